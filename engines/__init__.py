@@ -1,0 +1,1 @@
+"""From ONNX graphs to something that runs: one file per backend."""

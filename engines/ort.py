@@ -1,0 +1,74 @@
+"""ONNX Runtime on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flamingo_rt.config import FlamingoConfig
+from flamingo_rt.contract import graph_specs
+from flamingo_rt.errors import DataError, DependencyError
+
+NAME = "ort"
+
+
+def import_onnxruntime() -> Any:
+    """The module, or a `DependencyError` that names the extra."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise DependencyError(f"onnxruntime cannot be imported ({error}): pip install 'flamingo-rt[cpu]'") from error
+    return onnxruntime
+
+
+class OrtEngine:
+    """The three graphs as ONNX Runtime sessions; buffers are numpy arrays in host memory."""
+
+    name = NAME
+
+    def __init__(self, graphs: Mapping[str, Path], config: FlamingoConfig, threads: int | None = None) -> None:
+        """Load the graphs. ``threads`` is the number of cores for one operator; by default ONNX Runtime decides.
+
+        Raises `DependencyError` without onnxruntime, `DataError` when a graph cannot be loaded.
+        """
+        runtime = import_onnxruntime()
+        options = runtime.SessionOptions()
+        options.log_severity_level = 3
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        self._specs = graph_specs(config)
+        self._sessions = {}
+        for name, path in graphs.items():
+            try:
+                session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            except Exception as error:  # onnxruntime's exceptions share no base of their own
+                raise DataError(f"ONNX Runtime {runtime.__version__} cannot load {path}: {error}") from error
+            self._sessions[name] = session
+
+    def bind(
+        self, graph: str, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]
+    ) -> Callable[[], None]:
+        """A call that reads ``inputs`` and writes ``outputs`` in place, each time it is made.
+
+        The arrays must be C-contiguous and stay the caller's; an input and an output may be the same memory (the cache).
+        """
+        session, spec = self._sessions[graph], self._specs[graph]
+        binding = session.io_binding()
+        for tensors, specs, bind in (
+            (inputs, spec.inputs, binding.bind_input), (outputs, spec.outputs, binding.bind_output)
+        ):
+            for tensor in specs:
+                array = tensors[tensor.name]
+                if array.dtype != tensor.dtype or not array.flags.c_contiguous:
+                    raise ValueError(f"{graph}: {tensor.name} must be a C-contiguous {tensor.dtype} array")
+                bind(tensor.name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+        kept = (dict(inputs), dict(outputs))  # the binding holds addresses, not references
+
+        def call() -> None:
+            session.run_with_iobinding(binding)
+
+        call.buffers = kept  # type: ignore[attr-defined]
+        return call

@@ -1,0 +1,56 @@
+"""flamingo-rt: train, export and run Flamingo vision-language models.
+
+    import flamingo_rt
+    from flamingo_rt import Image
+
+    model = flamingo_rt.load()
+    for piece in model.generate([Image("photo.png"), "Output:"]):
+        print(piece, end="")
+
+Importing this package loads nothing heavy: names are resolved on first use.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from flamingo_rt.errors import DataError, DependencyError, FlamingoError, ParityError, UsageError
+    from flamingo_rt.loading import load
+    from flamingo_rt.processing.media import Image, Video
+    from flamingo_rt.runtime.model import Model, PromptState
+    from flamingo_rt.runtime.options import GenerationOptions, GenerationResult, Score
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "DataError": "errors",
+    "DependencyError": "errors",
+    "FlamingoError": "errors",
+    "GenerationOptions": "runtime.options",
+    "GenerationResult": "runtime.options",
+    "Image": "processing.media",
+    "Model": "runtime.model",
+    "ParityError": "errors",
+    "PromptState": "runtime.model",
+    "Score": "runtime.options",
+    "UsageError": "errors",
+    "Video": "processing.media",
+    "load": "loading",
+}
+
+__all__ = [
+    "DataError", "DependencyError", "FlamingoError", "GenerationOptions", "GenerationResult", "Image", "Model",
+    "ParityError", "PromptState", "Score", "UsageError", "Video", "load",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

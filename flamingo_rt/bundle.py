@@ -1,0 +1,128 @@
+"""A bundle: one folder that holds everything a device needs, described and hashed by ``manifest.json``.
+
+    manifest.json   vision_encoder.onnx   resampler.onnx   language_model.onnx   (weights: <graph>.onnx.data)
+    tokenizer.json
+
+Reading a bundle verifies every file's SHA-256 and never unpickles anything.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from flamingo_rt.config import FlamingoConfig, read_json
+from flamingo_rt.contract import GRAPHS
+from flamingo_rt.errors import DataError
+
+FORMAT_VERSION = 1
+MANIFEST, TOKENIZER = "manifest.json", "tokenizer.json"
+
+
+@dataclass(frozen=True)
+class GraphEntry:
+    """One graph: its file, which lowering it has, the type of its weights and how they are quantized, if at all."""
+
+    file: str
+    lowering: str
+    dtype: str
+    quantization: str | None
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A verified bundle on disk. ``parity`` is the largest deviation from PyTorch per graph, measured at export."""
+
+    path: Path
+    config: FlamingoConfig
+    graphs: dict[str, GraphEntry]
+    parity: dict[str, float]
+
+    def graph_path(self, name: str) -> Path:
+        """The ``.onnx`` file of a graph."""
+        return self.path / self.graphs[name].file
+
+    @property
+    def tokenizer_path(self) -> Path:
+        """The tokenizer's file."""
+        return self.path / TOKENIZER
+
+
+def is_bundle(path: Path) -> bool:
+    """Whether the folder looks like a bundle."""
+    return (path / MANIFEST).is_file()
+
+
+def write_manifest(
+    folder: Path, config: FlamingoConfig, graphs: dict[str, GraphEntry], parity: dict[str, float]
+) -> None:
+    """Describe and hash all files in ``folder``."""
+    files = {
+        str(file.relative_to(folder)): {"sha256": sha256(file), "bytes": file.stat().st_size}
+        for file in sorted(folder.rglob("*"))
+        if file.is_file() and file.name != MANIFEST
+    }
+    manifest = {
+        "format_version": FORMAT_VERSION,
+        "config": config.to_dict(),
+        "graphs": {name: asdict(entry) for name, entry in graphs.items()},
+        "parity": parity,
+        "files": files,
+    }
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+
+
+def read_bundle(path: Path) -> Bundle:
+    """Read and verify a bundle.
+
+    Raises `DataError` when it is no bundle, of a newer format, or when a file is missing or has changed.
+    """
+    if not path.exists():
+        raise DataError(f"there is no bundle at {path}: flamingo-rt export --ckpt CHECKPOINT --out {path} makes one")
+    if not is_bundle(path):
+        raise DataError(f"{path} is not a bundle: it has no {MANIFEST}; flamingo-rt export writes one")
+    manifest = read_json(path / MANIFEST)
+    version = manifest.get("format_version") if isinstance(manifest, dict) else None
+    if not isinstance(version, int):
+        raise DataError(f"{path / MANIFEST} is damaged: format_version is {version!r}; export the model again")
+    if version > FORMAT_VERSION:
+        raise DataError(
+            f"bundle {path} has format {version}, this flamingo-rt reads up to {FORMAT_VERSION}: upgrade flamingo-rt"
+        )
+    try:
+        graphs = {name: GraphEntry(**manifest["graphs"][name]) for name in GRAPHS}
+        files: dict[str, Any] = dict(manifest["files"])
+        parity = {name: float(value) for name, value in manifest["parity"].items()}
+        for name in [TOKENIZER, *(entry.file for entry in graphs.values())]:
+            files[name]  # noqa: B018 - a KeyError is the check
+        hashes = {name: (str(entry["sha256"]), int(entry["bytes"])) for name, entry in files.items()}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(f"{path / MANIFEST} is damaged ({error!r}): export the model again") from error
+    for name, (digest, size) in hashes.items():
+        _verify(path, name, digest, size)
+    return Bundle(path, FlamingoConfig.from_dict(manifest.get("config")), graphs, parity)
+
+
+def _verify(path: Path, name: str, digest: str, size: int) -> None:
+    file = path / name
+    if not file.resolve().is_relative_to(path.resolve()):
+        raise DataError(f"{path / MANIFEST} names a file outside the bundle: {name}")
+    if not file.is_file():
+        raise DataError(f"bundle {path} lacks {name}: copy it again, or export the model again")
+    found = file.stat().st_size
+    if found != size:
+        raise DataError(f"bundle {path}: {name} has {found} bytes, the manifest says {size}; copy or export it again")
+    if sha256(file) != digest:
+        raise DataError(f"bundle {path}: {name} was changed since the export (SHA-256 differs); export the model again")
+
+
+def sha256(file: Path) -> str:
+    """Hexadecimal SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

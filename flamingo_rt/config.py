@@ -1,0 +1,309 @@
+"""The configuration of a Flamingo model: frozen dataclasses, checked once, stored as JSON beside the weights.
+
+No torch and no onnx here: the runtime on a device reads the same file.
+Sizes are in elements, widths are feature dimensions. Section numbers refer to the Flamingo paper (arXiv 2204.14198).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Union
+
+from flamingo_rt.errors import DataError
+
+Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "squared_relu", "swiglu"]
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise `DataError` with ``message`` unless ``condition`` holds."""
+    if not condition:
+        raise DataError(f"invalid configuration: {message}")
+
+
+@dataclass(frozen=True)
+class NFNetConfig:
+    """A normaliser-free ResNet, NFNet-F (Brock et al., arXiv 2102.06171); the default is F6 without a classifier."""
+
+    kind: Literal["nfnet"] = "nfnet"
+    image_size: int = 320
+    stem_widths: tuple[int, ...] = (16, 32, 64, 128)
+    stem_strides: tuple[int, ...] = (2, 1, 1, 2)
+    widths: tuple[int, ...] = (256, 512, 1536, 1536)
+    depths: tuple[int, ...] = (7, 14, 42, 21)
+    strides: tuple[int, ...] = (1, 2, 2, 2)
+    group_width: int = 128
+    bottleneck: float = 0.5
+    squeeze_excite: float = 0.5
+    residual_scale: float = 0.2
+    stochastic_depth: float = 0.0
+    output_width: int = 3072
+
+    def __post_init__(self) -> None:
+        require(len(self.widths) == len(self.depths) == len(self.strides) > 0, "vision stages differ in number")
+        require(len(self.stem_widths) == len(self.stem_strides) > 0, "stem_widths and stem_strides differ in length")
+        for width in self.widths:
+            inner = int(width * self.bottleneck)
+            require(inner % self.group_width == 0, f"vision width {width}: {inner} is no multiple of group_width")
+
+    @property
+    def width(self) -> int:
+        """Width of one feature."""
+        return self.output_width
+
+    @property
+    def feature_count(self) -> int:
+        """Features S of one picture: the cells of the last stage's grid."""
+        side = self.image_size
+        for stride in (*self.stem_strides, *self.strides):
+            side = -(-side // stride)
+        return side * side
+
+
+@dataclass(frozen=True)
+class ViTConfig:
+    """A vision transformer in CLIP's form (Radford et al., arXiv 2103.00020): class token, pre-norm; default ViT-L/14.
+
+    ``post_norm`` applies the final norm to the patch tokens. OpenFlamingo was trained on the tokens before it.
+    """
+
+    kind: Literal["vit"] = "vit"
+    image_size: int = 224
+    patch_size: int = 14
+    width: int = 1024
+    layers: int = 24
+    heads: int = 16
+    ff_width: int = 4096
+    activation: Literal["gelu", "quick_gelu"] = "quick_gelu"
+    norm_eps: float = 1e-5
+    keep_class_token: bool = False
+    post_norm: bool = False
+
+    def __post_init__(self) -> None:
+        require(self.image_size % self.patch_size == 0, f"image_size {self.image_size} is no multiple of patch_size")
+        require(self.width % self.heads == 0, f"vision width {self.width} is no multiple of {self.heads} heads")
+
+    @property
+    def feature_count(self) -> int:
+        """Features S of one picture: its patches, and the class token if it is kept."""
+        return (self.image_size // self.patch_size) ** 2 + int(self.keep_class_token)
+
+
+@dataclass(frozen=True)
+class ResamplerConfig:
+    """The Perceiver resampler (§3.1): any number of features to a fixed number of latents.
+
+    The paper's form: squared ReLU, input projection, time embeddings. OpenFlamingo's: ``input_norms`` and
+    ``final_norm``, exact GELU, no projection, ``max_frames`` 0 (no time embeddings).
+    """
+
+    width: int = 1536
+    layers: int = 6
+    heads: int = 16
+    head_width: int = 128
+    latents: int = 64
+    ff_multiplier: int = 4
+    max_frames: int = 8
+    activation: Literal["gelu", "squared_relu"] = "squared_relu"
+    input_projection: bool = True
+    input_norms: bool = False
+    final_norm: bool = False
+
+
+@dataclass(frozen=True)
+class CrossAttentionConfig:
+    """Gated cross-attention before some language layers (§3.1, figure 4).
+
+    ``offset`` says before which: ``first`` layers 0, n, 2n, …; ``last`` layers n-1, 2n-1, … (OpenFlamingo).
+    ``attend`` ``last`` reads only the last preceding visual (the paper's choice), ``all`` every preceding one.
+    ``media_width`` is the width to which latents are projected, once for all layers, before keys and values; None
+    takes them as the resampler gives them (OpenFlamingo).
+    """
+
+    interval: int = 1
+    offset: Literal["first", "last"] = "first"
+    heads: int = 16
+    head_width: int = 128
+    ff_multiplier: int = 4
+    activation: Literal["gelu", "squared_relu"] = "squared_relu"
+    attend: Literal["last", "all"] = "last"
+    media_width: int | None = None
+
+    def __post_init__(self) -> None:
+        require(self.interval >= 1, f"cross-attention interval {self.interval} is below 1")
+
+    def layers(self, language_layers: int) -> tuple[int, ...]:
+        """Indices of the language layers that have a cross-attention layer before them."""
+        phase = 0 if self.offset == "first" else self.interval - 1
+        return tuple(range(phase, language_layers, self.interval))
+
+
+@dataclass(frozen=True)
+class LanguageConfig:
+    """A decoder-only language model. One description covers Chinchilla-like, MPT, GPT-NeoX, LLaMA and OPT models.
+
+    ``positions`` ``relative`` is Transformer-XL's (arXiv 1901.02860), which Chinchilla uses. ``rotary_fraction``
+    is the rotated part of a head. ``position_offset`` is where a learnt table starts (OPT: 2).
+    ``query_key_norm`` normalises queries and keys over their full width before they are split into heads (MPT).
+    """
+
+    vocab_size: int = 32000
+    width: int = 2048
+    layers: int = 24
+    heads: int = 16
+    kv_heads: int = 16
+    head_width: int = 128
+    ff_width: int = 8192
+    context: int = 2048
+    norm: Literal["layernorm", "rmsnorm"] = "rmsnorm"
+    norm_eps: float = 1e-5
+    norm_bias: bool = False
+    positions: Literal["learnt", "alibi", "rotary", "relative"] = "rotary"
+    position_offset: int = 0
+    rotary_fraction: float = 1.0
+    rotary_base: float = 10000.0
+    alibi_max_bias: float = 8.0
+    activation: Activation = "gelu"
+    attention_bias: bool = False
+    attention_output_bias: bool = False
+    ff_bias: bool = False
+    parallel_residual: bool = False
+    query_key_norm: bool = False
+    tied_head: bool = True
+    head_bias: bool = False
+
+    def __post_init__(self) -> None:
+        require(self.heads % self.kv_heads == 0, f"{self.heads} heads are no multiple of {self.kv_heads} kv_heads")
+        require(self.layers >= 1, f"language layers {self.layers} is below 1")
+        require(self.rotary_width % 2 == 0, f"rotary part of a head, {self.rotary_width}, is odd")
+
+    @property
+    def rotary_width(self) -> int:
+        """Elements of a head that are rotated."""
+        return int(self.head_width * self.rotary_fraction)
+
+
+@dataclass(frozen=True)
+class PreprocessingConfig:
+    """From a picture to ``pixel_values``. ``resize``: ``pad`` keeps the aspect and pads with the mean (the paper);
+    ``crop`` resizes the short side and crops the centre (CLIP); ``squash`` ignores the aspect.
+    ``mean`` and ``std`` are per channel, for values in 0..1.
+    """
+
+    resize: Literal["pad", "crop", "squash"] = "pad"
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+
+
+@dataclass(frozen=True)
+class TokensConfig:
+    """The texts of the special tokens; their ids come from the tokenizer. An empty text means there is none."""
+
+    image: str = "<image>"
+    end_of_chunk: str = "<|endofchunk|>"
+    bos: str = "<bos>"
+    eos: str = "<eos>"
+    pad: str = "<pad>"
+
+
+@dataclass(frozen=True)
+class FlamingoConfig:
+    """Everything that defines a Flamingo model but its weights and its tokenizer.
+
+    ``max_visuals`` bounds the pictures and clips of one prompt.
+    """
+
+    name: str = "flamingo"
+    vision: NFNetConfig | ViTConfig = field(default_factory=NFNetConfig)
+    resampler: ResamplerConfig = field(default_factory=ResamplerConfig)
+    cross_attention: CrossAttentionConfig = field(default_factory=CrossAttentionConfig)
+    language: LanguageConfig = field(default_factory=LanguageConfig)
+    preprocessing: PreprocessingConfig = field(default_factory=PreprocessingConfig)
+    tokens: TokensConfig = field(default_factory=TokensConfig)
+    max_visuals: int = 64
+
+    def __post_init__(self) -> None:
+        require(
+            self.resampler.input_projection or self.resampler.width == self.vision.width,
+            f"without an input projection the resampler's width {self.resampler.width} "
+            f"must be the vision encoder's {self.vision.width}",
+        )
+        require(len(self.cross_layers) > 0, "no language layer has cross-attention: the interval is too large")
+
+    @property
+    def cross_layers(self) -> tuple[int, ...]:
+        """Indices of the language layers with cross-attention before them."""
+        return self.cross_attention.layers(self.language.layers)
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready dictionary."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Any) -> FlamingoConfig:
+        """The inverse of `to_dict`. Raises `DataError` that names the key for anything missing, unknown or mistyped."""
+        return _parse(cls, data, "config")
+
+    @classmethod
+    def read(cls, path: Path) -> FlamingoConfig:
+        """Read a JSON file. Raises `DataError`."""
+        return cls.from_dict(read_json(path))
+
+
+def read_json(path: Path) -> Any:
+    """Parse a JSON file; raises `DataError` naming it when it is missing or damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise DataError(f"{path} is not valid JSON: {error}") from error
+
+
+def _parse(kind: Any, value: Any, where: str) -> Any:
+    """Build ``kind`` (a dataclass, Literal, tuple, union or scalar type) from JSON data, naming ``where`` it fails."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        return _parse_dataclass(kind, value, where)
+    if origin in (Union, types.UnionType):
+        return _parse_union(arguments, value, where)
+    if origin is Literal:
+        require(value in arguments, f"{where} is {value!r}; known: {', '.join(map(str, arguments))}")
+        return value
+    if origin is tuple:
+        require(isinstance(value, (list, tuple)), f"{where} is {value!r}, not a list")
+        if arguments[-1] is not Ellipsis:
+            require(len(value) == len(arguments), f"{where} has {len(value)} entries, not {len(arguments)}")
+        return tuple(_parse(arguments[0], entry, f"{where}[{i}]") for i, entry in enumerate(value))
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    require(isinstance(value, kind) and (kind is bool or not isinstance(value, bool)),
+            f"{where} is {value!r}, not {kind.__name__}")
+    return value
+
+
+def _parse_dataclass(kind: Any, value: Any, where: str) -> Any:
+    require(isinstance(value, dict), f"{where} is {value!r}, not an object")
+    hints = typing.get_type_hints(kind)
+    unknown = sorted(set(value) - set(hints))
+    require(not unknown, f"{where} has unknown keys {', '.join(unknown)}; written by a newer version?")
+    missing = sorted(set(hints) - set(value))
+    require(not missing, f"{where} lacks {', '.join(missing)}")
+    return kind(**{key: _parse(hints[key], value[key], f"{where}.{key}") for key in hints})
+
+
+def _parse_union(arguments: tuple[Any, ...], value: Any, where: str) -> Any:
+    if value is None and type(None) in arguments:
+        return None
+    options = [option for option in arguments if option is not type(None)]
+    if len(options) == 1:
+        return _parse(options[0], value, where)
+    kinds = {option.kind: option for option in options}
+    chosen = value.get("kind") if isinstance(value, dict) else None
+    require(chosen in kinds, f"{where}.kind is {chosen!r}; known: {', '.join(kinds)}")
+    return _parse(kinds[chosen], value, where)

@@ -1,0 +1,118 @@
+"""The three graphs: the names, types and shapes of what goes in and out. The one place that spells them.
+
+The exporter, the engines and the runtime read this table; nothing else writes a tensor's name.
+
+Dimensions: N pictures and frames of a prompt, M visuals (a picture or a clip each), F frames of a visual,
+B rows of a batch, V visuals of a row, T new tokens of a row, K positions whose logits are wanted,
+C the capacity of the cache in tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from flamingo_rt.config import FlamingoConfig
+
+VISION_ENCODER, RESAMPLER, LANGUAGE_MODEL = "vision_encoder", "resampler", "language_model"
+GRAPHS = (VISION_ENCODER, RESAMPLER, LANGUAGE_MODEL)
+
+Dimension = int | str
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input or output; a dimension is a number, or the letter of a size known only at run time."""
+
+    name: str
+    dtype: str
+    shape: tuple[Dimension, ...]
+
+    def resolve(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
+        """The shape with every letter replaced by its size."""
+        return tuple(sizes[d] if isinstance(d, str) else d for d in self.shape)
+
+
+@dataclass(frozen=True)
+class GraphSpec:
+    """Inputs and outputs of one graph, in order."""
+
+    name: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    def input(self, name: str) -> TensorSpec:
+        """The input called ``name``."""
+        return next(spec for spec in self.inputs if spec.name == name)
+
+    def output(self, name: str) -> TensorSpec:
+        """The output called ``name``."""
+        return next(spec for spec in self.outputs if spec.name == name)
+
+
+def media_name(layer: int, part: str) -> str:
+    """Name of the media keys or values of the ``layer``-th cross-attention layer; ``part`` is ``key`` or ``value``."""
+    return f"media_key_values.{layer}.{part}"
+
+
+def past_name(layer: int, part: str) -> str:
+    """Name of the self-attention cache of language layer ``layer`` on its way in."""
+    return f"past_key_values.{layer}.{part}"
+
+
+def present_name(layer: int, part: str) -> str:
+    """Name of the self-attention cache of language layer ``layer`` on its way out."""
+    return f"present.{layer}.{part}"
+
+
+def layer_parts(layers: int) -> list[tuple[int, str]]:
+    """(layer, ``key``) and (layer, ``value``) for each layer, in the order of the graphs."""
+    return [(layer, part) for layer in range(layers) for part in ("key", "value")]
+
+
+def graph_specs(config: FlamingoConfig) -> dict[str, GraphSpec]:
+    """The three graphs of a model, by name. Floating-point tensors are float32."""
+    return {spec.name: spec for spec in (_vision_encoder(config), _resampler(config), _language_model(config))}
+
+
+def _vision_encoder(config: FlamingoConfig) -> GraphSpec:
+    vision = config.vision
+    return GraphSpec(
+        VISION_ENCODER,
+        (TensorSpec("pixel_values", "float32", ("N", 3, vision.image_size, vision.image_size)),),
+        (TensorSpec("features", "float32", ("N", vision.feature_count, vision.width)),),
+    )
+
+
+def _media(config: FlamingoConfig, leading: tuple[Dimension, ...]) -> tuple[TensorSpec, ...]:
+    cross = config.cross_attention
+    shape = (*leading, cross.heads, config.resampler.latents, cross.head_width)
+    return tuple(
+        TensorSpec(media_name(layer, part), "float32", shape) for layer, part in layer_parts(len(config.cross_layers))
+    )
+
+
+def _resampler(config: FlamingoConfig) -> GraphSpec:
+    features = ("M", "F", config.vision.feature_count, config.vision.width)
+    return GraphSpec(RESAMPLER, (TensorSpec("features", "float32", features),), _media(config, ("M",)))
+
+
+def _language_model(config: FlamingoConfig) -> GraphSpec:
+    language = config.language
+    cache = ("B", language.kv_heads, "C", language.head_width)
+    parts = layer_parts(language.layers)
+    return GraphSpec(
+        LANGUAGE_MODEL,
+        (
+            TensorSpec("input_ids", "int64", ("B", "T")),
+            TensorSpec("cache_length", "int64", ("B",)),
+            TensorSpec("media_index", "int64", ("B", "T")),
+            TensorSpec("logits_index", "int64", ("B", "K")),
+            *_media(config, ("B", "V")),
+            *(TensorSpec(past_name(layer, part), "float32", cache) for layer, part in parts),
+        ),
+        (
+            TensorSpec("logits", "float32", ("B", "K", language.vocab_size)),
+            *(TensorSpec(present_name(layer, part), "float32", cache) for layer, part in parts),
+        ),
+    )

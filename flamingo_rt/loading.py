@@ -1,0 +1,72 @@
+"""Opening a model: from a bundle or a checkpoint, with the backend that fits."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from flamingo_rt.bundle import MANIFEST, Bundle, is_bundle, read_bundle
+from flamingo_rt.config import FlamingoConfig
+from flamingo_rt.errors import DataError, DependencyError, UsageError
+from flamingo_rt.processing.tokenizer import TextTokenizer
+from flamingo_rt.runtime.model import Model
+
+BACKENDS = ("auto", "ort", "torch")
+PACKAGED_BUNDLE = Path(__file__).parent / "models" / "tiny"
+
+
+def load(path: str | os.PathLike | None = None, backend: str = "auto", threads: int | None = None) -> Model:
+    """Open a model.
+
+    ``path`` is a bundle or a checkpoint folder; by default the bundle in this package. ``backend``: ``ort`` runs a
+    bundle on ONNX Runtime's CPU kernels, ``torch`` runs a checkpoint in PyTorch, ``auto`` takes the one that fits the
+    folder. ``threads`` is the number of cores for one operator of ``ort``.
+
+    Raises `UsageError` for an unknown backend or one that does not fit, `DataError` for a damaged folder and
+    `DependencyError` when the backend's library is missing.
+    """
+    if backend not in BACKENDS:
+        raise UsageError(f"unknown backend {backend!r}; known: {', '.join(BACKENDS)}")
+    folder = PACKAGED_BUNDLE if path is None else Path(path)
+    if not folder.exists():
+        raise DataError(f"there is no model at {folder}: give a bundle written by flamingo-rt export, or a checkpoint")
+    if is_bundle(folder):
+        if backend == "torch":
+            raise UsageError(
+                f"{folder} is a bundle and the torch backend runs a checkpoint: give the checkpoint it was exported "
+                "from, or take --backend ort"
+            )
+        return _from_bundle(read_bundle(folder), threads)
+    if (folder / "config.json").is_file():
+        if backend == "ort":
+            raise UsageError(
+                f"{folder} is a checkpoint and the ort backend runs a bundle: make one with "
+                f"flamingo-rt export --ckpt {folder} --out BUNDLE"
+            )
+        return _from_checkpoint(folder)
+    raise DataError(f"{folder} is neither a bundle (no {MANIFEST}) nor a checkpoint (no config.json)")
+
+
+def _from_bundle(bundle: Bundle, threads: int | None) -> Model:
+    from flamingo_rt.engines.ort import OrtEngine
+
+    engine = OrtEngine({name: bundle.graph_path(name) for name in bundle.graphs}, bundle.config, threads)
+    return Model(engine, bundle.config, _tokenizer(bundle.tokenizer_path, bundle.config))
+
+
+def _from_checkpoint(folder: Path) -> Model:
+    try:
+        from flamingo_rt.checkpoints import load_checkpoint
+        from flamingo_rt.model.engine import TorchEngine
+    except ImportError as error:
+        raise DependencyError(
+            f"the torch backend cannot be imported ({error}): pip install 'flamingo-rt[export]', or export the "
+            "checkpoint elsewhere and run the bundle here"
+        ) from error
+    checkpoint = load_checkpoint(folder)
+    config = checkpoint.model.config
+    return Model(TorchEngine(checkpoint.model), config, _tokenizer(checkpoint.tokenizer, config))
+
+
+def _tokenizer(path: Path, config: FlamingoConfig) -> TextTokenizer:
+    return TextTokenizer(path, config.tokens, config.language.vocab_size)

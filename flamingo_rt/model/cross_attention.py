@@ -1,0 +1,108 @@
+"""Gated cross-attention, the layers that let a frozen language model see (paper §3.1, figure 4)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from flamingo_rt.config import FlamingoConfig
+from flamingo_rt.model.layers import FeedForward, make_norm, merge_heads, split_heads
+
+
+@dataclass(frozen=True)
+class Media:
+    """What the cross-attention layers of one forward pass read.
+
+    ``keys`` and ``values``: per cross-attention layer [B, V, Hx, L, d]. ``bias`` [B, 1, T, V * L] is 0 where a
+    token may look and the lowest number elsewhere. ``present`` [B, T, 1] is 1 where a visual precedes the token.
+    """
+
+    keys: list[Tensor]
+    values: list[Tensor]
+    bias: Tensor
+    present: Tensor
+
+
+def media_mask(media_index: Tensor, visuals: int, latents: int, attend: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The additive mask and the presence of `Media`, from phi (§3.1.3).
+
+    media_index [B, T] counts the visuals up to each token: 0 none, i the i-th of V.
+    """
+    slots = torch.arange(1, visuals + 1, device=media_index.device)
+    phi = media_index[:, :, None]
+    allowed = (slots <= phi) if attend == "all" else (slots == phi)  # [B, T, V]
+    allowed = allowed[..., None].expand(-1, -1, -1, latents).flatten(2)
+    zero = torch.zeros((), dtype=dtype, device=media_index.device)
+    bias = torch.where(allowed, zero, torch.finfo(dtype).min)
+    return bias[:, None], (phi > 0).to(dtype)
+
+
+class GatedCrossAttention(nn.Module):
+    """y += tanh(a) · attention(y, media); y += tanh(b) · ffw(y). Both gates start at 0: the language model is unchanged."""
+
+    def __init__(self, model: FlamingoConfig) -> None:
+        super().__init__()
+        config, language, width = model.cross_attention, model.language, model.language.width
+        inner, media_width = config.heads * config.head_width, config.media_width or model.resampler.width
+        self.heads = config.heads
+        self.attention_norm = make_norm(language.norm, width, language.norm_eps, language.norm_bias)
+        self.query = nn.Linear(width, inner, bias=False)
+        self.key = nn.Linear(media_width, inner, bias=False)
+        self.value = nn.Linear(media_width, inner, bias=False)
+        self.output = nn.Linear(inner, width, bias=False)
+        self.attention_gate = nn.Parameter(torch.zeros(1))
+        self.ff_norm = make_norm(language.norm, width, language.norm_eps, language.norm_bias)
+        self.ff = FeedForward(width, config.ff_multiplier * width, config.activation, bias=False)
+        self.ff_gate = nn.Parameter(torch.zeros(1))
+
+    def keys_values(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """latents [M, L, Dm] -> keys and values [M, Hx, L, d]: once per visual, never per token."""
+        return split_heads(self.key(latents), self.heads), split_heads(self.value(latents), self.heads)
+
+    def forward(self, hidden: Tensor, media: Media | None, index: int) -> Tensor:
+        """hidden [B, T, D] -> [B, T, D]; ``index`` picks this layer's keys. Without media only the second half acts."""
+        if media is not None:
+            hidden = hidden + self.attention_gate.tanh() * self._attend(hidden, media, index)
+        return hidden + self.ff_gate.tanh() * self.ff(self.ff_norm(hidden))
+
+    def _attend(self, hidden: Tensor, media: Media, index: int) -> Tensor:
+        query = split_heads(self.query(self.attention_norm(hidden)), self.heads)  # [B, Hx, T, d]
+        keys = media.keys[index].transpose(1, 2).flatten(2, 3)  # [B, Hx, V * L, d]
+        values = media.values[index].transpose(1, 2).flatten(2, 3)
+        attended = F.scaled_dot_product_attention(query, keys, values, attn_mask=media.bias)
+        # A token without a visual sees a uniform average, not nothing: silence it.
+        return self.output(merge_heads(attended)) * media.present
+
+
+class CrossAttention(nn.Module):
+    """All gated layers of a model, keyed by the language layer each precedes, and the projection they share."""
+
+    def __init__(self, model: FlamingoConfig) -> None:
+        super().__init__()
+        width = model.cross_attention.media_width
+        self.attend = model.cross_attention.attend
+        self.projection = nn.Linear(model.resampler.width, width, bias=False) if width else None
+        self.layers = nn.ModuleDict({str(layer): GatedCrossAttention(model) for layer in model.cross_layers})
+
+    def keys_values(self, latents: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """latents [M, L, Dm] -> keys and values of every layer, each [M, Hx, L, d]."""
+        if self.projection is not None:
+            latents = self.projection(latents)
+        pairs = [layer.keys_values(latents) for layer in self.layers.values()]
+        return [key for key, _ in pairs], [value for _, value in pairs]
+
+    def media(self, media_index: Tensor, keys: list[Tensor], values: list[Tensor]) -> Media:
+        """What the layers read for tokens with this media_index [B, T]; keys and values per layer [B, V, Hx, L, d]."""
+        visuals, latents = keys[0].shape[1], keys[0].shape[3]
+        bias, present = media_mask(media_index, visuals, latents, self.attend, keys[0].dtype)
+        return Media(keys, values, bias, present)
+
+    def forward(self, layer: int, hidden: Tensor, media: Media | None) -> Tensor:
+        """hidden [B, T, D] on its way into language layer ``layer`` -> [B, T, D]; unchanged where none precedes it."""
+        name = str(layer)
+        if name not in self.layers:
+            return hidden
+        return self.layers[name](hidden, media, list(self.layers).index(name))

@@ -1,0 +1,106 @@
+"""The ``torch`` backend: the contract's three graphs computed by the PyTorch model itself, from a checkpoint.
+
+Slow, and the oracle for every other backend: the same buffers, the same loop, no exporter in between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from flamingo_rt.contract import (
+    LANGUAGE_MODEL,
+    RESAMPLER,
+    VISION_ENCODER,
+    graph_specs,
+    layer_parts,
+    media_name,
+    past_name,
+    present_name,
+)
+from flamingo_rt.model.flamingo import Flamingo
+from flamingo_rt.model.language import ScoreBias
+
+NAME = "torch"
+
+
+class BufferAttend:
+    """`Attend` over cache buffers written in place. past: per layer key and value [B, Hk, C, d]; cache_length [B]."""
+
+    def __init__(self, past: Sequence[Tensor], cache_length: Tensor) -> None:
+        self.past, self.cache_length = past, cache_length
+
+    def __call__(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, positions: Tensor,
+        bias: ScoreBias | None, bias_query: Tensor,
+    ) -> Tensor:
+        keys, values = self.past[2 * layer], self.past[2 * layer + 1]
+        tokens = query.shape[1]
+        for row, start in enumerate(self.cache_length.tolist()):
+            keys[row, :, start : start + tokens] = key[row].transpose(0, 1)
+            values[row, :, start : start + tokens] = value[row].transpose(0, 1)
+        total = int(self.cache_length.max()) + tokens
+        allowed = torch.arange(total) <= positions[:, None, :, None]  # [B, 1, T, total]
+        scores = torch.zeros(()) if bias is None else bias(bias_query, positions, total)
+        mask = torch.where(allowed, scores, torch.finfo(query.dtype).min)
+        out = F.scaled_dot_product_attention(
+            query.transpose(1, 2), keys[:, :, :total], values[:, :, :total], attn_mask=mask,
+            enable_gqa=query.shape[2] != key.shape[2],
+        )
+        return out.transpose(1, 2)
+
+
+class TorchEngine:
+    """Runs a model in memory behind the same interface as the compiled engines; buffers are numpy arrays."""
+
+    name = NAME
+
+    def __init__(self, model: Flamingo) -> None:
+        self.model = model.eval()
+        self._specs = graph_specs(model.config)
+
+    def bind(
+        self, graph: str, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]
+    ) -> Callable[[], None]:
+        """A call that reads ``inputs`` and writes ``outputs`` in place, each time it is made."""
+        compute = {
+            VISION_ENCODER: self._vision_encoder, RESAMPLER: self._resampler, LANGUAGE_MODEL: self._language_model
+        }[graph]
+        sources = {name: torch.from_numpy(array) for name, array in inputs.items()}
+        targets = {name: torch.from_numpy(array) for name, array in outputs.items()}
+
+        @torch.no_grad()
+        def call() -> None:
+            for name, tensor in compute(sources).items():
+                if tensor.data_ptr() != targets[name].data_ptr():
+                    targets[name].copy_(tensor)
+
+        return call
+
+    def _vision_encoder(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {"features": self.model.vision(inputs["pixel_values"])}
+
+    def _resampler(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        keys, values = self.model.cross_attention.keys_values(self.model.resampler(inputs["features"]))
+        tensors = {"key": keys, "value": values}
+        return {media_name(layer, part): tensors[part][layer] for layer, part in layer_parts(len(keys))}
+
+    def _language_model(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        config = self.model.config
+        parts = layer_parts(config.language.layers)
+        past = [inputs[past_name(layer, part)] for layer, part in parts]
+        media = [inputs[media_name(layer, part)] for layer, part in layer_parts(len(config.cross_layers))]
+        input_ids, cache_length = inputs["input_ids"], inputs["cache_length"]
+        positions = cache_length[:, None] + torch.arange(input_ids.shape[1])
+        logits = self.model.decode(
+            input_ids, positions, inputs["media_index"], media[::2], media[1::2],
+            BufferAttend(past, cache_length), inputs["logits_index"],
+        )
+        return {
+            "logits": logits,
+            **{present_name(layer, part): tensor for (layer, part), tensor in zip(parts, past, strict=True)},
+        }

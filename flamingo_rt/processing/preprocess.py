@@ -1,0 +1,72 @@
+"""From an RGB picture to ``pixel_values``: resize to a square, scale to 0..1, normalise."""
+
+from __future__ import annotations
+
+import numpy as np
+import PIL.Image
+from PIL.Image import Resampling
+
+from flamingo_rt.config import PreprocessingConfig
+from flamingo_rt.errors import DataError
+
+FILTERS = {"bicubic": Resampling.BICUBIC, "bilinear": Resampling.BILINEAR}
+
+# Above this many pixels `crop` resizes only the part it keeps: a 1 x 10,000 picture would become 224 x 2,240,000.
+MAX_RESIZED_PIXELS = 50_000_000
+
+
+def pixel_values(picture: PIL.Image.Image, config: PreprocessingConfig, size: int) -> np.ndarray:
+    """Make the input of the vision encoder, float32 [3, size, size], of an RGB picture.
+
+    ``pad`` fits the whole picture in, centred; the padding is exactly 0, which is the mean colour.
+    ``crop`` computes what CLIP's transform does with torchvision. ``squash`` ignores the aspect.
+    Raises `DataError` when the picture is not RGB or has no pixels.
+    """
+    if picture.mode != "RGB" or 0 in picture.size:
+        raise DataError(
+            f"a picture of mode {picture.mode}, {picture.width}x{picture.height}, cannot be preprocessed; "
+            f"open it with open_picture"
+        )
+    resample = FILTERS[config.interpolation]
+    if config.resize == "pad":
+        return _pad(_normalise(picture.resize(_fitting(picture.size, size), resample), config), size)
+    if config.resize == "crop":
+        return _normalise(_crop(picture, size, resample), config)
+    return _normalise(picture.resize((size, size), resample), config)
+
+
+def _normalise(picture: PIL.Image.Image, config: PreprocessingConfig) -> np.ndarray:
+    """float32 [3, H, W]; in torchvision's order of operations, so that it rounds alike."""
+    values = np.asarray(picture).transpose(2, 0, 1).astype(np.float32) / np.float32(255)  # [3, H, W], 0..1
+    mean = np.asarray(config.mean, np.float32)[:, None, None]
+    std = np.asarray(config.std, np.float32)[:, None, None]
+    return np.ascontiguousarray((values - mean) / std)
+
+
+def _fitting(extent: tuple[int, int], size: int) -> tuple[int, int]:
+    """(width, height) with the long side ``size`` and the aspect kept, but no side of 0."""
+    longest = max(extent)
+    width, height = (max(1, round(side * size / longest)) for side in extent)
+    return width, height
+
+
+def _pad(values: np.ndarray, size: int) -> np.ndarray:
+    _, height, width = values.shape
+    top, left = (size - height) // 2, (size - width) // 2
+    padded = np.zeros((3, size, size), np.float32)
+    padded[:, top : top + height, left : left + width] = values
+    return padded
+
+
+def _crop(picture: PIL.Image.Image, size: int, resample: Resampling) -> PIL.Image.Image:
+    """The centre [size, size] of the picture resized to a short side of ``size``, rounded as torchvision rounds."""
+    short, long = min(picture.size), max(picture.size)
+    long_resized = int(size * long / short)
+    width, height = (size, long_resized) if picture.width <= picture.height else (long_resized, size)
+    left, top = int(round((width - size) / 2.0)), int(round((height - size) / 2.0))
+    box = (left, top, left + size, top + size)
+    if width * height <= MAX_RESIZED_PIXELS:
+        return picture.resize((width, height), resample).crop(box)
+    across, down = picture.width / width, picture.height / height  # source pixels per resized pixel
+    source_box = (box[0] * across, box[1] * down, box[2] * across, box[3] * down)
+    return picture.resize((size, size), resample, box=source_box)

@@ -1,0 +1,24 @@
+"""The seam between the decode loop and a backend: named arrays in, named arrays out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+import numpy as np
+
+
+class Engine(Protocol):
+    """The three graphs of `flamingo_rt.contract`, ready to run."""
+
+    name: str
+
+    def bind(
+        self, graph: str, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]
+    ) -> Callable[[], None]:
+        """A call that reads ``inputs`` and writes ``outputs`` each time it is made.
+
+        Arrays are C-contiguous, named, typed and shaped as the contract says, and are looked at when the call is made:
+        change their content, not themselves. A past and its present may be the same memory.
+        """
+        ...

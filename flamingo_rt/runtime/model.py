@@ -1,0 +1,187 @@
+"""A loaded model: prompts in, answers out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from flamingo_rt.config import FlamingoConfig
+from flamingo_rt.contract import graph_specs
+from flamingo_rt.errors import DataError, UsageError
+from flamingo_rt.processing.prompt import Part, Prompt, build_prompt
+from flamingo_rt.processing.tokenizer import TextTokenizer
+from flamingo_rt.processing.visuals import visual_pixels
+from flamingo_rt.runtime.answer import Answer
+from flamingo_rt.runtime.decoder import Decoder, Prefix, Row
+from flamingo_rt.runtime.engine import Engine
+from flamingo_rt.runtime.generation import BatchGeneration, Generation
+from flamingo_rt.runtime.media import VisualMedia, encode_visuals
+from flamingo_rt.runtime.options import GenerationOptions, GenerationResult, Score
+from flamingo_rt.runtime.sampling import Sampler, log_softmax
+from flamingo_rt.runtime.timing import StageTimer
+
+PromptParts = Part | Sequence[Part]
+
+
+class PromptState:
+    """A prompt that has been read: `Model.generate` and `Model.score` continue it, any number of times."""
+
+    def __init__(self, owner: Model, prefix: Prefix, visuals: int, ids: np.ndarray) -> None:
+        self._owner, self._prefix, self._visuals, self._ids = owner, prefix, visuals, ids
+
+    def __len__(self) -> int:
+        """Tokens in the prompt."""
+        return self._prefix.length
+
+
+class Model:
+    """A Flamingo model behind an engine. `flamingo_rt.load` makes one.
+
+    A prompt is a text, an `Image`, a `Video`, or a list of those in reading order. Every method raises `DataError` for
+    a picture that cannot be read, a prompt longer than the context and more visuals than the model allows, and
+    `UsageError` for wrong arguments.
+    """
+
+    def __init__(self, engine: Engine, config: FlamingoConfig, tokenizer: TextTokenizer) -> None:
+        self.engine, self.config, self.tokenizer = engine, config, tokenizer
+        self._specs = graph_specs(config)
+
+    def prompt(self, parts: PromptParts) -> PromptState:
+        """Read a prompt once, to be continued by many queries; its pictures are not encoded again."""
+        timer = StageTimer()
+        prompt = build_prompt(parts, self.tokenizer)
+        self._check_sizes([prompt], None)
+        decoder = self._decoder(1, len(prompt))
+        decoder.prefill(self._rows([prompt], timer))
+        return PromptState(self, decoder.prefix(), len(prompt.visuals), prompt.input_ids)
+
+    def generate(
+        self, parts: PromptParts, *, prefix: PromptState | None = None, options: GenerationOptions | None = None,
+        **changes: object,
+    ) -> Generation:
+        """Answer one prompt, streamed. Keyword arguments are fields of `GenerationOptions`."""
+        return Generation(self._start([parts], prefix, _options(options, changes)))
+
+    def generate_batch(
+        self, prompts: Sequence[PromptParts], *, prefix: PromptState | None = None,
+        options: GenerationOptions | None = None, **changes: object,
+    ) -> list[GenerationResult]:
+        """Answer several prompts of any lengths together; the results are in their order."""
+        if not prompts:
+            return []
+        return self._start(prompts, prefix, _options(options, changes)).results()
+
+    def score(
+        self, parts: PromptParts, choices: Sequence[str], *, prefix: PromptState | None = None
+    ) -> list[Score]:
+        """Rank a closed set of answers by log-likelihood after the prompt (paper §B.1.5): best first.
+
+        A space is put between prompt and choice where neither has one. A choice's score is the sum over its tokens;
+        it is not divided by their number.
+        """
+        if isinstance(choices, str) or not choices or not all(choice.strip() for choice in choices):
+            raise UsageError(f"choices are {choices!r}: give a list of one or more texts that are not empty")
+        timer = StageTimer()
+        prompt = build_prompt(parts, self.tokenizer, start=prefix is None)
+        self._check_sizes([prompt], prefix)
+        spaced = [choice if _ends_in_space(parts) or choice[0].isspace() else f" {choice}" for choice in choices]
+        tokens = [np.array(self.tokenizer.encode(choice), dtype=np.int64) for choice in spaced]
+        longest = max(len(choice) for choice in tokens)
+        start = (len(prefix) if prefix else 0) + len(prompt)
+        if start + longest > self.config.language.context:
+            raise DataError(
+                f"the prompt has {start} tokens and a choice {longest}, the context {self.config.language.context}: "
+                "shorten them"
+            )
+        decoder = self._decoder(1, start + longest)
+        if prefix is not None:
+            decoder.restore(self._prefix_of(prefix))
+        first = log_softmax(decoder.prefill(self._rows([prompt], timer))[0])
+        sums = [_choice_logprob(decoder, first, choice) for choice in tokens]
+        shares = np.exp(log_softmax(np.array(sums)))
+        scores = [Score(c, s, float(p)) for c, s, p in zip(choices, sums, shares, strict=True)]
+        return sorted(scores, key=lambda score: -score.logprob)
+
+    def _start(
+        self, prompts: Sequence[PromptParts], prefix: PromptState | None, options: GenerationOptions
+    ) -> BatchGeneration:
+        timer = StageTimer()
+        built = [build_prompt(parts, self.tokenizer, start=prefix is None) for parts in prompts]
+        self._check_sizes(built, prefix)
+        before, context = len(prefix) if prefix else 0, self.config.language.context
+        rows = self._rows(built, timer)
+        limits = [min(options.max_new_tokens, context - before - len(prompt)) for prompt in built]
+        # The last new token is never read back, so it needs no place in the cache.
+        capacity = min(context, before + max(len(prompt) for prompt in built) + max(limits))
+        decoder = self._decoder(len(built), capacity)
+        if prefix is not None:
+            decoder.restore(self._prefix_of(prefix))
+        with timer.stage("prefill"):
+            logits = decoder.prefill(rows)
+        answers = [
+            Answer(self.tokenizer, options, limit, "max_new_tokens" if limit == options.max_new_tokens else "context")
+            for limit in limits
+        ]
+        read = [np.concatenate([prefix._ids, p.input_ids]) if prefix else p.input_ids for p in built]
+        samplers = [
+            Sampler(options, self.config.language.vocab_size, ids, row) for row, ids in enumerate(read)
+        ]
+        return BatchGeneration(decoder, logits, answers, samplers, [len(ids) for ids in read], timer)
+
+    def _decoder(self, rows: int, capacity: int) -> Decoder:
+        return Decoder(self.engine, self.config, self._specs, rows, capacity)
+
+    def _prefix_of(self, state: PromptState) -> Prefix:
+        if state._owner is not self:
+            raise UsageError("the prefix was made by another model: call prompt() of the model that continues it")
+        return state._prefix
+
+    def _check_sizes(self, prompts: Sequence[Prompt], prefix: PromptState | None) -> None:
+        tokens, visuals = (len(prefix), prefix._visuals) if prefix else (0, 0)
+        for prompt in prompts:
+            total, most = visuals + len(prompt.visuals), self.config.max_visuals
+            if total > most:
+                raise DataError(f"the prompt has {total} pictures and clips, this model allows {most}: use fewer shots")
+            length, context = tokens + len(prompt), self.config.language.context
+            if length >= context:
+                raise DataError(
+                    f"the prompt has {length} tokens, the context is {context} and must hold the answer too: "
+                    "shorten it or use fewer shots"
+                )
+
+    def _rows(self, prompts: Sequence[Prompt], timer: StageTimer) -> list[Row]:
+        """Read and encode the visuals of all prompts; one that stands in several places is encoded once."""
+        unique = list({id(visual): visual for prompt in prompts for visual in prompt.visuals}.values())
+        with timer.stage("images"):
+            pixels = [visual_pixels(visual, self.config) for visual in unique]
+        encoded = encode_visuals(self.engine, self._specs, pixels, timer)
+        media: dict[int, VisualMedia] = {id(visual): m for visual, m in zip(unique, encoded, strict=True)}
+        return [
+            Row(prompt.input_ids, prompt.media_index, [media[id(visual)] for visual in prompt.visuals])
+            for prompt in prompts
+        ]
+
+
+def _options(options: GenerationOptions | None, changes: dict[str, object]) -> GenerationOptions:
+    from dataclasses import fields, replace
+
+    known = [field.name for field in fields(GenerationOptions)]
+    for name in changes:
+        if name not in known:
+            raise UsageError(f"unknown generation option {name!r}; known: {', '.join(known)}")
+    return replace(options or GenerationOptions(), **changes)
+
+
+def _ends_in_space(parts: PromptParts) -> bool:
+    last = parts[-1] if not isinstance(parts, str) and isinstance(parts, Sequence) else parts
+    return isinstance(last, str) and last[-1:].isspace()
+
+
+def _choice_logprob(decoder: Decoder, first: np.ndarray, tokens: np.ndarray) -> float:
+    """Sum of the tokens' log-probabilities; ``first`` are those of the token after the prompt."""
+    total = float(first[tokens[0]])
+    if len(tokens) > 1:
+        later = log_softmax(decoder.peek(tokens[:-1]))
+        total += float(later[np.arange(len(tokens) - 1), tokens[1:]].sum())
+    return total

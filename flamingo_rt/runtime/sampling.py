@@ -1,0 +1,67 @@
+"""From logits to the next token: processors that change logits, and a sampler that picks."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from flamingo_rt.runtime.options import GenerationOptions
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """Along the last axis, float64."""
+    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+
+
+def penalise_repetition(logits: np.ndarray, seen: np.ndarray, penalty: float) -> np.ndarray:
+    """Make tokens in ``seen`` (bool [vocab]) less likely: positive logits are divided, negative ones multiplied."""
+    scaled = np.where(logits > 0, logits / penalty, logits * penalty)
+    return np.where(seen, scaled, logits)
+
+
+def keep_top_k(logits: np.ndarray, k: int) -> np.ndarray:
+    """Rule out all but the ``k`` likeliest tokens (and ties with the last of them)."""
+    if k >= logits.size:
+        return logits
+    threshold = np.partition(logits, -k)[-k]
+    return np.where(logits < threshold, -np.inf, logits)
+
+
+def keep_top_p(logits: np.ndarray, p: float) -> np.ndarray:
+    """Rule out all but the smallest set of tokens whose probability reaches ``p`` (arXiv 1904.09751)."""
+    order = np.argsort(-logits, kind="stable")
+    cumulative = np.cumsum(np.exp(log_softmax(logits[order])))
+    kept = order[: int(np.searchsorted(cumulative, p)) + 1]
+    result = np.full_like(logits, -np.inf)
+    result[kept] = logits[kept]
+    return result
+
+
+class Sampler:
+    """Chooses the next token of one row. Rows have their own random stream, so a row's answer does not depend on the
+    others in its batch."""
+
+    def __init__(self, options: GenerationOptions, vocab_size: int, prompt_ids: np.ndarray, row: int) -> None:
+        self._options = options
+        self._rng = np.random.default_rng([options.seed, row])
+        self._seen = np.zeros(vocab_size, dtype=bool)
+        self._seen[prompt_ids] = True
+
+    def choose(self, logits: np.ndarray) -> tuple[int, float]:
+        """logits float32 [vocab] -> the token, and its log-probability under the unchanged logits."""
+        options, processed = self._options, logits
+        if options.repetition_penalty != 1.0:
+            processed = penalise_repetition(processed, self._seen, options.repetition_penalty)
+        token = int(processed.argmax()) if options.temperature == 0.0 else self._draw(processed)
+        self._seen[token] = True
+        return token, float(log_softmax(logits)[token])
+
+    def _draw(self, logits: np.ndarray) -> int:
+        # The largest logit becomes 0 first: a tiny temperature must not overflow.
+        logits = (logits.astype(np.float64) - logits.max()) / self._options.temperature
+        if self._options.top_k:
+            logits = keep_top_k(logits, self._options.top_k)
+        if self._options.top_p < 1.0:
+            logits = keep_top_p(logits, self._options.top_p)
+        cumulative = np.cumsum(np.exp(log_softmax(logits)))
+        return int(np.searchsorted(cumulative, self._rng.random() * cumulative[-1], side="right"))

@@ -1,0 +1,35 @@
+"""Drawn scenes with captions and questions: the endless data set on which the tiny Flamingo learns.
+
+from flamingo_rt.training.scenes import questions, sample
+drawn = sample(seed=0, index=7, split="train")   # the same picture in every process
+drawn.image, drawn.caption, questions(drawn.scene, rng, count=4)
+"""
+
+from flamingo_rt.training.scenes.dataset import Sample, sample
+from flamingo_rt.training.scenes.drawing import draw
+from flamingo_rt.training.scenes.grading import answer_is_right, caption_is_right, named_objects
+from flamingo_rt.training.scenes.language import Question, caption, questions
+from flamingo_rt.training.scenes.scene import Background, Scene, SceneObject, Split, sample_scene
+from flamingo_rt.training.scenes.vocabulary import COLORS, NUMBERS, SHAPES, SIZES, TEXTURES
+
+__all__ = [
+    "COLORS",
+    "NUMBERS",
+    "SHAPES",
+    "SIZES",
+    "TEXTURES",
+    "Background",
+    "Question",
+    "Sample",
+    "Scene",
+    "SceneObject",
+    "Split",
+    "answer_is_right",
+    "caption",
+    "caption_is_right",
+    "draw",
+    "named_objects",
+    "questions",
+    "sample",
+    "sample_scene",
+]

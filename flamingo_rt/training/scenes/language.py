@@ -1,0 +1,177 @@
+"""What can be said about a scene: its caption, and questions with their answers.
+
+Texts use American spelling ("color"), as public data sets do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+import numpy as np
+
+from flamingo_rt.training.scenes.scene import Scene, SceneObject
+from flamingo_rt.training.scenes.vocabulary import COLORS, NUMBERS, SHAPES
+
+QuestionKind = Literal["color", "shape", "count", "exists", "position", "relation", "size", "digit"]
+T = TypeVar("T")
+
+BORDER_GAP = 0.04  # a position is asked only this far from a border between thirds
+RELATION_GAP = 0.15  # and a relation only for centres this far apart
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question about one scene; ``answer`` is one to three lower-case words."""
+
+    text: str
+    answer: str
+    kind: QuestionKind
+
+
+def caption(scene: Scene) -> str:
+    """The objects from left to right: ``a red circle, a striped blue square and a green star``."""
+    phrases = [_phrase(placed) for placed in scene.objects]
+    if len(phrases) == 1:
+        return phrases[0]
+    return ", ".join(phrases[:-1]) + " and " + phrases[-1]
+
+
+def _phrase(placed: SceneObject) -> str:
+    if placed.is_digit:
+        return f"a handwritten {placed.shape} in {placed.color}"
+    words = [placed.color, placed.shape]
+    return _with_article(" ".join(words if placed.texture == "plain" else [placed.texture, *words]))
+
+
+def _with_article(phrase: str) -> str:
+    return f"{'an' if phrase[0] in 'aeiou' and phrase != 'one' else 'a'} {phrase}"
+
+
+def questions(scene: Scene, rng: np.random.Generator, count: int) -> list[Question]:
+    """Up to ``count`` different questions: each kind that fits the scene once, then each again.
+
+    Going round by kind keeps yes and no in balance: a scene has many more wrong statements than right ones, and
+    plain drawing without repeats would run out of the right ones first.
+    """
+    kinds = [_ask_digit, _ask_color, _ask_count, _ask_exists]
+    if not scene.objects[0].is_digit:
+        kinds = [_ask_color, _ask_shape, _ask_count, _ask_exists, _ask_position, _ask_relation, _ask_size]
+    asked: dict[str, Question] = {}
+    for _ in range(4 + count):  # rounds; a small scene may not have `count` different questions
+        for turn in rng.permutation(len(kinds)):
+            question = kinds[turn](scene, rng)
+            if question is not None and len(asked) < count:
+                asked.setdefault(question.text, question)
+        if len(asked) >= count:
+            break
+    return list(asked.values())
+
+
+def _pick(rng: np.random.Generator, options: Sequence[T]) -> T:
+    return options[rng.integers(len(options))]
+
+
+def _noun(placed: SceneObject) -> str:
+    return "digit" if placed.is_digit else placed.shape
+
+
+def _unique(scene: Scene, attribute: str) -> list[SceneObject]:
+    """The objects whose ``attribute`` no other object has."""
+    values = [getattr(placed, attribute) for placed in scene.objects]
+    return [placed for placed in scene.objects if values.count(getattr(placed, attribute)) == 1]
+
+
+def _reference(scene: Scene, placed: SceneObject, rng: np.random.Generator) -> str:
+    """``the star`` where there is one star and the coin says so, else ``the red star``."""
+    if placed in _unique(scene, "shape") and rng.random() < 0.5:
+        return f"the {placed.shape}"
+    return f"the {placed.color} {placed.shape}"
+
+
+def _ask_color(scene: Scene, rng: np.random.Generator) -> Question | None:
+    if not (candidates := _unique(scene, "shape")):
+        return None
+    placed = _pick(rng, candidates)
+    return Question(f"What color is the {_noun(placed)}?", placed.color, "color")
+
+
+def _ask_shape(scene: Scene, rng: np.random.Generator) -> Question | None:
+    if not (candidates := _unique(scene, "color")):
+        return None
+    placed = _pick(rng, candidates)
+    return Question(f"What shape is the {placed.color} object?", placed.shape, "shape")
+
+
+def _ask_digit(scene: Scene, rng: np.random.Generator) -> Question | None:
+    return Question("Which digit is shown?", scene.objects[0].shape, "digit")
+
+
+def _ask_count(scene: Scene, rng: np.random.Generator) -> Question | None:
+    form = rng.integers(3)
+    if form == 0:
+        return Question("How many objects are there?", NUMBERS[len(scene.objects)], "count")
+    # Half of the words come from the scene: drawn from the whole vocabulary, nearly every answer would be zero.
+    shown = _pick(rng, scene.objects) if rng.random() < 0.5 else None
+    if form == 1:
+        shape = _pick(rng, tuple(SHAPES)) if shown is None or shown.is_digit else shown.shape
+        found = sum(placed.shape == shape for placed in scene.objects)
+        return Question(f"How many {SHAPES[shape]} are there?", NUMBERS[found], "count")
+    color = _pick(rng, tuple(COLORS)) if shown is None else shown.color
+    found = sum(placed.color == color for placed in scene.objects)
+    return Question(f"How many {color} objects are there?", NUMBERS[found], "count")
+
+
+def _ask_exists(scene: Scene, rng: np.random.Generator) -> Question | None:
+    """A fair coin decides the answer first. A "no" about a pair is near the truth: one of its two words is right."""
+    present = _pick(rng, scene.objects)
+    shapes, colors = {placed.shape for placed in scene.objects}, {placed.color for placed in scene.objects}
+    other_shapes = [shape for shape in (NUMBERS if present.is_digit else tuple(SHAPES)) if shape not in shapes]
+    other_colors = [color for color in COLORS if color not in colors]
+    answer = ("yes", "no")[rng.integers(2)]
+    form = ("pair", "shape", "color")[rng.choice(3, p=(0.6, 0.2, 0.2))]
+    shape, color = present.shape, present.color
+    if answer == "no" and (form == "shape" or (form == "pair" and rng.random() < 0.5)):
+        shape = _pick(rng, other_shapes)
+    elif answer == "no":
+        color = _pick(rng, other_colors)
+    thing = {"pair": f"{color} {shape}", "shape": shape, "color": f"{color} object"}[form]
+    return Question(f"Is there {_with_article(thing)}?", answer, "exists")
+
+
+def _ask_position(scene: Scene, rng: np.random.Generator) -> Question | None:
+    placed = _pick(rng, scene.objects)
+    column, row = _third(placed.x, "left", "right"), _third(placed.y, "top", "bottom")
+    if column is None or row is None:
+        return None
+    answer = f"{row} {column}".strip() or "middle"
+    return Question(f"Where is {_reference(scene, placed, rng)}?", answer, "position")
+
+
+def _third(value: float, first: str, last: str) -> str | None:
+    """``first``, ``last``, or empty for the middle third; None near a border."""
+    if min(abs(value - 1 / 3), abs(value - 2 / 3)) < BORDER_GAP:
+        return None
+    return first if value < 1 / 3 else last if value > 2 / 3 else ""
+
+
+def _ask_relation(scene: Scene, rng: np.random.Generator) -> Question | None:
+    """A fair coin decides the answer; the wording follows from it."""
+    if len(scene.objects) < 2:
+        return None
+    one, other = (scene.objects[index] for index in rng.permutation(len(scene.objects))[:2])
+    axis = rng.integers(2)
+    gap = (one.x - other.x, one.y - other.y)[axis]
+    if abs(gap) < RELATION_GAP:
+        return None
+    before, after = (("left of", "right of"), ("above", "below"))[axis]
+    true, false = (before, after) if gap < 0 else (after, before)
+    answer, relation = (("yes", true), ("no", false))[rng.integers(2)]
+    names = _reference(scene, one, rng), _reference(scene, other, rng)
+    return Question(f"Is {names[0]} {relation} {names[1]}?", answer, "relation")
+
+
+def _ask_size(scene: Scene, rng: np.random.Generator) -> Question | None:
+    placed = _pick(rng, scene.objects)
+    return Question(f"Is {_reference(scene, placed, rng)} small or large?", placed.size, "size")
