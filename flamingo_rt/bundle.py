@@ -99,7 +99,7 @@ def read_bundle(path: Path) -> Bundle:
         for name in [TOKENIZER, *(entry.file for entry in graphs.values())]:
             files[name]  # noqa: B018 - a KeyError is the check
         hashes = {name: (str(entry["sha256"]), int(entry["bytes"])) for name, entry in files.items()}
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise DataError(f"{path / MANIFEST} is damaged ({error!r}): export the model again") from error
     for name, (digest, size) in hashes.items():
         _verify(path, name, digest, size)

@@ -35,7 +35,10 @@ def is_checkpoint(path: Path) -> bool:
 def save_checkpoint(path: Path, model: Flamingo, tokenizer_json: str, overwrite: bool = False) -> None:
     """Write a checkpoint folder; ``path`` appears whole or not at all. Raises `UsageError` when it exists."""
     with new_directory(path, overwrite) as folder:
-        save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, folder / WEIGHTS)
+        try:
+            save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, folder / WEIGHTS)
+        except SafetensorError as error:  # what safetensors makes of a full disk; no OSError
+            raise DataError(f"cannot write {path / WEIGHTS}: {error}; free some space and run again") from error
         (folder / CONFIG).write_text(json.dumps(model.config.to_dict(), indent=1) + "\n", encoding="utf-8")
         (folder / TOKENIZER).write_text(tokenizer_json, encoding="utf-8")
 

@@ -25,6 +25,15 @@ def require(condition: bool, message: str) -> None:
         raise DataError(f"invalid configuration: {message}")
 
 
+def require_sizes(config: Any, may_be_zero: tuple[str, ...] = ()) -> None:
+    """Raise `DataError` for an integer of ``config`` below 1, or below 0 for those that may be zero."""
+    for name in (entry.name for entry in dataclasses.fields(config)):
+        value, least = getattr(config, name), 0 if name in may_be_zero else 1
+        for number in value if isinstance(value, tuple) else (value,):
+            require(not isinstance(number, int) or isinstance(number, bool) or number >= least,
+                    f"{type(config).__name__}.{name} is {value}, below {least}")
+
+
 @dataclass(frozen=True)
 class NFNetConfig:
     """A normaliser-free ResNet, NFNet-F (Brock et al., arXiv 2102.06171); the default is F6 without a classifier."""
@@ -44,6 +53,7 @@ class NFNetConfig:
     output_width: int = 3072
 
     def __post_init__(self) -> None:
+        require_sizes(self)
         require(len(self.widths) == len(self.depths) == len(self.strides) > 0, "vision stages differ in number")
         require(len(self.stem_widths) == len(self.stem_strides) > 0, "stem_widths and stem_strides differ in length")
         for width in self.widths:
@@ -84,6 +94,7 @@ class ViTConfig:
     post_norm: bool = False
 
     def __post_init__(self) -> None:
+        require_sizes(self)
         require(self.image_size % self.patch_size == 0, f"image_size {self.image_size} is no multiple of patch_size")
         require(self.width % self.heads == 0, f"vision width {self.width} is no multiple of {self.heads} heads")
 
@@ -113,6 +124,9 @@ class ResamplerConfig:
     input_norms: bool = False
     final_norm: bool = False
 
+    def __post_init__(self) -> None:
+        require_sizes(self, may_be_zero=("max_frames",))
+
 
 @dataclass(frozen=True)
 class CrossAttentionConfig:
@@ -134,7 +148,7 @@ class CrossAttentionConfig:
     media_width: int | None = None
 
     def __post_init__(self) -> None:
-        require(self.interval >= 1, f"cross-attention interval {self.interval} is below 1")
+        require_sizes(self)
 
     def layers(self, language_layers: int) -> tuple[int, ...]:
         """Indices of the language layers that have a cross-attention layer before them."""
@@ -177,8 +191,8 @@ class LanguageConfig:
     head_bias: bool = False
 
     def __post_init__(self) -> None:
+        require_sizes(self, may_be_zero=("position_offset",))
         require(self.heads % self.kv_heads == 0, f"{self.heads} heads are no multiple of {self.kv_heads} kv_heads")
-        require(self.layers >= 1, f"language layers {self.layers} is below 1")
         require(self.rotary_width % 2 == 0, f"rotary part of a head, {self.rotary_width}, is odd")
 
     @property
@@ -228,6 +242,7 @@ class FlamingoConfig:
     max_visuals: int = 64
 
     def __post_init__(self) -> None:
+        require_sizes(self)
         require(
             self.resampler.input_projection or self.resampler.width == self.vision.width,
             f"without an input projection the resampler's width {self.resampler.width} "
@@ -305,5 +320,5 @@ def _parse_union(arguments: tuple[Any, ...], value: Any, where: str) -> Any:
         return _parse(options[0], value, where)
     kinds = {option.kind: option for option in options}
     chosen = value.get("kind") if isinstance(value, dict) else None
-    require(chosen in kinds, f"{where}.kind is {chosen!r}; known: {', '.join(kinds)}")
+    require(isinstance(chosen, str) and chosen in kinds, f"{where}.kind is {chosen!r}; known: {', '.join(kinds)}")
     return _parse(kinds[chosen], value, where)

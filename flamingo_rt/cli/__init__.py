@@ -1,0 +1,70 @@
+"""The command line. Commands are loaded when they are called, and heavy libraries when they are needed."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+
+import click
+
+from flamingo_rt import __version__
+from flamingo_rt.errors import FlamingoError
+
+# Command -> module and one line of help: `flamingo-rt --help` must not import the commands.
+COMMANDS = {
+    "infer": ("flamingo_rt.cli.infer", "Answer a prompt about pictures."),
+    "export": ("flamingo_rt.cli.export", "Write a deployable bundle from a checkpoint."),
+    "train": ("flamingo_rt.cli.train", "Train a model."),
+    "describe": ("flamingo_rt.cli.describe", "Show a model's parts and parameters."),
+    "doctor": ("flamingo_rt.cli.doctor", "Show what is installed and which backends work here."),
+}
+
+
+class _Commands(click.Group):
+    """A group whose commands live in modules of their own."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        return importlib.import_module(COMMANDS[name][0]).command
+
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+@click.command(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="flamingo-rt")
+def cli() -> None:
+    """Train, export and run Flamingo vision-language models.
+
+    \b
+    Example:
+      flamingo-rt infer --image photo.png
+    """
+
+
+def main() -> None:
+    """Entry point: errors with a remedy become one line on stderr and their exit code."""
+    try:
+        cli.main(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted", err=True)
+        sys.exit(130)
+    except FlamingoError as error:
+        click.echo(f"flamingo-rt: {error}", err=True)
+        sys.exit(error.exit_code)
+    except MemoryError:
+        click.echo("flamingo-rt: out of memory: use a smaller model, a shorter prompt or fewer pictures", err=True)
+        sys.exit(1)
+    except BrokenPipeError:
+        # Whoever read our output has gone; Python would complain once more while it closes stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)

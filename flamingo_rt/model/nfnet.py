@@ -29,7 +29,8 @@ class StandardisedConv2d(nn.Conv2d):
     def __init__(self, *args: int, **kwargs: int) -> None:
         super().__init__(*args, **kwargs)
         self.gain = nn.Parameter(torch.ones(self.out_channels, 1, 1, 1))
-        nn.init.normal_(self.weight)
+        # The scale has no effect on the output, but on the relative size of an optimizer's steps it has.
+        nn.init.normal_(self.weight, std=self.weight[0].numel() ** -0.5)
         nn.init.zeros_(self.bias)
 
     def standardised_weight(self) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,8 +32,9 @@ def build_prompt(parts: Part | Sequence[Part], tokenizer: TextTokenizer, *, star
     Raises `UsageError` for an empty prompt, a part of another type, or an ``<image>`` written in a text.
     """
     ids: list[int] = [tokenizer.bos_id] if start and tokenizer.bos_id is not None else []
-    phi, visuals = [0] * len(ids), []
-    for part in [parts] if isinstance(parts, (str, Image, Video)) else parts:
+    opening = len(ids)
+    phi, visuals = [0] * opening, []
+    for part in [parts] if isinstance(parts, str) or not isinstance(parts, Iterable) else parts:
         if isinstance(part, (Image, Video)):
             visuals.append(part)
             new = [tokenizer.image_id]
@@ -45,6 +46,6 @@ def build_prompt(parts: Part | Sequence[Part], tokenizer: TextTokenizer, *, star
             raise UsageError(f"a prompt holds str, Image and Video, not {type(part).__name__}: wrap a path in Image(...)")
         ids += new
         phi += [len(visuals)] * len(new)
-    if not ids:
+    if len(ids) == opening:
         raise UsageError("the prompt is empty: give a text, a picture or both")
     return Prompt(np.array(ids, dtype=np.int64), np.array(phi, dtype=np.int64), tuple(visuals))

@@ -47,10 +47,11 @@ class Answer:
 
     def _uncertain(self, full: str) -> int:
         """Characters at the end that later tokens may still change: part of a character, or the start of a stop text."""
-        held = len(full) - len(full.rstrip(UNFINISHED_CHARACTER))
+        whole = full.rstrip(UNFINISHED_CHARACTER)
+        held = 0  # of the whole characters: the unfinished one may turn out to continue a stop text
         for stop in self._stop:
-            for length in range(min(len(stop) - 1, len(full)), held, -1):
-                if full.endswith(stop[:length]):
+            for length in range(min(len(stop) - 1, len(whole)), held, -1):
+                if whole.endswith(stop[:length]):
                     held = length
                     break
-        return held
+        return len(full) - len(whole) + held

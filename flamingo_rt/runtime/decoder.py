@@ -45,6 +45,7 @@ class Decoder:
             past_name(*part): np.zeros(spec.input(past_name(*part)).resolve(sizes), dtype=np.float32)
             for part in self._parts
         }
+        self._capacity = capacity
         self.lengths = np.zeros(rows, dtype=np.int64)
         self._media: list[tuple[VisualMedia, ...]] = [()] * rows
         self._step: _Step | None = None
@@ -89,7 +90,8 @@ class Decoder:
             self._step = self._bind_step()
         step = self._step
         step.input_ids[:, 0] = tokens
-        step.cache_length[:] = self.lengths
+        # A row that has ended goes on beside the others; it must not write behind its buffer.
+        np.minimum(self.lengths, self._capacity - 1, out=step.cache_length)
         step.run()
         self.lengths += 1
         return step.logits[:, 0]

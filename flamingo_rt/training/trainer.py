@@ -1,8 +1,8 @@
 """The training loop: AdamW, warm-up and cosine decay, a state that survives a kill.
 
 Everything is trained together from random weights, so two things differ from the paper, where pretrained parts are
-frozen. The gates start open: at 0 they would pass no gradient to a vision encoder that has nothing to say yet, and
-neither would ever move. And the vision encoder has a task of its own (`VisionTask`) that teaches it to tell objects
+frozen. The gates start open, those of the cross-attention and those of NFNet's residual branches: at 0 they would pass
+no gradient to a part that has nothing to say yet, and neither would move. And the vision encoder has a task of its own (`VisionTask`) that teaches it to tell objects
 apart; the paper's encoder has learnt that by contrast (§B.1.3).
 
 The state is one file beside the output, replaced in one step: weights, both moments of AdamW, and the step. Batches
@@ -107,9 +107,9 @@ def start_run(config: FlamingoConfig, options: TrainingOptions) -> Run:
     tokenizer = train_tokenizer(scene_texts(options.seed, TOKENIZER_SCENES), config.language.vocab_size, config.tokens)
     torch.manual_seed(options.seed)
     parts = TrainedParts(Flamingo(config), VisionTask(config))
-    for layer in parts.model.cross_attention.layers.values():
-        nn.init.constant_(layer.attention_gate, options.initial_gate)
-        nn.init.constant_(layer.ff_gate, options.initial_gate)
+    for name, parameter in parts.model.named_parameters():
+        if name.endswith(("attention_gate", "ff_gate", "skip_gain")):
+            nn.init.constant_(parameter, options.initial_gate)
     return Run(parts, tokenizer, _optimizer(parts, options), options)
 
 

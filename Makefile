@@ -1,0 +1,39 @@
+# make demo   a sentence about a picture, from the model in this package; installs no torch
+# make test   the test suite
+# make train  the model in this package, again (about half an hour on 2 cores)
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test lint train clean
+
+demo: .venv/demo
+	$(BIN)/flamingo-rt infer --image examples/scene.png
+	$(BIN)/flamingo-rt infer --image examples/scene.png --question "How many objects are there?"
+
+test: .venv/test
+	$(BIN)/ruff check .
+	$(BIN)/python -m pytest
+
+lint: .venv/test
+	$(BIN)/ruff check .
+
+train: .venv/test
+	$(BIN)/flamingo-rt train flamingo --preset tiny --out runs/tiny
+	$(BIN)/flamingo-rt export --ckpt runs/tiny --out runs/tiny-bundle
+	$(BIN)/python benchmarks/accuracy.py --model runs/tiny-bundle
+
+clean:
+	rm -rf .venv build *.egg-info
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+# The stamps are newer than setup.cfg when what it asks for is installed.
+.venv/demo: .venv/bin/python setup.cfg pyproject.toml
+	$(BIN)/python -m pip install --quiet -e ".[cpu]"
+	touch $@
+
+.venv/test: .venv/bin/python setup.cfg pyproject.toml
+	$(BIN)/python -m pip install --quiet -e ".[cpu,export,train,test]"
+	touch $@ .venv/demo

@@ -1,0 +1,105 @@
+"""``flamingo-rt doctor``."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+
+import click
+
+from flamingo_rt import __version__
+from flamingo_rt.errors import FlamingoError
+
+# Distribution -> what it is for.
+LIBRARIES = {
+    "numpy": "always",
+    "Pillow": "always",
+    "opencv-python-headless": "video",
+    "tokenizers": "always",
+    "onnxruntime": "backend ort, extra cpu",
+    "torch": "backend torch, extras export and train",
+    "onnx": "extra export",
+    "onnxscript": "extra export",
+    "safetensors": "extras export and train",
+    "scikit-learn": "extra train",
+}
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+def command(as_json: bool) -> None:
+    """Show what is installed, and which backends work here and why the others don't.
+
+    A backend is said to work when it has computed something.
+
+    \b
+    Example:
+      flamingo-rt doctor
+    """
+    libraries = {name: _version(name) for name in LIBRARIES}
+    backends = {"ort": _try(_try_ort), "torch": _try(_try_torch)}
+    system = {
+        "flamingo-rt": __version__,
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "processor": platform.machine(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+    }
+    if as_json:
+        click.echo(json.dumps({"system": system, "libraries": libraries, "backends": backends}))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    table = Table("", "", title="This machine", show_header=False, title_justify="left")
+    for name, value in system.items():
+        table.add_row(name, str(value))
+    console.print(table)
+    table = Table("library", "version", "needed for", title="Libraries", title_justify="left")
+    for name, version in libraries.items():
+        table.add_row(name, version or "[dim]not installed[/]", LIBRARIES[name])
+    console.print(table)
+    table = Table("backend", "works", "", title="Backends", title_justify="left")
+    for name, state in backends.items():
+        table.add_row(name, "[green]yes[/]" if state["works"] else "[red]no[/]", str(state["detail"]))
+    console.print(table)
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _try(check: object) -> dict[str, object]:
+    try:
+        return {"works": True, "detail": check()}
+    except FlamingoError as error:
+        return {"works": False, "detail": str(error)}
+    except ImportError as error:
+        return {"works": False, "detail": f"{error}: pip install 'flamingo-rt[export]'"}
+    except Exception as error:  # a broken installation can fail in any way; report it, that is this command's job
+        return {"works": False, "detail": f"{type(error).__name__}: {error}"}
+
+
+def _try_ort() -> str:
+    """Answer a text prompt with the packaged bundle."""
+    from flamingo_rt.engines.ort import import_onnxruntime
+    from flamingo_rt.loading import load
+
+    runtime = import_onnxruntime()
+    load(backend="ort").generate("Output:", max_new_tokens=1).result()
+    return f"onnxruntime {runtime.__version__}, CPU; runs bundles"
+
+
+def _try_torch() -> str:
+    """One product, and what a checkpoint needs."""
+    import safetensors
+    import torch
+
+    assert torch.ones(2, 2).matmul(torch.ones(2, 2)).sum() == 8
+    return f"torch {torch.__version__}, CPU, safetensors {safetensors.__version__}; runs checkpoints"

@@ -1,0 +1,100 @@
+"""``flamingo-rt train``."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from flamingo_rt.cli.dependencies import needs_extra
+
+if TYPE_CHECKING:
+    from flamingo_rt.training.trainer import Progress
+
+PLAIN_SECONDS = 30.0  # between lines where there is no terminal to draw a bar on
+
+
+@click.group()
+def command() -> None:
+    """Train a model.
+
+    \b
+    Example:
+      flamingo-rt train flamingo --preset tiny --out runs/tiny
+    """
+
+
+@command.command("flamingo")
+@click.option("--preset", "preset_name", default="tiny", show_default=True, help="Sizes of the model.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), metavar="FOLDER", help="The checkpoint to write.")
+@click.option("--steps", type=click.IntRange(1), help="Optimizer steps.  [default: 3600]")
+@click.option("--learning-rate", type=click.FloatRange(0, min_open=True), help="Peak learning rate.")
+@click.option("--seed", type=click.IntRange(0), help="Seed of weights and data.  [default: 0]")
+@click.option("--resume", is_flag=True, help="Continue an unfinished run for the same --out.")
+@click.option("--overwrite", is_flag=True, help="Replace --out when it exists.")
+def flamingo(
+    preset_name: str, out: Path, steps: int | None, learning_rate: float | None, seed: int | None,
+    resume: bool, overwrite: bool,
+) -> None:
+    """Train on drawn scenes with captions and questions; nothing is downloaded.
+
+    The state is saved every half minute beside --out; after a kill the same command with --resume goes on.
+
+    \b
+    Example:
+      flamingo-rt train flamingo --preset tiny --out runs/tiny
+    """
+    from flamingo_rt.presets import preset
+
+    config = preset(preset_name)
+    with needs_extra("train"):
+        from flamingo_rt.training.trainer import TrainingOptions, train
+    given = {"steps": steps, "learning_rate": learning_rate, "seed": seed}
+    options = replace(TrainingOptions(), **{name: value for name, value in given.items() if value is not None})
+    with _Report(options.steps) as report:
+        train(config, options, out, resume=resume, overwrite=overwrite, on_step=report.step)
+    click.echo(f"wrote {out}; next: flamingo-rt export --ckpt {out} --out BUNDLE")
+
+
+class _Report:
+    """A progress bar on a terminal, a line now and then elsewhere: step, loss, tokens/s, time left."""
+
+    def __init__(self, steps: int) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._steps, self._loss, self._first = steps, 0.0, 0
+        self._tokens, self._start, self._said = 0, time.monotonic(), time.monotonic()
+        console = Console(stderr=True)
+        self._bar = Progress(
+            TextColumn("step {task.completed:.0f}/{task.total:.0f}"), BarColumn(), TextColumn("{task.description}"),
+            TimeRemainingColumn(elapsed_when_finished=True), console=console, disable=not console.is_terminal,
+        )
+        self._plain = not console.is_terminal
+
+    def __enter__(self) -> _Report:
+        self._bar.start()
+        self._task = self._bar.add_task("starting", total=self._steps)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._bar.stop()
+
+    def step(self, progress: Progress) -> None:
+        """Show one finished step; the loss is smoothed over about 50."""
+        if not self._first:
+            self._first, self._loss, self._start = progress.step, progress.loss, time.monotonic()
+        self._loss += (progress.loss - self._loss) * 0.02
+        self._tokens += progress.tokens
+        now = time.monotonic()
+        elapsed = max(now - self._start, 1e-3)
+        text = f"loss {self._loss:.3f}  {self._tokens / elapsed:,.0f} tokens/s"
+        self._bar.update(self._task, completed=progress.step, description=text)
+        if self._plain and (now - self._said > PLAIN_SECONDS or progress.step == self._steps):
+            done = progress.step - self._first + 1
+            left = elapsed / done * (self._steps - progress.step)
+            click.echo(f"step {progress.step}/{self._steps}  {text}  {left / 60:.0f} min left", err=True)
+            self._said = now
