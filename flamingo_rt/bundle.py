@@ -102,7 +102,10 @@ def read_bundle(path: Path) -> Bundle:
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise DataError(f"{path / MANIFEST} is damaged ({error!r}): export the model again") from error
     for name, (digest, size) in hashes.items():
-        _verify(path, name, digest, size)
+        try:
+            _verify(path, name, digest, size)
+        except (OSError, ValueError, RuntimeError) as error:  # a name no file can have, a loop of links, no permission
+            raise DataError(f"bundle {path}: cannot read {name!r} ({error}); copy or export it again") from error
     return Bundle(path, FlamingoConfig.from_dict(manifest.get("config")), graphs, parity)
 
 

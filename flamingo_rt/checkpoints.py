@@ -54,10 +54,10 @@ def load_checkpoint(path: Path) -> Checkpoint:
     try:
         tensors = load_file(path / WEIGHTS)
     except (SafetensorError, OSError) as error:
-        raise DataError(f"cannot read {path / WEIGHTS}: {error}; the file is damaged, copy or train it again") from error
+        raise DataError(f"cannot read {path / WEIGHTS}: {error}; damaged: copy or train it again") from error
     with on_meta_device():
         model = Flamingo(config)
-    _check_tensors(path / WEIGHTS, {name: tensor for name, tensor in model.state_dict().items()}, tensors)
+    _check_tensors(path / WEIGHTS, model.state_dict(), tensors)
     model.load_state_dict(tensors, assign=True)
     return Checkpoint(model.eval(), path / TOKENIZER)
 
@@ -83,3 +83,5 @@ def _check_tensors(file: Path, expected: dict[str, Tensor], found: dict[str, Ten
                 f"{file}: tensor {name} has shape {list(found[name].shape)}, "
                 f"config.json asks for {list(tensor.shape)}"
             )
+        if not found[name].is_floating_point():
+            raise DataError(f"{file}: tensor {name} is {found[name].dtype}, not floating point")

@@ -276,7 +276,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # too deeply nested
         raise DataError(f"{path} is not valid JSON: {error}") from error
 
 
@@ -295,7 +295,8 @@ def _parse(kind: Any, value: Any, where: str) -> Any:
         if arguments[-1] is not Ellipsis:
             require(len(value) == len(arguments), f"{where} has {len(value)} entries, not {len(arguments)}")
         return tuple(_parse(arguments[0], entry, f"{where}[{i}]") for i, entry in enumerate(value))
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+    if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        require(abs(value) < 1e30, f"{where} is {value!r}, not a number of a usable size")
         return float(value)
     require(isinstance(value, kind) and (kind is bool or not isinstance(value, bool)),
             f"{where} is {value!r}, not {kind.__name__}")

@@ -40,10 +40,11 @@ def build_prompt(parts: Part | Sequence[Part], tokenizer: TextTokenizer, *, star
             new = [tokenizer.image_id]
         elif isinstance(part, str):
             if tokenizer.tokens.image in part:
-                raise UsageError(f"the text {part!r} holds {tokenizer.tokens.image}: give the picture itself in its place")
+                raise UsageError(f"the text {part!r} holds {tokenizer.tokens.image}: give the picture itself instead")
             new = tokenizer.encode(part)
         else:
-            raise UsageError(f"a prompt holds str, Image and Video, not {type(part).__name__}: wrap a path in Image(...)")
+            kind = type(part).__name__
+            raise UsageError(f"a prompt holds str, Image and Video, not {kind}: wrap a path in Image(...)")
         ids += new
         phi += [len(visuals)] * len(new)
     if len(ids) == opening:

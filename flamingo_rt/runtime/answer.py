@@ -46,7 +46,7 @@ class Answer:
         return piece
 
     def _uncertain(self, full: str) -> int:
-        """Characters at the end that later tokens may still change: part of a character, or the start of a stop text."""
+        """Characters at the end that later tokens may still change: part of a character, the start of a stop text."""
         whole = full.rstrip(UNFINISHED_CHARACTER)
         held = 0  # of the whole characters: the unfinished one may turn out to continue a stop text
         for stop in self._stop:

@@ -14,7 +14,7 @@ from flamingo_rt.runtime.timing import StageTimer
 
 
 class BatchGeneration:
-    """Rows that grow together: each iteration is one token for every unfinished row, and yields a piece of text each."""
+    """Rows that grow together: each iteration is one token for every unfinished row, and yields the new texts."""
 
     def __init__(
         self, decoder: Decoder, logits: np.ndarray, answers: Sequence[Answer], samplers: Sequence[Sampler],

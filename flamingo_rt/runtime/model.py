@@ -82,6 +82,8 @@ class Model:
         """
         if isinstance(choices, str) or not choices or not all(choice.strip() for choice in choices):
             raise UsageError(f"choices are {choices!r}: give a list of one or more texts that are not empty")
+        if any(self.tokenizer.tokens.image in choice for choice in choices):
+            raise UsageError(f"a choice holds {self.tokenizer.tokens.image}: pictures belong into the prompt")
         timer = StageTimer()
         prompt = build_prompt(parts, self.tokenizer, start=prefix is None)
         self._check_sizes([prompt], prefix)

@@ -57,7 +57,7 @@ class GenerationResult:
 
 @dataclass(frozen=True)
 class Score:
-    """One candidate answer: the sum of its tokens' log-probabilities, and its share among the candidates (sums to 1)."""
+    """One candidate answer: the sum of its tokens' log-probabilities, and its share among the candidates."""
 
     text: str
     logprob: float

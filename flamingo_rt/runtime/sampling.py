@@ -58,7 +58,8 @@ class Sampler:
 
     def _draw(self, logits: np.ndarray) -> int:
         # The largest logit becomes 0 first: a tiny temperature must not overflow.
-        logits = (logits.astype(np.float64) - logits.max()) / self._options.temperature
+        with np.errstate(over="ignore"):  # far behind the largest is as good as -inf
+            logits = (logits.astype(np.float64) - logits.max()) / self._options.temperature
         if self._options.top_k:
             logits = keep_top_k(logits, self._options.top_k)
         if self._options.top_p < 1.0:

@@ -1,0 +1,175 @@
+"""Gated cross-attention: silent at first, masked by the last preceding visual, equal to a loop over tokens."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from flamingo_rt.model.cross_attention import CrossAttention, GatedCrossAttention, media_mask
+from flamingo_rt.model.flamingo import Flamingo
+
+IDS = torch.tensor([[1, 2, 3, 4, 5, 6, 7, 8]])
+INDEX = torch.tensor([[0, 0, 1, 1, 2, 2, 2, 3]])  # three visuals
+
+
+def with_cross(config, **changes):
+    return replace(config, cross_attention=replace(config.cross_attention, **changes))
+
+
+def logits_with(model: Flamingo, latents: torch.Tensor, index: torch.Tensor = INDEX) -> torch.Tensor:
+    """latents [V, L, D] of one row's visuals -> logits [T, vocab]."""
+    with torch.no_grad():
+        return model.read(IDS, index, latents, torch.arange(len(latents))[None])[0][0]
+
+
+def plain_logits(model: Flamingo) -> torch.Tensor:
+    with torch.no_grad():
+        return model.language(IDS, torch.arange(8)[None])[0]
+
+
+def changed_tokens(model: Flamingo, latents: torch.Tensor, visual: int) -> list[bool]:
+    """Which tokens' logits notice that one visual is another."""
+    other = latents.clone()
+    other[visual] = -other[visual] + 0.3
+    difference = (logits_with(model, other) - logits_with(model, latents)).abs().amax(-1)
+    assert ((difference < 1e-6) | (difference > 1e-4)).all()
+    return (difference > 1e-4).tolist()
+
+
+def test_a_new_model_is_exactly_its_language_model(flamingo_config, random_tensor):
+    torch.manual_seed(0)
+    model = Flamingo(flamingo_config).eval()
+    assert torch.equal(logits_with(model, random_tensor(3, 3, 16)), plain_logits(model))
+
+
+def test_closing_the_gates_silences_trained_layers(flamingo_config, randomise, random_tensor):
+    model = randomise(Flamingo(flamingo_config))
+    latents = random_tensor(3, 3, 16)
+    assert (logits_with(model, latents) - plain_logits(model)).abs().max() > 1e-2
+    with torch.no_grad():
+        for layer in model.cross_attention.layers.values():
+            layer.attention_gate.zero_()
+            layer.ff_gate.zero_()
+    assert torch.equal(logits_with(model, latents), plain_logits(model))
+
+
+@pytest.mark.parametrize(
+    ("attend", "visual", "expected"),
+    [
+        ("last", 0, [0, 0, 1, 1, 0, 0, 0, 0]),
+        ("last", 1, [0, 0, 0, 0, 1, 1, 1, 0]),
+        ("last", 2, [0, 0, 0, 0, 0, 0, 0, 1]),
+        ("all", 0, [0, 0, 1, 1, 1, 1, 1, 1]),
+        ("all", 1, [0, 0, 0, 0, 1, 1, 1, 1]),
+        ("all", 2, [0, 0, 0, 0, 0, 0, 0, 1]),
+    ],
+)
+def test_only_the_tokens_that_may_look_notice_a_visual(
+    flamingo_config, randomise, random_tensor, attend, visual, expected
+):
+    model, latents = randomise(Flamingo(with_cross(flamingo_config, attend=attend))), random_tensor(3, 3, 16)
+    with torch.no_grad():  # silence self-attention, through which a token learns what earlier ones have seen
+        for layer in model.language.layers:
+            layer.attention.output.weight.zero_()
+    assert changed_tokens(model, latents, visual) == [bool(flag) for flag in expected]
+
+
+def test_text_before_any_visual_never_notices_one(flamingo_config, randomise, random_tensor):
+    model = randomise(Flamingo(flamingo_config))
+    latents = random_tensor(3, 3, 16)
+    for visual, first in ((0, 2), (1, 4), (2, 7)):
+        assert changed_tokens(model, latents, visual) == [token >= first for token in range(8)]
+
+
+def test_text_before_any_visual_reads_as_in_a_text_only_batch(flamingo_config, randomise, random_tensor):
+    model = randomise(Flamingo(flamingo_config))
+    with torch.no_grad():
+        text_only = model.read(IDS, torch.zeros_like(INDEX), None, None)[0][0]
+    mixed = logits_with(model, random_tensor(3, 3, 16))
+    torch.testing.assert_close(mixed[:2], text_only[:2], rtol=0, atol=1e-6)
+    unseen = logits_with(model, random_tensor(3, 3, 16), torch.zeros_like(INDEX))
+    torch.testing.assert_close(unseen, text_only, rtol=0, atol=1e-6)
+
+
+def test_visuals_beyond_a_rows_own_are_never_read(flamingo_config, randomise, random_tensor):
+    model = randomise(Flamingo(flamingo_config))
+    latents = random_tensor(3, 3, 16)
+    padded = torch.cat([latents, 50 * random_tensor(2, 3, 16, seed=5)])
+    torch.testing.assert_close(logits_with(model, padded), logits_with(model, latents), rtol=1e-5, atol=1e-5)
+
+
+def norm(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    return x / math.sqrt((x**2).mean() + 1e-5) * weight
+
+
+def slow_gated_layer(hidden, media_index, latents, w, attend, heads):
+    """hidden [T, D], media_index [T], latents [V, L, Dm] -> [T, D], token by token (§3.1, figure 4)."""
+    results = []
+    for token, phi in zip(hidden, media_index, strict=True):
+        if phi > 0:
+            seen = np.concatenate(latents[:phi] if attend == "all" else latents[phi - 1 : phi])
+            query = w["query.weight"] @ norm(token, w["attention_norm.weight"])
+            keys, values = seen @ w["key.weight"].T, seen @ w["value.weight"].T
+            size, read = len(query) // heads, []
+            for head in range(heads):
+                span = slice(head * size, (head + 1) * size)
+                scores = np.exp([query[span] @ key[span] / math.sqrt(size) for key in keys])
+                read.append((scores / scores.sum()) @ values[:, span])
+            token = token + math.tanh(w["attention_gate"][0]) * (w["output.weight"] @ np.concatenate(read))
+        inner = w["ff.up.weight"] @ norm(token, w["ff_norm.weight"])
+        inner = np.where(inner > 0, inner**2, 0)
+        results.append(token + math.tanh(w["ff_gate"][0]) * (w["ff.down.weight"] @ inner))
+    return np.stack(results)
+
+
+@pytest.mark.parametrize("attend", ["last", "all"])
+@pytest.mark.parametrize("media_width", [None, 20])
+def test_a_layer_equals_a_loop_over_tokens(flamingo_config, randomise, random_tensor, arrays, attend, media_width):
+    config = with_cross(flamingo_config, attend=attend, media_width=media_width)
+    cross = randomise(CrossAttention(config)).double()
+    latents, hidden = random_tensor(3, 3, 16).double(), random_tensor(1, 8, 16, seed=2).double()
+    with torch.no_grad():
+        keys, values = cross.keys_values(latents)
+        media = cross.media(INDEX, [key[None] for key in keys], [value[None] for value in values])
+        result = cross(1, hidden, media)[0].numpy()
+    weights = arrays(cross)
+    seen = latents.numpy() if media_width is None else latents.numpy() @ weights["projection.weight"].T
+    layer = {name.removeprefix("layers.1."): value for name, value in weights.items() if name.startswith("layers.1.")}
+    expected = slow_gated_layer(hidden[0].numpy(), INDEX[0].tolist(), seen, layer, attend, heads=2)
+    np.testing.assert_allclose(result, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(("offset", "expected"), [("first", {0, 2}), ("last", {1})])
+def test_layers_stand_where_the_interval_and_offset_say(flamingo_config, randomise, random_tensor, offset, expected):
+    cross = randomise(CrossAttention(with_cross(flamingo_config, interval=2, offset=offset)))
+    hidden = random_tensor(1, 4, 16)
+    with torch.no_grad():
+        acting = {layer for layer in range(3) if not torch.equal(cross(layer, hidden, None), hidden)}
+    assert acting == expected
+
+
+def test_each_layer_reads_its_own_keys(flamingo_config, randomise, random_tensor):
+    """With an interval, the i-th pair of keys and values belongs to the i-th gated layer, not to language layer i."""
+    cross = randomise(CrossAttention(with_cross(flamingo_config, interval=2)))
+    keys, values = cross.keys_values(random_tensor(3, 3, 16))
+    hidden = random_tensor(1, 8, 16, seed=2)
+    with torch.no_grad():
+        together = cross.media(INDEX, [key[None] for key in keys], [value[None] for value in values])
+        alone = cross.media(INDEX, [keys[1][None]], [values[1][None]])
+        assert torch.equal(cross(2, hidden, together), cross.layers["2"](hidden, alone, 0))
+
+
+def test_new_gates_are_closed(flamingo_config):
+    layer = GatedCrossAttention(flamingo_config)
+    assert layer.attention_gate.tolist() == layer.ff_gate.tolist() == [0.0]
+
+
+def test_the_mask_opens_one_visuals_latents():
+    bias, present = media_mask(torch.tensor([[0, 1, 2]]), visuals=2, latents=3, attend="last", dtype=torch.float32)
+    assert bias.shape == (1, 1, 3, 6)
+    assert (bias[0, 0] == 0).int().tolist() == [[0] * 6, [1, 1, 1, 0, 0, 0], [0, 0, 0, 1, 1, 1]]
+    assert present[..., 0].tolist() == [[0.0, 1.0, 1.0]]

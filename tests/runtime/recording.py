@@ -1,0 +1,48 @@
+"""An engine that passes everything on and remembers it, and checks that no call leaves its cache."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+
+from flamingo_rt.contract import LANGUAGE_MODEL, past_name
+
+
+@dataclass
+class Bound:
+    """The arrays of one `bind`."""
+
+    graph: str
+    inputs: dict[str, np.ndarray]
+    outputs: dict[str, np.ndarray]
+
+
+class RecordingEngine:
+    """Wraps an engine: ``bound`` lists what was bound, ``calls`` counts the runs of each graph."""
+
+    name = "recording"
+
+    def __init__(self, engine) -> None:
+        self._engine = engine
+        self.bound: list[Bound] = []
+        self.calls: Counter[str] = Counter()
+
+    def bind(self, graph, inputs, outputs):
+        self.bound.append(Bound(graph, dict(inputs), dict(outputs)))
+        run = self._engine.bind(graph, inputs, outputs)
+
+        def call() -> None:
+            self.calls[graph] += 1
+            if graph == LANGUAGE_MODEL:
+                end = inputs["cache_length"].max() + inputs["input_ids"].shape[1]
+                capacity = inputs[past_name(0, "key")].shape[2]
+                assert end <= capacity, f"writes up to {end} in a cache of {capacity}"
+            run()
+
+        return call
+
+    def of(self, graph: str) -> list[Bound]:
+        """What was bound of one graph."""
+        return [bound for bound in self.bound if bound.graph == graph]

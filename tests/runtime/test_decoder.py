@@ -1,0 +1,205 @@
+"""The decoder: a cache written in place, media computed once, and only what is needed handed to the engine."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from recording import RecordingEngine
+
+from flamingo_rt.contract import (
+    LANGUAGE_MODEL,
+    RESAMPLER,
+    VISION_ENCODER,
+    graph_specs,
+    layer_parts,
+    media_name,
+    past_name,
+    present_name,
+)
+from flamingo_rt.model.engine import TorchEngine
+from flamingo_rt.model.flamingo import Flamingo
+from flamingo_rt.processing.media import Video
+from flamingo_rt.processing.prompt import build_prompt
+from flamingo_rt.processing.visuals import visual_pixels
+from flamingo_rt.runtime.decoder import Decoder, Row
+from flamingo_rt.runtime.media import encode_visuals
+from flamingo_rt.runtime.model import Model
+from flamingo_rt.runtime.timing import StageTimer
+
+FLOAT32 = {"rtol": 0, "atol": 2e-4}  # logits of about 5, sums in another order over two layers
+CAPACITY = 40
+
+
+@pytest.fixture
+def engine(flamingo):
+    return RecordingEngine(TorchEngine(flamingo))
+
+
+def decoder(engine, config, rows=1):
+    return Decoder(engine, config, graph_specs(config), rows, CAPACITY)
+
+
+def rows_of(prompts, engine, config, tokenizer, start=True):
+    """Each prompt as a row, with its visuals encoded."""
+    rows = []
+    for parts in prompts:
+        prompt = build_prompt(parts, tokenizer, start=start)
+        pixels = [visual_pixels(visual, config) for visual in prompt.visuals]
+        media = encode_visuals(engine, graph_specs(config), pixels, StageTimer())
+        rows.append(Row(prompt.input_ids, prompt.media_index, media))
+    return rows
+
+
+@pytest.fixture
+def row(engine, config, tokenizer, pictures):
+    """Two pictures with text."""
+    return rows_of([[pictures[0], "Output: a", pictures[1], "Output:"]], engine, config, tokenizer)[0]
+
+
+def test_the_cache_is_one_buffer_that_is_read_and_written_in_place(engine, config, row):
+    running = decoder(engine, config)
+    running.prefill([row])
+    for _ in range(3):
+        running.step(np.array([65]))
+    prefill, step = engine.of(LANGUAGE_MODEL)
+    for part in layer_parts(config.language.layers):
+        past = prefill.inputs[past_name(*part)]
+        assert past.shape == (1, 2, CAPACITY, 16)
+        for array in (prefill.outputs[present_name(*part)], step.inputs[past_name(*part)],
+                      step.outputs[present_name(*part)]):
+            assert array.ctypes.data == past.ctypes.data
+        filled = np.abs(past).sum(axis=(0, 1, 3)) > 0
+        assert filled.tolist() == [position < len(row.input_ids) + 3 for position in range(CAPACITY)]
+
+
+def test_the_step_is_bound_once(engine, config, row):
+    running = decoder(engine, config)
+    running.prefill([row])
+    for _ in range(5):
+        running.step(np.array([65]))
+    assert len(engine.of(LANGUAGE_MODEL)) == 2
+    assert engine.calls[LANGUAGE_MODEL] == 6
+
+
+def test_a_step_is_the_same_as_reading_the_token_in_the_prompt(engine, config, row):
+    token = 65
+    longer = Row(np.append(row.input_ids, token), np.append(row.media_index, 2), row.media)
+    running = decoder(engine, config)
+    running.prefill([row])
+    np.testing.assert_allclose(running.step(np.array([token])), decoder(engine, config).prefill([longer]), **FLOAT32)
+
+
+def test_a_restored_prefix_is_the_same_as_reading_everything_again(engine, config, tokenizer, pictures):
+    shots, query = [pictures[0], "Output: a cat", pictures[1], "Output: b"], ["so ", pictures[2], "Output:"]
+    first = decoder(engine, config)
+    first.prefill(rows_of([shots], engine, config, tokenizer))
+    whole = decoder(engine, config)
+    expected = whole.prefill(rows_of([[*shots, *query]], engine, config, tokenizer))
+
+    continued = decoder(engine, config)
+    continued.restore(first.prefix())
+    logits = continued.prefill(rows_of([query], engine, config, tokenizer, start=False))
+    np.testing.assert_allclose(logits, expected, **FLOAT32)
+    np.testing.assert_array_equal(continued.lengths, whole.lengths)
+    for name, array in whole.prefix().cache.items():
+        np.testing.assert_allclose(continued.prefix().cache[name], array, **FLOAT32)
+
+
+def test_a_prefix_is_a_copy_of_its_own_length(engine, config, row):
+    running = decoder(engine, config)
+    running.prefill([row])
+    prefix = running.prefix()
+    buffers = engine.of(LANGUAGE_MODEL)[0].inputs
+    assert prefix.length == len(row.input_ids)
+    for name, array in prefix.cache.items():
+        np.testing.assert_array_equal(array, buffers[name][:, :, : prefix.length])
+        assert not np.shares_memory(array, buffers[name])
+
+
+def test_after_prefill_only_the_last_visual_is_handed_over(engine, config, row):
+    running = decoder(engine, config)
+    running.prefill([row])
+    running.step(np.array([65]))
+    prefill, step = engine.of(LANGUAGE_MODEL)
+    for part in layer_parts(len(config.cross_layers)):
+        assert prefill.inputs[media_name(*part)].shape[1] == 2
+        assert step.inputs[media_name(*part)].shape[1] == 1
+        np.testing.assert_array_equal(step.inputs[media_name(*part)][0, 0], row.media[1][media_name(*part)])
+    assert step.inputs["media_index"].tolist() == [[1]]
+    assert len(running.prefix().media) == 1
+
+
+def test_a_row_without_visuals_looks_at_none(engine, config, tokenizer, row):
+    text = rows_of(["Output:"], engine, config, tokenizer)[0]
+    running = decoder(engine, config, rows=2)
+    running.prefill([text, row])
+    running.step(np.array([65, 65]))
+    assert engine.of(LANGUAGE_MODEL)[-1].inputs["media_index"].tolist() == [[0], [1]]
+
+
+def test_a_model_that_attends_to_all_visuals_keeps_them(flamingo, config, tokenizer, pictures):
+    config = replace(config, cross_attention=replace(config.cross_attention, attend="all"))
+    model = Flamingo(config).eval()
+    model.load_state_dict(flamingo.state_dict())
+    engine = RecordingEngine(TorchEngine(model))
+    shots, query = [pictures[0], "a", pictures[1], "b"], [pictures[2], "Output:"]
+    first, continued, whole = (decoder(engine, config) for _ in range(3))
+    first.prefill(rows_of([shots], engine, config, tokenizer))
+    continued.restore(first.prefix())
+    continued.prefill(rows_of([query], engine, config, tokenizer, start=False))
+    logits = continued.step(np.array([65])).copy()
+    assert engine.of(LANGUAGE_MODEL)[-1].inputs[media_name(0, "key")].shape[1] == 3
+    whole.prefill(rows_of([[*shots, *query]], engine, config, tokenizer))
+    np.testing.assert_allclose(logits, whole.step(np.array([65])), **FLOAT32)
+
+
+def test_peeking_changes_nothing_that_follows(engine, config, row):
+    plain, peeking = decoder(engine, config), decoder(engine, config)
+    plain.prefill([row])
+    peeking.prefill([row])
+    peeking.peek(np.array([70, 71, 72]))
+    assert peeking.lengths.tolist() == plain.lengths.tolist()
+    for name, array in plain.prefix().cache.items():
+        np.testing.assert_array_equal(peeking.prefix().cache[name], array)
+    for token in (65, 66):
+        np.testing.assert_array_equal(peeking.step(np.array([token])), plain.step(np.array([token])))
+
+
+def test_peeking_gives_the_logits_that_steps_would_give(engine, config, row):
+    stepping, peeking = decoder(engine, config), decoder(engine, config)
+    stepping.prefill([row])
+    peeking.prefill([row])
+    tokens = np.array([70, 71, 72])
+    expected = [stepping.step(np.array([token]))[0].copy() for token in tokens]
+    np.testing.assert_allclose(peeking.peek(tokens), np.stack(expected), **FLOAT32)
+
+
+def test_every_visual_of_a_batch_is_encoded_once(engine, config, tokenizer, pictures):
+    a, b, c = pictures[:3]
+    Model(engine, config, tokenizer).generate_batch([[a, b, "x"], [a, a, "y"], ["z", c]], max_new_tokens=4)
+    assert engine.calls == {VISION_ENCODER: 1, RESAMPLER: 1, LANGUAGE_MODEL: 4}
+    assert engine.of(VISION_ENCODER)[0].inputs["pixel_values"].shape[0] == 3
+
+
+def test_a_prefix_is_not_encoded_again(engine, config, tokenizer, pictures):
+    model = Model(engine, config, tokenizer)
+    shots = model.prompt([pictures[0], "a", pictures[1], "b"])
+    engine.bound.clear()
+    for query in ("text", [pictures[2], "x"]):
+        model.generate(query, prefix=shots, max_new_tokens=2).result()
+    assert [bound.inputs["pixel_values"].shape[0] for bound in engine.of(VISION_ENCODER)] == [1]
+
+
+def test_clips_are_resampled_with_those_of_as_many_frames(engine, config, pictures):
+    sources = [picture.source for picture in pictures]
+    visuals = [pictures[0], Video(sources[:3], frames=3), pictures[1], Video(sources[3:5], frames=2), pictures[2]]
+    pixels = [visual_pixels(visual, config) for visual in visuals]
+    specs = graph_specs(config)
+    together = encode_visuals(engine, specs, pixels, StageTimer())
+    assert engine.of(VISION_ENCODER)[0].inputs["pixel_values"].shape[0] == 8
+    assert sorted(bound.inputs["features"].shape[:2] for bound in engine.of(RESAMPLER)) == [(1, 2), (1, 3), (3, 1)]
+    for visual, array in zip(together, pixels, strict=True):
+        (alone,) = encode_visuals(engine, specs, [array], StageTimer())
+        assert alone.keys() == visual.keys()
+        for name, values in alone.items():
+            np.testing.assert_allclose(visual[name], values, **FLOAT32)

@@ -1,0 +1,269 @@
+"""Generation on both engines against the model without a cache: the same tokens, alone, batched and continued."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from recording import RecordingEngine
+
+from flamingo_rt.contract import LANGUAGE_MODEL
+from flamingo_rt.errors import DataError, UsageError
+from flamingo_rt.model.engine import TorchEngine
+from flamingo_rt.runtime.model import Model
+from flamingo_rt.runtime.options import GenerationOptions
+
+TOKENS = 8
+
+
+@pytest.fixture(scope="session")
+def prompts(pictures, clip):
+    """A prompt of each kind, of different lengths."""
+    a, b, c, d, e, _ = pictures
+    return {
+        "text alone": "Output: a red",
+        "one picture": [a, "Output:"],
+        "two pictures": [a, "Output: a circle<|endofchunk|>", b, "Output:"],
+        "five pictures": [a, b, "x", c, d, "y", e, "Output:"],
+        "text before the picture": ["Question: is it blue? ", b, "Answer:"],
+        "a clip between pictures": [c, "a", clip, "b", d, "Output:"],
+        "a picture alone": [c],
+    }
+
+
+@pytest.fixture(scope="session")
+def expected(prompts, naive):
+    """Greedy tokens of each prompt by the model without a cache."""
+    return {name: tuple(naive(parts, TOKENS)) for name, parts in prompts.items()}
+
+
+def tokens(results):
+    return [result.tokens for result in results]
+
+
+def test_the_prompts_tell_the_paths_apart(expected):
+    assert len(set(expected.values())) == len(expected)
+    assert max(len(set(answer)) for answer in expected.values()) >= 4
+
+
+@pytest.mark.parametrize("name", [
+    "text alone", "one picture", "two pictures", "five pictures", "text before the picture", "a clip between pictures",
+    "a picture alone",
+])
+def test_greedy_tokens_are_those_of_the_model_without_a_cache(name, model, prompts, expected):
+    assert model.generate(prompts[name], max_new_tokens=TOKENS).result().tokens == expected[name]
+
+
+@pytest.mark.parametrize("names", [
+    ["one picture"],
+    ["one picture", "text alone"],
+    ["text before the picture", "a picture alone", "five pictures"],
+    ["text alone", "a clip between pictures", "two pictures", "one picture"],
+])
+def test_a_batch_gives_what_each_prompt_gives_alone(names, model, prompts, expected):
+    results = model.generate_batch([prompts[name] for name in names], max_new_tokens=TOKENS)
+    assert tokens(results) == [expected[name] for name in names]
+
+
+def test_a_batch_of_texts_alone(model, naive):
+    texts = ["Output:", "Question: a longer one. Answer:"]
+    assert tokens(model.generate_batch(texts, max_new_tokens=5)) == [tuple(naive(text, 5)) for text in texts]
+
+
+def test_an_empty_batch_has_no_results(model):
+    assert model.generate_batch([]) == []
+
+
+@pytest.mark.parametrize("with_pictures", [True, False])
+def test_a_prefix_and_a_query_give_what_the_whole_prompt_gives(with_pictures, model, naive, pictures):
+    shots = [pictures[0], "Output: a cat<|endofchunk|>", pictures[1], "Output: b"] if with_pictures else ["Output: a "]
+    queries = [[pictures[2], "Output:"], ["and text"], ["text ", pictures[3], "more", pictures[4]]]
+    answers = [tuple(naive([*shots, *query], 6)) for query in queries]
+    state = model.prompt(shots)
+    assert [model.generate(query, prefix=state, max_new_tokens=6).result().tokens for query in queries] == answers
+    assert tokens(model.generate_batch(queries, prefix=state, max_new_tokens=6)) == answers
+    assert tokens(model.generate_batch(queries[:1], prefix=state, max_new_tokens=6)) == answers[:1]
+
+
+def test_the_answer_depends_on_the_shots(model, pictures):
+    query = [pictures[2], "Output:"]
+    answers = {
+        model.generate(query, prefix=model.prompt(shots), max_new_tokens=TOKENS).result().tokens
+        for shots in ([pictures[0], "a"], [pictures[1], "a"], [pictures[0], "b"])
+    }
+    assert len(answers) == 3
+
+
+def test_a_prompt_says_how_many_tokens_it_holds(model, tokenizer, pictures):
+    state = model.prompt([pictures[0], "Output:"])
+    assert len(state) == 2 + len(tokenizer.encode("Output:"))
+    assert model.generate("x", prefix=state, max_new_tokens=1).result().prompt_tokens == len(state) + 1
+
+
+def test_a_prefix_of_another_model_is_refused(torch_model, ort_model):
+    with pytest.raises(UsageError, match="made by another model"):
+        torch_model.generate("x", prefix=ort_model.prompt("y"))
+
+
+# At the end of the context
+
+
+def text_of(count, tokenizer):
+    """A text of exactly ``count`` tokens."""
+    text = "z" * count
+    assert len(tokenizer.encode(text)) == count
+    return text
+
+
+def test_an_answer_ends_with_the_context(model, tokenizer, naive, config):
+    text = text_of(config.language.context - 6, tokenizer)  # and the token of the beginning
+    result = model.generate(text).result()
+    assert (result.stop_reason, result.tokens) == ("context", tuple(naive(text, 5)))
+
+
+def test_a_row_at_the_end_of_the_context_stops_beside_one_that_goes_on(model, flamingo, tokenizer, naive, config):
+    prompts = [text_of(config.language.context - 4, tokenizer), "Output:"]
+    results = model.generate_batch(prompts, max_new_tokens=12)
+    assert tokens(results) == [tuple(naive(prompts[0], 3)), tuple(naive(prompts[1], 12))]
+    assert [result.stop_reason for result in results] == ["context", "max_new_tokens"]
+    recording = RecordingEngine(TorchEngine(flamingo))  # checks that no row writes behind its cache
+    Model(recording, config, tokenizer).generate_batch(prompts, max_new_tokens=12)
+    assert recording.calls[LANGUAGE_MODEL] == 12
+
+
+def test_a_batch_after_a_prefix_may_end_with_the_context_too(model, tokenizer, naive, config):
+    shots = text_of(config.language.context - 20, tokenizer)
+    queries = [text_of(16, tokenizer), "x"]
+    results = model.generate_batch(queries, prefix=model.prompt(shots), max_new_tokens=12)
+    assert tokens(results) == [tuple(naive([shots, queries[0]], 3)), tuple(naive([shots, queries[1]], 12))]
+    assert [result.stop_reason for result in results] == ["context", "max_new_tokens"]
+
+
+def test_a_prompt_that_leaves_no_room_is_refused(model, tokenizer, config):
+    context = config.language.context
+    result = model.generate(text_of(context - 2, tokenizer)).result()
+    assert len(result.tokens) == 1
+    message = f"the prompt has {context} tokens, the context is {context}"
+    with pytest.raises(DataError, match=message):
+        model.generate(text_of(context - 1, tokenizer))
+    with pytest.raises(DataError, match=message):
+        model.prompt(text_of(context - 1, tokenizer))
+    with pytest.raises(DataError, match=message):
+        model.generate_batch(["x", text_of(context // 2, tokenizer)],
+                             prefix=model.prompt(text_of(context - context // 2 - 1, tokenizer)))
+
+
+def test_more_visuals_than_the_model_allows_are_refused(model, pictures, config):
+    state = model.prompt(pictures)
+    assert len(pictures) == config.max_visuals
+    for prefix, parts, count in ((None, [*pictures, pictures[0]], 7), (state, pictures[:2], 8)):
+        with pytest.raises(DataError, match=f"the prompt has {count} pictures and clips, this model allows 6"):
+            model.generate(parts, prefix=prefix)
+
+
+# Streaming and stopping
+
+
+def test_what_is_streamed_joins_to_the_result(model, prompts):
+    generation = model.generate(prompts["one picture"], max_new_tokens=TOKENS)
+    pieces = list(generation)
+    assert all(pieces)
+    assert len(pieces) > 1
+    assert "".join(pieces) == generation.result().text
+
+
+def test_a_stream_that_was_left_is_finished_by_its_result(model, prompts, expected):
+    generation = model.generate(prompts["one picture"], max_new_tokens=TOKENS)
+    first = next(iter(generation))
+    result = generation.result()
+    assert result.tokens == expected["one picture"]
+    assert result.text.startswith(first)
+    assert list(generation) == []
+
+
+def test_a_row_that_ends_early_does_not_change_the_others(model, tokenizer, prompts, expected):
+    names = ["one picture", "text alone", "five pictures"]
+    texts = {name: tokenizer.decode(list(expected[name])) for name in names}
+    stop = next(text for text in map(tokenizer.decode, map(list, pairwise(expected["text alone"])))
+                if "\ufffd" not in text and not any(text in texts[name] for name in names if name != "text alone"))
+    results = model.generate_batch([prompts[name] for name in names], max_new_tokens=TOKENS, stop=(stop,))
+    assert [result.stop_reason for result in results] == ["max_new_tokens", "stop_string", "max_new_tokens"]
+    assert tokens(results[::2]) == [expected["one picture"], expected["five pictures"]]
+    assert results[1].text == texts["text alone"].partition(stop)[0]
+
+
+class ScriptedEngine:
+    """Says fixed tokens: row b's n-th answer token is ``script[b][n]``; ``second`` is the next likely, always."""
+
+    name = "scripted"
+
+    def __init__(self, script, second=0) -> None:
+        self.script, self.second, self.said = script, second, 0
+
+    def bind(self, graph, inputs, outputs):
+        def call() -> None:
+            outputs["logits"][:] = 0.0
+            outputs["logits"][:, :, self.second] = 5.0
+            for row, script in enumerate(self.script):
+                outputs["logits"][row, 0, script[min(self.said, len(script) - 1)]] = 9.0
+            self.said += 1
+
+        return call
+
+
+def test_rows_end_at_the_end_of_their_chunk_and_the_batch_with_its_last_row(config, tokenizer):
+    script = [[*tokenizer.encode(text), tokenizer.end_of_chunk_id] for text in ("zzz", "z", "zzzzz")]
+    engine = ScriptedEngine(script)
+    results = Model(engine, config, tokenizer).generate_batch(["a", "b", "c"], max_new_tokens=20)
+    assert [result.text for result in results] == ["zzz", "z", "zzzzz"]
+    assert {result.stop_reason for result in results} == {"end_of_chunk"}
+    assert engine.said == 6
+
+
+def test_a_result_has_a_logprob_for_each_token_and_the_time_of_each_stage(model, prompts):
+    result = model.generate(prompts["one picture"], max_new_tokens=TOKENS).result()
+    assert len(result.logprobs) == len(result.tokens)
+    assert all(logprob <= 0 for logprob in result.logprobs)
+    assert set(result.timings) == {"images", "vision", "resampler", "prefill", "decode"}
+
+
+# Options
+
+
+def test_a_drawn_row_does_not_depend_on_its_neighbours(model, prompts):
+    options = GenerationOptions(max_new_tokens=TOKENS, temperature=1.5, seed=3)
+    first, other, third = prompts["one picture"], prompts["text alone"], prompts["five pictures"]
+    answers = [model.generate_batch([first, neighbour], options=options)[0].tokens for neighbour in (other, third)]
+    assert answers[0] == answers[1] == model.generate(first, options=options).result().tokens
+    assert answers[0] != model.generate(first, options=options, seed=4).result().tokens
+
+
+def test_the_repetition_penalty_counts_the_prefix(config, tokenizer):
+    (z,), (other,) = tokenizer.encode("z"), tokenizer.encode("w")
+    model = Model(ScriptedEngine([[z]], second=other), config, tokenizer)
+    answers = [
+        model.generate("x", prefix=model.prompt(shots), max_new_tokens=1, repetition_penalty=10.0).result().text
+        for shots in ("y", "z")
+    ]
+    assert answers == ["z", "w"]
+
+
+def test_an_unknown_option_is_named_with_the_known_ones(model):
+    with pytest.raises(UsageError, match="unknown generation option 'top_q'; known: max_new_tokens, temperature"):
+        model.generate("x", top_q=3)
+
+
+def test_an_option_out_of_range_is_named_before_anything_runs(model):
+    with pytest.raises(UsageError, match="top_k is -1"):
+        model.generate("x", top_k=-1)
+
+
+def test_keyword_arguments_go_before_the_options_given(model, prompts, expected):
+    options = GenerationOptions(max_new_tokens=2)
+    assert model.generate(prompts["one picture"], options=options).result().tokens == expected["one picture"][:2]
+    result = model.generate(prompts["one picture"], options=options, max_new_tokens=3).result()
+    assert result.tokens == expected["one picture"][:3]
+
+
+def test_the_same_generation_twice_is_the_same(model, prompts):
+    first, second = (model.generate(prompts["two pictures"], max_new_tokens=4).result() for _ in range(2))
+    np.testing.assert_array_equal(first.logprobs, second.logprobs)

@@ -1,0 +1,66 @@
+"""Opening a model: the backend that fits the folder, and a remedy for everything that does not fit."""
+
+import pytest
+
+import flamingo_rt
+from flamingo_rt.bundle import read_bundle, write_manifest
+from flamingo_rt.errors import DataError, UsageError
+
+
+@pytest.mark.parametrize("backend", ["auto", "ort"])
+def test_a_bundle_runs_on_onnx_runtime(backend, bundle_folder, torch_model, pictures):
+    model = flamingo_rt.load(bundle_folder, backend, threads=1)
+    assert model.engine.name == "ort"
+    parts = [pictures[0], "Output:"]
+    expected = torch_model.generate(parts, max_new_tokens=3).result().tokens
+    assert model.generate(parts, max_new_tokens=3).result().tokens == expected
+
+
+@pytest.mark.parametrize("backend", ["auto", "torch"])
+def test_a_checkpoint_runs_in_pytorch(backend, checkpoint_folder, torch_model, pictures):
+    model = flamingo_rt.load(str(checkpoint_folder), backend)
+    assert model.engine.name == "torch"
+    parts = [pictures[0], "Output:"]
+    assert model.generate(parts, max_new_tokens=3).result().tokens == (
+        torch_model.generate(parts, max_new_tokens=3).result().tokens
+    )
+
+
+def test_an_unknown_backend_is_answered_with_the_known_ones(bundle_folder):
+    with pytest.raises(UsageError, match="unknown backend 'tpu'; known: auto, ort, torch"):
+        flamingo_rt.load(bundle_folder, "tpu")
+
+
+def test_torch_on_a_bundle_asks_for_the_checkpoint(bundle_folder):
+    with pytest.raises(UsageError, match="is a bundle .* give the checkpoint .* or take --backend ort"):
+        flamingo_rt.load(bundle_folder, "torch")
+
+
+def test_ort_on_a_checkpoint_shows_the_export_command(checkpoint_folder):
+    with pytest.raises(UsageError, match=f"flamingo-rt export --ckpt {checkpoint_folder} --out"):
+        flamingo_rt.load(checkpoint_folder, "ort")
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(DataError, match="there is no model at .*nowhere"):
+        flamingo_rt.load(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_what_is_neither_bundle_nor_checkpoint_is_refused(kind, tmp_path):
+    path = tmp_path
+    if kind == "file":
+        path = tmp_path / "model.onnx"
+        path.write_bytes(b"x")
+    with pytest.raises(DataError, match="neither a bundle .no manifest.json. nor a checkpoint .no config.json."):
+        flamingo_rt.load(path)
+
+
+def test_a_graph_that_is_no_graph_is_named(bundle_folder, tmp_path):
+    bundle = read_bundle(bundle_folder)
+    for file in bundle_folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "resampler.onnx").write_bytes(b"not a graph")
+    write_manifest(tmp_path, bundle.config, bundle.graphs, bundle.parity)
+    with pytest.raises(DataError, match="cannot load .*resampler.onnx"):
+        flamingo_rt.load(tmp_path)

@@ -1,0 +1,113 @@
+"""Scores of closed answers against the model without a cache, one token at a time."""
+
+import pytest
+import torch
+
+from flamingo_rt.errors import DataError, UsageError
+from flamingo_rt.processing.prompt import build_prompt
+from flamingo_rt.processing.visuals import visual_pixels
+
+CHOICES = ["a red circle", "yes", "no, it is not", "é"]
+LOGPROB = 2e-4  # float32 logits of about 5; up to ten tokens are added up
+
+
+@pytest.fixture(scope="module")
+def slow_score(flamingo, tokenizer, config):
+    """Sum of the log-probabilities of a continuation's tokens: the whole prompt again for each."""
+
+    @torch.no_grad()
+    def score(parts, continuation):
+        prompt = build_prompt(parts, tokenizer)
+        keys = values = None
+        if prompt.visuals:
+            latents = [flamingo.encode(torch.from_numpy(visual_pixels(v, config))[None]) for v in prompt.visuals]
+            pairs = [flamingo.cross_attention.keys_values(each) for each in latents]
+            keys = [torch.stack(layer, dim=1) for layer in zip(*(keys for keys, _ in pairs), strict=True)]
+            values = [torch.stack(layer, dim=1) for layer in zip(*(values for _, values in pairs), strict=True)]
+        ids, phi, total = prompt.input_ids.tolist(), prompt.media_index.tolist(), 0.0
+        for token in tokenizer.encode(continuation):
+            positions = torch.arange(len(ids))[None]
+            logits = flamingo.decode(torch.tensor([ids]), positions, torch.tensor([phi]), keys, values)
+            total += float(logits[0, -1].double().log_softmax(-1)[token])
+            ids.append(token)
+            phi.append(phi[-1])
+        return total
+
+    return score
+
+
+@pytest.fixture(scope="module")
+def prompt(pictures):
+    return [pictures[0], "Output: a cat", pictures[1], "Answer:"]
+
+
+def by_text(scores):
+    return {score.text: score.logprob for score in scores}
+
+
+@pytest.mark.parametrize("name", ["pictures", "text alone"])
+def test_a_score_is_the_sum_of_the_tokens_log_probabilities(name, model, prompt, slow_score):
+    parts = prompt if name == "pictures" else "Question: is it? Answer:"
+    expected = {choice: slow_score(parts, f" {choice}") for choice in CHOICES}
+    assert by_text(model.score(parts, CHOICES)) == pytest.approx(expected, abs=LOGPROB)
+
+
+def test_a_prefix_does_not_change_a_score(model, prompt, slow_score):
+    expected = {choice: slow_score(prompt, f" {choice}") for choice in CHOICES}
+    scores = model.score(prompt[2:], CHOICES, prefix=model.prompt(prompt[:2]))
+    assert by_text(scores) == pytest.approx(expected, abs=LOGPROB)
+
+
+def test_the_best_comes_first_and_shares_sum_to_one(model, prompt):
+    scores = model.score(prompt, CHOICES)
+    assert {score.text for score in scores} == set(CHOICES)
+    assert [s.logprob for s in scores] == sorted((s.logprob for s in scores), reverse=True)
+    assert sum(score.probability for score in scores) == pytest.approx(1, abs=1e-12)
+    best, second = scores[:2]
+    ratio = torch.tensor(best.logprob - second.logprob, dtype=torch.float64).exp().item()
+    assert best.probability / second.probability == pytest.approx(ratio, rel=1e-9)
+
+
+def test_one_choice_has_all_of_the_share(model, prompt):
+    (score,) = model.score(prompt, ["yes"])
+    assert score.probability == 1.0
+
+
+def test_a_choice_is_scored_the_same_whatever_stands_beside_it(model, prompt):
+    alone, among = by_text(model.score(prompt, ["yes"])), by_text(model.score(prompt, CHOICES))
+    assert alone["yes"] == pytest.approx(among["yes"], abs=1e-9)
+
+
+@pytest.mark.parametrize("end, choice, continuation", [
+    ("Answer:", "yes", " yes"), ("Answer: ", "yes", "yes"), ("Answer:", " yes", " yes"), ("Answer:\n", "yes", "yes"),
+])
+def test_a_space_stands_between_prompt_and_choice_once(end, choice, continuation, model, slow_score):
+    (score,) = model.score(["Question ", end], [choice])
+    assert score.text == choice
+    assert score.logprob == pytest.approx(slow_score(["Question ", end], continuation), abs=LOGPROB)
+
+
+def test_a_choice_right_behind_a_picture_has_a_space_too(model, pictures, slow_score):
+    (score,) = model.score(pictures[0], ["yes"])
+    assert score.logprob == pytest.approx(slow_score(pictures[0], " yes"), abs=LOGPROB)
+
+
+@pytest.mark.parametrize("choices", [[], "yes", ["yes", ""], [" "]])
+def test_choices_that_are_no_list_of_texts_are_refused(choices, torch_model):
+    with pytest.raises(UsageError, match="choices are .*: give a list"):
+        torch_model.score("x", choices)
+
+
+def test_a_choice_with_an_image_token_is_refused(torch_model):
+    with pytest.raises(UsageError, match="<image>"):
+        torch_model.score("x", ["yes", "an <image>"])
+
+
+def test_a_choice_may_fill_the_context_but_not_more(model, tokenizer, config, slow_score):
+    room = config.language.context - 2  # behind the token of the beginning and "x"
+    fits = " " + "z" * (room - 1)
+    assert len(tokenizer.encode(fits)) == room
+    (score,) = model.score("x", [fits])
+    assert score.logprob == pytest.approx(slow_score("x", fits), abs=LOGPROB * room)
+    with pytest.raises(DataError, match=f"the prompt has 2 tokens and a choice {room + 1}, the context"):
+        model.score("x", ["yes", f"{fits}z"])

@@ -1,0 +1,224 @@
+"""Bundles: what was written is read back, and whatever was damaged since is refused by name."""
+
+import json
+import os
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flamingo_rt.bundle import FORMAT_VERSION, GraphEntry, read_bundle, write_manifest
+from flamingo_rt.contract import GRAPHS
+from flamingo_rt.errors import DataError
+from flamingo_rt.presets import preset
+
+CONFIG = preset("tiny")
+ENTRIES = {name: GraphEntry(f"{name}.onnx", "ort", "float32", None) for name in GRAPHS}
+PARITY = dict.fromkeys(GRAPHS, 1e-6)
+WEIGHTS = "language_model.onnx.data"
+
+
+def make_bundle(folder):
+    """A bundle of the right files with arbitrary content, which reading does not look into."""
+    for name in [*(entry.file for entry in ENTRIES.values()), WEIGHTS, "tokenizer.json"]:
+        (folder / name).write_bytes(f"content of {name}".encode())
+    write_manifest(folder, CONFIG, ENTRIES, PARITY)
+    return folder
+
+
+@pytest.fixture
+def bundle(tmp_path):
+    return make_bundle(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def shared_bundle(tmp_path_factory):
+    """A bundle whose manifest is written anew for every example, and the manifest it had."""
+    folder = make_bundle(tmp_path_factory.mktemp("bundle"))
+    return folder, (folder / "manifest.json").read_text()
+
+
+def manifest_of(folder):
+    return json.loads((folder / "manifest.json").read_text())
+
+
+def write(folder, manifest):
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_a_bundle_is_read_as_it_was_written(bundle):
+    read = read_bundle(bundle)
+    assert (read.path, read.config, read.graphs, read.parity) == (bundle, CONFIG, ENTRIES, PARITY)
+    assert read.graph_path("resampler") == bundle / "resampler.onnx"
+    assert read.tokenizer_path == bundle / "tokenizer.json"
+
+
+def test_every_file_but_the_manifest_is_hashed(bundle):
+    files = {path.name for path in bundle.iterdir()} - {"manifest.json"}
+    assert set(manifest_of(bundle)["files"]) == files
+    assert WEIGHTS in files
+
+
+def test_a_missing_folder_shows_the_command_that_makes_one(tmp_path):
+    with pytest.raises(DataError, match="there is no bundle at .*nowhere: flamingo-rt export"):
+        read_bundle(tmp_path / "nowhere")
+
+
+def test_a_folder_without_a_manifest_is_no_bundle(tmp_path):
+    with pytest.raises(DataError, match="is not a bundle: it has no manifest.json"):
+        read_bundle(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["vision_encoder.onnx", WEIGHTS, "tokenizer.json"])
+def test_a_missing_file_is_named(name, bundle):
+    (bundle / name).unlink()
+    with pytest.raises(DataError, match=f"lacks {name}"):
+        read_bundle(bundle)
+
+
+@pytest.mark.parametrize("name", ["vision_encoder.onnx", WEIGHTS, "tokenizer.json"])
+def test_a_changed_byte_is_found(name, bundle):
+    content = bytearray((bundle / name).read_bytes())
+    content[-1] ^= 1
+    (bundle / name).write_bytes(content)
+    with pytest.raises(DataError, match=f"{name} was changed since the export .SHA-256 differs."):
+        read_bundle(bundle)
+
+
+def test_a_file_cut_short_is_found(bundle):
+    whole = (bundle / WEIGHTS).read_bytes()
+    (bundle / WEIGHTS).write_bytes(whole[:-3])
+    with pytest.raises(DataError, match=f"{WEIGHTS} has {len(whole) - 3} bytes, the manifest says {len(whole)}"):
+        read_bundle(bundle)
+
+
+def test_a_newer_format_asks_for_an_upgrade(bundle):
+    write(bundle, {**manifest_of(bundle), "format_version": FORMAT_VERSION + 1})
+    with pytest.raises(DataError, match=f"has format {FORMAT_VERSION + 1}, .* up to {FORMAT_VERSION}: upgrade"):
+        read_bundle(bundle)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"format_version": "1"}', "{}", "[" * 100_000], ids=range(7))
+def test_a_manifest_that_is_no_manifest_is_refused(text, bundle):
+    (bundle / "manifest.json").write_text(text)
+    with pytest.raises(DataError, match="manifest.json is (not valid JSON|damaged)"):
+        read_bundle(bundle)
+
+
+def test_a_manifest_that_is_no_text_is_refused(bundle):
+    (bundle / "manifest.json").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(DataError, match="manifest.json is not valid JSON"):
+        read_bundle(bundle)
+
+
+@pytest.mark.parametrize("key", ["format_version", "config", "graphs", "parity", "files"])
+def test_a_missing_key_is_refused(key, bundle):
+    manifest = manifest_of(bundle)
+    del manifest[key]
+    write(bundle, manifest)
+    with pytest.raises(DataError, match=key):
+        read_bundle(bundle)
+
+
+@pytest.mark.parametrize("where", [("graphs", "resampler"), ("config",), ("config", "language")])
+def test_an_unknown_key_is_named(where, bundle):
+    manifest = manifest_of(bundle)
+    entry = manifest
+    for key in where:
+        entry = entry[key]
+    entry["surprise"] = 1
+    write(bundle, manifest)
+    with pytest.raises(DataError, match="surprise"):
+        read_bundle(bundle)
+
+
+@pytest.mark.parametrize("name", [GRAPHS[0], "tokenizer.json"])
+def test_a_file_that_is_needed_but_not_hashed_is_refused(name, bundle):
+    manifest = manifest_of(bundle)
+    file = f"{name}.onnx" if name in GRAPHS else name
+    del manifest["files"][file]
+    write(bundle, manifest)
+    with pytest.raises(DataError, match=f"damaged .*{file}"):
+        read_bundle(bundle)
+
+
+@pytest.mark.parametrize("form", ["relative", "absolute", "link"])
+def test_a_file_outside_the_bundle_is_refused(form, bundle, tmp_path_factory):
+    outside = tmp_path_factory.mktemp("outside") / "secret"
+    outside.write_bytes((bundle / WEIGHTS).read_bytes())
+    name = {"relative": os.path.relpath(outside, bundle), "absolute": str(outside), "link": "link.data"}[form]
+    if form == "link":
+        (bundle / name).symlink_to(outside)
+    manifest = manifest_of(bundle)
+    manifest["files"][name] = manifest["files"][WEIGHTS]
+    write(bundle, manifest)
+    with pytest.raises(DataError, match="names a file outside the bundle"):
+        read_bundle(bundle)
+
+
+@pytest.mark.parametrize("name", ["a\0b", "\ud800", "x" * 300, "", "."], ids=ascii)
+def test_a_name_no_file_can_have_is_refused(name, bundle):
+    manifest = manifest_of(bundle)
+    manifest["files"][name] = {"sha256": "0", "bytes": 1}
+    write(bundle, manifest)
+    with pytest.raises(DataError, match="copy (it again|or export it)"):
+        read_bundle(bundle)
+
+
+def test_a_loop_of_links_is_refused(bundle):
+    (bundle / WEIGHTS).unlink()
+    (bundle / WEIGHTS).symlink_to(bundle / WEIGHTS)
+    with pytest.raises(DataError, match=WEIGHTS):
+        read_bundle(bundle)
+
+
+@pytest.mark.parametrize("where, value", [
+    (("parity", "resampler"), 10**400), (("files", WEIGHTS, "bytes"), float("inf")), (("files", WEIGHTS), None),
+    (("graphs", "resampler", "file"), ["resampler.onnx"]), (("config", "language", "kv_heads"), 0),
+    (("config", "vision", "bottleneck"), float("inf")), (("config", "language", "rotary_fraction"), float("nan")),
+    (("config", "vision", "bottleneck"), 10**400), (("config", "vision", "strides"), [2, 0, 1]),
+    (("config", "vision", "kind"), ["nfnet"]), (("config", "language", "width"), True),
+])
+def test_an_impossible_value_is_refused(where, value, bundle):
+    manifest = manifest_of(bundle)
+    entry = manifest
+    for key in where[:-1]:
+        entry = entry[key]
+    entry[where[-1]] = value
+    write(bundle, manifest)
+    with pytest.raises(DataError):
+        read_bundle(bundle)
+
+
+def paths_in(value, path=()):
+    """The path of every value in a JSON document but the whole."""
+    entries = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, entry in entries:
+        yield (*path, key)
+        yield from paths_in(entry, (*path, key))
+
+
+scalars = st.none() | st.booleans() | st.integers(-3, 300) | st.floats() | st.text(max_size=8)
+values = scalars | st.lists(scalars, max_size=3) | st.dictionaries(st.text(max_size=4), scalars, max_size=2)
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.data())
+def test_a_manifest_with_any_other_value_is_read_or_refused(data, shared_bundle):
+    folder, manifest = shared_bundle[0], json.loads(shared_bundle[1])
+    path = data.draw(st.sampled_from(sorted(paths_in(manifest), key=str)))
+    entry = manifest
+    for key in path[:-1]:
+        entry = entry[key]
+    if data.draw(st.booleans()):
+        entry[path[-1]] = data.draw(values)
+    else:
+        del entry[path[-1]]
+    write(folder, manifest)
+    try:
+        read = read_bundle(folder)
+    except DataError as error:
+        assert str(error)
+    else:
+        assert set(read.graphs) == set(GRAPHS)
+        assert read.config.vision.feature_count > 0

@@ -1,0 +1,165 @@
+"""Configurations: what is stored comes back equal, and what cannot work is refused with the key's name."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from flamingo_rt.config import (
+    CrossAttentionConfig,
+    FlamingoConfig,
+    LanguageConfig,
+    NFNetConfig,
+    ResamplerConfig,
+    ViTConfig,
+)
+from flamingo_rt.errors import DataError, UsageError
+from flamingo_rt.presets import PRESETS, preset
+
+
+def with_value(path: str, value: object) -> dict:
+    """A valid configuration's dictionary with one dotted key replaced."""
+    data = json.loads(json.dumps(preset("tiny").to_dict()))
+    *parents, last = path.split(".")
+    target = data
+    for key in parents:
+        target = target[key]
+    target[last] = value
+    return data
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_survives_json(name):
+    config = preset(name)
+    assert FlamingoConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert config.name == name
+
+
+def test_a_vision_transformer_survives_json():
+    config = replace(preset("tiny"), vision=ViTConfig(image_size=28, post_norm=True))
+    assert FlamingoConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_an_unknown_preset_lists_the_known_ones():
+    with pytest.raises(UsageError) as error:
+        preset("flamingo-4b")
+    assert "flamingo-4b" in str(error.value)
+    assert all(name in str(error.value) for name in PRESETS)
+
+
+@pytest.mark.parametrize("part", ["vision", "resampler", "cross_attention", "language", "preprocessing", "tokens"])
+def test_an_unknown_key_is_named(part):
+    data = preset("tiny").to_dict()
+    data[part]["surprise"] = 1
+    with pytest.raises(DataError, match=rf"config\.{part} has unknown keys surprise"):
+        FlamingoConfig.from_dict(data)
+
+
+@pytest.mark.parametrize(
+    ("part", "key"),
+    [("vision", "widths"), ("resampler", "latents"), ("cross_attention", "interval"), ("language", "vocab_size"),
+     ("preprocessing", "mean"), ("tokens", "image")],
+)
+def test_a_missing_key_is_named(part, key):
+    data = preset("tiny").to_dict()
+    del data[part][key]
+    with pytest.raises(DataError, match=rf"config\.{part} lacks {key}"):
+        FlamingoConfig.from_dict(data)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("name", 3),
+        ("language.width", "128"),
+        ("language.width", 128.0),
+        ("language.layers", True),
+        ("language.tied_head", 1),
+        ("language.norm", "batchnorm"),
+        ("language.norm_eps", "small"),
+        ("resampler", None),
+        ("resampler.final_norm", None),
+        ("cross_attention.offset", "middle"),
+        ("cross_attention.media_width", "wide"),
+        ("vision.widths", 64),
+        ("preprocessing.mean", [0.5, 0.5]),
+        ("tokens", []),
+    ],
+)
+def test_a_mistyped_value_names_its_key(path, value):
+    with pytest.raises(DataError, match=rf"config\.{path}\b"):
+        FlamingoConfig.from_dict(with_value(path, value))
+
+
+def test_a_mistyped_list_entry_is_named():
+    with pytest.raises(DataError, match=r"config\.vision\.depths\[1\]"):
+        FlamingoConfig.from_dict(with_value("vision.depths", [1, "2", 2]))
+
+
+@pytest.mark.parametrize("kind", ["resnet", None, 4, []])
+def test_an_unknown_vision_encoder_lists_the_known_ones(kind):
+    with pytest.raises(DataError, match=r"config\.vision\.kind is .*; known: nfnet, vit"):
+        FlamingoConfig.from_dict(with_value("vision.kind", kind))
+
+
+def test_an_integer_is_accepted_where_a_float_is_wanted():
+    config = FlamingoConfig.from_dict(with_value("language.rotary_base", 500))
+    assert isinstance(config.language.rotary_base, float)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1, 2]", "null", "\xff"])
+def test_a_damaged_file_is_refused(tmp_path, text):
+    file = tmp_path / "config.json"
+    file.write_bytes(text.encode("latin-1"))
+    with pytest.raises(DataError):
+        FlamingoConfig.read(file)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(DataError, match="absent.json"):
+        FlamingoConfig.read(tmp_path / "absent.json")
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: NFNetConfig(widths=(256, 512)), "stages differ"),
+        (lambda: NFNetConfig(stem_strides=(2, 1)), "stem"),
+        (lambda: NFNetConfig(widths=(250, 512, 1536, 1536)), "width 250"),
+        (lambda: NFNetConfig(group_width=0), "group_width"),
+        (lambda: NFNetConfig(depths=(1, 0, 1, 1)), "depths"),
+        (lambda: ViTConfig(image_size=225), "225"),
+        (lambda: ViTConfig(patch_size=0), "patch_size"),
+        (lambda: ViTConfig(width=1000), "1000"),
+        (lambda: ResamplerConfig(latents=0), "latents"),
+        (lambda: ResamplerConfig(max_frames=-1), "max_frames"),
+        (lambda: CrossAttentionConfig(interval=0), "interval"),
+        (lambda: LanguageConfig(heads=16, kv_heads=3), "3 kv_heads"),
+        (lambda: LanguageConfig(kv_heads=0), "kv_heads"),
+        (lambda: LanguageConfig(layers=0), "layers"),
+        (lambda: LanguageConfig(head_width=10, rotary_fraction=0.5), "5, is odd"),
+        (lambda: FlamingoConfig(resampler=ResamplerConfig(input_projection=False)), "projection"),
+        (lambda: FlamingoConfig(cross_attention=CrossAttentionConfig(interval=25, offset="last")), "interval"),
+        (lambda: FlamingoConfig(max_visuals=0), "max_visuals"),
+    ],
+)
+def test_what_cannot_work_is_refused(build, message):
+    with pytest.raises(DataError, match=message):
+        build()
+
+
+@pytest.mark.parametrize(
+    ("offset", "interval", "layers", "expected"),
+    [
+        ("first", 1, 4, (0, 1, 2, 3)),
+        ("last", 1, 4, (0, 1, 2, 3)),
+        ("first", 3, 7, (0, 3, 6)),
+        ("last", 3, 7, (2, 5)),
+        ("first", 4, 32, (0, 4, 8, 12, 16, 20, 24, 28)),
+        ("last", 4, 32, (3, 7, 11, 15, 19, 23, 27, 31)),
+    ],
+)
+def test_cross_attention_precedes_the_layers_of_its_rule(offset, interval, layers, expected):
+    assert CrossAttentionConfig(interval=interval, offset=offset).layers(layers) == expected

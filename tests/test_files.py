@@ -1,0 +1,210 @@
+"""Writing: what was there before survives every failure, and what a killed run left does not stand in the way."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flamingo_rt.errors import DataError, UsageError
+from flamingo_rt.files import check_output, new_directory, replacing_file
+
+KILLED_IN_FILE = """
+import os, signal, sys
+from pathlib import Path
+from flamingo_rt.files import replacing_file
+with replacing_file(Path(sys.argv[1])) as beside:
+    beside.write_text("half of the n")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+KILLED_IN_DIRECTORY = """
+import os, signal, sys
+from pathlib import Path
+from flamingo_rt.files import new_directory
+with new_directory(Path(sys.argv[1]), overwrite=True) as folder:
+    (folder / "new").write_text("half of the n")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def run_until_killed(script: str, path: Path) -> None:
+    result = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True)
+    assert result.returncode == -signal.SIGKILL, result.stderr
+
+
+def full_disk() -> OSError:
+    return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {file.name: file.read_text() for file in folder.iterdir()}
+
+
+@pytest.fixture
+def old_file(tmp_path):
+    path = tmp_path / "result.json"
+    path.write_text("old")
+    return path
+
+
+@pytest.fixture
+def old_folder(tmp_path):
+    path = tmp_path / "result"
+    path.mkdir()
+    (path / "old").write_text("old")
+    return path
+
+
+def test_a_file_is_replaced_and_nothing_is_left_beside_it(old_file):
+    with replacing_file(old_file) as beside:
+        beside.write_text("new")
+        assert old_file.read_text() == "old"
+    assert contents(old_file.parent) == {"result.json": "new"}
+
+
+def test_a_files_missing_folders_are_made(tmp_path):
+    with replacing_file(tmp_path / "a" / "b" / "c.txt") as beside:
+        beside.write_text("new")
+    assert (tmp_path / "a" / "b" / "c.txt").read_text() == "new"
+
+
+@pytest.mark.parametrize("raised", [ValueError, KeyboardInterrupt])
+def test_the_old_file_survives_an_exception(old_file, raised):
+    with pytest.raises(raised), replacing_file(old_file) as beside:
+        beside.write_text("half")
+        raise raised
+    assert contents(old_file.parent) == {"result.json": "old"}
+
+
+def test_the_old_file_survives_a_full_disk(old_file):
+    with (
+        pytest.raises(DataError, match=r"no space left while writing .*result\.json"),
+        replacing_file(old_file) as beside,
+    ):
+        beside.write_text("half")
+        raise full_disk()
+    assert contents(old_file.parent) == {"result.json": "old"}
+
+
+def test_the_old_file_survives_a_disk_that_fills_up_while_flushing(old_file, monkeypatch):
+    def fail(_descriptor: int) -> None:
+        raise full_disk()
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(DataError, match="no space left"), replacing_file(old_file) as beside:
+        beside.write_text("new")
+    assert contents(old_file.parent) == {"result.json": "old"}
+
+
+def test_the_old_file_survives_a_kill_and_the_next_run_succeeds(old_file):
+    run_until_killed(KILLED_IN_FILE, old_file)
+    assert old_file.read_text() == "old"
+    with replacing_file(old_file) as beside:
+        beside.write_text("new")
+    assert contents(old_file.parent) == {"result.json": "new"}
+
+
+def test_a_file_that_cannot_be_written_is_a_data_error(old_file):
+    with pytest.raises(DataError, match="cannot write"), replacing_file(old_file / "below") as beside:
+        beside.write_text("new")
+    assert old_file.read_text() == "old"
+
+
+def test_a_new_folder_appears_whole(tmp_path):
+    path = tmp_path / "a" / "result"
+    with new_directory(path) as folder:
+        (folder / "new").write_text("new")
+        assert not path.exists()
+    assert contents(path) == {"new": "new"}
+    assert [entry.name for entry in path.parent.iterdir()] == ["result"]
+
+
+def test_an_existing_output_is_refused_before_any_work(old_folder):
+    with pytest.raises(UsageError, match=r"already exists.*--overwrite"), new_directory(old_folder):
+        pytest.fail("the body ran")
+    assert contents(old_folder) == {"old": "old"}
+
+
+def test_a_file_in_the_way_is_refused_even_with_overwrite(old_file):
+    with pytest.raises(UsageError, match="is a file"):
+        check_output(old_file, overwrite=True)
+    with pytest.raises(UsageError, match="is a file"), new_directory(old_file, overwrite=True):
+        pytest.fail("the body ran")
+    assert old_file.read_text() == "old"
+
+
+def test_a_new_output_may_be_written(tmp_path, old_folder):
+    check_output(tmp_path / "absent", overwrite=False)
+    check_output(old_folder, overwrite=True)
+
+
+def test_overwrite_replaces_the_whole_folder(old_folder):
+    with new_directory(old_folder, overwrite=True) as folder:
+        (folder / "new").write_text("new")
+        assert contents(old_folder) == {"old": "old"}
+    assert contents(old_folder) == {"new": "new"}
+    assert [entry.name for entry in old_folder.parent.iterdir()] == ["result"]
+
+
+@pytest.mark.parametrize("raised", [ValueError, KeyboardInterrupt])
+def test_the_old_folder_survives_an_exception(old_folder, raised):
+    with pytest.raises(raised), new_directory(old_folder, overwrite=True) as folder:
+        (folder / "new").write_text("half")
+        raise raised
+    assert contents(old_folder) == {"old": "old"}
+    assert [entry.name for entry in old_folder.parent.iterdir()] == ["result"]
+
+
+def test_the_old_folder_survives_a_full_disk(old_folder):
+    with (
+        pytest.raises(DataError, match="no space left while writing .*result: nothing was changed"),
+        new_directory(old_folder, overwrite=True) as folder,
+    ):
+        (folder / "new").write_text("half")
+        raise full_disk()
+    assert contents(old_folder) == {"old": "old"}
+
+
+def test_the_old_folder_comes_back_when_the_last_rename_fails(old_folder, monkeypatch):
+    rename = os.replace
+
+    def fail_for_the_new_one(source: Path, target: Path) -> None:
+        if source.name.endswith(".partial"):
+            raise full_disk()
+        rename(source, target)
+
+    monkeypatch.setattr(os, "replace", fail_for_the_new_one)
+    with pytest.raises(DataError), new_directory(old_folder, overwrite=True) as folder:
+        (folder / "new").write_text("new")
+    assert contents(old_folder) == {"old": "old"}
+    assert [entry.name for entry in old_folder.parent.iterdir()] == ["result"]
+
+
+def test_the_old_folder_survives_a_kill_and_the_next_run_succeeds(old_folder):
+    run_until_killed(KILLED_IN_DIRECTORY, old_folder)
+    assert contents(old_folder) == {"old": "old"}
+    with new_directory(old_folder, overwrite=True) as folder:
+        assert contents(folder) == {}
+        (folder / "new").write_text("new")
+    assert contents(old_folder) == {"new": "new"}
+    assert [entry.name for entry in old_folder.parent.iterdir()] == ["result"]
+
+
+def test_a_first_run_that_was_killed_leaves_no_output(tmp_path):
+    path = tmp_path / "result"
+    run_until_killed(KILLED_IN_DIRECTORY, path)
+    check_output(path, overwrite=False)
+    with new_directory(path) as folder:
+        (folder / "new").write_text("new")
+    assert contents(path) == {"new": "new"}
+
+
+def test_an_unwritable_place_is_a_data_error(old_file):
+    with pytest.raises(DataError, match="cannot write"), new_directory(old_file / "below"):
+        pytest.fail("the body ran")

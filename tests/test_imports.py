@@ -1,0 +1,119 @@
+"""Imports run one way, and what runs on a device needs no torch."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FOLDERS = {"flamingo_rt": ROOT / "flamingo_rt", "flamingo_rt.export": ROOT / "export", "flamingo_rt.engines": ROOT / "engines"}
+
+# What each part of the project may import of the project, besides itself.
+BASE = {"errors", "config", "files", "contract", "presets"}
+RUNTIME = BASE | {"bundle", "processing", "engines"}
+ALLOWED = {
+    "errors": set(),
+    "config": {"errors"},
+    "files": {"errors"},
+    "presets": {"errors", "config"},
+    "contract": {"config"},
+    "bundle": {"errors", "config", "contract"},
+    "processing": {"errors", "config"},
+    "engines": {"errors", "config", "contract"},
+    "runtime": BASE | {"processing"},
+    "model": {"errors", "config", "contract"},
+    "checkpoints": {"errors", "config", "files", "model"},
+    "training": BASE | {"processing", "model", "checkpoints"},
+    "export": RUNTIME | {"runtime", "model", "checkpoints"},
+    "loading": RUNTIME | {"runtime", "model", "checkpoints"},
+    "cli": RUNTIME | {"runtime", "model", "checkpoints", "training", "export", "loading", "__init__"},
+    "__main__": {"cli"},
+    "__init__": {"errors", "loading", "processing", "runtime"},
+}
+# Third-party libraries that only the parts whose job they are may import.
+OWNERS = {
+    "torch": {"model", "checkpoints", "training", "export", "cli"},  # cli: doctor looks whether it is there
+    "onnxruntime": {"engines"},
+    "onnx": set(),
+    "onnx_ir": {"export"},
+    "safetensors": {"checkpoints", "training", "cli"},
+    "cv2": {"processing", "training"},
+    "sklearn": {"training"},
+    "tokenizers": {"processing", "training"},
+    "PIL": {"processing", "training"},
+    "click": {"cli"},
+    "rich": {"cli"},
+}
+
+
+def modules() -> list[tuple[str, Path]]:
+    found = []
+    for package, folder in FOLDERS.items():
+        for file in sorted(folder.rglob("*.py")):
+            relative = file.relative_to(folder).with_suffix("")
+            part = package.split(".")[1] if "." in package else relative.parts[0]
+            found.append((part, file))
+    return found
+
+
+def imported(file: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: relative import"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+@pytest.mark.parametrize(("part", "file"), modules(), ids=lambda value: str(value).split("/")[-1])
+def test_a_module_imports_only_what_its_place_allows(part: str, file: Path) -> None:
+    for name in imported(file):
+        head, *rest = name.split(".")
+        assert head not in {"export", "engines"}, f"{file} imports {name}: say flamingo_rt.{name}"
+        if head == "flamingo_rt":
+            target = rest[0] if rest and rest[0] in ALLOWED else "__init__"
+            assert target == part or target in ALLOWED[part], f"{file} may not import {name}"
+        elif head in OWNERS:
+            assert part in OWNERS[head], f"{file} may not import {name}"
+
+
+HEAVY = ("torch", "onnx", "onnxruntime", "cv2", "sklearn", "rich", "PIL", "tokenizers", "numpy")
+
+
+def loaded_after(code: str) -> set[str]:
+    listing = f"import sys\n{code}\nprint([name for name in {HEAVY!r} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", listing], capture_output=True, text=True, check=True)
+    return set(ast.literal_eval(done.stdout.strip().splitlines()[-1]))
+
+
+def test_importing_the_package_loads_nothing_heavy() -> None:
+    assert loaded_after("import flamingo_rt") == set()
+
+
+def test_help_loads_nothing_heavy() -> None:
+    code = "sys.argv = ['flamingo-rt', '--help']\nfrom flamingo_rt.cli import main\n" \
+           "try:\n    main()\nexcept SystemExit:\n    pass"
+    assert loaded_after(code) == set()
+
+
+def test_answering_with_the_packaged_model_loads_no_torch_and_no_opencv() -> None:
+    picture = ROOT / "examples" / "scene.png"
+    code = f"sys.argv = ['flamingo-rt', 'infer', '--image', {str(picture)!r}]\nfrom flamingo_rt.cli import main\nmain()"
+    loaded = loaded_after(code)
+    assert "onnxruntime" in loaded
+    assert not loaded & {"torch", "onnx", "cv2", "sklearn", "rich"}
+
+
+def test_every_public_name_resolves() -> None:
+    import flamingo_rt
+
+    for name in flamingo_rt.__all__:
+        assert getattr(flamingo_rt, name) is not None
+    with pytest.raises(AttributeError, match="nonsense"):
+        flamingo_rt.nonsense  # noqa: B018
