@@ -53,7 +53,7 @@ class OrtEngine:
     ) -> Callable[[], None]:
         """A call that reads ``inputs`` and writes ``outputs`` in place, each time it is made.
 
-        The arrays must be C-contiguous and stay the caller's; an input and an output may be the same memory (the cache).
+        The arrays must be C-contiguous and stay the caller's; an input and an output may share memory (the cache).
         """
         session, spec = self._sessions[graph], self._specs[graph]
         binding = session.io_binding()

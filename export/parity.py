@@ -34,7 +34,7 @@ TOLERANCE = 1e-4  # float32 sums of a few thousand terms in another order differ
 
 @dataclass(frozen=True)
 class Case:
-    """A prompt shape: for each row its tokens and where its visuals stand; then tokens taken in pieces of ``pieces``."""
+    """A prompt: for each row its tokens and where its visuals stand; then more tokens, in ``pieces``."""
 
     name: str
     lengths: tuple[int, ...]

@@ -1,4 +1,4 @@
-"""The three graphs as modules: they share the model's weights and have exactly the inputs and outputs of the contract."""
+"""The three graphs as modules: the model's weights, with exactly the inputs and outputs of the contract."""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ def read_bundle(path: Path) -> Bundle:
         raise DataError(f"{path} is not a bundle: it has no {MANIFEST}; flamingo-rt export writes one")
     manifest = read_json(path / MANIFEST)
     version = manifest.get("format_version") if isinstance(manifest, dict) else None
-    if not isinstance(version, int):
+    if type(version) is not int or version < 1:
         raise DataError(f"{path / MANIFEST} is damaged: format_version is {version!r}; export the model again")
     if version > FORMAT_VERSION:
         raise DataError(
@@ -96,7 +96,8 @@ def read_bundle(path: Path) -> Bundle:
         graphs = {name: GraphEntry(**manifest["graphs"][name]) for name in GRAPHS}
         files: dict[str, Any] = dict(manifest["files"])
         parity = {name: float(value) for name, value in manifest["parity"].items()}
-        for name in [TOKENIZER, *(entry.file for entry in graphs.values())]:
+        names = [name for entry in graphs.values() for name in (entry.file, f"{entry.file}.data")]
+        for name in [TOKENIZER, *names]:
             files[name]  # noqa: B018 - a KeyError is the check
         hashes = {name: (str(entry["sha256"]), int(entry["bytes"])) for name, entry in files.items()}
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:

@@ -58,7 +58,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
     with on_meta_device():
         model = Flamingo(config)
     _check_tensors(path / WEIGHTS, model.state_dict(), tensors)
-    model.load_state_dict(tensors, assign=True)
+    # Half-precision files are read too; the model itself computes in float32.
+    model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, assign=True)
     return Checkpoint(model.eval(), path / TOKENIZER)
 
 

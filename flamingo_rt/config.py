@@ -109,7 +109,8 @@ class ResamplerConfig:
     """The Perceiver resampler (§3.1): any number of features to a fixed number of latents.
 
     The paper's form: squared ReLU, input projection, time embeddings. OpenFlamingo's: ``input_norms`` and
-    ``final_norm``, exact GELU, no projection, ``max_frames`` 0 (no time embeddings).
+    ``final_norm``, exact GELU, no projection, ``max_frames`` 0 (no time embeddings). ``spatial_positions`` adds a
+    learnt embedding to each cell of the feature grid; the paper has none: a deep encoder tells where a cell is.
     """
 
     width: int = 1536
@@ -123,6 +124,7 @@ class ResamplerConfig:
     input_projection: bool = True
     input_norms: bool = False
     final_norm: bool = False
+    spatial_positions: bool = False
 
     def __post_init__(self) -> None:
         require_sizes(self, may_be_zero=("max_frames",))
@@ -134,6 +136,7 @@ class CrossAttentionConfig:
 
     ``offset`` says before which: ``first`` layers 0, n, 2n, …; ``last`` layers n-1, 2n-1, … (OpenFlamingo).
     ``attend`` ``last`` reads only the last preceding visual (the paper's choice), ``all`` every preceding one.
+    ``norm`` acts on the queries and before the feed-forward.
     ``media_width`` is the width to which latents are projected, once for all layers, before keys and values; None
     takes them as the resampler gives them (OpenFlamingo).
     """
@@ -144,6 +147,9 @@ class CrossAttentionConfig:
     head_width: int = 128
     ff_multiplier: int = 4
     activation: Literal["gelu", "squared_relu"] = "squared_relu"
+    norm: Literal["layernorm", "rmsnorm"] = "layernorm"
+    norm_eps: float = 1e-5
+    norm_bias: bool = True
     attend: Literal["last", "all"] = "last"
     media_width: int | None = None
 
@@ -193,6 +199,8 @@ class LanguageConfig:
     def __post_init__(self) -> None:
         require_sizes(self, may_be_zero=("position_offset",))
         require(self.heads % self.kv_heads == 0, f"{self.heads} heads are no multiple of {self.kv_heads} kv_heads")
+        require(0.0 <= self.rotary_fraction <= 1.0, f"rotary_fraction {self.rotary_fraction} is not within 0 and 1")
+        require(self.positions != "relative" or self.width % 2 == 0, f"width {self.width} is odd: relative positions")
         require(self.rotary_width % 2 == 0, f"rotary part of a head, {self.rotary_width}, is odd")
 
     @property
@@ -212,6 +220,9 @@ class PreprocessingConfig:
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+
+    def __post_init__(self) -> None:
+        require(all(value > 0 for value in self.std), f"preprocessing std {self.std} is not above 0")
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ def replacing_file(path: Path) -> Iterator[Path]:
     with _explained(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            beside.unlink(missing_ok=True)  # what a killed run left
             yield beside
             _flush(beside)
             os.replace(beside, path)
@@ -28,11 +29,21 @@ def replacing_file(path: Path) -> Iterator[Path]:
 
 
 def check_output(path: Path, overwrite: bool) -> None:
-    """Refuse an output that exists, before any work is done for it. Raises `UsageError`."""
+    """Refuse an output before any work is done for it.
+
+    Raises `UsageError` when it exists, `DataError` where no folder can be written.
+    """
     if path.exists() and not overwrite:
         raise UsageError(f"{path} already exists: choose another --out, or replace it with --overwrite")
+    if path.resolve() in (Path.cwd(), *Path.cwd().parents):
+        raise UsageError(f"{path} is the folder you are in, or one above it: choose another --out")
     if path.exists() and not path.is_dir():
         raise UsageError(f"{path} is a file, not a folder: choose another --out")
+    above = next(folder for folder in path.absolute().parents if folder.exists())
+    if not above.is_dir():
+        raise DataError(f"cannot write {path}: {above} is a file, not a folder; choose another --out")
+    if not os.access(above, os.W_OK):
+        raise DataError(f"cannot write {path}: {above} may not be written to; choose another --out")
 
 
 @contextmanager
@@ -75,5 +86,5 @@ def _explained(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno == errno.ENOSPC:
-            raise DataError(f"no space left while writing {path}: nothing was changed; free some and run again") from error
-        raise DataError(f"cannot write {path}: {error.strerror or error}") from error
+            raise DataError(f"no space left while writing {path}: nothing was changed; free some, run again") from error
+        raise DataError(f"writing {path} failed: {error}") from error

@@ -35,7 +35,7 @@ def _paper(name: str, width: int, heads: int, layers: int, interval: int) -> Fla
 
 
 def _tiny() -> FlamingoConfig:
-    """About 2.5M parameters: 64-pixel pictures, sentences about drawn scenes."""
+    """About 2.3M parameters: 64-pixel pictures, sentences about drawn scenes."""
     return FlamingoConfig(
         name="tiny",
         vision=NFNetConfig(
@@ -44,8 +44,9 @@ def _tiny() -> FlamingoConfig:
         ),
         resampler=ResamplerConfig(
             width=128, layers=2, heads=4, head_width=32, latents=24, max_frames=8, input_norms=True, final_norm=True,
+            spatial_positions=True,
         ),
-        cross_attention=CrossAttentionConfig(interval=1, heads=4, head_width=32),
+        cross_attention=CrossAttentionConfig(interval=1, heads=4, head_width=32, norm="rmsnorm", norm_bias=False),
         language=LanguageConfig(
             vocab_size=512, width=128, layers=4, heads=4, kv_heads=2, head_width=32, ff_width=384, context=1024,
             activation="swiglu",

@@ -42,7 +42,7 @@ def small_flamingo(config: FlamingoConfig | None = None, seed: int = 0) -> Flami
     model = Flamingo(config or small_config()).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if name.endswith("gate") or name.endswith("gain"):
+            if name.endswith(("gate", "gain")):
                 parameter.fill_(0.7)
             elif "embedding" in name:
                 parameter.mul_(50.0)

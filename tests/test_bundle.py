@@ -20,7 +20,8 @@ WEIGHTS = "language_model.onnx.data"
 
 def make_bundle(folder):
     """A bundle of the right files with arbitrary content, which reading does not look into."""
-    for name in [*(entry.file for entry in ENTRIES.values()), WEIGHTS, "tokenizer.json"]:
+    graphs = [entry.file for entry in ENTRIES.values()]
+    for name in [*graphs, *(f"{graph}.data" for graph in graphs), "tokenizer.json"]:
         (folder / name).write_bytes(f"content of {name}".encode())
     write_manifest(folder, CONFIG, ENTRIES, PARITY)
     return folder

@@ -10,7 +10,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-FOLDERS = {"flamingo_rt": ROOT / "flamingo_rt", "flamingo_rt.export": ROOT / "export", "flamingo_rt.engines": ROOT / "engines"}
+FOLDERS = {
+    "flamingo_rt": ROOT / "flamingo_rt",
+    "flamingo_rt.export": ROOT / "export",
+    "flamingo_rt.engines": ROOT / "engines",
+}
 
 # What each part of the project may import of the project, besides itself.
 BASE = {"errors", "config", "files", "contract", "presets"}

@@ -50,8 +50,9 @@ def command(name: str, as_json: bool) -> None:
         table.add_column("difference", justify="right")
     for part, label in ROWS.items():
         row = [label, _billions(counts[part])]
-        if paper:
-            row += [_billions(paper[part] * 1e9), f"{counts[part] / (paper[part] * 1e9) - 1:+.1%}"] if part in paper else []
+        if part in paper:
+            stated = paper[part] * 1e9
+            row += [_billions(stated), f"{counts[part] / stated - 1:+.1%}"]
         table.add_row(*row)
     Console().print(table)
 

@@ -34,9 +34,10 @@ def command(ckpt: Path, out: Path, lowering: str, tolerance: float, overwrite: b
     def on_stage(stage: str) -> None:
         click.echo(f"{time.perf_counter() - start:6.1f} s  {stage}", err=True)
 
-    bundle = export_checkpoint(
-        ckpt, out, lowering=lowering, tolerance=tolerance, overwrite=overwrite, on_stage=on_stage
-    )
+    with needs_extra("export"):  # PyTorch imports the exporter's libraries when it exports
+        bundle = export_checkpoint(
+            ckpt, out, lowering=lowering, tolerance=tolerance, overwrite=overwrite, on_stage=on_stage
+        )
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
     if as_json:
         click.echo(json.dumps({"bundle": str(out), "bytes": size, "lowering": lowering, "deviation": bundle.parity}))

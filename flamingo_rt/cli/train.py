@@ -29,15 +29,18 @@ def command() -> None:
 
 @command.command("flamingo")
 @click.option("--preset", "preset_name", default="tiny", show_default=True, help="Sizes of the model.")
-@click.option("--out", required=True, type=click.Path(path_type=Path), metavar="FOLDER", help="The checkpoint to write.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), metavar="FOLDER", help="Checkpoint to write.")
 @click.option("--steps", type=click.IntRange(1), help="Optimizer steps.  [default: 3600]")
 @click.option("--learning-rate", type=click.FloatRange(0, min_open=True), help="Peak learning rate.")
 @click.option("--seed", type=click.IntRange(0), help="Seed of weights and data.  [default: 0]")
+@click.option("--start-from", type=click.Path(path_type=Path), metavar="FOLDER",
+              help="Go on from a checkpoint's weights, with a new schedule.")
+@click.option("--questions", type=click.IntRange(0), help="Questions about each picture.  [default: 2]")
 @click.option("--resume", is_flag=True, help="Continue an unfinished run for the same --out.")
 @click.option("--overwrite", is_flag=True, help="Replace --out when it exists.")
 def flamingo(
     preset_name: str, out: Path, steps: int | None, learning_rate: float | None, seed: int | None,
-    resume: bool, overwrite: bool,
+    start_from: Path | None, questions: int | None, resume: bool, overwrite: bool,
 ) -> None:
     """Train on drawn scenes with captions and questions; nothing is downloaded.
 
@@ -52,10 +55,12 @@ def flamingo(
     config = preset(preset_name)
     with needs_extra("train"):
         from flamingo_rt.training.trainer import TrainingOptions, train
-    given = {"steps": steps, "learning_rate": learning_rate, "seed": seed}
+    given = {"steps": steps, "learning_rate": learning_rate, "seed": seed, "questions": questions}
+    if start_from is not None:
+        given["vision_task_weight"] = 0.0  # the vision encoder has learnt to see
     options = replace(TrainingOptions(), **{name: value for name, value in given.items() if value is not None})
     with _Report(options.steps) as report:
-        train(config, options, out, resume=resume, overwrite=overwrite, on_step=report.step)
+        train(config, options, out, start_from=start_from, resume=resume, overwrite=overwrite, on_step=report.step)
     click.echo(f"wrote {out}; next: flamingo-rt export --ckpt {out} --out BUNDLE")
 
 

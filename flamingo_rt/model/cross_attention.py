@@ -26,7 +26,9 @@ class Media:
     present: Tensor
 
 
-def media_mask(media_index: Tensor, visuals: int, latents: int, attend: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def media_mask(
+    media_index: Tensor, visuals: int, latents: int, attend: str, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
     """The additive mask and the presence of `Media`, from phi (§3.1.3).
 
     media_index [B, T] counts the visuals up to each token: 0 none, i the i-th of V.
@@ -41,20 +43,20 @@ def media_mask(media_index: Tensor, visuals: int, latents: int, attend: str, dty
 
 
 class GatedCrossAttention(nn.Module):
-    """y += tanh(a) · attention(y, media); y += tanh(b) · ffw(y). Both gates start at 0: the language model is unchanged."""
+    """y += tanh(a) · attention(y, media); y += tanh(b) · ffw(y). With both gates at 0, the start, nothing changes."""
 
     def __init__(self, model: FlamingoConfig) -> None:
         super().__init__()
-        config, language, width = model.cross_attention, model.language, model.language.width
+        config, width = model.cross_attention, model.language.width
         inner, media_width = config.heads * config.head_width, config.media_width or model.resampler.width
         self.heads = config.heads
-        self.attention_norm = make_norm(language.norm, width, language.norm_eps, language.norm_bias)
+        self.attention_norm = make_norm(config.norm, width, config.norm_eps, config.norm_bias)
         self.query = nn.Linear(width, inner, bias=False)
         self.key = nn.Linear(media_width, inner, bias=False)
         self.value = nn.Linear(media_width, inner, bias=False)
         self.output = nn.Linear(inner, width, bias=False)
         self.attention_gate = nn.Parameter(torch.zeros(1))
-        self.ff_norm = make_norm(language.norm, width, language.norm_eps, language.norm_bias)
+        self.ff_norm = make_norm(config.norm, width, config.norm_eps, config.norm_bias)
         self.ff = FeedForward(width, config.ff_multiplier * width, config.activation, bias=False)
         self.ff_gate = nn.Parameter(torch.zeros(1))
 

@@ -26,7 +26,7 @@ class Flamingo(nn.Module):
         super().__init__()
         self.config = config
         self.vision = NFNet(config.vision) if isinstance(config.vision, NFNetConfig) else ViT(config.vision)
-        self.resampler = Resampler(config.resampler, config.vision.width)
+        self.resampler = Resampler(config.resampler, config.vision.width, config.vision.feature_count)
         self.cross_attention = CrossAttention(config)
         self.language = LanguageModel(config.language)
 
@@ -69,6 +69,8 @@ class Flamingo(nn.Module):
         among the M (any index where a row has fewer), so that several texts share one encoding; labels [B, T] are
         aligned with input_ids, `IGNORED_LABEL` where no loss is wanted.
         """
+        if (pixel_values is None) != (rows is None):
+            raise ValueError("pixel_values and rows go together: rows says which row sees which visual")
         latents = self.encode(pixel_values) if pixel_values is not None else None
         return self.read(input_ids, media_index, latents, rows, labels)
 

@@ -129,7 +129,7 @@ class LanguageModel(nn.Module):
         media: Media | None = None,
         logits_index: Tensor | None = None,
     ) -> Tensor:
-        """Logits of every token, or of the tokens at ``logits_index`` [B, K]; ``cross_attention`` acts before layers."""
+        """Logits of every token, or of those at ``logits_index`` [B, K]; ``cross_attention`` acts before layers."""
         hidden = self.embedding(input_ids)
         if self.position_table is not None:
             hidden = hidden + self.position_table(positions + self.config.position_offset)

@@ -51,7 +51,7 @@ class AlibiBias(nn.Module):
 
 
 class RelativeBias(nn.Module):
-    """Transformer-XL's position score (arXiv 1901.02860, §3.3): (q + v) · W r(distance), scaled like the content score."""
+    """Transformer-XL's position score (arXiv 1901.02860, §3.3): (q + v) · W r(distance), scaled as the content is."""
 
     def __init__(self, config: LanguageConfig) -> None:
         super().__init__()

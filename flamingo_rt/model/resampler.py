@@ -39,17 +39,20 @@ class ResamplerLayer(nn.Module):
 class Resampler(nn.Module):
     """features [M, F, S, Dv] -> latents [M, L, D]; F frames for each of M visuals, 1 for a picture."""
 
-    def __init__(self, config: ResamplerConfig, feature_width: int) -> None:
+    def __init__(self, config: ResamplerConfig, feature_width: int, feature_count: int) -> None:
         super().__init__()
         self.input = nn.Linear(feature_width, config.width, bias=False) if config.input_projection else None
         self.latents = nn.Parameter(torch.randn(config.latents, config.width))
         self.time = nn.Parameter(torch.randn(config.max_frames, config.width)) if config.max_frames else None
+        self.positions = nn.Parameter(torch.zeros(feature_count, config.width)) if config.spatial_positions else None
         self.layers = nn.ModuleList(ResamplerLayer(config) for _ in range(config.layers))
         self.final_norm = nn.LayerNorm(config.width) if config.final_norm else None
 
     def forward(self, features: Tensor) -> Tensor:
         if self.input is not None:
             features = self.input(features)
+        if self.positions is not None:
+            features = features + self.positions
         if self.time is not None:
             features = features + frame_embeddings(self.time, features.shape[1])[:, None]
         latents = self.latents.expand(features.shape[0], -1, -1)

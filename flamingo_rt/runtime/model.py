@@ -114,7 +114,6 @@ class Model:
         before, context = len(prefix) if prefix else 0, self.config.language.context
         rows = self._rows(built, timer)
         limits = [min(options.max_new_tokens, context - before - len(prompt)) for prompt in built]
-        # The last new token is never read back, so it needs no place in the cache.
         capacity = min(context, before + max(len(prompt) for prompt in built) + max(limits))
         decoder = self._decoder(len(built), capacity)
         if prefix is not None:

@@ -27,6 +27,12 @@ class GenerationOptions:
     stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        for name in ("max_new_tokens", "top_k", "seed"):
+            if not isinstance(getattr(self, name), int):
+                raise UsageError(f"{name} is {getattr(self, name)!r}; it must be an integer")
+        for name in ("temperature", "top_p", "repetition_penalty"):
+            if not isinstance(getattr(self, name), (int, float)):
+                raise UsageError(f"{name} is {getattr(self, name)!r}; it must be a number")
         checks = {
             "max_new_tokens": (self.max_new_tokens >= 1, "1 or more"),
             "temperature": (0.0 <= self.temperature < float("inf"), "0 (greedy) or more"),

@@ -20,6 +20,7 @@ from flamingo_rt.config import FlamingoConfig
 from flamingo_rt.model.flamingo import IGNORED_LABEL
 from flamingo_rt.processing.preprocess import pixel_values
 from flamingo_rt.training import scenes
+from flamingo_rt.training.scenes import digits
 
 CAPTION_PROMPT = "Output:"
 QUESTION_PROMPT = "Question: {question} Answer:"
@@ -67,7 +68,7 @@ class SceneBatches:
         ]
         chunks = [chunk for index, sample in enumerate(samples) for chunk in self._chunks(index, sample, rng)]
         rng.shuffle(chunks)
-        per_row = int(rng.choice([1, 1, 1, 2, 3, 4]))
+        per_row = min(int(rng.choice([1, 1, 1, 2, 3, 4])), len(chunks))
         whole = len(chunks) // per_row * per_row
         documents = [chunks[start : start + per_row] for start in range(0, whole, per_row)]
         size, preprocessing = self.config.vision.image_size, self.config.preprocessing
@@ -129,6 +130,7 @@ class _Steps(IterableDataset):
 
 def prefetched(batches: SceneBatches, start: int, stop: int) -> DataLoader:
     """Batches of steps ``start`` to ``stop`` in order, drawn by a second process while the model trains."""
+    digits.digit_label(0)  # loaded here, for both: a second process reports a missing library with its whole traceback
     return DataLoader(_Steps(batches, start, stop), batch_size=None, num_workers=1, prefetch_factor=4)
 
 

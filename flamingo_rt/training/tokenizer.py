@@ -17,7 +17,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, tokens: TokensConfig)
     """
     special = [text for text in (tokens.pad, tokens.bos, tokens.eos, tokens.image, tokens.end_of_chunk) if text]
     if vocab_size < 256 + len(special):
-        raise DataError(f"vocab_size {vocab_size} is too small: {256 + len(special)} entries are bytes and special tokens")
+        raise DataError(f"vocab_size {vocab_size} is below the {256 + len(special)} bytes and special tokens")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

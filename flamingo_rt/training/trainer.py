@@ -2,8 +2,9 @@
 
 Everything is trained together from random weights, so two things differ from the paper, where pretrained parts are
 frozen. The gates start open, those of the cross-attention and those of NFNet's residual branches: at 0 they would pass
-no gradient to a part that has nothing to say yet, and neither would move. And the vision encoder has a task of its own (`VisionTask`) that teaches it to tell objects
-apart; the paper's encoder has learnt that by contrast (§B.1.3).
+no gradient to a part that has nothing to say yet, and neither would move. And the vision encoder has a task of its own
+(`VisionTask`) that teaches it to tell objects apart; the paper's encoder has learnt that by contrast (§B.1.3). A run
+that starts from a checkpoint needs neither.
 
 The state is one file beside the output, replaced in one step: weights, both moments of AdamW, and the step. Batches
 are a function of the step, so nothing else is needed to go on.
@@ -19,16 +20,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from flamingo_rt.checkpoints import save_checkpoint
+from flamingo_rt.checkpoints import load_checkpoint, save_checkpoint
 from flamingo_rt.config import FlamingoConfig
 from flamingo_rt.errors import DataError, UsageError
 from flamingo_rt.files import check_output, replacing_file
 from flamingo_rt.model.flamingo import Flamingo
+from flamingo_rt.processing.tokenizer import TextTokenizer
 from flamingo_rt.training.batches import Batch, SceneBatches, prefetched, scene_texts
 from flamingo_rt.training.tokenizer import train_tokenizer
 from flamingo_rt.training.vision_task import VisionTask
@@ -113,16 +115,34 @@ def start_run(config: FlamingoConfig, options: TrainingOptions) -> Run:
     return Run(parts, tokenizer, _optimizer(parts, options), options)
 
 
+def continue_checkpoint(path: Path, config: FlamingoConfig, options: TrainingOptions) -> Run:
+    """A new run that starts from a checkpoint's weights and tokenizer. Raises `UsageError` when its sizes differ."""
+    checkpoint = load_checkpoint(path)
+    if checkpoint.model.config != config:
+        raise UsageError(f"{path} is a model with another configuration than the preset {config.name!r}")
+    TextTokenizer(checkpoint.tokenizer, config.tokens, config.language.vocab_size)  # refuse a bad one before the work
+    torch.manual_seed(options.seed)
+    parts = TrainedParts(checkpoint.model, VisionTask(config))
+    return Run(parts, Tokenizer.from_file(str(checkpoint.tokenizer)), _optimizer(parts, options), options)
+
+
 def resume_run(path: Path, config: FlamingoConfig, options: TrainingOptions) -> Run:
     """Continue from a state file. Raises `DataError` when it is damaged, `UsageError` when it is of another run."""
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        stored_config, stored_options = json.loads(metadata["config"]), json.loads(metadata["options"])
-        tokenizer, step = Tokenizer.from_str(metadata["tokenizer"]), int(metadata["step"])
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
-        raise DataError(f"cannot resume from {path}: {error}; delete it to train from the start") from error
+        return _read_run(path, config, options)
+    except (UsageError, MemoryError):
+        raise
+    except Exception as error:  # for damaged bytes the libraries raise anything at all, tokenizers a bare Exception
+        reason = " ".join(str(error).split())
+        raise DataError(f"cannot resume from {path}: {reason}; delete it to train from the start") from error
+
+
+def _read_run(path: Path, config: FlamingoConfig, options: TrainingOptions) -> Run:
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    stored_config, stored_options = json.loads(metadata["config"]), json.loads(metadata["options"])
+    tokenizer, step = Tokenizer.from_str(metadata["tokenizer"]), int(metadata["step"])
     if FlamingoConfig.from_dict(stored_config) != config or stored_options != asdict(options):
         raise UsageError(
             f"{path} is of a run with other options: {stored_options}; give the same ones, or delete it to start anew"
@@ -157,12 +177,13 @@ def train(
     options: TrainingOptions,
     out: Path,
     *,
+    start_from: Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
     save_seconds: float = 30.0,
     on_step: Callable[[Progress], None] = lambda progress: None,
 ) -> None:
-    """Train on drawn scenes and write a checkpoint folder ``out``.
+    """Train on drawn scenes and write a checkpoint folder ``out``; from random weights, or from a checkpoint's.
 
     The state is saved every ``save_seconds``. Raises `UsageError` when ``out`` exists, or when an unfinished run is
     there and ``resume`` is not asked for.
@@ -171,7 +192,12 @@ def train(
     state = state_path(out)
     if state.exists() and not resume:
         raise UsageError(f"an unfinished run is at {state}: continue it with --resume, or delete it to start anew")
-    run = resume_run(state, config, options) if state.exists() else start_run(config, options)
+    if state.exists():
+        run = resume_run(state, config, options)
+    elif start_from is not None:
+        run = continue_checkpoint(start_from, config, options)
+    else:
+        run = start_run(config, options)
     batches = SceneBatches(config, run.tokenizer, options.seed, options.pictures, options.questions)
     run.parts.train()
     saved = time.monotonic()

@@ -14,7 +14,7 @@ INITIAL_LOGIT = -5.0  # most tokens are in no caption
 
 
 class VisionTask(nn.Module):
-    """Predicts a caption's tokens, as a set, from the features: a token is there if some cell of the picture says so."""
+    """Predicts a caption's tokens, as a set, from the features: a token is there if some cell says so."""
 
     def __init__(self, config: FlamingoConfig) -> None:
         super().__init__()

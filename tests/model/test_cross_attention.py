@@ -102,8 +102,11 @@ def test_visuals_beyond_a_rows_own_are_never_read(flamingo_config, randomise, ra
     torch.testing.assert_close(logits_with(model, padded), logits_with(model, latents), rtol=1e-5, atol=1e-5)
 
 
-def norm(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    return x / math.sqrt((x**2).mean() + 1e-5) * weight
+def norm(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
+    """RMSNorm without a bias, LayerNorm with one."""
+    if bias is None:
+        return x / math.sqrt((x**2).mean() + 1e-5) * weight
+    return (x - x.mean()) / math.sqrt(x.var() + 1e-5) * weight + bias
 
 
 def slow_gated_layer(hidden, media_index, latents, w, attend, heads):
@@ -112,7 +115,7 @@ def slow_gated_layer(hidden, media_index, latents, w, attend, heads):
     for token, phi in zip(hidden, media_index, strict=True):
         if phi > 0:
             seen = np.concatenate(latents[:phi] if attend == "all" else latents[phi - 1 : phi])
-            query = w["query.weight"] @ norm(token, w["attention_norm.weight"])
+            query = w["query.weight"] @ norm(token, w["attention_norm.weight"], w.get("attention_norm.bias"))
             keys, values = seen @ w["key.weight"].T, seen @ w["value.weight"].T
             size, read = len(query) // heads, []
             for head in range(heads):
@@ -120,7 +123,7 @@ def slow_gated_layer(hidden, media_index, latents, w, attend, heads):
                 scores = np.exp([query[span] @ key[span] / math.sqrt(size) for key in keys])
                 read.append((scores / scores.sum()) @ values[:, span])
             token = token + math.tanh(w["attention_gate"][0]) * (w["output.weight"] @ np.concatenate(read))
-        inner = w["ff.up.weight"] @ norm(token, w["ff_norm.weight"])
+        inner = w["ff.up.weight"] @ norm(token, w["ff_norm.weight"], w.get("ff_norm.bias"))
         inner = np.where(inner > 0, inner**2, 0)
         results.append(token + math.tanh(w["ff_gate"][0]) * (w["ff.down.weight"] @ inner))
     return np.stack(results)
@@ -128,8 +131,13 @@ def slow_gated_layer(hidden, media_index, latents, w, attend, heads):
 
 @pytest.mark.parametrize("attend", ["last", "all"])
 @pytest.mark.parametrize("media_width", [None, 20])
-def test_a_layer_equals_a_loop_over_tokens(flamingo_config, randomise, random_tensor, arrays, attend, media_width):
-    config = with_cross(flamingo_config, attend=attend, media_width=media_width)
+@pytest.mark.parametrize("kind", ["layernorm", "rmsnorm"])
+def test_a_layer_equals_a_loop_over_tokens(
+    flamingo_config, randomise, random_tensor, arrays, attend, media_width, kind
+):
+    config = with_cross(
+        flamingo_config, attend=attend, media_width=media_width, norm=kind, norm_bias=kind == "layernorm"
+    )
     cross = randomise(CrossAttention(config)).double()
     latents, hidden = random_tensor(3, 3, 16).double(), random_tensor(1, 8, 16, seed=2).double()
     with torch.no_grad():

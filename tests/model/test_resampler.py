@@ -60,7 +60,7 @@ def slow_resampler(features: np.ndarray, w: dict[str, np.ndarray], config: Resam
 @FORMS
 @pytest.mark.parametrize("frames", [1, 3])
 def test_the_latents_equal_the_slow_reference(config, frames, randomise, random_tensor, arrays):
-    resampler = randomise(Resampler(config, FEATURE_WIDTH)).double()
+    resampler = randomise(Resampler(config, FEATURE_WIDTH, 5)).double()
     features = random_tensor(2, frames, 5, FEATURE_WIDTH).double()
     with torch.no_grad():
         latents = resampler(features).numpy()
@@ -71,7 +71,7 @@ def test_the_latents_equal_the_slow_reference(config, frames, randomise, random_
 
 @FORMS
 def test_the_order_of_features_within_a_frame_does_not_matter(config, randomise, random_tensor):
-    resampler = randomise(Resampler(config, FEATURE_WIDTH)).double()
+    resampler = randomise(Resampler(config, FEATURE_WIDTH, 5)).double()
     features = random_tensor(1, 2, 6, FEATURE_WIDTH).double()
     shuffled = features[:, :, [3, 0, 5, 1, 4, 2]]
     with torch.no_grad():
@@ -81,9 +81,9 @@ def test_the_order_of_features_within_a_frame_does_not_matter(config, randomise,
 def test_the_order_of_frames_matters_with_time_embeddings_only(randomise, random_tensor):
     features = random_tensor(1, 3, 4, FEATURE_WIDTH).double()
     with torch.no_grad():
-        timed = randomise(Resampler(PAPER, FEATURE_WIDTH)).double()
+        timed = randomise(Resampler(PAPER, FEATURE_WIDTH, 5)).double()
         assert (timed(features.flip(1)) - timed(features)).abs().max() > 1e-3
-        timeless = randomise(Resampler(OPEN_FLAMINGO, FEATURE_WIDTH)).double()
+        timeless = randomise(Resampler(OPEN_FLAMINGO, FEATURE_WIDTH, 5)).double()
         torch.testing.assert_close(timeless(features.flip(1)), timeless(features), rtol=1e-10, atol=1e-10)
 
 
@@ -107,6 +107,17 @@ def test_a_single_trained_row_serves_every_frame(random_tensor):
 
 
 def test_a_longer_clip_than_trained_still_gives_the_same_number_of_latents(randomise, random_tensor):
-    resampler = randomise(Resampler(PAPER, FEATURE_WIDTH))
+    resampler = randomise(Resampler(PAPER, FEATURE_WIDTH, 5))
     with torch.no_grad():
-        assert resampler(random_tensor(1, 9, 4, FEATURE_WIDTH)).shape == (1, 3, 12)
+        assert resampler(random_tensor(1, 9, 4, FEATURE_WIDTH, 5)).shape == (1, 3, 12)
+
+
+def test_spatial_positions_tell_the_cells_apart_and_start_at_nothing(randomise, random_tensor):
+    config = replace(PAPER, spatial_positions=True)
+    resampler = Resampler(config, FEATURE_WIDTH, 6)
+    features = random_tensor(1, 2, 6, FEATURE_WIDTH)
+    shuffled = features[:, :, [3, 0, 5, 1, 4, 2]]
+    with torch.no_grad():
+        torch.testing.assert_close(resampler(shuffled), resampler(features), rtol=1e-4, atol=1e-5)
+        randomise(resampler)
+        assert (resampler(shuffled) - resampler(features)).abs().max() > 1e-3

@@ -1,0 +1,46 @@
+"""How long do commands take, process start to exit?
+
+    python benchmarks/startup.py [--runs 10]
+
+One run of each to warm the disk cache, then ``--runs`` of each in turn; median, fastest and slowest. The last line is
+JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import click
+import onnxruntime
+
+PICTURE = Path(__file__).parent.parent / "examples" / "scene.png"
+COMMANDS = {"help": ["--help"], "infer": ["infer", "--image", str(PICTURE)]}
+
+
+@click.command()
+@click.option("--runs", default=10, show_default=True)
+def main(runs: int) -> None:
+    """Print a line for each command."""
+    seconds: dict[str, list[float]] = {name: [] for name in COMMANDS}
+    for repetition in range(runs + 1):
+        for name, arguments in COMMANDS.items():
+            start = time.perf_counter()
+            subprocess.run([sys.executable, "-m", "flamingo_rt", *arguments], check=True, stdout=subprocess.DEVNULL)
+            if repetition:
+                seconds[name].append(time.perf_counter() - start)
+    machine = f"{os.cpu_count()} cores, {platform.machine()}"
+    print(f"{machine}, Python {platform.python_version()}, onnxruntime {onnxruntime.__version__}, {runs} runs")
+    for name, values in seconds.items():
+        print(f"{name:<6} median {statistics.median(values):.3f} s   {min(values):.3f} to {max(values):.3f} s")
+    print(json.dumps({name: round(statistics.median(values), 4) for name, values in seconds.items()}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""`flamingo-rt doctor`: what works is said to work, what doesn't says why and what to do."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+
+from flamingo_rt import loading
+
+
+@pytest.fixture
+def packaged(bundle, monkeypatch):
+    """The small bundle in the place of the packaged one."""
+    monkeypatch.setattr(loading, "PACKAGED_BUNDLE", bundle)
+
+
+def test_the_json_has_system_libraries_and_backends(run, packaged) -> None:
+    outcome = run("doctor", "--json")
+    assert outcome.code == 0
+    report = json.loads(outcome.out)
+    assert set(report) == {"system", "libraries", "backends"}
+    assert set(report["system"]) == {"flamingo-rt", "python", "system", "processor", "cores"}
+    assert report["system"]["cores"] >= 1
+    assert {"numpy", "onnxruntime", "torch"} <= set(report["libraries"])
+    assert set(report["backends"]) == {"ort", "torch"}
+    for state in report["backends"].values():
+        assert set(state) == {"works", "detail"}
+        assert state["works"] is True, state["detail"]
+
+
+def test_the_table_shows_every_backend(run, packaged) -> None:
+    outcome = run("doctor")
+    assert outcome.code == 0
+    for name in ("onnxruntime", "ort", "torch", "yes"):
+        assert name in outcome.out
+
+
+@pytest.mark.parametrize(
+    ("backend", "library", "extra"),
+    [("ort", "onnxruntime", "cpu"), ("torch", "torch", "export"), ("torch", "safetensors", "export")],
+)
+def test_a_library_that_cannot_be_imported_is_reported_with_the_extra(
+    run, packaged, monkeypatch, backend, library, extra
+) -> None:
+    monkeypatch.setitem(sys.modules, library, None)
+    outcome = run("doctor", "--json")
+    assert outcome.code == 0
+    state = json.loads(outcome.out)["backends"][backend]
+    assert state["works"] is False
+    assert library in state["detail"]
+    assert f"pip install 'flamingo-rt[{extra}]'" in state["detail"]
+
+
+def test_a_backend_that_is_installed_but_computes_nothing_does_not_work(run, monkeypatch, tmp_path) -> None:
+    monkeypatch.setattr(loading, "PACKAGED_BUNDLE", tmp_path / "absent")
+    state = json.loads(run("doctor", "--json").out)["backends"]["ort"]
+    assert state["works"] is False
+    assert str(tmp_path / "absent") in state["detail"]
+
+
+def test_a_library_that_is_not_installed_has_no_version(run, packaged, monkeypatch) -> None:
+    monkeypatch.setattr("flamingo_rt.cli.doctor.LIBRARIES", {"numpy": "always", "not-a-distribution": "nothing"})
+    assert json.loads(run("doctor", "--json").out)["libraries"]["not-a-distribution"] is None
+    assert "not installed" in run("doctor").out

@@ -1,0 +1,130 @@
+"""`flamingo-rt export`: the bundle answers, and a checkpoint that cannot be used is refused by name."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from flamingo_rt.contract import GRAPHS
+
+
+def missing(tensors):
+    del tensors["resampler.latents"]
+
+
+def misshapen(tensors):
+    tensors["resampler.latents"] = tensors["resampler.latents"][1:].clone()
+
+
+def unknown(tensors):
+    tensors["resampler.nonsense"] = torch.zeros(1)
+
+
+@pytest.fixture(params=[missing, misshapen, unknown], ids=lambda change: change.__name__)
+def damaged(request, checkpoint, tmp_path):
+    """A checkpoint with one tensor changed, and the name its error must hold."""
+    folder = shutil.copytree(checkpoint, tmp_path / "damaged")
+    tensors = load_file(folder / "model.safetensors")
+    request.param(tensors)
+    save_file(tensors, folder / "model.safetensors")
+    return folder, "resampler.nonsense" if request.param is unknown else "resampler.latents"
+
+
+def test_an_exported_bundle_answers(run, checkpoint, bundle, tmp_path, monkeypatch) -> None:
+    def copied(model, folder, lowering, on_graph):  # exporting takes seconds and gave the same in `bundle`
+        for name in GRAPHS:
+            on_graph(name)
+            for file in (f"{name}.onnx", f"{name}.onnx.data"):
+                shutil.copy(bundle / file, folder)
+        return {name: folder / f"{name}.onnx" for name in GRAPHS}
+
+    monkeypatch.setattr("flamingo_rt.export.pipeline.export_graphs", copied)
+    out = tmp_path / "new" / "bundle"
+    outcome = run("export", "--ckpt", checkpoint, "--out", out, "--tolerance", "1e-2", "--json")
+    assert outcome.code == 0
+    report = json.loads(outcome.out)
+    assert set(report) == {"bundle", "bytes", "lowering", "deviation"}
+    assert (report["bundle"], report["lowering"]) == (str(out), "ort")
+    assert report["bytes"] == sum(file.stat().st_size for file in out.iterdir())
+    assert set(report["deviation"]) == set(GRAPHS)
+    assert all(stage in outcome.err for stage in ("checkpoint", *GRAPHS, "comparison"))
+    assert run("infer", "--model", out, "--prompt", "a", "--max-new-tokens", 2).code == 0
+
+
+@pytest.mark.parametrize(
+    "command", [["export", "--out", "out", "--ckpt"], ["infer", "--prompt", "a", "--backend", "torch", "--model"]],
+    ids=["export", "infer"],
+)
+def test_a_checkpoint_with_another_tensor_than_its_configuration_is_refused(
+    run, damaged, command, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder, tensor = damaged
+    outcome = run(*command, folder)
+    assert outcome.code == 1
+    assert tensor in outcome.err
+    assert str(folder / "model.safetensors") in outcome.err
+    assert outcome.out == ""
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_graph_beyond_the_tolerance_is_named_and_nothing_is_written(run, checkpoint, tmp_path, monkeypatch) -> None:
+    from flamingo_rt.errors import ParityError
+
+    def deviate(*arguments):
+        raise ParityError("graph resampler, tensor media_key.0 deviates")
+
+    monkeypatch.setattr("flamingo_rt.export.pipeline.export_graphs", lambda *arguments: {})
+    monkeypatch.setattr("flamingo_rt.export.pipeline.OrtEngine", lambda *arguments: None)
+    monkeypatch.setattr("flamingo_rt.export.pipeline.check_parity", deviate)
+    outcome = run("export", "--ckpt", checkpoint, "--out", tmp_path / "out")
+    assert outcome.code == 1
+    assert "graph resampler" in outcome.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_output_that_exists_is_kept(run, checkpoint, tmp_path) -> None:
+    (tmp_path / "precious").write_text("kept")
+    outcome = run("export", "--ckpt", checkpoint, "--out", tmp_path)
+    assert outcome.code == 2
+    assert str(tmp_path) in outcome.err
+    assert "--overwrite" in outcome.err
+    assert [file.read_text() for file in tmp_path.iterdir()] == ["kept"]
+
+
+def test_a_file_is_never_replaced_by_a_bundle(run, checkpoint, tmp_path) -> None:
+    file = tmp_path / "file"
+    file.write_text("kept")
+    outcome = run("export", "--ckpt", checkpoint, "--out", file, "--overwrite")
+    assert (outcome.code, file.read_text()) == (2, "kept")
+    assert str(file) in outcome.err
+
+
+@pytest.mark.parametrize("command", [["export", "--ckpt", "unread"], ["train", "flamingo", "--steps", "1"]],
+                         ids=["export", "train"])
+def test_a_place_where_no_folder_can_be_is_refused_before_any_work(run, command, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("flamingo_rt.training.trainer.start_run", None)
+    (tmp_path / "file").write_text("kept")
+    out = tmp_path / "file" / "below" / "out"
+    outcome = run(*command, "--out", out)
+    assert outcome.code == 1
+    assert str(out) in outcome.err
+    assert str(tmp_path / "file") in outcome.err
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+def test_a_checkpoint_that_is_not_there_is_named(run, tmp_path) -> None:
+    outcome = run("export", "--ckpt", tmp_path / "absent", "--out", tmp_path / "out")
+    assert outcome.code == 1
+    assert str(tmp_path / "absent") in outcome.err
+
+
+def test_an_unknown_lowering_lists_the_known_ones(run, checkpoint, tmp_path) -> None:
+    outcome = run("export", "--ckpt", checkpoint, "--out", tmp_path / "out", "--lowering", "nonsense")
+    assert outcome.code == 2
+    assert "'nonsense'" in outcome.err
+    assert "known: ort" in outcome.err

@@ -1,0 +1,178 @@
+"""Batches, read back without the code that wrote them: what is said, of which picture, and where loss is taken."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from small_model import small_config
+
+from flamingo_rt.processing.preprocess import pixel_values
+from flamingo_rt.training import scenes
+from flamingo_rt.training.batches import SceneBatches, prefetched, scene_texts
+from flamingo_rt.training.tokenizer import train_tokenizer
+
+CONFIG = replace(small_config(), language=replace(small_config().language, vocab_size=400, context=512))
+PICTURES, STEPS = 4, range(14)
+
+
+class Said(NamedTuple):
+    """One chunk of a row: the picture in the batch, its text before the answer, and the text loss is taken on."""
+
+    picture: int
+    prompt: str
+    answer: str
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer(scene_texts(0, 30), CONFIG.language.vocab_size, CONFIG.tokens)
+
+
+@pytest.fixture(scope="module")
+def batches(tokenizer):
+    return SceneBatches(CONFIG, tokenizer, seed=3, pictures=PICTURES, questions=2)
+
+
+@pytest.fixture(scope="module")
+def drawn(batches):
+    return [batches.batch(step) for step in STEPS]
+
+
+@pytest.fixture(scope="module")
+def read(drawn, tokenizer):
+    """Of every step, every row as a list of what is said in it."""
+    return [[read_row(batch, row, tokenizer) for row in range(len(batch.rows))] for batch in drawn]
+
+
+def read_row(batch, row, tokenizer):
+    ids = batch.input_ids[row].tolist()
+    name = {tokenizer.token_to_id(text): text for text in ("<bos>", "<eos>", "<pad>", "<image>", "<|endofchunk|>")}
+    words = [name.get(token, "") for token in ids]
+    end = words.index("<eos>")
+    assert words[0] == "<bos>"
+    assert set(words[end + 1 :]) <= {"<pad>"}
+    said, wanted = [], batch.labels[row].tolist()
+    for start in [place for place, word in enumerate(words) if word == "<image>"]:
+        stop = words.index("<|endofchunk|>", start)
+        asked = [token for token, label in zip(ids[start:stop], wanted[start:stop], strict=True) if label == -100]
+        answered = [token for token, label in zip(ids[start:stop], wanted[start:stop], strict=True) if label != -100]
+        assert asked + answered == ids[start:stop]  # the prompt is before the answer
+        said.append(Said(int(batch.rows[row, len(said)]), tokenizer.decode(asked), tokenizer.decode(answered)))
+    assert words.count("<|endofchunk|>") == len(said) == batch.rows.shape[1]
+    return said
+
+
+def samples(step):
+    return [scenes.sample(3, step * PICTURES + index, "train") for index in range(PICTURES)]
+
+
+def same(one, other):
+    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_a_batch_is_a_function_of_seed_and_step(batches, drawn) -> None:
+    assert same(batches.batch(5), drawn[5])
+    assert same(SceneBatches(CONFIG, batches.tokenizer, 3, PICTURES, 2).batch(5), drawn[5])
+    assert not torch.equal(replace(batches, seed=4).batch(5).pixel_values, drawn[5].pixel_values)
+    assert not torch.equal(drawn[6].pixel_values, drawn[5].pixel_values)
+
+
+def test_a_second_process_draws_the_same_in_order(batches, drawn) -> None:
+    ahead = list(prefetched(batches, 4, 7))
+    assert len(ahead) == 3
+    assert all(same(one, other) for one, other in zip(ahead, drawn[4:7], strict=True))
+
+
+def test_rows_hold_one_to_four_chunks_and_every_chunk_once(drawn, read) -> None:
+    assert {batch.rows.shape[1] for batch in drawn} == {1, 2, 3, 4}
+    for rows in read:
+        said = [chunk for row in rows for chunk in row]
+        assert len(set(said)) == len(said)
+        assert PICTURES * 3 - 3 <= len(said) <= PICTURES * 3  # what does not fill a row is left out
+
+
+def test_captions_stand_with_their_own_picture(read) -> None:
+    seen = 0
+    for step, rows in zip(STEPS, read, strict=True):
+        captions = [sample.caption for sample in samples(step)]
+        for chunk in (chunk for row in rows for chunk in row if chunk.prompt == "Output:"):
+            assert chunk.answer == f" {captions[chunk.picture]}"
+            seen += 1
+    assert seen > len(STEPS)
+
+
+def test_questions_are_answered_by_their_own_picture(read) -> None:
+    """Three kinds of questions, answered here from the list of objects."""
+    seen = 0
+    for step, rows in zip(STEPS, read, strict=True):
+        drawn_scenes = [sample.scene for sample in samples(step)]
+        for chunk in (chunk for row in rows for chunk in row if chunk.prompt != "Output:"):
+            question = re.fullmatch("Question: (.*) Answer:", chunk.prompt)[1]
+            objects = drawn_scenes[chunk.picture].objects
+            if match := re.fullmatch(r"What shape is the (\w+) object\?", question):
+                right = next(thing.shape for thing in objects if thing.color == match[1])
+            elif match := re.fullmatch(r"What color is the (\w+)\?", question):
+                right = next(thing.color for thing in objects if match[1] in (thing.shape, "digit"))
+            elif question == "How many objects are there?":
+                right = scenes.NUMBERS[len(objects)]
+            else:
+                continue
+            assert chunk.answer == f" {right}"
+            seen += 1
+    assert seen > len(STEPS)
+
+
+def test_phi_counts_the_pictures_up_to_each_token(drawn, tokenizer) -> None:
+    image, pad = tokenizer.token_to_id("<image>"), tokenizer.token_to_id("<pad>")
+    for batch in drawn:
+        counted = (batch.input_ids == image).cumsum(1)
+        written = batch.input_ids != pad
+        assert torch.equal(batch.media_index[written], counted[written])
+        assert batch.media_index[~written].eq(0).all()
+
+
+def test_loss_is_taken_on_answers_and_what_ends_them_alone(drawn, tokenizer) -> None:
+    ends = [tokenizer.token_to_id(text) for text in ("<|endofchunk|>", "<eos>")]
+    never = [tokenizer.token_to_id(text) for text in ("<image>", "<bos>", "<pad>")]
+    for batch in drawn:
+        wanted = batch.labels != -100
+        assert torch.equal(batch.labels[wanted], batch.input_ids[wanted])
+        for token in ends:
+            assert wanted[batch.input_ids == token].all()
+        for token in never:
+            assert not wanted[batch.input_ids == token].any()
+
+
+def test_pixels_are_the_drawn_pictures_preprocessed(drawn) -> None:
+    for step in STEPS[:2]:
+        pixels = drawn[step].pixel_values
+        assert pixels.shape == (PICTURES, 1, 3, 32, 32)
+        for index, sample in enumerate(samples(step)):
+            picture = pixel_values(PIL.Image.fromarray(sample.image), CONFIG.preprocessing, 32)
+            assert np.array_equal(pixels[index, 0].numpy(), picture)
+
+
+def test_caption_tokens_are_the_set_of_the_captions_tokens(drawn, tokenizer) -> None:
+    for index, sample in enumerate(samples(0)):
+        found = drawn[0].caption_tokens[index].nonzero().flatten().tolist()
+        assert found == sorted(set(tokenizer.encode(f" {sample.caption}").ids))
+        assert set(drawn[0].caption_tokens[index].tolist()) == {0.0, 1.0}
+
+
+def test_the_smallest_batches_hold_what_there_is(tokenizer) -> None:
+    smallest = SceneBatches(CONFIG, tokenizer, seed=0, pictures=1, questions=0)
+    for step in range(12):
+        assert smallest.batch(step).rows.tolist() == [[0]]
+
+
+def test_the_tokenizers_texts_are_the_batches_kind_and_repeat(read) -> None:
+    texts = list(scene_texts(0, 20))
+    assert texts == list(scene_texts(0, 20))
+    assert sum(text.startswith("Output: ") for text in texts) == 20
+    assert all(re.fullmatch(r"Output: \w.*|Question: .*\? Answer: \w.*", text) for text in texts)
