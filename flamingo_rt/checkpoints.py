@@ -35,12 +35,18 @@ def is_checkpoint(path: Path) -> bool:
 def save_checkpoint(path: Path, model: Flamingo, tokenizer_json: str, overwrite: bool = False) -> None:
     """Write a checkpoint folder; ``path`` appears whole or not at all. Raises `UsageError` when it exists."""
     with new_directory(path, overwrite) as folder:
-        try:
-            save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, folder / WEIGHTS)
-        except SafetensorError as error:  # what safetensors makes of a full disk; no OSError
-            raise DataError(f"cannot write {path / WEIGHTS}: {error}; free some space and run again") from error
+        write_tensors(model.state_dict(), folder / WEIGHTS, path / WEIGHTS)
         (folder / CONFIG).write_text(json.dumps(model.config.to_dict(), indent=1) + "\n", encoding="utf-8")
         (folder / TOKENIZER).write_text(tokenizer_json, encoding="utf-8")
+
+
+def write_tensors(tensors: dict[str, Tensor], file: Path, target: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file that will be renamed to ``target``. Raises `DataError`, on a full disk for instance."""
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file, metadata)
+    except SafetensorError as error:  # what safetensors makes of an operating system's error
+        raise DataError(f"cannot write {target}: {error}; free some space and run again") from error
+    file.chmod(0o644)  # safetensors leaves it to its owner alone
 
 
 def load_checkpoint(path: Path) -> Checkpoint:

@@ -32,6 +32,7 @@ def small_config() -> FlamingoConfig:
         cross_attention=CrossAttentionConfig(interval=2, heads=2, head_width=16),
         language=LanguageConfig(
             vocab_size=300, width=32, layers=3, heads=4, kv_heads=2, head_width=8, ff_width=48, context=96,
+            tied_head=False,
         ),
         max_visuals=6,
     )
@@ -46,6 +47,8 @@ def small_flamingo(config: FlamingoConfig | None = None, seed: int = 0) -> Flami
                 parameter.fill_(0.7)
             elif "embedding" in name:
                 parameter.mul_(50.0)
+            elif parameter.ndim == 2:
+                parameter.mul_(3.0)
     return model
 
 

@@ -21,11 +21,10 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from flamingo_rt.checkpoints import load_checkpoint, save_checkpoint
+from flamingo_rt.checkpoints import load_checkpoint, save_checkpoint, write_tensors
 from flamingo_rt.config import FlamingoConfig
 from flamingo_rt.errors import DataError, UsageError
 from flamingo_rt.files import check_output, replacing_file
@@ -169,7 +168,7 @@ def save_run(run: Run, path: Path) -> None:
         "step": str(run.step),
     }
     with replacing_file(path) as file:
-        save_file(tensors, file, metadata)
+        write_tensors(tensors, file, path, metadata)
 
 
 def train(
@@ -227,7 +226,7 @@ def _step(run: Run, batch: Batch) -> float:
 
 
 def _optimizer(parts: nn.Module, options: TrainingOptions) -> torch.optim.AdamW:
-    """AdamW; weight decay on matrices alone, none on norms, gates, biases and gains."""
+    """AdamW; weight decay on matrices alone, none on norms, gates and biases."""
     decayed = [p for p in parts.parameters() if p.ndim >= 2 and p.shape[0] > 1]
     others = [p for p in parts.parameters() if not (p.ndim >= 2 and p.shape[0] > 1)]
     return torch.optim.AdamW(

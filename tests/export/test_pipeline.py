@@ -134,6 +134,7 @@ def test_a_bundle_answers_like_its_checkpoint(bundle: Path, checkpoint: Path) ->
     prompts = ["Output: a", "Question: how", "the picture shows"]
     fast, slow = (load(path).generate_batch(prompts, max_new_tokens=12) for path in (bundle, checkpoint))
     assert [row.tokens for row in fast] == [row.tokens for row in slow]
+    assert min(len(set(row.tokens)) for row in fast) > 3, "tokens that do not vary show nothing"
 
 
 def test_buffers_of_the_wrong_type_are_refused_before_they_are_bound(bundle: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -109,7 +110,7 @@ def test_a_single_trained_row_serves_every_frame(random_tensor):
 def test_a_longer_clip_than_trained_still_gives_the_same_number_of_latents(randomise, random_tensor):
     resampler = randomise(Resampler(PAPER, FEATURE_WIDTH, 5))
     with torch.no_grad():
-        assert resampler(random_tensor(1, 9, 4, FEATURE_WIDTH, 5)).shape == (1, 3, 12)
+        assert resampler(random_tensor(1, 9, 4, FEATURE_WIDTH)).shape == (1, 3, 12)
 
 
 def test_spatial_positions_tell_the_cells_apart_and_start_at_nothing(randomise, random_tensor):
