@@ -70,7 +70,9 @@ def flamingo_config(vit_config) -> FlamingoConfig:
     return FlamingoConfig(
         vision=vit_config,
         resampler=ResamplerConfig(width=16, layers=1, heads=2, head_width=8, latents=3, max_frames=4),
-        cross_attention=CrossAttentionConfig(heads=2, head_width=6, media_width=20),
+        cross_attention=CrossAttentionConfig(
+            heads=2, head_width=6, media_width=20, norm="rmsnorm", norm_bias=False
+        ),
         language=replace(_CHINCHILLA, layers=3, tied_head=False),
     )
 

@@ -33,7 +33,7 @@ CONFIG = replace(
     preset("tiny"),
     vision=ViTConfig(image_size=32, patch_size=16, width=16, layers=1, heads=2, ff_width=32),
     resampler=ResamplerConfig(width=32, layers=1, heads=2, head_width=16, latents=4, max_frames=4, final_norm=True),
-    cross_attention=CrossAttentionConfig(heads=2, head_width=16, ff_multiplier=2),
+    cross_attention=CrossAttentionConfig(heads=2, head_width=16, ff_multiplier=2, norm="rmsnorm", norm_bias=False),
     language=LanguageConfig(
         vocab_size=320, width=32, layers=2, heads=4, kv_heads=2, head_width=16, ff_width=64, context=96,
         activation="swiglu", tied_head=False,
