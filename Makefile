@@ -1,6 +1,6 @@
 # make demo   a sentence about a picture, from the model in this package; installs no torch
 # make test   the test suite
-# make train  the model in this package, again (about half an hour on 2 cores)
+# make train  the model in this package, again (most of an hour on 2 cores)
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -19,7 +19,9 @@ lint: .venv/test
 	$(BIN)/ruff check .
 
 train: .venv/test
-	$(BIN)/flamingo-rt train flamingo --preset tiny --out runs/tiny
+	$(BIN)/flamingo-rt train flamingo --preset tiny --out runs/first
+	$(BIN)/flamingo-rt train flamingo --preset tiny --out runs/tiny --start-from runs/first \
+		--steps 1800 --questions 5 --learning-rate 1e-3 --seed 1
 	$(BIN)/flamingo-rt export --ckpt runs/tiny --out runs/tiny-bundle
 	$(BIN)/python benchmarks/accuracy.py --model runs/tiny-bundle
 
