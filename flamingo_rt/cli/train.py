@@ -90,16 +90,17 @@ class _Report:
 
     def step(self, progress: Progress) -> None:
         """Show one finished step; the loss is smoothed over about 50."""
-        if not self._first:
-            self._first, self._loss, self._start = progress.step, progress.loss, time.monotonic()
+        now = time.monotonic()
+        if not self._first:  # the clock starts here: the first step pays for what is set up once
+            self._first, self._loss, self._start = progress.step, progress.loss, now
+            return
         self._loss += (progress.loss - self._loss) * 0.02
         self._tokens += progress.tokens
-        now = time.monotonic()
         elapsed = max(now - self._start, 1e-3)
         text = f"loss {self._loss:.3f}  {self._tokens / elapsed:,.0f} tokens/s"
         self._bar.update(self._task, completed=progress.step, description=text)
         if self._plain and (now - self._said > PLAIN_SECONDS or progress.step == self._steps):
-            done = progress.step - self._first + 1
+            done = progress.step - self._first
             left = elapsed / done * (self._steps - progress.step)
             click.echo(f"step {progress.step}/{self._steps}  {text}  {left / 60:.0f} min left", err=True)
             self._said = now
