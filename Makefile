@@ -28,14 +28,15 @@ train: .venv/test
 clean:
 	rm -rf .venv build *.egg-info
 
-.venv/bin/python:
+.venv/made:
 	$(PYTHON) -m venv .venv
+	touch $@
 
 # The stamps are newer than setup.cfg when what it asks for is installed.
-.venv/demo: .venv/bin/python setup.cfg pyproject.toml
+.venv/demo: .venv/made setup.cfg pyproject.toml
 	$(BIN)/python -m pip install --quiet -e ".[cpu]"
 	touch $@
 
-.venv/test: .venv/bin/python setup.cfg pyproject.toml
+.venv/test: .venv/made setup.cfg pyproject.toml
 	$(BIN)/python -m pip install --quiet -e ".[cpu,export,train,test]"
 	touch $@ .venv/demo

@@ -15,7 +15,7 @@ import click
 import numpy as np
 
 from flamingo_rt import Image, load
-from flamingo_rt.cli.infer import CAPTION_PROMPT, QUESTION_PROMPT
+from flamingo_rt.processing.prompt import CAPTION_PROMPT, QUESTION_PROMPT
 from flamingo_rt.training import scenes
 
 SEED = 20_261_123

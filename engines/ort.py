@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from flamingo_rt.config import FlamingoConfig
-from flamingo_rt.contract import graph_specs
-from flamingo_rt.errors import DataError, DependencyError
+from flamingo_rt.contract import GraphSpec, graph_specs
+from flamingo_rt.errors import DataError, DependencyError, UsageError
 
 NAME = "ort"
+MAX_THREADS = 1024
 
 
 def import_onnxruntime() -> Any:
@@ -34,6 +35,8 @@ class OrtEngine:
 
         Raises `DependencyError` without onnxruntime, `DataError` when a graph cannot be loaded.
         """
+        if threads is not None and not (isinstance(threads, int) and 1 <= threads <= MAX_THREADS):
+            raise UsageError(f"threads is {threads!r}; it must be an integer from 1 to {MAX_THREADS}")
         runtime = import_onnxruntime()
         options = runtime.SessionOptions()
         options.log_severity_level = 3
@@ -46,6 +49,7 @@ class OrtEngine:
                 session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
             except Exception as error:  # onnxruntime's exceptions share no base of their own
                 raise DataError(f"ONNX Runtime {runtime.__version__} cannot load {path}: {error}") from error
+            _check_interface(path, session, self._specs[name])
             self._sessions[name] = session
 
     def bind(
@@ -72,3 +76,15 @@ class OrtEngine:
 
         call.buffers = kept  # type: ignore[attr-defined]
         return call
+
+
+def _check_interface(path: Path, session: Any, spec: GraphSpec) -> None:
+    """Raise `DataError` unless a graph has the inputs and outputs that the configuration asks for."""
+    for found, expected in ((session.get_inputs(), spec.inputs), (session.get_outputs(), spec.outputs)):
+        shapes = {value.name: tuple(value.shape) for value in found}
+        for tensor in expected:
+            if shapes.get(tensor.name) != tensor.shape:
+                raise DataError(
+                    f"{path} does not fit the configuration: {tensor.name} is {shapes.get(tensor.name, 'missing')}, "
+                    f"{tensor.shape} was expected; export the model again"
+                )

@@ -122,13 +122,9 @@ def _check_media(
 
 
 def _run(engine: Engine, graph: str, inputs: dict[str, Tensor], outputs: Sequence, sizes: dict[str, int]) -> dict:
-    arrays = {spec.name: np.empty(_leading(spec.shape, sizes), dtype=spec.dtype) for spec in outputs}
+    arrays = {spec.name: np.empty(spec.resolve(sizes), dtype=spec.dtype) for spec in outputs}
     engine.bind(graph, {name: tensor.contiguous().numpy() for name, tensor in inputs.items()}, arrays)()
     return arrays
-
-
-def _leading(shape: tuple, sizes: dict[str, int]) -> tuple[int, ...]:
-    return tuple(sizes[d] if isinstance(d, str) else d for d in shape)
 
 
 def _check_language(

@@ -8,6 +8,7 @@ from pathlib import Path
 from flamingo_rt.bundle import Bundle, GraphEntry, read_bundle, write_manifest
 from flamingo_rt.checkpoints import copy_tokenizer, load_checkpoint
 from flamingo_rt.engines.ort import OrtEngine
+from flamingo_rt.errors import UsageError
 from flamingo_rt.export.graphs import export_graphs
 from flamingo_rt.export.ort import NAME
 from flamingo_rt.export.parity import TOLERANCE, check_parity
@@ -30,6 +31,10 @@ def export_checkpoint(
     ``tolerance``, `UsageError` when ``out`` exists or the lowering is unknown.
     """
     check_output(out, overwrite)
+    if not 0.0 < tolerance < float("inf"):
+        raise UsageError(f"tolerance is {tolerance}; it must be above 0 and finite, such as 1e-4")
+    if out.resolve() in (checkpoint.resolve(), *checkpoint.resolve().parents):
+        raise UsageError(f"{out} is or holds the checkpoint {checkpoint}: choose another --out")
     on_stage("checkpoint")
     loaded = load_checkpoint(checkpoint)
     config = loaded.model.config

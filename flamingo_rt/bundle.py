@@ -99,6 +99,9 @@ def read_bundle(path: Path) -> Bundle:
         names = [name for entry in graphs.values() for name in (entry.file, f"{entry.file}.data")]
         for name in [TOKENIZER, *names]:
             files[name]  # noqa: B018 - a KeyError is the check
+        for entry in graphs.values():
+            if (entry.lowering, entry.dtype, entry.quantization) != ("ort", "float32", None):
+                raise ValueError(f"unknown form {entry.lowering}, {entry.dtype}, {entry.quantization}")
         hashes = {name: (str(entry["sha256"]), int(entry["bytes"])) for name, entry in files.items()}
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise DataError(f"{path / MANIFEST} is damaged ({error!r}): export the model again") from error

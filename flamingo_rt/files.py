@@ -35,6 +35,10 @@ def check_output(path: Path, overwrite: bool) -> None:
     """
     if path.exists() and not overwrite:
         raise UsageError(f"{path} already exists: choose another --out, or replace it with --overwrite")
+    if path.is_symlink():
+        raise UsageError(f"{path} is a link: give the folder it points to")
+    if path.is_dir() and overwrite and not _is_output(path):
+        raise UsageError(f"{path} holds more than a bundle or a checkpoint, and is not replaced: choose another --out")
     if path.resolve() in (Path.cwd(), *Path.cwd().parents):
         raise UsageError(f"{path} is the folder you are in, or one above it: choose another --out")
     if path.exists() and not path.is_dir():
@@ -44,6 +48,13 @@ def check_output(path: Path, overwrite: bool) -> None:
         raise DataError(f"cannot write {path}: {above} is a file, not a folder; choose another --out")
     if not os.access(above, os.W_OK):
         raise DataError(f"cannot write {path}: {above} may not be written to; choose another --out")
+
+
+def _is_output(path: Path) -> bool:
+    """Whether a folder is empty, or one that this project wrote: nobody's photographs are to be replaced."""
+    entries = list(path.iterdir())
+    known = {"manifest.json", "config.json"} & {entry.name for entry in entries}
+    return not entries or (bool(known) and all(entry.is_file() for entry in entries))
 
 
 @contextmanager
@@ -87,4 +98,5 @@ def _explained(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise DataError(f"no space left while writing {path}: nothing was changed; free some, run again") from error
-        raise DataError(f"writing {path} failed: {error}") from error
+        remedy = "" if error.errno else "; is the disk full? Nothing was changed; free some, run again"
+        raise DataError(f"writing {path} failed: {error}{remedy}") from error

@@ -50,6 +50,9 @@ def cli() -> None:
 
 def main() -> None:
     """Entry point: errors with a remedy become one line on stderr and their exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a terminal that lacks a character shows "?" for it
+            stream.reconfigure(errors="replace")
     try:
         cli.main(standalone_mode=False)
     except click.ClickException as error:
@@ -67,4 +70,7 @@ def main() -> None:
     except BrokenPipeError:
         # Whoever read our output has gone; Python would complain once more while it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        click.echo(f"flamingo-rt: {error}", err=True)
         sys.exit(1)

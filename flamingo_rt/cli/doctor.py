@@ -16,7 +16,7 @@ from flamingo_rt.errors import FlamingoError
 LIBRARIES = {
     "numpy": "always",
     "Pillow": "always",
-    "opencv-python-headless": "video",
+    "opencv-python-headless": "clips and training",
     "tokenizers": "always",
     "onnxruntime": "backend ort, extra cpu",
     "torch": "backend torch, extras export and train",
@@ -51,6 +51,7 @@ def command(as_json: bool) -> None:
         click.echo(json.dumps({"system": system, "libraries": libraries, "backends": backends}))
         return
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     console = Console()
@@ -64,7 +65,7 @@ def command(as_json: bool) -> None:
     console.print(table)
     table = Table("backend", "works", "", title="Backends", title_justify="left")
     for name, state in backends.items():
-        table.add_row(name, "[green]yes[/]" if state["works"] else "[red]no[/]", str(state["detail"]))
+        table.add_row(name, "[green]yes[/]" if state["works"] else "[red]no[/]", escape(str(state["detail"])))
     console.print(table)
 
 
@@ -101,5 +102,6 @@ def _try_torch() -> str:
     import safetensors
     import torch
 
-    assert torch.ones(2, 2).matmul(torch.ones(2, 2)).sum() == 8
+    if torch.ones(2, 2).matmul(torch.ones(2, 2)).sum() != 8:
+        raise RuntimeError("a product of two matrices came out wrong")
     return f"torch {torch.__version__}, CPU, safetensors {safetensors.__version__}; runs checkpoints"

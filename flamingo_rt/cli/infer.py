@@ -15,22 +15,19 @@ if TYPE_CHECKING:
     from flamingo_rt.processing.prompt import Part
     from flamingo_rt.runtime.model import Model
 
-CAPTION_PROMPT = "Output:"
-QUESTION_PROMPT = "Question: {} Answer:"
-
 
 @click.command()
 @click.option("--image", "images", multiple=True, metavar="FILE", help="A picture to ask about; repeatable.")
 @click.option("--video", "videos", multiple=True, metavar="FILE", help="A clip to ask about; repeatable.")
 @click.option("--frames", default=8, show_default=True, help="Frames to take from each clip.")
-@click.option("--prompt", metavar="TEXT", help=f"Text after the pictures. Default: '{CAPTION_PROMPT}' (a caption).")
+@click.option("--prompt", metavar="TEXT", help="Text after the pictures. Default: 'Output:' (a caption).")
 @click.option("--question", metavar="TEXT", help="A question; sets the prompt to 'Question: TEXT Answer:'.")
 @click.option("--shot", "shots", type=(str, str), multiple=True, metavar="FILE TEXT",
               help="An example before the prompt: a picture and its text, such as 'Output: a cat'; repeatable.")
 @click.option("--choices", metavar="A,B,C", help="Rank these answers instead of writing one.")
 @click.option("--model", "path", metavar="FOLDER", help="A bundle, or a checkpoint. Default: the model in the package.")
 @click.option("--backend", default="auto", show_default=True, help="auto, ort (bundles) or torch (checkpoints).")
-@click.option("--threads", type=click.IntRange(1), help="Cores for one operator. Default: all.")
+@click.option("--threads", type=click.IntRange(1, 1024), help="Cores for one operator. Default: all.")
 @click.option("--max-new-tokens", default=64, show_default=True, help="Longest answer.")
 @click.option("--temperature", default=0.0, show_default=True, help="0 takes the likeliest token; more is freer.")
 @click.option("--top-k", default=0, show_default=True, help="Draw from the K likeliest tokens; 0 is off.")
@@ -53,12 +50,15 @@ def command(
       flamingo-rt infer --image photo.png --question "Is there a red circle?" --choices yes,no
       flamingo-rt infer --shot a.png "Output: a red star" --image b.png
     """
+    if question is not None and not question.strip():
+        raise UsageError("--question is empty: give a question")
     if not (images or videos or prompt or question):
         raise UsageError("nothing to answer: give --image FILE, --video FILE, --prompt TEXT or --question TEXT")
     if prompt is not None and question is not None:
         raise UsageError("--prompt and --question exclude each other: --question writes the prompt")
     from flamingo_rt.loading import load
     from flamingo_rt.processing.media import Image, Video
+    from flamingo_rt.processing.prompt import CAPTION_PROMPT, QUESTION_PROMPT
     from flamingo_rt.runtime.options import GenerationOptions
 
     options = GenerationOptions(**generation)
@@ -72,7 +72,7 @@ def command(
     parts += [Image(file) for file in images] + [Video(file, frames) for file in videos]
     parts.append(prompt if prompt is not None else QUESTION_PROMPT.format(question) if question else CAPTION_PROMPT)
     if choices is not None:
-        _rank(model, parts, [choice.strip() for choice in choices.split(",")], as_json)
+        _rank(model, parts, [choice.strip() for choice in choices.split(",")], loading, as_json)
     else:
         _answer(model, parts, options, loading, as_json)
 
@@ -89,24 +89,29 @@ def _answer(model: Model, parts: list[Part], options: Any, loading: float, as_js
         click.echo()
         return
     result = generation.result()
-    timings = {stage: round(value, 3) for stage, value in {"load": loading, **result.timings}.items()}
     click.echo(json.dumps({
         "text": result.text.strip(),
         "tokens": list(result.tokens),
         "logprobs": [round(value, 6) for value in result.logprobs],
         "stop_reason": result.stop_reason,
         "prompt_tokens": result.prompt_tokens,
-        "timings_ms": timings,
+        "timings_ms": _rounded(loading, result.timings),
         "model": model.config.name,
         "backend": model.engine.name,
     }))
 
 
-def _rank(model: Model, parts: list[Part], choices: list[str], as_json: bool) -> None:
+def _rounded(loading: float, timings: dict[str, float]) -> dict[str, float]:
+    return {stage: round(value, 3) for stage, value in {"load": loading, **timings}.items()}
+
+
+def _rank(model: Model, parts: list[Part], choices: list[str], loading: float, as_json: bool) -> None:
     scores = model.score(parts, choices)
     if as_json:
         click.echo(json.dumps({
             "text": scores[0].text,
+            "tokens": list(scores[0].tokens),
+            "timings_ms": _rounded(loading, scores[0].timings),
             "choices": [
                 {"text": s.text, "logprob": round(s.logprob, 6), "probability": round(s.probability, 6)} for s in scores
             ],

@@ -12,6 +12,8 @@ import PIL.Image
 
 from flamingo_rt.errors import UsageError
 
+MAX_FRAMES = 1024
+
 PictureSource = str | os.PathLike | bytes | PIL.Image.Image | np.ndarray
 VideoSource = str | os.PathLike | Sequence[PictureSource]
 
@@ -33,15 +35,15 @@ class Image:
 class Video:
     """One clip: the path of a video file, or a sequence of pictures. The model sees ``frames`` of its frames.
 
-    Raises `UsageError` when ``frames`` is not a positive integer.
+    Raises `UsageError` when ``frames`` is not an integer from 1 to `MAX_FRAMES`.
     """
 
     source: VideoSource
     frames: int = 8
 
     def __post_init__(self) -> None:
-        if isinstance(self.frames, bool) or not isinstance(self.frames, int) or self.frames < 1:
-            raise UsageError(f"a clip cannot be read as {self.frames!r} frames: give an integer of 1 or more")
+        if isinstance(self.frames, bool) or not isinstance(self.frames, int) or not 1 <= self.frames <= MAX_FRAMES:
+            raise UsageError(f"a clip cannot be read as {self.frames!r} frames: give an integer from 1 to {MAX_FRAMES}")
 
     @property
     def label(self) -> str:

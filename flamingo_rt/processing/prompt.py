@@ -13,6 +13,10 @@ from flamingo_rt.processing.tokenizer import TextTokenizer
 
 Part = str | Image | Video
 
+# The forms of the paper (§B.1): what the packaged model was trained on and what the command line asks with.
+CAPTION_PROMPT = "Output:"
+QUESTION_PROMPT = "Question: {} Answer:"
+
 
 @dataclass(frozen=True)
 class Prompt:

@@ -7,7 +7,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from flamingo_rt.config import TokensConfig
-from flamingo_rt.errors import DataError
+from flamingo_rt.errors import DataError, UsageError
 
 
 class TextTokenizer:
@@ -39,7 +39,11 @@ class TextTokenizer:
         return token
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text; special tokens written in it are recognised."""
+        """Token ids of a text; special tokens written in it are recognised. Raises `UsageError` for broken Unicode."""
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise UsageError(f"the text {text!r} is not valid Unicode: give it in UTF-8") from error
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: list[int]) -> str:

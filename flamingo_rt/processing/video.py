@@ -1,4 +1,4 @@
-"""From a clip to the frames the model sees, evenly spaced. The one file that uses OpenCV."""
+"""From a clip to the frames the model sees, evenly spaced. The one file of the runtime that uses OpenCV."""
 
 from __future__ import annotations
 

@@ -68,6 +68,8 @@ class Model:
         options: GenerationOptions | None = None, **changes: object,
     ) -> list[GenerationResult]:
         """Answer several prompts of any lengths together; the results are in their order."""
+        if isinstance(prompts, str):
+            raise UsageError("prompts is one text: generate_batch takes a list of prompts")
         if not prompts:
             return []
         return self._start(prompts, prefix, _options(options, changes)).results()
@@ -80,7 +82,8 @@ class Model:
         A space is put between prompt and choice where neither has one. A choice's score is the sum over its tokens;
         it is not divided by their number.
         """
-        if isinstance(choices, str) or not choices or not all(choice.strip() for choice in choices):
+        choices = [choices] if isinstance(choices, str) else list(choices)
+        if not choices or not all(isinstance(choice, str) and choice.strip() for choice in choices):
             raise UsageError(f"choices are {choices!r}: give a list of one or more texts that are not empty")
         if any(self.tokenizer.tokens.image in choice for choice in choices):
             raise UsageError(f"a choice holds {self.tokenizer.tokens.image}: pictures belong into the prompt")
@@ -99,10 +102,16 @@ class Model:
         decoder = self._decoder(1, start + longest)
         if prefix is not None:
             decoder.restore(self._prefix_of(prefix))
-        first = log_softmax(decoder.prefill(self._rows([prompt], timer))[0])
-        sums = [_choice_logprob(decoder, first, choice) for choice in tokens]
+        rows = self._rows([prompt], timer)
+        with timer.stage("prefill"):
+            first = log_softmax(decoder.prefill(rows)[0])
+        with timer.stage("choices"):
+            sums = [_choice_logprob(decoder, first, choice) for choice in tokens]
         shares = np.exp(log_softmax(np.array(sums)))
-        scores = [Score(c, s, float(p)) for c, s, p in zip(choices, sums, shares, strict=True)]
+        scores = [
+            Score(choice, total, float(share), tuple(ids.tolist()), dict(timer.milliseconds))
+            for choice, total, share, ids in zip(choices, sums, shares, tokens, strict=True)
+        ]
         return sorted(scores, key=lambda score: -score.logprob)
 
     def _start(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Literal
 
 from flamingo_rt.errors import UsageError
@@ -28,19 +29,22 @@ class GenerationOptions:
 
     def __post_init__(self) -> None:
         for name in ("max_new_tokens", "top_k", "seed"):
-            if not isinstance(getattr(self, name), int):
+            if not isinstance(getattr(self, name), Integral):
                 raise UsageError(f"{name} is {getattr(self, name)!r}; it must be an integer")
         for name in ("temperature", "top_p", "repetition_penalty"):
-            if not isinstance(getattr(self, name), (int, float)):
+            if not isinstance(getattr(self, name), Real):
                 raise UsageError(f"{name} is {getattr(self, name)!r}; it must be a number")
         checks = {
             "max_new_tokens": (self.max_new_tokens >= 1, "1 or more"),
             "temperature": (0.0 <= self.temperature < float("inf"), "0 (greedy) or more"),
             "top_k": (self.top_k >= 0, "0 (off) or more"),
             "top_p": (0.0 < self.top_p <= 1.0, "above 0 and at most 1"),
-            "repetition_penalty": (0.0 < self.repetition_penalty < float("inf"), "above 0; 1 is off"),
+            "repetition_penalty": (0.01 <= self.repetition_penalty <= 100.0, "from 0.01 to 100; 1 is off"),
             "seed": (self.seed >= 0, "0 or more"),
-            "stop": (not isinstance(self.stop, str) and all(self.stop), "a tuple of texts that are not empty"),
+            "stop": (
+                isinstance(self.stop, (tuple, list)) and all(isinstance(text, str) and text for text in self.stop),
+                "a tuple of texts that are not empty",
+            ),
         }
         for name, (valid, allowed) in checks.items():
             if not valid:
@@ -63,8 +67,13 @@ class GenerationResult:
 
 @dataclass(frozen=True)
 class Score:
-    """One candidate answer: the sum of its tokens' log-probabilities, and its share among the candidates."""
+    """One candidate answer: the sum of its tokens' log-probabilities, and its share among the candidates.
+
+    ``timings`` in milliseconds are of the whole call: images, vision, resampler, prefill, choices.
+    """
 
     text: str
     logprob: float
     probability: float
+    tokens: tuple[int, ...]
+    timings: dict[str, float]

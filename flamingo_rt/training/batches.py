@@ -19,11 +19,9 @@ from torch.utils.data import DataLoader, IterableDataset
 from flamingo_rt.config import FlamingoConfig
 from flamingo_rt.model.flamingo import IGNORED_LABEL
 from flamingo_rt.processing.preprocess import pixel_values
+from flamingo_rt.processing.prompt import CAPTION_PROMPT, QUESTION_PROMPT
 from flamingo_rt.training import scenes
 from flamingo_rt.training.scenes import digits
-
-CAPTION_PROMPT = "Output:"
-QUESTION_PROMPT = "Question: {question} Answer:"
 
 
 class Batch(NamedTuple):
@@ -78,7 +76,7 @@ class SceneBatches:
     def _chunks(self, index: int, sample: scenes.Sample, rng: np.random.Generator) -> Iterator[Chunk]:
         yield Chunk(index, CAPTION_PROMPT, f" {sample.caption}")
         for question in scenes.questions(sample.scene, rng, self.questions):
-            yield Chunk(index, QUESTION_PROMPT.format(question=question.text), f" {question.answer}")
+            yield Chunk(index, QUESTION_PROMPT.format(question.text), f" {question.answer}")
 
     def _caption_tokens(self, samples: list[scenes.Sample]) -> Tensor:
         tokens = torch.zeros(len(samples), self.config.language.vocab_size)
@@ -141,4 +139,4 @@ def scene_texts(seed: int, count: int) -> Iterator[str]:
         scene = scenes.sample_scene(rng, "train")
         yield f"{CAPTION_PROMPT} {scenes.caption(scene)}"
         for question in scenes.questions(scene, rng, 4):
-            yield f"{QUESTION_PROMPT.format(question=question.text)} {question.answer}"
+            yield f"{QUESTION_PROMPT.format(question.text)} {question.answer}"

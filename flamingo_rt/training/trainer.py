@@ -54,6 +54,14 @@ class TrainingOptions:
     initial_gate: float = 1.0
     vision_task_weight: float = 0.1
 
+    def __post_init__(self) -> None:
+        for name in ("learning_rate", "gradient_clip"):
+            if not 0.0 < getattr(self, name) < math.inf:
+                raise UsageError(f"{name} is {getattr(self, name)}; it must be above 0 and finite")
+        for name in ("steps", "pictures"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} is {getattr(self, name)}; it must be 1 or more")
+
     def learning_rate_at(self, step: int) -> float:
         """Linear warm-up, then half a cosine down to a hundredth."""
         if step < self.warmup_steps:
