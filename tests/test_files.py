@@ -57,7 +57,7 @@ def old_file(tmp_path):
 def old_folder(tmp_path):
     path = tmp_path / "result"
     path.mkdir()
-    (path / "old").write_text("old")
+    (path / "config.json").write_text("old")  # what makes it a folder that may be replaced
     return path
 
 
@@ -128,7 +128,7 @@ def test_a_new_folder_appears_whole(tmp_path):
 def test_an_existing_output_is_refused_before_any_work(old_folder):
     with pytest.raises(UsageError, match=r"already exists.*--overwrite"), new_directory(old_folder):
         pytest.fail("the body ran")
-    assert contents(old_folder) == {"old": "old"}
+    assert contents(old_folder) == {"config.json": "old"}
 
 
 def test_a_file_in_the_way_is_refused_even_with_overwrite(old_file):
@@ -147,7 +147,7 @@ def test_a_new_output_may_be_written(tmp_path, old_folder):
 def test_overwrite_replaces_the_whole_folder(old_folder):
     with new_directory(old_folder, overwrite=True) as folder:
         (folder / "new").write_text("new")
-        assert contents(old_folder) == {"old": "old"}
+        assert contents(old_folder) == {"config.json": "old"}
     assert contents(old_folder) == {"new": "new"}
     assert [entry.name for entry in old_folder.parent.iterdir()] == ["result"]
 
@@ -157,7 +157,7 @@ def test_the_old_folder_survives_an_exception(old_folder, raised):
     with pytest.raises(raised), new_directory(old_folder, overwrite=True) as folder:
         (folder / "new").write_text("half")
         raise raised
-    assert contents(old_folder) == {"old": "old"}
+    assert contents(old_folder) == {"config.json": "old"}
     assert [entry.name for entry in old_folder.parent.iterdir()] == ["result"]
 
 
@@ -168,7 +168,7 @@ def test_the_old_folder_survives_a_full_disk(old_folder):
     ):
         (folder / "new").write_text("half")
         raise full_disk()
-    assert contents(old_folder) == {"old": "old"}
+    assert contents(old_folder) == {"config.json": "old"}
 
 
 def test_the_old_folder_comes_back_when_the_last_rename_fails(old_folder, monkeypatch):
@@ -182,13 +182,13 @@ def test_the_old_folder_comes_back_when_the_last_rename_fails(old_folder, monkey
     monkeypatch.setattr(os, "replace", fail_for_the_new_one)
     with pytest.raises(DataError), new_directory(old_folder, overwrite=True) as folder:
         (folder / "new").write_text("new")
-    assert contents(old_folder) == {"old": "old"}
+    assert contents(old_folder) == {"config.json": "old"}
     assert [entry.name for entry in old_folder.parent.iterdir()] == ["result"]
 
 
 def test_the_old_folder_survives_a_kill_and_the_next_run_succeeds(old_folder):
     run_until_killed(KILLED_IN_DIRECTORY, old_folder)
-    assert contents(old_folder) == {"old": "old"}
+    assert contents(old_folder) == {"config.json": "old"}
     with new_directory(old_folder, overwrite=True) as folder:
         assert contents(folder) == {}
         (folder / "new").write_text("new")

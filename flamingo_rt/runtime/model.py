@@ -82,8 +82,9 @@ class Model:
         A space is put between prompt and choice where neither has one. A choice's score is the sum over its tokens;
         it is not divided by their number.
         """
-        choices = [choices] if isinstance(choices, str) else list(choices)
-        if not choices or not all(isinstance(choice, str) and choice.strip() for choice in choices):
+        choices = choices if isinstance(choices, str) else list(choices)
+        texts = not isinstance(choices, str) and all(isinstance(c, str) and c.strip() for c in choices)
+        if not choices or not texts:
             raise UsageError(f"choices are {choices!r}: give a list of one or more texts that are not empty")
         if any(self.tokenizer.tokens.image in choice for choice in choices):
             raise UsageError(f"a choice holds {self.tokenizer.tokens.image}: pictures belong into the prompt")

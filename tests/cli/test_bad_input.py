@@ -40,7 +40,7 @@ def test_overwrite_replaces_no_folder_of_the_users_own(run, checkpoint: Path, tm
 
 
 @pytest.mark.parametrize("target", ["there", "nowhere"])
-def test_an_output_that_is_a_link_is_refused_before_any_work(run, checkpoint: Path, tmp_path: Path, target: str) -> None:
+def test_an_output_that_is_a_link_is_refused_before_any_work(run, checkpoint: Path, tmp_path: Path, target) -> None:
     (tmp_path / "there").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / target)
     outcome = run("export", "--ckpt", checkpoint, "--out", tmp_path / "link", "--overwrite")

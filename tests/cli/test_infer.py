@@ -139,8 +139,9 @@ def test_choices_are_ranked_best_first(infer, model, pictures) -> None:
     question = ("--image", pictures[0], "--question", "Is it red?", "--choices", "yes, no,a blue square")
     scores = model.score([Image(pictures[0]), "Question: Is it red? Answer:"], ["yes", "no", "a blue square"])
     answer = json.loads(infer(*question, "--json").out)
-    assert set(answer) == {"text", "choices", "model", "backend"}
-    assert answer["text"] == scores[0].text
+    assert set(answer) == {"text", "tokens", "timings_ms", "choices", "model", "backend"}
+    assert (answer["text"], answer["tokens"]) == (scores[0].text, list(scores[0].tokens))
+    assert set(answer["timings_ms"]) == {"load", "images", "vision", "resampler", "prefill", "choices"}
     assert [choice["text"] for choice in answer["choices"]] == [score.text for score in scores]
     assert [choice["logprob"] for choice in answer["choices"]] == pytest.approx([s.logprob for s in scores], abs=1e-5)
     assert sum(choice["probability"] for choice in answer["choices"]) == pytest.approx(1, abs=1e-5)
@@ -268,7 +269,7 @@ def test_a_clip_that_cannot_be_read_is_named(infer, tmp_path, kind) -> None:
         (["--prompt", "a", "--choices", ""], ["choices", "not empty"]),
         (["--prompt", "a", "--choices", "yes,,no"], ["choices", "not empty"]),
         (["--prompt", "a <image> b"], ["<image>", "picture itself"]),
-        (["--video", "clip.avi", "--frames", "0"], ["0", "1 or more"]),
+        (["--video", "clip.avi", "--frames", "0"], ["0", "from 1 to 1024"]),
         (["--prompt", "a", "--backend", "torch"], ["is a bundle", "--backend ort"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,

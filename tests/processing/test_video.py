@@ -189,9 +189,9 @@ def test_sources_that_are_no_clips_are_refused(source):
     assert "not a clip" in refusal(source)
 
 
-@pytest.mark.parametrize("frames", [0, -1, 2.0, True])
-def test_frames_must_be_a_positive_integer(frames):
-    with pytest.raises(UsageError, match="1 or more"):
+@pytest.mark.parametrize("frames", [0, -1, 1025, 2.0, True])
+def test_frames_must_be_an_integer_within_bounds(frames):
+    with pytest.raises(UsageError, match="from 1 to 1024"):
         Video("a.mp4", frames=frames)
 
 
