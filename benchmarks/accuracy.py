@@ -15,7 +15,6 @@ import click
 import numpy as np
 
 from flamingo_rt import Image, load
-from flamingo_rt.processing.prompt import CAPTION_PROMPT, QUESTION_PROMPT
 from flamingo_rt.training import scenes
 
 SEED = 20_261_123
@@ -30,9 +29,10 @@ BATCH = 16
 def main(path: str | None, backend: str, count: int, questions_per_scene: int) -> None:
     """Print the share of right captions and answers."""
     model = load(path, backend)
+    prompts = model.config.prompts
     samples = [scenes.sample(SEED, index, "heldout") for index in range(count)]
     images = [Image(sample.image) for sample in samples]
-    captions = _answers(model, [[image, CAPTION_PROMPT] for image in images])
+    captions = _answers(model, [[image, prompts.caption] for image in images])
     right = [scenes.caption_is_right(s.scene, c) for s, c in zip(samples, captions, strict=True)]
     print(f"captions: {sum(right)}/{count} right ({sum(right) / count:.1%})")
     by_objects: Counter[str] = Counter()
@@ -46,7 +46,7 @@ def main(path: str | None, backend: str, count: int, questions_per_scene: int) -
 
     rng = np.random.default_rng(SEED)
     asked = [(i, q) for i, s in enumerate(samples) for q in scenes.questions(s.scene, rng, questions_per_scene)]
-    answers = _answers(model, [[images[i], QUESTION_PROMPT.format(question.text)] for i, question in asked])
+    answers = _answers(model, [[images[i], prompts.ask(question.text)] for i, question in asked])
     kinds: dict[str, list[bool]] = {}
     for (_, question), answer in zip(asked, answers, strict=True):
         kinds.setdefault(question.kind, []).append(scenes.answer_is_right(question, answer))

@@ -1,4 +1,8 @@
-"""From a wrapper module to an ONNX file with external weights, named as the contract says."""
+"""From the model's code to three ONNX graphs, named as the contract says, without any weights in memory.
+
+The model is built of fake tensors, which have shapes and no values; what its weights are is known by name alone, and
+`weights.py` puts them in. So a model of any size is traced in the same seconds.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +10,19 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import Dim
 
 from flamingo_rt.config import FlamingoConfig
 from flamingo_rt.contract import GRAPHS, LANGUAGE_MODEL, RESAMPLER, VISION_ENCODER, GraphSpec, graph_specs
 from flamingo_rt.errors import UsageError
 from flamingo_rt.export import ort
+from flamingo_rt.export.folding import fold_standardisation
 from flamingo_rt.export.wrappers import LanguageModelGraph, ResamplerGraph, VisionEncoder
 from flamingo_rt.model.flamingo import Flamingo
 
@@ -26,38 +31,47 @@ LOWERINGS = {ort.NAME: (ort.GroupQueryAttend, ort.OPSET)}
 # Sizes of the example inputs: all different, and none of them 1, or the exporter takes two for one or one as fixed.
 EXAMPLE_SIZES = {"N": 6, "M": 2, "F": 3, "B": 2, "V": 3, "T": 5, "K": 4, "C": 16}
 
+# Takes a traced graph (an onnx_ir model), before the optimizer sees it: the weights get their values here.
+GraphPass = Callable[[Any], None]
 
-def export_graphs(
-    model: Flamingo, folder: Path, lowering: str = ort.NAME, on_graph: Callable[[str], None] = lambda name: None
-) -> dict[str, Path]:
-    """Write ``<graph>.onnx`` and ``<graph>.onnx.data`` for the three graphs; returns the paths by name.
+
+def check_lowering(lowering: str) -> None:
+    """Raise `UsageError` for an unknown lowering."""
+    if lowering not in LOWERINGS:
+        raise UsageError(f"unknown lowering {lowering!r}; known: {', '.join(LOWERINGS)}")
+
+
+def trace_graphs(config: FlamingoConfig, lowering: str, bind: GraphPass) -> Iterator[tuple[str, Any]]:
+    """Name and onnx_ir model of each graph in turn; ``bind`` gives the initializers their values.
 
     Raises `UsageError` for an unknown lowering.
     """
-    if lowering not in LOWERINGS:
-        raise UsageError(f"unknown lowering {lowering!r}; known: {', '.join(LOWERINGS)}")
+    check_lowering(lowering)
     attend, opset = LOWERINGS[lowering]
-    specs = graph_specs(model.config)
+    specs = graph_specs(config)
+    fake = FakeTensorMode()
+    with fake:
+        model = Flamingo(config).eval()
+        fold_standardisation(model.vision)
     modules: dict[str, Callable[[], nn.Module]] = {
         VISION_ENCODER: lambda: VisionEncoder(model),
         RESAMPLER: lambda: ResamplerGraph(model),
         LANGUAGE_MODEL: lambda: LanguageModelGraph(model, attend),
     }
-    paths = {}
     for name in GRAPHS:
-        on_graph(name)
-        paths[name] = folder / f"{name}.onnx"
-        _export(modules[name]().eval(), specs[name], model.config, opset, paths[name])
-    return paths
+        yield name, _trace(modules[name]().eval(), specs[name], config, opset, fake, bind)
 
 
-def _export(module: nn.Module, spec: GraphSpec, config: FlamingoConfig, opset: int, path: Path) -> None:
+def _trace(
+    module: nn.Module, spec: GraphSpec, config: FlamingoConfig, opset: int, fake: FakeTensorMode, bind: GraphPass
+) -> Any:
     tensors, dynamic = {}, {}
-    for tensor in spec.inputs:
-        shape = tensor.resolve(EXAMPLE_SIZES)
-        tensors[tensor.name] = torch.zeros(shape, dtype=getattr(torch, tensor.dtype))
-        dynamic[tensor.name] = {axis: Dim.DYNAMIC for axis, size in enumerate(tensor.shape) if isinstance(size, str)}
-    with torch.no_grad(), _quiet():
+    with fake:
+        for tensor in spec.inputs:
+            shape = tensor.resolve(EXAMPLE_SIZES)
+            tensors[tensor.name] = torch.zeros(shape, dtype=getattr(torch, tensor.dtype))
+            dynamic[tensor.name] = {axis: Dim.DYNAMIC for axis, size in enumerate(tensor.shape) if isinstance(size, str)}
+    with torch.no_grad(), _quiet(), fake:
         program = torch.onnx.export(
             module,
             _arguments(spec, config, tensors),
@@ -67,9 +81,13 @@ def _export(module: nn.Module, spec: GraphSpec, config: FlamingoConfig, opset: i
             opset_version=opset,
             dynamo=True,
             verbose=False,
+            optimize=False,
         )
-        _tidy(program.model, spec)
-        program.save(path, external_data=True)
+    with _quiet():
+        bind(program.model)
+        program.optimize()
+    _tidy(program.model, spec)
+    return program.model
 
 
 def _arguments(spec: GraphSpec, config: FlamingoConfig, by_name: dict[str, Any]) -> tuple[Any, ...]:

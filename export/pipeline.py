@@ -1,49 +1,90 @@
-"""The whole export: checkpoint in, checked bundle out."""
+"""The whole export: a model in its files in, checked bundle out. No more than one graph's weights is ever in memory."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 from pathlib import Path
 
 from flamingo_rt.bundle import Bundle, GraphEntry, read_bundle, write_manifest
-from flamingo_rt.checkpoints import copy_tokenizer, load_checkpoint
+from flamingo_rt.checkpoints import DTYPES, TOKENIZER, StoredModel
+from flamingo_rt.contract import GRAPHS
 from flamingo_rt.engines.ort import OrtEngine
 from flamingo_rt.errors import UsageError
-from flamingo_rt.export.graphs import export_graphs
+from flamingo_rt.export.cases import CASES, compute_reference
+from flamingo_rt.export.folding import folded_tensors
+from flamingo_rt.export.graphs import check_lowering, trace_graphs
 from flamingo_rt.export.ort import NAME
 from flamingo_rt.export.parity import TOLERANCE, check_parity
+from flamingo_rt.export.reference import streamed_model
+from flamingo_rt.export.weights import Weights, save_graph
 from flamingo_rt.files import check_output, new_directory
 from flamingo_rt.processing.tokenizer import TextTokenizer
+from flamingo_rt.progress import Progress, silent
 
 
-def export_checkpoint(
-    checkpoint: Path,
+def export_model(
+    model: StoredModel,
     out: Path,
     *,
+    sources: tuple[Path, ...] = (),
     lowering: str = NAME,
+    dtype: str = "fp32",
     tolerance: float = TOLERANCE,
     overwrite: bool = False,
-    on_stage: Callable[[str], None] = lambda stage: None,
+    progress: Progress = silent,
 ) -> Bundle:
-    """Write a bundle for a checkpoint folder. It appears whole, verified and equal to PyTorch, or not at all.
+    """Write a bundle. It appears whole, verified and equal to PyTorch, or not at all.
 
-    Raises `DataError` for a checkpoint that cannot be used, `ParityError` when a graph deviates by more than
-    ``tolerance``, `UsageError` when ``out`` exists or the lowering is unknown.
+    ``sources`` are the folders and files the model is read from: ``out`` may not replace one of them. ``dtype``
+    (fp32, fp16, bf16) is the type the matrices are stored in; graphs compute in float32 and are compared with PyTorch
+    on the stored values.
+
+    Raises `DataError` for a model that cannot be used, `ParityError` when a graph deviates by more than ``tolerance``,
+    `UsageError` when ``out`` exists or lowering or dtype are unknown.
     """
+    check_lowering(lowering)
+    if dtype not in DTYPES:
+        raise UsageError(f"unknown dtype {dtype!r}; known: {', '.join(DTYPES)}")
     check_output(out, overwrite)
-    if not 0.0 < tolerance < float("inf"):
+    if not 0.0 < tolerance < math.inf:
         raise UsageError(f"tolerance is {tolerance}; it must be above 0 and finite, such as 1e-4")
-    if out.resolve() in (checkpoint.resolve(), *checkpoint.resolve().parents):
-        raise UsageError(f"{out} is or holds the checkpoint {checkpoint}: choose another --out")
-    on_stage("checkpoint")
-    loaded = load_checkpoint(checkpoint)
-    config = loaded.model.config
-    TextTokenizer(loaded.tokenizer, config.tokens, config.language.vocab_size)  # refuse a bad one before the work
+    for source in sources:
+        if out.resolve() in (source.resolve(), *source.resolve().parents):
+            raise UsageError(f"{out} is or holds {source}, which the model is read from: choose another --out")
+    config = model.config
+    stored = StoredModel(config, model.tokenizer, folded_tensors(model.tensors)).stored_as(DTYPES[dtype])
     with new_directory(out, overwrite) as folder:
-        paths = export_graphs(loaded.model, folder, lowering, on_stage)
-        on_stage("comparison with PyTorch")
-        parity = check_parity(loaded.model, OrtEngine(paths, config), tolerance)
-        copy_tokenizer(loaded, folder)
-        entries = {name: GraphEntry(path.name, lowering, "float32", None) for name, path in paths.items()}
-        write_manifest(folder, config, entries, parity)
+        (folder / TOKENIZER).write_text(model.tokenizer, encoding="utf-8")
+        TextTokenizer(folder / TOKENIZER, config.tokens, config.language.vocab_size)  # refuse a bad one before the work
+        with progress("PyTorch's answers", len(CASES)) as advance:
+            reference = compute_reference(
+                streamed_model(config, stored.tensors), on_case=lambda name: advance(1)
+            )
+        paths = _write_graphs(stored, folder, lowering, dtype, progress)
+        with progress("comparison", len(CASES)) as advance:
+            engine = OrtEngine(paths, config, frugal=True)
+            parity = check_parity(reference, engine, config, tolerance, on_case=lambda name: advance(1))
+        del engine  # it has the files mapped
+        with progress("checksums", 1):
+            entries = {name: GraphEntry(path.name, lowering, GRAPH_DTYPES[dtype], None) for name, path in paths.items()}
+            write_manifest(folder, config, entries, parity)
     return read_bundle(out)
+
+
+GRAPH_DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+
+
+def _write_graphs(stored: StoredModel, folder: Path, lowering: str, dtype: str, progress: Progress) -> dict[str, Path]:
+    """The three graphs and their weights in ``folder``; the files by name."""
+    weights = Weights(stored.tensors, DTYPES[dtype])
+    graphs = trace_graphs(stored.config, lowering, weights.bind)
+    paths = {}
+    for name in GRAPHS:
+        with progress(f"{name} graph", 1):
+            _, graph = next(graphs)
+            weights.store(graph)
+        paths[name] = folder / f"{name}.onnx"
+        size = sum(value.const_value.nbytes for value in graph.graph.initializers.values())
+        with progress(f"{name} weights", size) as advance:
+            save_graph(graph, paths[name], lambda tensor, count: advance(count))
+    return paths

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -11,7 +10,6 @@ from torch import Tensor, nn
 
 from flamingo_rt.model.flamingo import Flamingo
 from flamingo_rt.model.language import Attend
-from flamingo_rt.model.nfnet import StandardisedConv2d
 
 
 class CachedAttend(Attend, Protocol):
@@ -29,7 +27,7 @@ class VisionEncoder(nn.Module):
 
     def __init__(self, model: Flamingo) -> None:
         super().__init__()
-        self.vision = fold_standardisation(model.vision)
+        self.vision = model.vision
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         return self.vision(pixel_values)
@@ -66,23 +64,3 @@ class LanguageModelGraph(nn.Module):
             input_ids, positions, media_index, list(media[::2]), list(media[1::2]), attend, logits_index
         )
         return logits, *attend.present
-
-
-def fold_standardisation(module: nn.Module) -> nn.Module:
-    """A copy whose standardised convolutions are plain ones with the standardised weight."""
-    module = copy.deepcopy(module)
-    for parent in list(module.modules()):
-        for name, child in list(parent.named_children()):
-            if isinstance(child, StandardisedConv2d):
-                setattr(parent, name, _plain(child))
-    return module
-
-
-def _plain(conv: StandardisedConv2d) -> nn.Conv2d:
-    plain = nn.Conv2d(
-        conv.in_channels, conv.out_channels, conv.kernel_size, stride=conv.stride, padding=conv.padding,
-        groups=conv.groups, device=conv.weight.device,
-    )
-    plain.weight = nn.Parameter(conv.standardised_weight().detach())
-    plain.bias = conv.bias
-    return plain

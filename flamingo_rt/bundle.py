@@ -20,6 +20,7 @@ from flamingo_rt.errors import DataError
 
 FORMAT_VERSION = 1
 MANIFEST, TOKENIZER = "manifest.json", "tokenizer.json"
+WEIGHT_DTYPES = ("float32", "float16", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def read_bundle(path: Path) -> Bundle:
         for name in [TOKENIZER, *names]:
             files[name]  # noqa: B018 - a KeyError is the check
         for entry in graphs.values():
-            if (entry.lowering, entry.dtype, entry.quantization) != ("ort", "float32", None):
+            if (entry.lowering, entry.quantization) != ("ort", None) or entry.dtype not in WEIGHT_DTYPES:
                 raise ValueError(f"unknown form {entry.lowering}, {entry.dtype}, {entry.quantization}")
         hashes = {name: (str(entry["sha256"]), int(entry["bytes"])) for name, entry in files.items()}
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:

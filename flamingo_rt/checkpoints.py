@@ -1,94 +1,126 @@
-"""A checkpoint: a folder with ``model.safetensors``, ``config.json`` and ``tokenizer.json``."""
+"""A checkpoint: a folder with ``config.json``, ``tokenizer.json`` and ``model.safetensors``, or shards of it."""
 
 from __future__ import annotations
 
 import json
-import shutil
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+import torch
 
 from flamingo_rt.config import FlamingoConfig
 from flamingo_rt.errors import DataError
 from flamingo_rt.files import new_directory
 from flamingo_rt.model.flamingo import Flamingo, on_meta_device
+from flamingo_rt.weights.lazy import LazyTensor
+from flamingo_rt.weights.reading import open_weights
+from flamingo_rt.weights.writing import write_shards
 
-WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"
+CONFIG, TOKENIZER = "config.json", "tokenizer.json"
+WEIGHTS = "model.safetensors"  # or model-00001-of-0000N.safetensors with an index
+INDEX = f"{WEIGHTS}.index.json"
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
-class Checkpoint:
-    """A model in evaluation mode and the file of its tokenizer."""
+class StoredModel:
+    """A model whose weights are still in their files: ``tensors`` has every tensor of `Flamingo`, by name, in the types
+    they are stored in. ``tokenizer`` is the text of a tokenizer.json."""
 
-    model: Flamingo
-    tokenizer: Path
+    config: FlamingoConfig
+    tokenizer: str
+    tensors: Mapping[str, LazyTensor]
+
+    def stored_as(self, dtype: torch.dtype) -> StoredModel:
+        """The same with its matrices in another type. Vectors (norms, biases, gates) are float32: they are few, and
+        half precision would cost more than it saves."""
+        return StoredModel(self.config, self.tokenizer, {
+            name: tensor.to(dtype if len(tensor.shape) > 1 else torch.float32)
+            for name, tensor in self.tensors.items()
+        })
+
+    def load(self) -> Flamingo:
+        """The model in memory, in float32 and evaluation mode."""
+        with on_meta_device():
+            model = Flamingo(self.config)
+        model.load_state_dict({name: tensor.to(torch.float32).read() for name, tensor in self.tensors.items()},
+                              assign=True)
+        return model.eval()
+
+
+def expected_shapes(config: FlamingoConfig) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor of a model, in order."""
+    with on_meta_device():
+        return {name: tuple(tensor.shape) for name, tensor in Flamingo(config).state_dict().items()}
 
 
 def is_checkpoint(path: Path) -> bool:
     """Whether the folder looks like a checkpoint."""
-    return (path / CONFIG).is_file() and (path / WEIGHTS).is_file()
+    return (path / CONFIG).is_file() and ((path / WEIGHTS).is_file() or (path / INDEX).is_file())
 
 
 def save_checkpoint(path: Path, model: Flamingo, tokenizer_json: str, overwrite: bool = False) -> None:
-    """Write a checkpoint folder; ``path`` appears whole or not at all. Raises `UsageError` when it exists."""
+    """Write a model in memory as a checkpoint folder; it appears whole or not at all. Raises `UsageError` when it
+    exists."""
+    tensors = {
+        name: LazyTensor(tuple(tensor.shape), tensor.dtype, path, lambda tensor=tensor: tensor.detach().contiguous())
+        for name, tensor in model.state_dict().items()
+    }
+    write_checkpoint(path, StoredModel(model.config, tokenizer_json, tensors), overwrite)
+
+
+def write_checkpoint(
+    path: Path, model: StoredModel, overwrite: bool = False,
+    on_tensor: Callable[[str, int], None] = lambda name, size: None,
+) -> None:
+    """Write a checkpoint folder shard by shard; ``on_tensor`` hears of every tensor and its bytes.
+
+    Raises `UsageError` when ``path`` exists and may not be replaced, `DataError` for a damaged source or a full disk.
+    """
     with new_directory(path, overwrite) as folder:
-        write_tensors(model.state_dict(), folder / WEIGHTS, path / WEIGHTS)
         (folder / CONFIG).write_text(json.dumps(model.config.to_dict(), indent=1) + "\n", encoding="utf-8")
-        (folder / TOKENIZER).write_text(tokenizer_json, encoding="utf-8")
+        (folder / TOKENIZER).write_text(model.tokenizer, encoding="utf-8")
+        write_shards(model.tensors, folder, path, on_tensor=on_tensor)
 
 
-def write_tensors(tensors: dict[str, Tensor], file: Path, target: Path, metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file that will be renamed to ``target``. Raises `DataError`, on a full disk for instance."""
-    try:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file, metadata)
-    except SafetensorError as error:  # what safetensors makes of an operating system's error
-        raise DataError(f"cannot write {target}: {error}; free some space and run again") from error
-    file.chmod(0o644)  # safetensors leaves it to its owner alone
-
-
-def load_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint folder. Raises `DataError` that names what is missing or has another shape."""
+def open_checkpoint(path: Path) -> StoredModel:
+    """Find the tensors of a checkpoint folder without reading them. Raises `DataError` that names what is missing or
+    has another shape."""
     if not path.is_dir():
         raise DataError(f"{path} is not a checkpoint folder: it needs {WEIGHTS}, {CONFIG} and {TOKENIZER}")
-    missing = [name for name in (WEIGHTS, CONFIG, TOKENIZER) if not (path / name).is_file()]
+    missing = [name for name in (CONFIG, TOKENIZER) if not (path / name).is_file()]
+    if not (path / WEIGHTS).is_file() and not (path / INDEX).is_file():
+        missing.insert(0, WEIGHTS)
     if missing:
         raise DataError(f"checkpoint {path} lacks {', '.join(missing)}")
     config = FlamingoConfig.read(path / CONFIG)
+    weights = path / WEIGHTS
+    tensors = open_weights(weights if weights.is_file() else path)
+    shapes = expected_shapes(config)
+    _check_tensors(weights if weights.is_file() else path / INDEX, shapes, tensors)
     try:
-        tensors = load_file(path / WEIGHTS)
-    except (SafetensorError, OSError) as error:
-        raise DataError(f"cannot read {path / WEIGHTS}: {error}; damaged: copy or train it again") from error
-    with on_meta_device():
-        model = Flamingo(config)
-    _check_tensors(path / WEIGHTS, model.state_dict(), tensors)
-    # Half-precision files are read too; the model itself computes in float32.
-    model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, assign=True)
-    return Checkpoint(model.eval(), path / TOKENIZER)
+        tokenizer = (path / TOKENIZER).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot read {path / TOKENIZER}: {error}; copy it again") from error
+    return StoredModel(config, tokenizer, {name: tensors[name] for name in shapes})
 
 
-def copy_tokenizer(checkpoint: Checkpoint, folder: Path) -> None:
-    """Put the checkpoint's tokenizer into ``folder``."""
-    shutil.copyfile(checkpoint.tokenizer, folder / TOKENIZER)
-
-
-def _check_tensors(file: Path, expected: dict[str, Tensor], found: dict[str, Tensor]) -> None:
-    def listed(names: list[str]) -> str:
+def _check_tensors(file: Path, expected: Mapping[str, tuple[int, ...]], found: Mapping[str, LazyTensor]) -> None:
+    def listed(names: Iterable[str]) -> str:
+        names = sorted(names)
         return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
-    missing = sorted(set(expected) - set(found))
+    missing, unknown = set(expected) - set(found), set(found) - set(expected)
     if missing:
         raise DataError(f"{file} lacks {len(missing)} tensors that its config.json asks for: {listed(missing)}")
-    unknown = sorted(set(found) - set(expected))
     if unknown:
         raise DataError(f"{file} has {len(unknown)} tensors that its config.json does not know: {listed(unknown)}")
-    for name, tensor in expected.items():
-        if found[name].shape != tensor.shape:
+    for name, shape in expected.items():
+        tensor = found[name]
+        if tensor.shape != shape:
             raise DataError(
-                f"{file}: tensor {name} has shape {list(found[name].shape)}, "
-                f"config.json asks for {list(tensor.shape)}"
+                f"{tensor.file}: tensor {name} has shape {list(tensor.shape)}, config.json asks for {list(shape)}"
             )
-        if not found[name].is_floating_point():
-            raise DataError(f"{file}: tensor {name} is {found[name].dtype}, not floating point")
+        if not tensor.dtype.is_floating_point:
+            raise DataError(f"{tensor.file}: tensor {name} is {tensor.dtype}, not floating point")

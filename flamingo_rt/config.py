@@ -237,6 +237,29 @@ class TokensConfig:
 
 
 @dataclass(frozen=True)
+class PromptsConfig:
+    """The texts a model was trained to continue (§B.1); the default is the paper's and the packaged model's.
+
+    ``{}`` in ``question`` is where the question stands. ``answer_separator`` stands between the prompt and an example's
+    answer: ``Output: a cat``. OpenFlamingo's: ``Output:``, ``Question:{} Short answer:`` and an empty separator.
+    """
+
+    caption: str = "Output:"
+    question: str = "Question: {} Answer:"
+    answer_separator: str = " "
+
+    def __post_init__(self) -> None:
+        for name in ("caption", "question"):
+            require(bool(getattr(self, name).strip()), f"prompts.{name} is {getattr(self, name)!r}: give it a text")
+        count = self.question.count("{}")
+        require(count == 1, f"prompts.question {self.question!r} holds {{}} {count} times: put it where questions go")
+
+    def ask(self, question: str) -> str:
+        """The text that asks ``question``; braces in the question are left as they are."""
+        return self.question.replace("{}", question)
+
+
+@dataclass(frozen=True)
 class FlamingoConfig:
     """Everything that defines a Flamingo model but its weights and its tokenizer.
 
@@ -250,6 +273,7 @@ class FlamingoConfig:
     language: LanguageConfig = field(default_factory=LanguageConfig)
     preprocessing: PreprocessingConfig = field(default_factory=PreprocessingConfig)
     tokens: TokensConfig = field(default_factory=TokensConfig)
+    prompts: PromptsConfig = field(default_factory=PromptsConfig)
     max_visuals: int = 64
 
     def __post_init__(self) -> None:
@@ -260,6 +284,10 @@ class FlamingoConfig:
             f"must be the vision encoder's {self.vision.width}",
         )
         require(len(self.cross_layers) > 0, "no language layer has cross-attention: the interval is too large")
+        for name, text in dataclasses.asdict(self.prompts).items():
+            for token in (self.tokens.image, self.tokens.end_of_chunk):
+                require(not token or token not in text,
+                        f"prompts.{name} {text!r} holds {token}: leave it out, it is added around the text")
 
     @property
     def cross_layers(self) -> tuple[int, ...]:

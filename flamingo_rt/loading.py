@@ -56,16 +56,15 @@ def _from_bundle(bundle: Bundle, threads: int | None) -> Model:
 
 def _from_checkpoint(folder: Path) -> Model:
     try:
-        from flamingo_rt.checkpoints import load_checkpoint
+        from flamingo_rt.checkpoints import TOKENIZER, open_checkpoint
         from flamingo_rt.model.engine import TorchEngine
     except ImportError as error:
         raise DependencyError(
             f"the torch backend cannot be imported ({error}): pip install 'flamingo-rt[export]', or export the "
             "checkpoint elsewhere and run the bundle here"
         ) from error
-    checkpoint = load_checkpoint(folder)
-    config = checkpoint.model.config
-    return Model(TorchEngine(checkpoint.model), config, _tokenizer(checkpoint.tokenizer, config))
+    model = open_checkpoint(folder).load()
+    return Model(TorchEngine(model), model.config, _tokenizer(folder / TOKENIZER, model.config))
 
 
 def _tokenizer(path: Path, config: FlamingoConfig) -> TextTokenizer:

@@ -12,7 +12,9 @@ from flamingo_rt.config import (
     FlamingoConfig,
     LanguageConfig,
     NFNetConfig,
+    PromptsConfig,
     ResamplerConfig,
+    TokensConfig,
     ViTConfig,
 )
 from flamingo_rt.errors import DataError, UsageError
@@ -42,6 +44,18 @@ def test_a_vision_transformer_survives_json():
     assert FlamingoConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
+def test_prompts_of_another_form_survive_json():
+    prompts = PromptsConfig(question="Question:{} Short answer:", answer_separator="")  # OpenFlamingo's
+    config = replace(preset("tiny"), prompts=prompts)
+    assert FlamingoConfig.from_dict(json.loads(json.dumps(config.to_dict()))).prompts == prompts
+
+
+@pytest.mark.parametrize("question", ["what?", "{}", "{0} {x", ""])
+def test_a_question_is_put_into_its_place_as_it_is(question):
+    assert PromptsConfig().ask(question) == "Question: " + question + " Answer:"
+    assert PromptsConfig(question="{x} {}?").ask(question) == "{x} " + question + "?"
+
+
 def test_an_unknown_preset_lists_the_known_ones():
     with pytest.raises(UsageError) as error:
         preset("flamingo-4b")
@@ -49,7 +63,9 @@ def test_an_unknown_preset_lists_the_known_ones():
     assert all(name in str(error.value) for name in PRESETS)
 
 
-@pytest.mark.parametrize("part", ["vision", "resampler", "cross_attention", "language", "preprocessing", "tokens"])
+@pytest.mark.parametrize(
+    "part", ["vision", "resampler", "cross_attention", "language", "preprocessing", "tokens", "prompts"]
+)
 def test_an_unknown_key_is_named(part):
     data = preset("tiny").to_dict()
     data[part]["surprise"] = 1
@@ -60,7 +76,7 @@ def test_an_unknown_key_is_named(part):
 @pytest.mark.parametrize(
     ("part", "key"),
     [("vision", "widths"), ("resampler", "latents"), ("cross_attention", "interval"), ("language", "vocab_size"),
-     ("preprocessing", "mean"), ("tokens", "image")],
+     ("preprocessing", "mean"), ("tokens", "image"), ("prompts", "answer_separator")],
 )
 def test_a_missing_key_is_named(part, key):
     data = preset("tiny").to_dict()
@@ -86,6 +102,9 @@ def test_a_missing_key_is_named(part, key):
         ("vision.widths", 64),
         ("preprocessing.mean", [0.5, 0.5]),
         ("tokens", []),
+        ("prompts", "Output:"),
+        ("prompts.question", None),
+        ("prompts.answer_separator", 0),
     ],
 )
 def test_a_mistyped_value_names_its_key(path, value):
@@ -143,6 +162,13 @@ def test_a_missing_file_is_named(tmp_path):
         (lambda: FlamingoConfig(resampler=ResamplerConfig(input_projection=False)), "projection"),
         (lambda: FlamingoConfig(cross_attention=CrossAttentionConfig(interval=25, offset="last")), "interval"),
         (lambda: FlamingoConfig(max_visuals=0), "max_visuals"),
+        (lambda: PromptsConfig(caption=""), "prompts.caption is ''"),
+        (lambda: PromptsConfig(question=" "), "prompts.question is ' '"),
+        (lambda: PromptsConfig(question="Question: Answer:"), "prompts.question 'Question: Answer:' holds {} 0 times"),
+        (lambda: PromptsConfig(question="{} {}"), "prompts.question '{} {}' holds {} 2 times"),
+        (lambda: FlamingoConfig(prompts=PromptsConfig(caption="<image>Output:")), "prompts.caption .* holds <image>"),
+        (lambda: FlamingoConfig(prompts=PromptsConfig(answer_separator="<|endofchunk|>")), "prompts.answer_separator"),
+        (lambda: FlamingoConfig(tokens=TokensConfig(image="Qu")), "prompts.question .* holds Qu"),
     ],
 )
 def test_what_cannot_work_is_refused(build, message):

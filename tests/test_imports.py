@@ -17,12 +17,13 @@ FOLDERS = {
 }
 
 # What each part of the project may import of the project, besides itself.
-BASE = {"errors", "config", "files", "contract", "presets"}
+BASE = {"errors", "config", "files", "contract", "presets", "progress"}
 RUNTIME = BASE | {"bundle", "processing", "engines"}
 ALLOWED = {
     "errors": set(),
     "config": {"errors"},
     "files": {"errors"},
+    "progress": set(),
     "presets": {"errors", "config"},
     "contract": {"config"},
     "bundle": {"errors", "config", "contract"},
@@ -30,24 +31,26 @@ ALLOWED = {
     "engines": {"errors", "config", "contract"},
     "runtime": BASE | {"processing"},
     "model": {"errors", "config", "contract"},
-    "checkpoints": {"errors", "config", "files", "model"},
-    "training": BASE | {"processing", "model", "checkpoints"},
-    "export": RUNTIME | {"runtime", "model", "checkpoints"},
+    "weights": {"errors"},
+    "checkpoints": {"errors", "config", "files", "model", "weights"},
+    "importing": {"errors", "config", "presets", "checkpoints", "weights"},
+    "training": BASE | {"processing", "model", "checkpoints", "weights"},
+    "export": RUNTIME | {"runtime", "model", "checkpoints", "weights"},
     "loading": RUNTIME | {"runtime", "model", "checkpoints"},
-    "cli": RUNTIME | {"runtime", "model", "checkpoints", "training", "export", "loading", "__init__"},
+    "cli": RUNTIME | {"runtime", "model", "checkpoints", "importing", "training", "export", "loading", "__init__"},
     "__main__": {"cli"},
     "__init__": {"errors", "loading", "processing", "runtime"},
 }
 # Third-party libraries that only the parts whose job they are may import.
 OWNERS = {
-    "torch": {"model", "checkpoints", "training", "export", "cli"},  # cli: doctor looks whether it is there
+    "torch": {"model", "weights", "checkpoints", "importing", "training", "export", "cli"},  # cli: doctor looks whether it is there
     "onnxruntime": {"engines"},
     "onnx": set(),
     "onnx_ir": {"export"},
-    "safetensors": {"checkpoints", "training", "cli"},
+    "safetensors": {"weights", "training", "cli"},
     "cv2": {"processing", "training"},
     "sklearn": {"training"},
-    "tokenizers": {"processing", "training"},
+    "tokenizers": {"processing", "importing", "training"},
     "PIL": {"processing", "training"},
     "click": {"cli"},
     "rich": {"cli"},

@@ -12,6 +12,7 @@ import flamingo_rt
 from flamingo_rt import Image
 from flamingo_rt.bundle import read_bundle
 from flamingo_rt.checkpoints import Checkpoint, load_checkpoint
+from flamingo_rt.config import PromptsConfig
 from flamingo_rt.loading import PACKAGED_BUNDLE
 from flamingo_rt.model.naive import generate_naively
 from flamingo_rt.processing.prompt import build_prompt
@@ -38,6 +39,22 @@ def test_the_bundle_is_small_and_was_exported_from_the_checkpoint_in_the_reposit
     assert sum(file.stat().st_size for file in PACKAGED_BUNDLE.iterdir()) <= 16_000_000
     assert bundle.config == checkpoint.model.config
     assert bundle.tokenizer_path.read_bytes() == checkpoint.tokenizer.read_bytes()
+
+
+def test_its_prompts_are_the_default_and_those_it_was_trained_on(model: Model) -> None:
+    assert model.config.prompts == PromptsConfig() == PromptsConfig("Output:", "Question: {} Answer:", " ")
+
+
+def test_a_prompt_in_its_form_is_the_one_written_by_hand(model: Model) -> None:
+    picture, shown = Image(ROOT / "examples" / "scene.png"), Image(scenes.sample(SEED, 0, "heldout").image)
+    shot = (shown, "Which digit is shown?", "two")
+    asked = model.question_prompt(picture, "How many objects are there?", shots=[shot])
+    assert asked == [
+        shown, "Question: Which digit is shown? Answer: two<|endofchunk|>",
+        picture, "Question: How many objects are there? Answer:",
+    ]
+    captioned = model.caption_prompt(picture, shots=[(shown, "a red star")])
+    assert captioned == [shown, "Output: a red star<|endofchunk|>", picture, "Output:"]
 
 
 def test_captions_and_answers_about_unseen_scenes_are_mostly_right(model: Model) -> None:

@@ -3,44 +3,65 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
+from typing import Any
 
 import click
 
 from flamingo_rt.cli.dependencies import needs_extra
+from flamingo_rt.cli.openflamingo import FILE, open_sources, source_options
+from flamingo_rt.cli.progress import ProgressBar
+from flamingo_rt.errors import UsageError
 
 
 @click.command()
-@click.option("--ckpt", required=True, type=click.Path(path_type=Path), metavar="FOLDER", help="The checkpoint.")
-@click.option("--out", required=True, type=click.Path(path_type=Path), metavar="FOLDER", help="The bundle to write.")
+@click.option("--ckpt", required=True, type=FILE, metavar="FOLDER|FILE",
+              help="A checkpoint folder; or OpenFlamingo's checkpoint.pt, with --vision and --language.")
+@click.option("--out", required=True, type=FILE, metavar="FOLDER", help="The bundle to write.")
+@source_options(required=False)
 @click.option("--lowering", default="ort", show_default=True, help="Form of the graphs: ort (ONNX Runtime).")
+@click.option("--dtype", default="fp32", show_default=True, type=click.Choice(["fp32", "fp16", "bf16"]),
+              help="Type the matrices are stored in; graphs compute in fp32.")
 @click.option("--tolerance", default=1e-4, show_default=True, help="Largest deviation from PyTorch that is accepted.")
 @click.option("--overwrite", is_flag=True, help="Replace --out when it exists.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object: bundle, bytes, deviation per graph.")
-def command(ckpt: Path, out: Path, lowering: str, tolerance: float, overwrite: bool, as_json: bool) -> None:
+def command(
+    ckpt: Path, out: Path, lowering: str, dtype: str, tolerance: float, overwrite: bool, as_json: bool, **sources: Any
+) -> None:
     """Write a deployable bundle from a checkpoint: three ONNX graphs, tokenizer and manifest.
 
     Every graph is compared with the PyTorch model on eight kinds of prompts; a bundle that deviates is not written.
 
     \b
-    Example:
+    Examples:
       flamingo-rt export --ckpt models/tiny --out bundle
+      flamingo-rt export --ckpt checkpoint.pt --vision ViT-L-14.pt --language mpt-1b-redpajama-200b --out bundle
     """
     with needs_extra("export"):
-        from flamingo_rt.export.pipeline import export_checkpoint
-    start = time.perf_counter()
-
-    def on_stage(stage: str) -> None:
-        click.echo(f"{time.perf_counter() - start:6.1f} s  {stage}", err=True)
-
+        from flamingo_rt.checkpoints import open_checkpoint
+        from flamingo_rt.export.pipeline import export_model
+        from flamingo_rt.files import check_output
+    check_output(out, overwrite)
+    if sources["vision"] is None and sources["language"] is None:
+        given = [name for name, value in sources.items() if value]
+        if given:
+            option = f"--{given[0].replace('_', '-')}"
+            raise UsageError(f"{option} goes with --vision and --language, for OpenFlamingo's checkpoint.pt")
+        model, paths = open_checkpoint(ckpt), (ckpt,)
+    elif sources["vision"] is None or sources["language"] is None:
+        raise UsageError("an OpenFlamingo model has three sources: give --ckpt, --vision and --language")
+    else:
+        model, paths = open_sources(ckpt, **sources), (ckpt, sources["vision"], sources["language"])
     with needs_extra("export"):  # PyTorch imports the exporter's libraries when it exports
-        bundle = export_checkpoint(
-            ckpt, out, lowering=lowering, tolerance=tolerance, overwrite=overwrite, on_stage=on_stage
+        bundle = export_model(
+            model, out, sources=paths, lowering=lowering, dtype=dtype, tolerance=tolerance, overwrite=overwrite,
+            progress=ProgressBar(),
         )
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
     if as_json:
-        click.echo(json.dumps({"bundle": str(out), "bytes": size, "lowering": lowering, "deviation": bundle.parity}))
+        click.echo(json.dumps({
+            "bundle": str(out), "bytes": size, "lowering": lowering, "dtype": dtype, "deviation": bundle.parity,
+        }))
         return
     deviations = ", ".join(f"{graph} {value:.1e}" for graph, value in bundle.parity.items())
     click.echo(f"wrote {out} ({size / 1e6:.1f} MB); largest deviation from PyTorch: {deviations}")

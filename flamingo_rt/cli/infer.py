@@ -20,10 +20,14 @@ if TYPE_CHECKING:
 @click.option("--image", "images", multiple=True, metavar="FILE", help="A picture to ask about; repeatable.")
 @click.option("--video", "videos", multiple=True, metavar="FILE", help="A clip to ask about; repeatable.")
 @click.option("--frames", default=8, show_default=True, help="Frames to take from each clip.")
-@click.option("--prompt", metavar="TEXT", help="Text after the pictures. Default: 'Output:' (a caption).")
-@click.option("--question", metavar="TEXT", help="A question; sets the prompt to 'Question: TEXT Answer:'.")
+@click.option("--prompt", metavar="TEXT",
+              help="Text after the pictures. Default: what the model was taught to caption after, such as 'Output:'.")
+@click.option("--question", metavar="TEXT",
+              help="A question; sets the prompt to the model's form, such as 'Question: TEXT Answer:'.")
 @click.option("--shot", "shots", type=(str, str), multiple=True, metavar="FILE TEXT",
               help="An example before the prompt: a picture and its text, such as 'Output: a cat'; repeatable.")
+@click.option("--task", type=click.Choice(["caption", "vqa"]),
+              help="Write each --shot in the model's form too: its TEXT is a caption, or QUESTION|ANSWER for vqa.")
 @click.option("--choices", metavar="A,B,C", help="Rank these answers instead of writing one.")
 @click.option("--model", "path", metavar="FOLDER", help="A bundle, or a checkpoint. Default: the model in the package.")
 @click.option("--backend", default="auto", show_default=True, help="auto, ort (bundles) or torch (checkpoints).")
@@ -38,8 +42,8 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object: text, tokens, timings per stage.")
 def command(
     images: tuple[str, ...], videos: tuple[str, ...], frames: int, prompt: str | None, question: str | None,
-    shots: tuple[tuple[str, str], ...], choices: str | None, path: str | None, backend: str, threads: int | None,
-    as_json: bool, **generation: Any,
+    shots: tuple[tuple[str, str], ...], task: str | None, choices: str | None, path: str | None, backend: str,
+    threads: int | None, as_json: bool, **generation: Any,
 ) -> None:
     """Answer a prompt about pictures.
 
@@ -49,32 +53,57 @@ def command(
       flamingo-rt infer --image photo.png --question "What color is the star?"
       flamingo-rt infer --image photo.png --question "Is there a red circle?" --choices yes,no
       flamingo-rt infer --shot a.png "Output: a red star" --image b.png
+      flamingo-rt infer --task caption --shot a.png "a red star" --image b.png
+      flamingo-rt infer --task vqa --shot a.png "Is it red?|yes" --image b.png --question "Is it a star?"
     """
-    if question is not None and not question.strip():
-        raise UsageError("--question is empty: give a question")
-    if not (images or videos or prompt or question):
-        raise UsageError("nothing to answer: give --image FILE, --video FILE, --prompt TEXT or --question TEXT")
-    if prompt is not None and question is not None:
-        raise UsageError("--prompt and --question exclude each other: --question writes the prompt")
+    _check_query(task, prompt, question, has_visuals=bool(images or videos))
+    examples = [(file, *_question_and_answer(text)) if task == "vqa" else (file, text) for file, text in shots]
     from flamingo_rt.loading import load
     from flamingo_rt.processing.media import Image, Video
-    from flamingo_rt.processing.prompt import CAPTION_PROMPT, QUESTION_PROMPT
     from flamingo_rt.runtime.options import GenerationOptions
 
     options = GenerationOptions(**generation)
     start = time.perf_counter()
     model = load(path, backend, threads)
     loading = (time.perf_counter() - start) * 1e3
-    parts: list[Part] = []
-    for file, text in shots:
-        end = model.config.tokens.end_of_chunk
-        parts += [Image(file), text if text.endswith(end) else text + end]
-    parts += [Image(file) for file in images] + [Video(file, frames) for file in videos]
-    parts.append(prompt if prompt is not None else QUESTION_PROMPT.format(question) if question else CAPTION_PROMPT)
+    visuals = [Image(file) for file in images] + [Video(file, frames) for file in videos]
+    pictured = [(Image(file), *texts) for file, *texts in examples]
+    if task == "caption":
+        parts = model.caption_prompt(visuals, shots=pictured)
+    elif task == "vqa":
+        parts = model.question_prompt(visuals, question, shots=pictured)
+    else:
+        end, forms = model.config.tokens.end_of_chunk, model.config.prompts
+        parts = [part for image, text in pictured for part in (image, text if text.endswith(end) else text + end)]
+        parts += [*visuals, prompt if prompt is not None else forms.ask(question) if question else forms.caption]
     if choices is not None:
         _rank(model, parts, [choice.strip() for choice in choices.split(",")], loading, as_json)
     else:
         _answer(model, parts, options, loading, as_json)
+
+
+def _check_query(task: str | None, prompt: str | None, question: str | None, has_visuals: bool) -> None:
+    if question is not None and not question.strip():
+        raise UsageError("--question is empty: give a question")
+    if task == "caption" and (prompt is not None or question is not None):
+        raise UsageError("--task caption takes neither --prompt nor --question: leave them out, or take --task vqa")
+    if task == "caption" and not has_visuals:
+        raise UsageError("nothing to caption: give --image FILE or --video FILE")
+    if task == "vqa" and question is None:
+        raise UsageError("--task vqa needs --question TEXT")
+    if not (has_visuals or prompt or question):
+        raise UsageError("nothing to answer: give --image FILE, --video FILE, --prompt TEXT or --question TEXT")
+    if prompt is not None and question is not None:
+        raise UsageError("--prompt and --question exclude each other: --question writes the prompt")
+
+
+def _question_and_answer(text: str) -> list[str]:
+    """The two halves of a shot for vqa."""
+    halves = text.split("|")
+    if len(halves) != 2:
+        raise UsageError(f"the --shot text {text!r} holds | {len(halves) - 1} times: with --task vqa give it once, "
+                         "as QUESTION|ANSWER")
+    return halves
 
 
 def _answer(model: Model, parts: list[Part], options: Any, loading: float, as_json: bool) -> None:

@@ -23,6 +23,14 @@ def scaled_gelu(x: Tensor) -> Tensor:
     return F.gelu(x) * GELU_GAIN
 
 
+def standardise(weight: Tensor, gain: Tensor) -> Tensor:
+    """weight [out, in / groups, kh, kw] with zero mean and variance 1 / fan-in for each output channel, times gain
+    [out, 1, 1, 1]."""
+    fan_in = math.prod(weight.shape[1:])
+    variance, mean = torch.var_mean(weight, dim=(1, 2, 3), keepdim=True, unbiased=False)
+    return (weight - mean) * torch.rsqrt(torch.clamp(variance * fan_in, min=1e-4)) * gain
+
+
 class StandardisedConv2d(nn.Conv2d):
     """A convolution whose weight is standardised per output channel before use (arXiv 2101.08692, §4)."""
 
@@ -33,15 +41,8 @@ class StandardisedConv2d(nn.Conv2d):
         nn.init.normal_(self.weight, std=self.weight[0].numel() ** -0.5)
         nn.init.zeros_(self.bias)
 
-    def standardised_weight(self) -> Tensor:
-        """[out, in / groups, kh, kw], zero mean and variance 1 / fan-in for each output channel, times the gain."""
-        fan_in = self.weight[0].numel()
-        variance, mean = torch.var_mean(self.weight, dim=(1, 2, 3), keepdim=True, unbiased=False)
-        scale = torch.rsqrt(torch.clamp(variance * fan_in, min=1e-4)) * self.gain
-        return (self.weight - mean) * scale
-
     def forward(self, x: Tensor) -> Tensor:
-        return self._conv_forward(x, self.standardised_weight(), self.bias)
+        return self._conv_forward(x, standardise(self.weight, self.gain), self.bias)
 
 
 def conv(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> StandardisedConv2d:

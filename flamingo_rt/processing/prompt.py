@@ -13,10 +13,6 @@ from flamingo_rt.processing.tokenizer import TextTokenizer
 
 Part = str | Image | Video
 
-# The forms of the paper (§B.1): what the packaged model was trained on and what the command line asks with.
-CAPTION_PROMPT = "Output:"
-QUESTION_PROMPT = "Question: {} Answer:"
-
 
 @dataclass(frozen=True)
 class Prompt:
@@ -33,24 +29,34 @@ class Prompt:
 def build_prompt(parts: Part | Sequence[Part], tokenizer: TextTokenizer, *, start: bool = True) -> Prompt:
     """Tokenize a prompt; each visual becomes one ``<image>`` token. ``start`` puts the beginning-of-text token first.
 
+    The prompt is one text, as in training: visuals stand in it as the image token's text, neighbouring texts are joined
+    without a separator (and may share tokens), and all of it is tokenized at once. A tokenizer may mark the beginning
+    of a text, as LLaMA's does, so parts tokenized one by one could give other tokens. A prompt that continues a prefix
+    is a text of its own.
+
     Raises `UsageError` for an empty prompt, a part of another type, or an ``<image>`` written in a text.
     """
-    ids: list[int] = [tokenizer.bos_id] if start and tokenizer.bos_id is not None else []
-    opening = len(ids)
-    phi, visuals = [0] * opening, []
+    visuals, pieces = [], [""]  # a text before, between and behind the visuals
     for part in [parts] if isinstance(parts, str) or not isinstance(parts, Iterable) else parts:
         if isinstance(part, (Image, Video)):
             visuals.append(part)
-            new = [tokenizer.image_id]
+            pieces.append("")
         elif isinstance(part, str):
-            if tokenizer.tokens.image in part:
-                raise UsageError(f"the text {part!r} holds {tokenizer.tokens.image}: give the picture itself instead")
-            new = tokenizer.encode(part)
+            pieces[-1] += part
         else:
             kind = type(part).__name__
             raise UsageError(f"a prompt holds str, Image and Video, not {kind}: wrap a path in Image(...)")
-        ids += new
-        phi += [len(visuals)] * len(new)
-    if len(ids) == opening:
+    image = tokenizer.tokens.image
+    for piece in pieces:
+        if image in piece:
+            raise UsageError(f"the text {piece!r} holds {image}: give the picture itself instead")
+    text = image.join(pieces)
+    ids = np.array(tokenizer.encode(text) if text else [], dtype=np.int64)
+    if not len(ids):
         raise UsageError("the prompt is empty: give a text, a picture or both")
-    return Prompt(np.array(ids, dtype=np.int64), np.array(phi, dtype=np.int64), tuple(visuals))
+    if start and tokenizer.bos_id is not None:
+        ids = np.insert(ids, 0, tokenizer.bos_id)
+    phi = np.cumsum(ids == tokenizer.image_id, dtype=np.int64)
+    if phi[-1] != len(visuals):  # a tokenizer that normalises its text finds the token in other spellings too
+        raise UsageError(f"a text of the prompt is read as {image} by the tokenizer: give the picture itself instead")
+    return Prompt(ids, phi, tuple(visuals))

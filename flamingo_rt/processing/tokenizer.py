@@ -27,8 +27,10 @@ class TextTokenizer:
                 f"{path} has {self._tokenizer.get_vocab_size()} tokens, the model knows {vocab_size}: not its tokenizer"
             )
         self._path, self.tokens = path, tokens
-        self.image_id = self._special(tokens.image)
-        self.end_of_chunk_id = self._special(tokens.end_of_chunk)
+        self._tokenizer.no_truncation()  # a stored setting would silently cut a prompt
+        self._tokenizer.no_padding()
+        self.image_id = self._written(tokens.image)
+        self.end_of_chunk_id = self._written(tokens.end_of_chunk)
         self.bos_id = self._special(tokens.bos) if tokens.bos else None
         self.stop_ids = frozenset(self._special(text) for text in (tokens.end_of_chunk, tokens.eos) if text)
 
@@ -38,12 +40,20 @@ class TextTokenizer:
             raise DataError(f"{self._path} has no token {text!r}, which the model's config.json names")
         return token
 
+    def _written(self, text: str) -> int:
+        """The id of a special token that prompts hold as text: it must be found between words."""
+        token = self._special(text)
+        if self.encode(f"a{text}a").count(token) != 1:
+            raise DataError(f"{self._path} does not find its token {text!r} in a text: make it a special added token")
+        return token
+
     def encode(self, text: str) -> list[int]:
         """Token ids of a text; special tokens written in it are recognised. Raises `UsageError` for broken Unicode."""
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
-            raise UsageError(f"the text {text!r} is not valid Unicode: give it in UTF-8") from error
+            around = text[max(error.start - 20, 0) : error.start + 20]  # a whole prompt would fill the screen
+            raise UsageError(f"the text {around!r} is not valid Unicode: give it in UTF-8") from error
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: list[int]) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from flamingo_rt.config import FlamingoConfig
 from flamingo_rt.contract import graph_specs
 from flamingo_rt.errors import DataError, UsageError
+from flamingo_rt.processing import tasks
 from flamingo_rt.processing.prompt import Part, Prompt, build_prompt
 from flamingo_rt.processing.tokenizer import TextTokenizer
 from flamingo_rt.processing.visuals import visual_pixels
@@ -47,8 +48,23 @@ class Model:
         self.engine, self.config, self.tokenizer = engine, config, tokenizer
         self._specs = graph_specs(config)
 
+    def caption_prompt(
+        self, visuals: tasks.Visuals, *, shots: Iterable[tuple[tasks.Visuals, str]] = ()
+    ) -> list[Part]:
+        """The prompt that asks for a caption, in this model's form; a shot is (picture, caption)."""
+        return tasks.caption_prompt(self.config, visuals, shots)
+
+    def question_prompt(
+        self, visuals: tasks.Visuals, question: str, *, shots: Iterable[tuple[tasks.Visuals, str, str]] = ()
+    ) -> list[Part]:
+        """The prompt that asks a question, in this model's form; a shot is (picture, question, answer)."""
+        return tasks.question_prompt(self.config, visuals, question, shots)
+
     def prompt(self, parts: PromptParts) -> PromptState:
-        """Read a prompt once, to be continued by many queries; its pictures are not encoded again."""
+        """Read a prompt once, to be continued by many queries; its pictures are not encoded again.
+
+        The prompt and what continues it are tokenized apart: end it with the end of chunk, so that no word is split.
+        """
         timer = StageTimer()
         prompt = build_prompt(parts, self.tokenizer)
         self._check_sizes([prompt], None)
@@ -79,20 +95,22 @@ class Model:
     ) -> list[Score]:
         """Rank a closed set of answers by log-likelihood after the prompt (paper §B.1.5): best first.
 
-        A space is put between prompt and choice where neither has one. A choice's score is the sum over its tokens;
-        it is not divided by their number.
+        The separator of the model's form, ``config.prompts.answer_separator``, is put between prompt and choice where
+        neither has a space. A choice is tokenized on its own; its score is the sum over its tokens, not divided by
+        their number.
         """
         choices = choices if isinstance(choices, str) else list(choices)
-        texts = not isinstance(choices, str) and all(isinstance(c, str) and c.strip() for c in choices)
-        if not choices or not texts:
+        valid = not isinstance(choices, str) and all(isinstance(c, str) and c.strip() for c in choices)
+        if not choices or not valid:
             raise UsageError(f"choices are {choices!r}: give a list of one or more texts that are not empty")
         if any(self.tokenizer.tokens.image in choice for choice in choices):
             raise UsageError(f"a choice holds {self.tokenizer.tokens.image}: pictures belong into the prompt")
         timer = StageTimer()
         prompt = build_prompt(parts, self.tokenizer, start=prefix is None)
         self._check_sizes([prompt], prefix)
-        spaced = [choice if _ends_in_space(parts) or choice[0].isspace() else f" {choice}" for choice in choices]
-        tokens = [np.array(self.tokenizer.encode(choice), dtype=np.int64) for choice in spaced]
+        between = "" if _ends_in_space(parts) else self.config.prompts.answer_separator
+        texts = [choice if choice[0].isspace() else between + choice for choice in choices]
+        tokens = [np.array(self.tokenizer.encode(text), dtype=np.int64) for text in texts]
         longest = max(len(choice) for choice in tokens)
         start = (len(prefix) if prefix else 0) + len(prompt)
         if start + longest > self.config.language.context:

@@ -16,10 +16,9 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from flamingo_rt.config import FlamingoConfig
+from flamingo_rt.config import FlamingoConfig, PromptsConfig
 from flamingo_rt.model.flamingo import IGNORED_LABEL
 from flamingo_rt.processing.preprocess import pixel_values
-from flamingo_rt.processing.prompt import CAPTION_PROMPT, QUESTION_PROMPT
 from flamingo_rt.training import scenes
 from flamingo_rt.training.scenes import digits
 
@@ -74,14 +73,15 @@ class SceneBatches:
         return self._collate(documents, torch.from_numpy(pixels)[:, None], self._caption_tokens(samples))
 
     def _chunks(self, index: int, sample: scenes.Sample, rng: np.random.Generator) -> Iterator[Chunk]:
-        yield Chunk(index, CAPTION_PROMPT, f" {sample.caption}")
+        prompts = self.config.prompts
+        yield Chunk(index, prompts.caption, prompts.answer_separator + sample.caption)
         for question in scenes.questions(sample.scene, rng, self.questions):
-            yield Chunk(index, QUESTION_PROMPT.format(question.text), f" {question.answer}")
+            yield Chunk(index, prompts.ask(question.text), prompts.answer_separator + question.answer)
 
     def _caption_tokens(self, samples: list[scenes.Sample]) -> Tensor:
         tokens = torch.zeros(len(samples), self.config.language.vocab_size)
         for row, sample in enumerate(samples):
-            tokens[row, self.tokenizer.encode(f" {sample.caption}").ids] = 1.0
+            tokens[row, self.tokenizer.encode(self.config.prompts.answer_separator + sample.caption).ids] = 1.0
         return tokens
 
     def _collate(self, documents: list[list[Chunk]], pixels: Tensor, caption_tokens: Tensor) -> Batch:
@@ -132,11 +132,12 @@ def prefetched(batches: SceneBatches, start: int, stop: int) -> DataLoader:
     return DataLoader(_Steps(batches, start, stop), batch_size=None, num_workers=1, prefetch_factor=4)
 
 
-def scene_texts(seed: int, count: int) -> Iterator[str]:
+def scene_texts(seed: int, count: int, prompts: PromptsConfig) -> Iterator[str]:
     """Captions and questions with their answers of ``count`` training scenes, for the tokenizer."""
+    between = prompts.answer_separator
     for index in range(count):
         rng = np.random.default_rng([seed, index])
         scene = scenes.sample_scene(rng, "train")
-        yield f"{CAPTION_PROMPT} {scenes.caption(scene)}"
+        yield f"{prompts.caption}{between}{scenes.caption(scene)}"
         for question in scenes.questions(scene, rng, 4):
-            yield f"{QUESTION_PROMPT.format(question.text)} {question.answer}"
+            yield f"{prompts.ask(question.text)}{between}{question.answer}"

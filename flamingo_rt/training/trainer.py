@@ -24,7 +24,7 @@ from safetensors import safe_open
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from flamingo_rt.checkpoints import load_checkpoint, save_checkpoint, write_tensors
+from flamingo_rt.checkpoints import TOKENIZER, open_checkpoint, save_checkpoint
 from flamingo_rt.config import FlamingoConfig
 from flamingo_rt.errors import DataError, UsageError
 from flamingo_rt.files import check_output, replacing_file
@@ -33,6 +33,7 @@ from flamingo_rt.processing.tokenizer import TextTokenizer
 from flamingo_rt.training.batches import Batch, SceneBatches, prefetched, scene_texts
 from flamingo_rt.training.tokenizer import train_tokenizer
 from flamingo_rt.training.vision_task import VisionTask
+from flamingo_rt.weights.writing import write_tensors
 
 TOKENIZER_SCENES = 3000
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -113,7 +114,8 @@ def state_path(out: Path) -> Path:
 
 def start_run(config: FlamingoConfig, options: TrainingOptions) -> Run:
     """A new run: tokenizer from the texts of training scenes, random weights from the seed."""
-    tokenizer = train_tokenizer(scene_texts(options.seed, TOKENIZER_SCENES), config.language.vocab_size, config.tokens)
+    texts = scene_texts(options.seed, TOKENIZER_SCENES, config.prompts)
+    tokenizer = train_tokenizer(texts, config.language.vocab_size, config.tokens)
     torch.manual_seed(options.seed)
     parts = TrainedParts(Flamingo(config), VisionTask(config))
     for name, parameter in parts.model.named_parameters():
@@ -124,13 +126,13 @@ def start_run(config: FlamingoConfig, options: TrainingOptions) -> Run:
 
 def continue_checkpoint(path: Path, config: FlamingoConfig, options: TrainingOptions) -> Run:
     """A new run that starts from a checkpoint's weights and tokenizer. Raises `UsageError` when its sizes differ."""
-    checkpoint = load_checkpoint(path)
-    if checkpoint.model.config != config:
+    stored = open_checkpoint(path)
+    if stored.config != config:
         raise UsageError(f"{path} is a model with another configuration than the preset {config.name!r}")
-    TextTokenizer(checkpoint.tokenizer, config.tokens, config.language.vocab_size)  # refuse a bad one before the work
+    TextTokenizer(path / TOKENIZER, config.tokens, config.language.vocab_size)  # refuse a bad one before the work
     torch.manual_seed(options.seed)
-    parts = TrainedParts(checkpoint.model, VisionTask(config))
-    return Run(parts, Tokenizer.from_file(str(checkpoint.tokenizer)), _optimizer(parts, options), options)
+    parts = TrainedParts(stored.load(), VisionTask(config))
+    return Run(parts, Tokenizer.from_str(stored.tokenizer), _optimizer(parts, options), options)
 
 
 def resume_run(path: Path, config: FlamingoConfig, options: TrainingOptions) -> Run:

@@ -99,6 +99,59 @@ def test_shots_are_examples_before_the_picture(tokens, pictures, expected, confi
     assert found != tokens("--image", c)
 
 
+def test_a_caption_task_writes_its_shots_in_the_models_form(tokens, pictures, expected, config) -> None:
+    a, b, c = pictures
+    end = config.tokens.end_of_chunk
+    found = tokens("--task", "caption", "--shot", a, " a red circle", "--shot", b, "a|square", "--image", c)
+    shots = [Image(a), f"Output: a red circle{end}", Image(b), f"Output: a|square{end}"]
+    assert found == expected(*shots, Image(c), "Output:")
+    assert found != tokens("--shot", a, "a red circle", "--shot", b, "a|square", "--image", c)
+    assert tokens("--task", "caption", "--image", c) == tokens("--image", c)
+
+
+def test_a_question_task_writes_its_shots_in_the_models_form(tokens, pictures, expected, config) -> None:
+    a, b, c = pictures
+    task, asked = ("--task", "vqa"), ("--question", "Is it {red}?")
+    found = tokens(*task, "--shot", a, "how many? | two", "--shot", b, "red?|no", "--image", c, *asked)
+    end, query = config.tokens.end_of_chunk, "Question: Is it {red}? Answer:"
+    shots = [Image(a), f"Question: how many? Answer: two{end}", Image(b), f"Question: red? Answer: no{end}"]
+    assert found == expected(*shots, Image(c), query)
+    assert tokens(*task, "--image", c, *asked) == tokens("--image", c, *asked) == expected(Image(c), query)
+    assert tokens(*task, *asked) == expected(query)
+
+
+def test_a_task_and_choices_rank_in_the_models_form(infer, model, pictures) -> None:
+    a, b, _ = pictures
+    asked = ("--task", "vqa", "--shot", a, "red?|no", "--image", b, "--question", "blue?", "--choices", "yes,no")
+    scores = model.score(model.question_prompt(Image(b), "blue?", shots=[(Image(a), "red?", "no")]), ["yes", "no"])
+    answer = json.loads(infer(*asked, "--json").out)
+    assert [choice["logprob"] for choice in answer["choices"]] == pytest.approx([s.logprob for s in scores], abs=1e-5)
+
+
+def test_the_prompts_are_those_of_the_models_configuration(run, bundle, model, pictures, tmp_path) -> None:
+    other = shutil.copytree(bundle, tmp_path / "other")
+    manifest = json.loads((other / "manifest.json").read_text())
+    manifest["config"]["prompts"] = {"caption": "Say:", "question": "Q:{} A:", "answer_separator": ""}
+    (other / "manifest.json").write_text(json.dumps(manifest))
+    a, b, _ = pictures
+
+    def tokens(*arguments):
+        outcome = run("infer", "--model", other, "--threads", 1, "--max-new-tokens", 8, "--json", *arguments)
+        assert outcome.code == 0, outcome.err
+        return json.loads(outcome.out)["tokens"]
+
+    def expected(*parts):
+        return list(model.generate(list(parts), max_new_tokens=8).result().tokens)
+
+    end = model.config.tokens.end_of_chunk
+    assert tokens("--image", a) == expected(Image(a), "Say:")
+    assert tokens("--image", a, "--question", "red?") == expected(Image(a), "Q:red? A:")
+    shot = ("--task", "caption", "--shot", a, "a star", "--image", b)
+    assert tokens(*shot) == expected(Image(a), f"Say:a star{end}", Image(b), "Say:")
+    shot = ("--task", "vqa", "--shot", a, "star?|yes", "--image", b, "--question", "red?")
+    assert tokens(*shot) == expected(Image(a), f"Q:star? A:yes{end}", Image(b), "Q:red? A:")
+
+
 def test_a_clip_is_read_in_as_many_frames_as_asked(tokens, tmp_path, expected) -> None:
     clip = tmp_path / "clip.avi"
     writer = cv2.VideoWriter(str(clip), cv2.VideoWriter_fourcc(*"MJPG"), 8, (32, 32))
@@ -271,6 +324,21 @@ def test_a_clip_that_cannot_be_read_is_named(infer, tmp_path, kind) -> None:
         (["--prompt", "a <image> b"], ["<image>", "picture itself"]),
         (["--video", "clip.avi", "--frames", "0"], ["0", "from 1 to 1024"]),
         (["--prompt", "a", "--backend", "torch"], ["is a bundle", "--backend ort"]),
+        (["--task", "caption", "--image", "a.png", "--question", "b"], ["--task caption", "--question", "--task vqa"]),
+        (["--task", "caption", "--image", "a.png", "--prompt", "b"], ["--task caption", "--prompt"]),
+        (["--task", "caption", "--shot", "a.png", "a"], ["nothing to caption", "--image", "--video"]),
+        (["--task", "vqa", "--image", "a.png"], ["--task vqa needs --question"]),
+        (["--task", "vqa", "--image", "a.png", "--prompt", "a"], ["--task vqa needs --question"]),
+        (["--task", "vqa", "--prompt", "a", "--question", "b"], ["exclude"]),
+        (["--task", "vqa", "--shot", "a.png", "a", "--question", "b"], ["'a' holds | 0 times", "QUESTION|ANSWER"]),
+        (["--task", "vqa", "--shot", "a.png", "a|b|c", "--question", "b"], ["'a|b|c' holds | 2 times"]),
+        (["--task", "vqa", "--shot", "a.png", " |b", "--question", "b"], ["the question is ' '", "not empty"]),
+        (["--task", "vqa", "--shot", "a.png", "b|", "--question", "b"], ["the answer is ''", "not empty"]),
+        (["--task", "caption", "--shot", "a.png", "", "--image", "b.png"], ["the caption is ''", "not empty"]),
+        (["--task", "caption", "--shot", "a.png", "a <image>", "--image", "b.png"], ["'a <image>' holds <image>"]),
+        (["--task", "caption", "--shot", "a.png", "a<|endofchunk|>", "--image", "b.png"], ["holds <|endofchunk|>"]),
+        (["--task", "vqa", "--shot", "a.png", "a|b<image>", "--question", "b"], ["the answer", "holds"]),
+        (["--task", "vqa", "--question", "b<|endofchunk|>"], ["the question", "<|endofchunk|>"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
 
 from flamingo_rt.config import TokensConfig
 from flamingo_rt.errors import UsageError
@@ -76,6 +77,114 @@ def test_an_empty_prompt_is_refused(parts, start, tokenizer):
 def test_an_image_token_written_in_a_text_is_refused(tokenizer):
     with pytest.raises(UsageError, match="<image>: give the picture itself"):
         build_prompt([A, "look: <image>"], tokenizer)
+
+
+def test_an_image_token_split_over_two_texts_is_refused(tokenizer):
+    with pytest.raises(UsageError, match="<image>: give the picture itself"):
+        build_prompt([A, "look: <im", "age>"], tokenizer)
+
+
+def test_a_picture_between_the_halves_of_a_token_is_one_picture(tokenizer):
+    prompt = build_prompt(["<im", A, "age>"], tokenizer)
+    assert prompt.input_ids.tolist() == [tokenizer.bos_id, *tokenizer.encode("<im<image>age>")]
+    assert prompt.media_index[-1] == 1
+
+
+def test_an_image_token_in_another_spelling_is_refused(tmp_path):
+    tokenizer = train_tokenizer(["x"], 261, TokensConfig())
+    tokenizer.normalizer = normalizers.NFKC()
+    tokenizer.add_special_tokens([AddedToken("<image>", normalized=True, special=True)])
+    tokenizer.save(str(tmp_path / "t.json"))
+    tokenizer = TextTokenizer(tmp_path / "t.json", TokensConfig(), 261)
+    assert build_prompt([A, "cat"], tokenizer).media_index[-1] == 1
+    with pytest.raises(UsageError, match="read as <image> by the tokenizer"):
+        build_prompt([A, "＜image＞"], tokenizer)
+
+
+def test_a_text_that_is_not_unicode_is_shown_where_it_breaks(tokenizer):
+    with pytest.raises(UsageError, match="not valid Unicode") as error:
+        build_prompt(["x" * 5000, A, "look: \udcff", "x" * 5000], tokenizer)
+    assert r"look: \udcff" in str(error.value)
+    assert len(str(error.value)) < 200
+
+
+def metaspace_tokenizer(folder, model) -> TextTokenizer:
+    """A tokenizer like LLaMA's: a text begins with a mark, and what stands behind a special token does not."""
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    tokenizer.add_special_tokens(["<image>", "<|endofchunk|>", "<s>", "</s>"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    tokens = TokensConfig(bos="<s>", eos="</s>", pad="")
+    return TextTokenizer(folder / "tokenizer.json", tokens, tokenizer.get_vocab_size())
+
+
+PIECES = ["▁Output", "Output", ":", "▁a", "a", "▁cat", "cat", "▁"]
+
+
+def byte_pairs() -> models.BPE:
+    """Merges every piece from its characters, left to right."""
+    vocab, merges = {"<unk>": 0}, []
+    for piece in PIECES:
+        for end in range(1, len(piece) + 1):
+            vocab.setdefault(piece[end - 1], len(vocab))
+            vocab.setdefault(piece[:end], len(vocab))
+            if end > 1 and (piece[: end - 1], piece[end - 1]) not in merges:
+                merges.append((piece[: end - 1], piece[end - 1]))
+    return models.BPE(vocab=vocab, merges=merges, unk_token="<unk>")
+
+
+def unigrams() -> models.Unigram:
+    """Prefers the longest pieces."""
+    return models.Unigram([("<unk>", -20.0), *((piece, -float(9 - len(piece))) for piece in PIECES)], unk_id=0)
+
+
+@pytest.fixture(scope="module", params=[byte_pairs, unigrams], ids=["BPE", "Unigram"])
+def metaspace(request, tmp_path_factory):
+    return metaspace_tokenizer(tmp_path_factory.mktemp("metaspace"), request.param())
+
+
+def test_a_prompt_is_tokenized_as_one_text(metaspace):
+    shown = [A, "Output: a cat<|endofchunk|>", B, "Output:"]
+    prompt = build_prompt(shown, metaspace)
+    whole = metaspace.encode("<image>Output: a cat<|endofchunk|><image>Output:")
+    assert prompt.input_ids.tolist() == [metaspace.bos_id, *whole]
+    alone = [id for part in ("<image>", shown[1], "<image>", shown[3]) for id in metaspace.encode(part)]
+    assert whole != alone  # parts tokenized one by one each begin with the mark
+    marked, plain = (metaspace.encode(text) for text in ("Output:", "<image>Output:"))
+    assert plain[0] == metaspace.image_id
+    assert marked != plain[1:]
+    assert prompt.input_ids[-2:].tolist() == plain[1:]
+
+
+def test_only_the_beginning_of_the_prompt_is_marked(metaspace):
+    before, behind = build_prompt(["Output:", A], metaspace), build_prompt([A, "Output:"], metaspace)
+    assert before.input_ids.tolist() == [metaspace.bos_id, *metaspace.encode("Output:"), metaspace.image_id]
+    assert behind.input_ids.tolist() != [metaspace.bos_id, metaspace.image_id, *metaspace.encode("Output:")]
+
+
+def test_neighbouring_texts_may_share_tokens(metaspace, tokenizer):
+    for each in (metaspace, tokenizer):
+        split, whole = build_prompt([A, "a c", "at"], each), build_prompt([A, "a cat"], each)
+        np.testing.assert_array_equal(split.input_ids, whole.input_ids)
+
+
+def test_a_prompt_that_continues_a_prefix_is_a_text_of_its_own(metaspace):
+    continued = build_prompt("Output:", metaspace, start=False)
+    assert continued.input_ids.tolist() == metaspace.encode("Output:")
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    parts=st.lists(st.sampled_from(["a cat", " ", "Output:", "<|endofchunk|>", "cat", A, B, CLIP]), min_size=1),
+    start=st.booleans(),
+)
+def test_ids_are_those_of_the_joined_text_and_phi_counts_its_visuals(parts, start, metaspace):
+    prompt = build_prompt(parts, metaspace, start=start)
+    text = "".join(part if isinstance(part, str) else "<image>" for part in parts)
+    assert prompt.input_ids.tolist() == [metaspace.bos_id] * start + metaspace.encode(text)
+    np.testing.assert_array_equal(prompt.media_index, np.cumsum(prompt.input_ids == metaspace.image_id))
+    assert prompt.visuals == tuple(part for part in parts if not isinstance(part, str))
+    assert prompt.media_index[-1] == len(prompt.visuals)
 
 
 @pytest.mark.parametrize(

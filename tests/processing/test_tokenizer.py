@@ -5,6 +5,7 @@ import json
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
 
 from flamingo_rt.config import TokensConfig
 from flamingo_rt.errors import DataError
@@ -76,6 +77,26 @@ def test_a_damaged_file_is_named(change, path, tmp_path):
 def test_a_missing_special_token_is_named(role, path):
     with pytest.raises(DataError, match=r"has no token '<other>', which the model's config.json names"):
         TextTokenizer(path, TokensConfig(**{role: "<other>"}), 270)
+
+
+@pytest.mark.parametrize("text", ["<image>", "<|endofchunk|>"])
+def test_a_token_that_is_not_found_in_a_text_is_named(text, path, tmp_path):
+    content = json.loads(path.read_text())
+    content["added_tokens"] = [token for token in content["added_tokens"] if token["content"] != text]
+    (tmp_path / "t.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match="t.json does not find its token") as error:
+        TextTokenizer(tmp_path / "t.json", TOKENS, 270)
+    assert repr(text) in str(error.value)
+
+
+def test_a_file_that_cuts_or_fills_texts_does_neither_here(path, tokenizer, tmp_path):
+    cutting = Tokenizer.from_file(str(path))
+    cutting.enable_truncation(4)
+    cutting.enable_padding(length=40)
+    cutting.save(str(tmp_path / "t.json"))
+    text = "a dog and a bird"
+    assert len(tokenizer.encode(text)) > 4
+    assert TextTokenizer(tmp_path / "t.json", TOKENS, 270).encode(text) == tokenizer.encode(text)
 
 
 def test_more_tokens_than_the_model_knows_are_refused(path, tokenizer):

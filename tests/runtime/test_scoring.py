@@ -1,11 +1,15 @@
 """Scores of closed answers against the model without a cache, one token at a time."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from flamingo_rt.config import PromptsConfig
 from flamingo_rt.errors import DataError, UsageError
 from flamingo_rt.processing.prompt import build_prompt
 from flamingo_rt.processing.visuals import visual_pixels
+from flamingo_rt.runtime.model import Model
 
 CHOICES = ["a red circle", "yes", "no, it is not", "é"]
 LOGPROB = 2e-4  # float32 logits of about 5; up to ten tokens are added up
@@ -91,6 +95,16 @@ def test_a_space_stands_between_prompt_and_choice_once(end, choice, continuation
 def test_a_choice_right_behind_a_picture_has_a_space_too(model, pictures, slow_score):
     (score,) = model.score(pictures[0], ["yes"])
     assert score.logprob == pytest.approx(slow_score(pictures[0], " yes"), rel=LOGPROB_SHARE, abs=LOGPROB)
+
+
+@pytest.mark.parametrize("end, separator, continuation", [
+    ("Answer:", "", "yes"), ("Answer:", "\n", "\nyes"), ("Answer: ", "\n", "yes"),
+])
+def test_a_model_with_another_separator_has_that_one(end, separator, continuation, model, tokenizer, slow_score):
+    config = replace(model.config, prompts=PromptsConfig(answer_separator=separator))
+    (score,) = Model(model.engine, config, tokenizer).score(end, ["yes"])
+    assert score.text == "yes"
+    assert score.logprob == pytest.approx(slow_score(end, continuation), rel=LOGPROB_SHARE, abs=LOGPROB)
 
 
 @pytest.mark.parametrize("choices", [[], "yes", ["yes", ""], [" "]])

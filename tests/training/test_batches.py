@@ -12,6 +12,7 @@ import pytest
 import torch
 from small_model import small_config
 
+from flamingo_rt.config import PromptsConfig
 from flamingo_rt.processing.preprocess import pixel_values
 from flamingo_rt.training import scenes
 from flamingo_rt.training.batches import SceneBatches, prefetched, scene_texts
@@ -31,7 +32,7 @@ class Said(NamedTuple):
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return train_tokenizer(scene_texts(0, 30), CONFIG.language.vocab_size, CONFIG.tokens)
+    return train_tokenizer(scene_texts(0, 30, CONFIG.prompts), CONFIG.language.vocab_size, CONFIG.tokens)
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +173,23 @@ def test_the_smallest_batches_hold_what_there_is(tokenizer) -> None:
 
 
 def test_the_tokenizers_texts_are_the_batches_kind_and_repeat(read) -> None:
-    texts = list(scene_texts(0, 20))
-    assert texts == list(scene_texts(0, 20))
+    texts = list(scene_texts(0, 20, PromptsConfig()))
+    assert texts == list(scene_texts(0, 20, PromptsConfig()))
     assert sum(text.startswith("Output: ") for text in texts) == 20
     assert all(re.fullmatch(r"Output: \w.*|Question: .*\? Answer: \w.*", text) for text in texts)
+
+
+def test_a_model_with_other_prompts_is_taught_those(batches, tokenizer) -> None:
+    prompts = PromptsConfig("Caption:", "Question:{} Short answer:", "")
+    other = replace(batches, config=replace(CONFIG, prompts=prompts))
+    said = {(chunk.prompt, chunk.answer) for row in range(4) for chunk in read_row(other.batch(0), row, tokenizer)}
+    own = {(chunk.prompt, chunk.answer) for row in range(4) for chunk in read_row(batches.batch(0), row, tokenizer)}
+    assert said == {
+        (prompt.replace("Output:", "Caption:").replace("Question: ", "Question:").replace(" Answer:", " Short answer:"),
+         answer.removeprefix(" "))
+        for prompt, answer in own
+    }
+    caption = other.batch(0).caption_tokens[0].nonzero().flatten().tolist()
+    assert caption == sorted(set(tokenizer.encode(samples(0)[0].caption).ids))
+    for text in scene_texts(0, 5, prompts):
+        assert re.fullmatch(r"Caption:\w.*|Question:\w.*\? Short answer:\w.*", text)

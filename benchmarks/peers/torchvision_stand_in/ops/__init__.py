@@ -1,0 +1,5 @@
+"""See the package."""
+
+from . import misc
+
+__all__ = ["misc"]

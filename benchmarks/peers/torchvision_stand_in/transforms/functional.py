@@ -1,0 +1,1 @@
+"""See the package: imported as a module, none of its functions is called."""

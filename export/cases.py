@@ -1,0 +1,143 @@
+"""The prompts on which an exported model is compared with PyTorch, and what PyTorch computes for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from flamingo_rt.contract import layer_parts, media_name, present_name
+from flamingo_rt.model.flamingo import Flamingo
+from flamingo_rt.model.language import ScoreBias, attend_without_cache
+
+PICTURES = 12  # random ones, encoded once; the prompts' pictures and clips are made of them
+
+
+@dataclass(frozen=True)
+class Case:
+    """A prompt: for each row its tokens and where its visuals stand; then more tokens, in ``pieces``."""
+
+    name: str
+    lengths: tuple[int, ...]
+    visuals: tuple[tuple[int, ...], ...]
+    frames: int = 1
+    pieces: tuple[int, ...] = (1, 1, 1)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the longest row, with its pieces."""
+        return max(self.lengths) + sum(self.pieces)
+
+    @property
+    def visual_count(self) -> int:
+        """Visuals that are encoded; one even where the prompt has none, since a graph cannot take none."""
+        return max(1, sum(map(len, self.visuals)))
+
+
+CASES = (
+    Case("no picture", (7,), ((),)),
+    Case("one picture", (9,), ((1,),)),
+    Case("text, then one picture", (11,), ((6,),)),
+    Case("several pictures", (23,), ((0, 5, 9, 15, 16),)),
+    Case("clips", (12,), ((1, 7),), frames=3),
+    Case("clips with more frames than trained", (6,), ((1,),), frames=12),
+    Case("ragged batch", (5, 13, 8, 1), ((1,), (2, 6, 7), (), (0,))),
+    Case("continued by several tokens", (10,), ((1, 4),), pieces=(6, 1, 4)),
+)
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What the model computes for a case.
+
+    ``features`` [M, F, S, Dv] of its visuals; ``media``: keys and values [M, Hx, L, d] by name; ``input_ids`` and
+    ``media_index`` [B, tokens]; ``by_row``: the media by row [B, V, Hx, L, d], zeros in unused slots; for each row the
+    ``logits`` [T, vocab] of its tokens and pieces, without padding, and its ``cache`` [1, Hk, T, d] by name.
+    """
+
+    case: Case
+    features: Tensor
+    media: dict[str, Tensor]
+    input_ids: Tensor
+    media_index: Tensor
+    by_row: dict[str, Tensor]
+    logits: list[Tensor]
+    caches: list[dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Random pictures [N, 3, H, W], their features [N, S, Dv], and every case."""
+
+    pixel_values: Tensor
+    features: Tensor
+    cases: list[Expected]
+
+
+class _Recorder:
+    """The reference attention, keeping each layer's keys and values: what a cache must hold."""
+
+    def __init__(self) -> None:
+        self.seen: dict[str, Tensor] = {}
+
+    def __call__(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, positions: Tensor,
+        bias: ScoreBias | None, bias_query: Tensor,
+    ) -> Tensor:
+        for part, tensor in (("key", key), ("value", value)):
+            self.seen[present_name(layer, part)] = tensor.transpose(1, 2)
+        return attend_without_cache(layer, query, key, value, positions, bias, bias_query)
+
+
+@torch.no_grad()
+def compute_reference(model: Flamingo, on_case: Callable[[str], None] = lambda name: None) -> Reference:
+    """Run the stateless model over all cases; ``on_case`` hears of each that is done."""
+    generator = torch.Generator().manual_seed(0)
+    side = model.config.vision.image_size
+    pixels = torch.randn(PICTURES, 3, side, side, generator=generator)
+    features = model.vision(pixels)
+    cases = []
+    for case in CASES:
+        cases.append(_expected(model, case, features, generator))
+        on_case(case.name)
+    return Reference(pixels, features, cases)
+
+
+def _expected(model: Flamingo, case: Case, pictures: Tensor, generator: torch.Generator) -> Expected:
+    chosen = torch.arange(case.visual_count * case.frames) % PICTURES
+    features = pictures[chosen].unflatten(0, (case.visual_count, case.frames))
+    keys, values = model.cross_attention.keys_values(model.resampler(features))
+    parts = {"key": keys, "value": values}
+    media = {media_name(layer, part): parts[part][layer] for layer, part in layer_parts(len(keys))}
+    input_ids = torch.randint(model.config.language.vocab_size, (len(case.lengths), case.tokens), generator=generator)
+    phi, by_row = _arrange(case, media)
+    prompt, logits, caches = max(case.lengths), [], []
+    for row, length in enumerate(case.lengths):
+        # Without padding: what comes after a row's prompt are the pieces' tokens.
+        ids = torch.cat([input_ids[row, :length], input_ids[row, prompt:]])[None]
+        index = torch.cat([phi[row, :length], phi[row, prompt:]])[None]
+        recorder = _Recorder()
+        row_keys, row_values = (
+            [by_row[name][row : row + 1] for name in by_row if name.endswith(part)] for part in ("key", "value")
+        )
+        positions = torch.arange(ids.shape[1])[None]
+        logits.append(model.decode(ids, positions, index, row_keys, row_values, recorder)[0])
+        caches.append(recorder.seen)
+    return Expected(case, features, media, input_ids, phi, by_row, logits, caches)
+
+
+def _arrange(case: Case, media: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    """phi [B, tokens], and media by row [B, V, Hx, L, d]."""
+    slots = max(1, max(map(len, case.visuals)))
+    phi = torch.zeros(len(case.visuals), case.tokens, dtype=torch.int64)
+    by_row = {name: torch.zeros(len(case.visuals), slots, *tensor.shape[1:]) for name, tensor in media.items()}
+    next_visual = 0
+    for row, places in enumerate(case.visuals):
+        for slot, place in enumerate(places):
+            phi[row, place:] += 1
+            for name, tensor in media.items():
+                by_row[name][row, slot] = tensor[next_visual]
+            next_visual += 1
+    return phi, by_row

@@ -1,0 +1,41 @@
+"""What need not be computed at run time: convolutions whose weights are standardised before use become plain ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from torch import Tensor, nn
+
+from flamingo_rt.model.nfnet import StandardisedConv2d, standardise
+from flamingo_rt.weights.lazy import LazyTensor
+
+
+def fold_standardisation(module: nn.Module) -> nn.Module:
+    """Replace every standardised convolution in ``module`` by a plain one of the same sizes, in place."""
+    for parent in list(module.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, StandardisedConv2d):
+                setattr(parent, name, nn.Conv2d(
+                    child.in_channels, child.out_channels, child.kernel_size, stride=child.stride,
+                    padding=child.padding, groups=child.groups,
+                ))
+    return module
+
+
+def folded_tensors(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
+    """The tensors of the model that `fold_standardisation` makes: weights standardised, gains gone."""
+    folded = dict(tensors)
+    for name in tensors:
+        owner, _, part = name.rpartition(".")
+        weight = f"{owner}.weight"
+        if part == "gain" and name.startswith("vision.") and weight in tensors:
+            folded[weight] = _standardised(tensors[weight], folded.pop(name))
+    return folded
+
+
+def _standardised(weight: LazyTensor, gain: LazyTensor) -> LazyTensor:
+    def read() -> Tensor:
+        return standardise(weight.read().float(), gain.read().float()).to(weight.dtype)
+
+    return replace(weight, read=read)

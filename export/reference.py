@@ -1,0 +1,45 @@
+"""The PyTorch model for models that do not fit: it reads the weights of a layer when the layer computes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from flamingo_rt.config import FlamingoConfig
+from flamingo_rt.export.folding import fold_standardisation
+from flamingo_rt.model.flamingo import Flamingo, on_meta_device
+from flamingo_rt.weights.lazy import LazyTensor
+
+
+def streamed_model(config: FlamingoConfig, tensors: Mapping[str, LazyTensor]) -> Flamingo:
+    """A `Flamingo` that computes in float32 with the given weights and holds those of one `nn.Linear` at a time.
+
+    ``tensors`` are those of the model with plain convolutions (`folding.folded_tensors`). Linear layers are nearly all of a model; the rest (embedding, norms, convolutions) is read now.
+    """
+    with on_meta_device():
+        model = Flamingo(config)
+        fold_standardisation(model.vision)
+    linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    streamed = {f"{name}.{part}" for name, module in linear.items() for part, _ in module.named_parameters()}
+    rest = {name: tensor.to(torch.float32).read() for name, tensor in tensors.items() if name not in streamed}
+    model.load_state_dict(rest, assign=True, strict=False)
+    for name, module in linear.items():
+        _stream(module, {part: tensors[f"{name}.{part}"] for part, _ in module.named_parameters()})
+    return model.eval().requires_grad_(False)
+
+
+def _stream(module: nn.Linear, tensors: Mapping[str, LazyTensor]) -> None:
+    empty = dict(module.named_parameters())
+
+    def read(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        for name, tensor in tensors.items():
+            setattr(module, name, nn.Parameter(tensor.to(torch.float32).read(), requires_grad=False))
+
+    def forget(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        for name, parameter in empty.items():
+            setattr(module, name, parameter)
+
+    module.register_forward_pre_hook(read)
+    module.register_forward_hook(forget)

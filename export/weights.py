@@ -1,0 +1,129 @@
+"""Putting the weights into traced graphs, and the graphs on disk, one tensor in memory at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flamingo_rt.weights.lazy import LazyTensor
+
+# From an initializer's name in a graph to the tensor's name in the model: what the wrappers put in front.
+WRAPPER = "model."
+# Alignment of large tensors in the weight file: a page, so that runtimes can map each one by itself.
+PAGE = 4096
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The model's tensors as they are to be stored; with ``matrices`` in another type than float32, the graph gets a
+    Cast behind each of them and computes in float32."""
+
+    tensors: Mapping[str, LazyTensor]
+    matrices: torch.dtype = torch.float32
+
+    def bind(self, model: Any) -> None:
+        """Give the initializers of an onnx_ir model the values of our tensors, transposed where the graph transposes
+        them. Nothing is read but what the optimizer computes with: single numbers, such as gates."""
+        for name, value in list(model.graph.initializers.items()):
+            tensor = self.tensors.get(name.removeprefix(WRAPPER))
+            if tensor is not None:
+                value.const_value = _lazy(name, tensor)
+        _fold_transposes(model.graph, self._transposed)
+
+    def _transposed(self, name: str) -> LazyTensor | None:
+        tensor = self.tensors.get(name.removeprefix(WRAPPER))
+        if tensor is None:
+            return None
+        return replace(tensor, shape=tensor.shape[::-1], read=lambda: tensor.read().t().contiguous())
+
+    def store(self, model: Any) -> None:
+        """Make the graph hold its matrices in their type, with a Cast behind each. After the optimizer has run: it
+        would compute the Casts."""
+        if self.matrices == torch.float32:
+            return
+        for value in list(model.graph.initializers.values()):
+            if value.dtype.name == "FLOAT" and len(value.shape) > 1 and value.const_value.size > 1:
+                _cast_behind(model.graph, value, self.matrices)
+
+
+def save_graph(model: Any, path: Path, on_tensor: Callable[[str, int], None] = lambda name, size: None) -> None:
+    """Write ``path`` and ``path``.data; ``on_tensor`` hears of every tensor and its bytes."""
+    import onnx_ir
+
+    onnx_ir.save(
+        model, path, external_data=f"{path.name}.data", alignment=PAGE,
+        callback=lambda tensor, info: on_tensor(tensor.name or "", tensor.nbytes),
+    )
+
+
+def _lazy(name: str, tensor: LazyTensor) -> Any:
+    """The tensor as onnx_ir wants it: float32, read when it is written."""
+    import onnx_ir
+
+    return onnx_ir.LazyTensor(
+        lambda: onnx_ir.tensor(tensor.to(torch.float32).read(), name=name),
+        dtype=onnx_ir.DataType.FLOAT, shape=onnx_ir.Shape(tensor.shape), name=name,
+    )
+
+
+def _fold_transposes(graph: Any, transposed: Callable[[str], LazyTensor | None]) -> None:
+    """Store the weight of a Linear as MatMul wants it, instead of transposing it at run time.
+
+    A weight that something else reads as it is (a tied embedding) stays, with its Transpose: stored once.
+    """
+    import onnx_ir
+
+    for node in list(graph):
+        weight = node.inputs[0] if node.op_type == "Transpose" else None
+        if weight is None or not weight.is_initializer() or list(node.attributes["perm"].value) != [1, 0]:
+            continue
+        tensor = transposed(weight.name) if len(list(weight.uses())) == 1 else None
+        if tensor is None:
+            continue
+        name = f"{weight.name}.transposed"
+        stored = onnx_ir.Value(
+            name=name, shape=onnx_ir.Shape(tensor.shape), type=onnx_ir.TensorType(onnx_ir.DataType.FLOAT),
+            const_value=_lazy(name, tensor),
+        )
+        graph.initializers.add(stored)
+        node.outputs[0].replace_all_uses_with(stored)
+        graph.remove(node, safe=True)
+        graph.initializers.pop(weight.name)
+
+
+def _cast_behind(graph: Any, value: Any, dtype: torch.dtype) -> None:
+    """Turn a float32 initializer into one of ``dtype``; what reads it gets it through a Cast. A Gather, which takes a
+    few rows of a large table, is cast after it took them."""
+    import onnx_ir
+
+    kind = {torch.float16: onnx_ir.DataType.FLOAT16, torch.bfloat16: onnx_ir.DataType.BFLOAT16}[dtype]
+    full = value.const_value
+    uses = list(value.uses())
+    value.const_value = onnx_ir.LazyTensor(
+        lambda: onnx_ir.tensor(_torch(full).to(dtype), name=value.name), dtype=kind,
+        shape=onnx_ir.Shape(full.shape), name=value.name,
+    )
+    value.type = onnx_ir.TensorType(kind)
+    for node, index in uses:
+        if node.op_type == "Gather" and index == 0:
+            output = node.outputs[0]
+            cast = onnx_ir.node("Cast", [output], {"to": onnx_ir.DataType.FLOAT})
+            cast.outputs[0].shape, cast.outputs[0].type = output.shape, output.type
+            output.replace_all_uses_with(cast.outputs[0])
+            cast.replace_input_with(0, output)
+            output.type = onnx_ir.TensorType(kind)
+            graph.insert_after(node, cast)
+        else:
+            cast = onnx_ir.node("Cast", [value], {"to": onnx_ir.DataType.FLOAT})
+            cast.outputs[0].shape, cast.outputs[0].type = value.shape, onnx_ir.TensorType(onnx_ir.DataType.FLOAT)
+            node.replace_input_with(index, cast.outputs[0])
+            graph.insert_before(node, cast)
+
+
+def _torch(tensor: Any) -> Tensor:
+    return torch.from_numpy(tensor.numpy().copy())

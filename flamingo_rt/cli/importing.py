@@ -1,0 +1,57 @@
+"""``flamingo-rt import``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from flamingo_rt.cli.dependencies import needs_extra
+from flamingo_rt.cli.openflamingo import FILE, open_sources, source_options
+from flamingo_rt.cli.progress import ProgressBar
+
+
+@click.group()
+def command() -> None:
+    """Make a checkpoint of another project's files."""
+
+
+@command.command()
+@click.option("--checkpoint", required=True, type=FILE, metavar="FILE", help="OpenFlamingo's checkpoint.pt.")
+@source_options(required=True)
+@click.option("--out", required=True, type=FILE, metavar="FOLDER", help="The checkpoint to write.")
+@click.option("--dtype", default="fp32", show_default=True, type=click.Choice(["fp32", "fp16", "bf16"]),
+              help="Type of the matrices; norms, biases and gates stay fp32.")
+@click.option("--overwrite", is_flag=True, help="Replace --out when it exists.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object: checkpoint, name, parameters, bytes.")
+def openflamingo(checkpoint: Path, out: Path, dtype: str, overwrite: bool, as_json: bool, **sources: Any) -> None:
+    """Import an OpenFlamingo model from local files: its checkpoint.pt, CLIP's weights and the language model.
+
+    Language models: MPT, GPT-NeoX, LLaMA, OPT. No network is used, and no file is run: .pt files are read as data.
+
+    \b
+    Example:
+      flamingo-rt import openflamingo --checkpoint checkpoint.pt --vision ViT-L-14.pt \\
+          --language mpt-1b-redpajama-200b-dolly --out openflamingo-3b
+    """
+    with needs_extra("export"):
+        from flamingo_rt.checkpoints import DTYPES, write_checkpoint
+        from flamingo_rt.files import check_output
+    check_output(out, overwrite)
+    stored = open_sources(checkpoint, **sources).stored_as(DTYPES[dtype])
+    size = sum(tensor.nbytes for tensor in stored.tensors.values())
+    with ProgressBar()("weights", size) as advance:
+        write_checkpoint(out, stored, overwrite, lambda name, count: advance(count))
+    numbers = sum(tensor.nbytes // tensor.dtype.itemsize for tensor in stored.tensors.values())
+    if as_json:
+        click.echo(json.dumps({
+            "checkpoint": str(out), "name": stored.config.name, "parameters": numbers, "bytes": size, "dtype": dtype,
+        }))
+        return
+    vision = stored.config.vision
+    click.echo(
+        f"wrote {out}: {stored.config.name}, {numbers / 1e6:.1f}M parameters, {size / 1e6:.1f} MB ({dtype}); "
+        f"vision encoder with {vision.activation}"
+    )

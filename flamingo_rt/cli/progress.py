@@ -1,0 +1,33 @@
+"""A progress bar on stderr: one line for each stage; a terminal sees it move."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import click
+
+from flamingo_rt.progress import Advance
+
+
+class ProgressBar:
+    """A `flamingo_rt.progress.Progress`. On a terminal each stage is a bar that moves; elsewhere, a line when it ends."""
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+
+    @contextmanager
+    def __call__(self, stage: str, total: int) -> Iterator[Advance]:
+        if not sys.stderr.isatty():
+            yield lambda amount: None
+        else:
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+            columns = (TextColumn("         {task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+            with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+                task = bars.add_task(stage, total=total)
+                yield lambda amount: bars.advance(task, amount)
+        click.echo(f"{time.perf_counter() - self._start:6.1f} s  {stage}", err=True)

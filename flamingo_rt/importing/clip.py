@@ -1,0 +1,126 @@
+"""CLIP's vision transformer, in the namings of open_clip (and OpenAI's own files) and of the transformers library."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from flamingo_rt.config import PreprocessingConfig, ViTConfig, read_json
+from flamingo_rt.errors import DataError
+from flamingo_rt.importing.sources import Source, Take
+
+# Mean and standard deviation of CLIP's training pictures (github.com/openai/CLIP, clip.py).
+PREPROCESSING = PreprocessingConfig(
+    resize="crop", interpolation="bicubic",
+    mean=(0.48145466, 0.4578275, 0.40821073), std=(0.26862954, 0.26130258, 0.27577711),
+)
+HEAD_WIDTH = 64  # of every CLIP model but the largest; those say otherwise in their configuration
+
+_OPEN_CLIP = {
+    "class_token": "class_embedding", "positions": "positional_embedding", "patches.weight": "conv1.weight",
+    "input_norm": "ln_pre", "output_norm": "ln_post", "blocks": "transformer.resblocks",
+    "attention_norm": "ln_1", "ff_norm": "ln_2", "output": "attn.out_proj", "ff.up": "mlp.c_fc", "ff.down": "mlp.c_proj",
+}
+_TRANSFORMERS = {
+    "class_token": "embeddings.class_embedding", "positions": "embeddings.position_embedding.weight",
+    "patches.weight": "embeddings.patch_embedding.weight", "input_norm": "pre_layrnorm",
+    "output_norm": "post_layernorm", "blocks": "encoder.layers", "attention_norm": "layer_norm1",
+    "ff_norm": "layer_norm2", "output": "self_attn.out_proj", "ff.up": "mlp.fc1", "ff.down": "mlp.fc2",
+}
+_NAMINGS = (("visual.", _OPEN_CLIP), ("", _OPEN_CLIP), ("vision_model.", _TRANSFORMERS), ("", _TRANSFORMERS))
+
+
+def _naming(source: Source) -> tuple[str, dict[str, str]]:
+    for prefix, names in _NAMINGS:
+        if prefix + names["class_token"] in source:
+            return prefix, names
+    seen = ", ".join(list(source.tensors)[:3])
+    raise DataError(
+        f"{source.path} holds no CLIP vision transformer: neither visual.class_embedding (open_clip, OpenAI) nor "
+        f"vision_model.embeddings.class_embedding (transformers) is in it; it begins with {seen}"
+    )
+
+
+def vision_config(source: Source, activation: str | None = None, post_norm: bool = False) -> ViTConfig:
+    """The encoder's sizes, from its tensors and the configuration beside them.
+
+    ``activation`` overrides what the configuration says; without either it is ``quick_gelu``, OpenAI's, which every
+    released OpenFlamingo model has. ``post_norm`` is `ViTConfig.post_norm`. Raises `DataError`.
+    """
+    prefix, names = _naming(source)
+    shape = source.shape(prefix + names["patches.weight"])
+    places = source.shape(prefix + names["positions"])
+    side = math.isqrt(places[0] - 1)
+    if len(shape) != 4 or shape[1] != 3 or side * side != places[0] - 1:
+        raise DataError(
+            f"{source.path}: patches {list(shape)} and positions {list(places)} are not those of a square picture "
+            "with a class token: another architecture?"
+        )
+    width, patch = shape[0], shape[2]
+    blocks = prefix + names["blocks"]
+    stated = _stated(source.path)
+    head_width = stated.get("head_width", HEAD_WIDTH)
+    heads = stated.get("heads", width // head_width if isinstance(head_width, int) and head_width else 0)
+    if not isinstance(heads, int) or heads < 1 or width % heads:
+        raise DataError(f"{source.path}: a width of {width} cannot be split into heads of {head_width}")
+    return ViTConfig(
+        image_size=side * patch, patch_size=patch, width=width,
+        layers=source.count(f"{blocks}.{{}}.{names['attention_norm']}.weight"), heads=heads,
+        ff_width=source.rows(f"{blocks}.0.{names['ff.up']}.weight"),
+        activation=activation or stated.get("activation", "quick_gelu"),
+        norm_eps=stated.get("norm_eps", 1e-5), post_norm=post_norm,
+    )
+
+
+def vision_tensors(source: Source, config: ViTConfig) -> dict[str, Take]:
+    """Where each tensor of ``vision.*`` is."""
+    prefix, names = _naming(source)
+    takes = {
+        "class_token": Take(prefix + names["class_token"]),
+        "positions": Take(prefix + names["positions"]),
+        "patches.weight": Take(prefix + names["patches.weight"]),
+    }
+    norms = ("input_norm", "output_norm") if config.post_norm else ("input_norm",)
+    for norm in norms:
+        takes |= {f"{norm}.{part}": Take(f"{prefix}{names[norm]}.{part}") for part in ("weight", "bias")}
+    for layer in range(config.layers):
+        block, ours = f"{prefix}{names['blocks']}.{layer}", f"blocks.{layer}"
+        for part in ("weight", "bias"):
+            for name in ("attention_norm", "ff_norm", "output", "ff.up", "ff.down"):
+                takes[f"{ours}.{name}.{part}"] = Take(f"{block}.{names[name]}.{part}")
+            for index, name in enumerate(("query", "key", "value")):
+                takes[f"{ours}.{name}.{part}"] = (
+                    Take(f"{block}.attn.in_proj_{part}", index, 3) if names is _OPEN_CLIP
+                    else Take(f"{block}.self_attn.{name[0]}_proj.{part}")
+                )
+    return {f"vision.{name}": take for name, take in takes.items()}
+
+
+def _stated(path: Path) -> dict[str, Any]:
+    """What a configuration beside the weights says: activation, heads or head_width, norm_eps."""
+    folder = path if path.is_dir() else path.parent
+    if (folder / "open_clip_config.json").is_file():
+        model = _section(read_json(folder / "open_clip_config.json"), "model_cfg")
+        stated: dict[str, Any] = {"activation": "quick_gelu" if model.get("quick_gelu") else "gelu"}
+        head_width = _section(model, "vision_cfg").get("head_width")
+        return stated | ({"head_width": head_width} if head_width else {})
+    if path.is_dir() and (folder / "config.json").is_file():
+        data = read_json(folder / "config.json")
+        vision = _section(data, "vision_config") or data
+        if not isinstance(vision, dict) or "num_attention_heads" not in vision:
+            return {}
+        activation = vision.get("hidden_act", "quick_gelu")
+        if activation not in ("gelu", "quick_gelu"):
+            raise DataError(f"{folder / 'config.json'}: hidden_act is {activation!r}; known: gelu, quick_gelu")
+        return {
+            "activation": activation, "heads": vision["num_attention_heads"],
+            "norm_eps": float(vision.get("layer_norm_eps", 1e-5)),
+        }
+    return {}
+
+
+def _section(data: Any, key: str) -> Mapping[str, Any]:
+    section = data.get(key) if isinstance(data, dict) else None
+    return section if isinstance(section, dict) else {}

@@ -1,0 +1,212 @@
+"""An OpenFlamingo model from its three sources: ``checkpoint.pt``, CLIP's weights, and the language model's folder.
+
+Released checkpoints hold what was trained; the frozen encoder and language model come from their own files. Nothing is
+read here but names, shapes and small JSON files: the weights stay where they are until somebody asks for one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from flamingo_rt.checkpoints import StoredModel, expected_shapes
+from flamingo_rt.config import FlamingoConfig, LanguageConfig, PromptsConfig, read_json
+from flamingo_rt.errors import DataError
+from flamingo_rt.importing import clip
+from flamingo_rt.importing.families import Family, family_of
+from flamingo_rt.importing.settings import Settings
+from flamingo_rt.importing.sources import Source, Take
+from flamingo_rt.importing.trained import (
+    cross_attention_config,
+    cross_attention_tensors,
+    resampler_config,
+    resampler_tensors,
+    trained_part,
+)
+from flamingo_rt.importing.vocabulary import read_tokenizer
+from flamingo_rt.presets import PRESETS, preset
+from flamingo_rt.weights.lazy import LazyTensor
+from flamingo_rt.weights.reading import open_weights
+
+# How OpenFlamingo was trained and evaluated (its eval/ folder): no spaces around the texts.
+PROMPTS = PromptsConfig(caption="Output:", question="Question:{} Short answer:", answer_separator="")
+MAX_VISUALS = 64  # OpenFlamingo has no limit; its evaluation goes to 32 shots
+# The logit of a token that the head has no row for: never chosen, and finite in half precision too.
+UNPREDICTABLE = -30000.0
+
+
+@dataclass(frozen=True)
+class OpenFlamingoFiles:
+    """Where the parts are. ``tokenizer``: a folder or a tokenizer.json, by default the language model's folder.
+
+    ``activation`` is the vision encoder's, where no configuration beside its weights says it (`clip.vision_config`).
+    ``post_norm``: the encoder's final norm acts on the patch tokens. The released checkpoints were trained on the tokens
+    before it, as open_clip gave them then; open_clip since 2.24 gives them after it, and models trained with that need
+    this. ``preset``: the shapes that are expected.
+    """
+
+    checkpoint: Path
+    vision: Path
+    language: Path
+    tokenizer: Path | None = None
+    activation: str | None = None
+    post_norm: bool = False
+    preset: str | None = None
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A model that can be written or exported; ``notes`` are facts its user should know."""
+
+    model: StoredModel
+    notes: tuple[str, ...]
+
+
+def open_openflamingo(files: OpenFlamingoFiles) -> Imported:
+    """Find every tensor of the model and check its shape, without reading weights.
+
+    Raises `DataError` that names the file, the tensor and what was expected, `UsageError` for an unknown preset.
+    """
+    wanted = preset(files.preset) if files.preset else None
+    if not files.language.is_dir():
+        raise DataError(f"{files.language} is not a folder: --language takes the one with config.json and the weights")
+    settings = Settings(files.language / "config.json", read_json(files.language / "config.json"))
+    family = family_of(settings)
+    checkpoint = trained_part(files.checkpoint, open_weights(files.checkpoint), family.layers)
+    vision = Source("the vision encoder", files.vision, open_weights(files.vision))
+    language = _language_source(files.language, family, checkpoint)
+    tokenizer, tokens = read_tokenizer(files.tokenizer or files.language, _token_id(settings.get("eos_token_id")))
+    rows = _vocabulary_rows(language, family, family.embedding in checkpoint, tokenizer.get_vocab_size())
+    language_config = family.configure(settings, language, rows)
+    embedding = {"embedding.weight": _rows(language, family.embedding, rows, language_config.width)}
+    language_config, head, notes = _head(language, family, language_config, (tokens.image, tokens.end_of_chunk))
+    config = FlamingoConfig(
+        name=f"openflamingo-{settings.get('model_type')}",
+        vision=clip.vision_config(vision, files.activation, files.post_norm),
+        resampler=resampler_config(checkpoint),
+        cross_attention=cross_attention_config(checkpoint, language_config.layers, language_config.width),
+        language=language_config, preprocessing=clip.PREPROCESSING, tokens=tokens, prompts=PROMPTS,
+        max_visuals=MAX_VISUALS,
+    )
+    if wanted is not None:
+        _check_preset(config, wanted, files)
+    config = replace(config, name=files.preset or _known_name(config, settings) or config.name)
+    shapes = expected_shapes(config)
+    tensors = {
+        **_bind(vision, clip.vision_tensors(vision, config.vision), shapes),
+        **_bind(checkpoint, resampler_tensors(config.resampler), shapes),
+        **_bind(checkpoint, cross_attention_tensors(config.cross_layers), shapes),
+        **_bind(language, _prefixed(family.tensors(language, config.language)), shapes),
+        **_prefixed({**embedding, **head}),
+    }
+    return Imported(StoredModel(config, tokenizer.to_str(pretty=True), {name: tensors[name] for name in shapes}), notes)
+
+
+def _language_source(folder: Path, family: Family, checkpoint: Source) -> Source:
+    """The language model's own tensors, with those that the checkpoint has instead of them."""
+    tensors = open_weights(folder)
+    outer = family.embedding.split(".")[0] + "."  # absent where the bare decoder was saved
+    if family.embedding not in tensors and family.embedding.removeprefix(outer) in tensors:
+        tensors = {outer + name: tensor for name, tensor in tensors.items()}
+    trained = {name: tensor for name, tensor in checkpoint.tensors.items() if not name.startswith("perceiver.")}
+    return Source(f"the language model ({family.name})", folder, {**tensors, **trained})
+
+
+def _vocabulary_rows(language: Source, family: Family, trained: bool, tokens: int) -> int:
+    """Rows of the embedding: the checkpoint's, or as many of the language model's as open_flamingo keeps.
+
+    open_flamingo resizes the embedding to the tokenizer's size, down or up; rows it added and did not save are lost.
+    """
+    rows = language.rows(family.embedding)
+    if rows < tokens:
+        where = "the checkpoint" if trained else "the language model, and the checkpoint has none of its own"
+        raise DataError(
+            f"{language.path}: the tokenizer has {tokens} tokens with OpenFlamingo's, but {family.embedding} of {where} "
+            f"has {rows} rows: another tokenizer, or a checkpoint of another language model?"
+        )
+    return rows if trained else tokens
+
+
+def _rows(source: Source, name: str, rows: int, width: int) -> LazyTensor:
+    """The first rows of a table [rows or more, width]."""
+    tensor = source.tensor(name)
+    if len(tensor.shape) != 2 or tensor.shape[0] < rows or tensor.shape[1] != width:
+        raise DataError(
+            f"{tensor.file}: tensor {name} has shape {list(tensor.shape)}, {source.what} needs [{rows}, {width}]"
+        )
+    return replace(tensor, shape=(rows, width), read=lambda: tensor.read()[:rows].contiguous())
+
+
+def _head(
+    language: Source, family: Family, config: LanguageConfig, new_tokens: tuple[str, str]
+) -> tuple[LanguageConfig, dict[str, LazyTensor], tuple[str, ...]]:
+    """The head's tensors where it is not tied, the configuration with a bias where it lacks rows, and what to say."""
+    if config.tied_head:
+        return config, {}, ()
+    found, rows, width = language.rows(family.head), config.vocab_size, config.width
+    if found >= rows:
+        return config, {"head.weight": _rows(language, family.head, rows, width)}, ()
+    short = _rows(language, family.head, found, width)
+
+    def weight() -> Tensor:
+        table = torch.zeros(rows, width, dtype=short.dtype)
+        table[:found] = short.read()
+        return table
+
+    def bias() -> Tensor:
+        return torch.where(torch.arange(rows) < found, 0.0, UNPREDICTABLE)
+
+    note = (
+        f"{family.head} has {found} rows for {rows} tokens and is not in the checkpoint: {' and '.join(new_tokens)} "
+        "cannot be predicted, so answers end at end of text, at a stop text or at the limit"
+    )
+    tensors = {
+        "head.weight": replace(short, shape=(rows, width), read=weight),
+        "head.bias": LazyTensor((rows,), torch.float32, short.file, bias),
+    }
+    return replace(config, head_bias=True), tensors, (note,)
+
+
+def _prefixed(entries: Mapping) -> dict:
+    return {f"language.{name}": entry for name, entry in entries.items()}
+
+
+def _bind(source: Source, takes: dict[str, Take], shapes: dict[str, tuple[int, ...]]) -> dict[str, LazyTensor]:
+    return {name: source.take(take, shapes[name]) for name, take in takes.items()}
+
+
+def _token_id(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+
+
+def _check_preset(config: FlamingoConfig, wanted: FlamingoConfig, files: OpenFlamingoFiles) -> None:
+    """Raise `DataError` that names the first size in which the files are not the preset's model."""
+    sources = {"vision": files.vision, "language": files.language}
+    for part, found, expected in _differences(config, wanted):
+        file = sources.get(part.split(".")[0], files.checkpoint)
+        raise DataError(f"{file}: {part} is {found!r}, the preset {files.preset} has {expected!r}: another model's file?")
+
+
+def _differences(config: FlamingoConfig, other: FlamingoConfig) -> list[tuple[str, object, object]]:
+    """The sizes in which two models differ; how many tokens there are is the checkpoint's business."""
+    found = []
+    for part in ("vision", "resampler", "cross_attention", "language"):
+        ours, theirs = dataclasses.asdict(getattr(config, part)), dataclasses.asdict(getattr(other, part))
+        for key in sorted(set(ours) | set(theirs)):
+            if ours.get(key) != theirs.get(key) and key not in ("vocab_size", "head_bias", "post_norm"):
+                found.append((f"{part}.{key}", ours.get(key), theirs.get(key)))
+    return found
+
+
+def _known_name(config: FlamingoConfig, settings: Settings) -> str | None:
+    """The released model with these shapes; the instruction-tuned ones differ in the language model's name alone."""
+    names = [name for name in PRESETS if name.startswith("openflamingo") and not _differences(config, preset(name))]
+    origin = f"{settings.get('_name_or_path', '')} {settings.path.parent.name}".lower()
+    tuned = any(word in origin for word in ("dolly", "instruct"))
+    chosen = [name for name in names if name.endswith("langinstruct") == tuned]
+    return (chosen or names or [None])[0]

@@ -1,0 +1,70 @@
+"""The ``config.json`` of a language model, read key by key: a value we cannot honour is an error, not a guess."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from flamingo_rt.errors import DataError
+
+# The transformers library's names of activations -> ours.
+ACTIVATIONS = {
+    "gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu"
+}
+
+
+class Settings:
+    """A JSON object with the file it came from. Every method raises `DataError` that names file, key and value."""
+
+    def __init__(self, path: Path, data: Any, where: str = "") -> None:
+        if not isinstance(data, dict):
+            raise DataError(f"{path}: {where or 'the file'} is {data!r}, not an object")
+        self.path, self._data, self._where = path, data, where
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """A value, or ``default`` when it is missing or null."""
+        value = self._data.get(key)
+        return default if value is None else value
+
+    def integer(self, key: str, default: int | None = None) -> int:
+        """A whole number above 0."""
+        value = self.get(key, default)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise DataError(f"{self._name(key)} is {value!r}, a whole number above 0 was expected")
+        return value
+
+    def number(self, key: str, default: float) -> float:
+        """A number."""
+        value = self.get(key, default)
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise DataError(f"{self._name(key)} is {value!r}, a number was expected")
+        return float(value)
+
+    def flag(self, key: str, default: bool) -> bool:
+        """True or false."""
+        value = self.get(key, default)
+        if not isinstance(value, bool):
+            raise DataError(f"{self._name(key)} is {value!r}, true or false was expected")
+        return value
+
+    def section(self, key: str) -> Settings:
+        """An object inside this one; empty when it is missing."""
+        return Settings(self.path, self.get(key, {}), f"{self._where}{key}.")
+
+    def activation(self, key: str, default: str) -> str:
+        """Our name of an activation."""
+        value = self.get(key, default)
+        if value not in ACTIVATIONS:
+            raise DataError(f"{self._name(key)} is {value!r}; known: {', '.join(ACTIVATIONS)}")
+        return ACTIVATIONS[value]
+
+    def must(self, supported: Mapping[str, Any]) -> None:
+        """Refuse settings that change the computation in a way this project does not have."""
+        for key, value in supported.items():
+            found = self.get(key, value)
+            if found != value:
+                raise DataError(f"{self._name(key)} is {found!r}; only {value!r} can be imported")
+
+    def _name(self, key: str) -> str:
+        return f"{self.path}: {self._where}{key}"

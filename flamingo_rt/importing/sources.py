@@ -1,0 +1,97 @@
+"""Finding a tensor of ours among the tensors of other projects' files, whole or as a part of a fused one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from flamingo_rt.errors import DataError
+from flamingo_rt.weights.lazy import LazyTensor
+
+
+@dataclass(frozen=True)
+class Take:
+    """A foreign tensor, or the ``index``-th of ``count`` that are stacked in its rows.
+
+    With ``heads`` above 1 the rows are stacked head by head: [heads, count, rows / (heads * count), ...].
+    """
+
+    name: str
+    index: int = 0
+    count: int = 1
+    heads: int = 1
+
+
+@dataclass(frozen=True)
+class Source:
+    """The tensors of one foreign file or folder, by name; ``what`` says what it is in messages."""
+
+    what: str
+    path: Path
+    tensors: Mapping[str, LazyTensor]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.tensors
+
+    def tensor(self, name: str) -> LazyTensor:
+        """A tensor by its foreign name. Raises `DataError` that names the file and the tensor."""
+        if name not in self.tensors:
+            raise DataError(
+                f"{self.path} lacks tensor {name}, which {self.what} needs: is it another model's, or incomplete?"
+            )
+        return self.tensors[name]
+
+    def rows(self, name: str) -> int:
+        """Size of a tensor's first dimension."""
+        return self.shape(name)[0]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor that has at least one dimension."""
+        tensor = self.tensor(name)
+        if not tensor.shape:
+            raise DataError(f"{tensor.file}: tensor {name} is a single number, {self.what} needs a vector or a matrix")
+        return tensor.shape
+
+    def count(self, pattern: str) -> int:
+        """How many of ``pattern`` with {} = 0, 1, 2, … exist. Raises `DataError` when there is none."""
+        number = 0
+        while pattern.format(number) in self.tensors:
+            number += 1
+        if number == 0:
+            self.tensor(pattern.format(0))
+        return number
+
+    def take(self, take: Take, shape: tuple[int, ...]) -> LazyTensor:
+        """The tensor of ``shape`` that ``take`` describes. Raises `DataError` when it is missing or of another shape."""
+        tensor = self.tensor(take.name)
+        expected = (shape[0] * take.count, *shape[1:]) if shape else ()
+        if _squeezed(tensor.shape) != _squeezed(expected):
+            raise DataError(
+                f"{tensor.file}: tensor {take.name} has shape {list(tensor.shape)}, {self.what} needs {list(expected)}"
+            )
+        if not tensor.dtype.is_floating_point:
+            raise DataError(
+                f"{tensor.file}: tensor {take.name} is {_type_name(tensor.dtype)}, not floating point: quantized weights "
+                "cannot be imported, take the original ones"
+            )
+
+        def read() -> Tensor:
+            whole = tensor.read()
+            if take.count == 1:
+                return whole.reshape(shape)
+            return whole.unflatten(0, (take.heads, take.count, -1))[:, take.index].reshape(shape).contiguous()
+
+        return replace(tensor, shape=shape, read=read)
+
+
+def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Gates are stored as [1] or as single numbers."""
+    return tuple(size for size in shape if size != 1)
+
+
+def _type_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,102 @@
+"""The tokenizer of an OpenFlamingo model: the language model's, with two or three tokens more."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+
+from flamingo_rt.config import TokensConfig, read_json
+from flamingo_rt.errors import DataError
+
+IMAGE, END_OF_CHUNK, PAD = "<image>", "<|endofchunk|>", "<PAD>"
+
+
+def read_tokenizer(path: Path, eos_id: int | None) -> tuple[Tokenizer, TokensConfig]:
+    """The tokenizer in a folder or file, with OpenFlamingo's tokens added in its order: end of chunk, image, and a
+    padding token where there is none (open_flamingo's factory.py).
+
+    ``eos_id`` is the language model's end of text, used where the tokenizer's own files name none. The beginning of
+    text is what the tokenizer itself puts before a text. Raises `DataError`.
+    """
+    folder = path if path.is_dir() else path.parent
+    tokenizer = _load(path)
+    named = _named_tokens(folder)
+    tokenizer.add_special_tokens([AddedToken(text, normalized=False) for text in (END_OF_CHUNK, IMAGE)])
+    pad = named.get("pad_token") or PAD
+    tokenizer.add_special_tokens([AddedToken(pad, normalized=False)])
+    eos = named.get("eos_token") or (tokenizer.id_to_token(eos_id) if eos_id is not None else None) or ""
+    if not eos:
+        raise DataError(f"{folder} does not say which token ends a text: tokenizer_config.json lacks eos_token")
+    for text in (eos, pad):
+        if tokenizer.token_to_id(text) is None:
+            raise DataError(f"{folder}: tokenizer_config.json names the token {text!r}, tokenizer.json does not have it")
+    # A tokenizer without padding and truncation, whatever the file asked for: prompts are read as they are.
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer, TokensConfig(IMAGE, END_OF_CHUNK, _bos(tokenizer), eos, pad)
+
+
+def _bos(tokenizer: Tokenizer) -> str:
+    """The special token that the tokenizer puts first, or nothing."""
+    with_special = tokenizer.encode("a").ids
+    without = tokenizer.encode("a", add_special_tokens=False).ids
+    return tokenizer.id_to_token(with_special[0]) if with_special[: len(without)] != without else ""
+
+
+def _load(path: Path) -> Tokenizer:
+    file = path / "tokenizer.json" if path.is_dir() else path
+    if file.is_file():
+        try:
+            return Tokenizer.from_file(str(file))
+        except Exception as error:  # the library raises a bare Exception
+            raise DataError(f"cannot read {file}: {error}; it is damaged or not a tokenizer.json") from error
+    if (path / "vocab.json").is_file() and (path / "merges.txt").is_file():
+        return _byte_level(path)
+    hint = "" if not (path / "tokenizer.model").is_file() else (
+        "; tokenizer.model is there: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER) of the "
+        "transformers library makes a tokenizer.json of it"
+    )
+    raise DataError(
+        f"{path} holds no tokenizer.json, and no vocab.json with merges.txt: give the folder of the language model's "
+        f"tokenizer with --tokenizer{hint}"
+    )
+
+
+def _byte_level(folder: Path) -> Tokenizer:
+    """GPT-2's form, in which OPT's tokenizer is distributed; OPT puts its beginning-of-text token first."""
+    try:
+        tokenizer = Tokenizer(models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt")))
+    except Exception as error:  # the library raises a bare Exception
+        raise DataError(f"cannot read {folder / 'vocab.json'} with merges.txt: {error}; copy them again") from error
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    bos = _named_tokens(folder).get("bos_token")
+    if _tokenizer_config(folder).get("add_bos_token") and bos and tokenizer.token_to_id(bos) is not None:
+        tokenizer.add_special_tokens([AddedToken(bos, normalized=False)])
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{bos} $A", special_tokens=[(bos, tokenizer.token_to_id(bos))]
+        )
+    return tokenizer
+
+
+def _tokenizer_config(folder: Path) -> dict[str, Any]:
+    merged: dict[str, Any] = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        if (folder / name).is_file():
+            data = read_json(folder / name)
+            merged |= {key: value for key, value in data.items() if value is not None} if isinstance(data, dict) else {}
+    return merged
+
+
+def _named_tokens(folder: Path) -> dict[str, str]:
+    """The texts of pad_token, eos_token and bos_token, where the tokenizer's files say them."""
+    named = {}
+    for key, value in _tokenizer_config(folder).items():
+        text = value.get("content") if isinstance(value, dict) else value
+        if key in ("pad_token", "eos_token", "bos_token") and isinstance(text, str) and text:
+            named[key] = text
+    return named
+
+

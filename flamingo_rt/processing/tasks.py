@@ -1,0 +1,78 @@
+"""Prompts in the form a model was trained on: captions and answers to questions, with examples ("shots") before them.
+
+Each function returns the parts of a prompt. Spaces around a text are dropped: the model's form has its own. All raise
+`UsageError` for an empty text, one that holds the image or end-of-chunk token, and a picture that is no `Image` or
+`Video`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from flamingo_rt.config import FlamingoConfig
+from flamingo_rt.errors import UsageError
+from flamingo_rt.processing.media import Image, Video
+from flamingo_rt.processing.prompt import Part
+
+Visuals = Image | Video | Sequence[Image | Video]
+
+
+def caption_shot(config: FlamingoConfig, visuals: Visuals, caption: str) -> list[Part]:
+    """An example, with its end of chunk: ``<image>Output: a cat<|endofchunk|>``."""
+    return [*_visuals(visuals), config.prompts.caption + _answer(config, "caption", caption)]
+
+
+def question_shot(config: FlamingoConfig, visuals: Visuals, question: str, answer: str) -> list[Part]:
+    """An example, with its end of chunk: ``<image>Question: Is it a cat? Answer: yes<|endofchunk|>``."""
+    return [*_visuals(visuals), _question(config, question) + _answer(config, "answer", answer)]
+
+
+def caption_prompt(
+    config: FlamingoConfig, visuals: Visuals, shots: Iterable[tuple[Visuals, str]] = ()
+) -> list[Part]:
+    """A prompt that asks for the caption of ``visuals``; a shot is (picture, caption)."""
+    parts = [part for shot in shots for part in caption_shot(config, *_entries(shot, "picture, caption"))]
+    return [*parts, *_visuals(visuals), config.prompts.caption]
+
+
+def question_prompt(
+    config: FlamingoConfig, visuals: Visuals, question: str, shots: Iterable[tuple[Visuals, str, str]] = ()
+) -> list[Part]:
+    """A prompt that asks ``question`` about ``visuals``, which may be an empty list; a shot is (picture, question,
+    answer)."""
+    parts = [part for shot in shots for part in question_shot(config, *_entries(shot, "picture, question, answer"))]
+    return [*parts, *_visuals(visuals, may_be_empty=True), _question(config, question)]
+
+
+def _question(config: FlamingoConfig, question: str) -> str:
+    return config.prompts.ask(_checked(config, "question", question))
+
+
+def _answer(config: FlamingoConfig, name: str, text: str) -> str:
+    return config.prompts.answer_separator + _checked(config, name, text) + config.tokens.end_of_chunk
+
+
+def _checked(config: FlamingoConfig, name: str, text: str) -> str:
+    if not isinstance(text, str) or not text.strip():
+        raise UsageError(f"the {name} is {text!r}: give a text that is not empty")
+    for token in (config.tokens.image, config.tokens.end_of_chunk):
+        if token in text:
+            raise UsageError(f"the {name} {text!r} holds {token}: leave it out, the model's form adds it")
+    return text.strip()
+
+
+def _visuals(visuals: Any, may_be_empty: bool = False) -> list[Image | Video]:
+    listed = list(visuals) if isinstance(visuals, (list, tuple)) else [visuals]
+    for visual in listed:
+        if not isinstance(visual, (Image, Video)):
+            raise UsageError(f"the picture is {type(visual).__name__}: wrap a path in Image(...) or Video(...)")
+    if not (listed or may_be_empty):
+        raise UsageError("there is no picture: give an Image or a Video")
+    return listed
+
+
+def _entries(shot: Any, names: str) -> Sequence[Any]:
+    if not isinstance(shot, (list, tuple)) or len(shot) != len(names.split(",")):
+        raise UsageError(f"a shot is {shot!r}: give ({names})")
+    return shot

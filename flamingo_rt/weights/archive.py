@@ -1,0 +1,83 @@
+"""The zip files of PyTorch, both plain and TorchScript: where each record's bytes lie."""
+
+from __future__ import annotations
+
+import sys
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from flamingo_rt.errors import DataError
+from flamingo_rt.weights.regions import AGAIN, Region
+
+PICKLE = "data.pkl"
+_LOCAL_HEADER = 30  # bytes before the name; the lengths of the name and the extra field are its last four
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A zip file with ``data.pkl`` and storages.
+
+    ``regions`` has the records that are not compressed, in the file's order, by their names without the archive's
+    folder; ``compressed`` has the names of the others.
+    """
+
+    file: Path
+    folder: str
+    regions: dict[str, Region]
+    compressed: tuple[str, ...]
+
+    @property
+    def is_torchscript(self) -> bool:
+        return "constants.pkl" in {*self.regions, *self.compressed}
+
+    @property
+    def is_native(self) -> bool:
+        """Whether its numbers have this machine's byte order; files without a mark are little-endian."""
+        order = self.content("byteorder") if "byteorder" in {*self.regions, *self.compressed} else b"little"
+        return order == sys.byteorder.encode()
+
+    def content(self, record: str) -> bytes:
+        """A small record, whole, its checksum compared. Raises `DataError` when it is damaged."""
+        try:
+            with zipfile.ZipFile(self.file) as opened:
+                return opened.read(self.folder + record)
+        except _DAMAGE as error:
+            raise _damaged(self.file, error) from error
+
+
+# What zipfile raises on damage: NotImplementedError for an unknown compression, RuntimeError for encryption.
+_DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, KeyError, ValueError, RuntimeError)
+
+
+def _damaged(file: Path, error: Exception) -> DataError:
+    return DataError(f"cannot read {file}: it begins like a zip file but is damaged or cut short ({error}); {AGAIN}")
+
+
+def open_archive(file: Path) -> Archive:
+    """List a zip file. Raises `DataError` when it is damaged or not PyTorch's, `OSError` when it can't be read."""
+    regions: dict[str, Region] = {}
+    compressed = []
+    try:
+        with zipfile.ZipFile(file) as listing, file.open("rb") as opened:
+            entries = sorted(listing.infolist(), key=lambda entry: entry.header_offset)
+            inside = [entry.filename for entry in entries if entry.filename.count("/") == 1]
+            folder = next((name.removesuffix(PICKLE) for name in inside if name.endswith(f"/{PICKLE}")), None)
+            if folder is None:
+                raise DataError(f"{file} is a zip file without {PICKLE}, not one that PyTorch wrote: unpack it first")
+            for entry in entries:
+                name = entry.filename.removeprefix(folder)
+                if entry.compress_type != zipfile.ZIP_STORED:
+                    compressed.append(name)
+                    continue
+                # The directory knows where the record's own header is, that header how long it is.
+                opened.seek(entry.header_offset)
+                header = opened.read(_LOCAL_HEADER)
+                if len(header) < _LOCAL_HEADER:
+                    raise zipfile.BadZipFile(f"{entry.filename} has no header")
+                lengths = int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
+                regions[name] = Region(file, entry.header_offset + _LOCAL_HEADER + lengths, entry.file_size)
+    except _DAMAGE as error:
+        raise _damaged(file, error) from error
+    return Archive(file, folder, regions, tuple(compressed))

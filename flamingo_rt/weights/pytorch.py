@@ -1,0 +1,119 @@
+"""Weights of files that ``torch.save`` wrote: state dicts, alone or in a training checkpoint. No code is run."""
+
+from __future__ import annotations
+
+import pickle
+import re
+import warnings
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from flamingo_rt.errors import DataError
+from flamingo_rt.weights.archive import Archive, open_archive
+from flamingo_rt.weights.lazy import LazyTensor
+from flamingo_rt.weights.naming import flattened, unwrapped
+from flamingo_rt.weights.regions import AGAIN
+from flamingo_rt.weights.torchscript import open_torchscript
+
+PLAIN = "save its weights as a plain state dict or as safetensors"
+
+
+def open_zip(file: Path) -> dict[str, LazyTensor]:
+    """Every tensor of a file in PyTorch's zip format or of a TorchScript archive, by name, with nothing read yet.
+
+    Raises `DataError` when the file is damaged or would run code.
+    """
+    archive = open_archive(file)
+    if archive.is_torchscript:
+        return open_torchscript(archive)
+    tensors = _open_lazily(archive)
+    # A map reads compressed records as they are, so torch may make one only when there are none.
+    return tensors if tensors is not None else _open_whole(file, mmap=not archive.compressed)
+
+
+def open_legacy(file: Path) -> dict[str, LazyTensor]:
+    """Every tensor of a file from before PyTorch 1.6, by name. The whole file is read and kept.
+
+    Raises `DataError` when the file is damaged or would run code.
+    """
+    return _open_whole(file, mmap=False)
+
+
+def _open_lazily(archive: Archive) -> dict[str, LazyTensor] | None:
+    """The tensors by their place in the file, or None when torch itself has to read it.
+
+    On the meta device torch loads no values, and notes at each storage where in the file they are. It computes these
+    places from the order in which it writes files itself, so one from elsewhere is checked against the zip directory.
+    """
+    storages = {name: region for name, region in archive.regions.items() if name.startswith("data/")}
+    if ".format_version" in archive.regions and list(storages) != [f"data/{key}" for key in range(len(storages))]:
+        return None
+    if archive.compressed or not archive.is_native:
+        return None
+    try:
+        tensors = _load(archive.file, "meta", mmap=False)
+    except Exception:  # quantized tensors, for instance; where the file is to blame, reading it whole says so
+        return None
+    regions = {region.offset: region for region in storages.values() if region.nbytes}
+    found = {}
+    for name, tensor in tensors.items():
+        if type(tensor) not in (Tensor, torch.nn.Parameter) or tensor.layout != torch.strided:
+            return None
+        if tensor.is_conj() or tensor.is_neg():  # a flag that stands for values other than the file's
+            return None
+        storage = tensor.untyped_storage()
+        region = regions.get(getattr(storage, "_checkpoint_offset", None))
+        if region is None or region.nbytes != storage.nbytes():
+            if tensor.numel():
+                return None
+            region = archive.regions["data.pkl"]  # any will do: nothing is read
+        found[name] = region.tensor(name, tensor.dtype, tensor.shape, tensor.stride(), tensor.storage_offset())
+    return found
+
+
+def _open_whole(file: Path, mmap: bool) -> dict[str, LazyTensor]:
+    try:
+        tensors = _load(file, "cpu", mmap)
+    except OSError:
+        raise
+    except pickle.UnpicklingError as error:
+        raise _refused(file, str(error)) from error
+    except Exception as error:  # a damaged pickle can raise anything
+        raise DataError(f"cannot read {file}: damaged or cut short ({_brief(str(error))}); {AGAIN}") from error
+    return {
+        name: LazyTensor(tuple(tensor.shape), tensor.dtype, file, partial(_copied, file, name, tensor), name)
+        for name, tensor in tensors.items()
+    }
+
+
+def _load(file: Path, device: str, mmap: bool) -> dict[str, Tensor]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about how the file was written, which its reader cannot change
+        content = torch.load(file, map_location=device, weights_only=True, mmap=mmap)
+    return flattened(unwrapped(content), Tensor)
+
+
+def _copied(file: Path, name: str, tensor: Tensor) -> Tensor:
+    if tensor.layout != torch.strided:
+        raise DataError(f"{file}: tensor {name} is {tensor.layout}, only dense ones are read: {PLAIN}, made dense")
+    return tensor.detach().resolve_conj().resolve_neg().clone(memory_format=torch.contiguous_format)
+
+
+def _refused(file: Path, message: str) -> DataError:
+    """What torch's own long message comes to, without its advice to load the file regardless."""
+    code = re.search(r"GLOBAL (\S+) (?:was not an allowed|whose module)", message)
+    if code:
+        return DataError(f"{file} wants to run code ({code[1]}) when it is loaded, so it was not loaded: {PLAIN}")
+    reason = _brief(message.partition("WeightsUnpickler error:")[2] or message)
+    return DataError(
+        f"{file} holds a pickle that is damaged or more than weights ({reason}), and could run code, "
+        f"so it was not loaded: copy it again, or {PLAIN}"
+    )
+
+
+def _brief(message: str) -> str:
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    return lines[0][:200] if lines else "no reason given"

@@ -1,0 +1,61 @@
+"""Weights of safetensors files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from flamingo_rt.errors import DataError
+from flamingo_rt.weights.lazy import LazyTensor
+from flamingo_rt.weights.regions import AGAIN, Region
+
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
+    "F8_E5M2": torch.float8_e5m2,
+    "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
+    "F8_E8M0": torch.float8_e8m0fnu,
+    "C64": torch.complex64,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U64": torch.uint64,
+    "U32": torch.uint32,
+    "U16": torch.uint16,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
+def open_safetensors(file: Path) -> dict[str, LazyTensor]:
+    """Every tensor of a safetensors file by name, in the file's order, with nothing read yet.
+
+    Raises `DataError` when the file is damaged or has a type that torch lacks, `OSError` when it can't be read.
+    """
+    with file.open("rb") as opened:
+        try:
+            # The library checks the header: sizes, overlaps, the file's length. The values are read without it,
+            # since it would map the file.
+            with safe_open(file, framework="pt"):
+                pass
+        except (SafetensorError, ValueError) as error:
+            raise DataError(f"cannot read {file}: damaged, or not a safetensors file ({error}); {AGAIN}") from error
+        length = int.from_bytes(opened.read(8), "little")
+        header = json.loads(opened.read(length))
+    header.pop("__metadata__", None)
+    found = {}
+    for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"][0]):
+        if entry["dtype"] not in DTYPES:
+            raise DataError(f"{file}: tensor {name} is {entry['dtype']}, which is not read: convert it first")
+        begin, end = entry["data_offsets"]
+        region = Region(file, 8 + length + begin, end - begin)
+        found[name] = region.tensor(name, DTYPES[entry["dtype"]], entry["shape"])
+    return found

@@ -1,0 +1,146 @@
+"""Weights of TorchScript archives, as CLIP's were first published, without running or compiling what is in them.
+
+Such an archive is a program. Only its ``data.pkl`` is read, by an unpickler that knows tensors and treats every
+module of the program as a dictionary of its attributes.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import torch
+
+from flamingo_rt.errors import DataError
+from flamingo_rt.weights.archive import PICKLE, Archive
+from flamingo_rt.weights.lazy import LazyTensor
+from flamingo_rt.weights.naming import flattened
+from flamingo_rt.weights.regions import AGAIN, Region
+
+STORAGES = {
+    "DoubleStorage": torch.float64,
+    "FloatStorage": torch.float32,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+    "ComplexFloatStorage": torch.complex64,
+    "ComplexDoubleStorage": torch.complex128,
+}
+
+
+def open_torchscript(archive: Archive) -> dict[str, LazyTensor]:
+    """Every tensor among the attributes of the archive's modules, by its dotted name, buffers of any kind included.
+
+    Raises `DataError` when the archive is damaged or its ``data.pkl`` asks for anything but tensors and modules.
+    """
+    file = archive.file
+    if not archive.is_native:
+        raise DataError(f"{file} was written on a machine of the other byte order: convert it to safetensors there")
+    content = archive.content(PICKLE)
+    try:
+        module = _Unpickler(content, archive).load()
+    except DataError:
+        raise
+    except Exception as error:  # a damaged pickle can raise anything
+        raise DataError(f"cannot read {file}: its {PICKLE} is damaged ({error}); {AGAIN}") from error
+    return {
+        name: tensor.region.tensor(name, tensor.dtype, tensor.shape, tensor.strides, tensor.first)
+        for name, tensor in flattened(module, _Tensor).items()
+    }
+
+
+@dataclass(frozen=True)
+class _StorageType:
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    region: Region
+    dtype: torch.dtype
+    first: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+class _Module(dict):
+    """A module of the program: a dictionary of its attributes, whatever its class was."""
+
+    def __setstate__(self, state: object) -> None:
+        if isinstance(state, dict):  # a module with a state of another form has no attributes to name
+            self.update(state)
+
+
+class _RebuildTensor:
+    __slots__ = ()
+
+    def __call__(self, storage: tuple, first: int, shape: tuple, strides: tuple, *_: object) -> _Tensor:
+        region, dtype = storage
+        return _Tensor(region, dtype, first, tuple(shape), tuple(strides))
+
+
+class _First:
+    """Stands for functions whose result is their first argument."""
+
+    __slots__ = ()
+
+    def __call__(self, value: object, *_: object) -> object:
+        return value
+
+
+# The stand-ins for what an archive may ask for. None of them is torch's own: the pickle gets hold of nothing that
+# does more than is written above, and of new instances each time, so it cannot change them for later either.
+STAND_INS = {
+    ("torch._utils", "_rebuild_tensor_v2"): _RebuildTensor,
+    ("torch._utils", "_rebuild_parameter"): _First,
+    ("torch", "device"): _First,
+    **{
+        ("torch.jit._pickle", name): _First
+        for name in (
+            "build_intlist",
+            "build_tensorlist",
+            "build_doublelist",
+            "build_boollist",
+            "build_tensor_from_id",
+            "restore_type_tag",
+        )
+    },
+}
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, content: bytes, archive: Archive) -> None:
+        super().__init__(io.BytesIO(content))
+        self.archive = archive
+
+    def find_class(self, module: str, name: str) -> object:
+        if (module, name) in STAND_INS:
+            return STAND_INS[module, name]()
+        if (module, name) == ("collections", "OrderedDict"):
+            return OrderedDict
+        if module == "torch" and name in STORAGES:
+            return _StorageType(STORAGES[name])
+        if module.split(".")[0] == "__torch__":
+            return type(name.rpartition(".")[2], (_Module,), {})
+        raise DataError(
+            f"{self.archive.file} wants to run code ({module}.{name}) when it is read, so it was not read: "
+            "save its weights as a plain state dict or as safetensors"
+        )
+
+    def persistent_load(self, key: tuple) -> tuple[Region, torch.dtype]:
+        kind, storage_type, record, *_ = key
+        if kind != "storage" or not isinstance(storage_type, _StorageType):
+            raise DataError(f"cannot read {self.archive.file}: it refers to {key}, which is no storage; {AGAIN}")
+        for name in (f"data/{record}", f"constants/{record}"):
+            if name in self.archive.regions:
+                return self.archive.regions[name], storage_type.dtype
+            if name in self.archive.compressed:
+                raise DataError(f"{self.archive.file} is compressed: unpack it and zip it again with zip -0")
+        raise DataError(f"cannot read {self.archive.file}: it lacks data/{record}; {AGAIN}")

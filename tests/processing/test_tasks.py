@@ -1,0 +1,118 @@
+"""Prompts in a model's own form: captions and questions, with shots before them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flamingo_rt.config import FlamingoConfig, PromptsConfig, TokensConfig
+from flamingo_rt.errors import UsageError
+from flamingo_rt.processing.media import Image, Video
+from flamingo_rt.processing.tasks import caption_prompt, caption_shot, question_prompt, question_shot
+
+A, B, CLIP = Image("a.png"), Image("b.png"), Video("clip.mp4", frames=2)
+PAPER = FlamingoConfig()
+OPEN = replace(PAPER, prompts=PromptsConfig(question="Question:{} Short answer:", answer_separator=""))
+
+
+def written(parts) -> str:
+    """A prompt as the one text it stands for, whatever its parts."""
+    return "".join(part if isinstance(part, str) else "<image>" for part in parts)
+
+
+@pytest.mark.parametrize(("config", "text"), [
+    (PAPER, "<image>Output: a cat<|endofchunk|><image>Output:"),
+    (OPEN, "<image>Output:a cat<|endofchunk|><image>Output:"),
+], ids=["paper", "OpenFlamingo"])
+def test_a_caption_is_asked_in_the_models_form(config, text) -> None:
+    assert written(caption_prompt(config, A, [(B, "a cat")])) == text
+
+
+@pytest.mark.parametrize(("config", "text"), [
+    (PAPER, "<image>Question: Is it a cat? Answer: yes<|endofchunk|><image>Question: What {is} it? Answer:"),
+    (OPEN, "<image>Question:Is it a cat? Short answer:yes<|endofchunk|><image>Question:What {is} it? Short answer:"),
+], ids=["paper", "OpenFlamingo"])
+def test_a_question_is_asked_in_the_models_form(config, text) -> None:
+    assert written(question_prompt(config, A, "What {is} it?", [(B, "Is it a cat?", "yes")])) == text
+
+
+def test_pictures_and_shots_come_in_the_order_given() -> None:
+    parts = caption_prompt(PAPER, [A, CLIP], [(CLIP, "one"), ([B, A], "two")])
+    assert [part for part in parts if not isinstance(part, str)] == [CLIP, B, A, A, CLIP]
+    assert caption_prompt(PAPER, A) == [A, "Output:"]
+    assert question_prompt(PAPER, (A, B), "q?") == [A, B, "Question: q? Answer:"]
+
+
+def test_a_question_needs_no_picture() -> None:
+    assert question_prompt(PAPER, [], "q?") == ["Question: q? Answer:"]
+
+
+def test_shots_alone_are_the_beginning_of_the_prompt() -> None:
+    assert caption_prompt(PAPER, A, [(B, "a cat")]) == [*caption_shot(PAPER, B, "a cat"), A, "Output:"]
+    asked = question_prompt(PAPER, A, "q?", [(B, "p?", "yes")])
+    assert asked == [*question_shot(PAPER, B, "p?", "yes"), A, "Question: q? Answer:"]
+
+
+def test_the_end_of_chunk_is_the_models() -> None:
+    config = replace(PAPER, tokens=TokensConfig(end_of_chunk="<end>"))
+    assert caption_shot(config, A, "a cat") == [A, "Output: a cat<end>"]
+
+
+words = st.text(st.characters(exclude_characters="<>", exclude_categories=["Cs"])).filter(str.strip)
+
+
+@settings(max_examples=100, deadline=None)
+@given(shots=st.lists(st.tuples(st.sampled_from([A, B, CLIP]), words, words), max_size=4), question=words)
+def test_every_text_stands_once_without_the_spaces_around_it(shots, question) -> None:
+    expected = [f"<image>Question: {q.strip()} Answer: {a.strip()}<|endofchunk|>" for _, q, a in shots]
+    expected.append(f"<image>Question: {question.strip()} Answer:")
+    assert written(question_prompt(PAPER, A, question, shots)) == "".join(expected)
+
+
+@pytest.mark.parametrize("text", ["", " \n", None, 3])
+@pytest.mark.parametrize(("name", "build"), [
+    ("caption", lambda text: caption_prompt(PAPER, A, [(B, text)])),
+    ("question", lambda text: question_prompt(PAPER, A, text)),
+    ("question", lambda text: question_prompt(PAPER, A, "q?", [(B, text, "yes")])),
+    ("answer", lambda text: question_prompt(PAPER, A, "q?", [(B, "p?", text)])),
+], ids=["caption", "query", "shot's question", "answer"])
+def test_an_empty_text_is_named(name, build, text) -> None:
+    with pytest.raises(UsageError, match=rf"the {name} is .*: give a text that is not empty"):
+        build(text)
+
+
+@pytest.mark.parametrize("token", ["<image>", "<|endofchunk|>"])
+@pytest.mark.parametrize("build", [
+    lambda text: caption_shot(PAPER, A, text),
+    lambda text: question_shot(PAPER, A, text, "yes"),
+    lambda text: question_shot(PAPER, A, "q?", text),
+    lambda text: question_prompt(PAPER, A, text),
+], ids=["caption", "shot's question", "answer", "query"])
+def test_a_text_with_a_token_of_the_form_is_refused(build, token) -> None:
+    with pytest.raises(UsageError) as error:
+        build(f"a {token} b")
+    assert f"'a {token} b' holds {token}: leave it out" in str(error.value)
+
+
+@pytest.mark.parametrize(("visuals", "said"), [
+    ("a.png", "the picture is str: wrap a path in Image"), (Path("a.png"), "PosixPath"), ([A, None], "NoneType"),
+    ([], "there is no picture"),
+])
+@pytest.mark.parametrize("build", [
+    lambda visuals: caption_prompt(PAPER, visuals),
+    lambda visuals: caption_prompt(PAPER, A, [(visuals, "a cat")]),
+    lambda visuals: question_prompt(PAPER, A, "q?", [(visuals, "p?", "yes")]),
+], ids=["caption", "caption shot", "question shot"])
+def test_what_is_no_picture_is_refused(build, visuals, said) -> None:
+    with pytest.raises(UsageError, match=said):
+        build(visuals)
+
+
+@pytest.mark.parametrize("shot", [(A,), (A, "p?"), A, "a.png", (A, "p?", "yes", "no")])
+def test_a_shot_of_another_length_is_refused(shot) -> None:
+    with pytest.raises(UsageError, match=r"a shot is .*: give \(picture, question, answer\)"):
+        question_prompt(PAPER, A, "q?", [shot])
