@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+import torch
 from torch import Tensor, nn
 
 from flamingo_rt.model.nfnet import StandardisedConv2d, standardise
@@ -24,7 +25,7 @@ def fold_standardisation(module: nn.Module) -> nn.Module:
 
 
 def folded_tensors(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
-    """The tensors of the model that `fold_standardisation` makes: weights standardised, gains gone."""
+    """The tensors of the model that `fold_standardisation` makes: weights standardised, in float32, and gains gone."""
     folded = dict(tensors)
     for name in tensors:
         owner, _, part = name.rpartition(".")
@@ -36,6 +37,6 @@ def folded_tensors(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
 
 def _standardised(weight: LazyTensor, gain: LazyTensor) -> LazyTensor:
     def read() -> Tensor:
-        return standardise(weight.read().float(), gain.read().float()).to(weight.dtype)
+        return standardise(weight.read().float(), gain.read().float())
 
-    return replace(weight, read=read)
+    return replace(weight, dtype=torch.float32, read=read)

@@ -70,7 +70,8 @@ def _trace(
         for tensor in spec.inputs:
             shape = tensor.resolve(EXAMPLE_SIZES)
             tensors[tensor.name] = torch.zeros(shape, dtype=getattr(torch, tensor.dtype))
-            dynamic[tensor.name] = {axis: Dim.DYNAMIC for axis, size in enumerate(tensor.shape) if isinstance(size, str)}
+            free = [axis for axis, size in enumerate(tensor.shape) if isinstance(size, str)]
+            dynamic[tensor.name] = dict.fromkeys(free, Dim.DYNAMIC)
     with torch.no_grad(), _quiet(), fake:
         program = torch.onnx.export(
             module,

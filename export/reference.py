@@ -16,7 +16,8 @@ from flamingo_rt.weights.lazy import LazyTensor
 def streamed_model(config: FlamingoConfig, tensors: Mapping[str, LazyTensor]) -> Flamingo:
     """A `Flamingo` that computes in float32 with the given weights and holds those of one `nn.Linear` at a time.
 
-    ``tensors`` are those of the model with plain convolutions (`folding.folded_tensors`). Linear layers are nearly all of a model; the rest (embedding, norms, convolutions) is read now.
+    ``tensors`` are those of the model with plain convolutions, see `folded_tensors`. Linear layers are nearly all of a
+    model; the rest (embedding, norms, convolutions) is read now.
     """
     with on_meta_device():
         model = Flamingo(config)

@@ -1,8 +1,12 @@
-"""Named configurations: the paper's three models, and the small one that ships in this package.
+"""Named configurations: the paper's three models, OpenFlamingo's five, and the small one that ships in this package.
 
 Sizes follow tables 4 and 5 of the Flamingo paper (arXiv 2204.14198). The tables disagree for 9B: table 4 prints 40
 language layers and 10 cross-attention layers, which gives 8.9B and 2.0B; the counts of table 5 (7.1B and 1.6B) need 32
 and 8. Table 5 is followed.
+
+OpenFlamingo's (arXiv 2308.01390, table 1) are CLIP ViT-L/14 with a resampler of its width and one of three language
+models; an instruction-tuned sister has the same sizes. Their vocabulary is the GPT-NeoX tokenizer's 50,277 tokens and
+three more: end of chunk, image, padding.
 """
 
 from __future__ import annotations
@@ -15,7 +19,10 @@ from flamingo_rt.config import (
     LanguageConfig,
     NFNetConfig,
     PreprocessingConfig,
+    PromptsConfig,
     ResamplerConfig,
+    TokensConfig,
+    ViTConfig,
 )
 from flamingo_rt.errors import UsageError
 
@@ -56,11 +63,59 @@ def _tiny() -> FlamingoConfig:
     )
 
 
+# The mean and the standard deviation of CLIP's training pictures (github.com/openai/CLIP, clip.py).
+CLIP_PREPROCESSING = PreprocessingConfig(
+    resize="crop", interpolation="bicubic",
+    mean=(0.48145466, 0.4578275, 0.40821073), std=(0.26862954, 0.26130258, 0.27577711),
+)
+# As OpenFlamingo was trained and evaluated (its eval/ folder): no spaces around the texts.
+OPENFLAMINGO_PROMPTS = PromptsConfig(caption="Output:", question="Question:{} Short answer:", answer_separator="")
+
+
+def _openflamingo(name: str, interval: int, language: LanguageConfig) -> FlamingoConfig:
+    return FlamingoConfig(
+        name=name,
+        vision=ViTConfig(),
+        resampler=ResamplerConfig(
+            width=1024, heads=8, head_width=64, max_frames=0, activation="gelu", input_projection=False,
+            input_norms=True, final_norm=True,
+        ),
+        cross_attention=CrossAttentionConfig(
+            interval=interval, offset="last", heads=8, head_width=64, activation="gelu",
+        ),
+        language=language,
+        preprocessing=CLIP_PREPROCESSING,
+        tokens=TokensConfig(bos="", eos="<|endoftext|>", pad="<PAD>"),
+        prompts=OPENFLAMINGO_PROMPTS,
+    )
+
+
+def _mpt(width: int, layers: int, heads: int, query_key_norm: bool) -> LanguageConfig:
+    return LanguageConfig(
+        vocab_size=50280, width=width, layers=layers, heads=heads, kv_heads=heads, head_width=128, ff_width=4 * width,
+        norm="layernorm", positions="alibi", query_key_norm=query_key_norm,
+    )
+
+
+def _redpajama() -> LanguageConfig:
+    """RedPajama-INCITE-3B, a GPT-NeoX."""
+    return LanguageConfig(
+        vocab_size=50280, width=2560, layers=32, heads=32, kv_heads=32, head_width=80, ff_width=10240,
+        norm="layernorm", norm_bias=True, attention_bias=True, attention_output_bias=True, ff_bias=True,
+        tied_head=False,
+    )
+
+
 PRESETS: dict[str, Callable[[], FlamingoConfig]] = {
     "tiny": _tiny,
     "flamingo-3b": lambda: _paper("flamingo-3b", width=2048, heads=16, layers=24, interval=1),
     "flamingo-9b": lambda: _paper("flamingo-9b", width=4096, heads=32, layers=32, interval=4),
     "flamingo-80b": lambda: _paper("flamingo-80b", width=8192, heads=64, layers=80, interval=7),
+    "openflamingo-3b": lambda: _openflamingo("openflamingo-3b", 1, _mpt(2048, 24, 16, True)),
+    "openflamingo-3b-langinstruct": lambda: _openflamingo("openflamingo-3b-langinstruct", 1, _mpt(2048, 24, 16, True)),
+    "openflamingo-4b": lambda: _openflamingo("openflamingo-4b", 2, _redpajama()),
+    "openflamingo-4b-langinstruct": lambda: _openflamingo("openflamingo-4b-langinstruct", 2, _redpajama()),
+    "openflamingo-9b": lambda: _openflamingo("openflamingo-9b", 4, _mpt(4096, 32, 32, False)),
 }
 
 # Billions of parameters in table 5.

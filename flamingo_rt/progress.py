@@ -10,7 +10,7 @@ Advance = Callable[[int], None]
 
 
 class Progress(Protocol):
-    """Entered for each stage, with its name and size (bytes, or steps); what it gives is called as the stage advances."""
+    """Entered for each stage, with its name and size (bytes, or steps); what it gives is called as it advances."""
 
     def __call__(self, stage: str, total: int) -> AbstractContextManager[Advance]: ...
 

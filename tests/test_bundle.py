@@ -191,6 +191,24 @@ def test_an_impossible_value_is_refused(where, value, bundle):
         read_bundle(bundle)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_the_type_of_the_weights_is_read(dtype, bundle):
+    manifest = manifest_of(bundle)
+    manifest["graphs"]["resampler"]["dtype"] = dtype
+    write(bundle, manifest)
+    assert read_bundle(bundle).graphs["resampler"].dtype == dtype
+
+
+@pytest.mark.parametrize(("key", "value"), [("dtype", "int3"), ("dtype", ["float32"]), ("lowering", "nonsense"),
+                                            ("quantization", "int4")])
+def test_a_form_of_graph_that_is_not_known_is_named(key, value, bundle):
+    manifest = manifest_of(bundle)
+    manifest["graphs"]["resampler"][key] = value
+    write(bundle, manifest)
+    with pytest.raises(DataError, match=r"unknown form .*" + str(value).strip("[]'") + ".*export the model again"):
+        read_bundle(bundle)
+
+
 def paths_in(value, path=()):
     """The path of every value in a JSON document but the whole."""
     entries = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()

@@ -13,7 +13,7 @@ from torch import Tensor
 PROMPTS = {
     "leading": ["ittttttttt"],
     "text_first": ["tttitteitteittt"],
-    "five": ["ittteittteittteitteittt"],
+    "five": ["itteiteiteiteitt"],
     "batch": ["titttttttt", "ittteitttttt", "itteiteiteittt"],
 }
 

@@ -18,11 +18,11 @@ GATE = re.compile(r"(^|[._])(attn|ff)_gate$")
 # The rows are vectors that are looked up, or compared with the final hidden state.
 TABLE = re.compile(r"(wte|embed_in|embed_out|embed_tokens|token_embedding|lm_head)\.weight$|(^|\.)latents$")
 # Greedy decoding with random weights tends to repeat one token. Against that the next token has to depend on the last
-# ones more than on the pictures, which are the same all along: the language model's own matrices are larger, and what
-# the gated layers add is smaller.
+# ones: the language model's own matrices are larger than those around it, and the gated feed-forward adds less. What
+# the gated attention adds is larger again, or the pictures would drown.
 AROUND = re.compile(r"perceiver|gated_cross_attn|visual|vision_model|text_")
-ADDED = re.compile(r"gated_cross_attn.*\.ff\.3\.")
-SEEN = re.compile(r"gated_cross_attn.*\.(to_kv|to_out)\.")
+GATED_FF = re.compile(r"gated_cross_attn.*\.ff\.3\.")
+GATED_ATTENTION = re.compile(r"gated_cross_attn.*\.(to_kv|to_out)\.")
 POSITIONS = re.compile(r"embed_positions|position_embedding|positional_embedding")
 
 
@@ -44,7 +44,12 @@ def offset_and_scale(name: str, shape: tuple[int, ...]) -> tuple[float, float]:
         if name.endswith("weight"):
             return 1.0, 0.2  # of a norm
         return 0.0, 0.2 if name.endswith("bias") else 1.0
-    gain = 1.5 if SEEN.search(name) else 0.5 if ADDED.search(name) else 1.0 if AROUND.search(name) else 3.0
+    if GATED_ATTENTION.search(name):
+        gain = 1.5
+    elif GATED_FF.search(name):
+        gain = 0.5
+    else:
+        gain = 1.0 if AROUND.search(name) else 3.0
     return 0.0, gain * math.sqrt(3.0 / math.prod(shape[1:]))  # 1/3 is the variance of the uniform numbers
 
 

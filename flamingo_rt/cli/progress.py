@@ -13,7 +13,7 @@ from flamingo_rt.progress import Advance
 
 
 class ProgressBar:
-    """A `flamingo_rt.progress.Progress`. On a terminal each stage is a bar that moves; elsewhere, a line when it ends."""
+    """A `flamingo_rt.progress.Progress`: each stage is a line when it ends and, on a terminal, a bar until then."""
 
     def __init__(self) -> None:
         self._start = time.perf_counter()
@@ -26,7 +26,8 @@ class ProgressBar:
             from rich.console import Console
             from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-            columns = (TextColumn("         {task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+            name = TextColumn("         {task.description}")
+            columns = (name, BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
             with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
                 task = bars.add_task(stage, total=total)
                 yield lambda amount: bars.advance(task, amount)

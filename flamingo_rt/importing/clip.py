@@ -7,21 +7,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flamingo_rt.config import PreprocessingConfig, ViTConfig, read_json
+from flamingo_rt.config import ViTConfig, read_json
 from flamingo_rt.errors import DataError
 from flamingo_rt.importing.sources import Source, Take
 
-# Mean and standard deviation of CLIP's training pictures (github.com/openai/CLIP, clip.py).
-PREPROCESSING = PreprocessingConfig(
-    resize="crop", interpolation="bicubic",
-    mean=(0.48145466, 0.4578275, 0.40821073), std=(0.26862954, 0.26130258, 0.27577711),
-)
 HEAD_WIDTH = 64  # of every CLIP model but the largest; those say otherwise in their configuration
 
 _OPEN_CLIP = {
     "class_token": "class_embedding", "positions": "positional_embedding", "patches.weight": "conv1.weight",
     "input_norm": "ln_pre", "output_norm": "ln_post", "blocks": "transformer.resblocks",
-    "attention_norm": "ln_1", "ff_norm": "ln_2", "output": "attn.out_proj", "ff.up": "mlp.c_fc", "ff.down": "mlp.c_proj",
+    "attention_norm": "ln_1", "ff_norm": "ln_2", "output": "attn.out_proj", "ff.up": "mlp.c_fc",
+    "ff.down": "mlp.c_proj",
 }
 _TRANSFORMERS = {
     "class_token": "embeddings.class_embedding", "positions": "embeddings.position_embedding.weight",

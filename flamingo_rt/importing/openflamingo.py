@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from flamingo_rt.checkpoints import StoredModel, expected_shapes
-from flamingo_rt.config import FlamingoConfig, LanguageConfig, PromptsConfig, read_json
+from flamingo_rt.config import FlamingoConfig, LanguageConfig, read_json
 from flamingo_rt.errors import DataError
 from flamingo_rt.importing import clip
 from flamingo_rt.importing.families import Family, family_of
@@ -29,12 +29,10 @@ from flamingo_rt.importing.trained import (
     trained_part,
 )
 from flamingo_rt.importing.vocabulary import read_tokenizer
-from flamingo_rt.presets import PRESETS, preset
+from flamingo_rt.presets import CLIP_PREPROCESSING, OPENFLAMINGO_PROMPTS, PRESETS, preset
 from flamingo_rt.weights.lazy import LazyTensor
 from flamingo_rt.weights.reading import open_weights
 
-# How OpenFlamingo was trained and evaluated (its eval/ folder): no spaces around the texts.
-PROMPTS = PromptsConfig(caption="Output:", question="Question:{} Short answer:", answer_separator="")
 MAX_VISUALS = 64  # OpenFlamingo has no limit; its evaluation goes to 32 shots
 # The logit of a token that the head has no row for: never chosen, and finite in half precision too.
 UNPREDICTABLE = -30000.0
@@ -44,10 +42,10 @@ UNPREDICTABLE = -30000.0
 class OpenFlamingoFiles:
     """Where the parts are. ``tokenizer``: a folder or a tokenizer.json, by default the language model's folder.
 
-    ``activation`` is the vision encoder's, where no configuration beside its weights says it (`clip.vision_config`).
-    ``post_norm``: the encoder's final norm acts on the patch tokens. The released checkpoints were trained on the tokens
-    before it, as open_clip gave them then; open_clip since 2.24 gives them after it, and models trained with that need
-    this. ``preset``: the shapes that are expected.
+    ``activation`` is the vision encoder's, where no configuration beside its weights says it, see `vision_config`.
+    ``post_norm``: the encoder's final norm acts on the patch tokens. The released checkpoints were trained on the
+    tokens before it, as open_clip gave them then; newer releases of open_clip give them after it, and models trained
+    with those need this. ``preset``: the shapes that are expected.
     """
 
     checkpoint: Path
@@ -82,7 +80,7 @@ def open_openflamingo(files: OpenFlamingoFiles) -> Imported:
     language = _language_source(files.language, family, checkpoint)
     tokenizer, tokens = read_tokenizer(files.tokenizer or files.language, _token_id(settings.get("eos_token_id")))
     rows = _vocabulary_rows(language, family, family.embedding in checkpoint, tokenizer.get_vocab_size())
-    language_config = family.configure(settings, language, rows)
+    language_config = family.configure(settings, rows)
     embedding = {"embedding.weight": _rows(language, family.embedding, rows, language_config.width)}
     language_config, head, notes = _head(language, family, language_config, (tokens.image, tokens.end_of_chunk))
     config = FlamingoConfig(
@@ -90,8 +88,8 @@ def open_openflamingo(files: OpenFlamingoFiles) -> Imported:
         vision=clip.vision_config(vision, files.activation, files.post_norm),
         resampler=resampler_config(checkpoint),
         cross_attention=cross_attention_config(checkpoint, language_config.layers, language_config.width),
-        language=language_config, preprocessing=clip.PREPROCESSING, tokens=tokens, prompts=PROMPTS,
-        max_visuals=MAX_VISUALS,
+        language=language_config, preprocessing=CLIP_PREPROCESSING, tokens=tokens,
+        prompts=OPENFLAMINGO_PROMPTS, max_visuals=MAX_VISUALS,
     )
     if wanted is not None:
         _check_preset(config, wanted, files)
@@ -124,10 +122,10 @@ def _vocabulary_rows(language: Source, family: Family, trained: bool, tokens: in
     """
     rows = language.rows(family.embedding)
     if rows < tokens:
-        where = "the checkpoint" if trained else "the language model, and the checkpoint has none of its own"
+        where = "the checkpoint" if trained else "the language model (the checkpoint has none)"
         raise DataError(
-            f"{language.path}: the tokenizer has {tokens} tokens with OpenFlamingo's, but {family.embedding} of {where} "
-            f"has {rows} rows: another tokenizer, or a checkpoint of another language model?"
+            f"{language.path}: the tokenizer has {tokens} tokens with OpenFlamingo's, but {family.embedding} of "
+            f"{where} has {rows} rows: another tokenizer, or a checkpoint of another language model?"
         )
     return rows if trained else tokens
 
@@ -189,7 +187,7 @@ def _check_preset(config: FlamingoConfig, wanted: FlamingoConfig, files: OpenFla
     sources = {"vision": files.vision, "language": files.language}
     for part, found, expected in _differences(config, wanted):
         file = sources.get(part.split(".")[0], files.checkpoint)
-        raise DataError(f"{file}: {part} is {found!r}, the preset {files.preset} has {expected!r}: another model's file?")
+        raise DataError(f"{file}: {part} is {found!r}, {files.preset} has {expected!r}: another model's file?")
 
 
 def _differences(config: FlamingoConfig, other: FlamingoConfig) -> list[tuple[str, object, object]]:

@@ -66,7 +66,7 @@ class Source:
         return number
 
     def take(self, take: Take, shape: tuple[int, ...]) -> LazyTensor:
-        """The tensor of ``shape`` that ``take`` describes. Raises `DataError` when it is missing or of another shape."""
+        """The tensor of ``shape`` that ``take`` describes. Raises `DataError` when it is missing or has another."""
         tensor = self.tensor(take.name)
         expected = (shape[0] * take.count, *shape[1:]) if shape else ()
         if _squeezed(tensor.shape) != _squeezed(expected):
@@ -75,8 +75,8 @@ class Source:
             )
         if not tensor.dtype.is_floating_point:
             raise DataError(
-                f"{tensor.file}: tensor {take.name} is {_type_name(tensor.dtype)}, not floating point: quantized weights "
-                "cannot be imported, take the original ones"
+                f"{tensor.file}: tensor {take.name} is {_type_name(tensor.dtype)}, not floating point: quantized "
+                "weights cannot be imported, take the original ones"
             )
 
         def read() -> Tensor:

@@ -31,7 +31,7 @@ def read_tokenizer(path: Path, eos_id: int | None) -> tuple[Tokenizer, TokensCon
         raise DataError(f"{folder} does not say which token ends a text: tokenizer_config.json lacks eos_token")
     for text in (eos, pad):
         if tokenizer.token_to_id(text) is None:
-            raise DataError(f"{folder}: tokenizer_config.json names the token {text!r}, tokenizer.json does not have it")
+            raise DataError(f"{folder}: tokenizer_config.json names the token {text!r}, tokenizer.json lacks it")
     # A tokenizer without padding and truncation, whatever the file asked for: prompts are read as they are.
     tokenizer.no_padding()
     tokenizer.no_truncation()

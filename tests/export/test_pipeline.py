@@ -4,38 +4,52 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
-import torch
-from small_model import small_checkpoint
+from wrong_weights import spoil
 
+import flamingo_rt.export.pipeline as pipeline
 from flamingo_rt.bundle import read_bundle
+from flamingo_rt.checkpoints import DTYPES, StoredModel, open_checkpoint
 from flamingo_rt.contract import GRAPHS, graph_specs
 from flamingo_rt.engines.ort import OrtEngine
 from flamingo_rt.errors import DataError, ParityError, UsageError
-from flamingo_rt.export import parity
-from flamingo_rt.export.graphs import export_graphs
-from flamingo_rt.export.pipeline import export_checkpoint
+from flamingo_rt.export.cases import CASES
+from flamingo_rt.export.pipeline import export_model
 from flamingo_rt.loading import load
+from flamingo_rt.model.naive import generate_naively
+from flamingo_rt.processing.media import Image
+from flamingo_rt.processing.prompt import build_prompt
+from flamingo_rt.processing.tokenizer import TextTokenizer
+from flamingo_rt.processing.visuals import visual_pixels
+
+GRAPH_FILES = [f"{name}.onnx{suffix}" for name in GRAPHS for suffix in ("", ".data")]
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_checkpoint(tmp_path_factory.mktemp("checkpoint") / "small")
+@pytest.fixture
+def copied_graphs(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Path], None]], None]:
+    """Exports take the graphs from the finished bundle, which is the same and takes no time; then ``change`` acts."""
 
+    def install(change: Callable[[Path], None]) -> None:
+        def copied(stored: StoredModel, folder: Path, *_: object) -> dict[str, Path]:
+            for file in GRAPH_FILES:
+                shutil.copy(bundle / file, folder)
+            change(folder)
+            return {name: folder / f"{name}.onnx" for name in GRAPHS}
 
-@pytest.fixture(scope="module")
-def bundle(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("bundle") / "small"
-    export_checkpoint(checkpoint, out)
-    return out
+        monkeypatch.setattr(pipeline, "_write_graphs", copied)
+
+    return install
 
 
 def test_the_bundle_holds_three_graphs_with_the_contracts_names_and_shapes(bundle: Path) -> None:
@@ -69,65 +83,94 @@ def test_weights_stand_outside_the_graph_files(bundle: Path) -> None:
         assert (bundle / f"{name}.onnx.data").is_file()
 
 
-def test_the_manifest_records_a_small_deviation_for_every_graph(bundle: Path) -> None:
-    found = json.loads((bundle / "manifest.json").read_text())["parity"]
+def test_the_bundle_has_the_checkpoints_configuration_and_tokenizer(bundle: Path, stored: StoredModel) -> None:
+    read = read_bundle(bundle)
+    assert read.config == stored.config
+    assert read.tokenizer_path.read_text(encoding="utf-8") == stored.tokenizer
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_the_manifest_records_a_small_deviation_for_every_graph(bundles: Callable[[str], Path], dtype: str) -> None:
+    found = json.loads((bundles(dtype) / "manifest.json").read_text())["parity"]
     assert set(found) == set(GRAPHS)
     assert all(0 <= value < 1e-5 for value in found.values())
 
 
-def test_an_existing_output_is_kept_unless_asked(bundle: Path, checkpoint: Path) -> None:
+def test_an_existing_output_is_kept_unless_asked(bundle: Path, stored: StoredModel) -> None:
     before = (bundle / "manifest.json").read_bytes()
     with pytest.raises(UsageError, match="--overwrite"):
-        export_checkpoint(checkpoint, bundle)
+        export_model(stored, bundle)
     assert (bundle / "manifest.json").read_bytes() == before
 
 
-def test_an_unknown_lowering_lists_the_known_ones(checkpoint: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="known: ort"):
-        export_checkpoint(checkpoint, tmp_path / "out", lowering="nonsense")
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [({"lowering": "nonsense"}, "unknown lowering 'nonsense'; known: ort"),
+     ({"dtype": "int3"}, "unknown dtype 'int3'; known: fp32, fp16, bf16"),
+     ({"tolerance": 0.0}, "tolerance is 0.0"), ({"tolerance": float("nan")}, "tolerance is nan")],
+)
+def test_an_unknown_wish_is_refused_before_any_work(stored: StoredModel, tmp_path: Path, wrong, message) -> None:
+    with pytest.raises(UsageError, match=message):
+        export_model(stored, tmp_path / "out", **wrong)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_checkpoint_with_the_wrong_tokenizer_is_refused_before_any_work(checkpoint: Path, tmp_path: Path) -> None:
-    broken = tmp_path / "broken"
-    broken.mkdir()
-    for file in checkpoint.iterdir():
-        (broken / file.name).write_bytes(file.read_bytes())
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_bundle_never_replaces_what_it_is_read_from(checkpoint: Path, tmp_path: Path, inside: bool) -> None:
+    """As the output itself, or as a file in it."""
+    source = shutil.copytree(checkpoint, tmp_path / "source")
+    before = {file.name: file.read_bytes() for file in source.iterdir()}
+    with pytest.raises(UsageError, match="which the model is read from"):
+        export_model(open_checkpoint(source), source, overwrite=True,
+                     sources=(source / "model.safetensors" if inside else source,))
+    assert {file.name: file.read_bytes() for file in source.iterdir()} == before
+
+
+def test_a_checkpoint_with_the_wrong_tokenizer_is_refused_before_any_work(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "compute_reference", None)
+    broken = shutil.copytree(checkpoint, tmp_path / "broken")
     (broken / "tokenizer.json").write_text("{}")
     with pytest.raises(DataError, match=r"tokenizer\.json"):
-        export_checkpoint(broken, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+        export_model(open_checkpoint(broken), tmp_path / "out")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["broken"]
 
 
-@pytest.mark.parametrize("part", ["vision", "resampler", "language"])
+@pytest.mark.parametrize("graph", GRAPHS)
 def test_a_graph_that_deviates_is_named_and_nothing_is_written(
-    part: str, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    graph: str, stored: StoredModel, tmp_path: Path, copied_graphs
 ) -> None:
-    """Export a model, then change one weight of the reference: the comparison must see it."""
-    import flamingo_rt.export.pipeline as pipeline
-
-    def export_then_change(model, *arguments):
-        paths = export_graphs(model, *arguments)
-        matrices = [p for p in getattr(model, part).parameters() if p.ndim >= 2]
-        with torch.no_grad():
-            matrices[-1].flatten()[0] += 0.5
-        return paths
-
-    monkeypatch.setattr(pipeline, "export_graphs", export_then_change)
-    graph = {"vision": "vision_encoder", "resampler": "resampler", "language": "language_model"}[part]
+    copied_graphs(lambda folder: spoil(folder / f"{graph}.onnx"))
     with pytest.raises(ParityError, match=f"graph {graph}, tensor .*deviates"):
-        export_checkpoint(checkpoint, tmp_path / "out")
+        export_model(stored, tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
 
-def test_parity_covers_the_prompts_that_matter() -> None:
-    cases = parity.CASES
-    assert any(not any(case.visuals) for case in cases), "no picture"
-    assert any(len(row) == 1 for case in cases for row in case.visuals), "one"
-    assert any(len(row) > 2 for case in cases for row in case.visuals), "several"
-    assert any(case.frames > 1 for case in cases), "clips"
-    assert any(len(set(case.lengths)) > 1 for case in cases), "ragged batch"
-    assert any(max(case.pieces) > 1 for case in cases), "continuation"
+def test_progress_is_told_of_every_stage_to_its_end(stored: StoredModel, tmp_path: Path, monkeypatch) -> None:
+    """Of bytes where weights are written, of cases where prompts are computed."""
+    told: dict[str, list[int]] = {}
+
+    @contextmanager
+    def progress(stage: str, total: int) -> Iterator[Callable[[int], None]]:
+        told[stage] = [total, 0]
+
+        def advance(amount: int) -> None:
+            told[stage][1] += amount
+
+        yield advance
+
+    export_model(stored, tmp_path / "out", progress=progress)
+    graphs = [f"{name} {part}" for name in GRAPHS for part in ("graph", "weights")]
+    assert list(told) == ["PyTorch's answers", *graphs, "comparison", "checksums"]
+    assert told["PyTorch's answers"] == told["comparison"] == [len(CASES), len(CASES)]
+    for name in GRAPHS:
+        total, advanced = told[f"{name} weights"]
+        assert total == advanced
+        assert total > 0.9 * (tmp_path / "out" / f"{name}.onnx.data").stat().st_size
+
+
+# Answers
 
 
 def test_a_bundle_answers_like_its_checkpoint(bundle: Path, checkpoint: Path) -> None:
@@ -135,6 +178,77 @@ def test_a_bundle_answers_like_its_checkpoint(bundle: Path, checkpoint: Path) ->
     fast, slow = (load(path).generate_batch(prompts, max_new_tokens=12) for path in (bundle, checkpoint))
     assert [row.tokens for row in fast] == [row.tokens for row in slow]
     assert min(len(set(row.tokens)) for row in fast) > 3, "tokens that do not vary show nothing"
+
+
+@pytest.mark.parametrize(("dtype", "recorded"), [("bf16", "bfloat16"), ("fp16", "float16")])
+def test_a_bundle_of_half_precision_is_half_as_large(bundles: Callable[[str], Path], dtype: str, recorded: str) -> None:
+    assert {entry.dtype for entry in read_bundle(bundles(dtype)).graphs.values()} == {recorded}
+    assert {entry.dtype for entry in read_bundle(bundles("fp32")).graphs.values()} == {"float32"}
+    sizes = {}
+    for path in (bundles("fp32"), bundles(dtype)):
+        sizes[path] = sum((path / f"{name}.onnx.data").stat().st_size for name in GRAPHS)
+    assert 0.49 < sizes[bundles(dtype)] / sizes[bundles("fp32")] < 0.52
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_a_bundle_of_half_precision_answers_like_the_rounded_model(
+    bundles: Callable[[str], Path], stored: StoredModel, dtype: str
+) -> None:
+    bundle = bundles(dtype)
+    rounded = stored.stored_as(DTYPES[dtype]).load()
+    tokenizer = TextTokenizer(bundle / "tokenizer.json", stored.config.tokens, stored.config.language.vocab_size)
+    colours = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), dtype=np.uint8)
+    pictures = [Image(np.repeat(np.repeat(colour, 4, axis=0), 4, axis=1)) for colour in colours]
+    prompts = [["Output: a"], [pictures[0], "Output:"], [pictures[0], "Output: a", pictures[1], "Question: how"]]
+    found = load(bundle).generate_batch(prompts, max_new_tokens=12)
+    for parts, row in zip(prompts, found, strict=True):
+        prompt = build_prompt(parts, tokenizer)
+        ids, phi = prompt.input_ids.tolist(), prompt.media_index.tolist()
+        pixels = [torch_pixels(visual, stored.config) for visual in prompt.visuals]
+        assert list(row.tokens) == generate_naively(rounded, ids, phi, pixels, 12, tokenizer.stop_ids)
+        assert len(set(row.tokens)) > 3, "tokens that do not vary show nothing"
+
+
+def torch_pixels(visual, config):
+    import torch
+
+    return torch.from_numpy(visual_pixels(visual, config))
+
+
+# Engines
+
+
+def arrays(bundle: Path, graph: str, sizes: dict[str, int]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Inputs that every size allows, random where they are numbers, and room for the outputs."""
+    spec, generator = graph_specs(read_bundle(bundle).config)[graph], np.random.default_rng(0)
+    inputs = {}
+    for tensor in spec.inputs:
+        shape = tensor.resolve(sizes)
+        if tensor.dtype == "float32":
+            inputs[tensor.name] = generator.standard_normal(shape, dtype=np.float32)
+        else:
+            inputs[tensor.name] = generator.integers(0, 3, shape, dtype=tensor.dtype)
+    if graph == "language_model":
+        inputs["cache_length"][:] = 0
+    outputs = {tensor.name: np.zeros(tensor.resolve(sizes), dtype=tensor.dtype) for tensor in spec.outputs}
+    return inputs, outputs
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("graph", GRAPHS)
+def test_a_frugal_engine_computes_the_same(bundles: Callable[[str], Path], dtype: str, graph: str) -> None:
+    bundle = bundles(dtype)
+    read = read_bundle(bundle)
+    results = []
+    for frugal in (False, True):
+        engine = OrtEngine({graph: read.graph_path(graph)}, read.config, threads=1, frugal=frugal)
+        inputs, outputs = arrays(bundle, graph, {"N": 3, "M": 2, "F": 3, "B": 2, "V": 3, "T": 5, "K": 4, "C": 5})
+        engine.bind(graph, inputs, outputs)()
+        results.append(outputs)
+    for name, expected in results[0].items():
+        assert np.abs(expected).max() > 0.01, name
+        scale = max(1.0, np.abs(expected).max())
+        assert np.abs(results[1][name] - expected).max() <= 1e-5 * scale, name
 
 
 def test_buffers_of_the_wrong_type_are_refused_before_they_are_bound(bundle: Path) -> None:
@@ -147,28 +261,36 @@ def test_buffers_of_the_wrong_type_are_refused_before_they_are_bound(bundle: Pat
             engine.bind("vision_encoder", {"pixel_values": pixels}, {"features": features})
 
 
-def test_a_kill_during_export_leaves_the_old_bundle(bundle: Path, checkpoint: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    out.mkdir()
-    for file in bundle.iterdir():
-        (out / file.name).write_bytes(file.read_bytes())
-    # Stops for good in the middle: the graphs are written, the manifest is not.
+# Kills
+
+
+def test_a_kill_during_export_leaves_the_old_bundle(
+    bundle: Path, checkpoint: Path, stored: StoredModel, tmp_path: Path, copied_graphs
+) -> None:
+    out = shutil.copytree(bundle, tmp_path / "out")
+    # Stops for good in the middle: a graph is half written, the manifest is not.
     code = textwrap.dedent(f"""
-        import sys, time
+        import time
         from pathlib import Path
         import flamingo_rt.export.pipeline as pipeline
-        def halt(*_):
+        from flamingo_rt.checkpoints import open_checkpoint
+        def halt(stored, folder, *_):
+            (folder / "half.onnx").write_bytes(b"x")
             print("reached", flush=True)
             time.sleep(600)
-        pipeline.export_graphs = lambda model, folder, *_: ((folder / "half.onnx").write_bytes(b"x"), halt())
-        pipeline.export_checkpoint(Path({str(checkpoint)!r}), Path({str(out)!r}), overwrite=True)
+        pipeline._write_graphs = halt
+        pipeline.compute_reference = lambda *_, **__: None
+        pipeline.export_model(open_checkpoint(Path({str(checkpoint)!r})), Path({str(out)!r}), overwrite=True)
     """)
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline().strip() == "reached"
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
+    process.stdout.close()
+    assert len(list(tmp_path.rglob("half.onnx"))) == 1
     read_bundle(out)  # verifies every hash
-    export_checkpoint(checkpoint, out, overwrite=True)  # what the killed run left is no obstacle
+    copied_graphs(lambda folder: None)
+    export_model(stored, out, overwrite=True)  # what the killed run left is no obstacle
     read_bundle(out)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]

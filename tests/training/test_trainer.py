@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from small_model import small_config
 
-from flamingo_rt.checkpoints import load_checkpoint
+from flamingo_rt.checkpoints import open_checkpoint
 from flamingo_rt.errors import DataError, UsageError
 from flamingo_rt.training import trainer
 from flamingo_rt.training.trainer import TrainingOptions, continue_checkpoint, start_run, state_path, train
@@ -237,7 +237,7 @@ def test_the_loss_falls(config, tmp_path) -> None:
 
 def test_every_part_learns(config, unbroken) -> None:
     before = start_run(config, OPTIONS).parts.model
-    after = load_checkpoint(unbroken).model
+    after = open_checkpoint(unbroken).load()
     for name, parameter in before.named_parameters():
         assert not torch.equal(parameter, after.get_parameter(name)), name
 

@@ -1,0 +1,48 @@
+"""What a family of language models must tell to be imported, and the forms of layers they share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from flamingo_rt.config import LanguageConfig
+from flamingo_rt.errors import DataError
+from flamingo_rt.importing.settings import Settings
+from flamingo_rt.importing.sources import Source, Take
+
+PARTS = ("weight", "bias")
+
+
+@dataclass(frozen=True)
+class Family:
+    """One architecture. ``layers``: the path of its decoder layers; ``embedding`` and ``head``: tensors whose rows are
+    the vocabulary. ``configure`` takes the ``config.json`` and the number of rows of the embedding. ``tensors`` gives
+    the place of every tensor of ours (``layers.0.attention.query.weight``, …) but those two."""
+
+    name: str
+    layers: str
+    embedding: str
+    head: str
+    configure: Callable[[Settings, int], LanguageConfig]
+    tensors: Callable[[Source, LanguageConfig], dict[str, Take]]
+
+
+def plain(ours: str, theirs: str, bias: bool, weight: bool = True) -> dict[str, Take]:
+    """A layer that has the same form on both sides."""
+    wanted = [part for part, there in zip(PARTS, (weight, bias), strict=True) if there]
+    return {f"{ours}.{part}": Take(f"{theirs}.{part}") for part in wanted}
+
+
+def fused(ours: str, theirs: str, bias: bool, heads: int = 1) -> dict[str, Take]:
+    """Query, key and value from one matrix."""
+    return {
+        f"{ours}.{name}.{part}": Take(f"{theirs}.{part}", index, 3, heads)
+        for index, name in enumerate(("query", "key", "value"))
+        for part in (PARTS if bias else PARTS[:1])
+    }
+
+
+def head_width(settings: Settings, width: int, heads: int) -> int:
+    if width % heads:
+        raise DataError(f"{settings.path}: a width of {width} cannot be split into {heads} heads")
+    return width // heads
