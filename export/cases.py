@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from flamingo_rt.contract import layer_parts, media_name, present_name
 from flamingo_rt.model.flamingo import Flamingo
 from flamingo_rt.model.language import ScoreBias, attend_without_cache
 
-PICTURES = 12  # random ones, encoded once; the prompts' pictures and clips are made of them
+PICTURES = 6  # random ones, encoded once; the prompts' pictures and clips are made of them
 
 
 @dataclass(frozen=True)
@@ -91,21 +92,29 @@ class _Recorder:
         return attend_without_cache(layer, query, key, value, positions, bias, bias_query)
 
 
+STEPS = len(CASES) + 2  # of `compute_reference`: the pictures, each case's media, all texts
+
+
 @torch.no_grad()
-def compute_reference(model: Flamingo, on_case: Callable[[str], None] = lambda name: None) -> Reference:
-    """Run the stateless model over all cases; ``on_case`` hears of each that is done."""
+def compute_reference(model: Flamingo, on_step: Callable[[int], None] = lambda count: None) -> Reference:
+    """Run the stateless model over all cases, the texts of all of them in one pass: a model that reads its weights from
+    the disk reads them once. ``on_step`` is called `STEPS` times with 1."""
     generator = torch.Generator().manual_seed(0)
     side = model.config.vision.image_size
     pixels = torch.randn(PICTURES, 3, side, side, generator=generator)
     features = model.vision(pixels)
+    on_step(1)
     cases = []
     for case in CASES:
-        cases.append(_expected(model, case, features, generator))
-        on_case(case.name)
+        cases.append(_with_media(model, case, features, generator))
+        on_step(1)
+    _answer(model, cases)
+    on_step(1)
     return Reference(pixels, features, cases)
 
 
-def _expected(model: Flamingo, case: Case, pictures: Tensor, generator: torch.Generator) -> Expected:
+def _with_media(model: Flamingo, case: Case, pictures: Tensor, generator: torch.Generator) -> Expected:
+    """A case with its media and texts; logits and caches follow."""
     chosen = torch.arange(case.visual_count * case.frames) % PICTURES
     features = pictures[chosen].unflatten(0, (case.visual_count, case.frames))
     keys, values = model.cross_attention.keys_values(model.resampler(features))
@@ -113,19 +122,34 @@ def _expected(model: Flamingo, case: Case, pictures: Tensor, generator: torch.Ge
     media = {media_name(layer, part): parts[part][layer] for layer, part in layer_parts(len(keys))}
     input_ids = torch.randint(model.config.language.vocab_size, (len(case.lengths), case.tokens), generator=generator)
     phi, by_row = _arrange(case, media)
-    prompt, logits, caches = max(case.lengths), [], []
-    for row, length in enumerate(case.lengths):
-        # Without padding: what comes after a row's prompt are the pieces' tokens.
-        ids = torch.cat([input_ids[row, :length], input_ids[row, prompt:]])[None]
-        index = torch.cat([phi[row, :length], phi[row, prompt:]])[None]
-        recorder = _Recorder()
-        row_keys, row_values = (
-            [by_row[name][row : row + 1] for name in by_row if name.endswith(part)] for part in ("key", "value")
-        )
-        positions = torch.arange(ids.shape[1])[None]
-        logits.append(model.decode(ids, positions, index, row_keys, row_values, recorder)[0])
-        caches.append(recorder.seen)
-    return Expected(case, features, media, input_ids, phi, by_row, logits, caches)
+    return Expected(case, features, media, input_ids, phi, by_row, [], [])
+
+
+def _answer(model: Flamingo, cases: list[Expected]) -> None:
+    """Fill in logits and caches: the rows of all cases as one batch, each padded at its end, where causal attention
+    leaves no trace; rows with fewer visuals have zeros in the other slots."""
+    rows = [(expected, row) for expected in cases for row in range(len(expected.case.lengths))]
+    texts = [_unpadded(expected, row) for expected, row in rows]
+    input_ids, media_index = (pad_sequence(list(part), batch_first=True) for part in zip(*texts, strict=True))
+    keys, values = (
+        [pad_sequence([expected.by_row[name][row] for expected, row in rows], batch_first=True)
+         for name in cases[0].by_row if name.endswith(part)]
+        for part in ("key", "value")
+    )
+    recorder = _Recorder()
+    positions = torch.arange(input_ids.shape[1]).expand_as(input_ids)
+    logits = model.decode(input_ids, positions, media_index, keys, values, recorder)
+    for index, ((expected, _), (ids, _)) in enumerate(zip(rows, texts, strict=True)):
+        expected.logits.append(logits[index, : len(ids)])
+        expected.caches.append({name: seen[index : index + 1, :, : len(ids)] for name, seen in recorder.seen.items()})
+
+
+def _unpadded(expected: Expected, row: int) -> tuple[Tensor, Tensor]:
+    """Token ids and phi of a row, [T] each: what comes after its prompt are the pieces' tokens."""
+    length, prompt = expected.case.lengths[row], max(expected.case.lengths)
+    return tuple(
+        torch.cat([part[row, :length], part[row, prompt:]]) for part in (expected.input_ids, expected.media_index)
+    )
 
 
 def _arrange(case: Case, media: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:

@@ -5,19 +5,19 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from flamingo_rt.bundle import Bundle, GraphEntry, read_bundle, write_manifest
+from flamingo_rt.bundle import Bundle, GraphEntry, write_manifest
 from flamingo_rt.checkpoints import DTYPES, TOKENIZER, StoredModel
 from flamingo_rt.contract import GRAPHS
 from flamingo_rt.engines.ort import OrtEngine
 from flamingo_rt.errors import UsageError
-from flamingo_rt.export.cases import CASES, compute_reference
+from flamingo_rt.export.cases import CASES, STEPS, compute_reference
 from flamingo_rt.export.folding import folded_tensors
 from flamingo_rt.export.graphs import check_lowering, trace_graphs
 from flamingo_rt.export.ort import NAME
 from flamingo_rt.export.parity import TOLERANCE, check_parity
 from flamingo_rt.export.reference import streamed_model
-from flamingo_rt.export.weights import Weights, save_graph
-from flamingo_rt.files import check_output, new_directory
+from flamingo_rt.export.weights import Weights, external_bytes, save_graph
+from flamingo_rt.files import check_output, check_space, new_directory
 from flamingo_rt.processing.tokenizer import TextTokenizer
 from flamingo_rt.progress import Progress, silent
 
@@ -45,30 +45,26 @@ def export_model(
     check_lowering(lowering)
     if dtype not in DTYPES:
         raise UsageError(f"unknown dtype {dtype!r}; known: {', '.join(DTYPES)}")
-    check_output(out, overwrite)
+    check_output(out, overwrite, sources)
     if not 0.0 < tolerance < math.inf:
         raise UsageError(f"tolerance is {tolerance}; it must be above 0 and finite, such as 1e-4")
-    for source in sources:
-        if out.resolve() in (source.resolve(), *source.resolve().parents):
-            raise UsageError(f"{out} is or holds {source}, which the model is read from: choose another --out")
     config = model.config
     stored = StoredModel(config, model.tokenizer, folded_tensors(model.tensors)).stored_as(DTYPES[dtype])
+    check_space(out, sum(tensor.nbytes for tensor in stored.tensors.values()))
     with new_directory(out, overwrite) as folder:
         (folder / TOKENIZER).write_text(model.tokenizer, encoding="utf-8")
         TextTokenizer(folder / TOKENIZER, config.tokens, config.language.vocab_size)  # refuse a bad one before the work
-        with progress("PyTorch's answers", len(CASES)) as advance:
-            reference = compute_reference(
-                streamed_model(config, stored.tensors), on_case=lambda name: advance(1)
-            )
+        with progress("PyTorch's answers", STEPS) as advance:
+            reference = compute_reference(streamed_model(config, stored.tensors), advance)
         paths = _write_graphs(stored, folder, lowering, dtype, progress)
         with progress("comparison", len(CASES)) as advance:
             engine = OrtEngine(paths, config, frugal=True)
             parity = check_parity(reference, engine, config, tolerance, on_case=lambda name: advance(1))
         del engine  # it has the files mapped
-        with progress("checksums", 1):
+        with progress("checksums", 0):
             entries = {name: GraphEntry(path.name, lowering, GRAPH_DTYPES[dtype], None) for name, path in paths.items()}
             write_manifest(folder, config, entries, parity)
-    return read_bundle(out)
+    return Bundle(out, config, entries, parity)
 
 
 GRAPH_DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
@@ -80,11 +76,10 @@ def _write_graphs(stored: StoredModel, folder: Path, lowering: str, dtype: str, 
     graphs = trace_graphs(stored.config, lowering, weights.bind)
     paths = {}
     for name in GRAPHS:
-        with progress(f"{name} graph", 1):
+        with progress(f"{name} graph", 0):
             _, graph = next(graphs)
             weights.store(graph)
         paths[name] = folder / f"{name}.onnx"
-        size = sum(value.const_value.nbytes for value in graph.graph.initializers.values())
-        with progress(f"{name} weights", size) as advance:
+        with progress(f"{name} weights", external_bytes(graph)) as advance:
             save_graph(graph, paths[name], lambda tensor, count: advance(count))
     return paths

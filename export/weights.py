@@ -16,6 +16,8 @@ from flamingo_rt.weights.lazy import LazyTensor
 WRAPPER = "model."
 # Alignment of large tensors in the weight file: a page, so that runtimes can map each one by itself.
 PAGE = 4096
+# Smaller tensors stay in the .onnx file.
+INLINE_BYTES = 256
 
 
 @dataclass(frozen=True)
@@ -51,12 +53,18 @@ class Weights:
                 _cast_behind(model.graph, value, self.matrices)
 
 
+def external_bytes(model: Any) -> int:
+    """Bytes that `save_graph` writes beside the graph, and reports."""
+    sizes = (value.const_value.nbytes for value in model.graph.initializers.values())
+    return sum(size for size in sizes if size >= INLINE_BYTES)
+
+
 def save_graph(model: Any, path: Path, on_tensor: Callable[[str, int], None] = lambda name, size: None) -> None:
     """Write ``path`` and ``path``.data; ``on_tensor`` hears of every tensor and its bytes."""
     import onnx_ir
 
     onnx_ir.save(
-        model, path, external_data=f"{path.name}.data", alignment=PAGE,
+        model, path, external_data=f"{path.name}.data", alignment=PAGE, size_threshold_bytes=INLINE_BYTES,
         callback=lambda tensor, info: on_tensor(tensor.name or "", tensor.nbytes),
     )
 

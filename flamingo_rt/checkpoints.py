@@ -11,7 +11,7 @@ import torch
 
 from flamingo_rt.config import FlamingoConfig
 from flamingo_rt.errors import DataError
-from flamingo_rt.files import new_directory
+from flamingo_rt.files import check_space, new_directory
 from flamingo_rt.model.flamingo import Flamingo, on_meta_device
 from flamingo_rt.weights.lazy import LazyTensor
 from flamingo_rt.weights.reading import open_weights
@@ -78,6 +78,7 @@ def write_checkpoint(
 
     Raises `UsageError` when ``path`` exists and may not be replaced, `DataError` for a damaged source or a full disk.
     """
+    check_space(path, sum(tensor.nbytes for tensor in model.tensors.values()))
     with new_directory(path, overwrite) as folder:
         (folder / CONFIG).write_text(json.dumps(model.config.to_dict(), indent=1) + "\n", encoding="utf-8")
         (folder / TOKENIZER).write_text(model.tokenizer, encoding="utf-8")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -28,11 +28,14 @@ def replacing_file(path: Path) -> Iterator[Path]:
             raise
 
 
-def check_output(path: Path, overwrite: bool) -> None:
-    """Refuse an output before any work is done for it.
+def check_output(path: Path, overwrite: bool, sources: Iterable[Path] = ()) -> None:
+    """Refuse an output before any work is done for it. ``sources`` is what the work reads.
 
-    Raises `UsageError` when it exists, `DataError` where no folder can be written.
+    Raises `UsageError` when it exists, or is or holds a source; `DataError` where no folder can be written.
     """
+    for source in sources:
+        if path.resolve() in (source.resolve(), *source.resolve().parents):
+            raise UsageError(f"{path} is or holds {source}, which the model is read from: choose another --out")
     if path.exists() and not overwrite:
         raise UsageError(f"{path} already exists: choose another --out, or replace it with --overwrite")
     if path.is_symlink():
@@ -48,6 +51,17 @@ def check_output(path: Path, overwrite: bool) -> None:
         raise DataError(f"cannot write {path}: {above} is a file, not a folder; choose another --out")
     if not os.access(above, os.W_OK):
         raise DataError(f"cannot write {path}: {above} may not be written to; choose another --out")
+
+
+def check_space(path: Path, needed: int) -> None:
+    """Raise `DataError` when the disk of ``path`` has no room for ``needed`` bytes, before they are computed."""
+    above = next(folder for folder in path.absolute().parents if folder.exists())
+    free = shutil.disk_usage(above).free
+    if free < needed:
+        raise DataError(
+            f"cannot write {path}: {needed / 1e9:.1f} GB are needed, its disk has {free / 1e9:.1f} GB left; free some, "
+            "or choose another --out"
+        )
 
 
 def _is_output(path: Path) -> bool:

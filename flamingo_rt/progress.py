@@ -10,7 +10,8 @@ Advance = Callable[[int], None]
 
 
 class Progress(Protocol):
-    """Entered for each stage, with its name and size (bytes, or steps); what it gives is called as it advances."""
+    """Entered for each stage, with its name and size (bytes or steps, 0 where nobody knows); what it gives is called as
+    the stage advances."""
 
     def __call__(self, stage: str, total: int) -> AbstractContextManager[Advance]: ...
 

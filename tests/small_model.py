@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import torch
@@ -38,17 +39,21 @@ def small_config() -> FlamingoConfig:
     )
 
 
-def small_flamingo(config: FlamingoConfig | None = None, seed: int = 0) -> Flamingo:
+def small_flamingo(config: FlamingoConfig | None = None, seed: int = 49) -> Flamingo:
+    """Weights of which every one matters: an answer depends on all tokens and pictures before it. With the seed its
+    greedy tokens vary."""
     torch.manual_seed(seed)
     model = Flamingo(config or small_config()).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if name.endswith(("gate", "gain")):
+            if name.endswith("gate"):
                 parameter.fill_(0.7)
-            elif "embedding" in name:
-                parameter.mul_(50.0)
-            elif parameter.ndim == 2:
-                parameter.mul_(3.0)
+            elif parameter.ndim < 2 or name.endswith("gain"):  # norms, biases, gains
+                parameter.add_(0.2 * torch.randn(parameter.shape) + float(name.endswith("skip_gain")))
+            elif any(table in name for table in ("embedding", "latents", "time")):
+                parameter.copy_(torch.randn(parameter.shape))
+            else:
+                parameter.copy_(1.5 * torch.randn(parameter.shape) / math.sqrt(parameter[0].numel()))
     return model
 
 

@@ -51,7 +51,8 @@ def command(
     elif sources["vision"] is None or sources["language"] is None:
         raise UsageError("an OpenFlamingo model has three sources: give --ckpt, --vision and --language")
     else:
-        model, paths = open_sources(ckpt, **sources), (ckpt, sources["vision"], sources["language"])
+        read = (ckpt, sources["vision"], sources["language"], sources["tokenizer"])
+        model, paths = open_sources(ckpt, **sources), tuple(path for path in read if path is not None)
     with needs_extra("export"):  # PyTorch imports the exporter's libraries when it exports
         bundle = export_model(
             model, out, sources=paths, lowering=lowering, dtype=dtype, tolerance=tolerance, overwrite=overwrite,

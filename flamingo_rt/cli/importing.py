@@ -15,7 +15,13 @@ from flamingo_rt.cli.progress import ProgressBar
 
 @click.group()
 def command() -> None:
-    """Make a checkpoint of another project's files."""
+    """Make a checkpoint of another project's files.
+
+    \b
+    Example:
+      flamingo-rt import openflamingo --checkpoint checkpoint.pt --vision ViT-L-14.pt \\
+          --language mpt-1b-redpajama-200b-dolly --out openflamingo-3b
+    """
 
 
 @command.command()
@@ -39,7 +45,8 @@ def openflamingo(checkpoint: Path, out: Path, dtype: str, overwrite: bool, as_js
     with needs_extra("export"):
         from flamingo_rt.checkpoints import DTYPES, write_checkpoint
         from flamingo_rt.files import check_output
-    check_output(out, overwrite)
+    read = (checkpoint, sources["vision"], sources["language"], sources["tokenizer"])
+    check_output(out, overwrite, [path for path in read if path is not None])
     stored = open_sources(checkpoint, **sources).stored_as(DTYPES[dtype])
     size = sum(tensor.nbytes for tensor in stored.tensors.values())
     with ProgressBar()("weights", size) as advance:

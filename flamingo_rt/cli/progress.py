@@ -29,6 +29,6 @@ class ProgressBar:
             name = TextColumn("         {task.description}")
             columns = (name, BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
             with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
-                task = bars.add_task(stage, total=total)
+                task = bars.add_task(stage, total=total or None)
                 yield lambda amount: bars.advance(task, amount)
         click.echo(f"{time.perf_counter() - self._start:6.1f} s  {stage}", err=True)

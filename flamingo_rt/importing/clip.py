@@ -9,6 +9,7 @@ from typing import Any
 
 from flamingo_rt.config import ViTConfig, read_json
 from flamingo_rt.errors import DataError
+from flamingo_rt.importing.settings import Settings
 from flamingo_rt.importing.sources import Source, Take
 
 HEAD_WIDTH = 64  # of every CLIP model but the largest; those say otherwise in their configuration
@@ -49,18 +50,20 @@ def vision_config(source: Source, activation: str | None = None, post_norm: bool
     shape = source.shape(prefix + names["patches.weight"])
     places = source.shape(prefix + names["positions"])
     side = math.isqrt(places[0] - 1)
-    if len(shape) != 4 or shape[1] != 3 or side * side != places[0] - 1:
+    if len(shape) != 4 or shape[1] != 3 or side < 1 or side * side != places[0] - 1:
         raise DataError(
             f"{source.path}: patches {list(shape)} and positions {list(places)} are not those of a square picture "
             "with a class token: another architecture?"
         )
     width, patch = shape[0], shape[2]
     blocks = prefix + names["blocks"]
-    stated = _stated(source.path)
+    stated = _stated(source.path, names is _TRANSFORMERS)
     head_width = stated.get("head_width", HEAD_WIDTH)
-    heads = stated.get("heads", width // head_width if isinstance(head_width, int) and head_width else 0)
+    fits = isinstance(head_width, int) and head_width > 0 and width % head_width == 0
+    heads = stated.get("heads", width // head_width if fits else 0)
     if not isinstance(heads, int) or heads < 1 or width % heads:
-        raise DataError(f"{source.path}: a width of {width} cannot be split into heads of {head_width}")
+        parts = f"{heads} heads" if "heads" in stated else f"heads of {head_width!r}"
+        raise DataError(f"{source.path}: a width of {width} cannot be split into {parts}")
     return ViTConfig(
         image_size=side * patch, patch_size=patch, width=width,
         layers=source.count(f"{blocks}.{{}}.{names['attention_norm']}.weight"), heads=heads,
@@ -94,26 +97,26 @@ def vision_tensors(source: Source, config: ViTConfig) -> dict[str, Take]:
     return {f"vision.{name}": take for name, take in takes.items()}
 
 
-def _stated(path: Path) -> dict[str, Any]:
-    """What a configuration beside the weights says: activation, heads or head_width, norm_eps."""
+def _stated(path: Path, transformers: bool) -> dict[str, Any]:
+    """What a configuration beside the weights says: activation, heads or head_width, norm_eps.
+
+    A config.json is any library's: beside a file it counts for the tensors of ``transformers`` alone.
+    """
     folder = path if path.is_dir() else path.parent
     if (folder / "open_clip_config.json").is_file():
         model = _section(read_json(folder / "open_clip_config.json"), "model_cfg")
         stated: dict[str, Any] = {"activation": "quick_gelu" if model.get("quick_gelu") else "gelu"}
         head_width = _section(model, "vision_cfg").get("head_width")
         return stated | ({"head_width": head_width} if head_width else {})
-    if path.is_dir() and (folder / "config.json").is_file():
-        data = read_json(folder / "config.json")
-        vision = _section(data, "vision_config") or data
-        if not isinstance(vision, dict) or "num_attention_heads" not in vision:
-            return {}
-        activation = vision.get("hidden_act", "quick_gelu")
-        if activation not in ("gelu", "quick_gelu"):
-            raise DataError(f"{folder / 'config.json'}: hidden_act is {activation!r}; known: gelu, quick_gelu")
-        return {
-            "activation": activation, "heads": vision["num_attention_heads"],
-            "norm_eps": float(vision.get("layer_norm_eps", 1e-5)),
+    if (path.is_dir() or transformers) and (folder / "config.json").is_file():
+        settings = Settings(folder / "config.json", read_json(folder / "config.json"))
+        vision = settings.section("vision_config") if settings.get("vision_config") else settings
+        stated = {
+            "activation": vision.choice("hidden_act", "quick_gelu", ("gelu", "quick_gelu")),
+            "norm_eps": vision.number("layer_norm_eps", 1e-5),
         }
+        heads = vision.get("num_attention_heads")
+        return stated if heads is None else stated | {"heads": vision.integer("num_attention_heads")}
     return {}
 
 

@@ -33,6 +33,7 @@ def _config(settings: Settings, rows: int) -> LanguageConfig:
         "attn_uses_sequence_id": False, "attn_type": "multihead_attention",
     })
     settings.must({"embedding_fraction": 1.0, "logit_scale": None, "no_bias": True})
+    settings.choice("norm_type", "low_precision_layernorm", ("low_precision_layernorm", "layernorm"))
     width, heads = settings.integer("d_model", 2048), settings.integer("n_heads", 16)
     return LanguageConfig(
         vocab_size=rows, width=width, layers=settings.integer("n_layers", 24), heads=heads, kv_heads=heads,

@@ -83,11 +83,16 @@ def open_openflamingo(files: OpenFlamingoFiles) -> Imported:
     language_config = family.configure(settings, rows)
     embedding = {"embedding.weight": _rows(language, family.embedding, rows, language_config.width)}
     language_config, head, notes = _head(language, family, language_config, (tokens.image, tokens.end_of_chunk))
+    vision_config = clip.vision_config(vision, files.activation, files.post_norm)
+    resampler = resampler_config(checkpoint)
+    if vision_config.width != resampler.width:
+        raise DataError(
+            f"{files.vision}: the encoder's width is {vision_config.width}, the resampler in {files.checkpoint} needs "
+            f"{resampler.width}: another CLIP model?"
+        )
     config = FlamingoConfig(
-        name=f"openflamingo-{settings.get('model_type')}",
-        vision=clip.vision_config(vision, files.activation, files.post_norm),
-        resampler=resampler_config(checkpoint),
-        cross_attention=cross_attention_config(checkpoint, language_config.layers, language_config.width),
+        name=f"openflamingo-{settings.get('model_type')}", vision=vision_config, resampler=resampler,
+        cross_attention=cross_attention_config(checkpoint, language_config.layers),
         language=language_config, preprocessing=CLIP_PREPROCESSING, tokens=tokens,
         prompts=OPENFLAMINGO_PROMPTS, max_visuals=MAX_VISUALS,
     )
@@ -132,7 +137,7 @@ def _vocabulary_rows(language: Source, family: Family, trained: bool, tokens: in
 
 def _rows(source: Source, name: str, rows: int, width: int) -> LazyTensor:
     """The first rows of a table [rows or more, width]."""
-    tensor = source.tensor(name)
+    tensor = source.floating(name)
     if len(tensor.shape) != 2 or tensor.shape[0] < rows or tensor.shape[1] != width:
         raise DataError(
             f"{tensor.file}: tensor {name} has shape {list(tensor.shape)}, {source.what} needs [{rows}, {width}]"

@@ -19,7 +19,7 @@ class Settings:
 
     def __init__(self, path: Path, data: Any, where: str = "") -> None:
         if not isinstance(data, dict):
-            raise DataError(f"{path}: {where or 'the file'} is {data!r}, not an object")
+            raise DataError(f"{path}: {where.rstrip('.') or 'the file'} is {data!r}, not an object")
         self.path, self._data, self._where = path, data, where
 
     def get(self, key: str, default: Any = None) -> Any:
@@ -35,9 +35,9 @@ class Settings:
         return value
 
     def number(self, key: str, default: float) -> float:
-        """A number."""
+        """A number of a usable size, not NaN."""
         value = self.get(key, default)
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 1e30:
             raise DataError(f"{self._name(key)} is {value!r}, a number was expected")
         return float(value)
 
@@ -54,10 +54,14 @@ class Settings:
 
     def activation(self, key: str, default: str) -> str:
         """Our name of an activation."""
+        return ACTIVATIONS[self.choice(key, default, tuple(ACTIVATIONS))]
+
+    def choice(self, key: str, default: str, known: tuple[str, ...]) -> str:
+        """One of the texts in ``known``."""
         value = self.get(key, default)
-        if value not in ACTIVATIONS:
-            raise DataError(f"{self._name(key)} is {value!r}; known: {', '.join(ACTIVATIONS)}")
-        return ACTIVATIONS[value]
+        if value not in known:
+            raise DataError(f"{self._name(key)} is {value!r}; known: {', '.join(known)}")
+        return value
 
     def must(self, supported: Mapping[str, Any]) -> None:
         """Refuse settings that change the computation in a way this project does not have."""

@@ -50,10 +50,11 @@ class Source:
         return self.shape(name)[0]
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a tensor that has at least one dimension."""
+        """Shape of a tensor that has at least one dimension, and none of size 0."""
         tensor = self.tensor(name)
-        if not tensor.shape:
-            raise DataError(f"{tensor.file}: tensor {name} is a single number, {self.what} needs a vector or a matrix")
+        if not tensor.shape or 0 in tensor.shape:
+            found = "empty" if tensor.shape else "a single number"
+            raise DataError(f"{tensor.file}: tensor {name} is {found}, {self.what} needs a vector or a matrix")
         return tensor.shape
 
     def count(self, pattern: str) -> int:
@@ -65,22 +66,27 @@ class Source:
             self.tensor(pattern.format(0))
         return number
 
+    def floating(self, name: str) -> LazyTensor:
+        """A tensor of numbers as they were trained. Raises `DataError` for integers."""
+        tensor = self.tensor(name)
+        if not tensor.dtype.is_floating_point:
+            raise DataError(
+                f"{tensor.file}: tensor {name} is {_type_name(tensor.dtype)}, not floating point: quantized "
+                "weights cannot be imported, take the original ones"
+            )
+        return tensor
+
     def take(self, take: Take, shape: tuple[int, ...]) -> LazyTensor:
         """The tensor of ``shape`` that ``take`` describes. Raises `DataError` when it is missing or has another."""
-        tensor = self.tensor(take.name)
+        tensor = self.floating(take.name)
         expected = (shape[0] * take.count, *shape[1:]) if shape else ()
         if _squeezed(tensor.shape) != _squeezed(expected):
             raise DataError(
                 f"{tensor.file}: tensor {take.name} has shape {list(tensor.shape)}, {self.what} needs {list(expected)}"
             )
-        if not tensor.dtype.is_floating_point:
-            raise DataError(
-                f"{tensor.file}: tensor {take.name} is {_type_name(tensor.dtype)}, not floating point: quantized "
-                "weights cannot be imported, take the original ones"
-            )
 
         def read() -> Tensor:
-            whole = tensor.read()
+            whole = tensor.read().reshape(expected)
             if take.count == 1:
                 return whole.reshape(shape)
             return whole.unflatten(0, (take.heads, take.count, -1))[:, take.index].reshape(shape).contiguous()

@@ -77,12 +77,13 @@ def resampler_tensors(config: ResamplerConfig) -> dict[str, Take]:
     return {f"resampler.{name}": take for name, take in takes.items()}
 
 
-def cross_attention_config(source: Source, language_layers: int, language_width: int) -> CrossAttentionConfig:
+def cross_attention_config(source: Source, language_layers: int) -> CrossAttentionConfig:
     """Sizes and places of the gated layers. Raises `DataError` when they stand at no regular interval."""
     there = _gated_layers(source)
+    up = source.shape(f"{_GATED}.{there[0]}.ff.1.weight")
     config = CrossAttentionConfig(
         interval=there[0] + 1, offset="last", heads=_heads(source, f"{_GATED}.{there[0]}.attn.to_q.weight"),
-        head_width=HEAD_WIDTH, ff_multiplier=source.rows(f"{_GATED}.{there[0]}.ff.1.weight") // language_width,
+        head_width=HEAD_WIDTH, ff_multiplier=up[0] // up[-1],
         activation="gelu", norm="layernorm", norm_bias=True, attend="last", media_width=None,
     )
     if there != list(config.layers(language_layers)):

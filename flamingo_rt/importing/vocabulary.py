@@ -23,10 +23,11 @@ def read_tokenizer(path: Path, eos_id: int | None) -> tuple[Tokenizer, TokensCon
     folder = path if path.is_dir() else path.parent
     tokenizer = _load(path)
     named = _named_tokens(folder)
-    tokenizer.add_special_tokens([AddedToken(text, normalized=False) for text in (END_OF_CHUNK, IMAGE)])
-    pad = named.get("pad_token") or PAD
-    tokenizer.add_special_tokens([AddedToken(pad, normalized=False)])
-    eos = named.get("eos_token") or (tokenizer.id_to_token(eos_id) if eos_id is not None else None) or ""
+    pad = named.get("pad_token", PAD)
+    # A padding token that the files name comes first: the transformers library adds it while it loads them.
+    added = (pad, END_OF_CHUNK, IMAGE) if "pad_token" in named else (END_OF_CHUNK, IMAGE, pad)
+    tokenizer.add_special_tokens([AddedToken(text, normalized=False) for text in added])
+    eos = named.get("eos_token") or _token(tokenizer, eos_id)
     if not eos:
         raise DataError(f"{folder} does not say which token ends a text: tokenizer_config.json lacks eos_token")
     for text in (eos, pad):
@@ -36,6 +37,12 @@ def read_tokenizer(path: Path, eos_id: int | None) -> tuple[Tokenizer, TokensCon
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer, TokensConfig(IMAGE, END_OF_CHUNK, _bos(tokenizer), eos, pad)
+
+
+def _token(tokenizer: Tokenizer, number: int | None) -> str:
+    """The token with this id, or nothing."""
+    there = number is not None and 0 <= number < 2**32  # the library cannot even look for others
+    return (tokenizer.id_to_token(number) if there else None) or ""
 
 
 def _bos(tokenizer: Tokenizer) -> str:

@@ -51,7 +51,7 @@ def _convert(source: LazyTensor, dtype: torch.dtype) -> Tensor:
         raise DataError(f"{source} is {source.dtype}, which {dtype} cannot hold: {remedy}")
     try:
         converted = values.to(dtype)
-        if _not_finite(converted).any():
+        if not _surely_finite(converted) and _not_finite(converted).any():
             lost = _not_finite(converted) & ~_not_finite(values)
             if lost.any():
                 largest = values[lost].abs().max().item()
@@ -59,6 +59,13 @@ def _convert(source: LazyTensor, dtype: torch.dtype) -> Tensor:
     except RuntimeError as error:  # quantized types, for instance
         raise DataError(f"{source} cannot be converted from {source.dtype} to {dtype}: {remedy}") from error
     return converted
+
+
+def _surely_finite(values: Tensor) -> bool:
+    """Whether the smallest and the largest value are finite: one quick pass, for the types that can be compared."""
+    if not values.numel() or not values.is_floating_point() or values.dtype.itemsize == 1:
+        return False
+    return all(bool(torch.isfinite(bound)) for bound in values.aminmax())  # NaN is carried into both
 
 
 def _not_finite(values: Tensor) -> Tensor:

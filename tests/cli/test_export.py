@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 
 import pytest
@@ -10,6 +11,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from flamingo_rt.contract import GRAPHS
+
+
+def stages(err: str) -> list[str]:
+    """What the lines of progress name, in order."""
+    return re.findall(r"^ *\d+\.\d s  (.+)$", err, re.MULTILINE)
 
 
 def missing(tensors):
@@ -35,24 +41,58 @@ def damaged(request, checkpoint, tmp_path):
 
 
 def test_an_exported_bundle_answers(run, checkpoint, bundle, tmp_path, monkeypatch) -> None:
-    def copied(model, folder, lowering, on_graph):  # exporting takes seconds and gave the same in `bundle`
+    def copied(stored, folder, lowering, dtype, progress):  # exporting takes seconds and gave the same in `bundle`
         for name in GRAPHS:
-            on_graph(name)
-            for file in (f"{name}.onnx", f"{name}.onnx.data"):
-                shutil.copy(bundle / file, folder)
+            with progress(name, 1):
+                for file in (f"{name}.onnx", f"{name}.onnx.data"):
+                    shutil.copy(bundle / file, folder)
         return {name: folder / f"{name}.onnx" for name in GRAPHS}
 
-    monkeypatch.setattr("flamingo_rt.export.pipeline.export_graphs", copied)
+    monkeypatch.setattr("flamingo_rt.export.pipeline._write_graphs", copied)
     out = tmp_path / "new" / "bundle"
     outcome = run("export", "--ckpt", checkpoint, "--out", out, "--tolerance", "1e-2", "--json")
     assert outcome.code == 0
     report = json.loads(outcome.out)
-    assert set(report) == {"bundle", "bytes", "lowering", "deviation"}
-    assert (report["bundle"], report["lowering"]) == (str(out), "ort")
+    assert set(report) == {"bundle", "bytes", "lowering", "dtype", "deviation"}
+    assert (report["bundle"], report["lowering"], report["dtype"]) == (str(out), "ort", "fp32")
     assert report["bytes"] == sum(file.stat().st_size for file in out.iterdir())
     assert set(report["deviation"]) == set(GRAPHS)
-    assert all(stage in outcome.err for stage in ("checkpoint", *GRAPHS, "comparison"))
+    assert stages(outcome.err) == ["PyTorch's answers", *GRAPHS, "comparison", "checksums"]
     assert run("infer", "--model", out, "--prompt", "a", "--max-new-tokens", 2).code == 0
+
+
+def test_an_export_in_bf16_is_half_as_large_and_answers(run, checkpoint, bundle, tmp_path) -> None:
+    out = tmp_path / "bundle"
+    outcome = run("export", "--ckpt", checkpoint, "--out", out, "--tolerance", "1e-2", "--dtype", "bf16")
+    assert outcome.code == 0
+    graphs = [f"{name} {part}" for name in GRAPHS for part in ("graph", "weights")]
+    assert stages(outcome.err) == ["PyTorch's answers", *graphs, "comparison", "checksums"]
+    assert outcome.out.startswith(f"wrote {out} (")
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert {entry["dtype"] for entry in manifest["graphs"].values()} == {"bfloat16"}
+    size, whole = (sum((folder / f"{name}.onnx.data").stat().st_size for name in GRAPHS) for folder in (out, bundle))
+    assert 0.49 < size / whole < 0.52
+    assert run("infer", "--model", out, "--prompt", "a", "--max-new-tokens", 2).code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--vision", "clip.pt"], "an OpenFlamingo model has three sources: give --ckpt, --vision and --language"),
+        (["--language", "mpt"], "an OpenFlamingo model has three sources: give --ckpt, --vision and --language"),
+        (["--preset", "openflamingo-3b"], "--preset goes with --vision and --language"),
+        (["--tokenizer", "mpt"], "--tokenizer goes with --vision and --language"),
+        (["--vision-activation", "gelu"], "--vision-activation goes with --vision and --language"),
+        (["--vision-post-norm"], "--vision-post-norm goes with --vision and --language"),
+        (["--dtype", "int3"], "'int3' is not one of 'fp32', 'fp16', 'bf16'"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(run, checkpoint, tmp_path, arguments, message) -> None:
+    outcome = run("export", "--ckpt", checkpoint, "--out", tmp_path / "out", *arguments)
+    assert outcome.code == 2
+    assert message in outcome.err
+    assert outcome.out == ""
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -75,11 +115,11 @@ def test_a_checkpoint_with_another_tensor_than_its_configuration_is_refused(
 def test_a_graph_beyond_the_tolerance_is_named_and_nothing_is_written(run, checkpoint, tmp_path, monkeypatch) -> None:
     from flamingo_rt.errors import ParityError
 
-    def deviate(*arguments):
+    def deviate(*arguments, **options):
         raise ParityError("graph resampler, tensor media_key.0 deviates")
 
-    monkeypatch.setattr("flamingo_rt.export.pipeline.export_graphs", lambda *arguments: {})
-    monkeypatch.setattr("flamingo_rt.export.pipeline.OrtEngine", lambda *arguments: None)
+    monkeypatch.setattr("flamingo_rt.export.pipeline._write_graphs", lambda *arguments: {})
+    monkeypatch.setattr("flamingo_rt.export.pipeline.OrtEngine", lambda *arguments, **options: None)
     monkeypatch.setattr("flamingo_rt.export.pipeline.check_parity", deviate)
     outcome = run("export", "--ckpt", checkpoint, "--out", tmp_path / "out")
     assert outcome.code == 1

@@ -1,0 +1,297 @@
+"""Weights in the graphs: exactly the model's values, each stored once, read when it is written."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir
+import pytest
+import torch
+from onnx import numpy_helper
+from small_model import small_config, small_flamingo
+from torch import Tensor
+
+from flamingo_rt.checkpoints import DTYPES
+from flamingo_rt.config import FlamingoConfig, ViTConfig
+from flamingo_rt.contract import GRAPHS
+from flamingo_rt.engines.ort import OrtEngine
+from flamingo_rt.export.cases import compute_reference
+from flamingo_rt.export.graphs import trace_graphs
+from flamingo_rt.export.parity import check_parity
+from flamingo_rt.export.weights import Weights, save_graph
+from flamingo_rt.model.flamingo import Flamingo
+from flamingo_rt.weights.lazy import LazyTensor
+
+# A tied head, learnt positions (a second Gather of weights), biases; most matrices have more than 1024 numbers.
+CONFIG: FlamingoConfig = replace(
+    small_config(),
+    vision=ViTConfig(image_size=32, patch_size=16, width=40, layers=1, heads=2, ff_width=48),
+    language=replace(
+        small_config().language, width=36, heads=6, kv_heads=3, head_width=16, layers=2, positions="learnt",
+        attention_bias=True, ff_bias=True, tied_head=True,
+    ),
+)
+HALF = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
+SMALL = 1024  # numbers; the optimizer compares tensors of up to this many, to store equal ones once
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A model in memory, its graphs before `Weights.store`, and what was read: while tracing, and until now."""
+
+    model: Flamingo
+    graphs: dict[str, onnx_ir.Model]
+    while_tracing: Counter[str]
+    reads: Counter[str]
+
+
+def lazy(model: Flamingo, reads: Counter[str]) -> dict[str, LazyTensor]:
+    def reader(name: str, values: Tensor) -> Callable[[], Tensor]:
+        def read() -> Tensor:
+            reads[name] += 1
+            return values.clone()
+
+        return read
+
+    return {
+        name: LazyTensor(tuple(t.shape), t.dtype, Path("weights"), reader(name, t.detach()), name)
+        for name, t in model.state_dict().items()
+    }
+
+
+@pytest.fixture(scope="module")
+def traced() -> Traced:
+    model, reads = small_flamingo(CONFIG), Counter()
+    graphs = dict(trace_graphs(CONFIG, "ort", Weights(lazy(model, reads)).bind))
+    return Traced(model, graphs, reads.copy(), reads)
+
+
+@pytest.fixture(scope="module")
+def saved(traced: Traced, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Path]]:
+    """The graphs on disk with matrices of a type, written once for each."""
+    folder = tmp_path_factory.mktemp("graphs")
+
+    def save(dtype: str) -> dict[str, Path]:
+        paths = {name: folder / dtype / f"{name}.onnx" for name in GRAPHS}
+        if not (folder / dtype).exists():
+            (folder / dtype).mkdir()
+            for name, graph in traced.graphs.items():
+                copy = graph.clone()
+                Weights({}, DTYPES[dtype]).store(copy)
+                save_graph(copy, paths[name])
+        return paths
+
+    return save
+
+
+def weights(graph: onnx.ModelProto, model: Flamingo) -> Iterator[tuple[onnx.TensorProto, Tensor]]:
+    """The initializers of a graph that are tensors of the model, and what they should hold."""
+    state = model.state_dict()
+    for tensor in graph.graph.initializer:
+        name = tensor.name.removeprefix("model.")
+        if name.removesuffix(".transposed") in state:
+            expected = state[name.removesuffix(".transposed")]
+            yield tensor, expected.t() if name.endswith(".transposed") else expected
+
+
+def values_of(tensor: onnx.TensorProto) -> Tensor:
+    """In float32, of any type."""
+    return torch.from_numpy(numpy_helper.to_array(tensor).astype(np.float32))
+
+
+def matrices(model: Flamingo) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in model.state_dict().items() if tensor.ndim > 1}
+
+
+# Tracing
+
+
+def test_no_large_tensor_is_read_while_tracing(traced: Traced) -> None:
+    state = traced.model.state_dict()
+    assert all(state[name].numel() <= SMALL for name in traced.while_tracing)
+    assert sum(tensor.numel() > SMALL for tensor in state.values()) > 20
+
+
+def test_the_weights_of_linear_layers_are_stored_transposed(traced: Traced, saved) -> None:
+    linear = {f"{name}.weight" for name, m in traced.model.named_modules() if isinstance(m, torch.nn.Linear)}
+    stored = set()
+    for path in saved("fp32").values():
+        names = {tensor.name.removeprefix("model.") for tensor in onnx.load(path).graph.initializer}
+        stored |= {name.removesuffix(".transposed") for name in names if name.endswith(".transposed")}
+        assert not names & linear
+    assert stored == linear
+
+
+def test_only_a_tied_embedding_is_transposed_at_run_time(traced: Traced) -> None:
+    found = []
+    for graph in traced.graphs.values():
+        for node in graph.graph:
+            if node.op_type == "Transpose" and node.inputs[0].is_initializer():
+                found.append(node.inputs[0].name)
+    assert found == ["model.language.embedding.weight"]
+
+
+# What is stored
+
+
+def test_initializers_hold_exactly_the_models_values(traced: Traced, saved) -> None:
+    seen: Counter[str] = Counter()
+    for path in saved("fp32").values():
+        for tensor, expected in weights(onnx.load(path), traced.model):
+            assert tensor.data_type == onnx.TensorProto.FLOAT
+            assert torch.equal(values_of(tensor), expected), tensor.name
+            seen[tensor.name.removeprefix("model.").removesuffix(".transposed")] += 1
+    assert set(matrices(traced.model)) <= set(seen)
+    assert set(seen.values()) == {1}, "stored twice"
+
+
+@pytest.mark.parametrize(("dtype", "kind"), [("bf16", onnx.TensorProto.BFLOAT16), ("fp16", onnx.TensorProto.FLOAT16)])
+def test_matrices_are_rounded_to_half_precision_and_vectors_are_not(traced: Traced, saved, dtype: str, kind) -> None:
+    halved, whole = set(), set()
+    for path in saved(dtype).values():
+        for tensor, expected in weights(onnx.load(path), traced.model):
+            name = tensor.name.removeprefix("model.").removesuffix(".transposed")
+            if expected.ndim > 1:
+                assert tensor.data_type == kind, name
+                expected = expected.to(DTYPES[dtype]).float()
+                halved.add(name)
+            else:
+                assert tensor.data_type == onnx.TensorProto.FLOAT, name
+                whole.add(name)
+            assert torch.equal(values_of(tensor), expected), name
+    assert halved == set(matrices(traced.model))
+    assert len(whole) > 20
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_every_use_of_a_half_precision_matrix_is_cast(saved, dtype: str) -> None:
+    """Behind the matrix, or behind the Gather that takes rows of it."""
+    gathers = 0
+    for path in saved(dtype).values():
+        graph = onnx.load(path, load_external_data=False).graph
+        half = {tensor.name for tensor in graph.initializer if tensor.data_type in HALF}
+        assert half
+        gathered = set()
+        for node in graph.node:
+            for name in half & set(node.input):
+                assert node.op_type in ("Cast", "Gather"), (node.op_type, name)
+                if node.op_type == "Gather":
+                    gathered.add(node.output[0])
+        for node in graph.node:
+            if gathered & set(node.input):
+                assert node.op_type == "Cast"
+        casts = [node for node in graph.node if node.op_type == "Cast" and (half | gathered) & set(node.input)]
+        assert all(node.attribute[0].i == onnx.TensorProto.FLOAT for node in casts)
+        assert half | gathered >= {name for node in casts for name in node.input} >= gathered
+        gathers += len(gathered)
+    assert gathers == 2  # tokens and positions
+
+
+def test_float32_matrices_are_left_as_they_are(traced: Traced) -> None:
+    for graph in traced.graphs.values():
+        copy = graph.clone()
+        Weights({}).store(copy)
+        assert [node.op_type for node in copy.graph] == [node.op_type for node in graph.graph]
+        assert [value.dtype for value in copy.graph.initializers.values()] == [
+            value.dtype for value in graph.graph.initializers.values()
+        ]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_saved_graphs_are_valid_and_compute_what_the_rounded_model_computes(traced: Traced, saved, dtype: str) -> None:
+    paths = saved(dtype)
+    for path in paths.values():
+        onnx.checker.check_model(path)
+    rounded = Flamingo(CONFIG).eval()
+    rounded.load_state_dict({
+        name: tensor.to(DTYPES[dtype]).float() if tensor.ndim > 1 else tensor
+        for name, tensor in traced.model.state_dict().items()
+    })
+    parity = check_parity(compute_reference(rounded), OrtEngine(paths, CONFIG, threads=1), CONFIG, tolerance=2e-5)
+    assert set(parity) == set(GRAPHS)
+
+
+# Writing
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_every_large_weight_is_read_and_written_once(traced: Traced, tmp_path: Path, dtype: str) -> None:
+    before, told = traced.reads.copy(), []
+    for name, graph in traced.graphs.items():
+        copy = graph.clone()
+        Weights({}, DTYPES[dtype]).store(copy)
+        save_graph(copy, tmp_path / f"{name}.onnx", lambda tensor, size: told.append((tensor, size)))
+    reads = traced.reads - before
+    large = {name: tensor for name, tensor in matrices(traced.model).items() if tensor.numel() > SMALL}
+    assert {name: reads[name] for name in large} == dict.fromkeys(large, 1)
+    names = [name.removeprefix("model.").removesuffix(".transposed") for name, _ in told]
+    sizes = dict(zip(names, (size for _, size in told), strict=True))
+    assert {name: names.count(name) for name in large} == dict.fromkeys(large, 1)
+    itemsize = DTYPES[dtype].itemsize
+    assert {name: sizes[name] for name in large} == {name: t.numel() * itemsize for name, t in large.items()}
+
+
+# A language model of ten matrices of 16 MB that are made when they are read, and a few small ones.
+WRITE = """
+import sys
+from pathlib import Path
+
+import torch
+
+import flamingo_rt.export.graphs as graphs
+from flamingo_rt.checkpoints import DTYPES, expected_shapes
+from flamingo_rt.config import CrossAttentionConfig, FlamingoConfig, LanguageConfig, ResamplerConfig, ViTConfig
+from flamingo_rt.export.weights import Weights, save_graph
+from flamingo_rt.weights.lazy import LazyTensor
+
+config = FlamingoConfig(
+    vision=ViTConfig(image_size=32, patch_size=16, width=32, layers=1, heads=2, ff_width=32),
+    resampler=ResamplerConfig(width=32, layers=1, heads=2, head_width=16, latents=4),
+    cross_attention=CrossAttentionConfig(heads=2, head_width=16, ff_multiplier=16),
+    language=LanguageConfig(vocab_size=64, width=512, layers=2, heads=8, kv_heads=2, head_width=64, ff_width=8192,
+                            activation="swiglu", context=64),
+)
+
+def memory(kind):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(kind)).split()[1]) * 1024
+
+used = []  # at each reading of a large tensor, wherever it happens
+
+def made(name, shape):
+    def read():
+        if torch.Size(shape).numel() > 1e6:
+            used.append(memory("VmRSS:"))
+        return torch.full(shape, 0.01)
+    return LazyTensor(shape, torch.float32, Path("made"), read, name)
+
+weights = Weights({name: made(name, shape) for name, shape in expected_shapes(config).items()}, DTYPES[sys.argv[1]])
+graphs.GRAPHS = ("language_model",)
+(_, graph), = graphs.trace_graphs(config, "ort", weights.bind)
+weights.store(graph)
+before = memory("VmHWM:")
+save_graph(graph, Path(sys.argv[2]))
+written = Path(sys.argv[2] + ".data").stat().st_size
+print(len(used), written, max(used) - used[0], memory("VmHWM:") - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is measured through /proc")
+def test_a_few_weights_are_in_memory_while_a_graph_is_written(tmp_path: Path) -> None:
+    """Measured at every reading, and as the peak of the writing; memory is given back when it is freed."""
+    command = [sys.executable, "-c", WRITE, "bf16", str(tmp_path / "graph.onnx")]
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "1000000", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    count, written, growth, peak = map(int, done.stdout.split())
+    assert count == 10
+    assert written > 80e6  # 160 MB in float32
+    assert growth < 60e6
+    assert peak < 60e6

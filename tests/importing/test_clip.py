@@ -1,0 +1,319 @@
+"""CLIP's three namings are one encoder; sizes come from tensors, the rest from the configuration beside them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from peer_model import PeerModel
+from torch import Tensor
+
+from flamingo_rt.errors import DataError
+from flamingo_rt.importing.clip import vision_config, vision_tensors
+from flamingo_rt.importing.sources import Source
+from flamingo_rt.model.vit import ViT
+from flamingo_rt.weights.lazy import LazyTensor
+
+WIDTH, PATCH, GRID, LAYERS, FF_WIDTH = 128, 4, 3, 2, 192
+NAMINGS = ("visual.", "open_clip", "vision_model.", "transformers")
+
+
+def random(generator: torch.Generator, *shape: int) -> Tensor:
+    return torch.randn(shape, generator=generator) * (shape[-1] ** -0.5 if len(shape) > 1 else 0.3)
+
+
+def open_clip_tensors(width: int = WIDTH, places: int = GRID * GRID + 1) -> dict[str, Tensor]:
+    """An encoder under open_clip's bare names."""
+    rng = torch.Generator().manual_seed(3)
+    tensors = {
+        "class_embedding": random(rng, width), "positional_embedding": random(rng, places, width),
+        "proj": random(rng, width, 16), "conv1.weight": random(rng, width, 3, PATCH, PATCH),
+    }
+    shapes = {
+        "attn.in_proj_": (3 * width, width), "attn.out_proj.": (width, width), "mlp.c_fc.": (FF_WIDTH, width),
+        "mlp.c_proj.": (width, FF_WIDTH),
+    }
+    for layer in range(LAYERS):
+        block = f"transformer.resblocks.{layer}"
+        for name, (rows, columns) in shapes.items():
+            tensors |= {f"{block}.{name}weight": random(rng, rows, columns), f"{block}.{name}bias": random(rng, rows)}
+        for name in ("ln_1", "ln_2"):
+            tensors |= {f"{block}.{name}.weight": 1 + random(rng, width), f"{block}.{name}.bias": random(rng, width)}
+    for name in ("ln_pre", "ln_post"):
+        tensors |= {f"{name}.weight": 1 + random(rng, width), f"{name}.bias": random(rng, width)}
+    return tensors
+
+
+def transformers_name(name: str) -> str:
+    """What the transformers library calls a tensor of open_clip's."""
+    for theirs, ours in (
+        ("class_embedding", "embeddings.class_embedding"), ("conv1", "embeddings.patch_embedding"),
+        ("positional_embedding", "embeddings.position_embedding.weight"), ("ln_pre", "pre_layrnorm"),
+        ("ln_post", "post_layernorm"), ("transformer.resblocks", "encoder.layers"), ("ln_1", "layer_norm1"),
+        ("ln_2", "layer_norm2"), ("attn.out_proj", "self_attn.out_proj"), ("mlp.c_fc", "mlp.fc1"),
+        ("mlp.c_proj", "mlp.fc2"),
+    ):
+        name = name.replace(theirs, ours)
+    return name
+
+
+def named(naming: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The encoder's tensors under one of the namings."""
+    if naming in ("visual.", "open_clip"):
+        return {("visual." if naming == "visual." else "") + name: tensor for name, tensor in tensors.items()}
+    renamed = {}
+    for name, tensor in tensors.items():
+        if "in_proj_" in name:
+            block, part = name.split("attn.in_proj_")
+            for letter, rows in zip("qkv", tensor.chunk(3), strict=True):
+                renamed[f"{transformers_name(block)}self_attn.{letter}_proj.{part}"] = rows
+        else:
+            renamed[transformers_name(name)] = tensor
+    return {("vision_model." if naming == "vision_model." else "") + name: tensor for name, tensor in renamed.items()}
+
+
+def source(tensors: dict[str, Tensor], path: Path = Path("clip.pt")) -> Source:
+    """The tensors as if they were in a file or a folder; nothing is written."""
+    lazy = {
+        name: LazyTensor(tuple(tensor.shape), tensor.dtype, path, lambda tensor=tensor: tensor.clone(), name)
+        for name, tensor in tensors.items()
+    }
+    return Source("the vision encoder", path, lazy)
+
+
+def encoder(found: Source, **options) -> ViT:
+    """The encoder that the tensors make; each of its tensors is found, and no other."""
+    config = vision_config(found, **options)
+    model = ViT(config).eval()
+    takes = vision_tensors(found, config)
+    shapes = {f"vision.{name}": tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    assert set(takes) == set(shapes)
+    model.load_state_dict({
+        name.removeprefix("vision."): found.take(take, shapes[name]).read() for name, take in takes.items()
+    })
+    return model
+
+
+def features(model: ViT) -> Tensor:
+    pixels = torch.randn(2, 3, PATCH * GRID, PATCH * GRID, generator=torch.Generator().manual_seed(5))
+    with torch.no_grad():
+        return model(pixels)
+
+
+def write(folder: Path, name: str, content: object) -> Path:
+    (folder / name).write_text(json.dumps(content))
+    return folder
+
+
+# Namings
+
+
+@pytest.mark.parametrize("post_norm", [False, True])
+def test_the_namings_of_the_same_values_give_the_same_features(post_norm: bool) -> None:
+    tensors = open_clip_tensors()
+    expected = features(encoder(source(named("visual.", tensors)), post_norm=post_norm))
+    assert expected.std() > 0.1
+    for naming in NAMINGS[1:]:
+        found = features(encoder(source(named(naming, tensors)), post_norm=post_norm))
+        assert (found - expected).abs().max() <= 1e-6, naming
+
+
+def test_query_key_and_value_are_thirds_of_the_fused_matrix() -> None:
+    tensors = open_clip_tensors()
+    model = encoder(source(named("visual.", tensors)))
+    fused = tensors["transformer.resblocks.1.attn.in_proj_weight"]
+    block = model.blocks[1]
+    assert torch.equal(torch.cat([block.query.weight, block.key.weight, block.value.weight]), fused)
+
+
+def test_the_final_norm_is_taken_when_it_is_asked_for() -> None:
+    tensors = open_clip_tensors()
+    found = source(named("visual.", tensors))
+    plain, normed = encoder(found), encoder(found, post_norm=True)
+    assert plain.output_norm is None
+    assert torch.equal(normed.output_norm.weight, tensors["ln_post.weight"])
+    expected = torch.nn.functional.layer_norm(
+        features(plain), (WIDTH,), tensors["ln_post.weight"], tensors["ln_post.bias"]
+    )
+    assert (features(normed) - expected).abs().max() <= 1e-6
+
+
+@pytest.mark.parametrize("naming", ["visual.", "vision_model."])
+def test_the_text_tower_is_ignored(naming: str) -> None:
+    text = {
+        "positional_embedding": torch.zeros(77, 32), "token_embedding.weight": torch.zeros(99, 32),
+        "ln_final.weight": torch.zeros(32), "logit_scale": torch.tensor(1.0),
+        "text_model.embeddings.position_embedding.weight": torch.zeros(77, 32),
+    }
+    for layer in range(LAYERS + 2):  # of other sizes than the encoder's
+        text[f"transformer.resblocks.{layer}.ln_1.weight"] = torch.zeros(32)
+        text[f"transformer.resblocks.{layer}.mlp.c_fc.weight"] = torch.zeros(64, 32)
+        text[f"text_model.encoder.layers.{layer}.layer_norm1.weight"] = torch.zeros(32)
+    tower = named(naming, open_clip_tensors())
+    alone, whole = encoder(source(tower)), encoder(source({**text, **tower}))
+    assert whole.config == alone.config
+    assert torch.equal(features(whole), features(alone))
+
+
+# Sizes
+
+
+@pytest.mark.parametrize("naming", NAMINGS)
+def test_sizes_are_the_tensors(naming: str) -> None:
+    config = vision_config(source(named(naming, open_clip_tensors())))
+    assert (config.image_size, config.patch_size, config.width) == (PATCH * GRID, PATCH, WIDTH)
+    assert (config.layers, config.ff_width, config.norm_eps) == (LAYERS, FF_WIDTH, 1e-5)
+    assert not config.keep_class_token
+
+
+def test_a_head_is_64_wide_where_nothing_says_otherwise() -> None:
+    assert vision_config(source(named("visual.", open_clip_tensors()))).heads == WIDTH // 64
+
+
+@pytest.mark.parametrize("as_file", [True, False])
+def test_open_clips_configuration_states_the_width_of_a_head(tmp_path: Path, as_file: bool) -> None:
+    write(tmp_path, "open_clip_config.json", {"model_cfg": {"vision_cfg": {"head_width": 16}}})
+    path = tmp_path / "open_clip_pytorch_model.bin" if as_file else tmp_path
+    assert vision_config(source(named("visual.", open_clip_tensors()), path)).heads == WIDTH // 16
+
+
+@pytest.mark.parametrize("as_file", [True, False])
+@pytest.mark.parametrize("nested", [True, False])
+def test_transformers_configuration_states_the_heads(tmp_path: Path, nested: bool, as_file: bool) -> None:
+    sizes = {"num_attention_heads": 16, "layer_norm_eps": 1e-3, "hidden_act": "gelu"}
+    text = {"num_attention_heads": 2, "hidden_act": "quick_gelu"}
+    write(tmp_path, "config.json", {"vision_config": sizes, "text_config": text, **text} if nested else sizes)
+    path = tmp_path / "model.safetensors" if as_file else tmp_path
+    config = vision_config(source(named("vision_model.", open_clip_tensors()), path))
+    assert (config.heads, config.norm_eps, config.activation) == (16, 1e-3, "gelu")
+
+
+def test_a_configuration_may_leave_out_what_is_usual(tmp_path: Path) -> None:
+    write(tmp_path, "config.json", {"vision_config": {"hidden_act": "gelu"}})
+    config = vision_config(source(named("vision_model.", open_clip_tensors()), tmp_path))
+    assert (config.heads, config.norm_eps, config.activation) == (WIDTH // 64, 1e-5, "gelu")
+
+
+def test_another_models_configuration_beside_a_file_of_open_clips_is_not_taken_for_the_encoders(tmp_path: Path) -> None:
+    write(tmp_path, "config.json", {"model_type": "llama", "num_attention_heads": 32, "hidden_act": "silu"})
+    config = vision_config(source(named("visual.", open_clip_tensors()), tmp_path / "ViT-L-14.pt"))
+    assert (config.heads, config.activation) == (WIDTH // 64, "quick_gelu")
+
+
+# Activation
+
+
+@pytest.mark.parametrize(
+    ("stated", "argument", "expected"),
+    [
+        (None, None, "quick_gelu"),
+        (None, "gelu", "gelu"),
+        (("open_clip_config.json", {"model_cfg": {"quick_gelu": True}}), None, "quick_gelu"),
+        (("open_clip_config.json", {"model_cfg": {"quick_gelu": True}}), "gelu", "gelu"),
+        (("open_clip_config.json", {"model_cfg": {}}), None, "gelu"),
+        (("open_clip_config.json", {"model_cfg": {}}), "quick_gelu", "quick_gelu"),
+        (("config.json", {"vision_config": {"hidden_act": "gelu"}}), None, "gelu"),
+        (("config.json", {"vision_config": {"hidden_act": "gelu"}}), "quick_gelu", "quick_gelu"),
+        (("config.json", {"vision_config": {"num_attention_heads": 2}}), None, "quick_gelu"),
+    ],
+)
+def test_the_activation_is_the_callers_then_the_configurations_then_openais(
+    tmp_path: Path, stated: tuple[str, object] | None, argument: str | None, expected: str
+) -> None:
+    if stated is not None:
+        write(tmp_path, *stated)
+    assert vision_config(source(named("visual.", open_clip_tensors()), tmp_path), argument).activation == expected
+
+
+# Errors
+
+
+def test_a_file_without_an_encoder_is_named_with_what_was_looked_for() -> None:
+    tensors = {"model.embed_tokens.weight": torch.zeros(4, 4), "lm_head.weight": torch.zeros(4, 4)}
+    with pytest.raises(DataError) as caught:
+        vision_config(source(tensors, Path("some/llama.bin")))
+    for part in ("some/llama.bin", "visual.class_embedding", "vision_model.embeddings.class_embedding",
+                 "model.embed_tokens.weight"):
+        assert part in str(caught.value)
+
+
+def test_a_resnet_is_refused() -> None:
+    tensors = {"visual.conv1.weight": torch.zeros(8, 3, 3, 3), "visual.layer1.0.conv1.weight": torch.zeros(8, 8, 1, 1)}
+    with pytest.raises(DataError, match=r"RN50\.pt holds no CLIP vision transformer"):
+        vision_config(source(tensors, Path("RN50.pt")))
+
+
+@pytest.mark.parametrize("places", [GRID * GRID, GRID * GRID + 2, 1])
+def test_positions_of_no_square_are_refused(places: int) -> None:
+    with pytest.raises(DataError, match=rf"clip\.pt.*\[{places}, 128\].*square"):
+        vision_config(source(named("visual.", open_clip_tensors(places=places))))
+
+
+def test_an_empty_tensor_is_refused() -> None:
+    tensors = named("visual.", open_clip_tensors()) | {"visual.positional_embedding": torch.zeros(0, WIDTH)}
+    with pytest.raises(DataError, match=r"clip\.pt: tensor visual\.positional_embedding is empty"):
+        vision_config(source(tensors))
+
+
+@pytest.mark.parametrize("value", ["silu", "gelu_new", ["gelu"], 3])
+def test_an_unknown_activation_is_named(tmp_path: Path, value: object) -> None:
+    write(tmp_path, "config.json", {"vision_config": {"num_attention_heads": 2, "hidden_act": value}})
+    with pytest.raises(DataError) as caught:
+        vision_config(source(named("vision_model.", open_clip_tensors()), tmp_path))
+    for part in (str(tmp_path / "config.json"), "hidden_act", repr(value), "quick_gelu"):
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize("value", ["1e-5", [1], True])
+def test_a_norm_constant_that_is_no_number_is_named(tmp_path: Path, value: object) -> None:
+    write(tmp_path, "config.json", {"vision_config": {"layer_norm_eps": value}})
+    with pytest.raises(DataError, match=r"config\.json: vision_config\.layer_norm_eps is"):
+        vision_config(source(named("vision_model.", open_clip_tensors()), tmp_path))
+
+
+@pytest.mark.parametrize("width", [40, 96])
+def test_a_width_that_no_head_width_divides_is_named(width: int) -> None:
+    with pytest.raises(DataError, match=rf"clip\.pt: a width of {width} cannot be split into heads of 64"):
+        vision_config(source(named("visual.", open_clip_tensors(width=width))))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("config.json", {"num_attention_heads": 3}),
+        ("config.json", {"num_attention_heads": 0}),
+        ("config.json", {"num_attention_heads": "2"}),
+        ("open_clip_config.json", {"model_cfg": {"vision_cfg": {"head_width": 48}}}),
+        ("open_clip_config.json", {"model_cfg": {"vision_cfg": {"head_width": "64"}}}),
+        ("open_clip_config.json", {"model_cfg": {"vision_cfg": {"head_width": -64}}}),
+    ],
+)
+def test_heads_that_do_not_divide_the_width_are_refused(tmp_path: Path, name: str, content: object) -> None:
+    naming = "vision_model." if name == "config.json" else "visual."
+    with pytest.raises(DataError, match=str(tmp_path)):
+        vision_config(source(named(naming, open_clip_tensors()), write(tmp_path, name, content)))
+
+
+@pytest.mark.parametrize("naming", ["visual.", "vision_model."])
+def test_a_missing_or_misshapen_tensor_is_named_with_the_file(naming: str) -> None:
+    tensors = named(naming, open_clip_tensors())
+    name = next(name for name in tensors if name.endswith(("1.mlp.c_fc.bias", "1.mlp.fc1.bias")))
+    for changed in ({**tensors, name: torch.zeros(7)}, {key: value for key, value in tensors.items() if key != name}):
+        with pytest.raises(DataError, match=rf"clip\.pt.*tensor {name}"):
+            encoder(source(changed))
+
+
+def test_the_encoders_of_the_peers_files_have_the_peers_sizes(tmp_path: Path) -> None:
+    for name in ("mpt-interval2", "mpt-interval4"):  # open_clip's names, and transformers'
+        peer = PeerModel(name)
+        (tmp_path / name).mkdir()
+        files = peer.write(tmp_path / name)
+        sizes = peer.about["vision_sizes"]
+        config = vision_config(source(peer.tensors("vision"), files.vision))
+        assert (config.image_size, config.patch_size) == (sizes["image_size"], sizes["patch_size"])
+        assert (config.width, config.layers) == (sizes["width"], sizes["layers"])
+        assert config.heads == sizes["width"] // sizes["head_width"]
+        assert config.ff_width == int(sizes["width"] * sizes["mlp_ratio"])
+        assert config.activation == peer.about["activation"]
