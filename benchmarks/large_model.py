@@ -170,6 +170,7 @@ def main() -> None:
     parser.add_argument("--preset", default="openflamingo-3b")
     parser.add_argument("--work", type=Path, required=True, help="a folder with room for four times the model")
     parser.add_argument("--dtype", action="append", choices=["fp32", "fp16", "bf16"], help="repeatable; default fp32")
+    parser.add_argument("--direct", action="store_true", help="export from the three sources too")
     parser.add_argument("--keep", action="store_true", help="keep checkpoint and bundle")
     options = parser.parse_args()
     config, sources = preset(options.preset), options.work / options.preset
@@ -205,9 +206,10 @@ def main() -> None:
                              "--json"], weights, None)
         if not options.keep:
             shutil.rmtree(checkpoint)
-        run("export from the sources", dtype, ["export", "--ckpt", str(sources / "checkpoint.pt"), *files,
-                                               "--dtype", dtype, "--out", str(direct)], 0, direct)
-        shutil.rmtree(direct)
+        if options.direct:
+            run("export from the sources", dtype, ["export", "--ckpt", str(sources / "checkpoint.pt"), *files,
+                                                   "--dtype", dtype, "--out", str(direct)], 0, direct)
+            shutil.rmtree(direct)
         if not options.keep:
             shutil.rmtree(bundle)
     print(json.dumps({

@@ -35,8 +35,8 @@ class OrtEngine:
     ) -> None:
         """Load the graphs. ``threads`` is the number of cores for one operator; by default ONNX Runtime decides.
 
-        ``frugal`` runs from the mapped files: no second copy of the weights in the layout that computes fastest, or in
-        float32 where they are stored in half. Slower, and the memory stays at the files' size.
+        ``frugal`` computes from the mapped files, without a second copy of the weights in the layout that is fastest,
+        or in float32 where they are stored in half precision: slower, with the files' size as memory.
 
         Raises `DependencyError` without onnxruntime, `DataError` when a graph cannot be loaded.
         """
@@ -47,18 +47,17 @@ class OrtEngine:
         options.log_severity_level = 3
         if threads is not None:
             options.intra_op_num_threads = threads
-        disabled = []
         if frugal:
             options.add_session_config_entry("session.disable_prepacking", "1")
             options.enable_cpu_mem_arena = options.enable_mem_pattern = False
-            disabled = ["ConstantFolding"]
+            # Every level above folds the casts of weights; the default order computes all of them before the rest.
+            options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
+            options.execution_order = runtime.ExecutionOrder.PRIORITY_BASED
         self._specs = graph_specs(config)
         self._sessions = {}
         for name, path in graphs.items():
             try:
-                session = runtime.InferenceSession(
-                    str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=disabled
-                )
+                session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
             except Exception as error:  # onnxruntime's exceptions share no base of their own
                 raise DataError(f"ONNX Runtime {runtime.__version__} cannot load {path}: {error}") from error
             _check_interface(path, session, self._specs[name])

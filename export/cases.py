@@ -54,8 +54,8 @@ class Expected:
     """What the model computes for a case.
 
     ``features`` [M, F, S, Dv] of its visuals; ``media``: keys and values [M, Hx, L, d] by name; ``input_ids`` and
-    ``media_index`` [B, tokens]; ``by_row``: the media by row [B, V, Hx, L, d], zeros in unused slots; for each row the
-    ``logits`` [T, vocab] of its tokens and pieces, without padding, and its ``cache`` [1, Hk, T, d] by name.
+    ``media_index`` [B, tokens]; for each row the ``logits`` [T, vocab] of its tokens and pieces, without padding, and
+    its ``cache`` [1, Hk, T, d] by name.
     """
 
     case: Case
@@ -63,9 +63,15 @@ class Expected:
     media: dict[str, Tensor]
     input_ids: Tensor
     media_index: Tensor
-    by_row: dict[str, Tensor]
     logits: list[Tensor]
     caches: list[dict[str, Tensor]]
+
+    def by_row(self, name: str) -> Tensor:
+        """The media called ``name`` by row, [B, V, Hx, L, d], zeros in unused slots; at least one slot."""
+        counts = [len(places) for places in self.case.visuals]
+        rows = self.media[name][: sum(counts)].split(counts)
+        stacked = pad_sequence(list(rows), batch_first=True)
+        return stacked if any(counts) else stacked.new_zeros(len(counts), 1, *stacked.shape[2:])
 
 
 @dataclass(frozen=True)
@@ -121,8 +127,11 @@ def _with_media(model: Flamingo, case: Case, pictures: Tensor, generator: torch.
     parts = {"key": keys, "value": values}
     media = {media_name(layer, part): parts[part][layer] for layer, part in layer_parts(len(keys))}
     input_ids = torch.randint(model.config.language.vocab_size, (len(case.lengths), case.tokens), generator=generator)
-    phi, by_row = _arrange(case, media)
-    return Expected(case, features, media, input_ids, phi, by_row, [], [])
+    phi = torch.zeros_like(input_ids)
+    for row, places in enumerate(case.visuals):
+        for place in places:
+            phi[row, place:] += 1
+    return Expected(case, features, media, input_ids, phi, [], [])
 
 
 def _answer(model: Flamingo, cases: list[Expected]) -> None:
@@ -132,8 +141,8 @@ def _answer(model: Flamingo, cases: list[Expected]) -> None:
     texts = [_unpadded(expected, row) for expected, row in rows]
     input_ids, media_index = (pad_sequence(list(part), batch_first=True) for part in zip(*texts, strict=True))
     keys, values = (
-        [pad_sequence([expected.by_row[name][row] for expected, row in rows], batch_first=True)
-         for name in cases[0].by_row if name.endswith(part)]
+        [pad_sequence([expected.by_row(name)[row] for expected, row in rows], batch_first=True)
+         for name in cases[0].media if name.endswith(part)]
         for part in ("key", "value")
     )
     recorder = _Recorder()
@@ -150,18 +159,3 @@ def _unpadded(expected: Expected, row: int) -> tuple[Tensor, Tensor]:
     return tuple(
         torch.cat([part[row, :length], part[row, prompt:]]) for part in (expected.input_ids, expected.media_index)
     )
-
-
-def _arrange(case: Case, media: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-    """phi [B, tokens], and media by row [B, V, Hx, L, d]."""
-    slots = max(1, max(map(len, case.visuals)))
-    phi = torch.zeros(len(case.visuals), case.tokens, dtype=torch.int64)
-    by_row = {name: torch.zeros(len(case.visuals), slots, *tensor.shape[1:]) for name, tensor in media.items()}
-    next_visual = 0
-    for row, places in enumerate(case.visuals):
-        for slot, place in enumerate(places):
-            phi[row, place:] += 1
-            for name, tensor in media.items():
-                by_row[name][row, slot] = tensor[next_visual]
-            next_visual += 1
-    return phi, by_row

@@ -16,7 +16,7 @@ from flamingo_rt.weights.lazy import LazyTensor
 WRAPPER = "model."
 # Alignment of large tensors in the weight file: a page, so that runtimes can map each one by itself.
 PAGE = 4096
-# Smaller tensors stay in the .onnx file.
+# Tensors up to this size stay in the .onnx file.
 INLINE_BYTES = 256
 
 
@@ -56,7 +56,7 @@ class Weights:
 def external_bytes(model: Any) -> int:
     """Bytes that `save_graph` writes beside the graph, and reports."""
     sizes = (value.const_value.nbytes for value in model.graph.initializers.values())
-    return sum(size for size in sizes if size >= INLINE_BYTES)
+    return sum(size for size in sizes if size > INLINE_BYTES)
 
 
 def save_graph(model: Any, path: Path, on_tensor: Callable[[str, int], None] = lambda name, size: None) -> None:

@@ -12,7 +12,9 @@ from flamingo_rt.errors import DataError
 from flamingo_rt.importing.settings import Settings
 from flamingo_rt.importing.sources import Source, Take
 
-HEAD_WIDTH = 64  # of every CLIP model but the largest; those say otherwise in their configuration
+# Width of a head: 64, but for the largest models of open_clip, by their width (its model_configs: H, g, bigG, e).
+HEAD_WIDTH = 64
+LARGE_HEAD_WIDTHS = {1280: 80, 1408: 88, 1664: 104, 1792: 112}
 
 _OPEN_CLIP = {
     "class_token": "class_embedding", "positions": "positional_embedding", "patches.weight": "conv1.weight",
@@ -58,7 +60,7 @@ def vision_config(source: Source, activation: str | None = None, post_norm: bool
     width, patch = shape[0], shape[2]
     blocks = prefix + names["blocks"]
     stated = _stated(source.path, names is _TRANSFORMERS)
-    head_width = stated.get("head_width", HEAD_WIDTH)
+    head_width = stated.get("head_width", LARGE_HEAD_WIDTHS.get(width, HEAD_WIDTH))
     fits = isinstance(head_width, int) and head_width > 0 and width % head_width == 0
     heads = stated.get("heads", width // head_width if fits else 0)
     if not isinstance(heads, int) or heads < 1 or width % heads:

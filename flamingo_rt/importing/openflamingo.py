@@ -7,6 +7,7 @@ read here but names, shapes and small JSON files: the weights stay where they ar
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,6 +37,8 @@ from flamingo_rt.weights.reading import open_weights
 MAX_VISUALS = 64  # OpenFlamingo has no limit; its evaluation goes to 32 shots
 # The logit of a token that the head has no row for: never chosen, and finite in half precision too.
 UNPREDICTABLE = -30000.0
+# Not weights: what older releases of the libraries stored beside them.
+_BUFFERS = re.compile(r"(rotary_emb\.\w+|attention\.(masked_)?bias|attn\.(masked_)?bias|attn_bias|position_ids)$")
 
 
 @dataclass(frozen=True)
@@ -100,11 +103,13 @@ def open_openflamingo(files: OpenFlamingoFiles) -> Imported:
         _check_preset(config, wanted, files)
     config = replace(config, name=files.preset or _known_name(config, settings) or config.name)
     shapes = expected_shapes(config)
+    language_takes = family.tensors(language, config.language)
+    _check_all_known(language, family, language_takes)
     tensors = {
         **_bind(vision, clip.vision_tensors(vision, config.vision), shapes),
         **_bind(checkpoint, resampler_tensors(config.resampler), shapes),
         **_bind(checkpoint, cross_attention_tensors(config.cross_layers), shapes),
-        **_bind(language, _prefixed(family.tensors(language, config.language)), shapes),
+        **_bind(language, _prefixed(language_takes), shapes),
         **_prefixed({**embedding, **head}),
     }
     return Imported(StoredModel(config, tokenizer.to_str(pretty=True), {name: tensors[name] for name in shapes}), notes)
@@ -173,6 +178,17 @@ def _head(
         "head.bias": LazyTensor((rows,), torch.float32, short.file, bias),
     }
     return replace(config, head_bias=True), tensors, (note,)
+
+
+def _check_all_known(language: Source, family: Family, takes: Mapping[str, Take]) -> None:
+    """Raise `DataError` when the decoder layers have a tensor that would be left out: a bias, another norm."""
+    known = {take.name for take in takes.values()}
+    for name, tensor in language.tensors.items():
+        if name.startswith(f"{family.layers}.") and name not in known and not _BUFFERS.search(name):
+            raise DataError(
+                f"{tensor.file}: tensor {name} has no place in a {family.name} model as "
+                f"{language.path / 'config.json'} describes it: another architecture?"
+            )
 
 
 def _prefixed(entries: Mapping) -> dict:

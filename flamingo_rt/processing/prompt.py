@@ -60,3 +60,18 @@ def build_prompt(parts: Part | Sequence[Part], tokenizer: TextTokenizer, *, star
     if phi[-1] != len(visuals):  # a tokenizer that normalises its text finds the token in other spellings too
         raise UsageError(f"a text of the prompt is read as {image} by the tokenizer: give the picture itself instead")
     return Prompt(ids, phi, tuple(visuals))
+
+
+def continuation_ids(
+    parts: Part | Sequence[Part], text: str, tokenizer: TextTokenizer, *, start: bool = True
+) -> np.ndarray:
+    """Token ids int64 [T] of a text that continues a prompt: what the two have together behind the prompt's own.
+
+    Where the text changes the prompt's last token by joining it, the ids are those of the text alone.
+    """
+    listed = [parts] if isinstance(parts, str) or not isinstance(parts, Iterable) else list(parts)
+    before = build_prompt(listed, tokenizer, start=start).input_ids
+    whole = build_prompt([*listed, text], tokenizer, start=start).input_ids
+    if len(whole) > len(before) and np.array_equal(whole[: len(before)], before):
+        return whole[len(before) :]
+    return np.array(tokenizer.encode(text), dtype=np.int64)

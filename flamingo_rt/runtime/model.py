@@ -10,7 +10,7 @@ from flamingo_rt.config import FlamingoConfig
 from flamingo_rt.contract import graph_specs
 from flamingo_rt.errors import DataError, UsageError
 from flamingo_rt.processing import tasks
-from flamingo_rt.processing.prompt import Part, Prompt, build_prompt
+from flamingo_rt.processing.prompt import Part, Prompt, build_prompt, continuation_ids
 from flamingo_rt.processing.tokenizer import TextTokenizer
 from flamingo_rt.processing.visuals import visual_pixels
 from flamingo_rt.runtime.answer import Answer
@@ -96,8 +96,8 @@ class Model:
         """Rank a closed set of answers by log-likelihood after the prompt (paper §B.1.5): best first.
 
         The separator of the model's form, ``config.prompts.answer_separator``, is put between prompt and choice where
-        neither has a space. A choice is tokenized on its own; its score is the sum over its tokens, not divided by
-        their number.
+        neither has a space. A choice is tokenized as the continuation of the prompt; its score is the sum over its
+        tokens, not divided by their number.
         """
         choices = choices if isinstance(choices, str) else list(choices)
         valid = not isinstance(choices, str) and all(isinstance(c, str) and c.strip() for c in choices)
@@ -110,7 +110,7 @@ class Model:
         self._check_sizes([prompt], prefix)
         between = "" if _ends_in_space(parts) else self.config.prompts.answer_separator
         texts = [choice if choice[0].isspace() else between + choice for choice in choices]
-        tokens = [np.array(self.tokenizer.encode(text), dtype=np.int64) for text in texts]
+        tokens = [continuation_ids(parts, text, self.tokenizer, start=prefix is None) for text in texts]
         longest = max(len(choice) for choice in tokens)
         start = (len(prefix) if prefix else 0) + len(prompt)
         if start + longest > self.config.language.context:

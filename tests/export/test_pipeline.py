@@ -162,7 +162,7 @@ def test_progress_is_told_of_every_stage_to_its_end(bundle: Path, told: dict[str
     """In bytes where weights are written, in cases where prompts are computed."""
     graphs = [f"{name} {part}" for name in GRAPHS for part in ("graph", "weights")]
     assert list(told) == ["PyTorch's answers", *graphs, "comparison", "checksums"]
-    for stage, steps in (("PyTorch's answers", STEPS), ("comparison", len(CASES))):
+    for stage, steps in (("PyTorch's answers", STEPS), ("comparison", 2 * len(CASES))):
         assert told[stage] == (steps, [1] * steps)
     for name in GRAPHS:
         total, advances = told[f"{name} weights"]

@@ -172,6 +172,17 @@ def test_a_head_is_64_wide_where_nothing_says_otherwise() -> None:
     assert vision_config(source(named("visual.", open_clip_tensors()))).heads == WIDTH // 64
 
 
+@pytest.mark.parametrize(("width", "heads"), [(1280, 16), (1408, 16), (1664, 16), (1792, 16), (1024, 16), (768, 12)])
+def test_the_largest_models_have_wider_heads(width: int, heads: int) -> None:
+    shapes = {name: (width if size == WIDTH else size for size in tensor.shape)
+              for name, tensor in open_clip_tensors().items()}
+    tensors = {
+        f"visual.{name}": LazyTensor(tuple(shape), torch.float32, Path("clip.pt"), pytest.fail)
+        for name, shape in shapes.items()
+    }
+    assert vision_config(Source("the vision encoder", Path("clip.pt"), tensors)).heads == heads
+
+
 @pytest.mark.parametrize("as_file", [True, False])
 def test_open_clips_configuration_states_the_width_of_a_head(tmp_path: Path, as_file: bool) -> None:
     write(tmp_path, "open_clip_config.json", {"model_cfg": {"vision_cfg": {"head_width": 16}}})

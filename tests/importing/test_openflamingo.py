@@ -284,6 +284,22 @@ def test_integers_are_refused(sources: Sources, part: str, name: str) -> None:
     assert "quantized" in message
 
 
+@pytest.mark.parametrize("name", ["attention.query_key_value.gate", "mlp.dense_h_to_4h.lora_A.weight"])
+def test_a_tensor_of_a_decoder_layer_that_would_be_left_out_is_refused(sources: Sources, name: str) -> None:
+    sources.put("language", f"gpt_neox.layers.2.{name}", [32])
+    refusal = sources.refusal()
+    assert f"gpt_neox.layers.2.{name} has no place in a GPT-NeoX model" in refusal
+    assert str(sources.language) in refusal
+
+
+def test_what_is_no_weight_is_left_out(sources: Sources) -> None:
+    plain = sources.open().model
+    for name in ("attention.bias", "attention.masked_bias", "attention.rotary_emb.inv_freq"):
+        sources.put("language", f"gpt_neox.layers.1.{name}", [1])
+    sources.put("language", "value_head.weight", [1, 32])
+    assert_same(sources.open().model, plain)
+
+
 def test_an_empty_tensor_is_refused(sources: Sources) -> None:
     for name in (f"{GATED}.0.ff.1.weight", "perceiver.latents"):
         sources.put("checkpoint", name, (0, 0))

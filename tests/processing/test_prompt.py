@@ -11,7 +11,7 @@ from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizer
 from flamingo_rt.config import TokensConfig
 from flamingo_rt.errors import UsageError
 from flamingo_rt.processing.media import Image, Video
-from flamingo_rt.processing.prompt import build_prompt
+from flamingo_rt.processing.prompt import build_prompt, continuation_ids
 from flamingo_rt.processing.tokenizer import TextTokenizer
 from flamingo_rt.training.tokenizer import train_tokenizer
 
@@ -203,3 +203,21 @@ def test_phi_counts_the_image_tokens_up_to_each_token(parts, tokenizer):
     prompt = build_prompt(parts, tokenizer)
     np.testing.assert_array_equal(prompt.media_index, np.cumsum(prompt.input_ids == tokenizer.image_id))
     assert len(prompt.visuals) == prompt.media_index[-1]
+
+
+@pytest.mark.parametrize("parts", [["Output:", A, "a c"], [A, "Output:"], "Output:", A])
+@pytest.mark.parametrize("text", ["at", "cat", " a cat", " "])
+def test_a_continuation_is_tokenized_with_its_prompt(parts, text, metaspace):
+    before = build_prompt(parts, metaspace).input_ids.tolist()
+    joined = [parts, text] if isinstance(parts, str) or parts is A else [*parts, text]
+    whole = build_prompt(joined, metaspace).input_ids.tolist()
+    found = continuation_ids(parts, text, metaspace).tolist()
+    if whole[: len(before)] == before:
+        assert before + found == whole
+    else:  # the text has changed the prompt's last token
+        assert found == metaspace.encode(text)
+
+
+def test_a_continuation_is_not_marked_as_a_beginning(metaspace):
+    assert continuation_ids([A, "Output:"], "cat", metaspace).tolist() != metaspace.encode("cat")
+    assert continuation_ids([A, "Output:"], "cat", metaspace).tolist() == metaspace.encode("<image>cat")[1:]
