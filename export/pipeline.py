@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from pathlib import Path
 
@@ -57,6 +58,7 @@ def export_model(
         with progress("PyTorch's answers", STEPS) as advance:
             reference = compute_reference(streamed_model(config, stored.tensors), advance)
         paths = _write_graphs(stored, folder, lowering, dtype, progress)
+        gc.collect()  # graphs are full of cycles, and next comes the stage that needs the most memory
         parity = {}
         with progress("comparison", 2 * len(CASES)) as advance:
             for graphs in ((VISION_ENCODER, RESAMPLER), (LANGUAGE_MODEL,)):  # not all weights in memory at once

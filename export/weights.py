@@ -105,8 +105,8 @@ def _fold_transposes(graph: Any, transposed: Callable[[str], LazyTensor | None])
 
 
 def _cast_behind(graph: Any, value: Any, dtype: torch.dtype) -> None:
-    """Turn a float32 initializer into one of ``dtype``; what reads it gets it through a Cast. A Gather, which takes a
-    few rows of a large table, is cast after it took them."""
+    """Turn a float32 initializer into one of ``dtype``; what reads it gets it through a Cast. What only takes or moves
+    values, such as a Gather of a few rows of a large table, does so before the Cast."""
     import onnx_ir
 
     kind = {torch.float16: onnx_ir.DataType.FLOAT16, torch.bfloat16: onnx_ir.DataType.BFLOAT16}[dtype]
@@ -118,7 +118,7 @@ def _cast_behind(graph: Any, value: Any, dtype: torch.dtype) -> None:
     )
     value.type = onnx_ir.TensorType(kind)
     for node, index in uses:
-        if node.op_type == "Gather" and index == 0:
+        if node.op_type in ("Gather", "Transpose") and index == 0:
             output = node.outputs[0]
             cast = onnx_ir.node("Cast", [output], {"to": onnx_ir.DataType.FLOAT})
             cast.outputs[0].shape, cast.outputs[0].type = output.shape, output.type

@@ -66,6 +66,12 @@ def random_pixels(seed: int, index: int, size: int) -> np.ndarray:
     return uniform(seed, f"pixels {index}", 3 * size * size).reshape(3, size, size) * np.float32(2)
 
 
+def random_picture(seed: int, width: int, height: int) -> np.ndarray:
+    """uint8 [height, width, 3] of noise."""
+    values = uniform(seed, f"picture {width}x{height}", height * width * 3)
+    return ((values + np.float32(1)) * np.float32(128)).astype(np.uint8).reshape(height, width, 3)
+
+
 def random_tokens(seed: int, name: str, count: int, below: int) -> list[int]:
     """``count`` token ids in [0, below)."""
     bits = np.random.PCG64([seed, zlib.crc32(f"tokens {name}".encode())]).random_raw(count)

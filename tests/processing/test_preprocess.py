@@ -1,12 +1,14 @@
 """`pixel_values` against independent formulas: shapes, colours, positions, and CLIP's rounding."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import PIL.Image
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from random_weights import random_picture
 
 from flamingo_rt.config import PreprocessingConfig
 from flamingo_rt.errors import DataError
@@ -16,6 +18,7 @@ from flamingo_rt.processing.preprocess import pixel_values
 CLIP = PreprocessingConfig(
     resize="crop", mean=(0.48145466, 0.4578275, 0.40821073), std=(0.26862954, 0.26130258, 0.27577711)
 )
+FIXTURE = Path(__file__).parent.parent / "fixtures" / "clip_preprocessing.npz"
 # One float32 subtraction and one division of values up to about 4: a few units in the last place.
 FLOAT32 = {"rtol": 0, "atol": 1e-6}
 
@@ -47,6 +50,17 @@ def clip_reference(picture, config, size):
 def test_crop_is_clips_transform(width, height, size):
     picture = noise(width, height)
     np.testing.assert_allclose(pixel_values(picture, CLIP, size), clip_reference(picture, CLIP, size), **FLOAT32)
+
+
+@pytest.mark.parametrize("name", np.load(FIXTURE).files)
+def test_crop_is_what_the_transformers_library_makes_of_a_picture(name):
+    """Resized values are whole numbers of 255 levels; another Pillow may round one of them differently."""
+    width, height = map(int, name.split("x"))
+    expected = np.load(FIXTURE)[name]
+    found = pixel_values(PIL.Image.fromarray(random_picture(7, width, height)), CLIP, expected.shape[-1])
+    level = 1 / 255 / min(CLIP.std)
+    assert np.abs(found - expected).max() <= 1.01 * level
+    assert (np.abs(found - expected) <= 1e-5).mean() > 0.999
 
 
 def test_crop_of_a_square_of_the_right_size_changes_no_pixel():
