@@ -14,6 +14,7 @@ from flamingo_rt.weights.lazy import LazyTensor
 
 # From an initializer's name in a graph to the tensor's name in the model: what the wrappers put in front.
 WRAPPER = "model."
+TRANSPOSED = ".transposed"
 # Alignment of large tensors in the weight file: a page, so that runtimes can map each one by itself.
 PAGE = 4096
 # Tensors up to this size stay in the .onnx file.
@@ -48,8 +49,9 @@ class Weights:
         would compute the Casts."""
         if self.matrices == torch.float32:
             return
-        for value in list(model.graph.initializers.values()):
-            if value.dtype.name == "FLOAT" and len(value.shape) > 1 and value.const_value.size > 1:
+        for name, value in list(model.graph.initializers.items()):
+            ours = name.removeprefix(WRAPPER).removesuffix(TRANSPOSED) in self.tensors  # no constant of the graph
+            if ours and len(value.shape) > 1:
                 _cast_behind(model.graph, value, self.matrices)
 
 
@@ -93,7 +95,7 @@ def _fold_transposes(graph: Any, transposed: Callable[[str], LazyTensor | None])
         tensor = transposed(weight.name) if len(list(weight.uses())) == 1 else None
         if tensor is None:
             continue
-        name = f"{weight.name}.transposed"
+        name = f"{weight.name}{TRANSPOSED}"
         stored = onnx_ir.Value(
             name=name, shape=onnx_ir.Shape(tensor.shape), type=onnx_ir.TensorType(onnx_ir.DataType.FLOAT),
             const_value=_lazy(name, tensor),

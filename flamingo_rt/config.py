@@ -300,7 +300,12 @@ class FlamingoConfig:
 
     @classmethod
     def from_dict(cls, data: Any) -> FlamingoConfig:
-        """The inverse of `to_dict`. Raises `DataError` that names the key for anything missing, unknown or mistyped."""
+        """The inverse of `to_dict`. Raises `DataError` that names the key for anything missing, unknown or mistyped.
+
+        Models written before there were ``prompts`` were trained with the default.
+        """
+        if isinstance(data, dict) and "prompts" not in data:
+            data = data | {"prompts": dataclasses.asdict(PromptsConfig())}
         return _parse(cls, data, "config")
 
     @classmethod

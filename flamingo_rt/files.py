@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -64,11 +66,27 @@ def check_space(path: Path, needed: int) -> None:
         )
 
 
+# What this project writes into a bundle or a checkpoint, and the keys by which its JSON files are told from others'.
+_WRITTEN = re.compile(
+    r"(manifest|config|tokenizer)\.json|\w+\.onnx(\.data)?|model(-\d+-of-\d+)?\.safetensors(\.index\.json)?"
+)
+_MARKS = {"manifest.json": {"format_version", "graphs"}, "config.json": {"resampler", "cross_attention"}}
+
+
 def _is_output(path: Path) -> bool:
-    """Whether a folder is empty, or one that this project wrote: nobody's photographs are to be replaced."""
+    """Whether a folder is empty, or one that this project wrote: nobody's photographs and no other library's model are
+    to be replaced."""
     entries = list(path.iterdir())
-    known = {"manifest.json", "config.json"} & {entry.name for entry in entries}
-    return not entries or (bool(known) and all(entry.is_file() for entry in entries))
+    ours = all(entry.is_file() and _WRITTEN.fullmatch(entry.name) for entry in entries)
+    return not entries or (ours and any(_is_marked(path / name, keys) for name, keys in _MARKS.items()))
+
+
+def _is_marked(file: Path, keys: set[str]) -> bool:
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(data, dict) and keys <= set(data)
 
 
 @contextmanager

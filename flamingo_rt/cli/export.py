@@ -47,6 +47,8 @@ def command(
         if given:
             option = f"--{given[0].replace('_', '-')}"
             raise UsageError(f"{option} goes with --vision and --language, for OpenFlamingo's checkpoint.pt")
+        if ckpt.is_file():
+            raise UsageError(f"{ckpt} is a file: OpenFlamingo's checkpoint.pt needs --vision and --language beside it")
         model, paths = open_checkpoint(ckpt), (ckpt,)
     elif sources["vision"] is None or sources["language"] is None:
         raise UsageError("an OpenFlamingo model has three sources: give --ckpt, --vision and --language")

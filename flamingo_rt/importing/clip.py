@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+import re
 
-from flamingo_rt.config import ViTConfig, read_json
+from flamingo_rt.config import PreprocessingConfig, ViTConfig
 from flamingo_rt.errors import DataError
-from flamingo_rt.importing.settings import Settings
+from flamingo_rt.importing.clip_config import stated_beside
 from flamingo_rt.importing.sources import Source, Take
 
 # Width of a head: 64, but for the largest models of open_clip, by their width (its model_configs: H, g, bigG, e).
@@ -28,6 +26,8 @@ _TRANSFORMERS = {
     "output_norm": "post_layernorm", "blocks": "encoder.layers", "attention_norm": "layer_norm1",
     "ff_norm": "layer_norm2", "output": "self_attn.out_proj", "ff.up": "mlp.fc1", "ff.down": "mlp.fc2",
 }
+# The final norm and the projection behind it act on what is not used; the rest is no weight.
+_NO_WEIGHTS = re.compile(r"(^|\.)(proj|ln_post\.\w+|post_layernorm\.\w+|position_ids|attn_mask)$")
 _NAMINGS = (("visual.", _OPEN_CLIP), ("", _OPEN_CLIP), ("vision_model.", _TRANSFORMERS), ("", _TRANSFORMERS))
 
 
@@ -59,24 +59,27 @@ def vision_config(source: Source, activation: str | None = None, post_norm: bool
         )
     width, patch = shape[0], shape[2]
     blocks = prefix + names["blocks"]
-    stated = _stated(source.path, names is _TRANSFORMERS)
-    head_width = stated.get("head_width", LARGE_HEAD_WIDTHS.get(width, HEAD_WIDTH))
-    fits = isinstance(head_width, int) and head_width > 0 and width % head_width == 0
-    heads = stated.get("heads", width // head_width if fits else 0)
-    if not isinstance(heads, int) or heads < 1 or width % heads:
-        parts = f"{heads} heads" if "heads" in stated else f"heads of {head_width!r}"
+    stated = stated_beside(source.path, names is _TRANSFORMERS)
+    head_width = stated.head_width or LARGE_HEAD_WIDTHS.get(width, HEAD_WIDTH)
+    heads = stated.heads or (width // head_width if width % head_width == 0 else 0)
+    if not heads or width % heads:
+        parts = f"{heads} heads" if stated.heads else f"heads of {head_width}"
         raise DataError(f"{source.path}: a width of {width} cannot be split into {parts}")
     return ViTConfig(
         image_size=side * patch, patch_size=patch, width=width,
-        layers=source.count(f"{blocks}.{{}}.{names['attention_norm']}.weight"), heads=heads,
+        layers=source.layers(blocks), heads=heads,
         ff_width=source.rows(f"{blocks}.0.{names['ff.up']}.weight"),
-        activation=activation or stated.get("activation", "quick_gelu"),
-        norm_eps=stated.get("norm_eps", 1e-5), post_norm=post_norm,
+        activation=activation or stated.activation or "quick_gelu", norm_eps=stated.norm_eps, post_norm=post_norm,
     )
 
 
+def vision_preprocessing(source: Source) -> PreprocessingConfig:
+    """CLIP's, with the mean and deviation that the configuration beside the weights states. Raises `DataError`."""
+    return stated_beside(source.path, _naming(source)[1] is _TRANSFORMERS).preprocessing
+
+
 def vision_tensors(source: Source, config: ViTConfig) -> dict[str, Take]:
-    """Where each tensor of ``vision.*`` is."""
+    """Where each tensor of ``vision.*`` is. Raises `DataError` when the encoder has one that we do not."""
     prefix, names = _naming(source)
     takes = {
         "class_token": Take(prefix + names["class_token"]),
@@ -96,32 +99,7 @@ def vision_tensors(source: Source, config: ViTConfig) -> dict[str, Take]:
                     Take(f"{block}.attn.in_proj_{part}", index, 3) if names is _OPEN_CLIP
                     else Take(f"{block}.self_attn.{name[0]}_proj.{part}")
                 )
+    first = {names[part].split(".")[0] for part in ("patches.weight", "input_norm", "blocks")}
+    roots = (prefix,) if prefix else tuple(f"{part}." for part in first)
+    source.check_all_taken(roots, {take.name for take in takes.values()}, _NO_WEIGHTS)
     return {f"vision.{name}": take for name, take in takes.items()}
-
-
-def _stated(path: Path, transformers: bool) -> dict[str, Any]:
-    """What a configuration beside the weights says: activation, heads or head_width, norm_eps.
-
-    A config.json is any library's: beside a file it counts for the tensors of ``transformers`` alone.
-    """
-    folder = path if path.is_dir() else path.parent
-    if (folder / "open_clip_config.json").is_file():
-        model = _section(read_json(folder / "open_clip_config.json"), "model_cfg")
-        stated: dict[str, Any] = {"activation": "quick_gelu" if model.get("quick_gelu") else "gelu"}
-        head_width = _section(model, "vision_cfg").get("head_width")
-        return stated | ({"head_width": head_width} if head_width else {})
-    if (path.is_dir() or transformers) and (folder / "config.json").is_file():
-        settings = Settings(folder / "config.json", read_json(folder / "config.json"))
-        vision = settings.section("vision_config") if settings.get("vision_config") else settings
-        stated = {
-            "activation": vision.choice("hidden_act", "quick_gelu", ("gelu", "quick_gelu")),
-            "norm_eps": vision.number("layer_norm_eps", 1e-5),
-        }
-        heads = vision.get("num_attention_heads")
-        return stated if heads is None else stated | {"heads": vision.integer("num_attention_heads")}
-    return {}
-
-
-def _section(data: Any, key: str) -> Mapping[str, Any]:
-    section = data.get(key) if isinstance(data, dict) else None
-    return section if isinstance(section, dict) else {}

@@ -10,14 +10,14 @@ from flamingo_rt.importing.sources import Source, Take
 
 def _config(settings: Settings, rows: int) -> LanguageConfig:
     width, heads = settings.integer("hidden_size"), settings.integer("num_attention_heads")
-    settings.must({"rope_scaling": None, "hidden_act": "silu", "mlp_bias": False})
+    settings.must({"hidden_act": "silu", "mlp_bias": False})
+    settings.plain_rotary()
     rope = settings.section("rope_parameters")
-    rope.must({"rope_type": "default"})
     bias = settings.flag("attention_bias", False)
     return LanguageConfig(
         vocab_size=rows, width=width, layers=settings.integer("num_hidden_layers"), heads=heads,
         kv_heads=settings.integer("num_key_value_heads", heads),
-        head_width=settings.integer("head_dim", head_width(settings, width, heads)),
+        head_width=settings.integer("head_dim") if settings.get("head_dim") else head_width(settings, width, heads),
         ff_width=settings.integer("intermediate_size"), context=settings.integer("max_position_embeddings", 2048),
         norm="rmsnorm", norm_eps=settings.number("rms_norm_eps", 1e-6), norm_bias=False, positions="rotary",
         rotary_base=rope.number("rope_theta", settings.number("rope_theta", 10000.0)), activation="swiglu",

@@ -24,14 +24,20 @@ def _names(source: Source) -> dict[str, str]:
 def _config(settings: Settings, rows: int) -> LanguageConfig:
     if settings.get("model_type") == "mosaic_gpt":  # one flat object, with other keys
         attention, prefix = settings, "attn_"
+        for key in ("alibi", "no_bias"):  # both are off in its code where its files say nothing
+            settings.flag(key)
         ratio = settings.integer("mlp_ratio", 4)
     else:
         attention, prefix = settings.section("attn_config"), ""
         ratio = settings.integer("expansion_ratio", 4)
     attention.must({
         "alibi": True, f"{prefix}clip_qkv": None, "softmax_scale": None, "prefix_lm": False,
-        "attn_uses_sequence_id": False, "attn_type": "multihead_attention",
+        "attn_uses_sequence_id": False, "attn_type": "multihead_attention", "rope": False, "qk_gn": False,
+        "sliding_window_size": -1,
     })
+    ff = settings.section("ffn_config")
+    ff.must({"ffn_type": "mptmlp"})
+    ff.section("ffn_act_fn").must({"name": "gelu", "approximate": "none"})
     settings.must({"embedding_fraction": 1.0, "logit_scale": None, "no_bias": True})
     settings.choice("norm_type", "low_precision_layernorm", ("low_precision_layernorm", "layernorm"))
     width, heads = settings.integer("d_model", 2048), settings.integer("n_heads", 16)

@@ -23,6 +23,7 @@ from flamingo_rt.importing.families import Family, family_of
 from flamingo_rt.importing.settings import Settings
 from flamingo_rt.importing.sources import Source, Take
 from flamingo_rt.importing.trained import (
+    TRAINED_ROOTS,
     cross_attention_config,
     cross_attention_tensors,
     resampler_config,
@@ -30,7 +31,7 @@ from flamingo_rt.importing.trained import (
     trained_part,
 )
 from flamingo_rt.importing.vocabulary import read_tokenizer
-from flamingo_rt.presets import CLIP_PREPROCESSING, OPENFLAMINGO_PROMPTS, PRESETS, preset
+from flamingo_rt.presets import OPENFLAMINGO_PROMPTS, PRESETS, preset
 from flamingo_rt.weights.lazy import LazyTensor
 from flamingo_rt.weights.reading import open_weights
 
@@ -85,7 +86,9 @@ def open_openflamingo(files: OpenFlamingoFiles) -> Imported:
     rows = _vocabulary_rows(language, family, family.embedding in checkpoint, tokenizer.get_vocab_size())
     language_config = family.configure(settings, rows)
     embedding = {"embedding.weight": _rows(language, family.embedding, rows, language_config.width)}
-    language_config, head, notes = _head(language, family, language_config, (tokens.image, tokens.end_of_chunk))
+    language_config, head, notes = _head(
+        language, family, language_config, (tokens.image, tokens.end_of_chunk), family.head in checkpoint
+    )
     vision_config = clip.vision_config(vision, files.activation, files.post_norm)
     resampler = resampler_config(checkpoint)
     if vision_config.width != resampler.width:
@@ -96,20 +99,22 @@ def open_openflamingo(files: OpenFlamingoFiles) -> Imported:
     config = FlamingoConfig(
         name=f"openflamingo-{settings.get('model_type')}", vision=vision_config, resampler=resampler,
         cross_attention=cross_attention_config(checkpoint, language_config.layers),
-        language=language_config, preprocessing=CLIP_PREPROCESSING, tokens=tokens,
+        language=language_config, preprocessing=clip.vision_preprocessing(vision), tokens=tokens,
         prompts=OPENFLAMINGO_PROMPTS, max_visuals=MAX_VISUALS,
     )
     if wanted is not None:
         _check_preset(config, wanted, files)
     config = replace(config, name=files.preset or _known_name(config, settings) or config.name)
     shapes = expected_shapes(config)
-    language_takes = family.tensors(language, config.language)
-    _check_all_known(language, family, language_takes)
+    takes = family.tensors(language, config.language)
+    trained = resampler_tensors(config.resampler) | cross_attention_tensors(config.cross_layers)
+    root = family.layers.rpartition(".")[0] + "."
+    language.check_all_taken((root,), {family.embedding, *_names(takes)}, _BUFFERS)
+    checkpoint.check_all_taken(TRAINED_ROOTS, _names(trained), _BUFFERS)
     tensors = {
         **_bind(vision, clip.vision_tensors(vision, config.vision), shapes),
-        **_bind(checkpoint, resampler_tensors(config.resampler), shapes),
-        **_bind(checkpoint, cross_attention_tensors(config.cross_layers), shapes),
-        **_bind(language, _prefixed(language_takes), shapes),
+        **_bind(checkpoint, trained, shapes),
+        **_bind(language, _prefixed(takes), shapes),
         **_prefixed({**embedding, **head}),
     }
     return Imported(StoredModel(config, tokenizer.to_str(pretty=True), {name: tensors[name] for name in shapes}), notes)
@@ -151,14 +156,16 @@ def _rows(source: Source, name: str, rows: int, width: int) -> LazyTensor:
 
 
 def _head(
-    language: Source, family: Family, config: LanguageConfig, new_tokens: tuple[str, str]
+    language: Source, family: Family, config: LanguageConfig, new_tokens: tuple[str, str], trained: bool
 ) -> tuple[LanguageConfig, dict[str, LazyTensor], tuple[str, ...]]:
     """The head's tensors where it is not tied, the configuration with a bias where it lacks rows, and what to say."""
     if config.tied_head:
         return config, {}, ()
     found, rows, width = language.rows(family.head), config.vocab_size, config.width
+    names = " and ".join(new_tokens)
     if found >= rows:
-        return config, {"head.weight": _rows(language, family.head, rows, width)}, ()
+        note = f"{family.head} is the language model's, never trained to predict {names}: answers may not end there"
+        return config, {"head.weight": _rows(language, family.head, rows, width)}, () if trained else (note,)
     short = _rows(language, family.head, found, width)
 
     def weight() -> Tensor:
@@ -170,7 +177,7 @@ def _head(
         return torch.where(torch.arange(rows) < found, 0.0, UNPREDICTABLE)
 
     note = (
-        f"{family.head} has {found} rows for {rows} tokens and is not in the checkpoint: {' and '.join(new_tokens)} "
+        f"{family.head} has {found} rows for {rows} tokens and is not in the checkpoint: {names} "
         "cannot be predicted, so answers end at end of text, at a stop text or at the limit"
     )
     tensors = {
@@ -180,15 +187,8 @@ def _head(
     return replace(config, head_bias=True), tensors, (note,)
 
 
-def _check_all_known(language: Source, family: Family, takes: Mapping[str, Take]) -> None:
-    """Raise `DataError` when the decoder layers have a tensor that would be left out: a bias, another norm."""
-    known = {take.name for take in takes.values()}
-    for name, tensor in language.tensors.items():
-        if name.startswith(f"{family.layers}.") and name not in known and not _BUFFERS.search(name):
-            raise DataError(
-                f"{tensor.file}: tensor {name} has no place in a {family.name} model as "
-                f"{language.path / 'config.json'} describes it: another architecture?"
-            )
+def _names(takes: Mapping[str, Take]) -> set[str]:
+    return {take.name for take in takes.values()}
 
 
 def _prefixed(entries: Mapping) -> dict:

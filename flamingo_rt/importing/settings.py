@@ -41,8 +41,16 @@ class Settings:
             raise DataError(f"{self._name(key)} is {value!r}, a number was expected")
         return float(value)
 
-    def flag(self, key: str, default: bool) -> bool:
-        """True or false."""
+    def triple(self, key: str, default: tuple[float, float, float]) -> tuple[float, float, float]:
+        """Three numbers, one for each colour."""
+        value = self.get(key, list(default))
+        if not isinstance(value, list) or len(value) != 3:
+            raise DataError(f"{self._name(key)} is {value!r}, three numbers were expected")
+        first, second, third = (Settings(self.path, {key: part}, self._where).number(key, 0.0) for part in value)
+        return first, second, third
+
+    def flag(self, key: str, default: bool | None = None) -> bool:
+        """True or false; it must be stated where there is no default."""
         value = self.get(key, default)
         if not isinstance(value, bool):
             raise DataError(f"{self._name(key)} is {value!r}, true or false was expected")
@@ -62,6 +70,12 @@ class Settings:
         if value not in known:
             raise DataError(f"{self._name(key)} is {value!r}; known: {', '.join(known)}")
         return value
+
+    def plain_rotary(self) -> None:
+        """Refuse rotary embeddings that are stretched."""
+        for key in ("rope_scaling", "rope_parameters"):
+            section = self.section(key)
+            section.must({"rope_type": "default", "type": "default"})
 
     def must(self, supported: Mapping[str, Any]) -> None:
         """Refuse settings that change the computation in a way this project does not have."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -57,14 +58,21 @@ class Source:
             raise DataError(f"{tensor.file}: tensor {name} is {found}, {self.what} needs a vector or a matrix")
         return tensor.shape
 
-    def count(self, pattern: str) -> int:
-        """How many of ``pattern`` with {} = 0, 1, 2, … exist. Raises `DataError` when there is none."""
-        number = 0
-        while pattern.format(number) in self.tensors:
-            number += 1
-        if number == 0:
-            self.tensor(pattern.format(0))
-        return number
+    def layers(self, path: str) -> int:
+        """How many layers there are below ``path``, by the highest number in ``path.N.…``; at least 1. One that is
+        missing between them is found missing when its tensors are taken."""
+        numbers = (re.match(rf"{re.escape(path)}\.(\d+)\.", name) for name in self.tensors)
+        return max((int(match[1]) + 1 for match in numbers if match), default=1)
+
+    def check_all_taken(self, roots: tuple[str, ...], taken: Container[str], no_weights: re.Pattern[str]) -> None:
+        """Raise `DataError` when a tensor below ``roots`` would be left out: a bias, another norm. It would change the
+        result. ``no_weights`` matches what would not."""
+        for name, tensor in self.tensors.items():
+            if name.startswith(roots) and name not in taken and not no_weights.search(name):
+                raise DataError(
+                    f"{tensor.file}: tensor {name} has no place in {self.what} as its configuration and its other "
+                    "tensors describe it: another architecture?"
+                )
 
     def floating(self, name: str) -> LazyTensor:
         """A tensor of numbers as they were trained. Raises `DataError` for integers."""

@@ -19,6 +19,7 @@ from flamingo_rt.weights.lazy import LazyTensor
 HEAD_WIDTH = 64  # of resampler and gated layers; OpenFlamingo has no option for it
 WHAT = "an OpenFlamingo checkpoint"
 _GATED = "gated_cross_attn_layers"
+TRAINED_ROOTS = ("perceiver.", f"{_GATED}.")
 _WRAPPERS = re.compile(r"(^|\.)(_fsdp_wrapped_module|_checkpoint_wrapped_module|_orig_mod)(?=\.)")
 
 
@@ -57,7 +58,7 @@ def resampler_config(source: Source) -> ResamplerConfig:
     latents = source.shape("perceiver.latents")
     frames = source.rows("perceiver.frame_embs") if "perceiver.frame_embs" in source else 0
     return ResamplerConfig(
-        width=latents[-1], layers=source.count("perceiver.layers.{}.0.to_q.weight"),
+        width=latents[-1], layers=source.layers("perceiver.layers"),
         heads=_heads(source, "perceiver.layers.0.0.to_q.weight"), head_width=HEAD_WIDTH, latents=latents[0],
         ff_multiplier=source.rows("perceiver.layers.0.1.1.weight") // latents[-1], max_frames=frames,
         activation="gelu", input_projection=False, input_norms=True, final_norm=True,

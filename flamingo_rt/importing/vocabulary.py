@@ -27,16 +27,20 @@ def read_tokenizer(path: Path, eos_id: int | None) -> tuple[Tokenizer, TokensCon
     # A padding token that the files name comes first: the transformers library adds it while it loads them.
     added = (pad, END_OF_CHUNK, IMAGE) if "pad_token" in named else (END_OF_CHUNK, IMAGE, pad)
     tokenizer.add_special_tokens([AddedToken(text, normalized=False) for text in added])
+    there = [text for text in named.values() if tokenizer.token_to_id(text) is not None]
+    tokenizer.add_special_tokens([AddedToken(text, normalized=False) for text in there])  # found whole in any text
     eos = named.get("eos_token") or _token(tokenizer, eos_id)
     if not eos:
         raise DataError(f"{folder} does not say which token ends a text: tokenizer_config.json lacks eos_token")
     for text in (eos, pad):
         if tokenizer.token_to_id(text) is None:
             raise DataError(f"{folder}: tokenizer_config.json names the token {text!r}, tokenizer.json lacks it")
+    asked = _tokenizer_config(folder).get("add_bos_token") is True and named.get("bos_token") in there
+    stated_bos = named["bos_token"] if asked else ""  # the library puts it first even where tokenizer.json does not
     # A tokenizer without padding and truncation, whatever the file asked for: prompts are read as they are.
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    return tokenizer, TokensConfig(IMAGE, END_OF_CHUNK, _bos(tokenizer), eos, pad)
+    return tokenizer, TokensConfig(IMAGE, END_OF_CHUNK, _bos(tokenizer) or stated_bos, eos, pad)
 
 
 def _token(tokenizer: Tokenizer, number: int | None) -> str:

@@ -19,12 +19,23 @@ def unwrapped(content: object) -> object:
             content = next(inner, content)
     return content
 
+# A mapping that stands in several places is followed in each; a few bytes could so hold billions of names.
+MOST_NODES, MOST_LEVELS = 1_000_000, 64
+
 
 def flattened(content: object, leaf: type[Leaf]) -> dict[str, Leaf]:
-    """Every ``leaf`` in nested mappings by its dotted name, in their order. Anything else is left out."""
+    """Every ``leaf`` in nested mappings by its dotted name, in their order. Anything else is left out.
+
+    Raises `ValueError` for a structure that is no model's: too deep, or with too many names for few things.
+    """
     found: dict[str, Leaf] = {}
+    left = MOST_NODES
 
     def visit(node: object, prefix: str, above: tuple[int, ...]) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0 or len(above) > MOST_LEVELS:
+            raise ValueError(f"more than {MOST_NODES} entries, or more than {MOST_LEVELS} levels of them")
         if isinstance(node, leaf):
             found.setdefault(prefix, node)
         elif isinstance(node, Mapping) and id(node) not in above:  # pickles can hold themselves

@@ -45,14 +45,14 @@ def open_torchscript(archive: Archive) -> dict[str, LazyTensor]:
         raise DataError(f"{file} was written on a machine of the other byte order: convert it to safetensors there")
     content = archive.content(PICKLE)
     try:
-        module = _Unpickler(content, archive).load()
+        tensors = flattened(_Unpickler(content, archive).load(), _Tensor)
     except DataError:
         raise
     except Exception as error:  # a damaged pickle can raise anything
         raise DataError(f"cannot read {file}: its {PICKLE} is damaged ({error}); {AGAIN}") from error
     return {
         name: tensor.region.tensor(name, tensor.dtype, tensor.shape, tensor.strides, tensor.first)
-        for name, tensor in flattened(module, _Tensor).items()
+        for name, tensor in tensors.items()
     }
 
 

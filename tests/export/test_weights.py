@@ -21,13 +21,14 @@ from torch import Tensor
 
 from flamingo_rt.checkpoints import DTYPES
 from flamingo_rt.config import FlamingoConfig, ViTConfig
-from flamingo_rt.contract import GRAPHS
+from flamingo_rt.contract import GRAPHS, LANGUAGE_MODEL
 from flamingo_rt.engines.ort import OrtEngine
 from flamingo_rt.export.cases import compute_reference
 from flamingo_rt.export.graphs import trace_graphs
 from flamingo_rt.export.parity import check_parity
 from flamingo_rt.export.weights import Weights, save_graph
 from flamingo_rt.model.flamingo import Flamingo
+from flamingo_rt.model.positions import alibi_slopes
 from flamingo_rt.weights.lazy import LazyTensor
 
 # A tied head, learnt positions (a second Gather of weights), biases; most matrices have more than 1024 numbers.
@@ -85,7 +86,7 @@ def saved(traced: Traced, tmp_path_factory: pytest.TempPathFactory) -> Callable[
             (folder / dtype).mkdir()
             for name, graph in traced.graphs.items():
                 copy = graph.clone()
-                Weights({}, DTYPES[dtype]).store(copy)
+                Weights(lazy(traced.model, Counter()), DTYPES[dtype]).store(copy)
                 save_graph(copy, paths[name])
         return paths
 
@@ -195,10 +196,27 @@ def test_every_use_of_a_half_precision_matrix_is_cast(saved, dtype: str) -> None
     assert movers == {"Gather": 2, "Transpose": 1}  # tokens and positions; the head
 
 
+def test_constants_of_the_graph_are_not_rounded() -> None:
+    """ALiBi's slopes are no weights; with 32 heads most of them are no numbers of bfloat16."""
+    language = replace(CONFIG.language, positions="alibi", heads=32, kv_heads=32, head_width=4, layers=1)
+    config = replace(CONFIG, language=language)
+    model = small_flamingo(config)
+    weights = Weights(lazy(model, Counter()), DTYPES["bf16"])
+    for name, graph in trace_graphs(config, "ort", weights.bind):
+        weights.store(graph)
+        if name == LANGUAGE_MODEL:
+            constants = [
+                value.const_value.numpy() for key, value in graph.graph.initializers.items()
+                if key.removeprefix("model.").removesuffix(".transposed") not in model.state_dict()
+            ]
+    slopes = alibi_slopes(32, language.alibi_max_bias).numpy()
+    assert any(value.dtype == np.float32 and np.array_equal(value.ravel(), slopes) for value in constants)
+
+
 def test_float32_matrices_are_left_as_they_are(traced: Traced) -> None:
     for graph in traced.graphs.values():
         copy = graph.clone()
-        Weights({}).store(copy)
+        Weights(lazy(traced.model, Counter())).store(copy)
         assert [node.op_type for node in copy.graph] == [node.op_type for node in graph.graph]
         assert [value.dtype for value in copy.graph.initializers.values()] == [
             value.dtype for value in graph.graph.initializers.values()
@@ -227,7 +245,7 @@ def test_every_large_weight_is_read_and_written_once(traced: Traced, tmp_path: P
     before, told = traced.reads.copy(), []
     for name, graph in traced.graphs.items():
         copy = graph.clone()
-        Weights({}, DTYPES[dtype]).store(copy)
+        Weights(lazy(traced.model, Counter()), DTYPES[dtype]).store(copy)
         save_graph(copy, tmp_path / f"{name}.onnx", lambda tensor, size: told.append((tensor, size)))
     reads = traced.reads - before
     large = {name: tensor for name, tensor in matrices(traced.model).items() if tensor.numel() > SMALL}
