@@ -1,11 +1,12 @@
-# make demo   a sentence about a picture, from the model in this package; installs no torch
-# make test   the test suite
-# make train  the model in this package, again (most of an hour on 2 cores)
+# make demo      a sentence about a picture, from the model in this package; installs no torch
+# make test      the test suite
+# make test-all  the suite with what takes minutes more
+# make train     the model in this package, again (most of an hour on 2 cores)
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint train clean
+.PHONY: demo test test-all lint train clean
 
 demo: .venv/demo
 	$(BIN)/flamingo-rt infer --image examples/scene.png
@@ -14,6 +15,9 @@ demo: .venv/demo
 test: .venv/test
 	$(BIN)/ruff check .
 	$(BIN)/python -m pytest
+
+test-all: .venv/test
+	$(BIN)/python -m pytest -m "slow or not slow"
 
 lint: .venv/test
 	$(BIN)/ruff check .

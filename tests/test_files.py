@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import signal
 import subprocess
@@ -13,6 +14,8 @@ import pytest
 
 from flamingo_rt.errors import DataError, UsageError
 from flamingo_rt.files import check_output, new_directory, replacing_file
+
+OLD = json.dumps({"name": "old", "resampler": {}, "cross_attention": {}})  # what is replaced is this project's
 
 KILLED_IN_FILE = """
 import os, signal, sys
@@ -57,7 +60,7 @@ def old_file(tmp_path):
 def old_folder(tmp_path):
     path = tmp_path / "result"
     path.mkdir()
-    (path / "config.json").write_text("old")  # what makes it a folder that may be replaced
+    (path / "config.json").write_text(OLD)
     return path
 
 
@@ -128,7 +131,7 @@ def test_a_new_folder_appears_whole(tmp_path):
 def test_an_existing_output_is_refused_before_any_work(old_folder):
     with pytest.raises(UsageError, match=r"already exists.*--overwrite"), new_directory(old_folder):
         pytest.fail("the body ran")
-    assert contents(old_folder) == {"config.json": "old"}
+    assert contents(old_folder) == {"config.json": OLD}
 
 
 def test_a_file_in_the_way_is_refused_even_with_overwrite(old_file):
@@ -144,10 +147,62 @@ def test_a_new_output_may_be_written(tmp_path, old_folder):
     check_output(old_folder, overwrite=True)
 
 
+BUNDLE = {"manifest.json": json.dumps({"format_version": 1, "graphs": {}}), "tokenizer.json": "{}"} | {
+    f"{name}.onnx{suffix}": "" for name in ("vision_encoder", "resampler", "language_model") for suffix in ("", ".data")
+}
+SHARDS = {"config.json": OLD, "tokenizer.json": "{}", "model.safetensors.index.json": "{}"} | {
+    f"model-0000{number}-of-00002.safetensors": "" for number in (1, 2)
+}
+LLAMA = {
+    "config.json": json.dumps({"model_type": "llama", "hidden_size": 4096}), "model.safetensors": "weights",
+    "tokenizer.json": "{}",
+}
+
+
+def folder_of(path: Path, files: dict[str, str]) -> Path:
+    path.mkdir()
+    for name, text in files.items():
+        (path / name).write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("files", [{}, BUNDLE, SHARDS], ids=["empty", "bundle", "sharded checkpoint"])
+def test_overwrite_replaces_what_this_project_wrote(tmp_path, files):
+    path = folder_of(tmp_path / "result", files)
+    with new_directory(path, overwrite=True) as folder:
+        (folder / "new").write_text("new")
+    assert contents(path) == {"new": "new"}
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        LLAMA,
+        {name: text for name, text in LLAMA.items() if name != "config.json"},
+        LLAMA | {"config.json": "{"},
+        LLAMA | {"config.json": json.dumps(["resampler", "cross_attention"])},
+        LLAMA | {"config.json": "[" * 100_000},
+        {"manifest.json": json.dumps({"name": "an extension", "version": "1"})},
+        BUNDLE | {"notes.txt": "mine"},
+        SHARDS | {"optimizer.pt": "mine"},
+        SHARDS | {"other.safetensors": "mine"},
+    ],
+    ids=["llama", "no config", "damaged config", "list", "deep config", "other manifest", "notes", "optimizer",
+         "other weights"],
+)
+def test_overwrite_deletes_nothing_that_another_program_wrote(tmp_path, files):
+    path = folder_of(tmp_path / "result", files)
+    with pytest.raises(UsageError, match=f"{path}.*is not replaced"):
+        check_output(path, overwrite=True)
+    with pytest.raises(UsageError), new_directory(path, overwrite=True):
+        pytest.fail("the body ran")
+    assert contents(path) == files
+
+
 def test_overwrite_replaces_the_whole_folder(old_folder):
     with new_directory(old_folder, overwrite=True) as folder:
         (folder / "new").write_text("new")
-        assert contents(old_folder) == {"config.json": "old"}
+        assert contents(old_folder) == {"config.json": OLD}
     assert contents(old_folder) == {"new": "new"}
     assert [entry.name for entry in old_folder.parent.iterdir()] == ["result"]
 
@@ -157,7 +212,7 @@ def test_the_old_folder_survives_an_exception(old_folder, raised):
     with pytest.raises(raised), new_directory(old_folder, overwrite=True) as folder:
         (folder / "new").write_text("half")
         raise raised
-    assert contents(old_folder) == {"config.json": "old"}
+    assert contents(old_folder) == {"config.json": OLD}
     assert [entry.name for entry in old_folder.parent.iterdir()] == ["result"]
 
 
@@ -168,7 +223,7 @@ def test_the_old_folder_survives_a_full_disk(old_folder):
     ):
         (folder / "new").write_text("half")
         raise full_disk()
-    assert contents(old_folder) == {"config.json": "old"}
+    assert contents(old_folder) == {"config.json": OLD}
 
 
 def test_the_old_folder_comes_back_when_the_last_rename_fails(old_folder, monkeypatch):
@@ -182,13 +237,13 @@ def test_the_old_folder_comes_back_when_the_last_rename_fails(old_folder, monkey
     monkeypatch.setattr(os, "replace", fail_for_the_new_one)
     with pytest.raises(DataError), new_directory(old_folder, overwrite=True) as folder:
         (folder / "new").write_text("new")
-    assert contents(old_folder) == {"config.json": "old"}
+    assert contents(old_folder) == {"config.json": OLD}
     assert [entry.name for entry in old_folder.parent.iterdir()] == ["result"]
 
 
 def test_the_old_folder_survives_a_kill_and_the_next_run_succeeds(old_folder):
     run_until_killed(KILLED_IN_DIRECTORY, old_folder)
-    assert contents(old_folder) == {"config.json": "old"}
+    assert contents(old_folder) == {"config.json": OLD}
     with new_directory(old_folder, overwrite=True) as folder:
         assert contents(folder) == {}
         (folder / "new").write_text("new")

@@ -17,7 +17,8 @@ def _config(settings: Settings, rows: int) -> LanguageConfig:
     return LanguageConfig(
         vocab_size=rows, width=width, layers=settings.integer("num_hidden_layers"), heads=heads,
         kv_heads=settings.integer("num_key_value_heads", heads),
-        head_width=settings.integer("head_dim") if settings.get("head_dim") else head_width(settings, width, heads),
+        head_width=head_width(settings, width, heads) if settings.get("head_dim") is None
+        else settings.integer("head_dim"),
         ff_width=settings.integer("intermediate_size"), context=settings.integer("max_position_embeddings", 2048),
         norm="rmsnorm", norm_eps=settings.number("rms_norm_eps", 1e-6), norm_bias=False, positions="rotary",
         rotary_base=rope.number("rope_theta", settings.number("rope_theta", 10000.0)), activation="swiglu",

@@ -44,7 +44,7 @@ class Settings:
     def triple(self, key: str, default: tuple[float, float, float]) -> tuple[float, float, float]:
         """Three numbers, one for each colour."""
         value = self.get(key, list(default))
-        if not isinstance(value, list) or len(value) != 3:
+        if not isinstance(value, list) or len(value) != 3 or None in value:
             raise DataError(f"{self._name(key)} is {value!r}, three numbers were expected")
         first, second, third = (Settings(self.path, {key: part}, self._where).number(key, 0.0) for part in value)
         return first, second, third

@@ -19,6 +19,7 @@ def unwrapped(content: object) -> object:
             content = next(inner, content)
     return content
 
+
 # A mapping that stands in several places is followed in each; a few bytes could so hold billions of names.
 MOST_NODES, MOST_LEVELS = 1_000_000, 64
 

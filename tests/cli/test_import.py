@@ -168,22 +168,35 @@ def test_an_output_that_exists_is_refused_before_anything_is_read(refused, files
     assert "is not replaced" in refused(files, "--overwrite", code=2)
 
 
-def test_overwrite_replaces_a_checkpoint(importing, refused, files, tmp_path: Path) -> None:
+OLD = json.dumps({"name": "old", "resampler": {}, "cross_attention": {}})
+
+
+def test_overwrite_replaces_no_language_model(refused, files, tmp_path: Path, monkeypatch) -> None:
+    refuse_reading(monkeypatch)
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "config.json").write_text("{}")
-    (tmp_path / "out" / "stale.safetensors").write_bytes(b"")
+    for name in ("config.json", "tokenizer.json"):
+        shutil.copy(files.language / name, tmp_path / "out")
+    (tmp_path / "out" / "model.safetensors").write_bytes(b"weights")
+    assert "is not replaced" in refused(files, "--overwrite", code=2)
+
+
+def test_overwrite_replaces_a_checkpoint(importing, refused, files, tmp_path: Path) -> None:
+    stale = tmp_path / "out" / "model-00001-of-00002.safetensors"
+    stale.parent.mkdir()
+    (tmp_path / "out" / "config.json").write_text(OLD)
+    stale.write_bytes(b"")
     assert str(tmp_path / "out") in refused(files, code=2)
     assert importing(files, "--overwrite").code == 0
-    assert not (tmp_path / "out" / "stale.safetensors").exists()
+    assert not stale.exists()
     open_checkpoint(tmp_path / "out")
 
 
 def test_a_failed_overwrite_keeps_what_was_there(refused, own, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "config.json").write_text("{}")
+    (tmp_path / "out" / "config.json").write_text(OLD)
     own.checkpoint.write_bytes(own.checkpoint.read_bytes()[:5000])
     refused(own, "--overwrite")
-    assert [file.read_text() for file in (tmp_path / "out").iterdir()] == ["{}"]
+    assert [file.read_text() for file in (tmp_path / "out").iterdir()] == [OLD]
 
 
 @pytest.mark.parametrize("which", ["language", "vision", "checkpoint"])

@@ -21,7 +21,7 @@ ROWS = 70
 # A small model of each family, no more than its keys without a default.
 SMALL = {
     "mpt": {"d_model": 32, "n_heads": 4, "n_layers": 3},
-    "mosaic_gpt": {"d_model": 32, "n_heads": 4, "n_layers": 3},
+    "mosaic_gpt": {"d_model": 32, "n_heads": 4, "n_layers": 3, "alibi": True, "no_bias": True},
     "gpt_neox": {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 3, "intermediate_size": 80},
     "llama": {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 3, "intermediate_size": 80},
     "opt": {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 3, "ffn_dim": 80},
@@ -56,6 +56,8 @@ def changes(config: LanguageConfig, other: LanguageConfig) -> dict[str, object]:
         ("mpt", "attn_config", {"qk_ln": True}, {"query_key_norm": True}),
         ("mpt", "tie_word_embeddings", False, {"tied_head": False}),
         ("mpt", "norm_type", "layernorm", {}),
+        ("mpt", "ffn_config", {"ffn_type": "mptmlp", "ffn_act_fn": {"name": "gelu", "approximate": "none"}}, {}),
+        ("mpt", "attn_config", {"rope": False, "qk_gn": False, "sliding_window_size": -1}, {}),
         ("mosaic_gpt", "mlp_ratio", 3, {"ff_width": 96}),
         ("mosaic_gpt", "max_seq_len", 65, {"context": 65}),
         ("mosaic_gpt", "alibi_bias_max", 4, {"alibi_max_bias": 4.0}),
@@ -72,6 +74,7 @@ def changes(config: LanguageConfig, other: LanguageConfig) -> dict[str, object]:
         ("gpt_neox", "rope_theta", 500, {"rotary_base": 500.0}),
         ("gpt_neox", "rope_parameters", {"rope_theta": 500, "partial_rotary_factor": 1.0, "rope_type": "default"},
          {"rotary_base": 500.0, "rotary_fraction": 1.0}),
+        ("gpt_neox", "rope_scaling", {"rope_type": "default"}, {}),
         ("gpt_neox", "hidden_act", "gelu_new", {"activation": "gelu_tanh"}),
         ("gpt_neox", "hidden_act", "gelu_fast", {"activation": "gelu_tanh"}),
         ("gpt_neox", "hidden_act", "relu", {"activation": "relu"}),
@@ -82,6 +85,8 @@ def changes(config: LanguageConfig, other: LanguageConfig) -> dict[str, object]:
         ("llama", "num_attention_heads", 2, {"heads": 2, "kv_heads": 2, "head_width": 16}),
         ("llama", "num_key_value_heads", 2, {"kv_heads": 2}),
         ("llama", "head_dim", 16, {"head_width": 16}),
+        ("llama", "rope_scaling", {"rope_type": "default"}, {}),
+        ("llama", "rope_scaling", {"type": "default"}, {}),
         ("llama", "num_hidden_layers", 5, {"layers": 5}),
         ("llama", "intermediate_size", 96, {"ff_width": 96}),
         ("llama", "max_position_embeddings", 65, {"context": 65}),
@@ -168,21 +173,30 @@ def test_keys_that_change_no_answer_are_ignored(kind: str) -> None:
         ("mpt", "attn_config.attn_type", "multiquery_attention"),
         ("mpt", "attn_config.softmax_scale", 0.5),
         ("mpt", "attn_config.attn_uses_sequence_id", True),
+        ("mpt", "attn_config.rope", True),
+        ("mpt", "attn_config.qk_gn", True),
+        ("mpt", "attn_config.sliding_window_size", 512),
+        ("mpt", "ffn_config.ffn_type", "mptglu"),
+        ("mpt", "ffn_config.ffn_act_fn.name", "relu"),
+        ("mpt", "ffn_config.ffn_act_fn.approximate", "tanh"),
         ("mpt", "logit_scale", "inv_sqrt_d_model"),
         ("mpt", "embedding_fraction", 0.5),
         ("mpt", "no_bias", False),
         ("mpt", "norm_type", "rmsnorm"),
         ("mosaic_gpt", "attn_clip_qkv", 6),
         ("mosaic_gpt", "alibi", False),
+        ("mosaic_gpt", "alibi", None),
+        ("mosaic_gpt", "no_bias", None),
         ("mosaic_gpt", "prefix_lm", True),
         ("mosaic_gpt", "softmax_scale", 0.5),
         ("mosaic_gpt", "attn_uses_sequence_id", True),
         ("mosaic_gpt", "logit_scale", 0.5),
         ("mosaic_gpt", "no_bias", False),
-        ("gpt_neox", "rope_scaling", {"type": "linear", "factor": 2.0}),
+        ("gpt_neox", "rope_scaling.type", "linear"),
         ("gpt_neox", "rope_parameters.rope_type", "yarn"),
         ("gpt_neox", "hidden_act", "silu"),
-        ("llama", "rope_scaling", {"type": "linear", "factor": 2.0}),
+        ("llama", "rope_scaling.type", "linear"),
+        ("llama", "rope_scaling.rope_type", "dynamic"),
         ("llama", "rope_parameters.rope_type", "llama3"),
         ("llama", "hidden_act", "gelu"),
         ("llama", "mlp_bias", True),
@@ -219,6 +233,9 @@ def test_a_value_that_cannot_be_honoured_is_refused(kind: str, key: str, value: 
         ("gpt_neox", "use_parallel_residual", "true"),
         ("llama", "num_key_value_heads", "2"),
         ("llama", "head_dim", 8.0),
+        ("llama", "head_dim", 0),
+        ("llama", "rope_scaling.rope_type", ["default"]),
+        ("mosaic_gpt", "alibi", 1),
         ("llama", "rope_theta", "10000"),
         ("llama", "rope_theta", float("inf")),
         ("llama", "rope_parameters.rope_theta", "10000"),
@@ -234,13 +251,19 @@ def test_a_value_of_another_type_is_named(kind: str, key: str, value: object) ->
 
 def assert_refused(kind: str, key: str, value: object) -> None:
     """The error names the file, the key with the object it is in, and the value."""
-    outer, _, inner = key.rpartition(".")
+    outer, *inner = key.split(".")
+    content = value
+    for part in reversed(inner):
+        content = {part: content}
     with pytest.raises(DataError) as caught:
-        configure(kind, **({outer: {inner: value}} if outer else {key: value}))
+        configure(kind, **{outer: content})
     assert f"{FILE}: {key} is {value!r}" in str(caught.value)
 
 
-@pytest.mark.parametrize(("kind", "key"), [("mpt", "attn_config"), ("llama", "rope_parameters")])
+@pytest.mark.parametrize(
+    ("kind", "key"),
+    [("mpt", "attn_config"), ("mpt", "ffn_config"), ("llama", "rope_parameters"), ("llama", "rope_scaling")],
+)
 @pytest.mark.parametrize("value", ["text", [1], 3])
 def test_a_section_that_is_no_object_is_named(kind: str, key: str, value: object) -> None:
     with pytest.raises(DataError) as caught:
@@ -266,6 +289,19 @@ def test_a_missing_size_is_named(kind: str, key: str, null: bool) -> None:
 def test_a_width_that_the_heads_do_not_divide_is_named(kind: str) -> None:
     with pytest.raises(DataError, match=f"{FILE}: a width of 32 cannot be split into 5 heads"):
         configure(kind, **{"n_heads" if "n_heads" in SMALL[kind] else "num_attention_heads": 5})
+
+
+def test_heads_of_a_stated_width_need_not_divide_the_models() -> None:
+    config = configure("llama", num_attention_heads=5, num_key_value_heads=5, head_dim=8)
+    assert (config.width, config.heads, config.head_width) == (32, 5, 8)
+
+
+@pytest.mark.parametrize("key", ["alibi", "no_bias"])
+def test_what_mosaics_own_code_has_switched_off_must_be_stated(key: str) -> None:
+    data = {"model_type": "mosaic_gpt", **SMALL["mosaic_gpt"]}
+    del data[key]
+    with pytest.raises(DataError, match=f"{FILE}: {key} is None"):
+        family_of(Settings(FILE, data)).configure(Settings(FILE, data), ROWS)
 
 
 @pytest.mark.parametrize("kind", ["bert", "MPT", None, 3, ["llama"], {}])

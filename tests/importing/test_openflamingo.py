@@ -21,8 +21,9 @@ from flamingo_rt.checkpoints import StoredModel, expected_shapes
 from flamingo_rt.config import FlamingoConfig
 from flamingo_rt.errors import DataError, UsageError
 from flamingo_rt.importing import clip, openflamingo, trained
-from flamingo_rt.importing.families import FAMILIES
+from flamingo_rt.importing.families import FAMILIES, family_of
 from flamingo_rt.importing.openflamingo import Imported, OpenFlamingoFiles, open_openflamingo
+from flamingo_rt.importing.settings import Settings
 from flamingo_rt.importing.sources import Source, Take
 from flamingo_rt.presets import preset
 from flamingo_rt.weights.lazy import LazyTensor
@@ -257,12 +258,36 @@ def test_weights_of_another_width_than_their_configuration_are_refused(sources: 
 @pytest.mark.parametrize(
     ("part", "name"),
     [("language", "gpt_neox.layers.3.attention.dense.bias"), ("checkpoint", "perceiver.layers.0.0.to_kv.weight"),
+     ("checkpoint", "perceiver.layers.2.0.to_q.weight"), ("vision", "visual.transformer.resblocks.1.ln_1.weight"),
      ("vision", "visual.ln_pre.bias"), ("checkpoint", "lang_encoder.gated_cross_attn_layers.3.ff_gate")],
 )
 def test_a_missing_tensor_is_named_with_the_file(sources: Sources, part: str, name: str) -> None:
     sources.drop(part, f"{re.escape(name)}$")
     message = sources.refusal()
     assert message.startswith(f"{sources.paths[part]} lacks tensor {name.removeprefix('lang_encoder.')}")
+
+
+@pytest.mark.parametrize(
+    ("part", "layer"),
+    [("checkpoint", "perceiver.layers.2"), ("checkpoint", "perceiver.layers.0"),
+     ("vision", "visual.transformer.resblocks.1"), ("vision", "visual.transformer.resblocks.0")],
+)
+def test_a_missing_layer_below_others_is_named_with_the_file(sources: Sources, part: str, layer: str) -> None:
+    sources.drop(part, rf"^{re.escape(layer)}\.")
+    message = sources.refusal()
+    assert message.startswith(f"{sources.paths[part]} lacks tensor {layer}.")
+
+
+@pytest.mark.parametrize("number", ["5000000000", "400000000", "9" * 5000])
+@pytest.mark.parametrize(
+    ("part", "layers"), [("checkpoint", "perceiver.layers"), ("vision", "visual.transformer.resblocks"),
+                         ("checkpoint", GATED), ("language", "gpt_neox.layers")],
+)
+def test_a_layer_of_a_monstrous_number_is_refused_at_once(
+    sources: Sources, part: str, layers: str, number: str
+) -> None:
+    sources.put(part, f"{layers}.{number}.weight", [32])
+    assert str(sources.paths[part]) in sources.refusal()
 
 
 @pytest.mark.parametrize(
@@ -284,12 +309,48 @@ def test_integers_are_refused(sources: Sources, part: str, name: str) -> None:
     assert "quantized" in message
 
 
-@pytest.mark.parametrize("name", ["attention.query_key_value.gate", "mlp.dense_h_to_4h.lora_A.weight"])
-def test_a_tensor_of_a_decoder_layer_that_would_be_left_out_is_refused(sources: Sources, name: str) -> None:
-    sources.put("language", f"gpt_neox.layers.2.{name}", [32])
-    refusal = sources.refusal()
-    assert f"gpt_neox.layers.2.{name} has no place in a GPT-NeoX model" in refusal
-    assert str(sources.language) in refusal
+@pytest.mark.parametrize(
+    ("part", "name"),
+    [
+        ("language", "gpt_neox.layers.2.attention.query_key_value.gate"),
+        ("language", "gpt_neox.layers.2.mlp.dense_h_to_4h.lora_A.weight"),
+        ("language", "gpt_neox.layers.4.input_layernorm.weight"),
+        ("language", "gpt_neox.embed_positions.weight"),
+        ("checkpoint", "perceiver.layers.0.0.q_bias"),
+        ("checkpoint", "perceiver.projection.weight"),
+        ("checkpoint", f"{GATED}.1.attn.to_q.bias"),
+        ("checkpoint", "lang_encoder.gpt_neox.layers.1.mlp.lora_B.weight"),
+        ("vision", "visual.conv1.bias"),
+        ("vision", "visual.transformer.resblocks.0.ls_1.gamma"),
+        ("vision", "visual.transformer.resblocks.2.attn.q_norm.weight"),
+        ("vision", "visual.patchnorm_pre_ln.weight"),
+    ],
+)
+def test_a_tensor_that_would_be_left_out_is_refused(sources: Sources, part: str, name: str) -> None:
+    sources.put(part, name, [32])
+    message = sources.refusal()
+    assert message.startswith(f"{sources.paths[part]}: tensor {name.removeprefix('lang_encoder.')} has no place in")
+
+
+@pytest.mark.parametrize("kind", ["mpt", "mosaic_gpt"])
+@pytest.mark.parametrize("name", ["wpe.weight", "norm_f.bias", "ln_f.bias", "blocks.0.attn.Wqkv.bias"])
+def test_a_tensor_that_mpt_has_no_place_for_is_refused(make: Callable[[str], Sources], kind: str, name: str) -> None:
+    sources = make(f"{kind}-interval4")
+    sources.put("language", f"transformer.{name}", [48])
+    assert f"{sources.language}: tensor transformer.{name} has no place in the language model (MPT)" in sources.refusal()
+
+
+def test_a_projection_behind_the_encoder_is_left_out(make: Callable[[str], Sources]) -> None:
+    for case, names in (
+        ("gpt_neox-interval1", ("visual.proj", "visual.ln_post.weight", "visual.ln_post.bias", "logit_scale")),
+        ("gpt_neox-interval2", ("vision_model.embeddings.position_ids", "vision_model.post_layernorm.weight",
+                                "vision_model.post_layernorm.bias", "visual_projection.weight")),
+    ):
+        sources = make(case)
+        plain = sources.open().model
+        for name in names:
+            sources.put("vision", name, [3], seed=9)
+        assert_same(sources.open().model, plain)
 
 
 def test_what_is_no_weight_is_left_out(sources: Sources) -> None:
@@ -321,7 +382,7 @@ def test_the_language_models_embedding_is_cut_to_the_tokenizer(sources: Sources)
     for name in (EMBEDDING, HEAD):
         sources.put("language", name, (80, 32))
     imported = sources.open()
-    assert (imported.model.config.language.vocab_size, imported.notes) == (TOKENS, ())
+    assert imported.model.config.language.vocab_size == TOKENS
     for ours, theirs in (("embedding", EMBEDDING), ("head", HEAD)):
         found = imported.model.tensors[f"language.{ours}.weight"].read()
         assert torch.equal(found, sources.value("language", theirs)[:TOKENS])
@@ -342,6 +403,18 @@ def test_the_checkpoints_head_goes_before_the_language_models(sources: Sources) 
     assert (imported.notes, imported.model.config.language.head_bias) == ((), False)
     head = imported.model.tensors["language.head.weight"].read()
     assert torch.equal(head, sources.value("checkpoint", f"lang_encoder.{HEAD}"))
+
+
+def test_a_head_that_was_not_trained_is_noted(sources: Sources) -> None:
+    sources.drop("checkpoint", re.escape(HEAD))
+    sources.put("language", HEAD, (80, 32))
+    imported = sources.open()
+    assert len(imported.notes) == 1
+    for part in (HEAD, "<image>", "<|endofchunk|>", "never trained"):
+        assert part in imported.notes[0]
+    assert not imported.model.config.language.head_bias
+    head = imported.model.tensors["language.head.weight"].read()
+    assert torch.equal(head, sources.value("language", HEAD)[:64])
 
 
 def test_tokens_that_the_head_has_no_row_for_are_never_chosen(make: Callable[[str], Sources]) -> None:
@@ -497,7 +570,8 @@ def released(request: pytest.FixtureRequest, tmp_path: Path, neox_tokenizer: Pat
 def test_a_released_model_is_its_preset(released: Released) -> None:
     imported = open_openflamingo(released.files)
     assert imported.model.config == released.config  # with the name, which the language model's folder decides
-    assert imported.notes == ()
+    untied = not released.config.language.tied_head  # the head is the language model's, as it was
+    assert [note.split()[0] for note in imported.notes] == [HEAD] * untied
     shapes = shapes_of(released.config.name)
     assert {name: tensor.shape for name, tensor in imported.model.tensors.items()} == shapes
     used = {(tensor.file, tensor.name) for tensor in imported.model.tensors.values()}
@@ -530,3 +604,171 @@ def test_the_name_in_config_json_tells_instruction_tuned_models_too(
     files = Released("openflamingo-3b", tmp_path, neox_tokenizer, monkeypatch).files
     (files.language / "config.json").write_text(json.dumps({**MPT_1B, "_name_or_path": path}))
     assert open_openflamingo(files).model.config.name == expected
+
+
+# Names in the files of each project, each written out: the importer must read them
+
+PERCEIVER = """
+perceiver.latents
+perceiver.layers.0.0.norm_media.weight
+perceiver.layers.0.0.norm_media.bias
+perceiver.layers.0.0.norm_latents.weight
+perceiver.layers.0.0.norm_latents.bias
+perceiver.layers.5.0.to_q.weight
+perceiver.layers.5.0.to_kv.weight
+perceiver.layers.5.0.to_out.weight
+perceiver.layers.5.1.0.weight
+perceiver.layers.5.1.0.bias
+perceiver.layers.5.1.1.weight
+perceiver.layers.5.1.3.weight
+perceiver.norm.weight
+perceiver.norm.bias
+"""
+GATED_LAYER = """
+attn_gate
+ff_gate
+attn.norm.weight
+attn.norm.bias
+attn.to_q.weight
+attn.to_kv.weight
+attn.to_out.weight
+ff.0.weight
+ff.0.bias
+ff.1.weight
+ff.3.weight
+"""
+OPEN_CLIP = """
+visual.class_embedding
+visual.positional_embedding
+visual.conv1.weight
+visual.ln_pre.weight
+visual.ln_pre.bias
+visual.transformer.resblocks.0.ln_1.weight
+visual.transformer.resblocks.0.ln_2.bias
+visual.transformer.resblocks.23.attn.in_proj_weight
+visual.transformer.resblocks.23.attn.in_proj_bias
+visual.transformer.resblocks.23.attn.out_proj.weight
+visual.transformer.resblocks.23.attn.out_proj.bias
+visual.transformer.resblocks.23.mlp.c_fc.weight
+visual.transformer.resblocks.23.mlp.c_proj.bias
+"""
+TRANSFORMERS_CLIP = """
+vision_model.embeddings.class_embedding
+vision_model.embeddings.patch_embedding.weight
+vision_model.embeddings.position_embedding.weight
+vision_model.pre_layrnorm.weight
+vision_model.pre_layrnorm.bias
+vision_model.encoder.layers.0.layer_norm1.weight
+vision_model.encoder.layers.0.layer_norm2.bias
+vision_model.encoder.layers.23.self_attn.q_proj.bias
+vision_model.encoder.layers.23.self_attn.k_proj.weight
+vision_model.encoder.layers.23.self_attn.v_proj.weight
+vision_model.encoder.layers.23.self_attn.out_proj.weight
+vision_model.encoder.layers.23.mlp.fc1.weight
+vision_model.encoder.layers.23.mlp.fc2.bias
+"""
+LANGUAGE = {
+    "openflamingo-3b": """
+transformer.blocks.0.ln_1.weight
+transformer.blocks.0.ln_2.weight
+transformer.blocks.0.attn.Wqkv.weight
+transformer.blocks.23.attn.out_proj.weight
+transformer.blocks.23.attn.q_ln.weight
+transformer.blocks.23.attn.k_ln.weight
+transformer.blocks.23.mlp.mlp_up.weight
+transformer.blocks.23.mlp.mlp_down.weight
+transformer.ln_f.weight
+transformer.wte.weight
+""",
+    "openflamingo-4b": """
+gpt_neox.embed_in.weight
+gpt_neox.layers.0.input_layernorm.weight
+gpt_neox.layers.0.input_layernorm.bias
+gpt_neox.layers.0.post_attention_layernorm.weight
+gpt_neox.layers.31.attention.query_key_value.weight
+gpt_neox.layers.31.attention.query_key_value.bias
+gpt_neox.layers.31.attention.dense.weight
+gpt_neox.layers.31.attention.dense.bias
+gpt_neox.layers.31.mlp.dense_h_to_4h.weight
+gpt_neox.layers.31.mlp.dense_4h_to_h.bias
+gpt_neox.final_layer_norm.weight
+gpt_neox.final_layer_norm.bias
+embed_out.weight
+""",
+    "openflamingo-9b": """
+transformer.wte.weight
+transformer.blocks.0.norm_1.weight
+transformer.blocks.0.norm_2.weight
+transformer.blocks.0.attn.Wqkv.weight
+transformer.blocks.31.attn.out_proj.weight
+transformer.blocks.31.ffn.up_proj.weight
+transformer.blocks.31.ffn.down_proj.weight
+transformer.norm_f.weight
+""",
+    "llama": """
+model.embed_tokens.weight
+model.layers.0.input_layernorm.weight
+model.layers.0.post_attention_layernorm.weight
+model.layers.0.self_attn.q_proj.weight
+model.layers.0.self_attn.k_proj.weight
+model.layers.0.self_attn.v_proj.weight
+model.layers.0.self_attn.o_proj.weight
+model.layers.31.mlp.gate_proj.weight
+model.layers.31.mlp.up_proj.weight
+model.layers.31.mlp.down_proj.weight
+model.norm.weight
+lm_head.weight
+""",
+    "opt": """
+model.decoder.embed_tokens.weight
+model.decoder.embed_positions.weight
+model.decoder.final_layer_norm.weight
+model.decoder.final_layer_norm.bias
+model.decoder.layers.0.self_attn_layer_norm.weight
+model.decoder.layers.0.final_layer_norm.bias
+model.decoder.layers.0.self_attn.q_proj.weight
+model.decoder.layers.0.self_attn.k_proj.bias
+model.decoder.layers.23.self_attn.out_proj.weight
+model.decoder.layers.0.fc1.bias
+model.decoder.layers.23.fc2.weight
+""",
+}
+LLAMA_7B = {"model_type": "llama", "hidden_size": 4096, "num_attention_heads": 32, "num_hidden_layers": 32,
+            "intermediate_size": 11008}
+OPT_1B = {"model_type": "opt", "hidden_size": 2048, "num_attention_heads": 32, "num_hidden_layers": 24, "ffn_dim": 8192}
+
+
+@pytest.mark.parametrize(("name", "layers", "outer"), [
+    ("openflamingo-3b", (0, 23), "transformer.blocks"), ("openflamingo-4b", (1, 31), "gpt_neox.layers"),
+    ("openflamingo-9b", (3, 31), "transformer.blocks"),
+])
+def test_the_names_in_released_checkpoints_are_read(name: str, layers: tuple[int, ...], outer: str) -> None:
+    config = preset(name)
+    takes = trained.resampler_tensors(config.resampler) | trained.cross_attention_tensors(config.cross_layers)
+    read = {take.name for take in takes.values()}
+    assert set(PERCEIVER.split()) <= read
+    for form in (f"{GATED}.{{}}", f"lang_encoder.{outer}.{{}}.gated_cross_attn_layer"):
+        names = ["perceiver.latents", *(f"{form.format(layer)}.{part}" for layer in layers for part in
+                                        GATED_LAYER.split())]
+        renamed = trained.trained_part(Path("checkpoint.pt"), dict.fromkeys(names), outer).tensors
+        assert len(renamed) == len(names)
+        assert set(renamed) <= read
+
+
+@pytest.mark.parametrize("names", [OPEN_CLIP, TRANSFORMERS_CLIP], ids=["open_clip", "transformers"])
+def test_the_names_of_clips_files_are_read(names: str) -> None:
+    source = Source("the vision encoder", Path("clip.pt"), dict.fromkeys(names.split()[:1]))
+    read = {take.name for take in clip.vision_tensors(source, preset("openflamingo-3b").vision).values()}
+    assert set(names.split()) <= read
+
+
+@pytest.mark.parametrize("name", LANGUAGE)
+def test_the_names_of_language_models_files_are_read(name: str) -> None:
+    settings = Settings(Path("config.json"), RELEASED[name][1] if name in RELEASED else
+                        {"llama": LLAMA_7B, "opt": OPT_1B}[name])
+    family, names = family_of(settings), set(LANGUAGE[name].split())
+    source = Source("the language model", Path("lm"), dict.fromkeys(names))
+    config = family.configure(settings, 50280)
+    assert name not in RELEASED or config == preset(name).language
+    read = {take.name for take in family.tensors(source, config).values()} | {family.embedding}
+    assert names <= read | ({family.head} if not config.tied_head else set())

@@ -218,12 +218,13 @@ def test_an_output_that_exists_is_refused_before_any_training(config, tmp_path, 
 def test_an_output_to_be_replaced_is_kept_when_training_fails(config, tmp_path) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    (out / "config.json").write_text("kept")
+    old = json.dumps(replace(config, name="old").to_dict())
+    (out / "config.json").write_text(old)
     with pytest.raises(RuntimeError, match="broken off"):
         train(config, OPTIONS, out, overwrite=True, on_step=break_off)
-    assert files(out) == {"config.json": b"kept"}
+    assert files(out) == {"config.json": old.encode()}
     train(config, OPTIONS, out, overwrite=True)
-    assert files(out)["config.json"] != b"kept"
+    assert json.loads(files(out)["config.json"])["name"] == config.name
 
 
 # Learning
