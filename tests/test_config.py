@@ -50,6 +50,14 @@ def test_prompts_of_another_form_survive_json():
     assert FlamingoConfig.from_dict(json.loads(json.dumps(config.to_dict()))).prompts == prompts
 
 
+def test_a_configuration_from_before_there_were_prompts_has_the_usual_ones():
+    data = json.loads(json.dumps(preset("openflamingo-3b").to_dict()))
+    del data["prompts"]
+    kept = dict(data)
+    assert FlamingoConfig.from_dict(data) == replace(preset("openflamingo-3b"), prompts=PromptsConfig())
+    assert data == kept
+
+
 @pytest.mark.parametrize("question", ["what?", "{}", "{0} {x", ""])
 def test_a_question_is_put_into_its_place_as_it_is(question):
     assert PromptsConfig().ask(question) == "Question: " + question + " Answer:"

@@ -47,7 +47,7 @@ def trained_part(path: Path, tensors: Mapping[str, LazyTensor], layers: str) -> 
 
 
 def _gated_layers(source: Source) -> list[int]:
-    matches = (re.match(rf"{_GATED}\.(\d+)\.", name) for name in source.tensors)
+    matches = (re.match(rf"{_GATED}\.(\d{{1,4}})\.", name) for name in source.tensors)
     return sorted({int(match[1]) for match in matches if match})
 
 

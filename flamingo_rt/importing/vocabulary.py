@@ -28,7 +28,8 @@ def read_tokenizer(path: Path, eos_id: int | None) -> tuple[Tokenizer, TokensCon
     added = (pad, END_OF_CHUNK, IMAGE) if "pad_token" in named else (END_OF_CHUNK, IMAGE, pad)
     tokenizer.add_special_tokens([AddedToken(text, normalized=False) for text in added])
     there = [text for text in named.values() if tokenizer.token_to_id(text) is not None]
-    tokenizer.add_special_tokens([AddedToken(text, normalized=False) for text in there])  # found whole in any text
+    whole = {token.content for token in tokenizer.get_added_tokens_decoder().values()}  # these stay as they are
+    tokenizer.add_special_tokens([AddedToken(text, normalized=False) for text in there if text not in whole])
     eos = named.get("eos_token") or _token(tokenizer, eos_id)
     if not eos:
         raise DataError(f"{folder} does not say which token ends a text: tokenizer_config.json lacks eos_token")

@@ -118,7 +118,7 @@ def test_a_graph_beyond_the_tolerance_is_named_and_nothing_is_written(run, check
     def deviate(*arguments, **options):
         raise ParityError("graph resampler, tensor media_key.0 deviates")
 
-    monkeypatch.setattr("flamingo_rt.export.pipeline._write_graphs", lambda *arguments: {})
+    monkeypatch.setattr("flamingo_rt.export.pipeline._write_graphs", lambda *arguments: dict.fromkeys(GRAPHS))
     monkeypatch.setattr("flamingo_rt.export.pipeline.OrtEngine", lambda *arguments, **options: None)
     monkeypatch.setattr("flamingo_rt.export.pipeline.check_parity", deviate)
     outcome = run("export", "--ckpt", checkpoint, "--out", tmp_path / "out")
@@ -161,6 +161,15 @@ def test_a_checkpoint_that_is_not_there_is_named(run, tmp_path) -> None:
     outcome = run("export", "--ckpt", tmp_path / "absent", "--out", tmp_path / "out")
     assert outcome.code == 1
     assert str(tmp_path / "absent") in outcome.err
+
+
+def test_a_checkpoint_file_without_its_other_sources_says_which(run, tmp_path) -> None:
+    torch.save({"perceiver.latents": torch.zeros(2, 2)}, tmp_path / "checkpoint.pt")
+    outcome = run("export", "--ckpt", tmp_path / "checkpoint.pt", "--out", tmp_path / "out")
+    assert outcome.code == 2
+    assert f"{tmp_path / 'checkpoint.pt'} is a file" in outcome.err
+    assert "--vision" in outcome.err and "--language" in outcome.err
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_unknown_lowering_lists_the_known_ones(run, checkpoint, tmp_path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,10 @@ from peer_model import PeerModel
 from torch import Tensor
 
 from flamingo_rt.errors import DataError
-from flamingo_rt.importing.clip import vision_config, vision_tensors
+from flamingo_rt.importing.clip import vision_config, vision_preprocessing, vision_tensors
 from flamingo_rt.importing.sources import Source
 from flamingo_rt.model.vit import ViT
+from flamingo_rt.presets import CLIP_PREPROCESSING
 from flamingo_rt.weights.lazy import LazyTensor
 
 WIDTH, PATCH, GRID, LAYERS, FF_WIDTH = 128, 4, 3, 2, 192
@@ -211,6 +213,108 @@ def test_another_models_configuration_beside_a_file_of_open_clips_is_not_taken_f
     write(tmp_path, "config.json", {"model_type": "llama", "num_attention_heads": 32, "hidden_act": "silu"})
     config = vision_config(source(named("visual.", open_clip_tensors()), tmp_path / "ViT-L-14.pt"))
     assert (config.heads, config.activation) == (WIDTH // 64, "quick_gelu")
+
+
+@pytest.mark.parametrize("name", ["ViT-L-14.pt", "model.safetensors", "clip_open_clip.pt"])
+def test_open_clips_configuration_counts_for_its_own_files_alone(tmp_path: Path, name: str) -> None:
+    content = {
+        "model_cfg": {"quick_gelu": False, "vision_cfg": {"head_width": 16, "norm_kwargs": {"eps": 1e-3}}},
+        "preprocess_cfg": {"mean": [0.5, 0.5, 0.5], "interpolation": "bilinear"},
+    }
+    write(tmp_path, "open_clip_config.json", content)
+    found = source(named("visual.", open_clip_tensors()), tmp_path / name)
+    config = vision_config(found)
+    assert (config.heads, config.activation, config.norm_eps) == (WIDTH // 64, "quick_gelu", 1e-5)
+    assert vision_preprocessing(found) == CLIP_PREPROCESSING
+
+
+def test_open_clips_configuration_states_the_norms_constant(tmp_path: Path) -> None:
+    write(tmp_path, "open_clip_config.json", {"model_cfg": {"vision_cfg": {"norm_kwargs": {"eps": 1e-3}}}})
+    assert vision_config(source(named("visual.", open_clip_tensors()), tmp_path)).norm_eps == 1e-3
+
+
+# Preprocessing
+
+MEAN, STD = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
+PICTURES = {
+    "open_clip": ("open_clip_config.json", "preprocess_cfg", "mean", "std"),
+    "vision_model.": ("preprocessor_config.json", "", "image_mean", "image_std"),
+}
+
+
+def pictures(folder: Path, naming: str, **content: object) -> Source:
+    """The encoder in a folder whose configuration says this about its pictures."""
+    name, section, _, _ = PICTURES[naming]
+    return source(named(naming, open_clip_tensors()), write(folder, name, {section: content} if section else content))
+
+
+@pytest.mark.parametrize("naming", PICTURES)
+def test_mean_and_deviation_are_the_configurations(tmp_path: Path, naming: str) -> None:
+    _, _, mean, std = PICTURES[naming]
+    found = vision_preprocessing(pictures(tmp_path, naming, **{mean: MEAN, std: STD}))
+    assert found == replace(CLIP_PREPROCESSING, mean=MEAN, std=STD)
+    found = vision_preprocessing(pictures(tmp_path, naming, **{std: STD}))
+    assert found == replace(CLIP_PREPROCESSING, std=STD)
+
+
+def test_mean_and_deviation_beside_a_file_are_its_own(tmp_path: Path) -> None:
+    write(tmp_path, "preprocessor_config.json", {"image_mean": MEAN, "image_std": STD})
+    tensors = open_clip_tensors()
+    for naming, mean in (("vision_model.", MEAN), ("visual.", CLIP_PREPROCESSING.mean)):
+        assert vision_preprocessing(source(named(naming, tensors), tmp_path / "clip.bin")).mean == mean
+
+
+def test_what_a_processor_does_as_this_project_does_is_accepted(tmp_path: Path) -> None:
+    found = pictures(tmp_path, "vision_model.", resample=3, do_center_crop=True, do_resize=True, do_normalize=True,
+                     crop_size={"height": 12, "width": 12}, size={"shortest_edge": 12}, do_convert_rgb=True)
+    assert vision_preprocessing(found) == CLIP_PREPROCESSING
+    assert vision_config(found).heads == WIDTH // 64
+    found = pictures(tmp_path, "open_clip", interpolation="bicubic", resize_mode="shortest", size=12, mode="RGB")
+    assert vision_preprocessing(found) == CLIP_PREPROCESSING
+
+
+@pytest.mark.parametrize(
+    ("naming", "key", "value"),
+    [
+        ("open_clip", "interpolation", "bilinear"),
+        ("open_clip", "interpolation", "random"),
+        ("open_clip", "resize_mode", "squash"),
+        ("open_clip", "mean", [0.5, 0.5]),
+        ("open_clip", "std", 0.5),
+        ("open_clip", "mean", [0.5, None, 0.5]),
+        ("vision_model.", "resample", 2),
+        ("vision_model.", "do_center_crop", False),
+        ("vision_model.", "do_resize", False),
+        ("vision_model.", "do_normalize", False),
+        ("vision_model.", "image_mean", "0.5"),
+    ],
+)
+def test_pictures_that_cannot_be_made_so_are_refused(tmp_path: Path, naming: str, key: str, value: object) -> None:
+    name, section, _, _ = PICTURES[naming]
+    found = pictures(tmp_path, naming, **{key: value})
+    with pytest.raises(DataError) as caught:
+        vision_preprocessing(found)
+    assert f"{tmp_path / name}: {section}{'.' * bool(section)}{key} is {value!r}" in str(caught.value)
+    with pytest.raises(DataError):
+        vision_config(found)
+
+
+@pytest.mark.parametrize("key", ["mean", "std"])
+@pytest.mark.parametrize("value", ["0.5", True, float("inf")])
+def test_a_colour_that_is_no_number_is_named(tmp_path: Path, key: str, value: object) -> None:
+    found = pictures(tmp_path, "open_clip", **{key: [0.5, value, 0.5]})
+    with pytest.raises(DataError, match=f"preprocess_cfg.{key} is {value!r}, a number was expected"):
+        vision_preprocessing(found)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("no_ln_pre", True), ("attentional_pool", True), ("ls_init_value", 1e-5), ("timm_model_name", "vit_base")],
+)
+def test_an_encoder_of_another_form_is_refused(tmp_path: Path, key: str, value: object) -> None:
+    write(tmp_path, "open_clip_config.json", {"model_cfg": {"vision_cfg": {key: value}}})
+    with pytest.raises(DataError, match=f"vision_cfg.{key} is {value!r}"):
+        vision_config(source(named("visual.", open_clip_tensors()), tmp_path))
 
 
 # Activation

@@ -337,7 +337,8 @@ def test_a_tensor_that_would_be_left_out_is_refused(sources: Sources, part: str,
 def test_a_tensor_that_mpt_has_no_place_for_is_refused(make: Callable[[str], Sources], kind: str, name: str) -> None:
     sources = make(f"{kind}-interval4")
     sources.put("language", f"transformer.{name}", [48])
-    assert f"{sources.language}: tensor transformer.{name} has no place in the language model (MPT)" in sources.refusal()
+    expected = f"{sources.language}: tensor transformer.{name} has no place in the language model (MPT)"
+    assert expected in sources.refusal()
 
 
 def test_a_projection_behind_the_encoder_is_left_out(make: Callable[[str], Sources]) -> None:

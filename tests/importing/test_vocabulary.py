@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from peer_model import WORDS, write_tokenizer
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
 
 from flamingo_rt.config import TokensConfig
 from flamingo_rt.errors import DataError
@@ -82,6 +82,13 @@ def test_special_tokens_are_found_in_a_text_and_no_space_is_taken_with_them(tmp_
     assert (text.image_id, text.end_of_chunk_id, text.stop_ids) == (image, chunk, frozenset({0, chunk}))
 
 
+def test_a_special_token_of_the_file_keeps_what_the_file_says_of_it(folder: Path) -> None:
+    change(folder, lambda tokenizer: tokenizer.add_special_tokens([AddedToken("w2", lstrip=True, normalized=True)]))
+    tokenizer, _ = read_tokenizer(folder, None)
+    token = tokenizer.get_added_tokens_decoder()[2]
+    assert (token.content, token.lstrip, token.normalized, token.special) == ("w2", True, True, True)
+
+
 def test_padding_and_truncation_that_the_file_asks_for_are_switched_off(folder: Path) -> None:
     def edit(tokenizer: Tokenizer) -> None:
         tokenizer.enable_truncation(2)
@@ -149,9 +156,18 @@ def test_the_beginning_of_text_is_what_the_tokenizer_puts_first(folder: Path, si
     assert read_tokenizer(folder, None)[1].bos == expected
 
 
-def test_a_named_beginning_that_the_tokenizer_does_not_put_first_is_none(folder: Path) -> None:
-    say(folder, eos_token="w2", bos_token="w4")
+@pytest.mark.parametrize("asked", [{}, {"add_bos_token": False}, {"add_bos_token": None}, {"add_bos_token": "true"}])
+def test_a_named_beginning_that_the_tokenizer_does_not_put_first_is_none(folder: Path, asked: dict) -> None:
+    say(folder, eos_token="w2", bos_token="w4", **asked)
     assert read_tokenizer(folder, None)[1].bos == ""
+
+
+@pytest.mark.parametrize(("bos", "expected"), [("w4", "w4"), ({"content": "w4"}, "w4"), ("<s>", ""), (None, "")])
+def test_a_beginning_that_the_configuration_asks_for_needs_no_post_processor(
+    folder: Path, bos: object, expected: str
+) -> None:
+    say(folder, eos_token="w2", bos_token=bos, add_bos_token=True)
+    assert read_tokenizer(folder, None)[1].bos == expected
 
 
 # Forms of files
@@ -176,6 +192,18 @@ def test_a_vocabulary_with_merges_is_read(tmp_path: Path, add: bool) -> None:
     found = tokenizer.encode("ab c<image>").ids
     assert found == ([1] if add else []) + [merged, space, letter, 260]
     assert tokenizer.decode(tokenizer.encode("ab é 猫", add_special_tokens=False).ids) == "ab é 猫"
+
+
+def test_the_named_tokens_of_a_vocabulary_with_merges_are_found_whole(tmp_path: Path) -> None:
+    byte_level(tmp_path)
+    tokenizer, tokens = read_tokenizer(tmp_path, None)
+    merged, letter = ids(tokenizer, "ab", "c")
+    assert tokenizer.encode("ab</s>c<pad>").ids == [merged, 1, letter, 0]
+    assert tokenizer.decode([merged, 1, letter, 0], skip_special_tokens=True) == "abc"
+    assert tokenizer.get_vocab_size() == 261  # none was added twice
+    tokenizer.save(str(tmp_path / "imported.json"))
+    text = TextTokenizer(tmp_path / "imported.json", tokens, 261)
+    assert text.stop_ids == frozenset({1, 259})
 
 
 def test_a_folder_goes_by_its_tokenizer_json_when_it_has_both(folder: Path) -> None:

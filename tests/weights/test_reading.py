@@ -7,6 +7,7 @@ import os
 import pickle
 import subprocess
 import sys
+import time
 import warnings
 import zipfile
 from collections import OrderedDict
@@ -192,6 +193,43 @@ def test_a_file_without_named_tensors_is_refused(tmp_path, content):
         open_weights(tmp_path / "nothing.pt")
 
 
+def doubled(levels: int) -> dict:
+    """A few bytes that stand for 2 ** levels names."""
+    content: dict = {"weight": random(2)}
+    for _ in range(levels):
+        content = {"a": content, "b": content}
+    return content
+
+
+def nested(levels: int) -> dict:
+    content: dict = {"weight": random(2)}
+    for _ in range(levels):
+        content = {"a": content}
+    return content
+
+
+def old_format(content: object, file: Path) -> None:
+    torch.save(content, file, _use_new_zipfile_serialization=False)
+
+
+@pytest.mark.parametrize("write", [torch.save, old_format])
+@pytest.mark.parametrize("content", [doubled(30), nested(200)], ids=["doubled", "deep"])
+def test_a_structure_that_is_no_models_is_refused_soon(tmp_path, write, content):
+    write(content, tmp_path / "odd.pt")
+    start = time.perf_counter()
+    with pytest.raises(DataError, match=r"cannot read .*odd\.pt: .*more than 1000000 entries"):
+        open_weights(tmp_path / "odd.pt")
+    assert time.perf_counter() - start < 30  # 2 ** 30 names take an hour
+
+
+def test_a_part_that_stands_in_several_places_has_each_name(tmp_path):
+    torch.save(doubled(3), tmp_path / "shared.pt")
+    tensors = open_weights(tmp_path / "shared.pt")
+    assert set(tensors) == {f"{a}.{b}.{c}.weight" for a in "ab" for b in "ab" for c in "ab"}
+    torch.save(nested(60), tmp_path / "deep.pt")
+    assert set(open_weights(tmp_path / "deep.pt")) == {"a." * 60 + "weight"}
+
+
 class Trap:
     """Makes a file when it is unpickled."""
 
@@ -204,10 +242,6 @@ class Trap:
 
 def plain_pickle(content: object, file: Path) -> None:
     file.write_bytes(pickle.dumps(content, protocol=2))
-
-
-def old_format(content: object, file: Path) -> None:
-    torch.save(content, file, _use_new_zipfile_serialization=False)
 
 
 @pytest.mark.parametrize("write", [torch.save, old_format, plain_pickle])

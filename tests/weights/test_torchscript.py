@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import time
 import warnings
 import zipfile
 from pathlib import Path
@@ -224,6 +225,28 @@ def test_a_damaged_archive_is_refused(tmp_path, content, message):
     craft(tmp_path / "bad.pt", content)
     with pytest.raises(DataError, match=rf"bad\.pt.*{message}"):
         open_weights(tmp_path / "bad.pt")
+
+
+def deep_pickle(levels: int) -> bytes:
+    """Dictionaries one inside the other; the pickle module itself cannot write so many."""
+    return b"\x80\x02" + b"}X\x01\x00\x00\x00a" * levels + b"}" + b"s" * levels + b"."
+
+
+def doubled_pickle(levels: int) -> bytes:
+    content: dict = {}
+    for _ in range(levels):
+        content = {"a": content, "b": content}
+    return pickle.dumps(content, 2)
+
+
+@pytest.mark.parametrize("content", [deep_pickle(5000), doubled_pickle(30)], ids=["deep", "doubled"])
+def test_a_structure_that_is_no_models_is_refused_soon(tmp_path, content):
+    assert isinstance(pickle.loads(content), dict)
+    craft(tmp_path / "odd.pt", content)
+    start = time.perf_counter()
+    with pytest.raises(DataError, match=r"cannot read .*odd\.pt: .*more than 1000000 entries"):
+        open_weights(tmp_path / "odd.pt")
+    assert time.perf_counter() - start < 30  # 2 ** 30 names take an hour
 
 
 def test_a_compressed_archive_is_refused(tmp_path):
