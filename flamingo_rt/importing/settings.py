@@ -13,6 +13,8 @@ ACTIVATIONS = {
     "gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu"
 }
 
+LARGEST = 10_000_000  # no size of a model is beyond it
+
 
 class Settings:
     """A JSON object with the file it came from. Every method raises `DataError` that names file, key and value."""
@@ -28,10 +30,10 @@ class Settings:
         return default if value is None else value
 
     def integer(self, key: str, default: int | None = None) -> int:
-        """A whole number above 0."""
+        """A whole number from 1 to `LARGEST`."""
         value = self.get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise DataError(f"{self._name(key)} is {value!r}, a whole number above 0 was expected")
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= LARGEST:
+            raise DataError(f"{self._name(key)} is {value!r}, a whole number from 1 to {LARGEST} was expected")
         return value
 
     def number(self, key: str, default: float) -> float:

@@ -61,7 +61,7 @@ class Source:
     def layers(self, path: str) -> int:
         """How many layers there are below ``path``, by the highest number in ``path.N.…``; at least 1. One that is
         missing between them is found missing when its tensors are taken."""
-        numbers = (re.match(rf"{re.escape(path)}\.(\d{{1,9}})\.", name) for name in self.tensors)
+        numbers = (re.match(rf"{re.escape(path)}\.(\d{{1,4}})\.", name) for name in self.tensors)
         highest = max((int(match[1]) for match in numbers if match), default=0)
         return min(highest, len(self.tensors)) + 1  # more layers than tensors: one of the first is missing
 

@@ -194,6 +194,15 @@ def test_the_interval_is_where_the_gated_layers_stand(make, name: str, interval:
     assert config.cross_layers == layers
 
 
+def test_pictures_are_prepared_as_the_encoders_configuration_says(sources: Sources) -> None:
+    assert sources.open().model.config.preprocessing == preset("openflamingo-3b").preprocessing
+    sources.paths["vision"].mkdir()
+    stated = {"model_cfg": {"vision_cfg": {"head_width": 16}}, "preprocess_cfg": {"mean": [0.5, 0.25, 0.125]}}
+    (sources.paths["vision"] / "open_clip_config.json").write_text(json.dumps(stated))
+    config = sources.open().model.config
+    assert (config.preprocessing.mean, config.vision.heads) == ((0.5, 0.25, 0.125), 4)
+
+
 @pytest.mark.parametrize("layer", [0, 1, 2])
 def test_a_missing_gated_layer_is_an_error_that_names_those_there(sources: Sources, layer: int) -> None:
     sources.drop("checkpoint", rf"gated_cross_attn_layers\.{layer}\.")
