@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from flamingo_rt.bundle import MANIFEST, Bundle, is_bundle, read_bundle
+from flamingo_rt.bundle import MANIFEST, Bundle, is_bundle, read_bundle, sha256
 from flamingo_rt.config import FlamingoConfig
 from flamingo_rt.errors import DataError, DependencyError, UsageError
 from flamingo_rt.processing.tokenizer import TextTokenizer
@@ -51,7 +51,8 @@ def _from_bundle(bundle: Bundle, threads: int | None) -> Model:
     from flamingo_rt.engines.ort import OrtEngine
 
     engine = OrtEngine({name: bundle.graph_path(name) for name in bundle.graphs}, bundle.config, threads)
-    return Model(engine, bundle.config, _tokenizer(bundle.tokenizer_path, bundle.config))
+    tokenizer = _tokenizer(bundle.tokenizer_path, bundle.config)
+    return Model(engine, bundle.config, tokenizer, identity=sha256(bundle.path / MANIFEST))
 
 
 def _from_checkpoint(folder: Path) -> Model:

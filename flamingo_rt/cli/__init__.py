@@ -14,6 +14,7 @@ from flamingo_rt.errors import FlamingoError
 # Command -> module and one line of help: `flamingo-rt --help` must not import the commands.
 COMMANDS = {
     "infer": ("flamingo_rt.cli.infer", "Answer a prompt about pictures."),
+    "prompt": ("flamingo_rt.cli.prompt", "Read shots once, for many queries."),
     "import": ("flamingo_rt.cli.importing", "Make a checkpoint of another project's files."),
     "export": ("flamingo_rt.cli.export", "Write a deployable bundle from a checkpoint."),
     "train": ("flamingo_rt.cli.train", "Train a model."),

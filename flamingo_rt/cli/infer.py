@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from flamingo_rt.cli.shots import shot_options, shot_parts, split_shots
 from flamingo_rt.errors import UsageError
 
 if TYPE_CHECKING:
     from flamingo_rt.processing.prompt import Part
-    from flamingo_rt.runtime.model import Model
+    from flamingo_rt.runtime.model import Model, PromptState
 
 
 @click.command()
@@ -24,10 +25,8 @@ if TYPE_CHECKING:
               help="Text after the pictures. Default: what the model was taught to caption after, such as 'Output:'.")
 @click.option("--question", metavar="TEXT",
               help="A question; sets the prompt to the model's form, such as 'Question: TEXT Answer:'.")
-@click.option("--shot", "shots", type=(str, str), multiple=True, metavar="FILE TEXT",
-              help="An example before the prompt: a picture and its text, such as 'Output: a cat'; repeatable.")
-@click.option("--task", type=click.Choice(["caption", "vqa"]),
-              help="Write each --shot in the model's form too: its TEXT is a caption, or QUESTION|ANSWER for vqa.")
+@shot_options(required=False)
+@click.option("--prompt-file", metavar="FILE", help="Shots that flamingo-rt prompt compile has read already.")
 @click.option("--choices", metavar="A,B,C", help="Rank these answers instead of writing one.")
 @click.option("--model", "path", metavar="FOLDER", help="A bundle, or a checkpoint. Default: the model in the package.")
 @click.option("--backend", default="auto", show_default=True, help="auto, ort (bundles) or torch (checkpoints).")
@@ -42,8 +41,8 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object: text, tokens, timings per stage.")
 def command(
     images: tuple[str, ...], videos: tuple[str, ...], frames: int, prompt: str | None, question: str | None,
-    shots: tuple[tuple[str, str], ...], task: str | None, choices: str | None, path: str | None, backend: str,
-    threads: int | None, as_json: bool, **generation: Any,
+    shots: tuple[tuple[str, str], ...], task: str | None, prompt_file: str | None, choices: str | None,
+    path: str | None, backend: str, threads: int | None, as_json: bool, **generation: Any,
 ) -> None:
     """Answer a prompt about pictures.
 
@@ -54,10 +53,11 @@ def command(
       flamingo-rt infer --image photo.png --question "Is there a red circle?" --choices yes,no
       flamingo-rt infer --shot a.png "Output: a red star" --image b.png
       flamingo-rt infer --task caption --shot a.png "a red star" --image b.png
+      flamingo-rt infer --prompt-file shots.prompt --image b.png
       flamingo-rt infer --task vqa --shot a.png "Is it red?|yes" --image b.png --question "Is it a star?"
     """
     _check_query(task, prompt, question, has_visuals=bool(images or videos))
-    examples = [(file, *_question_and_answer(text)) if task == "vqa" else (file, text) for file, text in shots]
+    examples = split_shots(shots, task)
     from flamingo_rt.loading import load
     from flamingo_rt.processing.media import Image, Video
     from flamingo_rt.runtime.options import GenerationOptions
@@ -67,19 +67,19 @@ def command(
     model = load(path, backend, threads)
     loading = (time.perf_counter() - start) * 1e3
     visuals = [Image(file) for file in images] + [Video(file, frames) for file in videos]
-    pictured = [(Image(file), *texts) for file, *texts in examples]
+    prefix = model.load_prompt(prompt_file) if prompt_file is not None else None
+    parts = shot_parts(model, examples, task)
     if task == "caption":
-        parts = model.caption_prompt(visuals, shots=pictured)
+        parts += model.caption_prompt(visuals)
     elif task == "vqa":
-        parts = model.question_prompt(visuals, question, shots=pictured)
+        parts += model.question_prompt(visuals, question)
     else:
-        end, forms = model.config.tokens.end_of_chunk, model.config.prompts
-        parts = [part for image, text in pictured for part in (image, text if text.endswith(end) else text + end)]
+        forms = model.config.prompts
         parts += [*visuals, prompt if prompt is not None else forms.ask(question) if question else forms.caption]
     if choices is not None:
-        _rank(model, parts, [choice.strip() for choice in choices.split(",")], loading, as_json)
+        _rank(model, parts, prefix, [choice.strip() for choice in choices.split(",")], loading, as_json)
     else:
-        _answer(model, parts, options, loading, as_json)
+        _answer(model, parts, prefix, options, loading, as_json)
 
 
 def _check_query(task: str | None, prompt: str | None, question: str | None, has_visuals: bool) -> None:
@@ -97,17 +97,10 @@ def _check_query(task: str | None, prompt: str | None, question: str | None, has
         raise UsageError("--prompt and --question exclude each other: --question writes the prompt")
 
 
-def _question_and_answer(text: str) -> list[str]:
-    """The two halves of a shot for vqa."""
-    halves = text.split("|")
-    if len(halves) != 2:
-        raise UsageError(f"the --shot text {text!r} holds | {len(halves) - 1} times: with --task vqa give it once, "
-                         "as QUESTION|ANSWER")
-    return halves
-
-
-def _answer(model: Model, parts: list[Part], options: Any, loading: float, as_json: bool) -> None:
-    generation = model.generate(parts, options=options)
+def _answer(
+    model: Model, parts: list[Part], prefix: PromptState | None, options: Any, loading: float, as_json: bool
+) -> None:
+    generation = model.generate(parts, prefix=prefix, options=options)
     if not as_json:
         started = False
         for piece in generation:
@@ -134,8 +127,10 @@ def _rounded(loading: float, timings: dict[str, float]) -> dict[str, float]:
     return {stage: round(value, 3) for stage, value in {"load": loading, **timings}.items()}
 
 
-def _rank(model: Model, parts: list[Part], choices: list[str], loading: float, as_json: bool) -> None:
-    scores = model.score(parts, choices)
+def _rank(
+    model: Model, parts: list[Part], prefix: PromptState | None, choices: list[str], loading: float, as_json: bool
+) -> None:
+    scores = model.score(parts, choices, prefix=prefix)
     if as_json:
         click.echo(json.dumps({
             "text": scores[0].text,

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,6 +22,7 @@ from flamingo_rt.runtime.engine import Engine
 from flamingo_rt.runtime.generation import BatchGeneration, Generation
 from flamingo_rt.runtime.media import VisualMedia, encode_visuals
 from flamingo_rt.runtime.options import GenerationOptions, GenerationResult, Score
+from flamingo_rt.runtime.prompt_file import CompiledPrompt, read_about, read_prompt, write_prompt
 from flamingo_rt.runtime.sampling import Sampler, log_softmax
 from flamingo_rt.runtime.timing import StageTimer
 
@@ -35,6 +39,19 @@ class PromptState:
         """Tokens in the prompt."""
         return self._prefix.length
 
+    def save(self, path: str | os.PathLike, about: Mapping[str, Any] | None = None) -> None:
+        """Write the state to a file that `Model.load_prompt` reads, in this process or another. ``about`` is kept with
+        it: JSON data, such as where the shots came from.
+
+        Raises `DataError` when the file cannot be written, `UsageError` for a model that is not a bundle: nothing would
+        tell its prompts from another's.
+        """
+        identity = self._owner.identity
+        if identity is None:
+            raise UsageError("only a bundle's prompts can be saved: export the checkpoint with flamingo-rt export")
+        named = {**(about or {}), "bundle": identity, "model": self._owner.config.name}
+        write_prompt(Path(path), CompiledPrompt(self._prefix, self._ids, self._visuals, named))
+
 
 class Model:
     """A Flamingo model behind an engine. `flamingo_rt.load` makes one.
@@ -44,8 +61,12 @@ class Model:
     `UsageError` for wrong arguments.
     """
 
-    def __init__(self, engine: Engine, config: FlamingoConfig, tokenizer: TextTokenizer) -> None:
-        self.engine, self.config, self.tokenizer = engine, config, tokenizer
+    def __init__(
+        self, engine: Engine, config: FlamingoConfig, tokenizer: TextTokenizer, identity: str | None = None
+    ) -> None:
+        """``identity`` is the same for models that compute the same numbers: the hash of a bundle's manifest, which has
+        the hash of every file of it."""
+        self.engine, self.config, self.tokenizer, self.identity = engine, config, tokenizer, identity
         self._specs = graph_specs(config)
 
     def caption_prompt(
@@ -71,6 +92,20 @@ class Model:
         decoder = self._decoder(1, len(prompt))
         decoder.prefill(self._rows([prompt], timer))
         return PromptState(self, decoder.prefix(), len(prompt.visuals), prompt.input_ids)
+
+    def load_prompt(self, path: str | os.PathLike) -> PromptState:
+        """A prompt that `PromptState.save` or ``flamingo-rt prompt compile`` wrote: as `prompt`, not computed again.
+
+        Raises `DataError` when the file is damaged, or of another bundle: of another model, export or precision.
+        """
+        about = read_about(path)
+        if about.get("bundle") != self.identity:
+            raise DataError(
+                f"compiled prompt {os.fsdecode(path)} is of another bundle ({about.get('model')!r}; this one is "
+                f"{self.config.name!r}): {_recompiling(about)}"
+            )
+        compiled = read_prompt(path, self.config)
+        return PromptState(self, compiled.prefix, compiled.visuals, compiled.input_ids)
 
     def generate(
         self, parts: PromptParts, *, prefix: PromptState | None = None, options: GenerationOptions | None = None,
@@ -200,6 +235,14 @@ def _options(options: GenerationOptions | None, changes: dict[str, object]) -> G
         if name not in known:
             raise UsageError(f"unknown generation option {name!r}; known: {', '.join(known)}")
     return replace(options or GenerationOptions(), **changes)
+
+
+def _recompiling(about: Mapping[str, Any]) -> str:
+    """What makes a compiled prompt anew: the command that made it, where one did."""
+    command = about.get("command")
+    if isinstance(command, str) and command:
+        return f"compile it again for this one: {command}"
+    return "make it again with this model's prompt() and save()"
 
 
 def _ends_in_space(parts: PromptParts) -> bool:

@@ -1,0 +1,67 @@
+"""``flamingo-rt prompt``."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shlex
+from pathlib import Path
+
+import click
+
+from flamingo_rt.cli.shots import shot_options, shot_parts, split_shots
+from flamingo_rt.errors import DataError, UsageError
+
+
+@click.group()
+def command() -> None:
+    """Read shots once, for many queries."""
+
+
+@command.command("compile")
+@click.option("--model", "path", metavar="FOLDER", help="A bundle. Default: the model in the package.")
+@shot_options(required=True)
+@click.option("--out", required=True, type=click.Path(path_type=Path), metavar="FILE", help="The file to write.")
+@click.option("--threads", type=click.IntRange(1, 1024), help="Cores for one operator. Default: all.")
+@click.option("--overwrite", is_flag=True, help="Replace --out when it exists.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object: file, bytes, tokens, pictures.")
+def compile_shots(
+    path: str | None, shots: tuple[tuple[str, str], ...], task: str | None, out: Path, threads: int | None,
+    overwrite: bool, as_json: bool,
+) -> None:
+    """Run a model over shots and keep what it remembers; infer --prompt-file then runs the query alone.
+
+    The file belongs to one bundle: another model, export or precision refuses it and says what compiles it again.
+
+    \b
+    Example:
+      flamingo-rt prompt compile --task caption --shot a.png "a red star" --shot b.png "a heart" --out shots.prompt
+    """
+    examples = split_shots(shots, task)
+    if out.exists() and (out.is_dir() or not overwrite):
+        remedy = "choose another --out" if out.is_dir() else "choose another --out, or replace it with --overwrite"
+        raise UsageError(f"{out} already exists: {remedy}")
+    from flamingo_rt.loading import load
+
+    model = load(path, "ort" if path is None else "auto", threads)
+    state = model.prompt(shot_parts(model, examples, task))
+    again = ["flamingo-rt", "prompt", "compile", "--model", "BUNDLE", *(["--task", task] if task else [])]
+    for file, text in shots:
+        again += ["--shot", file, text]
+    state.save(out, {
+        "shots": [{"file": file, "sha256": _sha256(file), "text": text} for file, text in shots], "task": task,
+        "command": shlex.join([*again, "--out", str(out), "--overwrite"]),
+    })
+    size = out.stat().st_size
+    if as_json:
+        click.echo(json.dumps({"file": str(out), "bytes": size, "tokens": len(state), "pictures": len(shots)}))
+        return
+    count = f"{len(shots)} shot" + ("s" if len(shots) > 1 else "")
+    click.echo(f"wrote {out}: {count}, {len(state)} tokens, {size / 1e6:.1f} MB")
+
+
+def _sha256(file: str) -> str:
+    try:
+        return hashlib.sha256(Path(file).read_bytes()).hexdigest()
+    except OSError as error:
+        raise DataError(f"cannot read {file}: {error.strerror or error}") from error

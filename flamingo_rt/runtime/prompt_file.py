@@ -1,0 +1,116 @@
+"""A compiled prompt: what a model remembers of a prefix, in a file that queries of other processes continue.
+
+An uncompressed ``.npz`` (numpy's, without pickles): the self-attention cache, the media that later tokens may still
+look at, the token ids, and a JSON object that says which model and which shots they are of. The archive has a checksum
+of every array, so a damaged file is noticed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flamingo_rt.config import FlamingoConfig
+from flamingo_rt.contract import LANGUAGE_MODEL, RESAMPLER, graph_specs, layer_parts, past_name
+from flamingo_rt.errors import DataError
+from flamingo_rt.files import replacing_file
+from flamingo_rt.runtime.decoder import Prefix
+
+FORMAT_VERSION = 1
+ABOUT, IDS = "about", "input_ids"
+
+
+@dataclass(frozen=True)
+class CompiledPrompt:
+    """The state after a prompt: ``input_ids`` int64 [T], its number of ``visuals``, and what ``about`` says of it."""
+
+    prefix: Prefix
+    input_ids: np.ndarray
+    visuals: int
+    about: Mapping[str, Any]
+
+
+def write_prompt(path: Path, prompt: CompiledPrompt) -> None:
+    """Write a compiled prompt; the file appears whole or not at all. Raises `DataError` when it cannot be written."""
+    about = {
+        **prompt.about, "format_version": FORMAT_VERSION, "visuals": prompt.visuals, "media": len(prompt.prefix.media),
+    }
+    arrays = {
+        ABOUT: np.frombuffer(json.dumps(about).encode(), dtype=np.uint8),
+        IDS: prompt.input_ids,
+        **prompt.prefix.cache,
+        **{f"{slot}.{name}": array for slot, media in enumerate(prompt.prefix.media) for name, array in media.items()},
+    }
+    with replacing_file(path) as beside, beside.open("wb") as file:
+        np.savez(file, **arrays)
+
+
+def read_about(path: str | os.PathLike) -> dict[str, Any]:
+    """What a compiled prompt says of itself. Raises `DataError` when it is none, or of a newer format."""
+    with _explained(path), np.load(_existing(path), allow_pickle=False) as file:
+        about = json.loads(file[ABOUT].tobytes())
+    version = about.get("format_version") if isinstance(about, dict) else None
+    if type(version) is not int or version < 1:
+        raise DataError(f"compiled prompt {path} is damaged: its format is {version!r}; compile it again")
+    if version > FORMAT_VERSION:
+        raise DataError(
+            f"compiled prompt {path} has format {version}, this flamingo-rt reads {FORMAT_VERSION}: upgrade, or "
+            "compile it again"
+        )
+    return about
+
+
+def read_prompt(path: str | os.PathLike, config: FlamingoConfig) -> CompiledPrompt:
+    """Read a compiled prompt of a model with this configuration. Raises `DataError` when it is damaged or does not
+    fit."""
+    about, specs = read_about(path), graph_specs(config)
+    with _explained(path), np.load(_existing(path), allow_pickle=False) as file:
+        ids, slots, visuals = file[IDS], int(about["media"]), int(about["visuals"])
+        if ids.dtype != np.int64 or ids.ndim != 1 or not len(ids) or not 0 <= slots <= visuals:
+            raise ValueError(f"token ids {ids.dtype} {list(ids.shape)}, {slots} of {visuals} visuals")
+        sizes = {"B": 1, "C": len(ids)}
+        language, media = specs[LANGUAGE_MODEL], specs[RESAMPLER].outputs
+        names = [past_name(*part) for part in layer_parts(config.language.layers)]
+        cache = {name: _array(file, name, language.input(name).resolve(sizes)) for name in names}
+        kept = tuple(
+            {spec.name: _array(file, f"{slot}.{spec.name}", spec.resolve({"M": 1})[1:]) for spec in media}
+            for slot in range(slots)
+        )
+    return CompiledPrompt(Prefix(cache, len(ids), kept), ids, visuals, about)
+
+
+def _array(file: Mapping[str, np.ndarray], name: str, shape: tuple[int, ...]) -> np.ndarray:
+    array = file[name]
+    if array.shape != shape or array.dtype != np.float32:
+        raise ValueError(f"{name} is {array.dtype} {list(array.shape)}, float32 {list(shape)} was expected")
+    return array
+
+
+def _existing(path: str | os.PathLike) -> Path:
+    if not Path(path).is_file():
+        raise DataError(f"there is no compiled prompt at {path}: flamingo-rt prompt compile writes one")
+    if not zipfile.is_zipfile(path):
+        raise DataError(f"{path} is not a compiled prompt, or was cut short: flamingo-rt prompt compile writes one")
+    return Path(path)
+
+
+class _explained:
+    """Whatever reading a damaged archive raises becomes a `DataError` that names the file."""
+
+    def __init__(self, path: str | os.PathLike) -> None:
+        self._path = path
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        damaged = (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile)
+        if isinstance(error, (*damaged, NotImplementedError, RuntimeError, OverflowError)):
+            raise DataError(f"compiled prompt {self._path} is damaged ({error}): compile it again") from error
