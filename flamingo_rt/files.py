@@ -61,7 +61,7 @@ def check_space(path: Path, needed: int) -> None:
     free = shutil.disk_usage(above).free
     if free < needed:
         raise DataError(
-            f"cannot write {path}: {needed / 1e9:.1f} GB are needed, its disk has {free / 1e9:.1f} GB left; free some, "
+            f"cannot write {path}: {needed / 1e6:.1f} MB are needed, its disk has {free / 1e6:.1f} MB left; free some, "
             "or choose another --out"
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
 
 import click
@@ -55,6 +56,9 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a terminal that lacks a character shows "?" for it
             stream.reconfigure(errors="replace")
+    for name in ("SIGTERM", "SIGHUP"):  # a closed terminal: as Ctrl-C, so that nothing half-written is left
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.default_int_handler)
     try:
         cli.main(standalone_mode=False)
     except click.ClickException as error:

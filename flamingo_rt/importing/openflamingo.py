@@ -17,7 +17,7 @@ from torch import Tensor
 
 from flamingo_rt.checkpoints import StoredModel, expected_shapes
 from flamingo_rt.config import FlamingoConfig, LanguageConfig, read_json
-from flamingo_rt.errors import DataError
+from flamingo_rt.errors import DataError, UsageError
 from flamingo_rt.importing import clip
 from flamingo_rt.importing.families import Family, family_of
 from flamingo_rt.importing.settings import Settings
@@ -35,6 +35,7 @@ from flamingo_rt.presets import OPENFLAMINGO_PROMPTS, PRESETS, preset
 from flamingo_rt.weights.lazy import LazyTensor
 from flamingo_rt.weights.reading import open_weights
 
+RELEASED = "openflamingo"  # how the presets of OpenFlamingo's models begin
 MAX_VISUALS = 64  # OpenFlamingo has no limit; its evaluation goes to 32 shots
 # The logit of a token that the head has no row for: never chosen, and finite in half precision too.
 UNPREDICTABLE = -30000.0
@@ -75,8 +76,13 @@ def open_openflamingo(files: OpenFlamingoFiles) -> Imported:
     Raises `DataError` that names the file, the tensor and what was expected, `UsageError` for an unknown preset.
     """
     wanted = preset(files.preset) if files.preset else None
+    if wanted is not None and not wanted.name.startswith(RELEASED):
+        known = ", ".join(name for name in PRESETS if name.startswith(RELEASED))
+        raise UsageError(f"the preset {files.preset} is no OpenFlamingo model; known: {known}")
     if not files.language.is_dir():
         raise DataError(f"{files.language} is not a folder: --language takes the one with config.json and the weights")
+    if not (files.language / "config.json").is_file():
+        raise DataError(f"{files.language} has no config.json: --language takes the folder of the language model")
     settings = Settings(files.language / "config.json", read_json(files.language / "config.json"))
     family = family_of(settings)
     checkpoint = trained_part(files.checkpoint, open_weights(files.checkpoint), family.layers)
@@ -117,7 +123,20 @@ def open_openflamingo(files: OpenFlamingoFiles) -> Imported:
         **_bind(language, _prefixed(takes), shapes),
         **_prefixed({**embedding, **head}),
     }
+    notes += _unread(checkpoint, _names(trained) | _names(takes) | {family.embedding, family.head})
     return Imported(StoredModel(config, tokenizer.to_str(pretty=True), {name: tensors[name] for name in shapes}), notes)
+
+
+def _unread(checkpoint: Source, known: set[str]) -> tuple[str, ...]:
+    """What to say of tensors that the checkpoint has and the model does not; an encoder in it is CLIP's, as it was."""
+    left_out = [
+        name for name in checkpoint.tensors
+        if name not in known and not _BUFFERS.search(name) and not name.startswith("vision_encoder.")
+    ]
+    if not left_out:
+        return ()
+    listed = ", ".join(left_out[:3]) + (", …" if len(left_out) > 3 else "")
+    return (f"{checkpoint.path} has {len(left_out)} tensors that are no part of the model: {listed}",)
 
 
 def _language_source(folder: Path, family: Family, checkpoint: Source) -> Source:
@@ -224,7 +243,7 @@ def _differences(config: FlamingoConfig, other: FlamingoConfig) -> list[tuple[st
 
 def _known_name(config: FlamingoConfig, settings: Settings) -> str | None:
     """The released model with these shapes; the instruction-tuned ones differ in the language model's name alone."""
-    names = [name for name in PRESETS if name.startswith("openflamingo") and not _differences(config, preset(name))]
+    names = [name for name in PRESETS if name.startswith(RELEASED) and not _differences(config, preset(name))]
     origin = f"{settings.get('_name_or_path', '')} {settings.path.parent.name}".lower()
     tuned = any(word in origin for word in ("dolly", "instruct"))
     chosen = [name for name in names if name.endswith("langinstruct") == tuned]

@@ -37,7 +37,12 @@ def trained_part(path: Path, tensors: Mapping[str, LazyTensor], layers: str) -> 
             name = re.sub(pattern, replacement, name)
         renamed[name] = tensor
     source = Source(WHAT, path, renamed)
-    if "perceiver.latents" not in source or not _gated_layers(source):
+    if "perceiver.latents" in source and not _gated_layers(source):
+        raise DataError(
+            f"{path} has no gated cross-attention under {layers}, where this language model has its layers: it was "
+            "trained on another one"
+        )
+    if "perceiver.latents" not in source:
         seen = ", ".join(list(tensors)[:3])
         raise DataError(
             f"{path} is no OpenFlamingo checkpoint for a language model with {layers}: it needs perceiver.latents and "

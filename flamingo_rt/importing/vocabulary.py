@@ -32,7 +32,10 @@ def read_tokenizer(path: Path, eos_id: int | None) -> tuple[Tokenizer, TokensCon
     tokenizer.add_special_tokens([AddedToken(text, normalized=False) for text in there if text not in whole])
     eos = named.get("eos_token") or _token(tokenizer, eos_id)
     if not eos:
-        raise DataError(f"{folder} does not say which token ends a text: tokenizer_config.json lacks eos_token")
+        raise DataError(
+            f"{folder} does not say which token ends a text: neither eos_token in tokenizer_config.json or "
+            "special_tokens_map.json, nor eos_token_id in the language model's config.json"
+        )
     for text in (eos, pad):
         if tokenizer.token_to_id(text) is None:
             raise DataError(f"{folder}: tokenizer_config.json names the token {text!r}, tokenizer.json lacks it")

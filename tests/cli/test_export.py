@@ -5,6 +5,11 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
 
 import pytest
 import torch
@@ -177,3 +182,28 @@ def test_an_unknown_lowering_lists_the_known_ones(run, checkpoint, tmp_path) -> 
     assert outcome.code == 2
     assert "'nonsense'" in outcome.err
     assert "known: ort" in outcome.err
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT"])
+def test_a_signal_during_export_leaves_nothing_half_written(name: str, checkpoint: Path, tmp_path: Path) -> None:
+    code = textwrap.dedent("""
+        import sys, time
+        import flamingo_rt.export.pipeline as pipeline
+        from flamingo_rt.cli import main
+        def halt(stored, folder, *_):
+            (folder / "half.onnx").write_bytes(b"x")
+            print("reached", flush=True)
+            time.sleep(600)
+        pipeline._write_graphs = halt
+        pipeline.compute_reference = lambda *_, **__: None
+        main()
+    """)
+    command = [sys.executable, "-c", code, "export", "--ckpt", str(checkpoint), "--out", str(tmp_path / "out")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline().strip() == "reached"
+    process.send_signal(getattr(signal, name))
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors.splitlines()[-1] == "interrupted"
+    assert not list(tmp_path.iterdir())

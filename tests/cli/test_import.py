@@ -296,7 +296,7 @@ def test_a_language_model_given_as_the_encoder_is_named(refused, own) -> None:
 
 def test_a_language_model_without_configuration_is_named(refused, own) -> None:
     (own.language / "config.json").unlink()
-    assert f"cannot read {own.language / 'config.json'}" in refused(own)
+    assert f"{own.language} has no config.json: --language takes" in refused(own)
 
 
 def test_a_language_model_given_as_a_file_is_refused(refused, own) -> None:

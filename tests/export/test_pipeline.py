@@ -181,7 +181,9 @@ def test_a_bundle_answers_like_its_checkpoint(bundle: Path, checkpoint: Path) ->
     assert min(len(set(row.tokens)) for row in fast) > 3, "tokens that do not vary show nothing"
 
 
-@pytest.mark.parametrize(("dtype", "recorded"), [("bf16", "bfloat16"), ("fp16", "float16")])
+@pytest.mark.parametrize(("dtype", "recorded"), [
+    ("bf16", "bfloat16"), pytest.param("fp16", "float16", marks=pytest.mark.slow),
+])
 def test_a_bundle_of_half_precision_is_half_as_large(bundles: Callable[[str], Path], dtype: str, recorded: str) -> None:
     assert {entry.dtype for entry in read_bundle(bundles(dtype)).graphs.values()} == {recorded}
     assert {entry.dtype for entry in read_bundle(bundles("fp32")).graphs.values()} == {"float32"}
@@ -191,7 +193,7 @@ def test_a_bundle_of_half_precision_is_half_as_large(bundles: Callable[[str], Pa
     assert 0.49 < sizes[bundles(dtype)] / sizes[bundles("fp32")] < 0.52
 
 
-@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+@pytest.mark.parametrize("dtype", ["bf16", pytest.param("fp16", marks=pytest.mark.slow)])
 def test_a_bundle_of_half_precision_answers_like_the_rounded_model(
     bundles: Callable[[str], Path], stored: StoredModel, dtype: str
 ) -> None:

@@ -217,9 +217,26 @@ def test_a_language_model_with_more_layers_is_an_error(sources: Sources) -> None
     assert "before layers 0, 1, 2, 3" in message and "5 layers" in message
 
 
-@pytest.mark.parametrize("missing", ["perceiver", "gated_cross_attn"])
-def test_a_checkpoint_without_resampler_or_gated_layers_is_no_openflamingo(sources: Sources, missing: str) -> None:
-    sources.drop("checkpoint", missing)
+def test_a_checkpoint_of_another_language_model_is_told_from_a_file_of_another_kind(sources: Sources) -> None:
+    sources.drop("checkpoint", "gated_cross_attn")
+    assert "has no gated cross-attention under gpt_neox.layers" in sources.refusal()
+
+
+def test_tensors_of_the_checkpoint_that_nothing_reads_are_told(sources: Sources) -> None:
+    assert not sources.open().notes
+    sources.put("checkpoint", "vision_encoder.conv1.weight", [2, 2])  # CLIP's, unchanged
+    assert not sources.open().notes
+    sources.put("checkpoint", "foo.bar", [3])
+    assert "has 1 tensors that are no part of the model: foo.bar" in sources.open().notes[0]
+
+
+def test_a_preset_of_another_kind_is_a_usage_error(sources: Sources) -> None:
+    with pytest.raises(UsageError, match="flamingo-3b is no OpenFlamingo model; known: openflamingo-3b"):
+        sources.open(preset="flamingo-3b")
+
+
+def test_a_checkpoint_without_a_resampler_is_no_openflamingo(sources: Sources) -> None:
+    sources.drop("checkpoint", "perceiver")
     message = sources.refusal()
     assert message.startswith(f"{sources.paths['checkpoint']} is no OpenFlamingo checkpoint")
     assert "perceiver.latents" in message
