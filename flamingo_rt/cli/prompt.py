@@ -15,7 +15,12 @@ from flamingo_rt.errors import DataError, UsageError
 
 @click.group()
 def command() -> None:
-    """Read shots once, for many queries."""
+    """Read shots once, for many queries.
+
+    \b
+    Example:
+      flamingo-rt prompt compile --task caption --shot a.png "a red star" --out shots.prompt
+    """
 
 
 @command.command("compile")

@@ -132,7 +132,7 @@ def test_a_bundle_that_the_disk_cannot_hold_is_refused_before_any_work(
     monkeypatch.setattr(pipeline, "compute_reference", None)
     disk = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: disk._replace(free=1000))
-    with pytest.raises(DataError, match=r"out: .* GB are needed, its disk has .* left"):
+    with pytest.raises(DataError, match=r"out: .* MB are needed, its disk has .* left"):
         export_model(stored, tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
