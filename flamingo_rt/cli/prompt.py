@@ -48,7 +48,7 @@ def compile_shots(
         raise UsageError(f"{out} already exists: {remedy}")
     from flamingo_rt.loading import load
 
-    model = load(path, "ort" if path is None else "auto", threads)
+    model = load(path, threads=threads)
     state = model.prompt(shot_parts(model, examples, task))
     again = ["flamingo-rt", "prompt", "compile", "--model", "BUNDLE", *(["--task", task] if task else [])]
     for file, text in shots:

@@ -104,7 +104,7 @@ class Model:
                 f"compiled prompt {os.fsdecode(path)} is of another bundle ({about.get('model')!r}; this one is "
                 f"{self.config.name!r}): {_recompiling(about)}"
             )
-        compiled = read_prompt(path, self.config)
+        compiled = read_prompt(path, self.config, about)
         return PromptState(self, compiled.prefix, compiled.visuals, compiled.input_ids)
 
     def generate(

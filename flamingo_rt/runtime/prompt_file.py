@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,9 @@ from flamingo_rt.runtime.decoder import Prefix
 
 FORMAT_VERSION = 1
 ABOUT, IDS = "about", "input_ids"
+# What zipfile, numpy and the fields of a damaged file raise; zipfile's for an unknown compression and for encryption
+# are RuntimeError and its child.
+_DAMAGE = (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, OverflowError, zipfile.BadZipFile)
 
 
 @dataclass(frozen=True)
@@ -67,10 +71,10 @@ def read_about(path: str | os.PathLike) -> dict[str, Any]:
     return about
 
 
-def read_prompt(path: str | os.PathLike, config: FlamingoConfig) -> CompiledPrompt:
-    """Read a compiled prompt of a model with this configuration. Raises `DataError` when it is damaged or does not
-    fit."""
-    about, specs = read_about(path), graph_specs(config)
+def read_prompt(path: str | os.PathLike, config: FlamingoConfig, about: Mapping[str, Any]) -> CompiledPrompt:
+    """Read a compiled prompt of a model with this configuration, which says ``about`` itself what `read_about` gave.
+    Raises `DataError` when it is damaged or does not fit."""
+    specs = graph_specs(config)
     with _explained(path), np.load(_existing(path), allow_pickle=False) as file:
         ids, slots, visuals = file[IDS], int(about["media"]), int(about["visuals"])
         if ids.dtype != np.int64 or ids.ndim != 1 or not len(ids) or not 0 <= slots <= visuals:
@@ -101,16 +105,10 @@ def _existing(path: str | os.PathLike) -> Path:
     return Path(path)
 
 
-class _explained:
+@contextmanager
+def _explained(path: str | os.PathLike) -> Iterator[None]:
     """Whatever reading a damaged archive raises becomes a `DataError` that names the file."""
-
-    def __init__(self, path: str | os.PathLike) -> None:
-        self._path = path
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
-        damaged = (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile)
-        if isinstance(error, (*damaged, NotImplementedError, RuntimeError, OverflowError)):
-            raise DataError(f"compiled prompt {self._path} is damaged ({error}): compile it again") from error
+    try:
+        yield
+    except _DAMAGE as error:
+        raise DataError(f"compiled prompt {path} is damaged ({error}): compile it again") from error
