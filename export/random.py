@@ -1,0 +1,62 @@
+"""A model of a preset's shape with random weights: as fast as the trained one, and anyone can make it."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from torch import Tensor
+
+from flamingo_rt.checkpoints import StoredModel, expected_shapes
+from flamingo_rt.config import FlamingoConfig, TokensConfig
+from flamingo_rt.errors import UsageError
+from flamingo_rt.weights.lazy import LazyTensor
+
+GATE = 0.5  # of the cross-attention: open, so that what it computes reaches the logits
+
+
+def random_model(config: FlamingoConfig, seed: int = 0) -> StoredModel:
+    """A model whose tensors are drawn when they are read, each from its name and ``seed``: the same every time, and
+    never all in memory. Matrices have the deviation of a fan-in initialisation, norms are near 1, gates are open.
+
+    Raises `UsageError` for a vocabulary too small for a byte-level tokenizer.
+    """
+    tensors = {
+        name: LazyTensor(shape, torch.float32, Path("random"), _drawing(name, shape, seed), name)
+        for name, shape in expected_shapes(config).items()
+    }
+    return StoredModel(config, byte_tokenizer(config.language.vocab_size, config.tokens).to_str(), tensors)
+
+
+def byte_tokenizer(vocab_size: int, tokens: TokensConfig) -> Tokenizer:
+    """A tokenizer of ``vocab_size`` entries that reads a text byte by byte; what is behind the bytes has made-up names.
+
+    Raises `UsageError` when the bytes and the special tokens do not fit.
+    """
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    special = [text for text in (tokens.pad, tokens.bos, tokens.eos, tokens.image, tokens.end_of_chunk) if text]
+    room = vocab_size - len(alphabet) - len(special)
+    if room < 0:
+        raise UsageError(f"vocab_size is {vocab_size}: {len(alphabet)} bytes and {len(special)} special tokens must fit")
+    names = alphabet + [f"<unused{number}>" for number in range(room)]
+    tokenizer = Tokenizer(models.BPE({name: number for number, name in enumerate(names)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in special])
+    return tokenizer
+
+
+def _drawing(name: str, shape: tuple[int, ...], seed: int):
+    def draw() -> Tensor:
+        if name.endswith("gate"):
+            return torch.full(shape, GATE)
+        values = np.random.default_rng([seed, zlib.crc32(name.encode())]).standard_normal(shape, dtype=np.float32)
+        if len(shape) < 2:
+            return torch.from_numpy(values).mul_(0.1).add_(1.0 if name.endswith(("weight", "gain")) else 0.0)
+        return torch.from_numpy(values).mul_(1 / math.sqrt(math.prod(shape[1:])))
+
+    return draw
