@@ -9,18 +9,23 @@ from flamingo_rt.bundle import MANIFEST, Bundle, is_bundle, read_bundle, sha256
 from flamingo_rt.config import FlamingoConfig
 from flamingo_rt.errors import DataError, DependencyError, UsageError
 from flamingo_rt.processing.tokenizer import TextTokenizer
+from flamingo_rt.runtime.media_cache import DEFAULT_BYTES
 from flamingo_rt.runtime.model import Model
 
 BACKENDS = ("auto", "ort", "torch")
 PACKAGED_BUNDLE = Path(__file__).parent / "models" / "tiny"
 
 
-def load(path: str | os.PathLike | None = None, backend: str = "auto", threads: int | None = None) -> Model:
+def load(
+    path: str | os.PathLike | None = None, backend: str = "auto", threads: int | None = None,
+    image_cache_bytes: int = DEFAULT_BYTES,
+) -> Model:
     """Open a model.
 
     ``path`` is a bundle or a checkpoint folder; by default the bundle in this package. ``backend``: ``ort`` runs a
     bundle on ONNX Runtime's CPU kernels, ``torch`` runs a checkpoint in PyTorch, ``auto`` takes the one that fits the
-    folder. ``threads`` is the number of cores for one operator of ``ort``.
+    folder. ``threads`` is the number of cores for one operator of ``ort``. ``image_cache_bytes`` is how much is kept of
+    pictures that were encoded, for when they come again; 0 keeps nothing.
 
     Raises `UsageError` for an unknown backend or one that does not fit, `DataError` for a damaged folder and
     `DependencyError` when the backend's library is missing.
@@ -36,26 +41,27 @@ def load(path: str | os.PathLike | None = None, backend: str = "auto", threads: 
                 f"{folder} is a bundle and the torch backend runs a checkpoint: give the checkpoint it was exported "
                 "from, or take --backend ort"
             )
-        return _from_bundle(read_bundle(folder), threads)
+        return _from_bundle(read_bundle(folder), threads, image_cache_bytes)
     if (folder / "config.json").is_file():
         if backend == "ort":
             raise UsageError(
                 f"{folder} is a checkpoint and the ort backend runs a bundle: make one with "
                 f"flamingo-rt export --ckpt {folder} --out BUNDLE"
             )
-        return _from_checkpoint(folder)
+        return _from_checkpoint(folder, image_cache_bytes)
     raise DataError(f"{folder} is neither a bundle (no {MANIFEST}) nor a checkpoint (no config.json)")
 
 
-def _from_bundle(bundle: Bundle, threads: int | None) -> Model:
+def _from_bundle(bundle: Bundle, threads: int | None, image_cache_bytes: int) -> Model:
     from flamingo_rt.engines.ort import OrtEngine
 
     engine = OrtEngine({name: bundle.graph_path(name) for name in bundle.graphs}, bundle.config, threads)
     tokenizer = _tokenizer(bundle.tokenizer_path, bundle.config)
-    return Model(engine, bundle.config, tokenizer, identity=sha256(bundle.path / MANIFEST))
+    identity = sha256(bundle.path / MANIFEST)
+    return Model(engine, bundle.config, tokenizer, identity, image_cache_bytes)
 
 
-def _from_checkpoint(folder: Path) -> Model:
+def _from_checkpoint(folder: Path, image_cache_bytes: int) -> Model:
     try:
         from flamingo_rt.checkpoints import TOKENIZER, open_checkpoint
         from flamingo_rt.model.engine import TorchEngine
@@ -65,7 +71,8 @@ def _from_checkpoint(folder: Path) -> Model:
             "checkpoint elsewhere and run the bundle here"
         ) from error
     model = open_checkpoint(folder).load()
-    return Model(TorchEngine(model), model.config, _tokenizer(folder / TOKENIZER, model.config))
+    tokenizer = _tokenizer(folder / TOKENIZER, model.config)
+    return Model(TorchEngine(model), model.config, tokenizer, image_cache_bytes=image_cache_bytes)
 
 
 def _tokenizer(path: Path, config: FlamingoConfig) -> TextTokenizer:

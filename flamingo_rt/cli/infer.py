@@ -37,6 +37,12 @@ if TYPE_CHECKING:
 @click.option("--top-p", default=1.0, show_default=True, help="Draw from the likeliest tokens that reach P in sum.")
 @click.option("--repetition-penalty", default=1.0, show_default=True, help="Above 1: fewer repeated tokens.")
 @click.option("--seed", default=0, show_default=True, help="Seed for temperatures above 0.")
+@click.option("--beams", default=1, show_default=True,
+              help="Answers searched side by side for the likeliest; 1 takes one token after the other.")
+@click.option("--length-penalty", default=1.0, show_default=True,
+              help="With --beams: above 0 favours longer answers, below 0 shorter ones.")
+@click.option("--speculation", default=7, show_default=True,
+              help="Most tokens to guess ahead in one step; changes the time of an answer alone. 0 is off.")
 @click.option("--stop", multiple=True, metavar="TEXT", help="End the answer before this text; repeatable.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object: text, tokens, timings per stage.")
 def command(
@@ -55,6 +61,7 @@ def command(
       flamingo-rt infer --task caption --shot a.png "a red star" --image b.png
       flamingo-rt infer --prompt-file shots.prompt --image b.png
       flamingo-rt infer --task vqa --shot a.png "Is it red?|yes" --image b.png --question "Is it a star?"
+      flamingo-rt infer --image photo.png --beams 3
     """
     _check_query(task, prompt, question, has_visuals=bool(images or videos))
     examples = split_shots(shots, task)
@@ -64,7 +71,7 @@ def command(
 
     options = GenerationOptions(**generation)
     start = time.perf_counter()
-    model = load(path, backend, threads)
+    model = load(path, backend, threads, image_cache_bytes=0)  # no picture will come again
     loading = (time.perf_counter() - start) * 1e3
     visuals = [Image(file) for file in images] + [Video(file, frames) for file in videos]
     prefix = model.load_prompt(prompt_file) if prompt_file is not None else None
@@ -117,6 +124,9 @@ def _answer(
         "logprobs": [round(value, 6) for value in result.logprobs],
         "stop_reason": result.stop_reason,
         "prompt_tokens": result.prompt_tokens,
+        "steps": result.steps,
+        "drafted": result.drafted,
+        "accepted": result.accepted,
         "timings_ms": _rounded(loading, result.timings),
         "model": model.config.name,
         "backend": model.engine.name,

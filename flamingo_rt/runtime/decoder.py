@@ -1,4 +1,4 @@
-"""One batch in flight: a cache allocated once, filled by prefill, extended in place token by token."""
+"""One batch in flight: a cache allocated once, filled by prefill, extended in place by one token or several."""
 
 from __future__ import annotations
 
@@ -40,15 +40,12 @@ class Decoder:
     ) -> None:
         self._engine, self._config, self._specs = engine, config, specs
         self._parts = layer_parts(config.language.layers)
-        spec, sizes = specs[LANGUAGE_MODEL], {"B": rows, "C": capacity}
-        self._cache = {
-            past_name(*part): np.zeros(spec.input(past_name(*part)).resolve(sizes), dtype=np.float32)
-            for part in self._parts
-        }
         self._capacity = capacity
+        self._cache = {past_name(*part): self._buffer(past_name(*part), rows) for part in self._parts}
         self.lengths = np.zeros(rows, dtype=np.int64)
         self._media: list[tuple[VisualMedia, ...]] = [()] * rows
-        self._step: _Step | None = None
+        self._common = 0  # tokens that all rows have in common since `widen`
+        self._steps: dict[int, _Step] = {}
 
     def restore(self, prefix: Prefix) -> None:
         """Start every row from ``prefix``."""
@@ -61,7 +58,9 @@ class Decoder:
         """A copy of the state of the only row."""
         length = int(self.lengths[0])
         cache = {name: array[:1, :, :length].copy() for name, array in self._cache.items()}
-        return Prefix(cache, length, self._media[0])
+        # The media too: they may be parts of larger arrays, which would be kept as long as the prefix.
+        media = tuple({name: array.copy() for name, array in visual.items()} for visual in self._media[0])
+        return Prefix(cache, length, media)
 
     def prefill(self, rows: Sequence[Row]) -> np.ndarray:
         """Take each row's new tokens; returns the logits after the last of each, float32 [B, vocab]."""
@@ -86,21 +85,55 @@ class Decoder:
 
     def step(self, tokens: np.ndarray) -> np.ndarray:
         """Take one token for each row, int64 [B]; returns the next logits [B, vocab], valid until the next step."""
-        if self._step is None:
-            self._step = self._bind_step()
-        step = self._step
-        step.input_ids[:, 0] = tokens
-        # A row that has ended goes on beside the others; it must not write behind its buffer.
-        np.minimum(self.lengths, self._capacity - 1, out=step.cache_length)
-        step.run()
-        self.lengths += 1
-        return step.logits[:, 0]
+        return self._take(tokens[:, None])[:, 0]
 
-    def peek(self, tokens: np.ndarray) -> np.ndarray:
-        """Logits after each of some tokens, [T, vocab], were they appended to the only row; they are not kept."""
-        phi = np.full(len(tokens), len(self._media[0]), dtype=np.int64)
-        row = Row(tokens, phi, self._media[0])
-        return self._forward([row], slice(0, 1), [np.arange(len(tokens))])[0]
+    def extend(self, tokens: np.ndarray) -> np.ndarray:
+        """Take several tokens for the only row, int64 [T], where there is room for them; returns the logits after each,
+        [T, vocab], valid until as many are taken again."""
+        return self._take(tokens[None])[0]
+
+    def rewind(self, length: int) -> None:
+        """Forget what the only row has behind its first ``length`` tokens; the next tokens are written over it."""
+        self.lengths[0] = length
+
+    def widen(self, rows: int) -> None:
+        """Make the only row ``rows`` equal rows; nothing is computed again."""
+        length = int(self.lengths[0])
+        for name, array in self._cache.items():  # one at a time, so that only one is there twice
+            self._cache[name] = self._buffer(name, rows)
+            self._cache[name][:, :, :length] = array[:, :, :length]
+        self.lengths = np.full(rows, length)
+        self._media = self._media * rows
+        self._common = length
+        self._steps.clear()
+
+    def reorder(self, parents: Sequence[int]) -> None:
+        """Let each row go on from what the row ``parents[row]`` has, in place. All must have the same length, and come
+        from one `widen`: what they have had since then is copied, for the rows that change."""
+        moved = [row for row, parent in enumerate(parents) if parent != row]
+        since = slice(self._common, int(self.lengths[0]))
+        if not moved or since.start == since.stop:
+            return
+        sources = [parents[row] for row in moved]
+        for array in self._cache.values():
+            array[moved, :, since] = array[sources, :, since]  # the right side is a copy: rows may change places
+
+    def _buffer(self, name: str, rows: int) -> np.ndarray:
+        spec = self._specs[LANGUAGE_MODEL].input(name)
+        return np.zeros(spec.resolve({"B": rows, "C": self._capacity}), dtype=spec.dtype)
+
+    def _take(self, tokens: np.ndarray) -> np.ndarray:
+        """Append tokens [B, T] to the rows; returns the logits after each, [B, T, vocab]."""
+        count = tokens.shape[1]
+        if count not in self._steps:
+            self._steps[count] = self._bind_step(count)
+        step = self._steps[count]
+        step.input_ids[:] = tokens
+        # A row that has ended goes on beside the others; it must not write behind its buffer.
+        np.minimum(self.lengths, self._capacity - count, out=step.cache_length)
+        step.run()
+        self.lengths += count
+        return step.logits
 
     def _forward(self, rows: Sequence[Row], which: slice, wanted: Sequence[np.ndarray]) -> np.ndarray:
         """Logits [B, K, vocab] at each row's ``wanted`` positions; the cache of the rows ``which`` is extended."""
@@ -120,23 +153,21 @@ class Decoder:
         run()
         return logits
 
-    def _bind_step(self) -> _Step:
+    def _bind_step(self, count: int) -> _Step:
+        """The step that takes ``count`` tokens a row. All steps share the media: they look at the same."""
         rows = len(self.lengths)
-        step = _Step(
-            input_ids=np.zeros((rows, 1), dtype=np.int64),
-            cache_length=self.lengths.copy(),
-            logits=np.empty(0),
-            run=lambda: None,
-        )
+        other = next(iter(self._steps.values()), None)
+        media = other.media if other else stack_rows(self._media, self._specs[RESAMPLER])
+        input_ids, cache_length = np.zeros((rows, count), dtype=np.int64), self.lengths.copy()
         inputs = {
-            "input_ids": step.input_ids,
-            "cache_length": step.cache_length,
-            "media_index": np.array([[len(media)] for media in self._media], dtype=np.int64),
-            "logits_index": np.zeros((rows, 1), dtype=np.int64),
-            **stack_rows(self._media, self._specs[RESAMPLER]),
+            "input_ids": input_ids,
+            "cache_length": cache_length,
+            "media_index": np.array([[len(row_media)] * count for row_media in self._media], dtype=np.int64),
+            "logits_index": np.tile(np.arange(count), (rows, 1)),
+            **media,
         }
-        step.logits, step.run = self._bind(inputs, self._cache)
-        return step
+        logits, run = self._bind(inputs, self._cache)
+        return _Step(input_ids, cache_length, media, logits, run)
 
     def _bind(
         self, inputs: dict[str, np.ndarray], cache: dict[str, np.ndarray]
@@ -147,11 +178,12 @@ class Decoder:
         return logits, self._engine.bind(LANGUAGE_MODEL, {**inputs, **cache}, {"logits": logits, **present})
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Step:
-    """The buffers of the one-token step, bound once."""
+    """A step of one or several tokens a row, bound once, and its buffers."""
 
     input_ids: np.ndarray
     cache_length: np.ndarray
+    media: dict[str, np.ndarray]
     logits: np.ndarray
     run: Callable[[], None]

@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from flamingo_rt.runtime.answer import Answer
-from flamingo_rt.runtime.decoder import Decoder
-from flamingo_rt.runtime.options import GenerationResult
+from flamingo_rt.runtime.beams import BeamSearch, search
+from flamingo_rt.runtime.decoder import Decoder, Row
+from flamingo_rt.runtime.options import GenerationOptions, GenerationResult
 from flamingo_rt.runtime.sampling import Sampler
-from flamingo_rt.runtime.timing import StageTimer
+from flamingo_rt.runtime.speculation import PromptLookup, speculate
+from flamingo_rt.runtime.timing import Counts, StageTimer
+
+
+@dataclass
+class GrowingRow:
+    """A prompt and its answer so far. ``row`` is what is still to be read of it, ``ids`` int64 [T] all its tokens."""
+
+    row: Row
+    ids: np.ndarray
+    answer: Answer
+    counts: Counts = field(default_factory=Counts)
 
 
 class BatchGeneration:
-    """Rows that grow together: each iteration is one token for every unfinished row, and yields the new texts."""
+    """Rows that grow together: iterating runs the loop, and yields the new texts of every row."""
 
-    def __init__(
-        self, decoder: Decoder, logits: np.ndarray, answers: Sequence[Answer], samplers: Sequence[Sampler],
-        prompt_tokens: Sequence[int], timer: StageTimer,
-    ) -> None:
-        self._decoder, self._answers, self._samplers = decoder, answers, samplers
-        self._prompt_tokens, self._timer = prompt_tokens, timer
-        self._pieces = self._run(logits)
+    def __init__(self, pieces: Iterator[list[str]], rows: Sequence[GrowingRow], timer: StageTimer) -> None:
+        """``pieces`` is the loop, which lets ``rows`` grow."""
+        self._pieces, self._rows, self._timer = pieces, rows, timer
 
     def __iter__(self) -> Iterator[list[str]]:
         return self._pieces
@@ -33,27 +42,12 @@ class BatchGeneration:
             pass
         return [
             GenerationResult(
-                answer.text, tuple(answer.tokens), tuple(answer.logprobs), answer.stop_reason or "max_new_tokens",
-                prompt_tokens, dict(self._timer.milliseconds),
+                row.answer.text, tuple(row.answer.tokens), tuple(row.answer.logprobs),
+                row.answer.stop_reason or "max_new_tokens", len(row.ids), dict(self._timer.milliseconds),
+                row.counts.steps, row.counts.drafted, row.counts.accepted,
             )
-            for answer, prompt_tokens in zip(self._answers, self._prompt_tokens, strict=True)
+            for row in self._rows
         ]
-
-    def _run(self, logits: np.ndarray) -> Iterator[list[str]]:
-        tokens = np.zeros(len(self._answers), dtype=np.int64)
-        while True:
-            pieces = []
-            for row, (answer, sampler) in enumerate(zip(self._answers, self._samplers, strict=True)):
-                if answer.stop_reason is not None:
-                    pieces.append("")
-                    continue
-                tokens[row], logprob = sampler.choose(logits[row])
-                pieces.append(answer.push(int(tokens[row]), logprob))
-            yield pieces
-            if all(answer.stop_reason is not None for answer in self._answers):
-                return
-            with self._timer.stage("decode"):
-                logits = self._decoder.step(tokens)
 
 
 class Generation:
@@ -68,3 +62,55 @@ class Generation:
     def result(self) -> GenerationResult:
         """The finished answer; runs what has not been iterated."""
         return self._batch.results()[0]
+
+
+def decode_rows(
+    decoder: Decoder, rows: Sequence[GrowingRow], options: GenerationOptions, timer: StageTimer
+) -> Iterator[list[str]]:
+    """Read the prompts, then let their answers grow together, greedily or drawn; yields the new texts of each step."""
+    with timer.stage("prefill"):
+        logits = decoder.prefill([row.row for row in rows])
+    samplers = [Sampler(options, logits.shape[-1], row.ids, index) for index, row in enumerate(rows)]
+    if len(rows) == 1 and options.speculation and options.temperature == 0.0:
+        (row,) = rows
+        lookup = PromptLookup(row.ids.tolist(), row.answer.stop_ids)
+        pieces = speculate(
+            decoder, logits[0], row.answer, samplers[0], lookup, options.speculation, timer, row.counts
+        )
+        return ([piece] for piece in pieces)
+    return _step_by_step(decoder, logits, rows, samplers, timer)
+
+
+def search_rows(
+    make_decoder: Callable[[], Decoder], rows: Sequence[GrowingRow], options: GenerationOptions, timer: StageTimer
+) -> Iterator[list[str]]:
+    """Search the answers of the prompts one after the other, each with a decoder of one row; yields each text whole."""
+    for row in rows:
+        decoder = make_decoder()
+        with timer.stage("prefill"):
+            logits = decoder.prefill([row.row])
+        beams = BeamSearch(options, row.answer, row.ids, logits.shape[-1])
+        row.answer = search(decoder, logits, beams, options.beams, timer, row.counts)
+        yield [row.answer.text if each is row else "" for each in rows]
+
+
+def _step_by_step(
+    decoder: Decoder, logits: np.ndarray, rows: Sequence[GrowingRow], samplers: Sequence[Sampler], timer: StageTimer
+) -> Iterator[list[str]]:
+    """One token for every unfinished row in each step; ``logits`` [rows, vocab] are those after the prompts."""
+    tokens = np.zeros(len(rows), dtype=np.int64)
+    while True:
+        pieces = []
+        for index, (row, sampler) in enumerate(zip(rows, samplers, strict=True)):
+            if row.answer.stop_reason is not None:
+                pieces.append("")
+                continue
+            tokens[index], logprob = sampler.choose(logits[index])
+            pieces.append(row.answer.push(int(tokens[index]), logprob))
+        yield pieces
+        if all(row.answer.stop_reason is not None for row in rows):
+            return
+        for row in rows:
+            row.counts.steps += 1
+        with timer.stage("decode"):
+            logits = decoder.step(tokens)

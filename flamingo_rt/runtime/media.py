@@ -14,34 +14,53 @@ from flamingo_rt.runtime.timing import StageTimer
 # One visual: a tensor [Hx, L, d] for each media input of the language model.
 VisualMedia = dict[str, np.ndarray]
 
+# Pictures and frames in one run of the vision encoder. The tokens of a few fill its matrix products already; more would
+# only take memory, and let what is decoded meanwhile wait for longer.
+ENCODER_FRAMES = 4
+
 
 def encode_visuals(
     engine: Engine, specs: dict[str, GraphSpec], pixels: Sequence[np.ndarray], timer: StageTimer
 ) -> list[VisualMedia]:
-    """Keys and values of visuals given as pixel values [F, 3, H, W] each: one call of the vision encoder for all, one
-    of the resampler for each number of frames."""
+    """Keys and values of visuals given as pixel values [F, 3, H, W] each."""
+    return resample(engine, specs, encode_frames(engine, specs, pixels, timer), timer)
+
+
+def encode_frames(
+    engine: Engine, specs: dict[str, GraphSpec], pixels: Sequence[np.ndarray], timer: StageTimer
+) -> list[np.ndarray]:
+    """Features [F, S, Dv] of visuals given as pixel values [F, 3, H, W] each: their frames one after the other,
+    `ENCODER_FRAMES` in a run."""
     if not pixels:
         return []
-    vision, resampler = specs[VISION_ENCODER], specs[RESAMPLER]
-    frames = np.ascontiguousarray(np.concatenate(pixels))
-    features = np.empty(vision.output("features").resolve({"N": len(frames)}), dtype=np.float32)
+    spec = specs[VISION_ENCODER].output("features")
+    frames = pixels[0] if len(pixels) == 1 else np.concatenate(pixels)
+    features = np.empty(spec.resolve({"N": len(frames)}), dtype=spec.dtype)
     with timer.stage("vision"):
-        engine.bind(VISION_ENCODER, {"pixel_values": frames}, {"features": features})()
-    starts = np.cumsum([0, *(len(p) for p in pixels)])
+        for start in range(0, len(frames), ENCODER_FRAMES):
+            run = slice(start, start + ENCODER_FRAMES)
+            engine.bind(VISION_ENCODER, {"pixel_values": frames[run]}, {"features": features[run]})()
+    return np.split(features, np.cumsum([len(p) for p in pixels[:-1]]))
+
+
+def resample(
+    engine: Engine, specs: dict[str, GraphSpec], features: Sequence[np.ndarray], timer: StageTimer
+) -> list[VisualMedia]:
+    """Keys and values of visuals given as features [F, S, Dv] each: one run of the resampler for each number of
+    frames."""
+    spec = specs[RESAMPLER]
     by_frames: dict[int, list[int]] = defaultdict(list)
-    for visual, array in enumerate(pixels):
+    for visual, array in enumerate(features):
         by_frames[len(array)].append(visual)
     encoded: dict[int, VisualMedia] = {}
     for visuals in by_frames.values():
-        stacked = np.stack([features[starts[v] : starts[v + 1]] for v in visuals])  # [M, F, S, Dv]
-        outputs = {
-            spec.name: np.empty(spec.resolve({"M": len(visuals)}), dtype=spec.dtype) for spec in resampler.outputs
-        }
+        stacked = np.stack([features[visual] for visual in visuals])  # [M, F, S, Dv]
+        outputs = {out.name: np.empty(out.resolve({"M": len(visuals)}), dtype=out.dtype) for out in spec.outputs}
         with timer.stage("resampler"):
             engine.bind(RESAMPLER, {"features": stacked}, outputs)()
         for position, visual in enumerate(visuals):
             encoded[visual] = {name: array[position] for name, array in outputs.items()}
-    return [encoded[visual] for visual in range(len(pixels))]
+    return [encoded[visual] for visual in range(len(features))]
 
 
 def stack_rows(rows: Sequence[Sequence[VisualMedia]], resampler: GraphSpec) -> dict[str, np.ndarray]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,17 @@ from flamingo_rt.errors import DataError, UsageError
 from flamingo_rt.processing import tasks
 from flamingo_rt.processing.prompt import Part, Prompt, build_prompt, continuation_ids
 from flamingo_rt.processing.tokenizer import TextTokenizer
-from flamingo_rt.processing.visuals import visual_pixels
 from flamingo_rt.runtime.answer import Answer
 from flamingo_rt.runtime.decoder import Decoder, Prefix, Row
 from flamingo_rt.runtime.engine import Engine
-from flamingo_rt.runtime.generation import BatchGeneration, Generation
-from flamingo_rt.runtime.media import VisualMedia, encode_visuals
+from flamingo_rt.runtime.generation import BatchGeneration, Generation, GrowingRow, decode_rows, search_rows
+from flamingo_rt.runtime.media_cache import DEFAULT_BYTES, MediaCache
+from flamingo_rt.runtime.memory import check_memory
 from flamingo_rt.runtime.options import GenerationOptions, GenerationResult, Score
 from flamingo_rt.runtime.prompt_file import CompiledPrompt, read_about, read_prompt, write_prompt
-from flamingo_rt.runtime.sampling import Sampler, log_softmax
+from flamingo_rt.runtime.reading import VisualReader
+from flamingo_rt.runtime.sampling import log_softmax
+from flamingo_rt.runtime.scoring import choice_logprobs
 from flamingo_rt.runtime.timing import StageTimer
 
 PromptParts = Part | Sequence[Part]
@@ -57,17 +60,19 @@ class Model:
     """A Flamingo model behind an engine. `flamingo_rt.load` makes one.
 
     A prompt is a text, an `Image`, a `Video`, or a list of those in reading order. Every method raises `DataError` for
-    a picture that cannot be read, a prompt longer than the context and more visuals than the model allows, and
-    `UsageError` for wrong arguments.
+    a picture that cannot be read, a prompt longer than the context, more visuals than the model allows and more rows
+    than there is memory for, and `UsageError` for wrong arguments.
     """
 
     def __init__(
-        self, engine: Engine, config: FlamingoConfig, tokenizer: TextTokenizer, identity: str | None = None
+        self, engine: Engine, config: FlamingoConfig, tokenizer: TextTokenizer, identity: str | None = None,
+        image_cache_bytes: int = DEFAULT_BYTES,
     ) -> None:
         """``identity`` is the same for models that compute the same numbers: the hash of a bundle's manifest, which has
-        the hash of every file of it."""
+        the hash of every file of it. ``image_cache_bytes`` are for the keys and values of pictures seen before."""
         self.engine, self.config, self.tokenizer, self.identity = engine, config, tokenizer, identity
         self._specs = graph_specs(config)
+        self._reader = VisualReader(engine, config, self._specs, MediaCache(image_cache_bytes))
 
     def caption_prompt(
         self, visuals: tasks.Visuals, *, shots: Iterable[tuple[tasks.Visuals, str]] = ()
@@ -88,8 +93,9 @@ class Model:
         """
         timer = StageTimer()
         prompt = build_prompt(parts, self.tokenizer)
-        self._check_sizes([prompt], None)
-        decoder = self._decoder(1, len(prompt))
+        self._check([prompt], None)
+        check_memory(self._specs, 1, len(prompt), len(prompt.visuals))
+        decoder = self._decoder(1, len(prompt), None)
         decoder.prefill(self._rows([prompt], timer))
         return PromptState(self, decoder.prefix(), len(prompt.visuals), prompt.input_ids)
 
@@ -142,7 +148,7 @@ class Model:
             raise UsageError(f"a choice holds {self.tokenizer.tokens.image}: pictures belong into the prompt")
         timer = StageTimer()
         prompt = build_prompt(parts, self.tokenizer, start=prefix is None)
-        self._check_sizes([prompt], prefix)
+        self._check([prompt], prefix)
         between = "" if _ends_in_space(parts) else self.config.prompts.answer_separator
         texts = [choice if choice[0].isspace() else between + choice for choice in choices]
         tokens = [continuation_ids(parts, text, self.tokenizer, start=prefix is None) for text in texts]
@@ -153,14 +159,13 @@ class Model:
                 f"the prompt has {start} tokens and a choice {longest}, the context {self.config.language.context}: "
                 "shorten them"
             )
-        decoder = self._decoder(1, start + longest)
-        if prefix is not None:
-            decoder.restore(self._prefix_of(prefix))
+        check_memory(self._specs, 1, start + longest, self._most_visuals([prompt], prefix))
+        decoder = self._decoder(1, start + longest, prefix)
         rows = self._rows([prompt], timer)
         with timer.stage("prefill"):
-            first = log_softmax(decoder.prefill(rows)[0])
+            logits = decoder.prefill(rows)[0]
         with timer.stage("choices"):
-            sums = [_choice_logprob(decoder, first, choice) for choice in tokens]
+            sums = choice_logprobs(decoder, logits, tokens)
         shares = np.exp(log_softmax(np.array(sums)))
         scores = [
             Score(choice, total, float(share), tuple(ids.tolist()), dict(timer.milliseconds))
@@ -173,35 +178,37 @@ class Model:
     ) -> BatchGeneration:
         timer = StageTimer()
         built = [build_prompt(parts, self.tokenizer, start=prefix is None) for parts in prompts]
-        self._check_sizes(built, prefix)
+        self._check(built, prefix)
         before, context = len(prefix) if prefix else 0, self.config.language.context
-        rows = self._rows(built, timer)
         limits = [min(options.max_new_tokens, context - before - len(prompt)) for prompt in built]
         capacity = min(context, before + max(len(prompt) for prompt in built) + max(limits))
-        decoder = self._decoder(len(built), capacity)
+        # Beams take the rows of a batch, so the prompts of a batch are searched one after the other.
+        count, kind = (len(built), "rows") if options.beams == 1 else (options.beams, "beams")
+        check_memory(self._specs, count, capacity, self._most_visuals(built, prefix), kind)
+        before_ids = prefix._ids if prefix else np.empty(0, dtype=np.int64)
+        growing = [
+            GrowingRow(row, np.concatenate([before_ids, row.input_ids]), self._answer(options, limit))
+            for row, limit in zip(self._rows(built, timer), limits, strict=True)
+        ]
+        if options.beams > 1:
+            pieces = search_rows(lambda: self._decoder(1, capacity, prefix), growing, options, timer)
+        else:
+            pieces = decode_rows(self._decoder(len(growing), capacity, prefix), growing, options, timer)
+        return BatchGeneration(pieces, growing, timer)
+
+    def _answer(self, options: GenerationOptions, limit: int) -> Answer:
+        reason = "max_new_tokens" if limit == options.max_new_tokens else "context"
+        return Answer(self.tokenizer, options, limit, reason)
+
+    def _decoder(self, rows: int, capacity: int, prefix: PromptState | None) -> Decoder:
+        decoder = Decoder(self.engine, self.config, self._specs, rows, capacity)
         if prefix is not None:
-            decoder.restore(self._prefix_of(prefix))
-        with timer.stage("prefill"):
-            logits = decoder.prefill(rows)
-        answers = [
-            Answer(self.tokenizer, options, limit, "max_new_tokens" if limit == options.max_new_tokens else "context")
-            for limit in limits
-        ]
-        read = [np.concatenate([prefix._ids, p.input_ids]) if prefix else p.input_ids for p in built]
-        samplers = [
-            Sampler(options, self.config.language.vocab_size, ids, row) for row, ids in enumerate(read)
-        ]
-        return BatchGeneration(decoder, logits, answers, samplers, [len(ids) for ids in read], timer)
+            decoder.restore(prefix._prefix)
+        return decoder
 
-    def _decoder(self, rows: int, capacity: int) -> Decoder:
-        return Decoder(self.engine, self.config, self._specs, rows, capacity)
-
-    def _prefix_of(self, state: PromptState) -> Prefix:
-        if state._owner is not self:
+    def _check(self, prompts: Sequence[Prompt], prefix: PromptState | None) -> None:
+        if prefix is not None and prefix._owner is not self:
             raise UsageError("the prefix was made by another model: call prompt() of the model that continues it")
-        return state._prefix
-
-    def _check_sizes(self, prompts: Sequence[Prompt], prefix: PromptState | None) -> None:
         tokens, visuals = (len(prefix), prefix._visuals) if prefix else (0, 0)
         for prompt in prompts:
             total, most = visuals + len(prompt.visuals), self.config.max_visuals
@@ -214,16 +221,15 @@ class Model:
                     "shorten it or use fewer shots"
                 )
 
+    def _most_visuals(self, prompts: Sequence[Prompt], prefix: PromptState | None) -> int:
+        """Of one row: what the prefix still looks at, and what its prompt adds."""
+        return (len(prefix._prefix.media) if prefix else 0) + max(len(prompt.visuals) for prompt in prompts)
+
     def _rows(self, prompts: Sequence[Prompt], timer: StageTimer) -> list[Row]:
         """Read and encode the visuals of all prompts; one that stands in several places is encoded once."""
-        unique = list({id(visual): visual for prompt in prompts for visual in prompt.visuals}.values())
-        with timer.stage("images"):
-            pixels = [visual_pixels(visual, self.config) for visual in unique]
-        encoded = encode_visuals(self.engine, self._specs, pixels, timer)
-        media: dict[int, VisualMedia] = {id(visual): m for visual, m in zip(unique, encoded, strict=True)}
+        media = iter(self._reader.read([visual for prompt in prompts for visual in prompt.visuals], timer))
         return [
-            Row(prompt.input_ids, prompt.media_index, [media[id(visual)] for visual in prompt.visuals])
-            for prompt in prompts
+            Row(prompt.input_ids, prompt.media_index, list(islice(media, len(prompt.visuals)))) for prompt in prompts
         ]
 
 
@@ -248,12 +254,3 @@ def _recompiling(about: Mapping[str, Any]) -> str:
 def _ends_in_space(parts: PromptParts) -> bool:
     last = parts[-1] if not isinstance(parts, str) and isinstance(parts, Sequence) else parts
     return isinstance(last, str) and last[-1:].isspace()
-
-
-def _choice_logprob(decoder: Decoder, first: np.ndarray, tokens: np.ndarray) -> float:
-    """Sum of the tokens' log-probabilities; ``first`` are those of the token after the prompt."""
-    total = float(first[tokens[0]])
-    if len(tokens) > 1:
-        later = log_softmax(decoder.peek(tokens[:-1]))
-        total += float(later[np.arange(len(tokens) - 1), tokens[1:]].sum())
-    return total

@@ -13,10 +13,18 @@ StopReason = Literal["end_of_chunk", "stop_string", "max_new_tokens", "context"]
 
 @dataclass(frozen=True)
 class GenerationOptions:
-    """How tokens are chosen and when to stop. ``temperature`` 0 is greedy; then ``top_k``, ``top_p`` and ``seed`` have
-    no effect. ``repetition_penalty`` divides the positive logits of tokens already in the row (arXiv 1909.05858, §4.1).
+    """How tokens are chosen and when to stop.
 
-    Raises `UsageError` for a value out of range.
+    ``temperature`` 0 is greedy; then ``top_k``, ``top_p`` and ``seed`` have no effect. ``repetition_penalty`` divides
+    the positive logits of tokens already in the row (arXiv 1909.05858, §4.1).
+
+    ``beams`` above 1 is beam search by the rules of `flamingo_rt.runtime.beams`; among finished answers it takes the
+    one with the largest sum of log-probabilities / tokens ** ``length_penalty``: above 0 favours longer answers.
+
+    ``speculation`` is the most tokens that are guessed ahead in one step, 0 for none. It changes the time of a greedy
+    answer, not its tokens, and applies to one row at a time (`flamingo_rt.runtime.speculation`).
+
+    Raises `UsageError` for a value out of range, and for beams with a temperature.
     """
 
     max_new_tokens: int = 64
@@ -26,12 +34,15 @@ class GenerationOptions:
     repetition_penalty: float = 1.0
     seed: int = 0
     stop: tuple[str, ...] = ()
+    beams: int = 1
+    length_penalty: float = 1.0
+    speculation: int = 7
 
     def __post_init__(self) -> None:
-        for name in ("max_new_tokens", "top_k", "seed"):
+        for name in ("max_new_tokens", "top_k", "seed", "beams", "speculation"):
             if not isinstance(getattr(self, name), Integral):
                 raise UsageError(f"{name} is {getattr(self, name)!r}; it must be an integer")
-        for name in ("temperature", "top_p", "repetition_penalty"):
+        for name in ("temperature", "top_p", "repetition_penalty", "length_penalty"):
             if not isinstance(getattr(self, name), Real):
                 raise UsageError(f"{name} is {getattr(self, name)!r}; it must be a number")
         checks = {
@@ -45,16 +56,26 @@ class GenerationOptions:
                 isinstance(self.stop, (tuple, list)) and all(isinstance(text, str) and text for text in self.stop),
                 "a tuple of texts that are not empty",
             ),
+            "beams": (1 <= self.beams <= 64, "from 1 (no search) to 64"),
+            "length_penalty": (-10.0 <= self.length_penalty <= 10.0, "from -10 to 10"),
+            "speculation": (0 <= self.speculation <= 31, "from 0 (off) to 31"),
         }
         for name, (valid, allowed) in checks.items():
             if not valid:
                 raise UsageError(f"{name} is {getattr(self, name)!r}; it must be {allowed}")
+        if self.beams > 1 and self.temperature > 0.0:
+            raise UsageError(
+                f"beams is {self.beams} and temperature {self.temperature}: beam search draws nothing; leave one out"
+            )
 
 
 @dataclass(frozen=True)
 class GenerationResult:
     """One finished answer. ``tokens`` are without the stop token; ``logprobs`` are of the model, before temperature
     and penalties, one for each token. ``timings`` in milliseconds: images, vision, resampler, prefill, decode.
+
+    ``steps`` are the runs of the language model after the prefill, of the whole batch where rows run together. Of the
+    ``drafted`` tokens that speculation guessed, ``accepted`` were those that the model chose.
     """
 
     text: str
@@ -63,6 +84,9 @@ class GenerationResult:
     stop_reason: StopReason
     prompt_tokens: int
     timings: dict[str, float]
+    steps: int = 0
+    drafted: int = 0
+    accepted: int = 0
 
 
 @dataclass(frozen=True)

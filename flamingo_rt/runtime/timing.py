@@ -1,10 +1,11 @@
-"""Wall-clock time by stage."""
+"""Wall-clock time by stage, and what was done in it."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 
 class StageTimer:
@@ -22,3 +23,12 @@ class StageTimer:
         finally:
             elapsed = (time.perf_counter() - start) * 1e3
             self.milliseconds[name] = self.milliseconds.get(name, 0.0) + elapsed
+
+
+@dataclass
+class Counts:
+    """What a generation did: `flamingo_rt.runtime.options.GenerationResult` says what is counted."""
+
+    steps: int = 0
+    drafted: int = 0
+    accepted: int = 0

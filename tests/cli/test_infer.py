@@ -54,12 +54,14 @@ def test_the_json_holds_the_result_and_the_time_of_every_stage(infer, model, pic
     assert (outcome.code, outcome.err) == (0, "")
     answer = json.loads(outcome.out)
     assert set(answer) == {
-        "text", "tokens", "logprobs", "stop_reason", "prompt_tokens", "timings_ms", "model", "backend"
+        "text", "tokens", "logprobs", "stop_reason", "prompt_tokens", "steps", "drafted", "accepted", "timings_ms",
+        "model", "backend",
     }
     result = model.generate([Image(pictures[0]), "Output:"], max_new_tokens=5).result()
     assert (answer["text"], answer["tokens"]) == (result.text.strip(), list(result.tokens))
     assert answer["logprobs"] == pytest.approx(result.logprobs, abs=1e-5)
     assert (answer["stop_reason"], answer["prompt_tokens"]) == (result.stop_reason, result.prompt_tokens)
+    assert answer["steps"] + answer["accepted"] == len(answer["tokens"]) - 1
     assert set(answer["timings_ms"]) == STAGES
     assert all(milliseconds > 0 for milliseconds in answer["timings_ms"].values())
     assert (answer["model"], answer["backend"]) == ("small", "ort")
@@ -186,6 +188,18 @@ def test_sampling_options_reach_the_sampler(tokens, expected) -> None:
     given = ("--temperature", 1.5, "--top-k", 5, "--top-p", 0.9, "--repetition-penalty", 1.2, "--seed", 3)
     same = {"temperature": 1.5, "top_k": 5, "top_p": 0.9, "repetition_penalty": 1.2, "seed": 3}
     assert tokens("--prompt", "Output:", *given) == expected("Output:", **same)
+
+
+def test_beams_search_with_their_length_penalty(infer, tokens, expected, model, pictures) -> None:
+    searched = ("--image", pictures[0], "--beams", 3)
+    assert tokens(*searched) == expected(Image(pictures[0]), "Output:", beams=3) != tokens("--image", pictures[0])
+    short = model.generate([Image(pictures[0]), "Output:"], beams=3, length_penalty=-4.0).result()
+    outcome = infer(*searched, "--length-penalty", -4)
+    assert (outcome.code, outcome.out) == (0, short.text.lstrip() + "\n")
+
+
+def test_guessing_ahead_changes_no_answer(tokens, pictures) -> None:
+    assert tokens("--image", pictures[0], "--speculation", 0) == tokens("--image", pictures[0], "--speculation", 3)
 
 
 def test_choices_are_ranked_best_first(infer, model, pictures) -> None:
@@ -319,6 +333,10 @@ def test_a_clip_that_cannot_be_read_is_named(infer, tmp_path, kind) -> None:
         (["--prompt", "a", "--repetition-penalty", "0"], ["repetition_penalty"]),
         (["--prompt", "a", "--seed", "-3"], ["seed", "-3"]),
         (["--prompt", "a", "--stop", ""], ["stop"]),
+        (["--prompt", "a", "--beams", "0"], ["beams", "0", "from 1 (no search) to 64"]),
+        (["--prompt", "a", "--beams", "2", "--temperature", "0.5"], ["beams is 2", "temperature 0.5", "leave one"]),
+        (["--prompt", "a", "--length-penalty", "nan"], ["length_penalty", "nan", "from -10 to 10"]),
+        (["--prompt", "a", "--speculation", "-1"], ["speculation", "-1", "from 0 (off) to 31"]),
         (["--prompt", "a", "--choices", ""], ["choices", "not empty"]),
         (["--prompt", "a", "--choices", "yes,,no"], ["choices", "not empty"]),
         (["--prompt", "a <image> b"], ["<image>", "picture itself"]),

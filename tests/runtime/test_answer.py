@@ -4,7 +4,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from flamingo_rt.runtime.answer import UNFINISHED_CHARACTER, Answer
+from flamingo_rt.runtime.answer import TAIL_TOKENS, UNFINISHED_CHARACTER, Answer
 from flamingo_rt.runtime.options import GenerationOptions
 
 texts = st.text(st.sampled_from("abc é😀ñ"), max_size=14)
@@ -28,6 +28,52 @@ def expected_text(tokenizer, tokens, stop):
         if starts:
             return text[: min(starts)]
     return tokenizer.decode(tokens)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    tokens=st.lists(st.integers(0, 299), max_size=80),
+    stop=st.lists(st.text(st.sampled_from("abc é"), min_size=1, max_size=3), max_size=2),
+)
+def test_the_text_is_that_of_all_tokens_though_only_the_last_are_decoded(tokens, stop, tokenizer):
+    tokens = [token for token in tokens if token not in tokenizer.stop_ids]  # any bytes, special tokens too
+    growing = answer(tokenizer, stop)
+    feed(growing, [*tokens, tokenizer.end_of_chunk_id])
+    assert growing.text == expected_text(tokenizer, tokens, stop)
+
+
+@pytest.mark.parametrize("text", ["a red circle é " * 100, "😀ñ" * 100, "#" * 300, " " * 300])
+def test_a_push_decodes_a_bounded_number_of_tokens(text, tokenizer, monkeypatch):
+    tokens, decoded, decode = tokenizer.encode(text), [], tokenizer.decode
+    monkeypatch.setattr(tokenizer, "decode", lambda ids: decoded.append(len(ids)) or decode(ids))
+    growing = answer(tokenizer, ["###b", "circle b"], limit=10_000)
+    feed(growing, tokens)
+    assert max(decoded) <= 3 * TAIL_TOKENS
+    assert len(decoded) <= 2 * len(tokens)
+    assert growing.text == text[: len(growing.text)]
+    assert len(text) - len(growing.text) < len("circle b")
+
+
+def test_a_space_that_the_tokenizer_drops_at_the_beginning_is_kept_later():
+    class Sentencepiece:
+        """As LLaMA's: a token may begin with a space, and decoding drops one at the beginning."""
+
+        stop_ids = frozenset()
+
+        def decode(self, ids):
+            return "".join(f" {number}" for number in ids).removeprefix(" ")
+
+    growing = answer(Sentencepiece())
+    assert "".join(feed(growing, range(100))) == Sentencepiece().decode(range(100))
+
+
+def test_a_fork_grows_on_its_own(tokenizer):
+    growing = answer(tokenizer, limit=3)
+    feed(growing, tokenizer.encode("x"))
+    other = growing.fork()
+    feed(other, tokenizer.encode("yz"))
+    assert (growing.text, growing.room, growing.stop_reason) == ("x", 2, None)
+    assert (other.text, other.room, other.stop_reason) == ("xyz", 0, "max_new_tokens")
 
 
 @settings(max_examples=200, deadline=None)

@@ -114,6 +114,8 @@ def test_a_prefix_is_a_copy_of_its_own_length(engine, config, row):
     for name, array in prefix.cache.items():
         np.testing.assert_array_equal(array, buffers[name][:, :, : prefix.length])
         assert not np.shares_memory(array, buffers[name])
+    for media in prefix.media:  # a part of what was computed for all visuals would keep all of it
+        assert all(array.base is None for array in media.values())
 
 
 def test_after_prefill_only_the_last_visual_is_handed_over(engine, config, row):
@@ -153,25 +155,90 @@ def test_a_model_that_attends_to_all_visuals_keeps_them(flamingo, config, tokeni
     np.testing.assert_allclose(logits, whole.step(np.array([65])), **FLOAT32)
 
 
-def test_peeking_changes_nothing_that_follows(engine, config, row):
-    plain, peeking = decoder(engine, config), decoder(engine, config)
-    plain.prefill([row])
-    peeking.prefill([row])
-    peeking.peek(np.array([70, 71, 72]))
-    assert peeking.lengths.tolist() == plain.lengths.tolist()
-    for name, array in plain.prefix().cache.items():
-        np.testing.assert_array_equal(peeking.prefix().cache[name], array)
-    for token in (65, 66):
-        np.testing.assert_array_equal(peeking.step(np.array([token])), plain.step(np.array([token])))
-
-
-def test_peeking_gives_the_logits_that_steps_would_give(engine, config, row):
-    stepping, peeking = decoder(engine, config), decoder(engine, config)
+def test_several_tokens_at_once_are_as_one_after_the_other(engine, config, row):
+    stepping, extending = decoder(engine, config), decoder(engine, config)
     stepping.prefill([row])
-    peeking.prefill([row])
+    extending.prefill([row])
     tokens = np.array([70, 71, 72])
     expected = [stepping.step(np.array([token]))[0].copy() for token in tokens]
-    np.testing.assert_allclose(peeking.peek(tokens), np.stack(expected), **FLOAT32)
+    np.testing.assert_allclose(extending.extend(tokens), np.stack(expected), **FLOAT32)
+    np.testing.assert_allclose(extending.step(np.array([65])), stepping.step(np.array([65])), **FLOAT32)
+
+
+def test_what_was_rewound_changes_nothing_that_follows(engine, config, row):
+    plain, rewound = decoder(engine, config), decoder(engine, config)
+    plain.prefill([row])
+    rewound.prefill([row])
+    rewound.extend(np.array([70, 71, 72]))
+    rewound.rewind(len(row.input_ids))
+    assert rewound.lengths.tolist() == plain.lengths.tolist()
+    for name, array in plain.prefix().cache.items():
+        np.testing.assert_array_equal(rewound.prefix().cache[name], array)
+    for token in (65, 66):
+        np.testing.assert_array_equal(rewound.step(np.array([token])), plain.step(np.array([token])))
+
+
+def test_steps_of_each_size_are_bound_once_and_look_at_the_same_media(engine, config, row):
+    running = decoder(engine, config)
+    running.prefill([row])
+    for count in (1, 4, 2, 4, 1, 2):
+        running.extend(np.full(count, 65))
+    prefill, *steps = engine.of(LANGUAGE_MODEL)
+    assert [step.inputs["input_ids"].shape for step in steps] == [(1, 1), (1, 4), (1, 2)]
+    assert steps[1].inputs["media_index"].tolist() == [[1, 1, 1, 1]]
+    for part in layer_parts(len(config.cross_layers)):
+        assert len({step.inputs[media_name(*part)].ctypes.data for step in steps}) == 1
+
+
+# Rows of one prompt
+
+
+def test_a_widened_row_is_equal_rows(engine, config, row):
+    alone, wide = decoder(engine, config), decoder(engine, config)
+    alone.prefill([row])
+    wide.prefill([row])
+    calls = engine.calls.copy()
+    wide.widen(3)
+    assert engine.calls == calls
+    tokens = np.array([65, 66, 65])
+    logits = wide.step(tokens).copy()
+    np.testing.assert_allclose(logits[0], alone.step(tokens[:1])[0], **FLOAT32)
+    np.testing.assert_array_equal(logits[2], logits[0])
+    assert np.abs(logits[1] - logits[0]).max() > 0.1
+
+
+@pytest.mark.parametrize("parents", [[0, 1, 2], [1, 0, 2], [2, 2, 2], [1, 2, 0], [0, 0, 2]])
+def test_reordered_rows_go_on_from_their_parents(engine, config, row, parents):
+    wide, expected = decoder(engine, config), decoder(engine, config)
+    histories = [[65, 70], [66, 71], [67, 72]]
+    for each in (wide, expected):
+        each.prefill([row])
+        each.widen(3)
+    for column in range(2):
+        wide.step(np.array([history[column] for history in histories]))
+        expected.step(np.array([histories[parent][column] for parent in parents]))
+    wide.reorder(parents)
+    last = np.array([73, 74, 75])
+    np.testing.assert_allclose(wide.step(last), expected.step(last), **FLOAT32)
+
+
+def test_reordering_copies_the_rows_that_change_behind_the_prompt_alone(engine, config, row):
+    wide = decoder(engine, config)
+    wide.prefill([row])
+    wide.widen(3)
+    wide.step(np.array([65, 66, 67]))
+    buffers = [engine.of(LANGUAGE_MODEL)[-1].inputs[past_name(*part)] for part in layer_parts(config.language.layers)]
+    length = len(row.input_ids)
+    for array in buffers:
+        array[:, :, :length] = np.arange(3)[:, None, None, None]  # were the prompt copied, a row would lose its number
+    behind = [array[:, :, length:].copy() for array in buffers]
+    wide.reorder([1, 1, 2])
+    for array, before in zip(buffers, behind, strict=True):
+        assert (array[:, :, :length] == np.arange(3)[:, None, None, None]).all()
+        np.testing.assert_array_equal(array[:, :, length:], before[[1, 1, 2]])
+
+
+# Pictures
 
 
 def test_every_visual_of_a_batch_is_encoded_once(engine, config, tokenizer, pictures):
@@ -196,7 +263,7 @@ def test_clips_are_resampled_with_those_of_as_many_frames(engine, config, pictur
     pixels = [visual_pixels(visual, config) for visual in visuals]
     specs = graph_specs(config)
     together = encode_visuals(engine, specs, pixels, StageTimer())
-    assert engine.of(VISION_ENCODER)[0].inputs["pixel_values"].shape[0] == 8
+    assert [bound.inputs["pixel_values"].shape[0] for bound in engine.of(VISION_ENCODER)] == [4, 4]
     assert sorted(bound.inputs["features"].shape[:2] for bound in engine.of(RESAMPLER)) == [(1, 2), (1, 3), (3, 1)]
     for visual, array in zip(together, pixels, strict=True):
         (alone,) = encode_visuals(engine, specs, [array], StageTimer())

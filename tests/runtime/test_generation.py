@@ -102,8 +102,9 @@ def test_a_prompt_says_how_many_tokens_it_holds(model, tokenizer, pictures):
 
 
 def test_a_prefix_of_another_model_is_refused(torch_model, ort_model):
-    with pytest.raises(UsageError, match="made by another model"):
-        torch_model.generate("x", prefix=ort_model.prompt("y"))
+    for options in ({}, {"beams": 2}):
+        with pytest.raises(UsageError, match="made by another model"):
+            torch_model.generate("x", prefix=ort_model.prompt("y"), **options)
 
 
 # At the end of the context
@@ -203,10 +204,14 @@ class ScriptedEngine:
 
     def bind(self, graph, inputs, outputs):
         def call() -> None:
+            positions = inputs["cache_length"][:, None] + inputs["logits_index"]
+            if not self.said:
+                self.first = positions[:, 0].copy()
             outputs["logits"][:] = 0.0
             outputs["logits"][:, :, self.second] = 5.0
             for row, script in enumerate(self.script):
-                outputs["logits"][row, 0, script[min(self.said, len(script) - 1)]] = 9.0
+                for index, position in enumerate(positions[row] - self.first[row]):
+                    outputs["logits"][row, index, script[min(position, len(script) - 1)]] = 9.0
             self.said += 1
 
         return call

@@ -1,6 +1,7 @@
 """Choosing tokens: each processor against a slow, obvious version, and the sampler against probabilities."""
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from flamingo_rt.errors import UsageError
 from flamingo_rt.runtime.options import GenerationOptions
-from flamingo_rt.runtime.sampling import Sampler, keep_top_k, keep_top_p, log_softmax, penalise_repetition
+from flamingo_rt.runtime.sampling import Sampler, keep_top_k, keep_top_p, largest, log_softmax, penalise_repetition
 
 NOTHING_READ = np.array([], dtype=np.int64)
 logit_lists = st.lists(st.integers(-800, 800).map(lambda n: n / 100), min_size=1, max_size=12)
@@ -47,6 +48,40 @@ def test_log_softmax_works_along_the_last_axis_for_any_size_of_logit():
     result = log_softmax(np.array([[1e30, 1e30], [0.0, -1e30]], dtype=np.float32))
     np.testing.assert_allclose(result[0], [math.log(0.5)] * 2, atol=1e-12)
     assert result[1, 0] == 0.0
+
+
+@given(seed=st.integers(0, 1000), spread=st.sampled_from([0.1, 3.0, 40.0, 1e4]), shift=st.floats(-1e4, 1e4))
+def test_a_logprob_is_that_of_float64(seed, spread, shift):
+    logits = (np.random.default_rng(seed).standard_normal(5000) * spread + shift).astype(np.float32)
+    token, logprob = sampler(len(logits)).choose(logits)
+    assert logprob == pytest.approx(log_softmax(logits)[token], rel=1e-6, abs=1e-9)  # log_softmax is float64
+
+
+def test_the_logprob_of_a_token_that_is_all_but_certain_keeps_what_the_others_have():
+    logits = np.full(50_000, -21.0, dtype=np.float32)  # 4e-5 together, each far below what float32 adds to 1
+    logits[7] = 0.0
+    assert sampler(len(logits)).choose(logits)[1] == pytest.approx(log_softmax(logits)[7], rel=1e-6)
+
+
+def test_a_greedy_token_takes_no_array_of_the_vocabularys_size():
+    logits = np.random.default_rng(0).standard_normal(100_000).astype(np.float32)
+    chooser = sampler(len(logits), prompt_ids=np.arange(10), repetition_penalty=1.2)
+    chooser.choose(logits)
+    tracemalloc.start()
+    chooser.choose(logits)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < logits.nbytes / 2  # numpy adds up in float64 in pieces
+
+
+@given(
+    size=st.integers(1, 1000), count=st.integers(1, 40), seed=st.integers(0, 99), values=st.sampled_from([3, 10**6])
+)
+def test_the_largest_values_are_found(size, count, seed, values):
+    logits = np.random.default_rng(seed).integers(0, values, size).astype(np.float32)
+    indices = largest(logits, count)
+    assert len(set(indices.tolist())) == len(indices) == min(size, count)
+    assert sorted(logits[indices], reverse=True) == sorted(logits.tolist(), reverse=True)[:count]
 
 
 @given(logits=logit_lists, k=st.integers(1, 15))
@@ -165,7 +200,8 @@ def test_a_drawn_token_is_one_that_the_processors_left(logits, temperature, top_
 @pytest.mark.parametrize("name, value", [
     ("max_new_tokens", 0), ("temperature", -0.1), ("temperature", math.nan), ("temperature", math.inf), ("top_k", -1),
     ("top_p", 0.0), ("top_p", 1.1), ("top_p", math.nan), ("repetition_penalty", 0.0),
-    ("repetition_penalty", math.inf), ("seed", -1), ("stop", "text"), ("stop", ("",)),
+    ("repetition_penalty", math.inf), ("seed", -1), ("stop", "text"), ("stop", ("",)), ("beams", 0), ("beams", 65),
+    ("length_penalty", math.nan), ("length_penalty", 11), ("speculation", -1), ("speculation", 32),
 ])
 def test_an_option_out_of_range_is_named_with_its_value(name, value):
     with pytest.raises(UsageError) as error:

@@ -1,0 +1,141 @@
+"""Memory: what a batch needs is known before it is taken, and what there is, is read where the system says it."""
+
+import pytest
+from recording import RecordingEngine
+
+from flamingo_rt.contract import LANGUAGE_MODEL, graph_specs
+from flamingo_rt.errors import DataError
+from flamingo_rt.model.engine import TorchEngine
+from flamingo_rt.runtime import memory
+from flamingo_rt.runtime.model import Model
+
+TOKEN = 2 * 2 * 2 * 16 * 4  # bytes of the cache: layers, keys and values, heads, width, float32
+
+
+@pytest.fixture
+def have(monkeypatch):
+    """Sets how much memory there is."""
+    return lambda count: monkeypatch.setattr(memory, "available_bytes", lambda: count)
+
+
+@pytest.fixture
+def specs(config):
+    return graph_specs(config)
+
+
+def test_what_is_needed_is_what_the_decoder_binds(flamingo, config, tokenizer, pictures, specs):
+    engine = RecordingEngine(TorchEngine(flamingo))
+    model = Model(engine, config, tokenizer)
+    model.generate_batch([[pictures[0], "a", pictures[1], "b"], [pictures[2], "ab"]], max_new_tokens=5)
+    bound = engine.of(LANGUAGE_MODEL)[0]
+    arrays = [array for name, array in bound.inputs.items() if "ids" not in name and "index" not in name]
+    taken = sum(array.nbytes for array in [*arrays, bound.outputs["logits"]])
+    capacity = bound.inputs["past_key_values.0.key"].shape[2]
+    needed = memory.needed_bytes(specs, rows=2, capacity=capacity, visuals=2)
+    assert taken <= needed <= taken + 2 * 8 * (2 * capacity + 1)  # and the tokens
+
+
+def test_a_token_more_needs_its_keys_and_values_in_every_layer(specs):
+    ids = 2 * 8  # input_ids and media_index
+    assert memory.needed_bytes(specs, 3, 11, 1) - memory.needed_bytes(specs, 3, 10, 1) == 3 * (TOKEN + ids)
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_an_answer_that_fits_is_given(beams, torch_model, specs, have):
+    have(memory.needed_bytes(specs, beams, 6, 0))  # the token of the beginning, "x" and four more
+    assert torch_model.generate("x", max_new_tokens=4, beams=beams).result().tokens
+
+
+def test_a_batch_that_does_not_fit_is_told_how_many_rows_would(torch_model, specs, have):
+    have(3 * memory.needed_bytes(specs, 1, 6, 0) + 5)
+    assert len(torch_model.generate_batch(["x"] * 3, max_new_tokens=4)) == 3
+    with pytest.raises(DataError, match=r"4 rows of 6 tokens .* take .* MB, .* MB are available; 3 of these rows"):
+        torch_model.generate_batch(["x"] * 4, max_new_tokens=4)
+
+
+def test_beams_that_do_not_fit_are_counted_as_such(torch_model, specs, have):
+    have(2 * memory.needed_bytes(specs, 1, 6, 0))
+    with pytest.raises(DataError, match=r"5 beams of 6 tokens .*; 2 of these beams would fit"):
+        torch_model.generate("x", beams=5, max_new_tokens=4)
+
+
+def test_a_row_that_does_not_fit_is_told_how_many_tokens_would(torch_model, specs, have):
+    have(memory.needed_bytes(specs, 1, 30, 0))
+    with pytest.raises(DataError, match=r"one row of 66 tokens .*; 30 tokens would fit: use fewer shots"):
+        torch_model.generate("x")
+    have(10)
+    with pytest.raises(DataError, match=r"; 0 tokens would fit"):
+        torch_model.generate("x")
+
+
+@pytest.mark.parametrize("call", [
+    lambda model, parts: model.prompt(parts), lambda model, parts: model.score(parts, ["yes"]),
+    lambda model, parts: model.generate(parts), lambda model, parts: model.generate(parts, beams=2),
+], ids=["prompt", "score", "generate", "beams"])
+def test_nothing_is_computed_of_what_does_not_fit(call, flamingo, config, tokenizer, pictures, have):
+    engine = RecordingEngine(TorchEngine(flamingo))
+    have(1000)
+    with pytest.raises(DataError, match="0.0 MB are available"):
+        call(Model(engine, config, tokenizer), [pictures[0], "x"])
+    assert not engine.bound
+
+
+def test_where_nothing_says_what_there_is_everything_is_tried(torch_model, have):
+    have(None)
+    assert torch_model.generate("x", max_new_tokens=2).result().tokens
+
+
+# What there is
+
+
+@pytest.fixture
+def system(tmp_path, monkeypatch):
+    """Writes the files that a system says its memory in."""
+    monkeypatch.setattr(memory, "MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(memory, "OWN_GROUPS", tmp_path / "groups")
+    monkeypatch.setattr(memory, "GROUPS", tmp_path / "cgroup")
+
+    def write(**files):
+        for name, text in files.items():
+            (tmp_path / name).write_text(text)
+
+    return write
+
+
+MEMINFO = "MemTotal:       2000 kB\nMemFree:          10 kB\nMemAvailable:   1000 kB\n"
+
+
+def test_a_machine_says_what_is_available(system):
+    system(meminfo=MEMINFO)
+    assert memory.available_bytes() == 1000 * 1024
+
+
+def test_a_system_that_says_nothing_is_not_known(system):
+    assert memory.available_bytes() is None
+
+
+def test_the_tightest_of_a_groups_parents_counts_without_what_can_be_dropped(system, tmp_path):
+    system(meminfo=MEMINFO, groups="0::/a/b\n")
+    for folder, limit, used in (("cgroup/a/b", "max", 70), ("cgroup/a", "100000", 60_000), ("cgroup", "900000", 80)):
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+        (tmp_path / folder / "memory.max").write_text(f"{limit}\n")
+        (tmp_path / folder / "memory.current").write_text(f"{used}\n")
+        (tmp_path / folder / "memory.stat").write_text("anon 9\ninactive_file 3000\nactive_file 200\n")
+    assert memory.available_bytes() == 100_000 - 60_000 + 3200
+
+
+def test_groups_of_the_first_version_are_read_too(system, tmp_path):
+    system(meminfo=MEMINFO, groups="5:devices:/x\n4:cpu,memory:/host/path\n0::/\n")
+    folder = tmp_path / "cgroup" / "memory"
+    folder.mkdir(parents=True)  # in a container only the top is there
+    (folder / "memory.limit_in_bytes").write_text("50000\n")
+    (folder / "memory.usage_in_bytes").write_text("60000\n")
+    (folder / "memory.stat").write_text("total_inactive_file 500\n")
+    assert memory.available_bytes() == 0
+    (folder / "memory.usage_in_bytes").write_text("20000\n")
+    assert memory.available_bytes() == 30_500
+
+
+def test_this_system_says_something_sensible_or_nothing():
+    found = memory.available_bytes()
+    assert found is None or 0 < found < 2**60
