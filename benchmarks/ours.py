@@ -1,0 +1,217 @@
+"""How fast is this project's runtime? The counterpart of the peers' scripts, with the same fields and the same samples.
+
+    python benchmarks/ours.py --work FOLDER --model BUNDLE [--backend ort] [--name ours-int8]
+
+FOLDER holds ``workload/`` of ``benchmarks/compare.py``; BUNDLE was exported from its ``sources/``, or is a checkpoint
+imported from them (``--backend torch``). Measured through the public API, beside what the peers have: prompts whose
+shots were read before (`Model.prompt`), and speculation. The last line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent / "peers"))  # what is measured of everybody stands there
+from measuring import (  # noqa: E402
+    WARM_UP_TOKENS,
+    Answer,
+    Plan,
+    about,
+    add_plan_options,
+    emit,
+    forget_peak,
+    measure_beams,
+    measure_case,
+    peak_bytes,
+    plan_of,
+    read_workload,
+    repeated,
+    shown,
+    wanted_cases,
+)
+from processes import folder_bytes  # noqa: E402
+
+from flamingo_rt import GenerationOptions, Image, load  # noqa: E402
+from flamingo_rt.processing.prompt import build_prompt  # noqa: E402
+from flamingo_rt.processing.visuals import visual_pixels  # noqa: E402
+from flamingo_rt.runtime.options import GenerationResult  # noqa: E402
+
+PACKAGES = ("flamingo-rt", "onnxruntime", "numpy", "torch")
+SPECULATED_SHOTS = 8  # with more shots speculation is not measured again
+SPECULATION = GenerationOptions().speculation  # tokens guessed ahead, unless an answer is asked for without
+
+
+class OneLetterTokens:
+    """A tokenizer whose tokens all read "x" and never end an answer: each token is a piece of text when it is chosen,
+    and answers have the length that is asked for, as the peers' have."""
+
+    stop_ids: frozenset[int] = frozenset()
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tokenizer, name)
+
+    def decode(self, ids: list[int]) -> str:
+        return "x" * len(ids)
+
+
+class Ours:
+    """The model and how to ask it."""
+
+    def __init__(self, path: Path, backend: str, threads: int, workload: dict[str, Any]) -> None:
+        self.model = load(path, backend, threads, image_cache_bytes=0)  # every answer encodes its pictures
+        self.model.tokenizer = OneLetterTokens(self.model.tokenizer)
+        self._pictures = workload["pictures"]
+        self.stages: list[dict[str, float]] = []
+
+    def parts(self, case: dict[str, Any]) -> list[Any]:
+        return [Image(self._pictures[part["picture"]]) if "picture" in part else part["text"] for part in case["parts"]]
+
+    def ask(
+        self, parts: list[Any], new_tokens: int, prefix: Any = None, speculation: int = 0
+    ) -> tuple[Answer, GenerationResult]:
+        """A greedy answer, timed token by token, and its result. Reading the pictures is part of it."""
+        start, times = time.perf_counter(), []
+        generation = self.model.generate(parts, prefix=prefix, max_new_tokens=new_tokens, speculation=speculation)
+        for piece in generation:
+            times += [time.perf_counter() - start] * len(piece)
+        result = generation.result()
+        if not result.timings.get("vision"):
+            sys.exit("an answer came without its pictures being encoded: time to first token would not be comparable")
+        self.stages.append({stage: round(value, 3) for stage, value in result.timings.items()})
+        return Answer(tuple(result.tokens), tuple(times)), result
+
+    def timed(self, parts: list[Any], new_tokens: int, prefix: Any = None) -> Answer:
+        return self.ask(parts, new_tokens, prefix)[0]
+
+    def search(self, parts: list[Any], new_tokens: int, beams: int) -> GenerationResult:
+        return self.model.generate(parts, max_new_tokens=new_tokens, beams=beams).result()
+
+
+def check(ours: Ours, workload: dict[str, Any], cases: list[dict[str, Any]]) -> None:
+    """Ends the program unless prompts and pixel values are those that the peers are given."""
+    for case in cases:
+        ids = build_prompt(ours.parts(case), ours.model.tokenizer).input_ids.tolist()
+        if ids != case["input_ids"]:
+            sys.exit(f"{case['shots']} shots: the model's token ids are not the workload's: another tokenizer?")
+    pixels = np.stack([visual_pixels(Image(path), ours.model.config)[0] for path in workload["pictures"]])
+    if not np.array_equal(pixels, np.load(workload["pixels"])):
+        sys.exit("the model's pixel values are not the workload's: remove the workload folder and write it again")
+
+
+def measure_compiled(ours: Ours, case: dict[str, Any], plan: Plan) -> dict[str, Any]:
+    """The query alone, after shots that were read once."""
+    parts = ours.parts(case)
+    start = time.perf_counter()
+    prefix = ours.model.prompt(parts[:-2])
+    compile_ms = (time.perf_counter() - start) * 1e3
+    print(f"    shots read in {compile_ms:.0f} ms; the query alone:")
+    record = measure_case(case, lambda n: ours.timed(parts[-2:], n, prefix), plan)
+    return record | {"compile_ms": round(compile_ms, 3)}
+
+
+def measure_speculation(ours: Ours, case: dict[str, Any], plan: Plan, tokens: list[int]) -> dict[str, Any]:
+    """The same answer with tokens guessed ahead; ``decode_ms`` is from the first token to the last."""
+    parts = ours.parts(case)
+    ours.ask(parts, WARM_UP_TOKENS, speculation=SPECULATION)
+    answers = repeated(lambda: ours.ask(parts, plan.tokens, speculation=SPECULATION), plan)
+    result = answers[0][1]
+    decode = [round(sum(answer.gaps_ms), 3) for answer, _ in answers]
+    print(f"    speculation {SPECULATION}: {result.steps} steps for {plan.tokens - 1} tokens, {shown(decode)}")
+    return {
+        "shots": case["shots"], "speculation": SPECULATION, "steps": result.steps, "drafted": result.drafted,
+        "accepted": result.accepted, "decode_ms": decode, "tokens_equal": list(result.tokens) == tokens,
+    }
+
+
+def token_bytes(folder: Path) -> int:
+    """Bytes of the weights that a token is computed from: of the language model's graph, or of its tensors."""
+    graph = folder / "language_model.onnx.data"
+    if graph.is_file():
+        return graph.stat().st_size
+    total = 0
+    for path in folder.glob("*.safetensors"):
+        with path.open("rb") as file:
+            entries = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        for name, entry in entries.items():
+            if read_for_a_token(name):
+                total += entry["data_offsets"][1] - entry["data_offsets"][0]
+    return total
+
+
+def read_for_a_token(name: str) -> bool:
+    """Whether a checkpoint's tensor is needed for every token; keys and values of pictures are computed once."""
+    media = name.endswith((".key.weight", ".value.weight"))
+    return name.startswith("language.") or (name.startswith("cross_attention.") and not media)
+
+
+def installed() -> dict[str, str]:
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def measure(options: argparse.Namespace, plan: Plan) -> dict[str, Any]:
+    workload = read_workload(options.work / "workload" / "workload.json")
+    cases = wanted_cases(workload, plan)
+    if options.backend == "torch":
+        import torch
+
+        torch.set_num_threads(plan.threads)
+    start = time.perf_counter()
+    ours = Ours(options.model, options.backend, plan.threads, workload)
+    loading, loading_peak = time.perf_counter() - start, peak_bytes()
+    size = folder_bytes(options.model)
+    print(f"{size / 1e9:.2f} GB in {loading:.1f} s, {plan.threads} threads", flush=True)
+    check(ours, workload, cases)
+    forget_peak()
+    measured, compiled, speculated = [], [], []
+    for case in cases:
+        ours.stages.clear()
+        record = measure_case(case, lambda n, case=case: ours.timed(ours.parts(case), n), plan)
+        measured.append(record | {"stages_ms": ours.stages[1:]})
+        if case["shots"]:
+            compiled.append(measure_compiled(ours, case, plan))
+        if 0 < case["shots"] <= SPECULATED_SHOTS:
+            speculated.append(measure_speculation(ours, case, plan, record["tokens"]))
+    beams = None
+    if plan.beams:
+        parts = ours.parts(cases[0])
+        beams = measure_beams(lambda n: ours.timed(parts, n), lambda n: ours.search(parts, n, plan.beams), plan)
+    running_peak = peak_bytes()
+    return about(
+        plan, system=options.name, dtype=options.dtype, backend=ours.model.engine.name, versions=installed(),
+        weight_bytes=size, token_bytes=token_bytes(options.model), load_s=round(loading, 2), cases=measured,
+        compiled=compiled, speculation=speculated, beams=beams, peak_bytes=max(loading_peak, running_peak),
+        peak_running_bytes=running_peak,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--work", type=Path, required=True, help="the folder of benchmarks/compare.py")
+    parser.add_argument("--model", type=Path, required=True, help="a bundle, or a checkpoint")
+    parser.add_argument("--backend", default="auto")
+    parser.add_argument("--name", default="ours", help="the system's name in the record")
+    parser.add_argument("--dtype", default="fp32", help="how the weights are stored, for the record")
+    add_plan_options(parser)
+    options = parser.parse_args()
+    emit(measure(options, plan_of(options)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,162 @@
+"""The real OpenFlamingo model at any size, filled from the three files that a user has.
+
+The model is built without memory for its weights; tensors are then read, converted and put in place one by one, so that
+there is never a second copy of them. Sizes come from the files alone. MPT-1B's query and key norms are added to the
+transformers library's MPT, as in `families.py`.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import re
+import sys
+import types
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from families import MOSAIC_NAMES, NormedQueryKey
+from open_clip.model import CLIPVisionCfg, _build_vision_tower
+from safetensors import safe_open
+from torch import Tensor, nn
+from transformers import MptConfig, MptForCausalLM
+
+sys.modules.setdefault("wandb", types.ModuleType("wandb"))  # imported by open_flamingo's training code, not used here
+from open_flamingo.src.factory import _infer_decoder_layers_attr_name  # noqa: E402
+from open_flamingo.src.flamingo import Flamingo  # noqa: E402
+from open_flamingo.src.flamingo_lm import FlamingoLMMixin  # noqa: E402
+from open_flamingo.src.utils import extend_instance  # noqa: E402
+
+HEAD_WIDTH = 64  # of CLIP's encoders
+EMBEDDING = "lang_encoder.transformer.wte.weight"
+# Make the pooled output, which a Flamingo does not look at: absent from files that hold what is used.
+UNUSED = ("vision_encoder.proj", "vision_encoder.ln_post.weight", "vision_encoder.ln_post.bias")
+
+
+class Sources:
+    """checkpoint.pt, vision.safetensors and language/, as ``benchmarks/random_sources.py`` writes them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.checkpoint, self.vision = folder / "checkpoint.pt", folder / "vision.safetensors"
+        self.language = folder / "language"
+        for path in (self.checkpoint, self.vision, self.language / "config.json"):
+            if not path.exists():
+                sys.exit(f"{path} is missing: benchmarks/compare.py --only sources writes the model's files")
+        self.config = json.loads((self.language / "config.json").read_text(encoding="utf-8"))
+
+    def trained(self) -> dict[str, Tensor]:
+        """The checkpoint, mapped: a tensor is read when it is looked at."""
+        return torch.load(self.checkpoint, mmap=True, weights_only=True)
+
+    def shards(self) -> Iterator[dict[str, Tensor]]:
+        """The language model's files, mapped, one by one."""
+        for path in sorted(self.language.glob("pytorch_model*.bin")):
+            yield torch.load(path, mmap=True, weights_only=True)
+
+
+def make_model(folder: Path, end_of_chunk: int, media: int, dtype: torch.dtype) -> Flamingo:
+    """The filled model. Ends the program when a file and the model do not fit each other."""
+    sources = Sources(folder)
+    trained = {name: tensor.shape for name, tensor in sources.trained().items()}
+    with torch.device("meta"):
+        model = _build(sources, trained, end_of_chunk, media)
+    filler = _Filler(model, dtype, MOSAIC_NAMES if sources.config["model_type"] == "mosaic_gpt" else ())
+    with safe_open(sources.vision, "pt") as file:
+        for name in file.keys():  # noqa: SIM118
+            filler.take("vision_encoder." + name.removeprefix("visual."), file.get_tensor(name))
+    for shard in sources.shards():
+        for name, tensor in shard.items():
+            if f"lang_encoder.{name}" not in trained:  # the checkpoint's embedding replaces the language model's
+                filler.take(f"lang_encoder.{name}", tensor)
+        del shard
+        gc.collect()
+    for name, tensor in sources.trained().items():
+        filler.take(name, tensor)
+    gc.collect()
+    filler.finish()
+    return model.eval().requires_grad_(False)
+
+
+def _build(sources: Sources, trained: dict[str, torch.Size], end_of_chunk: int, media: int) -> Flamingo:
+    with safe_open(sources.vision, "pt") as file:
+        patches = file.get_slice("visual.conv1.weight").get_shape()
+        places = file.get_slice("visual.positional_embedding").get_shape()[0]
+        layers = len({match[1] for name in file.keys() if (match := re.search(r"resblocks\.(\d+)\.", name))})  # noqa: SIM118
+    width, patch = patches[0], patches[2]
+    vision = CLIPVisionCfg(
+        image_size=int((places - 1) ** 0.5) * patch, patch_size=patch, width=width, layers=layers,
+        head_width=HEAD_WIDTH, mlp_ratio=4.0, output_tokens=True,
+    )
+    visual = _build_vision_tower(width, vision, quick_gelu=True)
+    visual.final_ln_after_pool = True  # tokens before the final norm, as the checkpoints were trained
+    config = _language_config(sources.config, trained[EMBEDDING][0])
+    language = MptForCausalLM(config)
+    if sources.config.get("attn_qk_ln"):
+        for block in language.transformer.blocks:
+            block.attn.Wqkv = NormedQueryKey(config.d_model)
+    # As open_flamingo.src.factory does it; the embedding has its final number of rows already.
+    extend_instance(language, FlamingoLMMixin)
+    language.set_decoder_layers_attr_name(_infer_decoder_layers_attr_name(language))
+    gated = {int(match[1]) for name in trained if (match := re.search(r"gated_cross_attn_layers\.(\d+)\.", name))}
+    holder = nn.Module()
+    holder.visual = visual
+    return Flamingo(holder, language, end_of_chunk, media, width, min(gated) + 1)
+
+
+def _language_config(stated: dict[str, Any], rows: int) -> MptConfig:
+    """The library's configuration; ``mosaic_gpt`` is MPT-1B's own code, which the library's MPT took over."""
+    if stated["model_type"] not in ("mosaic_gpt", "mpt"):
+        sys.exit(f"language/config.json is of a {stated['model_type']!r}: the peer is built for mosaic_gpt and mpt")
+    sizes = {name: stated[name] for name in ("d_model", "n_heads", "n_layers", "max_seq_len")}
+    return MptConfig(**sizes, vocab_size=rows, expansion_ratio=4, no_bias=True, use_cache=True)
+
+
+class _Filler:
+    """Puts tensors into a model that has none yet, and knows which are still missing."""
+
+    def __init__(self, model: Flamingo, dtype: torch.dtype, renamed: Iterable[tuple[str, str]]) -> None:
+        self._model, self._dtype = model, dtype
+        self._missing = {name for name, _ in model.named_parameters()}
+        self._places = {_file_name(name, renamed): name for name in self._missing}
+
+    def take(self, name: str, tensor: Tensor) -> None:
+        """Copy ``tensor`` to where the file's ``name`` belongs; rows beyond the model's are dropped, as on resizing."""
+        place = self._places.get(name)
+        if place is None:
+            sys.exit(f"the peer has no place for tensor {name}: other files, or another version of open_flamingo?")
+        parent, _, leaf = place.rpartition(".")
+        module = self._model.get_submodule(parent)
+        old = getattr(module, leaf)
+        if tensor.shape[1:] != old.shape[1:] or tensor.shape[:1] < old.shape[:1]:
+            sys.exit(f"tensor {name} is {list(tensor.shape)}, the peer needs {list(old.shape)}")
+        rows = tensor[: old.shape[0]] if old.ndim else tensor
+        setattr(module, leaf, nn.Parameter(rows.to(self._dtype, copy=True), requires_grad=False))
+        self._missing.discard(place)
+
+    def finish(self) -> None:
+        """Tie the head, fill what is not used, and check that nothing else is left."""
+        language = self._model.lang_encoder
+        language.tie_weights()
+        for name in UNUSED:
+            if name in self._missing:
+                parent, _, leaf = name.rpartition(".")
+                module = self._model.get_submodule(parent)
+                blank = torch.zeros(getattr(module, leaf).shape, dtype=self._dtype)
+                setattr(module, leaf, nn.Parameter(blank, requires_grad=False))
+        empty = [name for name, tensor in (*self._model.named_parameters(), *self._model.named_buffers())
+                 if tensor.is_meta]
+        if empty:
+            sys.exit(f"the files hold no values for {len(empty)} tensors of the peer: {', '.join(empty[:3])}")
+
+
+def _file_name(place: str, renamed: Iterable[tuple[str, str]]) -> str:
+    """The name in the three files of what the peer calls ``place``; ``renamed``: the library's part, the file's."""
+    place = place.replace(".decoder_layer.", ".")
+    if ".gated_cross_attn_layer." in place:
+        return re.sub(r"transformer\.blocks\.(\d+)\.gated_cross_attn_layer\.", r"gated_cross_attn_layers.\1.", place)
+    if place.startswith("lang_encoder."):
+        for ours, theirs in renamed:
+            place = place.replace(ours, theirs)
+    return place

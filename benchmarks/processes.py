@@ -1,0 +1,75 @@
+"""Commands in processes of their own: how long they take, and how much memory."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+TAIL = 3000  # characters of output that a failure is explained with
+
+
+@dataclass(frozen=True)
+class Finished:
+    """``peak_bytes``: largest resident memory as the kernel reports it, mapped files included. ``first_output``:
+    seconds from the start to the first character of output, None without any."""
+
+    command: tuple[str, ...]
+    status: int
+    seconds: float
+    peak_bytes: int
+    output: str
+    first_output: float | None
+
+    @property
+    def last_line(self) -> str:
+        lines = self.output.strip().splitlines()
+        return lines[-1] if lines else ""
+
+
+def run(
+    command: Sequence[str], environment: Mapping[str, str] | None = None, echo: bool = False, quiet: bool = False
+) -> Finished:
+    """Run a command to its end; ``environment`` is added to ours, ``echo`` shows output as it comes, but not a last
+    line of JSON. Standard error goes to ours, or with ``quiet`` nowhere."""
+    start = time.perf_counter()
+    process = subprocess.Popen(
+        list(command), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL if quiet else None, text=True,
+        env={**os.environ, **(environment or {})},
+    )
+    pieces: list[str] = []
+    first: list[float] = []
+    reader = threading.Thread(target=_read, args=(process, start, pieces, first, echo))
+    reader.start()
+    try:
+        _, status, usage = os.wait4(process.pid, 0)
+    except BaseException:
+        process.kill()
+        raise
+    seconds = time.perf_counter() - start
+    reader.join()
+    unit = 1 if sys.platform == "darwin" else 1024
+    return Finished(tuple(command), os.waitstatus_to_exitcode(status), seconds, usage.ru_maxrss * unit,
+                    "".join(pieces).strip(), first[0] if first else None)
+
+
+def _read(process: subprocess.Popen, start: float, pieces: list[str], first: list[float], echo: bool) -> None:
+    character = process.stdout.read(1)
+    if character:
+        first.append(time.perf_counter() - start)
+        pieces.append(character)
+    for line in process.stdout:
+        pieces.append(line)
+        whole = "".join(pieces[:2]) if len(pieces) == 2 else line
+        if echo and not whole.startswith("{"):
+            print("   ", whole.rstrip(), flush=True)
+
+
+def folder_bytes(path: Path) -> int:
+    """Bytes of all files in a folder."""
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())

@@ -1,0 +1,326 @@
+"""The comparison with peers: what is done with samples, records and prompts. No peer and no large model is needed."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from measuring import Answer, Plan, add_plan_options, measure_beams, measure_case, plan_of, repeated, wanted_cases
+
+from flamingo_rt.errors import UsageError
+from flamingo_rt.importing.vocabulary import read_tokenizer
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+sys.path.insert(0, str(BENCHMARKS))
+import compare  # noqa: E402
+import ours  # noqa: E402
+import processes  # noqa: E402
+import random_sources  # noqa: E402
+from comparison import chart, machine, report, results, shapes, systems, workload  # noqa: E402
+
+PLAN = Plan(threads=2, tokens=4, repeats=3, budget=60.0, shots=None, beams=3, beam_tokens=5)
+MACHINE = {"cpu": "A CPU", "cores": 2, "memory_bytes": 2**34}
+
+
+def answer(*milliseconds: float) -> Answer:
+    """An answer whose tokens came after these milliseconds, one after the other."""
+    return Answer(tuple(range(len(milliseconds))), tuple(np.cumsum(milliseconds) / 1e3))
+
+
+def case(shots: int, first: float, gap: float, tokens: list[int] | None = None) -> dict:
+    return {"shots": shots, "pictures": shots + 1, "prompt_tokens": 31, "first_token_ms": [first, first + 2, first + 1],
+            "token_ms": [[gap] * 3] * 3, "tokens": tokens or [1, 2, 3, 4]}
+
+
+def record(*cases: dict, **more: object) -> dict:
+    return {"threads": 2, "versions": {"torch": "1"}, "token_bytes": 10**9, "peak_running_bytes": 2 * 10**9,
+            "cases": list(cases), "beams": None, "bandwidth": [3e10, 2e10], **more}
+
+
+def compared(**runs: dict) -> dict:
+    named = {name.replace("_", "-"): run for name, run in runs.items()}
+    return {"format": 1, "date": "2026-01-02", "preset": "openflamingo-3b", "machine": MACHINE, "builds": {},
+            "runs": named}
+
+
+# Samples
+
+
+def test_the_first_token_and_the_gaps_come_from_the_same_answer() -> None:
+    assert answer(100.0, 10.0, 20.0).first_ms == pytest.approx(100.0)
+    assert answer(100.0, 10.0, 20.0).gaps_ms == pytest.approx([10.0, 20.0])
+
+
+def test_a_case_keeps_every_sample_but_the_warm_up() -> None:
+    answers = iter([answer(900.0), *(answer(first, 1.0, 2.0, 3.0) for first in (50.0, 60.0, 70.0))])
+    kept = measure_case({"shots": 0, "pictures": [0], "input_ids": [1, 2]}, lambda tokens: next(answers), PLAN)
+    assert kept["first_token_ms"] == pytest.approx([50.0, 60.0, 70.0])
+    assert kept["token_ms"] == [pytest.approx([1.0, 2.0, 3.0])] * 3
+    assert kept["tokens"] == [0, 1, 2, 3] and kept["prompt_tokens"] == 2
+
+
+def test_an_answer_of_another_length_ends_the_measurement() -> None:
+    with pytest.raises(SystemExit, match="2 tokens came back, 4 were asked for"):
+        measure_case({"shots": 0, "pictures": [], "input_ids": []}, lambda tokens: answer(1.0, 1.0), PLAN)
+
+
+def test_repetitions_end_with_the_budget_but_one_is_always_made() -> None:
+    spent = Plan(threads=1, tokens=2, repeats=5, budget=0.0, shots=None, beams=0, beam_tokens=1)
+    assert repeated(lambda: 1, spent) == [1]
+    assert repeated(lambda: 1, PLAN) == [1, 1, 1]
+
+
+def test_beams_are_measured_beside_greedy_answers_of_the_same_length() -> None:
+    asked: list[tuple[str, int]] = []
+    measure_beams(lambda n: asked.append(("greedy", n)), lambda n: asked.append(("beams", n)), PLAN)
+    assert [entry for entry in asked if entry[1] == PLAN.beam_tokens] == [("greedy", 5)] * 3 + [("beams", 5)] * 3
+
+
+def test_the_time_per_token_is_the_median_and_its_spread_that_of_whole_answers() -> None:
+    gaps = {"token_ms": [[1.0, 1.0, 90.0], [2.0, 2.0, 2.0], [3.0, 3.0, 3.0]]}
+    assert results.per_token(gaps) == results.Spread(2.0, 1.0, 3.0)
+
+
+def test_answers_are_compared_place_by_place() -> None:
+    assert results.first_difference([1, 2, 3], [1, 2, 3, 4]) is None
+    assert results.first_difference([1, 2, 3], [1, 9, 9]) == 1
+    assert results.differing([1, 2, 3], [1, 9, 9]) == 2
+
+
+# The result file
+
+
+def test_pieces_are_merged_into_one_file_and_a_run_made_again_replaces_its_record(tmp_path: Path) -> None:
+    path = results.result_path(tmp_path / "new", "2026-01-02", "a-cpu", "openflamingo-3b")
+    found = results.read_results(path, "2026-01-02", "openflamingo-3b", MACHINE)
+    for name, number in (("peer-fp32", 1), ("ours-int8", 2), ("peer-fp32", 3)):
+        found = results.merged(found, "runs", name, {"number": number})
+        results.write_results(path, found)
+        found = results.read_results(path, "2026-01-02", "openflamingo-3b", MACHINE)
+    assert found["runs"] == {"peer-fp32": {"number": 3}, "ours-int8": {"number": 2}}
+    assert path.name == "2026-01-02-a-cpu-openflamingo-3b.json"
+    assert [line for line in path.read_text().splitlines() if "number" in line] == [
+        '  "peer-fp32": {"number": 3},', '  "ours-int8": {"number": 2}',
+    ]
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_results_of_another_machine_or_preset_are_not_mixed(tmp_path: Path) -> None:
+    path = tmp_path / "file.json"
+    results.write_results(path, compared())
+    with pytest.raises(SystemExit, match="was measured on A CPU, this is B"):
+        results.read_results(path, "2026-01-02", "openflamingo-3b", MACHINE | {"cpu": "B"})
+    with pytest.raises(SystemExit, match="another comparison"):
+        results.read_results(path, "2026-01-02", "openflamingo-9b", MACHINE)
+
+
+# Tables and chart
+
+
+def test_ratios_are_against_open_flamingo() -> None:
+    told = report.systems_table(compared(
+        peer_fp32=record(case(0, 900.0, 400.0)), peer_bf16=record(case(0, 500.0, 200.0)),
+        ours_int8=record(case(0, 300.0, 50.0)),
+    ))
+    row = next(line for line in told.splitlines() if "flamingo-rt int8" in line)
+    cells = [cell.strip() for cell in row.split("|")]
+    assert cells[1:6] == ["flamingo-rt int8", "50 (50 to 50)", "8.00", "4.00", "20.0 GB/s"]
+    assert cells[6] == "301 (300 to 302)"
+
+
+def test_what_was_not_measured_is_left_out() -> None:
+    told = report.report(compared(ours_int4=record(case(0, 300.0, 50.0))))
+    assert "flamingo-rt int4" in told
+    assert "beams" not in told and "tokens against" not in told and "with speculation" not in told
+
+
+def test_prompts_read_before_have_a_line_of_their_own() -> None:
+    told = report.shots_table(compared(ours_fp32=record(
+        case(0, 1000.0, 5.0), case(4, 8000.0, 5.0), compiled=[case(4, 1200.0, 5.0)],
+    )))
+    assert told.splitlines()[-2:] == [
+        "| flamingo-rt fp32 | 1 | 8 |", "| flamingo-rt fp32, shots read before |  | 1.2 |",
+    ]
+
+
+def test_the_first_differing_token_is_named() -> None:
+    told = report.tokens_table(compared(
+        peer_fp32=record(case(0, 1, 1), case(4, 1, 1)), idefics_fp32=record(case(0, 1, 1, [9, 9, 9, 9])),
+        ours_int8=record(case(0, 1, 1), case(4, 1, 1, [1, 2, 7, 7])),
+    ))
+    assert told.splitlines()[-1] == "| flamingo-rt int8 | 2 of 8 | 4 shots: token 3 |"
+    assert "IDEFICS" not in told
+
+
+def test_speculation_is_told_against_without_and_against_the_peer() -> None:
+    speculated = {"shots": 4, "speculation": 7, "steps": 2, "drafted": 2, "accepted": 1, "decode_ms": [10.0],
+                  "tokens_equal": True}
+    told = report.speculation_table(compared(
+        peer_fp32=record(case(4, 1, 40.0)), ours_fp32=record(case(4, 1, 5.0), speculation=[speculated]),
+    ))
+    assert told.splitlines()[-1] == "| flamingo-rt fp32 | 4 | 2 for 3 | 10 (10 to 10) | 1.50 | 12.00 | yes |"
+
+
+def test_memory_of_a_process_is_told_beside_its_bundle() -> None:
+    infer = {"threads": 2, "seconds": [3.0, 1.0, 2.0], "peak_bytes": [3 * 10**9] * 3, "bundle_bytes": 2 * 10**9}
+    start = {"threads": 2, "first_output_s": [0.3, 0.2, 0.4]}
+    told = report.processes_table(compared(infer_int4=infer, start=start))
+    assert "| 2.00 s | 3.00 GB = 1.50 times the bundle |" in told and "0.300 s (0.200 to 0.400)" in told
+
+
+def test_labels_are_moved_apart_as_little_as_possible() -> None:
+    assert chart.apart([0.0, 5.0], 1.0) == [0.0, 5.0]
+    assert chart.apart([0.0, 0.0, 0.0, 9.0], 1.0) == pytest.approx([-1.0, 0.0, 1.0, 9.0])
+    moved = chart.apart([0.0, 0.1, 0.9, 1.0, 1.05], 0.5)
+    assert all(later - earlier >= 0.5 - 1e-9 for earlier, later in zip(moved, moved[1:], strict=False))
+
+
+def test_the_chart_is_drawn_from_whatever_was_measured(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="the chart needs matplotlib")
+    chart.draw(compared(
+        peer_fp32=record(case(0, 900.0, 400.0), case(4, 2000.0, 400.0)),
+        ours_int8=record(case(0, 300.0, 50.0), case(4, 900.0, 50.0), compiled=[case(4, 300.0, 50.0)]),
+    ), tmp_path / "chart.svg")
+    assert (tmp_path / "chart.svg").read_text().count("<svg") == 1
+    with pytest.raises(SystemExit, match="nothing to draw"):
+        chart.draw(compared(), tmp_path / "none.svg")
+
+
+def test_every_measured_system_has_a_colour() -> None:
+    assert set(chart.SHADES) == {name for name, each in systems.SYSTEMS.items() if each.kind in systems.MEASURED}
+
+
+# What is asked
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> dict:
+    """The workload of the small model with up to four shots, and where it is."""
+    folder = tmp_path_factory.mktemp("work")
+    (folder / "language").mkdir()
+    random_sources.write_tokenizer(folder / "language" / "tokenizer.json")
+    (folder / "language" / "tokenizer_config.json").write_text('{"eos_token": "<|endoftext|>"}')
+    tokenizer, _ = read_tokenizer(folder / "language", None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(workload, "SHOTS", (0, 1, 4))
+        workload.write_workload(shapes.shape_of(shapes.SMALL), tokenizer, folder)
+    return json.loads((folder / "workload.json").read_text()) | {"folder": folder}
+
+
+def test_a_query_has_31_tokens_and_each_shot_32(written: dict) -> None:
+    assert [len(each["input_ids"]) for each in written["cases"]] == [31, 31 + 32, 31 + 4 * 32]
+
+
+def test_there_is_an_image_token_for_each_picture_and_an_end_for_each_shot(written: dict) -> None:
+    tokens = written["tokens"]
+    for each in written["cases"]:
+        assert each["input_ids"].count(tokens["image"]) == len(each["pictures"]) == each["shots"] + 1
+        assert each["input_ids"].count(tokens["end_of_chunk"]) == each["shots"]
+        assert each["pictures"][-1] == 0 and len(set(each["pictures"])) == each["shots"] + 1
+        assert max(each["input_ids"]) < tokens["rows"]
+
+
+def test_pictures_have_the_encoders_size_and_differ(written: dict) -> None:
+    pixels = np.load(written["folder"] / written["pixels"])
+    assert pixels.shape == (5, 3, 224, 224) and pixels.dtype == np.float32
+    assert np.abs(pixels[0] - pixels[1]).max() > 0.1
+
+
+def test_numbers_of_shots_that_are_not_there_are_refused(written: dict) -> None:
+    plan = Plan(1, 2, 1, 1.0, (4, 0), 0, 1)
+    assert [each["shots"] for each in wanted_cases(written, plan)] == [0, 4]
+    with pytest.raises(SystemExit, match="--shots 3 is not in the workload, which has 0, 1, 4"):
+        wanted_cases(written, Plan(1, 2, 1, 1.0, (3,), 0, 1))
+
+
+def test_our_answers_have_a_piece_of_text_for_each_token_and_never_end_early() -> None:
+    class Tokenizer:
+        stop_ids, image_id = frozenset({1}), 5
+
+    stand_in = ours.OneLetterTokens(Tokenizer())
+    assert (stand_in.stop_ids, stand_in.image_id, stand_in.decode([1, 2, 1])) == (frozenset(), 5, "xxx")
+
+
+def test_keys_and_values_of_pictures_are_not_read_for_a_token() -> None:
+    names = ("language.layers.0.attention.key.weight", "cross_attention.layers.0.query.weight",
+             "cross_attention.layers.0.key.weight", "resampler.latents", "vision.class_token")
+    assert [ours.read_for_a_token(name) for name in names] == [True, True, False, False, False]
+
+
+# Commands
+
+
+def test_the_small_model_is_not_checked_against_a_preset() -> None:
+    small = systems.build_command("bundle-int4", Path("work"), shapes.SMALL)
+    large = systems.build_command("checkpoint", Path("work"), "openflamingo-3b")
+    assert "--preset" not in small and small[-2:] == ["--quantize", "int4"]
+    assert large[large.index("--preset") + 1] == "openflamingo-3b" and "import" in large
+    assert "--quantize" not in systems.build_command("bundle-fp32", Path("work"), shapes.SMALL)
+
+
+def test_only_what_the_peer_can_be_built_as_is_compared() -> None:
+    with pytest.raises(UsageError, match="openflamingo-4b"):
+        shapes.comparable("openflamingo-4b")
+    for name in shapes.SHAPES:
+        assert shapes.comparable(name).name == name
+
+
+def test_peers_run_in_their_environment_and_we_in_ours() -> None:
+    def command(name: str) -> list[str]:
+        return systems.measure_command(systems.SYSTEMS[name], Path("work"), shapes.SMALL, "peer-python", [])
+
+    assert command("peer-bf16")[0] == command("idefics-fp32")[0] == "peer-python"
+    assert command("ours-int8")[0] == sys.executable
+    assert command("idefics-fp32")[-1] == "small"
+
+
+def test_the_plan_reaches_the_scripts_unchanged() -> None:
+    parser = argparse.ArgumentParser()
+    add_plan_options(parser)
+    for plan in (PLAN, Plan(1, 8, 2, 9.5, (0, 4), 0, 1)):
+        assert plan_of(parser.parse_args(compare.plan_options(plan))) == plan
+
+
+def test_steps_are_done_in_their_order_and_unknown_ones_refused() -> None:
+    assert compare.chosen("chart,ours-int8, peer-fp32") == ["peer-fp32", "ours-int8", "chart"]
+    assert compare.chosen(None) == list(compare.STEPS)
+    with pytest.raises(SystemExit, match="--only ours-int3 is unknown; known: sources, peer-fp32"):
+        compare.chosen("ours-int3")
+
+
+def test_a_plan_of_nothing_is_refused() -> None:
+    with pytest.raises(SystemExit, match="--tokens is 1: give 2 or more"):
+        Plan(threads=1, tokens=1, repeats=1, budget=1.0, shots=None, beams=0, beam_tokens=1)
+
+
+def test_a_machine_is_named_for_files() -> None:
+    assert machine.machine_name({"cpu": "AMD EPYC 7B13 64-Core Processor", "cores": 2}) == "amd-epyc-7b13-2-cores"
+    assert machine.machine_name({"cpu": "Intel(R) Xeon(R) CPU @ 2.20GHz", "cores": 4}) == "intel-xeon-4-cores"
+
+
+# Processes
+
+
+def test_a_process_tells_its_status_its_output_and_when_that_began() -> None:
+    code = "import sys; print('one', flush=True); print('{}'); sys.exit(3)"
+    finished = processes.run([sys.executable, "-c", code])
+    assert (finished.status, finished.output, finished.last_line) == (3, "one\n{}", "{}")
+    assert 0 < finished.first_output <= finished.seconds
+    assert finished.peak_bytes > 1_000_000
+
+
+def test_a_process_sees_the_environment_it_is_given() -> None:
+    code = "import os; print(os.environ['OMP_NUM_THREADS'])"
+    assert processes.run([sys.executable, "-c", code], {"OMP_NUM_THREADS": "7"}).output == "7"
+    assert processes.run([sys.executable, "-c", ""]).first_output is None
+
+
+def test_json_is_not_echoed(capsys: pytest.CaptureFixture[str]) -> None:
+    processes.run([sys.executable, "-c", "print('shown'); print('{\"hidden\": 1}')"], echo=True)
+    assert "shown" in capsys.readouterr().out
+    processes.run([sys.executable, "-c", "print('{\"hidden\": 1}')"], echo=True)
+    assert "hidden" not in capsys.readouterr().out
