@@ -41,7 +41,8 @@ def byte_tokenizer(vocab_size: int, tokens: TokensConfig) -> Tokenizer:
     special = [text for text in (tokens.pad, tokens.bos, tokens.eos, tokens.image, tokens.end_of_chunk) if text]
     room = vocab_size - len(alphabet) - len(special)
     if room < 0:
-        raise UsageError(f"vocab_size is {vocab_size}: {len(alphabet)} bytes and {len(special)} special tokens must fit")
+        needed = len(alphabet) + len(special)
+        raise UsageError(f"vocab_size is {vocab_size}: bytes and special tokens are {needed}; give that or more")
     names = alphabet + [f"<unused{number}>" for number in range(room)]
     tokenizer = Tokenizer(models.BPE({name: number for number, name in enumerate(names)}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

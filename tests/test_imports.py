@@ -37,24 +37,31 @@ ALLOWED = {
     "training": BASE | {"processing", "model", "checkpoints", "weights"},
     "export": RUNTIME | {"runtime", "model", "checkpoints", "weights"},
     "loading": RUNTIME | {"runtime", "model", "checkpoints"},
-    "cli": RUNTIME | {"runtime", "model", "checkpoints", "importing", "training", "export", "loading", "__init__"},
+    # Of export and checkpoints, for models with random weights.
+    "bench": RUNTIME | {"runtime", "export", "checkpoints", "__init__"},
+    "cli": RUNTIME | {
+        "runtime", "model", "checkpoints", "importing", "training", "export", "loading", "bench", "__init__",
+    },
     "__main__": {"cli"},
     "__init__": {"errors", "loading", "processing", "runtime"},
 }
 # Third-party libraries that only the parts whose job they are may import.
 OWNERS = {
-    # cli: doctor looks whether it is there
-    "torch": {"model", "weights", "checkpoints", "importing", "training", "export", "cli"},
+    # cli: doctor looks whether it is there; bench: the rate of its matrix products
+    "torch": {"model", "weights", "checkpoints", "importing", "training", "export", "cli", "bench"},
     "onnxruntime": {"engines"},
     "onnx": set(),
     "onnx_ir": {"export"},
     "safetensors": {"weights", "training", "cli"},
     "cv2": {"processing", "training"},
     "sklearn": {"training"},
-    "tokenizers": {"processing", "importing", "training"},
-    "PIL": {"processing", "training"},
+    "tokenizers": {"processing", "importing", "training", "export"},
+    "PIL": {"processing", "training", "bench"},
     "click": {"cli"},
-    "rich": {"cli"},
+    "rich": {"cli", "bench"},
+    "matplotlib": {"bench"},
+    "pynvml": {"bench"},
+    "jtop": {"bench"},
 }
 
 
@@ -91,7 +98,7 @@ def test_a_module_imports_only_what_its_place_allows(part: str, file: Path) -> N
             assert part in OWNERS[head], f"{file} may not import {name}"
 
 
-HEAVY = ("torch", "onnx", "onnxruntime", "cv2", "sklearn", "rich", "PIL", "tokenizers", "numpy")
+HEAVY = ("torch", "onnx", "onnxruntime", "cv2", "sklearn", "rich", "PIL", "tokenizers", "numpy", "matplotlib")
 
 
 def loaded_after(code: str) -> set[str]:

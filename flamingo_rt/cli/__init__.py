@@ -19,6 +19,7 @@ COMMANDS = {
     "import": ("flamingo_rt.cli.importing", "Make a checkpoint of another project's files."),
     "export": ("flamingo_rt.cli.export", "Write a deployable bundle from a checkpoint."),
     "train": ("flamingo_rt.cli.train", "Train a model."),
+    "bench": ("flamingo_rt.cli.bench", "Measure a model here, against what the machine can do."),
     "describe": ("flamingo_rt.cli.describe", "Show a model's parts and parameters."),
     "doctor": ("flamingo_rt.cli.doctor", "Show what is installed and which backends work here."),
 }

@@ -1,0 +1,87 @@
+"""How fast this machine reads memory.
+
+A process of its own holds the buffer and reads it when asked: neither its memory nor its one-thread BLAS is this
+process's. Reading is tried in the ways that are fast somewhere, in as many threads as the model has; the best counts.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+from flamingo_rt.errors import DataError
+
+BUFFER_BYTES = 512 << 20  # far more than any cache holds
+THREAD_SETTINGS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
+ONE_THREAD = dict.fromkeys(THREAD_SETTINGS, "1")
+
+
+class BandwidthProbe:
+    """Reads memory in a process of its own, which ends with the ``with`` block. Raises `DataError` when that fails."""
+
+    def __init__(self, threads: int, buffer_bytes: int = BUFFER_BYTES) -> None:
+        self._threads, self._bytes = threads, buffer_bytes
+
+    def __enter__(self) -> BandwidthProbe:
+        command = [sys.executable, "-m", "flamingo_rt.bench.bandwidth", str(self._threads), str(self._bytes)]
+        try:
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+                env=os.environ | ONE_THREAD, start_new_session=True,  # Ctrl-C is for us; it ends with its stdin
+            )
+        except OSError as error:
+            raise DataError(f"the process that measures memory bandwidth cannot be started: {error}") from error
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+    def read(self) -> tuple[float, str]:
+        """Bytes per second, and how they were read."""
+        try:
+            self._process.stdin.write("read\n")
+            self._process.stdin.flush()
+            rate, way = self._process.stdout.readline().split(maxsplit=1)
+        except (OSError, ValueError) as error:
+            raise DataError(
+                f"memory bandwidth could not be measured: reading {self._bytes / 1e6:.0f} MB in a process of its own "
+                "failed; is there that much memory left?"
+            ) from error
+        return float(rate), f"{way.strip()}, {self._bytes / 1e6:.0f} MB, {_threads(self._threads)}"
+
+
+def _threads(count: int) -> str:
+    return f"{count} thread" + ("s" if count > 1 else "")
+
+
+def _serve(threads: int, size: int) -> None:
+    """For each line on stdin one on stdout: bytes per second, and the way that reached them."""
+    import numpy as np
+
+    buffer = np.ones(size // 8, dtype=np.int64)
+    parts = np.array_split(buffer, threads)
+    floats = [part.view(np.float32) for part in parts]
+    words = [part.view(np.uint64) for part in parts]
+    ways = {
+        "np.dot of float32": lambda thread: np.dot(floats[thread], floats[thread]),
+        "np.sum of int64": lambda thread: parts[thread].sum(),
+        "np.bitwise_or.reduce of uint64": lambda thread: np.bitwise_or.reduce(words[thread]),
+    }
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in sys.stdin:
+            rates = {}
+            for name, way in ways.items():
+                for _ in range(3):
+                    start = time.perf_counter()
+                    list(pool.map(way, range(threads)))
+                    rates[name] = max(rates.get(name, 0.0), buffer.nbytes / (time.perf_counter() - start))
+            best = max(rates, key=rates.get)
+            print(rates[best], best, flush=True)
+
+
+if __name__ == "__main__":
+    _serve(int(sys.argv[1]), int(sys.argv[2]))

@@ -1,0 +1,60 @@
+"""What is known of a model before it runs: its files, types and bytes of weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from flamingo_rt.bench import ceilings
+from flamingo_rt.bench.graph_bytes import WeightBytes, graph_weights
+from flamingo_rt.bench.results import ModelFacts
+from flamingo_rt.bundle import MANIFEST, is_bundle
+from flamingo_rt.config import FlamingoConfig, read_json
+from flamingo_rt.contract import GRAPHS, LANGUAGE_MODEL, RESAMPLER, VISION_ENCODER
+from flamingo_rt.errors import DataError
+from flamingo_rt.runtime.model import Model
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The facts that are reported, and the bytes that each graph reads."""
+
+    facts: ModelFacts
+    weights: dict[str, WeightBytes]
+
+
+def model_facts(model: Model, folder: Path | None, threads: int | None) -> Measured:
+    """Facts of a loaded model. ``folder`` is what it was loaded from; without one, or for a checkpoint, the weights are
+    counted from the configuration, in float32. Raises `DataError` for a bundle that is damaged."""
+    dtype, quantization = dict.fromkeys(GRAPHS, "float32"), dict.fromkeys(GRAPHS)
+    if folder is not None and is_bundle(folder):
+        manifest = read_json(folder / MANIFEST)
+        try:
+            entries = {name: manifest["graphs"][name] for name in GRAPHS}
+            dtype = {name: str(entry["dtype"]) for name, entry in entries.items()}
+            quantization = {name: entry["quantization"] for name, entry in entries.items()}
+            weights = {name: graph_weights(folder / entry["file"]) for name, entry in entries.items()}
+        except (KeyError, TypeError) as error:
+            raise DataError(f"{folder / MANIFEST} is damaged ({error!r}): export the model again") from error
+    else:
+        weights = counted_weights(model.config)
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) if folder is not None else None
+    facts = ModelFacts(
+        name=model.config.name, identity=model.identity, folder=str(folder) if folder is not None else None,
+        backend=model.engine.name, threads=threads, dtype=dtype, quantization=quantization,
+        weight_bytes={name: weights[name].stored for name in GRAPHS}, bytes=size,
+    )
+    return Measured(facts, weights)
+
+
+def counted_weights(config: FlamingoConfig) -> dict[str, WeightBytes]:
+    """Matrices in float32, from the configuration."""
+    read = {
+        VISION_ENCODER: ceilings.parameter_bytes(ceilings.vision_products(config)),
+        RESAMPLER: ceilings.parameter_bytes(ceilings.resampler_products(config)),
+        LANGUAGE_MODEL: ceilings.parameter_bytes(ceilings.language_products(config)),
+    }
+    row = config.language.width * ceilings.FLOAT
+    table = 0 if config.language.tied_head else config.language.vocab_size * row
+    found = {name: WeightBytes(size, size, 0) for name, size in read.items()}
+    return found | {LANGUAGE_MODEL: WeightBytes(read[LANGUAGE_MODEL] + table, read[LANGUAGE_MODEL], row)}

@@ -1,0 +1,92 @@
+"""A bundle of a preset's shape with random weights, kept in a folder of the user's: as fast as a trained one."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from flamingo_rt import __version__
+from flamingo_rt.bundle import is_bundle
+from flamingo_rt.config import FlamingoConfig
+from flamingo_rt.errors import DataError, UsageError
+from flamingo_rt.files import check_output, check_space
+from flamingo_rt.presets import preset
+from flamingo_rt.progress import Progress, silent
+
+BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
+
+
+@dataclass(frozen=True)
+class RandomBundle:
+    """Which bundle: a preset's name, the type of its matrices and how they are quantized, and the folder to keep it in.
+
+    Raises `UsageError` for an unknown preset.
+    """
+
+    preset: str
+    dtype: str = "fp32"
+    quantize: str | None = None
+    work: Path | None = None
+
+    def __post_init__(self) -> None:
+        preset(self.preset)
+
+    @property
+    def path(self) -> Path:
+        """Where it is kept: one folder for each form and version."""
+        form = "-".join([self.preset, self.dtype, *([self.quantize] if self.quantize else [])])
+        return (self.work or default_work()) / f"{form}-{__version__}"
+
+    def ready(self) -> bool:
+        """Whether it is there already."""
+        return is_bundle(self.path)
+
+    def make(self, say: Callable[[str], None], progress: Progress = silent) -> None:
+        """Write it, after it was said how large it gets. Needs the extra ``export``.
+
+        Raises `DataError` when the folder cannot be written or has no room; `ModuleNotFoundError` without the extra.
+        """
+        from flamingo_rt.export.pipeline import export_model
+        from flamingo_rt.export.random import random_model
+
+        config = preset(self.preset)
+        size = stored_bytes(config, self.dtype)
+        most = "at most " if self.quantize else "about "
+        say(f"{self.preset} with random weights, {self.quantize or self.dtype}: writing {most}{size / 1e9:.2f} GB to "
+            f"{self.path}, once")
+        try:
+            check_output(self.path, overwrite=True)
+            check_space(self.path, size)
+        except DataError as error:
+            raise DataError(str(error).replace("--out", "--work")) from error
+        later = {"quantize": self.quantize, "compare": False}
+        known = inspect.signature(export_model).parameters  # TEMPORARY until export_model takes both
+        if self.quantize and "quantize" not in known:
+            raise UsageError(f"this flamingo-rt cannot export with --quantize {self.quantize} yet: leave it out")
+        export_model(
+            random_model(config), self.path, dtype=self.dtype, overwrite=True, progress=progress,
+            **{name: value for name, value in later.items() if name in known},
+        )
+
+
+def stored_bytes(config: FlamingoConfig, dtype: str) -> int:
+    """Bytes of a model's weights, all of them in ``dtype``."""
+    from flamingo_rt.checkpoints import expected_shapes
+
+    return sum(math.prod(shape) for shape in expected_shapes(config).values()) * BYTES[dtype]
+
+
+def default_work() -> Path:
+    """A folder for what can be made again, where the system wants such things."""
+    if sys.platform == "win32":
+        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+    elif sys.platform == "darwin":
+        base = Path.home() / "Library" / "Caches"
+    else:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return base / "flamingo-rt" / "bench"

@@ -1,0 +1,44 @@
+"""What each stage of a model must do at least: (FLOPs, bytes), for `flamingo_rt.bench.results.Against`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from flamingo_rt.bench import ceilings
+from flamingo_rt.bench.graph_bytes import WeightBytes
+from flamingo_rt.config import FlamingoConfig
+from flamingo_rt.contract import LANGUAGE_MODEL, RESAMPLER, VISION_ENCODER
+
+Work = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Theory:
+    """The least work of a model with these weights."""
+
+    config: FlamingoConfig
+    weights: Mapping[str, WeightBytes]
+
+    def vision(self) -> Work:
+        """One picture."""
+        moved = ceilings.pixel_bytes(self.config) + ceilings.feature_bytes(self.config)
+        return ceilings.vision_flops(self.config), self.weights[VISION_ENCODER].read(1) + moved
+
+    def resampler(self) -> Work:
+        """One picture."""
+        moved = ceilings.feature_bytes(self.config) + ceilings.media_bytes(self.config)
+        return ceilings.resampler_flops(self.config), self.weights[RESAMPLER].read(1) + moved
+
+    def prefill(self, tokens: int) -> Work:
+        """``tokens`` tokens with one picture, into an empty cache."""
+        moved = ceilings.cache_bytes(self.config, tokens) + ceilings.media_bytes(self.config)
+        return ceilings.language_flops(self.config, tokens), self.weights[LANGUAGE_MODEL].read(tokens) + moved
+
+    def decode(self, batch: int, context: int, steps: int) -> Work:
+        """The average of ``steps`` steps of ``batch`` rows: the weights once for all rows, each row's cache and its
+        last picture. Step i of them, from 0, sees context + i + 1 tokens."""
+        seen = context + (steps + 1) / 2
+        row = ceilings.cache_bytes(self.config, 1) * seen + ceilings.media_bytes(self.config)
+        flops = batch * ceilings.language_flops(self.config, 1, cached=round(seen) - 1)
+        return flops, self.weights[LANGUAGE_MODEL].read(batch) + round(batch * row)

@@ -1,0 +1,155 @@
+"""``flamingo-rt bench``."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from flamingo_rt.cli.dependencies import needs_extra
+from flamingo_rt.cli.progress import ProgressBar
+from flamingo_rt.errors import DataError, DependencyError, UsageError
+
+if TYPE_CHECKING:
+    from flamingo_rt.bench.random_bundle import RandomBundle
+    from flamingo_rt.bench.results import Report
+
+FILE = click.Path(path_type=Path)
+PLOTS = (".svg", ".html")
+PLAIN_WIDTH = 120  # of the tables where there is no terminal
+
+
+class Counts(click.ParamType):
+    """Integers separated by commas."""
+
+    name = "counts"
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> tuple[int, ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            return tuple(int(entry) for entry in value.split(","))
+        except ValueError:
+            self.fail(f"{value!r} is not a list of integers such as 1,2,4", parameter, context)
+
+
+@click.command()
+@click.option("--model", "path", metavar="FOLDER", help="A bundle, or a checkpoint. Default: the model in the package.")
+@click.option("--preset", "preset_name", metavar="NAME",
+              help="Random weights of this model's shape instead, such as openflamingo-3b; needs the extra export.")
+@click.option("--dtype", type=click.Choice(["fp32", "fp16", "bf16"]), help="With --preset: type of the matrices.")
+@click.option("--quantize", type=click.Choice(["int8", "int4", "mixed"]), help="With --preset: quantize the weights.")
+@click.option("--work", type=FILE, metavar="FOLDER", 
+              help="With --preset: where its bundle is kept.  [default: the user's cache]")
+@click.option("--backend", default="auto", show_default=True, help="auto, ort (bundles) or torch (checkpoints).")
+@click.option("--threads", type=click.IntRange(1, 1024), help="Cores for one operator. Default: all.")
+@click.option("--shots", type=Counts(), metavar="A,B,C",
+              help="Examples before the query.  [default: those of 0,4,8,16,32 that fit]")
+@click.option("--batch", type=Counts(), default="1,2,4", show_default=True, metavar="A,B,C",
+              help="Rows that decode together.")
+@click.option("--context", type=Counts(), metavar="A,B,C",
+              help="Tokens in the cache while decoding.  [default: 64 and 1500, or as many as fit]")
+@click.option("--tokens", default=32, show_default=True, help="Decode steps of a run.")
+@click.option("--runs", default=5, show_default=True, help="Runs of each measurement.")
+@click.option("--warmup", default=1, show_default=True, help="Runs before those, which do not count.")
+@click.option("--seconds", default=60.0, show_default=True, help="Begin no further run of a measurement after this.")
+@click.option("--json", "as_json", is_flag=True, help="The last line is one JSON object with everything.")
+@click.option("--plot", type=FILE, metavar="FILE", help="Draw charts: .svg, or .html with tables too.")
+@click.option("--overwrite", is_flag=True, help="Replace --plot when it exists.")
+def command(
+    path: str | None, preset_name: str | None, dtype: str | None, quantize: str | None, work: Path | None,
+    backend: str, threads: int | None, as_json: bool, plot: Path | None, overwrite: bool, **wanted: Any,
+) -> None:
+    """Measure a model here: each stage, decoding, shots, and how near they come to what this machine can do.
+
+    Medians after a warm-up; memory bandwidth and the rate of matrix products are measured in between. Nothing else
+    should be running.
+
+    \b
+    Examples:
+      flamingo-rt bench
+      flamingo-rt bench --model bundle --shots 0,32 --plot bench.html
+      flamingo-rt bench --preset openflamingo-3b --runs 3 --json
+    """
+    from flamingo_rt.loading import BACKENDS, PACKAGED_BUNDLE, load
+
+    if backend not in BACKENDS:
+        raise UsageError(f"unknown backend {backend!r}; known: {', '.join(BACKENDS)}")
+    bundle = _random_bundle(path, preset_name, dtype, quantize, work, backend)
+    if plot is not None:
+        _check_plot(plot, overwrite)
+    from flamingo_rt.bench import BenchOptions, measure
+    from flamingo_rt.bench.machine import reset_peak
+
+    options = BenchOptions(threads=threads, **wanted)
+    progress = ProgressBar()
+    if bundle is not None:
+        if not bundle.ready():
+            with needs_extra("export"):
+                bundle.make(lambda text: click.echo(text, err=True), progress)
+        path = str(bundle.path)
+    reset_peak()  # making a bundle is no part of running it
+    try:
+        model = load(path, backend, threads)
+    except DataError as error:
+        if bundle is None:
+            raise
+        raise DataError(f"{error}; or remove {bundle.path}, and it is made anew") from error
+    report = measure(model, options, folder=path or PACKAGED_BUNDLE, progress=progress)
+    if as_json:
+        click.echo(json.dumps(report.to_dict()))
+    else:
+        _print(report)
+    if plot is not None:  # what was measured is out, whatever happens now
+        from flamingo_rt.bench.page import write_plot
+
+        write_plot(report, plot)
+        click.echo(f"wrote {plot}", err=True)
+
+
+def _print(report: Report) -> None:
+    from rich.console import Console
+
+    from flamingo_rt.bench.report import print_report
+
+    console = Console()
+    print_report(report, console if console.is_terminal else Console(width=PLAIN_WIDTH))
+
+
+def _random_bundle(
+    path: str | None, name: str | None, dtype: str | None, quantize: str | None, work: Path | None, backend: str
+) -> RandomBundle | None:
+    given = {"--dtype": dtype, "--quantize": quantize, "--work": work}
+    if name is None:
+        for option, value in given.items():
+            if value is not None:
+                raise UsageError(f"{option} goes with --preset: a model that is there already has its own")
+        return None
+    if path is not None:
+        raise UsageError(f"--model {path} and --preset {name} exclude each other: a preset is a model by itself")
+    if backend == "torch":
+        raise UsageError("--preset makes a bundle, which the torch backend does not run: leave --backend out")
+    from flamingo_rt.bench.random_bundle import RandomBundle
+
+    return RandomBundle(name, dtype or "fp32", quantize, work)
+
+
+def _check_plot(plot: Path, overwrite: bool) -> None:
+    """Refuse a chart that could not be drawn or written, before anything is measured."""
+    if plot.suffix.lower() not in PLOTS:
+        raise UsageError(f"--plot {plot} ends in {plot.suffix or 'nothing'!r}: give a name that ends in .svg or .html")
+    if plot.is_dir():
+        raise UsageError(f"--plot {plot} is a folder: give the name of a file")
+    if plot.exists() and not overwrite:
+        raise UsageError(f"{plot} already exists: choose another --plot, or replace it with --overwrite")
+    above = next(folder for folder in plot.absolute().parents if folder.exists())
+    if not above.is_dir():
+        raise DataError(f"cannot write {plot}: {above} is a file, not a folder; choose another --plot")
+    if not os.access(above, os.W_OK):
+        raise DataError(f"cannot write {plot}: {above} may not be written to; choose another --plot")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise DependencyError("--plot needs matplotlib, which is not installed: pip install 'flamingo-rt[bench]'")

@@ -1,0 +1,76 @@
+"""Bytes that a run reads: against graphs made by hand, and the packaged bundle read by the onnx library."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from flamingo_rt.bench.graph_bytes import WeightBytes, graph_weights
+from flamingo_rt.contract import GRAPHS
+from flamingo_rt.errors import DataError
+from flamingo_rt.loading import PACKAGED_BUNDLE
+
+VOCABULARY, WIDTH = 10, 4
+
+
+def write_graph(path: Path, tied: bool, external: bool, dtype: type = np.float32) -> Path:
+    """logits = table[ids] @ head, where a tied head is the table itself."""
+    table = numpy_helper.from_array(np.zeros((VOCABULARY, WIDTH), dtype), "table")
+    head = numpy_helper.from_array(np.zeros((WIDTH, VOCABULARY), dtype), "head")
+    nodes = [helper.make_node("Gather", ["table", "ids"], ["hidden"])]
+    if tied:
+        nodes.append(helper.make_node("Transpose", ["table"], ["turned"], perm=[1, 0]))
+    nodes.append(helper.make_node("MatMul", ["hidden", "turned" if tied else "head"], ["logits"]))
+    kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    graph = helper.make_graph(
+        nodes, "g", [helper.make_tensor_value_info("ids", TensorProto.INT64, ["T"])],
+        [helper.make_tensor_value_info("logits", kind, ["T", VOCABULARY])], [table] if tied else [table, head],
+    )
+    model = helper.make_model(graph)
+    onnx.save(model, path, save_as_external_data=external, location=f"{path.name}.data", size_threshold=0)
+    return path
+
+
+@pytest.mark.parametrize("external", [True, False])
+@pytest.mark.parametrize(("dtype", "size"), [(np.float32, 4), (np.float16, 2)])
+def test_of_an_untied_embedding_a_token_reads_one_row(tmp_path: Path, external: bool, dtype: type, size: int) -> None:
+    weights = graph_weights(write_graph(tmp_path / "g.onnx", False, external, dtype))
+    matrix = VOCABULARY * WIDTH * size
+    assert weights == WeightBytes(stored=2 * matrix, each_run=matrix, each_token=WIDTH * size)
+    assert weights.read(3) == matrix + 3 * WIDTH * size
+
+
+def test_a_tied_embedding_is_read_whole_and_once(tmp_path: Path) -> None:
+    matrix = VOCABULARY * WIDTH * 4
+    assert graph_weights(write_graph(tmp_path / "g.onnx", True, True)) == WeightBytes(matrix, matrix, 0)
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_the_packaged_graphs_hold_what_the_onnx_library_finds(name: str) -> None:
+    path = PACKAGED_BUNDLE / f"{name}.onnx"
+    model = onnx.load(path, load_external_data=False)
+    entries = [entry for tensor in model.graph.initializer for entry in tensor.external_data]
+    external = sum(int(entry.value) for entry in entries if entry.key == "length")
+    inline = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
+    weights = graph_weights(path)
+    assert weights.stored == external + inline
+    assert weights.each_run == weights.stored  # its head is tied: no table is only looked up in
+    data = (PACKAGED_BUNDLE / f"{name}.onnx.data").stat().st_size
+    assert data - 4096 * len(model.graph.initializer) < external <= data  # padded to pages
+
+
+@pytest.mark.parametrize("content", [b"", b"not onnx at all", b"\x08\x08"])
+def test_what_is_no_graph_is_named(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "broken.onnx"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"broken\.onnx is not an ONNX file"):
+        graph_weights(path)
+
+
+def test_a_graph_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"cannot read .*none\.onnx"):
+        graph_weights(tmp_path / "none.onnx")
