@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from flamingo_rt.contract import layer_parts, media_name, present_name
+from flamingo_rt.model.cross_attention import one_after_the_other
 from flamingo_rt.model.flamingo import Flamingo
-from flamingo_rt.model.language import ScoreBias, attend_without_cache
+from flamingo_rt.model.language import Attend, ScoreBias, attend_without_cache
 
 PICTURES = 6  # random ones, encoded once; the prompts' pictures and clips are made of them
 
@@ -67,11 +68,12 @@ class Expected:
     caches: list[dict[str, Tensor]]
 
     def by_row(self, name: str) -> Tensor:
-        """The media called ``name`` by row, [B, V, Hx, L, d], zeros in unused slots; at least one slot."""
+        """The media called ``name`` by row, [B, Hx, V * L, d], zeros in unused slots; at least one slot."""
         counts = [len(places) for places in self.case.visuals]
         rows = self.media[name][: sum(counts)].split(counts)
         stacked = pad_sequence(list(rows), batch_first=True)
-        return stacked if any(counts) else stacked.new_zeros(len(counts), 1, *stacked.shape[2:])
+        stacked = stacked if any(counts) else stacked.new_zeros(len(counts), 1, *stacked.shape[2:])
+        return one_after_the_other(stacked)
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ def compute_reference(model: Flamingo, on_step: Callable[[int], None] = lambda c
     for case in CASES:
         cases.append(_with_media(model, case, features, generator))
         on_step(1)
-    _answer(model, cases)
+    answer(model, cases)
     on_step(1)
     return Reference(pixels, features, cases)
 
@@ -123,9 +125,7 @@ def _with_media(model: Flamingo, case: Case, pictures: Tensor, generator: torch.
     """A case with its media and texts; logits and caches follow."""
     chosen = torch.arange(case.visual_count * case.frames) % PICTURES
     features = pictures[chosen].unflatten(0, (case.visual_count, case.frames))
-    keys, values = model.cross_attention.keys_values(model.resampler(features))
-    parts = {"key": keys, "value": values}
-    media = {media_name(layer, part): parts[part][layer] for layer, part in layer_parts(len(keys))}
+    media = encode_media(model, features)
     input_ids = torch.randint(model.config.language.vocab_size, (len(case.lengths), case.tokens), generator=generator)
     phi = torch.zeros_like(input_ids)
     for row, places in enumerate(case.visuals):
@@ -134,23 +134,63 @@ def _with_media(model: Flamingo, case: Case, pictures: Tensor, generator: torch.
     return Expected(case, features, media, input_ids, phi, [], [])
 
 
-def _answer(model: Flamingo, cases: list[Expected]) -> None:
-    """Fill in logits and caches: the rows of all cases as one batch, each padded at its end, where causal attention
-    leaves no trace; rows with fewer visuals have zeros in the other slots."""
-    rows = [(expected, row) for expected in cases for row in range(len(expected.case.lengths))]
-    texts = [_unpadded(expected, row) for expected, row in rows]
-    input_ids, media_index = (pad_sequence(list(part), batch_first=True) for part in zip(*texts, strict=True))
-    keys, values = (
-        [pad_sequence([expected.by_row(name)[row] for expected, row in rows], batch_first=True)
-         for name in cases[0].media if name.endswith(part)]
-        for part in ("key", "value")
-    )
-    recorder = _Recorder()
-    positions = torch.arange(input_ids.shape[1]).expand_as(input_ids)
-    logits = model.decode(input_ids, positions, media_index, keys, values, recorder)
-    for index, ((expected, _), (ids, _)) in enumerate(zip(rows, texts, strict=True)):
-        expected.logits.append(logits[index, : len(ids)])
-        expected.caches.append({name: seen[index : index + 1, :, : len(ids)] for name, seen in recorder.seen.items()})
+def encode_media(model: Flamingo, features: Tensor) -> dict[str, Tensor]:
+    """features [M, F, S, Dv] -> keys and values [M, Hx, L, d] of every cross-attention layer, by name."""
+    keys, values = model.cross_attention.keys_values(model.resampler(features))
+    parts = {"key": keys, "value": values}
+    return {media_name(layer, part): parts[part][layer] for layer, part in layer_parts(len(keys))}
+
+
+def answer(model: Flamingo, cases: Sequence[Expected]) -> None:
+    """Fill in logits and caches, from one pass over the rows of all cases."""
+    recorder, batch = _Recorder(), TextBatch.of(cases)
+    logits = batch.decode(model, recorder)
+    for index, ((expected, _), length) in enumerate(zip(batch.rows, batch.lengths, strict=True)):
+        expected.logits.append(logits[index, :length])
+        expected.caches.append({name: seen[index : index + 1, :, :length] for name, seen in recorder.seen.items()})
+
+
+@dataclass(frozen=True)
+class TextBatch:
+    """The rows of all cases as one batch, each padded at its end, where causal attention leaves no trace; rows with
+    fewer visuals have zeros in the other slots. ``rows`` says which case's which row each is.
+
+    ``input_ids`` and ``media_index`` [R, T], ``keys`` and ``values`` per cross-attention layer [R, Hx, V * L, d].
+    """
+
+    rows: list[tuple[Expected, int]]
+    lengths: list[int]
+    input_ids: Tensor
+    media_index: Tensor
+    keys: list[Tensor]
+    values: list[Tensor]
+
+    @staticmethod
+    def of(cases: Sequence[Expected]) -> TextBatch:
+        """Pad and stack."""
+        rows = [(expected, row) for expected in cases for row in range(len(expected.case.lengths))]
+        texts = [_unpadded(expected, row) for expected, row in rows]
+        input_ids, media_index = (pad_sequence(list(part), batch_first=True) for part in zip(*texts, strict=True))
+        keys, values = (
+            [pad_sequence([expected.by_row(name)[row].transpose(0, 1) for expected, row in rows], batch_first=True)
+             .transpose(1, 2) for name in cases[0].media if name.endswith(part)]
+            for part in ("key", "value")
+        )
+        return TextBatch(rows, [len(ids) for ids, _ in texts], input_ids, media_index, keys, values)
+
+    @property
+    def tokens(self) -> Tensor:
+        """Which positions [R, T] are a row's own and not padding: bool."""
+        return torch.arange(self.input_ids.shape[1]) < torch.tensor(self.lengths)[:, None]
+
+    def decode(
+        self, model: Flamingo, attend: Attend = attend_without_cache, logits_index: Tensor | None = None
+    ) -> Tensor:
+        """Logits [R, T, vocab], or [R, K, vocab] at ``logits_index`` [R, K]."""
+        positions = torch.arange(self.input_ids.shape[1]).expand_as(self.input_ids)
+        return model.decode(
+            self.input_ids, positions, self.media_index, self.keys, self.values, attend, logits_index
+        )
 
 
 def _unpadded(expected: Expected, row: int) -> tuple[Tensor, Tensor]:

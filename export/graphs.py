@@ -23,13 +23,15 @@ from flamingo_rt.contract import GRAPHS, LANGUAGE_MODEL, RESAMPLER, VISION_ENCOD
 from flamingo_rt.errors import UsageError
 from flamingo_rt.export import ort
 from flamingo_rt.export.folding import fold_standardisation
-from flamingo_rt.export.wrappers import LanguageModelGraph, ResamplerGraph, VisionEncoder
+from flamingo_rt.export.simplify import simplify
+from flamingo_rt.export.wrappers import LanguageModelGraph, Lowering, ResamplerGraph, VisionEncoder
 from flamingo_rt.model.flamingo import Flamingo
+from flamingo_rt.model.layers import Attention
 
-LOWERINGS = {ort.NAME: (ort.GroupQueryAttend, ort.OPSET)}
+LOWERINGS = {ort.LOWERING.name: ort.LOWERING}
 
 # Sizes of the example inputs: all different, and none of them 1, or the exporter takes two for one or one as fixed.
-EXAMPLE_SIZES = {"N": 6, "M": 2, "F": 3, "B": 2, "V": 3, "T": 5, "K": 4, "C": 16}
+EXAMPLE_SIZES = {"N": 6, "M": 2, "F": 3, "B": 2, "S": 7, "T": 5, "K": 4, "C": 16}
 
 # Takes a traced graph (an onnx_ir model), before the optimizer sees it: the weights get their values here.
 GraphPass = Callable[[Any], None]
@@ -41,29 +43,42 @@ def check_lowering(lowering: str) -> None:
         raise UsageError(f"unknown lowering {lowering!r}; known: {', '.join(LOWERINGS)}")
 
 
-def trace_graphs(config: FlamingoConfig, lowering: str, bind: GraphPass) -> Iterator[tuple[str, Any]]:
-    """Name and onnx_ir model of each graph in turn; ``bind`` gives the initializers their values.
+def trace_graphs(
+    config: FlamingoConfig, lowering: str, bind: GraphPass, fold_factors: bool = True
+) -> Iterator[tuple[str, Any]]:
+    """Name and onnx_ir model of each graph in turn; ``bind`` gives the initializers their values. ``fold_factors`` as
+    in `simplify`.
 
     Raises `UsageError` for an unknown lowering.
     """
     check_lowering(lowering)
-    attend, opset = LOWERINGS[lowering]
     specs = graph_specs(config)
     fake = FakeTensorMode()
     with fake:
         model = Flamingo(config).eval()
         fold_standardisation(model.vision)
+        _lower_attention(model, LOWERINGS[lowering])
     modules: dict[str, Callable[[], nn.Module]] = {
         VISION_ENCODER: lambda: VisionEncoder(model),
         RESAMPLER: lambda: ResamplerGraph(model),
-        LANGUAGE_MODEL: lambda: LanguageModelGraph(model, attend),
+        LANGUAGE_MODEL: lambda: LanguageModelGraph(model, LOWERINGS[lowering]),
     }
     for name in GRAPHS:
-        yield name, _trace(modules[name]().eval(), specs[name], config, opset, fake, bind)
+        module, opset = modules[name]().eval(), LOWERINGS[lowering].opset
+        yield name, _trace(module, specs[name], config, opset, fake, bind, fold_factors)
+
+
+def _lower_attention(model: nn.Module, lowering: Lowering) -> None:
+    """Put the lowering's attention in the place of the model's, which is the same without a cache."""
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, Attention):
+                setattr(parent, name, lowering.attention(child))
 
 
 def _trace(
-    module: nn.Module, spec: GraphSpec, config: FlamingoConfig, opset: int, fake: FakeTensorMode, bind: GraphPass
+    module: nn.Module, spec: GraphSpec, config: FlamingoConfig, opset: int, fake: FakeTensorMode, bind: GraphPass,
+    fold_factors: bool,
 ) -> Any:
     tensors, dynamic = {}, {}
     with fake:
@@ -87,6 +102,7 @@ def _trace(
     with _quiet():
         bind(program.model)
         program.optimize()
+        simplify(program.model.graph, fold_factors)
     _tidy(program.model, spec)
     return program.model
 

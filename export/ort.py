@@ -1,7 +1,8 @@
-"""The ``ort`` lowering: cached self-attention as ONNX Runtime's GroupQueryAttention, which writes the cache in place.
+"""The ``ort`` lowering: attention as ONNX Runtime's own operators.
 
-The operator takes the new keys and values and the whole cache buffer; when past and present are bound to the same
-memory nothing is copied. https://onnxruntime.ai/docs/ContribOperators: com.microsoft.GroupQueryAttention.
+Cached self-attention is GroupQueryAttention, which writes the cache in place: it takes the new keys and values and the
+whole cache buffer, and when past and present are bound to the same memory nothing is copied. All other attention is
+MultiHeadAttention: one operator instead of a dozen. https://onnxruntime.ai/docs/ContribOperators: com.microsoft.
 """
 
 from __future__ import annotations
@@ -9,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from flamingo_rt.export.wrappers import Lowering
 from flamingo_rt.model.language import ScoreBias
+from flamingo_rt.model.layers import Attention
 
 NAME = "ort"
-OPSET = 21
 
 
 class GroupQueryAttend:
@@ -54,3 +56,21 @@ def _as_size(total: Tensor) -> int:
     size = total.item()
     torch._check(size >= 1)
     return size
+
+
+class MultiHeadAttention(nn.Module):
+    """`Attention` through the operator."""
+
+    def __init__(self, attention: Attention) -> None:
+        super().__init__()
+        self.heads = attention.heads
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:
+        inputs = (query, key, value) if bias is None else (query, key, value, None, None, bias)
+        return torch.onnx.ops.symbolic(
+            "com.microsoft::MultiHeadAttention", inputs, attrs={"num_heads": self.heads}, dtype=query.dtype,
+            shape=query.shape, version=1,
+        )
+
+
+LOWERING = Lowering(NAME, 21, GroupQueryAttend, MultiHeadAttention)

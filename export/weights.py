@@ -10,11 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flamingo_rt.export.naming import TRANSPOSED, parts_of, tensor_name
 from flamingo_rt.weights.lazy import LazyTensor
 
-# From an initializer's name in a graph to the tensor's name in the model: what the wrappers put in front.
-WRAPPER = "model."
-TRANSPOSED = ".transposed"
 # Alignment of large tensors in the weight file: a page, so that runtimes can map each one by itself.
 PAGE = 4096
 # Tensors up to this size stay in the .onnx file.
@@ -33,13 +31,13 @@ class Weights:
         """Give the initializers of an onnx_ir model the values of our tensors, transposed where the graph transposes
         them. Nothing is read but what the optimizer computes with: single numbers, such as gates."""
         for name, value in list(model.graph.initializers.items()):
-            tensor = self.tensors.get(name.removeprefix(WRAPPER))
+            tensor = self.tensors.get(tensor_name(name))
             if tensor is not None:
                 value.const_value = _lazy(name, tensor)
         _fold_transposes(model.graph, self._transposed)
 
     def _transposed(self, name: str) -> LazyTensor | None:
-        tensor = self.tensors.get(name.removeprefix(WRAPPER))
+        tensor = self.tensors.get(tensor_name(name))
         if tensor is None:
             return None
         return replace(tensor, shape=tensor.shape[::-1], read=lambda: tensor.read().t().contiguous())
@@ -49,8 +47,8 @@ class Weights:
         would compute the Casts."""
         if self.matrices == torch.float32:
             return
-        for name, value in list(model.graph.initializers.items()):
-            ours = name.removeprefix(WRAPPER).removesuffix(TRANSPOSED) in self.tensors  # no constant of the graph
+        for value in list(model.graph.initializers.values()):
+            ours = all(part in self.tensors for part, _ in parts_of(value))  # no constant of the graph
             if ours and len(value.shape) > 1:
                 _cast_behind(model.graph, value, self.matrices)
 

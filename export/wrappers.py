@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from flamingo_rt.model.flamingo import Flamingo
 from flamingo_rt.model.language import Attend
+from flamingo_rt.model.layers import Attention
 
 
 class CachedAttend(Attend, Protocol):
@@ -18,8 +20,19 @@ class CachedAttend(Attend, Protocol):
     present: list[Tensor]
 
 
-# From (past, cache_length [B]) to the attention of one forward pass; this is what a lowering provides.
+# From (past, cache_length [B]) to the self-attention of one forward pass.
 CachedAttendFactory = Callable[[Sequence[Tensor], Tensor], CachedAttend]
+
+
+@dataclass(frozen=True)
+class Lowering:
+    """The form in which a runtime executes attention best, and the opset of its graphs. ``attend`` is the cached
+    self-attention, ``attention`` makes what takes the place of an `Attention` module."""
+
+    name: str
+    opset: int
+    attend: CachedAttendFactory
+    attention: Callable[[Attention], nn.Module]
 
 
 class VisionEncoder(nn.Module):
@@ -49,17 +62,17 @@ class ResamplerGraph(nn.Module):
 class LanguageModelGraph(nn.Module):
     """New tokens, media and cache -> logits and cache: prefill and decode in one graph."""
 
-    def __init__(self, model: Flamingo, attention: CachedAttendFactory) -> None:
+    def __init__(self, model: Flamingo, lowering: Lowering) -> None:
         super().__init__()
         self.model = model
-        self.attention = attention
+        self.lowering = lowering
 
     def forward(
         self, input_ids: Tensor, cache_length: Tensor, media_index: Tensor, logits_index: Tensor,
         media: Sequence[Tensor], past: Sequence[Tensor],
     ) -> tuple[Tensor, ...]:
         positions = cache_length[:, None] + torch.arange(input_ids.shape[1], device=input_ids.device)
-        attend = self.attention(past, cache_length)
+        attend = self.lowering.attend(past, cache_length)
         logits = self.model.decode(
             input_ids, positions, media_index, list(media[::2]), list(media[1::2]), attend, logits_index
         )

@@ -4,7 +4,7 @@ The exporter, the engines and the runtime read this table; nothing else writes a
 
 Dimensions: N pictures and frames of a prompt, M visuals (a picture or a clip each), F frames of a visual,
 B rows of a batch, V visuals of a row, T new tokens of a row, K positions whose logits are wanted,
-C the capacity of the cache in tokens.
+C the capacity of the cache in tokens. S is V times the latents of a visual.
 """
 
 from __future__ import annotations
@@ -84,9 +84,9 @@ def _vision_encoder(config: FlamingoConfig) -> GraphSpec:
     )
 
 
-def _media(config: FlamingoConfig, leading: tuple[Dimension, ...]) -> tuple[TensorSpec, ...]:
+def _media(config: FlamingoConfig, leading: Dimension, latents: Dimension) -> tuple[TensorSpec, ...]:
     cross = config.cross_attention
-    shape = (*leading, cross.heads, config.resampler.latents, cross.head_width)
+    shape = (leading, cross.heads, latents, cross.head_width)
     return tuple(
         TensorSpec(media_name(layer, part), "float32", shape) for layer, part in layer_parts(len(config.cross_layers))
     )
@@ -94,7 +94,8 @@ def _media(config: FlamingoConfig, leading: tuple[Dimension, ...]) -> tuple[Tens
 
 def _resampler(config: FlamingoConfig) -> GraphSpec:
     features = ("M", "F", config.vision.feature_count, config.vision.width)
-    return GraphSpec(RESAMPLER, (TensorSpec("features", "float32", features),), _media(config, ("M",)))
+    media = _media(config, "M", config.resampler.latents)
+    return GraphSpec(RESAMPLER, (TensorSpec("features", "float32", features),), media)
 
 
 def _language_model(config: FlamingoConfig) -> GraphSpec:
@@ -108,7 +109,7 @@ def _language_model(config: FlamingoConfig) -> GraphSpec:
             TensorSpec("cache_length", "int64", ("B",)),
             TensorSpec("media_index", "int64", ("B", "T")),
             TensorSpec("logits_index", "int64", ("B", "K")),
-            *_media(config, ("B", "V")),
+            *_media(config, "B", "S"),
             *(TensorSpec(past_name(layer, part), "float32", cache) for layer, part in parts),
         ),
         (

@@ -10,7 +10,7 @@ from flamingo_rt.config import CrossAttentionConfig
 from flamingo_rt.contract import GRAPHS, LANGUAGE_MODEL, RESAMPLER, VISION_ENCODER, graph_specs, layer_parts
 from flamingo_rt.presets import preset
 
-SIZES = {"N": 2, "M": 3, "F": 4, "B": 5, "V": 6, "T": 7, "K": 8, "C": 9}
+SIZES = {"N": 2, "M": 3, "F": 4, "B": 5, "S": 6 * 24, "T": 7, "K": 8, "C": 9}
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def test_the_language_models_shapes_resolve(config):
     assert shapes["input_ids"] == shapes["media_index"] == (5, 7)
     assert shapes["cache_length"] == (5,)
     assert shapes["logits_index"] == (5, 8)
-    assert shapes["media_key_values.1.value"] == (5, 6, 4, 24, 8)
+    assert shapes["media_key_values.1.value"] == (5, 4, 144, 8)
     assert shapes["past_key_values.3.key"] == shapes["present.3.key"] == (5, 2, 9, 32)
     assert shapes["logits"] == (5, 8, 512)
 

@@ -5,19 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flamingo_rt.config import FlamingoConfig
-from flamingo_rt.model.layers import FeedForward, make_norm, merge_heads, split_heads
+from flamingo_rt.model.layers import Attention, FeedForward, make_norm, split_heads
 
 
 @dataclass(frozen=True)
 class Media:
     """What the cross-attention layers of one forward pass read.
 
-    ``keys`` and ``values``: per cross-attention layer [B, V, Hx, L, d]. ``bias`` [B, 1, T, V * L] is 0 where a
-    token may look and the lowest number elsewhere. ``present`` [B, T, 1] is 1 where a visual precedes the token.
+    ``keys`` and ``values``: per cross-attention layer [B, Hx, S, d], S = V * L: the latents of a row's visuals, one
+    visual after the other. ``bias`` [B, 1, T, S] is 0 where a token may look and the lowest number elsewhere.
+    ``present`` [B, T, 1] is 1 where a visual precedes the token.
     """
 
     keys: list[Tensor]
@@ -26,17 +26,21 @@ class Media:
     present: Tensor
 
 
+def one_after_the_other(media: Tensor) -> Tensor:
+    """Keys or values of each visual of a row, [B, V, Hx, L, d] -> those of the row, [B, Hx, V * L, d]."""
+    return media.transpose(1, 2).flatten(2, 3)
+
+
 def media_mask(
-    media_index: Tensor, visuals: int, latents: int, attend: str, dtype: torch.dtype
+    media_index: Tensor, keys: int, latents: int, attend: str, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """The additive mask and the presence of `Media`, from phi (§3.1.3).
 
-    media_index [B, T] counts the visuals up to each token: 0 none, i the i-th of V.
+    media_index [B, T] counts the visuals up to each token: 0 none, i the i-th of V. ``keys`` is S.
     """
-    slots = torch.arange(1, visuals + 1, device=media_index.device)
+    slots = torch.arange(keys, device=media_index.device) // latents + 1
     phi = media_index[:, :, None]
-    allowed = (slots <= phi) if attend == "all" else (slots == phi)  # [B, T, V]
-    allowed = allowed[..., None].expand(-1, -1, -1, latents).flatten(2)
+    allowed = (slots <= phi) if attend == "all" else (slots == phi)  # [B, T, S]
     zero = torch.zeros((), dtype=dtype, device=media_index.device)
     bias = torch.where(allowed, zero, torch.finfo(dtype).min)
     return bias[:, None], (phi > 0).to(dtype)
@@ -54,6 +58,7 @@ class GatedCrossAttention(nn.Module):
         self.query = nn.Linear(width, inner, bias=False)
         self.key = nn.Linear(media_width, inner, bias=False)
         self.value = nn.Linear(media_width, inner, bias=False)
+        self.attend = Attention(config.heads)
         self.output = nn.Linear(inner, width, bias=False)
         self.attention_gate = nn.Parameter(torch.zeros(1))
         self.ff_norm = make_norm(config.norm, width, config.norm_eps, config.norm_bias)
@@ -71,12 +76,10 @@ class GatedCrossAttention(nn.Module):
         return hidden + self.ff_gate.tanh() * self.ff(self.ff_norm(hidden))
 
     def _attend(self, hidden: Tensor, media: Media, index: int) -> Tensor:
-        query = split_heads(self.query(self.attention_norm(hidden)), self.heads)  # [B, Hx, T, d]
-        keys = media.keys[index].transpose(1, 2).flatten(2, 3)  # [B, Hx, V * L, d]
-        values = media.values[index].transpose(1, 2).flatten(2, 3)
-        attended = F.scaled_dot_product_attention(query, keys, values, attn_mask=media.bias)
+        query = self.query(self.attention_norm(hidden))  # [B, T, Hx * d]
+        attended = self.attend(query, media.keys[index], media.values[index], media.bias)
         # A token without a visual sees a uniform average, not nothing: silence it.
-        return self.output(merge_heads(attended)) * media.present
+        return self.output(attended) * media.present
 
 
 class CrossAttention(nn.Module):
@@ -85,7 +88,7 @@ class CrossAttention(nn.Module):
     def __init__(self, model: FlamingoConfig) -> None:
         super().__init__()
         width = model.cross_attention.media_width
-        self.attend = model.cross_attention.attend
+        self.attend, self.latents = model.cross_attention.attend, model.resampler.latents
         self.projection = nn.Linear(model.resampler.width, width, bias=False) if width else None
         self.layers = nn.ModuleDict({str(layer): GatedCrossAttention(model) for layer in model.cross_layers})
 
@@ -97,9 +100,8 @@ class CrossAttention(nn.Module):
         return [key for key, _ in pairs], [value for _, value in pairs]
 
     def media(self, media_index: Tensor, keys: list[Tensor], values: list[Tensor]) -> Media:
-        """What the layers read for tokens with this media_index [B, T]; keys and values per layer [B, V, Hx, L, d]."""
-        visuals, latents = keys[0].shape[1], keys[0].shape[3]
-        bias, present = media_mask(media_index, visuals, latents, self.attend, keys[0].dtype)
+        """What the layers read for tokens with this media_index [B, T]; keys and values per layer [B, Hx, S, d]."""
+        bias, present = media_mask(media_index, keys[0].shape[2], self.latents, self.attend, keys[0].dtype)
         return Media(keys, values, bias, present)
 
     def forward(self, layer: int, hidden: Tensor, media: Media | None) -> Tensor:

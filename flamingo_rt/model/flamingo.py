@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flamingo_rt.config import FlamingoConfig, NFNetConfig
-from flamingo_rt.model.cross_attention import CrossAttention
+from flamingo_rt.model.cross_attention import CrossAttention, one_after_the_other
 from flamingo_rt.model.language import Attend, LanguageModel, attend_without_cache
 from flamingo_rt.model.nfnet import NFNet
 from flamingo_rt.model.resampler import Resampler
@@ -47,7 +47,7 @@ class Flamingo(nn.Module):
     ) -> Tensor:
         """The language model with its cross-attention.
 
-        input_ids, positions, media_index [B, T]; keys and values per layer [B, V, Hx, L, d], or None for a batch
+        input_ids, positions, media_index [B, T]; keys and values per layer [B, Hx, V * L, d], or None for a batch
         without any visual -> logits [B, T, vocab], or [B, K, vocab] at ``logits_index`` [B, K].
         """
         media = None
@@ -86,7 +86,7 @@ class Flamingo(nn.Module):
         keys = values = None
         if latents is not None and rows is not None:
             all_keys, all_values = self.cross_attention.keys_values(latents)
-            keys, values = [key[rows] for key in all_keys], [value[rows] for value in all_values]
+            keys, values = ([one_after_the_other(layer[rows]) for layer in part] for part in (all_keys, all_values))
         positions = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
         logits = self.decode(input_ids, positions, media_index, keys, values)
         if labels is None:

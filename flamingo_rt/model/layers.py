@@ -48,6 +48,24 @@ class FeedForward(nn.Module):
         return self.down(hidden)
 
 
+class Attention(nn.Module):
+    """Every query looks at all keys, or as ``bias`` says; without weights, so that a lowering can put the operator of
+    its runtime in the place of this module.
+
+    query [B, T, H * d], key and value [B, S, H * d], or [B, H, S, d] where the heads are already apart; bias [1 or B,
+    1, T, S] is added to the scaled scores -> [B, T, H * d].
+    """
+
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:
+        key, value = (x if x.ndim == 4 else split_heads(x, self.heads) for x in (key, value))
+        attended = F.scaled_dot_product_attention(split_heads(query, self.heads), key, value, attn_mask=bias)
+        return merge_heads(attended)
+
+
 def split_heads(x: Tensor, heads: int) -> Tensor:
     """[..., S, heads * d] -> [..., heads, S, d]."""
     return x.unflatten(-1, (heads, -1)).transpose(-3, -2)

@@ -28,8 +28,8 @@ def generate_naively(
         keys = values = None
         if visuals:
             encoded = [model.cross_attention.keys_values(model.encode(visual[None])) for visual in visuals]
-            keys = [torch.stack(layer, dim=1) for layer in zip(*(keys for keys, _ in encoded), strict=True)]
-            values = [torch.stack(layer, dim=1) for layer in zip(*(values for _, values in encoded), strict=True)]
+            keys = [torch.cat(layer, dim=2) for layer in zip(*(keys for keys, _ in encoded), strict=True)]
+            values = [torch.cat(layer, dim=2) for layer in zip(*(values for _, values in encoded), strict=True)]
         logits = model.decode(
             torch.tensor([ids]), torch.arange(len(ids))[None], torch.tensor([phi]), keys, values
         )

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flamingo_rt.config import ResamplerConfig
-from flamingo_rt.model.layers import FeedForward, merge_heads, split_heads
+from flamingo_rt.model.layers import Attention, FeedForward
 
 
 class ResamplerLayer(nn.Module):
@@ -16,12 +16,12 @@ class ResamplerLayer(nn.Module):
     def __init__(self, config: ResamplerConfig) -> None:
         super().__init__()
         width, inner = config.width, config.heads * config.head_width
-        self.heads = config.heads
         self.feature_norm = nn.LayerNorm(width) if config.input_norms else nn.Identity()
         self.latent_norm = nn.LayerNorm(width) if config.input_norms else nn.Identity()
         self.query = nn.Linear(width, inner, bias=False)
         self.key = nn.Linear(width, inner, bias=False)
         self.value = nn.Linear(width, inner, bias=False)
+        self.attend = Attention(config.heads)
         self.output = nn.Linear(inner, width, bias=False)
         self.ff_norm = nn.LayerNorm(width)
         self.ff = FeedForward(width, config.ff_multiplier * width, config.activation, bias=False)
@@ -30,9 +30,8 @@ class ResamplerLayer(nn.Module):
         """features [M, F * S, D], latents [M, L, D] -> latents [M, L, D]."""
         normed = self.latent_norm(latents)
         sources = torch.cat([self.feature_norm(features), normed], dim=1)
-        query = split_heads(self.query(normed), self.heads)
-        key, value = split_heads(self.key(sources), self.heads), split_heads(self.value(sources), self.heads)
-        latents = latents + self.output(merge_heads(F.scaled_dot_product_attention(query, key, value)))
+        attended = self.attend(self.query(normed), self.key(sources), self.value(sources))
+        latents = latents + self.output(attended)
         return latents + self.ff(self.ff_norm(latents))
 
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flamingo_rt.config import ViTConfig
-from flamingo_rt.model.layers import FeedForward, merge_heads, split_heads
+from flamingo_rt.model.layers import Attention, FeedForward
 
 
 class Block(nn.Module):
@@ -15,19 +14,18 @@ class Block(nn.Module):
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
-        self.heads = config.heads
         self.attention_norm = nn.LayerNorm(config.width, eps=config.norm_eps)
         self.query = nn.Linear(config.width, config.width)
         self.key = nn.Linear(config.width, config.width)
         self.value = nn.Linear(config.width, config.width)
+        self.attend = Attention(config.heads)
         self.output = nn.Linear(config.width, config.width)
         self.ff_norm = nn.LayerNorm(config.width, eps=config.norm_eps)
         self.ff = FeedForward(config.width, config.ff_width, config.activation, bias=True)
 
     def forward(self, x: Tensor) -> Tensor:
         normed = self.attention_norm(x)
-        query, key, value = (split_heads(layer(normed), self.heads) for layer in (self.query, self.key, self.value))
-        x = x + self.output(merge_heads(F.scaled_dot_product_attention(query, key, value)))
+        x = x + self.output(self.attend(self.query(normed), self.key(normed), self.value(normed)))
         return x + self.ff(self.ff_norm(x))
 
 

@@ -64,14 +64,15 @@ def resample(
 
 
 def stack_rows(rows: Sequence[Sequence[VisualMedia]], resampler: GraphSpec) -> dict[str, np.ndarray]:
-    """Media inputs [B, V, Hx, L, d] of a batch: each row's visuals in order, zeros where a row has fewer (at least one
+    """Media inputs [B, Hx, V * L, d] of a batch: each row's visuals in order, zeros where a row has fewer (at least one
     slot, since a graph cannot take none)."""
     slots = max(1, max(len(row) for row in rows))
     stacked = {}
     for spec in resampler.outputs:
-        array = np.zeros((len(rows), slots, *spec.shape[1:]), dtype=spec.dtype)
+        _, heads, latents, width = spec.shape
+        array = np.zeros((len(rows), heads, slots * latents, width), dtype=spec.dtype)
         for index, row in enumerate(rows):
             for slot, media in enumerate(row):
-                array[index, slot] = media[spec.name]
+                array[index, :, slot * latents : (slot + 1) * latents] = media[spec.name]
         stacked[spec.name] = array
     return stacked

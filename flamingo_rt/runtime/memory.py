@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from flamingo_rt.contract import LANGUAGE_MODEL, GraphSpec
+from flamingo_rt.contract import LANGUAGE_MODEL, RESAMPLER, GraphSpec
 from flamingo_rt.errors import DataError
 
 MEMINFO, OWN_GROUPS, GROUPS = Path("/proc/meminfo"), Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
@@ -44,8 +44,8 @@ def check_memory(specs: dict[str, GraphSpec], rows: int, capacity: int, visuals:
 
 def needed_bytes(specs: dict[str, GraphSpec], rows: int, capacity: int, visuals: int) -> int:
     """Bytes of what the language model reads and writes: the cache, media and logits of a batch."""
-    spec = specs[LANGUAGE_MODEL]
-    sizes = {"B": rows, "C": capacity, "T": capacity, "V": max(1, visuals), "K": 1}
+    spec, latents = specs[LANGUAGE_MODEL], specs[RESAMPLER].outputs[0].shape[2]
+    sizes = {"B": rows, "C": capacity, "T": capacity, "S": max(1, visuals) * latents, "K": 1}
     tensors = (*spec.inputs, spec.output("logits"))  # every other output is written over an input
     return sum(math.prod(tensor.resolve(sizes)) * np.dtype(tensor.dtype).itemsize for tensor in tensors)
 

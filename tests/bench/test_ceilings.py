@@ -57,7 +57,7 @@ def test_a_first_tokens_flops_are_what_pytorch_counts(name: str) -> None:
 
     def run(model: Flamingo) -> None:
         ids = torch.zeros(1, 1, dtype=torch.long)
-        media = [torch.zeros(1, 1, cross.heads, config.resampler.latents, cross.head_width)] * len(config.cross_layers)
+        media = [torch.zeros(1, cross.heads, config.resampler.latents, cross.head_width)] * len(config.cross_layers)
         model.decode(ids, ids, ids + 1, media, media)
 
     assert ceilings.language_flops(config, 1) == counted(config, run)

@@ -6,12 +6,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import onnx_ir
 import pytest
 from small_model import small_checkpoint
 
 from flamingo_rt.checkpoints import StoredModel, open_checkpoint
+from flamingo_rt.export import graphs as tracing
+from flamingo_rt.export import pipeline
 from flamingo_rt.export.cases import Reference, compute_reference
+from flamingo_rt.export.folding import folded_tensors
 from flamingo_rt.export.pipeline import export_model
+from flamingo_rt.export.weights import Weights
 from flamingo_rt.progress import silent
 
 
@@ -53,6 +58,37 @@ def bundles(stored: StoredModel, tmp_path_factory: pytest.TempPathFactory, told)
 @pytest.fixture(scope="session")
 def bundle(bundles: Callable[[str], Path]) -> Path:
     return bundles("fp32")
+
+
+@pytest.fixture(scope="session")
+def traced(stored: StoredModel) -> dict[str, tuple[onnx_ir.Model, onnx_ir.Model]]:
+    """Each graph of the small model, with its weights to be read: as the exporter's optimizer leaves it, and
+    simplified."""
+    before: list[onnx_ir.Model] = []
+
+    def recorded(graph: onnx_ir.Graph, fold_factors: bool) -> None:
+        before.append(onnx_ir.Model(graph.clone(), ir_version=10))
+        simplify(graph, fold_factors)
+
+    simplify = tracing.simplify
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tracing, "simplify", recorded)
+        after = dict(tracing.trace_graphs(stored.config, "ort", Weights(folded_tensors(stored.tensors)).bind))
+    for plain, simple in zip(before, after.values(), strict=True):  # the contract's letters
+        for values, others in ((plain.graph.inputs, simple.graph.inputs), (plain.graph.outputs, simple.graph.outputs)):
+            for value, other in zip(values, others, strict=True):
+                value.shape = other.shape
+    return {name: pair for name, *pair in zip(after, before, after.values(), strict=True)}
+
+
+@pytest.fixture
+def traced_before(traced, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exports of the small model take the graphs that were traced already."""
+    def again(config, lowering, bind, fold_factors) -> Iterator[tuple[str, onnx_ir.Model]]:
+        for name, (_, graph) in traced.items():
+            yield name, graph.clone()
+
+    monkeypatch.setattr(pipeline, "trace_graphs", again)
 
 
 @pytest.fixture(scope="session")

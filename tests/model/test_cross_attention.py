@@ -9,7 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from flamingo_rt.model.cross_attention import CrossAttention, GatedCrossAttention, media_mask
+from flamingo_rt.model.cross_attention import (
+    CrossAttention,
+    GatedCrossAttention,
+    media_mask,
+    one_after_the_other,
+)
 from flamingo_rt.model.flamingo import Flamingo
 
 IDS = torch.tensor([[1, 2, 3, 4, 5, 6, 7, 8]])
@@ -24,6 +29,11 @@ def logits_with(model: Flamingo, latents: torch.Tensor, index: torch.Tensor = IN
     """latents [V, L, D] of one row's visuals -> logits [T, vocab]."""
     with torch.no_grad():
         return model.read(IDS, index, latents, torch.arange(len(latents))[None])[0][0]
+
+
+def rows(layers: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Keys or values of three visuals, [V, Hx, L, d] per layer -> those of a row of all, [1, Hx, V * L, d]."""
+    return [one_after_the_other(layer[None]) for layer in layers]
 
 
 def plain_logits(model: Flamingo) -> torch.Tensor:
@@ -142,7 +152,7 @@ def test_a_layer_equals_a_loop_over_tokens(
     latents, hidden = random_tensor(3, 3, 16).double(), random_tensor(1, 8, 16, seed=2).double()
     with torch.no_grad():
         keys, values = cross.keys_values(latents)
-        media = cross.media(INDEX, [key[None] for key in keys], [value[None] for value in values])
+        media = cross.media(INDEX, *(rows(part) for part in (keys, values)))
         result = cross(1, hidden, media)[0].numpy()
     weights = arrays(cross)
     seen = latents.numpy() if media_width is None else latents.numpy() @ weights["projection.weight"].T
@@ -166,8 +176,8 @@ def test_each_layer_reads_its_own_keys(flamingo_config, randomise, random_tensor
     keys, values = cross.keys_values(random_tensor(3, 3, 16))
     hidden = random_tensor(1, 8, 16, seed=2)
     with torch.no_grad():
-        together = cross.media(INDEX, [key[None] for key in keys], [value[None] for value in values])
-        alone = cross.media(INDEX, [keys[1][None]], [values[1][None]])
+        together = cross.media(INDEX, rows(keys), rows(values))
+        alone = cross.media(INDEX, rows(keys[1:]), rows(values[1:]))
         assert torch.equal(cross(2, hidden, together), cross.layers["2"](hidden, alone, 0))
 
 
@@ -177,7 +187,24 @@ def test_new_gates_are_closed(flamingo_config):
 
 
 def test_the_mask_opens_one_visuals_latents():
-    bias, present = media_mask(torch.tensor([[0, 1, 2]]), visuals=2, latents=3, attend="last", dtype=torch.float32)
+    bias, present = media_mask(torch.tensor([[0, 1, 2]]), keys=6, latents=3, attend="last", dtype=torch.float32)
     assert bias.shape == (1, 1, 3, 6)
     assert (bias[0, 0] == 0).int().tolist() == [[0] * 6, [1, 1, 1, 0, 0, 0], [0, 0, 0, 1, 1, 1]]
     assert present[..., 0].tolist() == [[0.0, 1.0, 1.0]]
+
+
+def test_a_mask_of_all_preceding_visuals_grows_with_each():
+    bias, present = media_mask(torch.tensor([[0, 1, 2]]), keys=4, latents=2, attend="all", dtype=torch.float32)
+    assert (bias[0, 0] == 0).int().tolist() == [[0] * 4, [1, 1, 0, 0], [1] * 4]
+    assert bias.max() == 0 and bias.min() == torch.finfo(torch.float32).min
+    assert present[..., 0].tolist() == [[0.0, 1.0, 1.0]]
+
+
+def test_a_rows_visuals_stand_one_after_the_other(random_tensor):
+    """[B, V, Hx, L, d] by visual -> [B, Hx, V * L, d]: latent l of visual v is key v * L + l of its head."""
+    by_visual = random_tensor(2, 3, 4, 5, 6)
+    joined = one_after_the_other(by_visual)
+    assert joined.shape == (2, 4, 15, 6)
+    for visual in range(3):
+        for latent in range(5):
+            assert torch.equal(joined[:, :, 5 * visual + latent], by_visual[:, visual, :, latent])

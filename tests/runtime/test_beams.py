@@ -31,8 +31,8 @@ def next_logprobs(flamingo, tokenizer, config):
             if prompt.visuals:
                 latents = [flamingo.encode(torch.from_numpy(visual_pixels(v, config))[None]) for v in prompt.visuals]
                 pairs = [flamingo.cross_attention.keys_values(each) for each in latents]
-                keys = [torch.stack(layer, dim=1) for layer in zip(*(keys for keys, _ in pairs), strict=True)]
-                values = [torch.stack(layer, dim=1) for layer in zip(*(values for _, values in pairs), strict=True)]
+                keys = [torch.cat(layer, dim=2) for layer in zip(*(keys for keys, _ in pairs), strict=True)]
+                values = [torch.cat(layer, dim=2) for layer in zip(*(values for _, values in pairs), strict=True)]
 
         @torch.no_grad()
         def logprobs(tokens):

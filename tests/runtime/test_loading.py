@@ -16,6 +16,15 @@ def test_a_bundle_runs_on_onnx_runtime(backend, bundle_folder, torch_model, pict
     assert model.generate(parts, max_new_tokens=3).result().tokens == expected
 
 
+def test_threads_that_do_not_spin_compute_the_same(bundle_folder, pictures):
+    parts = [pictures[0], "Output:"]
+    answers = [
+        flamingo_rt.load(bundle_folder, spin=spin).generate(parts, max_new_tokens=6).result() for spin in (True, False)
+    ]
+    assert answers[0].tokens == answers[1].tokens
+    assert answers[0].logprobs == answers[1].logprobs
+
+
 @pytest.mark.parametrize("backend", ["auto", "torch"])
 def test_a_checkpoint_runs_in_pytorch(backend, checkpoint_folder, torch_model, pictures):
     model = flamingo_rt.load(str(checkpoint_folder), backend)

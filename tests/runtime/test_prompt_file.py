@@ -117,6 +117,23 @@ def test_a_checkpoints_prompts_are_not_saved(torch_model, shots, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_checkpoint_reads_no_compiled_prompt(torch_model, compiled):
+    with pytest.raises(UsageError, match="only a bundle reads prompts from files"):
+        torch_model.load_prompt(compiled)
+
+
+@pytest.mark.parametrize("token", [-1, "the first behind the vocabulary", 2**40])
+def test_tokens_that_the_model_does_not_have_are_refused(ort_model, compiled, tmp_path, token):
+    with np.load(compiled) as file:
+        arrays = {name: file[name] for name in file.files}
+    arrays["input_ids"] = arrays["input_ids"].copy()
+    arrays["input_ids"][1] = ort_model.config.language.vocab_size if isinstance(token, str) else token
+    with (tmp_path / "other.prompt").open("wb") as file:
+        np.savez(file, **arrays)
+    with pytest.raises(DataError, match="damaged .*token ids from .* compile it again"):
+        ort_model.load_prompt(tmp_path / "other.prompt")
+
+
 def test_a_file_that_is_cut_short_anywhere_is_refused(ort_model, compiled, tmp_path):
     data, cut = compiled.read_bytes(), tmp_path / "cut.prompt"
     for length in [0, 1, 100, *range(500, len(data), len(data) // 40), len(data) - 1]:
