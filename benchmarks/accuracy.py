@@ -9,16 +9,11 @@ when it names colour and shape of every object and nothing else. The last line i
 from __future__ import annotations
 
 import json
-from collections import Counter
 
 import click
-import numpy as np
 
-from flamingo_rt import Image, load
-from flamingo_rt.training import scenes
-
-SEED = 20_261_123
-BATCH = 16
+from flamingo_rt import load
+from flamingo_rt.export.evaluation import scene_accuracy
 
 
 @click.command()
@@ -29,47 +24,23 @@ BATCH = 16
 def main(path: str | None, backend: str, count: int, questions_per_scene: int) -> None:
     """Print the share of right captions and answers."""
     model = load(path, backend)
-    prompts = model.config.prompts
-    samples = [scenes.sample(SEED, index, "heldout") for index in range(count)]
-    images = [Image(sample.image) for sample in samples]
-    captions = _answers(model, [[image, prompts.caption] for image in images])
-    right = [scenes.caption_is_right(s.scene, c) for s, c in zip(samples, captions, strict=True)]
-    print(f"captions: {sum(right)}/{count} right ({sum(right) / count:.1%})")
-    by_objects: Counter[str] = Counter()
-    totals: Counter[str] = Counter()
-    for sample, good in zip(samples, right, strict=True):
-        kind = "digit" if sample.scene.objects[0].is_digit else f"{len(sample.scene.objects)} object(s)"
-        totals[kind] += 1
-        by_objects[kind] += good
-    for kind in sorted(totals):
-        print(f"  {kind:<12} {by_objects[kind]}/{totals[kind]}")
-
-    rng = np.random.default_rng(SEED)
-    asked = [(i, q) for i, s in enumerate(samples) for q in scenes.questions(s.scene, rng, questions_per_scene)]
-    answers = _answers(model, [[images[i], prompts.ask(question.text)] for i, question in asked])
-    kinds: dict[str, list[bool]] = {}
-    for (_, question), answer in zip(asked, answers, strict=True):
-        kinds.setdefault(question.kind, []).append(scenes.answer_is_right(question, answer))
-    all_right = [good for goods in kinds.values() for good in goods]
-    print(f"questions: {sum(all_right)}/{len(all_right)} right ({np.mean(all_right):.1%})")
-    for kind, goods in sorted(kinds.items()):
-        print(f"  {kind:<12} {sum(goods)}/{len(goods)} ({np.mean(goods):.1%})")
+    accuracy = scene_accuracy(model, count, questions_per_scene)
+    for name, kinds, share in (
+        ("captions", accuracy.captions, accuracy.caption_share),
+        ("questions", accuracy.questions, accuracy.question_share),
+    ):
+        rights = [right for kind in kinds.values() for right in kind]
+        print(f"{name}: {sum(rights)}/{len(rights)} right ({share:.1%})")
+        for kind, goods in sorted(kinds.items()):
+            print(f"  {kind:<12} {sum(goods)}/{len(goods)} ({sum(goods) / len(goods):.1%})")
     print(json.dumps({
         "model": model.config.name,
         "backend": model.engine.name,
         "scenes": count,
-        "caption_accuracy": round(sum(right) / count, 4),
-        "questions": len(all_right),
-        "question_accuracy": round(float(np.mean(all_right)), 4),
+        "caption_accuracy": round(accuracy.caption_share, 4),
+        "questions": sum(map(len, accuracy.questions.values())),
+        "question_accuracy": round(accuracy.question_share, 4),
     }))
-
-
-def _answers(model: object, prompts: list) -> list[str]:
-    texts = []
-    for start in range(0, len(prompts), BATCH):
-        results = model.generate_batch(prompts[start : start + BATCH], max_new_tokens=40)
-        texts += [result.text.strip() for result in results]
-    return texts
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ then token by token, and one continued by several tokens at once.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import numpy as np
 from torch import Tensor
@@ -28,6 +29,12 @@ from flamingo_rt.export.cases import Expected, Reference
 from flamingo_rt.runtime.engine import Engine
 
 TOLERANCE = 1e-4  # float32 sums of a few thousand terms in another order differ by about 1e-6
+
+
+class Judge(Protocol):
+    """Hears of every tensor that is compared: ``found`` [..., d] in a graph's output, ``expected`` by PyTorch."""
+
+    def check(self, graph: str, tensor: str, case: str, found: np.ndarray, expected: Tensor) -> None: ...
 
 
 MASKED = 1e4  # a logit beyond this says "never"; it must not set the scale of the others
@@ -61,21 +68,30 @@ def check_parity(
 
     Raises `ParityError` when one is beyond ``tolerance``.
     """
-    deviation, specs = Deviation(graphs, tolerance), graph_specs(config)
+    deviation = Deviation(graphs, tolerance)
+    compare(reference, engine, config, deviation, on_case, graphs)
+    return deviation.largest
+
+
+def compare(
+    reference: Reference, engine: Engine, config: FlamingoConfig, judge: Judge,
+    on_case: Callable[[str], None] = lambda name: None, graphs: Sequence[str] = GRAPHS,
+) -> None:
+    """Run ``graphs`` over the reference's cases, each given what PyTorch gives it, and show ``judge`` every output."""
+    specs = graph_specs(config)
     if VISION_ENCODER in graphs:
         outputs, sizes = specs[VISION_ENCODER].outputs, {"N": len(reference.pixel_values)}
         found = _run(engine, VISION_ENCODER, {"pixel_values": reference.pixel_values}, outputs, sizes)
-        deviation.check(VISION_ENCODER, "features", "pictures", found["features"], reference.features)
+        judge.check(VISION_ENCODER, "features", "pictures", found["features"], reference.features)
     for expected in reference.cases:
         if RESAMPLER in graphs:
             outputs, sizes = specs[RESAMPLER].outputs, {"M": expected.case.visual_count}
             found = _run(engine, RESAMPLER, {"features": expected.features}, outputs, sizes)
             for name, tensor in expected.media.items():
-                deviation.check(RESAMPLER, name, expected.case.name, found[name], tensor)
+                judge.check(RESAMPLER, name, expected.case.name, found[name], tensor)
         if LANGUAGE_MODEL in graphs:
-            _check_language(engine, config, expected, deviation)
+            _check_language(engine, config, expected, judge)
         on_case(expected.case.name)
-    return deviation.largest
 
 
 def _run(engine: Engine, graph: str, inputs: dict[str, Tensor], outputs: Sequence, sizes: dict[str, int]) -> dict:
@@ -84,7 +100,7 @@ def _run(engine: Engine, graph: str, inputs: dict[str, Tensor], outputs: Sequenc
     return arrays
 
 
-def _check_language(engine: Engine, config: FlamingoConfig, expected: Expected, deviation: Deviation) -> None:
+def _check_language(engine: Engine, config: FlamingoConfig, expected: Expected, judge: Judge) -> None:
     """Prefill, then the case's pieces, against one pass of the stateless model over all tokens."""
     case = expected.case
     rows, prompt = len(case.lengths), max(case.lengths)
@@ -98,12 +114,12 @@ def _check_language(engine: Engine, config: FlamingoConfig, expected: Expected, 
             tokens = int(lengths[row]) if start == 0 else piece
             begin = 0 if start == 0 else int(taken[row])
             wanted = expected.logits[row][begin : begin + tokens]
-            deviation.check(LANGUAGE_MODEL, "logits", case.name, logits[row, :tokens], wanted)
+            judge.check(LANGUAGE_MODEL, "logits", case.name, logits[row, :tokens], wanted)
         start += piece
     for row, seen in enumerate(expected.caches):
         for name, tensor in seen.items():
             found = cache[name.replace("present", "past_key_values")][row, :, : tensor.shape[2]]
-            deviation.check(LANGUAGE_MODEL, name, case.name, found, tensor[0])
+            judge.check(LANGUAGE_MODEL, name, case.name, found, tensor[0])
 
 
 def _empty_cache(config: FlamingoConfig, rows: int, capacity: int) -> dict[str, np.ndarray]:

@@ -18,9 +18,10 @@ from flamingo_rt.config import FlamingoConfig, read_json
 from flamingo_rt.contract import GRAPHS
 from flamingo_rt.errors import DataError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST, TOKENIZER = "manifest.json", "tokenizer.json"
 WEIGHT_DTYPES = ("float32", "float16", "bfloat16")
+QUANTIZATIONS = ("int8", "mixed", "int4")
 
 
 @dataclass(frozen=True)
@@ -35,12 +36,14 @@ class GraphEntry:
 
 @dataclass(frozen=True)
 class Bundle:
-    """A verified bundle on disk. ``parity`` is the largest deviation from PyTorch per graph, measured at export."""
+    """A verified bundle on disk. ``parity`` is the largest deviation from PyTorch per graph, measured at export;
+    ``quantization``, for a quantized bundle, is how its weights are stored and what that cost."""
 
     path: Path
     config: FlamingoConfig
     graphs: dict[str, GraphEntry]
     parity: dict[str, float]
+    quantization: dict[str, Any] | None = None
 
     def graph_path(self, name: str) -> Path:
         """The ``.onnx`` file of a graph."""
@@ -58,7 +61,8 @@ def is_bundle(path: Path) -> bool:
 
 
 def write_manifest(
-    folder: Path, config: FlamingoConfig, graphs: dict[str, GraphEntry], parity: dict[str, float]
+    folder: Path, config: FlamingoConfig, graphs: dict[str, GraphEntry], parity: dict[str, float],
+    quantization: dict[str, Any] | None = None,
 ) -> None:
     """Describe and hash all files in ``folder``."""
     files = {
@@ -71,6 +75,7 @@ def write_manifest(
         "config": config.to_dict(),
         "graphs": {name: asdict(entry) for name, entry in graphs.items()},
         "parity": parity,
+        "quantization": quantization,
         "files": files,
     }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
@@ -97,11 +102,15 @@ def read_bundle(path: Path) -> Bundle:
         graphs = {name: GraphEntry(**manifest["graphs"][name]) for name in GRAPHS}
         files: dict[str, Any] = dict(manifest["files"])
         parity = {name: float(value) for name, value in manifest["parity"].items()}
+        quantization = manifest.get("quantization")
+        if quantization is not None and not isinstance(quantization, dict):
+            raise ValueError(f"quantization {quantization!r}")
         names = [name for entry in graphs.values() for name in (entry.file, f"{entry.file}.data")]
         for name in [TOKENIZER, *names]:
             files[name]  # noqa: B018 - a KeyError is the check
         for entry in graphs.values():
-            if (entry.lowering, entry.quantization) != ("ort", None) or entry.dtype not in WEIGHT_DTYPES:
+            known = entry.lowering == "ort" and entry.quantization in (None, *QUANTIZATIONS)
+            if not known or entry.dtype not in WEIGHT_DTYPES:
                 raise ValueError(f"unknown form {entry.lowering}, {entry.dtype}, {entry.quantization}")
         hashes = {name: (str(entry["sha256"]), int(entry["bytes"])) for name, entry in files.items()}
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
@@ -111,7 +120,7 @@ def read_bundle(path: Path) -> Bundle:
             _verify(path, name, digest, size)
         except (OSError, ValueError, RuntimeError) as error:  # a name no file can have, a loop of links, no permission
             raise DataError(f"bundle {path}: cannot read {name!r} ({error}); copy or export it again") from error
-    return Bundle(path, FlamingoConfig.from_dict(manifest.get("config")), graphs, parity)
+    return Bundle(path, FlamingoConfig.from_dict(manifest.get("config")), graphs, parity, quantization)
 
 
 def _verify(path: Path, name: str, digest: str, size: int) -> None:

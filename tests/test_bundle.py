@@ -200,12 +200,32 @@ def test_the_type_of_the_weights_is_read(dtype, bundle):
 
 
 @pytest.mark.parametrize(("key", "value"), [("dtype", "int3"), ("dtype", ["float32"]), ("lowering", "nonsense"),
-                                            ("quantization", "int4")])
+                                            ("quantization", "int3"), ("quantization", ["int4"])])
 def test_a_form_of_graph_that_is_not_known_is_named(key, value, bundle):
     manifest = manifest_of(bundle)
     manifest["graphs"]["resampler"][key] = value
     write(bundle, manifest)
     with pytest.raises(DataError, match=r"unknown form .*" + str(value).strip("[]'") + ".*export the model again"):
+        read_bundle(bundle)
+
+
+def test_a_bundle_without_quantization_says_so(bundle):
+    assert manifest_of(bundle)["quantization"] is read_bundle(bundle).quantization is None
+
+
+@pytest.mark.parametrize("scheme", ["int8", "mixed", "int4"])
+def test_how_a_bundle_is_quantized_is_read_as_it_was_written(scheme, bundle):
+    record = {"scheme": scheme, "quality": {"tokens": 3, "changed": 1}}
+    entries = {name: GraphEntry(f"{name}.onnx", "ort", "float32", scheme) for name in GRAPHS}
+    write_manifest(bundle, CONFIG, entries, {}, record)
+    read = read_bundle(bundle)
+    assert (read.graphs, read.parity, read.quantization) == (entries, {}, record)
+
+
+@pytest.mark.parametrize("value", ["int4", 4, ["int4"], True])
+def test_a_record_of_quantization_that_is_none_is_refused(value, bundle):
+    write(bundle, {**manifest_of(bundle), "quantization": value})
+    with pytest.raises(DataError, match="manifest.json is damaged .*quantization.*export the model again"):
         read_bundle(bundle)
 
 

@@ -35,7 +35,7 @@ ALLOWED = {
     "checkpoints": {"errors", "config", "files", "model", "weights"},
     "importing": {"errors", "config", "presets", "checkpoints", "weights"},
     "training": BASE | {"processing", "model", "checkpoints", "weights"},
-    "export": RUNTIME | {"runtime", "model", "checkpoints", "weights"},
+    "export": RUNTIME | {"runtime", "model", "checkpoints", "training", "weights"},
     "loading": RUNTIME | {"runtime", "model", "checkpoints"},
     # Of export and checkpoints, for models with random weights.
     "bench": RUNTIME | {"runtime", "export", "checkpoints", "__init__"},
@@ -49,7 +49,7 @@ ALLOWED = {
 OWNERS = {
     # cli: doctor looks whether it is there; bench: the rate of its matrix products
     "torch": {"model", "weights", "checkpoints", "importing", "training", "export", "cli", "bench"},
-    "onnxruntime": {"engines"},
+    "onnxruntime": {"engines", "export"},  # export: its quantizers
     "onnx": set(),
     "onnx_ir": {"export"},
     "safetensors": {"weights", "training", "cli"},

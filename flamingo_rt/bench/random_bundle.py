@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import os
 import sys
@@ -11,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flamingo_rt import __version__
-from flamingo_rt.bundle import is_bundle
+from flamingo_rt.bundle import FORMAT_VERSION, is_bundle
 from flamingo_rt.config import FlamingoConfig
-from flamingo_rt.errors import DataError, UsageError
+from flamingo_rt.errors import DataError
 from flamingo_rt.files import check_output, check_space
 from flamingo_rt.presets import preset
 from flamingo_rt.progress import Progress, silent
@@ -40,7 +39,7 @@ class RandomBundle:
     def path(self) -> Path:
         """Where it is kept: one folder for each form and version."""
         form = "-".join([self.preset, self.dtype, *([self.quantize] if self.quantize else [])])
-        return (self.work or default_work()) / f"{form}-{__version__}"
+        return (self.work or default_work()) / f"{form}-{__version__}-{FORMAT_VERSION}"
 
     def ready(self) -> bool:
         """Whether it is there already."""
@@ -52,6 +51,7 @@ class RandomBundle:
         Raises `DataError` when the folder cannot be written or has no room; `ModuleNotFoundError` without the extra.
         """
         from flamingo_rt.export.pipeline import export_model
+        from flamingo_rt.export.quantizing import Quantize
         from flamingo_rt.export.random import random_model
 
         config = preset(self.preset)
@@ -64,13 +64,9 @@ class RandomBundle:
             check_space(self.path, size)
         except DataError as error:
             raise DataError(str(error).replace("--out", "--work")) from error
-        later = {"quantize": self.quantize, "compare": False}
-        known = inspect.signature(export_model).parameters  # TEMPORARY until export_model takes both
-        if self.quantize and "quantize" not in known:
-            raise UsageError(f"this flamingo-rt cannot export with --quantize {self.quantize} yet: leave it out")
         export_model(
-            random_model(config), self.path, dtype=self.dtype, overwrite=True, progress=progress,
-            **{name: value for name, value in later.items() if name in known},
+            random_model(config), self.path, dtype=self.dtype, overwrite=True, progress=progress, compare=False,
+            quantize=Quantize(self.quantize, rounding="nearest") if self.quantize else None,
         )
 
 

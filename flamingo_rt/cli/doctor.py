@@ -23,7 +23,8 @@ LIBRARIES = {
     "onnx": "extra export",
     "onnxscript": "extra export",
     "safetensors": "extras export and train",
-    "scikit-learn": "extra train",
+    "scikit-learn": "extras export and train",
+    "matplotlib": "charts of bench, extra bench",
 }
 
 

@@ -9,8 +9,9 @@ from typing import Any
 import click
 
 from flamingo_rt.cli.dependencies import needs_extra
-from flamingo_rt.cli.openflamingo import FILE, open_sources, source_options
+from flamingo_rt.cli.openflamingo import FILE, SOURCES, open_sources, source_options
 from flamingo_rt.cli.progress import ProgressBar
+from flamingo_rt.cli.quantizing import check_options, cost_lines, quantize_of, quantize_options
 from flamingo_rt.errors import UsageError
 
 
@@ -22,31 +23,44 @@ from flamingo_rt.errors import UsageError
 @click.option("--lowering", default="ort", show_default=True, help="Form of the graphs: ort (ONNX Runtime).")
 @click.option("--dtype", default="fp32", show_default=True, type=click.Choice(["fp32", "fp16", "bf16"]),
               help="Type the matrices are stored in; graphs compute in fp32.")
-@click.option("--tolerance", default=1e-4, show_default=True, help="Largest deviation from PyTorch that is accepted.")
+@quantize_options
+@click.option("--tolerance", type=float,
+              help="Largest deviation from PyTorch that is accepted, without --quantize. Default: 0.0001.")
 @click.option("--overwrite", is_flag=True, help="Replace --out when it exists.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object: bundle, bytes, deviation per graph.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object: bundle, bytes, deviation, quantization.")
 def command(
-    ckpt: Path, out: Path, lowering: str, dtype: str, tolerance: float, overwrite: bool, as_json: bool, **sources: Any
+    ckpt: Path, out: Path, lowering: str, dtype: str, tolerance: float | None, overwrite: bool, as_json: bool,
+    **options: Any,
 ) -> None:
     """Write a deployable bundle from a checkpoint: three ONNX graphs, tokenizer and manifest.
 
-    Every graph is compared with the PyTorch model on eight kinds of prompts; a bundle that deviates is not written.
+    Every graph is compared with the PyTorch model on eight kinds of prompts; a bundle that deviates is not written. A
+    quantized one is compared on prompts it was not rounded for, and not written if it costs more than is allowed.
 
     \b
     Examples:
       flamingo-rt export --ckpt models/tiny --out bundle
+      flamingo-rt export --ckpt models/tiny --quantize int4 --out bundle-int4
       flamingo-rt export --ckpt checkpoint.pt --vision ViT-L-14.pt --language mpt-1b-redpajama-200b --out bundle
     """
     with needs_extra("export"):
+        from flamingo_rt.bundle import is_bundle
         from flamingo_rt.checkpoints import open_checkpoint
         from flamingo_rt.export.pipeline import export_model
         from flamingo_rt.files import check_output
     check_output(out, overwrite)
+    check_options(options)
+    if tolerance is not None and options["quantize"]:
+        raise UsageError("--tolerance goes without --quantize, whose limits are --min-cosine and --max-changed")
+    sources = {name: options[name] for name in SOURCES}
     if sources["vision"] is None and sources["language"] is None:
         given = [name for name, value in sources.items() if value]
         if given:
             option = f"--{given[0].replace('_', '-')}"
             raise UsageError(f"{option} goes with --vision and --language, for OpenFlamingo's checkpoint.pt")
+        if is_bundle(ckpt):
+            made = f"exported{_quantized(ckpt)} already"
+            raise UsageError(f"{ckpt} is a bundle, {made}: give the checkpoint it was made of")
         if ckpt.is_file():
             raise UsageError(f"{ckpt} is a file: OpenFlamingo's checkpoint.pt needs --vision and --language beside it")
         model, paths = open_checkpoint(ckpt), (ckpt,)
@@ -57,14 +71,35 @@ def command(
         model, paths = open_sources(ckpt, **sources), tuple(path for path in read if path is not None)
     with needs_extra("export"):  # PyTorch imports the exporter's libraries when it exports
         bundle = export_model(
-            model, out, sources=paths, lowering=lowering, dtype=dtype, tolerance=tolerance, overwrite=overwrite,
-            progress=ProgressBar(),
+            model, out, sources=paths, lowering=lowering, dtype=dtype, overwrite=overwrite,
+            tolerance=1e-4 if tolerance is None else tolerance,
+            quantize=quantize_of(options, model.config), progress=ProgressBar(),
         )
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
     if as_json:
         click.echo(json.dumps({
             "bundle": str(out), "bytes": size, "lowering": lowering, "dtype": dtype, "deviation": bundle.parity,
+            "quantization": bundle.quantization,
         }))
+        return
+    if bundle.quantization is not None:
+        rounding = {"gptq": "by gptq", "nearest": "to the nearest"}[bundle.quantization["rounding"]]
+        click.echo(f"wrote {out} ({size / 1e6:.1f} MB), {options['quantize']}, rounded {rounding}")
+        for line in cost_lines(bundle.quantization):
+            click.echo(line)
         return
     deviations = ", ".join(f"{graph} {value:.1e}" for graph, value in bundle.parity.items())
     click.echo(f"wrote {out} ({size / 1e6:.1f} MB); largest deviation from PyTorch: {deviations}")
+
+
+def _quantized(bundle: Path) -> str:
+    """What to say of a bundle's quantization; of a damaged one, nothing."""
+    from flamingo_rt.bundle import MANIFEST
+    from flamingo_rt.config import read_json
+    from flamingo_rt.errors import DataError
+
+    try:
+        scheme = read_json(bundle / MANIFEST)["graphs"]["language_model"]["quantization"]
+    except (DataError, KeyError, TypeError):
+        return ""
+    return f" and quantized ({scheme})" if scheme else ""

@@ -9,6 +9,8 @@ from typing import Any
 import click
 
 FILE = click.Path(path_type=Path)
+# The names of what `source_options` adds to a command.
+SOURCES = ("vision", "language", "tokenizer", "vision_activation", "vision_post_norm", "preset")
 
 
 def source_options(required: bool) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

@@ -10,6 +10,7 @@ import flamingo_rt.export.pipeline as pipeline
 from flamingo_rt import __version__
 from flamingo_rt.bench import random_bundle
 from flamingo_rt.bench.random_bundle import RandomBundle, default_work, stored_bytes
+from flamingo_rt.bundle import FORMAT_VERSION
 from flamingo_rt.errors import DataError, UsageError
 from flamingo_rt.model.parameters import count_parameters
 from flamingo_rt.presets import preset
@@ -21,7 +22,7 @@ def test_every_form_has_a_folder_of_its_own(tmp_path: Path) -> None:
         for name in ("tiny", "flamingo-3b") for dtype in ("fp32", "bf16") for quantize in (None, "int8")
     }
     assert len(folders) == 8
-    assert RandomBundle("tiny", work=tmp_path).path == tmp_path / f"tiny-fp32-{__version__}"
+    assert RandomBundle("tiny", work=tmp_path).path == tmp_path / f"tiny-fp32-{__version__}-{FORMAT_VERSION}"
 
 
 def test_an_unknown_preset_is_refused_with_the_known_ones() -> None:

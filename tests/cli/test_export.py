@@ -46,7 +46,7 @@ def damaged(request, checkpoint, tmp_path):
 
 
 def test_an_exported_bundle_answers(run, checkpoint, bundle, tmp_path, monkeypatch) -> None:
-    def copied(stored, folder, lowering, dtype, progress):  # exporting takes seconds and gave the same in `bundle`
+    def copied(stored, folder, lowering, weights, change, progress):  # tracing takes seconds; the same as `bundle`
         for name in GRAPHS:
             with progress(name, 1):
                 for file in (f"{name}.onnx", f"{name}.onnx.data"):
@@ -58,7 +58,8 @@ def test_an_exported_bundle_answers(run, checkpoint, bundle, tmp_path, monkeypat
     outcome = run("export", "--ckpt", checkpoint, "--out", out, "--tolerance", "1e-2", "--json")
     assert outcome.code == 0
     report = json.loads(outcome.out)
-    assert set(report) == {"bundle", "bytes", "lowering", "dtype", "deviation"}
+    assert set(report) == {"bundle", "bytes", "lowering", "dtype", "deviation", "quantization"}
+    assert report["quantization"] is None
     assert (report["bundle"], report["lowering"], report["dtype"]) == (str(out), "ort", "fp32")
     assert report["bytes"] == sum(file.stat().st_size for file in out.iterdir())
     assert set(report["deviation"]) == set(GRAPHS)

@@ -239,7 +239,7 @@ def test_a_frugal_engine_computes_the_same(bundles: Callable[[str], Path], dtype
     results = []
     for frugal in (False, True):
         engine = OrtEngine({graph: read.graph_path(graph)}, read.config, threads=1, frugal=frugal)
-        inputs, outputs = arrays(bundle, graph, {"N": 3, "M": 2, "F": 3, "B": 2, "V": 3, "T": 5, "K": 4, "C": 5})
+        inputs, outputs = arrays(bundle, graph, {"N": 3, "M": 2, "F": 3, "B": 2, "S": 3 * 5, "T": 5, "K": 4, "C": 5})
         engine.bind(graph, inputs, outputs)()
         results.append(outputs)
     for name, expected in results[0].items():

@@ -1,0 +1,99 @@
+"""Matrices in blocks of few bits: what ONNX Runtime's MatMulNBits and GatherBlockQuantized read.
+
+A row of the stored matrix is an output (of a table: an entry). Along a row, every ``block`` numbers share a scale; a
+number is stored as an unsigned integer q of ``bits`` bits and means (q - 2**(bits - 1)) * scale.
+https://onnxruntime.ai/docs/ContribOperators: com.microsoft.MatMulNBits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+SMALLEST_BLOCK = 16  # that the operators take
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """How a matrix is stored: ``bits`` (4 or 8) a number, and ``block`` numbers a scale."""
+
+    bits: int
+    block: int
+
+    def fitting(self, width: int) -> Blocks | None:
+        """The same with the largest block, up to this one, that divides rows of ``width``; None if there is none."""
+        block = self.block
+        while block >= SMALLEST_BLOCK and width % block:
+            block //= 2
+        return Blocks(self.bits, block) if block >= SMALLEST_BLOCK else None
+
+    def shapes(self, rows: int, width: int) -> tuple[tuple[int, int, int], tuple[int, int]]:
+        """Shapes of the packed numbers (uint8) and of the scales (float32) of a matrix [rows, width]."""
+        count = width // self.block
+        return (rows, count, self.block * self.bits // 8), (rows, count)
+
+
+@dataclass(frozen=True)
+class QuantizedMatrix:
+    """A matrix [rows, width]: ``packed`` uint8 [rows, width / block, block * bits / 8], ``scales`` float32 [rows,
+    width / block]."""
+
+    blocks: Blocks
+    packed: np.ndarray
+    scales: np.ndarray
+
+    def scaled(self, factor: float) -> QuantizedMatrix:
+        """Every number times ``factor``."""
+        return QuantizedMatrix(self.blocks, self.packed, self.scales * np.float32(factor))
+
+    def dequantized(self) -> np.ndarray:
+        """The numbers it stands for, float32 [rows, width]."""
+        packed = self.packed
+        if self.blocks.bits == 4:  # the lower half of a byte comes first
+            packed = np.stack([packed & 15, packed >> 4], axis=-1).reshape(*packed.shape[:2], self.blocks.block)
+        centred = packed.astype(np.float32) - np.float32(2 ** (self.blocks.bits - 1))
+        return (centred * self.scales[..., None]).reshape(packed.shape[0], -1)
+
+
+def pack(numbers: np.ndarray, scales: np.ndarray, blocks: Blocks) -> QuantizedMatrix:
+    """``numbers`` [rows, width / block, block], integers around zero of any type, with their scales [rows, width /
+    block]."""
+    packed = (numbers + 2 ** (blocks.bits - 1)).astype(np.uint8)
+    if blocks.bits == 4:  # the lower half of a byte comes first
+        packed = packed[..., ::2] | packed[..., 1::2] << 4
+    return QuantizedMatrix(blocks, packed, scales)
+
+
+def stacked(parts: list[QuantizedMatrix]) -> QuantizedMatrix:
+    """One matrix of the rows of all ``parts``, which have the same blocks."""
+    return QuantizedMatrix(
+        parts[0].blocks, np.concatenate([p.packed for p in parts]), np.concatenate([p.scales for p in parts])
+    )
+
+
+def round_to_nearest(matrix: np.ndarray, blocks: Blocks) -> QuantizedMatrix:
+    """The blocks nearest to ``matrix``, float32 [rows, width]; the scale is that of each block's largest number."""
+    with quantizers():
+        from onnxruntime.quantization.matmul_nbits_quantizer import (
+            DefaultWeightOnlyQuantConfig,
+            DefaultWeightOnlyQuantizer,
+        )
+    config = DefaultWeightOnlyQuantConfig(block_size=blocks.block, is_symmetric=True, bits=blocks.bits)
+    packed, scales, _ = DefaultWeightOnlyQuantizer(config).qbits_block_quant(np.ascontiguousarray(matrix.T))
+    return QuantizedMatrix(blocks, packed, scales)
+
+
+@contextlib.contextmanager
+def quantizers() -> Iterator[None]:
+    """For importing onnxruntime's: they set up the root logger, and everybody's log lines would follow."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    try:
+        yield
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)

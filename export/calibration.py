@@ -1,0 +1,118 @@
+"""The prompts that quantization is calibrated with, and those, others, on which its cost is measured.
+
+They come from a file of the user's, or are captions of and questions about drawn scenes, in the model's own form.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flamingo_rt.config import FlamingoConfig
+from flamingo_rt.errors import DataError
+from flamingo_rt.processing.media import Image
+from flamingo_rt.processing.prompt import Part
+from flamingo_rt.processing.tasks import caption_shot, question_shot
+
+CALIBRATED = 64  # prompts to calibrate with, at most: all are in memory at once, with what PyTorch computes for them
+MEASURED = 16  # prompts to measure with, at most
+MEASURE_EVERY = 4  # of a file
+SEED = 4
+Prompts = list[list[Part]]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Prompts with their answers: ``calibrate`` to round by, ``measure`` to judge by; ``origin`` says where from."""
+
+    calibrate: Prompts
+    measure: Prompts
+    origin: str
+
+    @property
+    def source(self) -> str:
+        """What was rounded by."""
+        return f"{len(self.calibrate)} prompts {self.origin}"
+
+    @property
+    def measured_source(self) -> str:
+        """What was judged by."""
+        return f"{len(self.measure)} prompts {self.origin}"
+
+
+def drawn_scenes(config: FlamingoConfig) -> Calibration:
+    """Drawn scenes, one or two to a prompt, each with a caption or a question and its answer. Raises `DependencyError`
+    where scikit-learn, which has the digits, is not there."""
+    return Calibration(
+        _scenes(config, "train", CALIBRATED), _scenes(config, "heldout", MEASURED), "about drawn scenes"
+    )
+
+
+def _scenes(config: FlamingoConfig, split: str, count: int) -> Prompts:
+    from flamingo_rt.training import scenes
+
+    rng = np.random.default_rng(SEED)
+    prompts: Prompts = []
+    for index in range(count):
+        parts: list[Part] = []
+        for shot in range(1 + index % 2):
+            sample = scenes.sample(SEED, 2 * index + shot, split)
+            if (index // 2) % 2:
+                question = scenes.questions(sample.scene, rng, 1)[0]
+                parts += question_shot(config, Image(sample.image), question.text, question.answer)
+            else:
+                parts += caption_shot(config, Image(sample.image), sample.caption)
+        prompts.append(parts)
+    return prompts
+
+
+def read_prompts(file: Path) -> Calibration:
+    """Prompts of a file of JSON lines, a list of parts each: texts, and pictures as ``{"image": "a.png"}``, by their
+    path from the file's folder. Each prompt should hold its answer: it is what the model is to say. Of a long file,
+    prompts from all over it are taken.
+
+    Raises `DataError` for a file that cannot be read, holds fewer than two prompts or a line that is not such a list.
+    """
+    try:
+        lines = file.read_text(encoding="utf-8").split("\n")
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot read calibration prompts from {file}: {error}") from error
+    prompts = [_parts(file, number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    if len(prompts) < 2:
+        raise DataError(
+            f"{file} holds {len(prompts)} calibration prompts: give two or more, one to measure with, each on a line "
+            f"such as {_EXAMPLE}"
+        )
+    measure = prompts[::MEASURE_EVERY]
+    calibrate = [prompt for index, prompt in enumerate(prompts) if index % MEASURE_EVERY]
+    return Calibration(_spread(calibrate, CALIBRATED), _spread(measure, MEASURED), f"of {file.name}")
+
+
+def _spread(prompts: Prompts, most: int) -> Prompts:
+    """At most ``most`` of the prompts, from all over the list."""
+    return [prompts[index * len(prompts) // most] for index in range(most)] if len(prompts) > most else prompts
+
+
+_EXAMPLE = '[{"image": "a.png"}, "Output: a red star<|endofchunk|>"]'
+
+
+def _parts(file: Path, number: int, line: str) -> list[Part]:
+    try:
+        listed = json.loads(line)
+        if not isinstance(listed, list) or not listed:
+            raise ValueError("not a list")
+        return [_part(file, part) for part in listed]
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{file}, line {number}: {error}; a prompt is a list such as {_EXAMPLE}") from error
+
+
+def _part(file: Path, part: Any) -> Part:
+    if isinstance(part, str):
+        return part
+    if isinstance(part, dict) and list(part) == ["image"] and isinstance(part["image"], str):
+        return Image(file.parent / part["image"])
+    raise ValueError(f"{json.dumps(part)[:80]} is neither a text nor a picture")

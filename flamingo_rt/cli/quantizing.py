@@ -1,0 +1,100 @@
+"""``--quantize`` of ``export`` and what goes with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from flamingo_rt.errors import UsageError
+
+if TYPE_CHECKING:
+    from flamingo_rt.config import FlamingoConfig
+    from flamingo_rt.export.quantizing import Quantize
+
+OF_4_BITS = ("rounding", "block")
+OPTIONS = (*OF_4_BITS, "calibration", "min_cosine", "max_changed", "evaluate")  # that go with --quantize
+SCENES = 50  # that a model of flamingo-rt train is asked about by default
+
+
+def quantize_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """``--quantize``, ``--rounding``, ``--block``, ``--calibration``, ``--min-cosine``, ``--max-changed``,
+    ``--evaluate``."""
+    options = (
+        click.option("--quantize", type=click.Choice(["int8", "mixed", "int4"]),
+                     help="Store weights in fewer bits; what it costs is measured, printed and recorded. mixed: int4 "
+                          "for the feed-forward layers, which are most of a model, int8 for the rest."),
+        click.option("--rounding", type=click.Choice(["gptq", "nearest"]),
+                     help="Of 4-bit matrices: gptq, the default, makes up for rounding errors, seen on calibration "
+                          "prompts."),
+        click.option("--block", type=click.Choice(["32", "64", "128", "256"]),
+                     help="Numbers of a 4-bit matrix that share a scale: fewer are nearer, more are faster. Default: "
+                          "256."),
+        click.option("--calibration", type=click.Path(path_type=Path), metavar="FILE",
+                     help='Prompts with their answers, one JSON list a line: [{"image": "a.png"}, "Output: a star"]. '
+                          "Three of four calibrate, the fourth is measured on, 64 and 16 at most. Default: drawn "
+                          "scenes."),
+        click.option("--min-cosine", type=float,
+                     help="Refuse a graph whose output's cosine with PyTorch's is below this. Default: 0.99, 0.97, "
+                          "0.95 for int8, mixed, int4."),
+        click.option("--max-changed", type=float,
+                     help="Refuse when a larger share of greedy tokens changes. Default: 0.1, 0.15, 0.2."),
+        click.option("--evaluate", type=click.IntRange(0, 10_000), metavar="SCENES",
+                     help="Ask about this many drawn scenes before and after quantization: for models of flamingo-rt "
+                          f"train. Default: {SCENES} for the preset tiny, else 0."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Raise `UsageError` for an option that says nothing beside the others."""
+    scheme = options["quantize"]
+    for name in OPTIONS:
+        written = f"--{name.replace('_', '-')}"
+        if options[name] is not None and scheme is None:
+            raise UsageError(f"{written} goes with --quantize int8, mixed or int4")
+        if options[name] is not None and scheme == "int8" and name in OF_4_BITS:
+            raise UsageError(f"{written} is of 4-bit matrices, and --quantize int8 has none: leave it out")
+
+
+def quantize_of(options: Mapping[str, Any], config: FlamingoConfig) -> Quantize | None:
+    """What the options ask for, for a model of this configuration."""
+    from flamingo_rt.export.quantizing import Quantize
+
+    if options["quantize"] is None:
+        return None
+    scenes = options["evaluate"]
+    if scenes is None:
+        scenes = SCENES if config.name == "tiny" else 0
+    return Quantize(
+        options["quantize"],
+        rounding=options["rounding"] or "gptq",
+        block=int(options["block"]) if options["block"] else None,
+        calibration=options["calibration"],
+        min_cosine=options["min_cosine"],
+        max_changed=options["max_changed"],
+        evaluate=scenes,
+    )
+
+
+def cost_lines(quantization: Mapping[str, Any]) -> list[str]:
+    """What quantization cost, from a bundle's record, a line each."""
+    quality = quantization["quality"]
+    lines = [
+        f"{graph}: cosine with PyTorch's output {cost['cosine']:.5f} (lowest of a prompt {cost['lowest_cosine']:.5f}), "
+        f"norm ratio {cost['norm_ratio']:.4f}"
+        for graph, cost in quality["graphs"].items()
+    ]
+    lines.append(f"greedy tokens that changed: {quality['changed']} of {quality['tokens']}")
+    if "accuracy" in quantization:
+        accuracy = quantization["accuracy"]
+        lines += [
+            f"right {kind} about {accuracy['scenes']} drawn scenes: {accuracy['before'][kind]:.1%} before, "
+            f"{accuracy['after'][kind]:.1%} after"
+            for kind in ("captions", "questions")
+        ]
+    return lines
