@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from flamingo_rt.config import FlamingoConfig
-from flamingo_rt.contract import GraphSpec, graph_specs
+from flamingo_rt.contract import LANGUAGE_MODEL, GraphSpec, graph_specs
 from flamingo_rt.errors import DataError, DependencyError, UsageError
 
 NAME = "ort"
@@ -31,12 +31,15 @@ class OrtEngine:
     name = NAME
 
     def __init__(
-        self, graphs: Mapping[str, Path], config: FlamingoConfig, threads: int | None = None, frugal: bool = False
+        self, graphs: Mapping[str, Path], config: FlamingoConfig, threads: int | None = None, frugal: bool = False,
+        spin: bool = True,
     ) -> None:
         """Load the graphs. ``threads`` is the number of cores for one operator; by default ONNX Runtime decides.
 
         ``frugal`` computes from the mapped files, without a second copy of the weights in the layout that is fastest,
-        or in float32 where they are stored in half precision: slower, with the files' size as memory.
+        or in float32 where they are stored in half precision: slower, with the files' size as memory. Threads that wait
+        for the next operator ``spin``, a fraction of a millisecond at most: a token has hundreds, and waking a thread
+        for each costs more. Without, they leave the cores to other work.
 
         Raises `DependencyError` without onnxruntime, `DataError` when a graph cannot be loaded.
         """
@@ -47,6 +50,8 @@ class OrtEngine:
         options.log_severity_level = 3
         if threads is not None:
             options.intra_op_num_threads = threads
+        if not spin:
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if frugal:
             options.add_session_config_entry("session.disable_prepacking", "1")
             options.enable_cpu_mem_arena = options.enable_mem_pattern = False
@@ -55,7 +60,8 @@ class OrtEngine:
             options.execution_order = runtime.ExecutionOrder.PRIORITY_BASED
         self._specs = graph_specs(config)
         self._sessions = {}
-        for name, path in graphs.items():
+        # The largest first: while one is loaded, part of its file is in memory too.
+        for name, path in sorted(graphs.items(), key=lambda entry: entry[0] != LANGUAGE_MODEL):
             try:
                 session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
             except Exception as error:  # onnxruntime's exceptions share no base of their own

@@ -18,14 +18,15 @@ PACKAGED_BUNDLE = Path(__file__).parent / "models" / "tiny"
 
 def load(
     path: str | os.PathLike | None = None, backend: str = "auto", threads: int | None = None,
-    image_cache_bytes: int = DEFAULT_BYTES,
+    image_cache_bytes: int = DEFAULT_BYTES, spin: bool = True,
 ) -> Model:
     """Open a model.
 
     ``path`` is a bundle or a checkpoint folder; by default the bundle in this package. ``backend``: ``ort`` runs a
     bundle on ONNX Runtime's CPU kernels, ``torch`` runs a checkpoint in PyTorch, ``auto`` takes the one that fits the
     folder. ``threads`` is the number of cores for one operator of ``ort``. ``image_cache_bytes`` is how much is kept of
-    pictures that were encoded, for when they come again; 0 keeps nothing.
+    pictures that were encoded, for when they come again; 0 keeps nothing. Without ``spin``, waiting threads of ``ort``
+    leave the cores to other work at once, and each token takes longer.
 
     Raises `UsageError` for an unknown backend or one that does not fit, `DataError` for a damaged folder and
     `DependencyError` when the backend's library is missing.
@@ -41,7 +42,7 @@ def load(
                 f"{folder} is a bundle and the torch backend runs a checkpoint: give the checkpoint it was exported "
                 "from, or take --backend ort"
             )
-        return _from_bundle(read_bundle(folder), threads, image_cache_bytes)
+        return _from_bundle(read_bundle(folder), threads, image_cache_bytes, spin)
     if (folder / "config.json").is_file():
         if backend == "ort":
             raise UsageError(
@@ -52,10 +53,11 @@ def load(
     raise DataError(f"{folder} is neither a bundle (no {MANIFEST}) nor a checkpoint (no config.json)")
 
 
-def _from_bundle(bundle: Bundle, threads: int | None, image_cache_bytes: int) -> Model:
+def _from_bundle(bundle: Bundle, threads: int | None, image_cache_bytes: int, spin: bool) -> Model:
     from flamingo_rt.engines.ort import OrtEngine
 
-    engine = OrtEngine({name: bundle.graph_path(name) for name in bundle.graphs}, bundle.config, threads)
+    graphs = {name: bundle.graph_path(name) for name in bundle.graphs}
+    engine = OrtEngine(graphs, bundle.config, threads, spin=spin)
     tokenizer = _tokenizer(bundle.tokenizer_path, bundle.config)
     identity = sha256(bundle.path / MANIFEST)
     return Model(engine, bundle.config, tokenizer, identity, image_cache_bytes)

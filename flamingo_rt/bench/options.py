@@ -18,7 +18,8 @@ class BenchOptions:
     """``shots``: examples before the query. ``context``: tokens in the cache at which decoding is timed, for the first
     ``batch``; the other batches are timed at the first context. ``tokens``: decode steps of a run. Of each measurement
     there are ``warmup`` runs that do not count and then ``runs``, fewer when they have taken ``seconds`` (never none).
-    ``threads`` is what the model was loaded with. None for shots or context: the usual ones that fit the model.
+    ``threads`` and ``spin`` are what the model was loaded with. None for shots or context: the usual ones that fit the
+    model.
 
     Raises `UsageError` for a value out of range.
     """
@@ -31,6 +32,7 @@ class BenchOptions:
     warmup: int = 1
     seconds: float = 60.0
     threads: int | None = None
+    spin: bool = True
 
     def __post_init__(self) -> None:
         for name, least, most in (("shots", 0, MOST), ("batch", 1, 1024), ("context", 1, MOST)):

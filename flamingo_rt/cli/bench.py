@@ -43,10 +43,12 @@ class Counts(click.ParamType):
               help="Random weights of this model's shape instead, such as openflamingo-3b; needs the extra export.")
 @click.option("--dtype", type=click.Choice(["fp32", "fp16", "bf16"]), help="With --preset: type of the matrices.")
 @click.option("--quantize", type=click.Choice(["int8", "int4", "mixed"]), help="With --preset: quantize the weights.")
-@click.option("--work", type=FILE, metavar="FOLDER", 
+@click.option("--work", type=FILE, metavar="FOLDER",
               help="With --preset: where its bundle is kept.  [default: the user's cache]")
 @click.option("--backend", default="auto", show_default=True, help="auto, ort (bundles) or torch (checkpoints).")
 @click.option("--threads", type=click.IntRange(1, 1024), help="Cores for one operator. Default: all.")
+@click.option("--spin/--no-spin", default=True, show_default=True,
+              help="Let threads that wait for the next operator spin: faster; without, other work gets the cores.")
 @click.option("--shots", type=Counts(), metavar="A,B,C",
               help="Examples before the query.  [default: those of 0,4,8,16,32 that fit]")
 @click.option("--batch", type=Counts(), default="1,2,4", show_default=True, metavar="A,B,C",
@@ -62,7 +64,7 @@ class Counts(click.ParamType):
 @click.option("--overwrite", is_flag=True, help="Replace --plot when it exists.")
 def command(
     path: str | None, preset_name: str | None, dtype: str | None, quantize: str | None, work: Path | None,
-    backend: str, threads: int | None, as_json: bool, plot: Path | None, overwrite: bool, **wanted: Any,
+    backend: str, threads: int | None, spin: bool, as_json: bool, plot: Path | None, overwrite: bool, **wanted: Any,
 ) -> None:
     """Measure a model here: each stage, decoding, shots, and how near they come to what this machine can do.
 
@@ -85,7 +87,7 @@ def command(
     from flamingo_rt.bench import BenchOptions, measure
     from flamingo_rt.bench.machine import reset_peak
 
-    options = BenchOptions(threads=threads, **wanted)
+    options = BenchOptions(threads=threads, spin=spin, **wanted)
     progress = ProgressBar()
     if bundle is not None:
         if not bundle.ready():
@@ -94,7 +96,7 @@ def command(
         path = str(bundle.path)
     reset_peak()  # making a bundle is no part of running it
     try:
-        model = load(path, backend, threads)
+        model = load(path, backend, threads, spin=spin)
     except DataError as error:
         if bundle is None:
             raise

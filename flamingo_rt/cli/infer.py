@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 @click.option("--model", "path", metavar="FOLDER", help="A bundle, or a checkpoint. Default: the model in the package.")
 @click.option("--backend", default="auto", show_default=True, help="auto, ort (bundles) or torch (checkpoints).")
 @click.option("--threads", type=click.IntRange(1, 1024), help="Cores for one operator. Default: all.")
+@click.option("--spin/--no-spin", default=True, show_default=True,
+              help="Let threads that wait for the next operator spin: faster; without, other work gets the cores.")
 @click.option("--max-new-tokens", default=64, show_default=True, help="Longest answer.")
 @click.option("--temperature", default=0.0, show_default=True, help="0 takes the likeliest token; more is freer.")
 @click.option("--top-k", default=0, show_default=True, help="Draw from the K likeliest tokens; 0 is off.")
@@ -48,7 +50,7 @@ if TYPE_CHECKING:
 def command(
     images: tuple[str, ...], videos: tuple[str, ...], frames: int, prompt: str | None, question: str | None,
     shots: tuple[tuple[str, str], ...], task: str | None, prompt_file: str | None, choices: str | None,
-    path: str | None, backend: str, threads: int | None, as_json: bool, **generation: Any,
+    path: str | None, backend: str, threads: int | None, spin: bool, as_json: bool, **generation: Any,
 ) -> None:
     """Answer a prompt about pictures.
 
@@ -71,7 +73,7 @@ def command(
 
     options = GenerationOptions(**generation)
     start = time.perf_counter()
-    model = load(path, backend, threads, image_cache_bytes=0)  # no picture will come again
+    model = load(path, backend, threads, image_cache_bytes=0, spin=spin)  # no picture will come again
     loading = (time.perf_counter() - start) * 1e3
     visuals = [Image(file) for file in images] + [Video(file, frames) for file in videos]
     prefix = model.load_prompt(prompt_file) if prompt_file is not None else None
