@@ -104,6 +104,8 @@ class Model:
 
         Raises `DataError` when the file is damaged, or of another bundle: of another model, export or precision.
         """
+        if self.identity is None:
+            raise UsageError("only a bundle reads prompts from files: export the checkpoint with flamingo-rt export")
         about = read_about(path)
         if about.get("bundle") != self.identity:
             raise DataError(

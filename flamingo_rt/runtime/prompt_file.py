@@ -79,6 +79,8 @@ def read_prompt(path: str | os.PathLike, config: FlamingoConfig, about: Mapping[
         ids, slots, visuals = file[IDS], int(about["media"]), int(about["visuals"])
         if ids.dtype != np.int64 or ids.ndim != 1 or not len(ids) or not 0 <= slots <= visuals:
             raise ValueError(f"token ids {ids.dtype} {list(ids.shape)}, {slots} of {visuals} visuals")
+        if ids.min() < 0 or ids.max() >= config.language.vocab_size:
+            raise ValueError(f"token ids from {ids.min()} to {ids.max()}, the model has {config.language.vocab_size}")
         sizes = {"B": 1, "C": len(ids)}
         language, media = specs[LANGUAGE_MODEL], specs[RESAMPLER].outputs
         names = [past_name(*part) for part in layer_parts(config.language.layers)]
