@@ -79,6 +79,8 @@ def lines(axes: Any, systems: list[tuple[str, Record]]) -> None:
     for name, record in systems:
         for part, style in (("cases", "-"), ("compiled", "--")):
             cases = sorted(record.get(part) or (), key=lambda case: case["shots"])
+            if part == "compiled" and cases and case_of(record, 0):
+                cases = [case_of(record, 0), *cases]  # without shots there is nothing to read before
             if len(cases) < 2:
                 continue
             values = [first_token(case).median / 1e3 for case in cases]

@@ -58,7 +58,9 @@ def build_command(model: str, work: Path, preset: str) -> list[str]:
     if model == "checkpoint":
         return [*TOOL, "import", "openflamingo", "--checkpoint", str(sources / "checkpoint.pt"), *files]
     dtype = model.removeprefix("bundle-")
-    quantize = [] if dtype == "fp32" else ["--quantize", dtype]
+    # The weights are random: no prompts to round for, and what quantization costs says nothing of trained ones.
+    nearest = ["--rounding", "nearest", "--min-cosine", "-1", "--max-changed", "1"]
+    quantize = [] if dtype == "fp32" else ["--quantize", dtype, *nearest]
     return [*TOOL, "export", "--ckpt", str(sources / "checkpoint.pt"), *files, *quantize]
 
 
