@@ -47,7 +47,7 @@ class Archive:
             raise _damaged(self.file, error) from error
 
 
-# What zipfile raises on damage: NotImplementedError for an unknown compression, RuntimeError for encryption.
+# What zipfile raises on damage; for encryption, and in a child of it for an unknown compression, RuntimeError.
 _DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, KeyError, ValueError, RuntimeError)
 
 
