@@ -26,23 +26,31 @@ def import_onnxruntime() -> Any:
 
 
 class OrtEngine:
-    """The three graphs as ONNX Runtime sessions; buffers are numpy arrays in host memory."""
+    """The three graphs as ONNX Runtime sessions; buffers are numpy arrays in host memory. ``specs`` are the graphs'
+    names, types and shapes."""
 
     name = NAME
 
     def __init__(
         self, graphs: Mapping[str, Path], config: FlamingoConfig, threads: int | None = None, frugal: bool = False,
-        spin: bool = True,
+        spin: bool = True, dtype: str = "float32",
     ) -> None:
-        """Load the graphs. ``threads`` is the number of cores for one operator; by default ONNX Runtime decides.
+        """Load the graphs, which compute in ``dtype``. ``threads`` is the number of cores for one operator; by default
+        ONNX Runtime decides.
 
         ``frugal`` computes from the mapped files, without a second copy of the weights in the layout that is fastest,
         or in float32 where they are stored in half precision: slower, with the files' size as memory. Threads that wait
         for the next operator ``spin``, a fraction of a millisecond at most: a token has hundreds, and waking a thread
         for each costs more. Without, they leave the cores to other work.
 
-        Raises `DependencyError` without onnxruntime, `DataError` when a graph cannot be loaded.
+        Raises `DependencyError` without onnxruntime, `DataError` when a graph cannot be loaded, `UsageError` for graphs
+        in bfloat16: the CPU kernels have none.
         """
+        if dtype == "bfloat16":
+            raise UsageError(
+                "ONNX Runtime has no CPU kernels for graphs that compute in bf16: export with --compute fp32 for CPUs "
+                "(with --dtype bf16, the same weights)"
+            )
         if threads is not None and not (isinstance(threads, int) and 1 <= threads <= MAX_THREADS):
             raise UsageError(f"threads is {threads!r}; it must be an integer from 1 to {MAX_THREADS}")
         runtime = import_onnxruntime()
@@ -58,7 +66,7 @@ class OrtEngine:
             # Every level above folds the casts of weights; the default order computes all of them before the rest.
             options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
             options.execution_order = runtime.ExecutionOrder.PRIORITY_BASED
-        self._specs = graph_specs(config)
+        self.specs = graph_specs(config, dtype)
         self._sessions = {}
         # The largest first: while one is loaded, part of its file is in memory too.
         for name, path in sorted(graphs.items(), key=lambda entry: entry[0] != LANGUAGE_MODEL):
@@ -66,7 +74,7 @@ class OrtEngine:
                 session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
             except Exception as error:  # onnxruntime's exceptions share no base of their own
                 raise DataError(f"ONNX Runtime {runtime.__version__} cannot load {path}: {error}") from error
-            _check_interface(path, session, self._specs[name])
+            _check_interface(path, session, self.specs[name])
             self._sessions[name] = session
 
     def bind(
@@ -76,15 +84,15 @@ class OrtEngine:
 
         The arrays must be C-contiguous and stay the caller's; an input and an output may share memory (the cache).
         """
-        session, spec = self._sessions[graph], self._specs[graph]
+        session, spec = self._sessions[graph], self.specs[graph]
         binding = session.io_binding()
         for tensors, specs, bind in (
             (inputs, spec.inputs, binding.bind_input), (outputs, spec.outputs, binding.bind_output)
         ):
             for tensor in specs:
                 array = tensors[tensor.name]
-                if array.dtype != tensor.dtype or not array.flags.c_contiguous:
-                    raise ValueError(f"{graph}: {tensor.name} must be a C-contiguous {tensor.dtype} array")
+                if array.dtype != tensor.array_dtype or not array.flags.c_contiguous:
+                    raise ValueError(f"{graph}: {tensor.name} must be a C-contiguous {tensor.array_dtype} array")
                 bind(tensor.name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
         kept = (dict(inputs), dict(outputs))  # the binding holds addresses, not references
 

@@ -44,28 +44,39 @@ def check_lowering(lowering: str) -> None:
 
 
 def trace_graphs(
-    config: FlamingoConfig, lowering: str, bind: GraphPass, fold_factors: bool = True
+    config: FlamingoConfig, lowering: str, bind: GraphPass, fold_factors: bool = True, dtype: str = "float32"
 ) -> Iterator[tuple[str, Any]]:
-    """Name and onnx_ir model of each graph in turn; ``bind`` gives the initializers their values. ``fold_factors`` as
-    in `simplify`.
+    """Name and onnx_ir model of each graph in turn, computing in ``dtype``; ``bind`` gives the initializers their
+    values. ``fold_factors`` as in `simplify`.
 
     Raises `UsageError` for an unknown lowering.
     """
     check_lowering(lowering)
-    specs = graph_specs(config)
+    specs, compute = graph_specs(config, dtype), getattr(torch, dtype)
     fake = FakeTensorMode()
-    with fake:
+    with fake, _default_dtype(compute):
         model = Flamingo(config).eval()
         fold_standardisation(model.vision)
         _lower_attention(model, LOWERINGS[lowering])
     modules: dict[str, Callable[[], nn.Module]] = {
-        VISION_ENCODER: lambda: VisionEncoder(model),
+        VISION_ENCODER: lambda: VisionEncoder(model, compute),
         RESAMPLER: lambda: ResamplerGraph(model),
         LANGUAGE_MODEL: lambda: LanguageModelGraph(model, LOWERINGS[lowering]),
     }
     for name in GRAPHS:
         module, opset = modules[name]().eval(), LOWERINGS[lowering].opset
         yield name, _trace(module, specs[name], config, opset, fake, bind, fold_factors)
+
+
+@contextlib.contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Modules are made in this type: those of fake tensors cannot be converted."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def _lower_attention(model: nn.Module, lowering: Lowering) -> None:

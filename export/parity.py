@@ -1,9 +1,9 @@
 """Does the exported bundle compute what the PyTorch model computes? Checked before a bundle is written.
 
-Every graph is run through the engine that will run it (those in half precision without the engine's optimizations,
-which would hold the weights in float32) and compared with the stateless model, tensor by tensor: media of pictures
-and clips, then prompts without a picture, with one, with several, with clips, in a ragged batch, each by prefill and
-then token by token, and one continued by several tokens at once.
+Every graph is run through the engine that will run it (those with weights in half precision without the engine's
+optimizations, which would hold the weights in float32) and compared with the stateless model, tensor by tensor: media
+of pictures and clips, then prompts without a picture, with one, with several, with clips, in a ragged batch, each by
+prefill and then token by token, and one continued by several tokens at once.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from flamingo_rt.config import FlamingoConfig
@@ -20,7 +21,8 @@ from flamingo_rt.contract import (
     LANGUAGE_MODEL,
     RESAMPLER,
     VISION_ENCODER,
-    graph_specs,
+    GraphSpec,
+    TensorSpec,
     layer_parts,
     past_name,
 )
@@ -78,15 +80,15 @@ def compare(
     on_case: Callable[[str], None] = lambda name: None, graphs: Sequence[str] = GRAPHS,
 ) -> None:
     """Run ``graphs`` over the reference's cases, each given what PyTorch gives it, and show ``judge`` every output."""
-    specs = graph_specs(config)
+    specs = engine.specs
     if VISION_ENCODER in graphs:
-        outputs, sizes = specs[VISION_ENCODER].outputs, {"N": len(reference.pixel_values)}
-        found = _run(engine, VISION_ENCODER, {"pixel_values": reference.pixel_values}, outputs, sizes)
+        sizes = {"N": len(reference.pixel_values)}
+        found = _run(engine, specs[VISION_ENCODER], {"pixel_values": reference.pixel_values}, sizes)
         judge.check(VISION_ENCODER, "features", "pictures", found["features"], reference.features)
     for expected in reference.cases:
         if RESAMPLER in graphs:
-            outputs, sizes = specs[RESAMPLER].outputs, {"M": expected.case.visual_count}
-            found = _run(engine, RESAMPLER, {"features": expected.features}, outputs, sizes)
+            sizes = {"M": expected.case.visual_count}
+            found = _run(engine, specs[RESAMPLER], {"features": expected.features}, sizes)
             for name, tensor in expected.media.items():
                 judge.check(RESAMPLER, name, expected.case.name, found[name], tensor)
         if LANGUAGE_MODEL in graphs:
@@ -94,17 +96,36 @@ def compare(
         on_case(expected.case.name)
 
 
-def _run(engine: Engine, graph: str, inputs: dict[str, Tensor], outputs: Sequence, sizes: dict[str, int]) -> dict:
-    arrays = {spec.name: np.empty(spec.resolve(sizes), dtype=spec.dtype) for spec in outputs}
-    engine.bind(graph, {name: tensor.contiguous().numpy() for name, tensor in inputs.items()}, arrays)()
-    return arrays
+def _run(
+    engine: Engine, graph: GraphSpec, inputs: dict[str, Tensor], sizes: dict[str, int]
+) -> dict[str, np.ndarray]:
+    """The outputs of a graph, in float32."""
+    given = {name: _as_array(tensor, graph.input(name)) for name, tensor in inputs.items()}
+    arrays = {spec.name: np.empty(spec.resolve(sizes), dtype=spec.array_dtype) for spec in graph.outputs}
+    engine.bind(graph.name, given, arrays)()
+    return {spec.name: _as_float(arrays[spec.name], spec) for spec in graph.outputs}
+
+
+def _as_array(tensor: Tensor, spec: TensorSpec) -> np.ndarray:
+    """The array that an engine wants for ``spec``."""
+    tensor = tensor.to(getattr(torch, spec.dtype)).contiguous()
+    return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
+
+
+def _as_float(array: np.ndarray, spec: TensorSpec) -> np.ndarray:
+    """What an engine's array for ``spec`` holds, in float32."""
+    tensor = torch.from_numpy(array)
+    return (tensor.view(torch.bfloat16) if spec.dtype == "bfloat16" else tensor).to(torch.float32).numpy()
 
 
 def _check_language(engine: Engine, config: FlamingoConfig, expected: Expected, judge: Judge) -> None:
     """Prefill, then the case's pieces, against one pass of the stateless model over all tokens."""
     case = expected.case
     rows, prompt = len(case.lengths), max(case.lengths)
-    cache = _empty_cache(config, rows, case.tokens)
+    spec = engine.specs[LANGUAGE_MODEL]
+    past = [spec.input(past_name(*part)) for part in layer_parts(config.language.layers)]
+    sizes = {"B": rows, "C": case.tokens}
+    cache = {entry.name: np.zeros(entry.resolve(sizes), dtype=entry.array_dtype) for entry in past}
     start, lengths = 0, np.array(case.lengths)
     for piece in (prompt, *case.pieces):
         taken = lengths if start == 0 else lengths + (start - prompt)
@@ -119,13 +140,7 @@ def _check_language(engine: Engine, config: FlamingoConfig, expected: Expected, 
     for row, seen in enumerate(expected.caches):
         for name, tensor in seen.items():
             found = cache[name.replace("present", "past_key_values")][row, :, : tensor.shape[2]]
-            judge.check(LANGUAGE_MODEL, name, case.name, found, tensor[0])
-
-
-def _empty_cache(config: FlamingoConfig, rows: int, capacity: int) -> dict[str, np.ndarray]:
-    spec, parts = graph_specs(config)[LANGUAGE_MODEL], layer_parts(config.language.layers)
-    sizes = {"B": rows, "C": capacity}
-    return {past_name(*p): np.zeros(spec.input(past_name(*p)).resolve(sizes), dtype=np.float32) for p in parts}
+            judge.check(LANGUAGE_MODEL, name, case.name, _as_float(found, spec.output(name)), tensor[0])
 
 
 def _piece(
@@ -134,13 +149,14 @@ def _piece(
 ) -> np.ndarray:
     """Logits of all tokens of one call; the cache is extended in place."""
     rows, count = len(cached), tokens.stop - tokens.start
+    spec = engine.specs[LANGUAGE_MODEL]
     logits = np.empty((rows, count, config.language.vocab_size), dtype=np.float32)
     inputs = {
         "input_ids": np.ascontiguousarray(expected.input_ids[:, tokens].numpy()),
         "media_index": np.ascontiguousarray(expected.media_index[:, tokens].numpy()),
         "cache_length": cached.astype(np.int64),
         "logits_index": np.tile(np.arange(count), (rows, 1)),
-        **{name: expected.by_row(name).numpy() for name in expected.media},
+        **{name: _as_array(expected.by_row(name), spec.input(name)) for name in expected.media},
     }
     present = {name.replace("past_key_values", "present"): array for name, array in cache.items()}
     engine.bind(LANGUAGE_MODEL, {**inputs, **cache}, {"logits": logits, **present})()

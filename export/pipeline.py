@@ -6,6 +6,7 @@ from __future__ import annotations
 import gc
 import math
 from collections.abc import Callable
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,14 @@ from flamingo_rt.errors import UsageError
 from flamingo_rt.export.cases import CASES, STEPS, Reference, compute_reference
 from flamingo_rt.export.folding import folded_tensors
 from flamingo_rt.export.graphs import check_lowering, trace_graphs
+from flamingo_rt.export.half_precision import RoundingCost, compared_with, half_tolerance, in_half
 from flamingo_rt.export.ort import NAME
-from flamingo_rt.export.parity import TOLERANCE, check_parity
+from flamingo_rt.export.parity import TOLERANCE, Deviation
+from flamingo_rt.export.parity import compare as run_cases
 from flamingo_rt.export.quantizing import Quantize, QuantizedExport
 from flamingo_rt.export.reference import streamed_model
 from flamingo_rt.export.weights import Weights, external_bytes, save_graph
+from flamingo_rt.export.widening import write_widened
 from flamingo_rt.files import check_output, check_space, new_directory
 from flamingo_rt.processing.tokenizer import TextTokenizer
 from flamingo_rt.progress import Progress, silent
@@ -33,96 +37,171 @@ GRAPH_DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 STAGES = ((VISION_ENCODER, RESAMPLER), (LANGUAGE_MODEL,))
 
 
+@dataclass(frozen=True)
+class Precision:
+    """What the graphs compute in and what their matrices are stored in: fp32, fp16 or bf16 each. Graphs in half
+    precision hold all weights in their own type.
+
+    Raises `UsageError` for an unknown type, or when the two do not go together.
+    """
+
+    compute: str
+    stored: str
+
+    @staticmethod
+    def of(compute: str, dtype: str | None) -> Precision:
+        """``dtype`` None is the type computed in."""
+        for name, value in (("compute", compute), ("dtype", dtype)):
+            if value not in (*DTYPES, None):
+                raise UsageError(f"unknown {name} {value!r}; known: {', '.join(DTYPES)}")
+        if compute != "fp32" and dtype not in (None, compute):
+            raise UsageError(f"graphs that compute in {compute} hold their weights in {compute}: leave out {dtype}")
+        return Precision(compute, dtype or compute)
+
+    @property
+    def half(self) -> bool:
+        """Whether the graphs compute in half precision."""
+        return self.compute != "fp32"
+
+    @property
+    def matrices(self) -> torch.dtype:
+        """The type of the stored matrices."""
+        return DTYPES[self.stored]
+
+
 def export_model(
     model: StoredModel,
     out: Path,
     *,
     sources: tuple[Path, ...] = (),
     lowering: str = NAME,
-    dtype: str = "fp32",
+    compute: str = "fp32",
+    dtype: str | None = None,
     quantize: Quantize | None = None,
     compare: bool = True,
-    tolerance: float = TOLERANCE,
+    tolerance: float | None = None,
     overwrite: bool = False,
     progress: Progress = silent,
 ) -> Bundle:
     """Write a bundle. It appears whole, verified and equal to PyTorch (or, quantized, near enough), or not at all.
 
-    ``sources`` are the folders and files the model is read from: ``out`` may not replace one of them. ``dtype``
-    (fp32, fp16, bf16) is the type the matrices are stored in; graphs compute in float32 and are compared with PyTorch
-    on the stored values. ``quantize`` stores the weights in fewer bits and measures what it costs. Without ``compare``
-    nothing is compared or measured: for weights that are random anyway.
+    ``sources`` are the folders and files the model is read from: ``out`` may not replace one of them. ``compute``
+    (fp32, fp16, bf16) is what the graphs compute in: half precision is for GPUs. ``dtype`` is the type the matrices are
+    stored in, by default the same. Graphs are compared with PyTorch on the stored values, with ``tolerance``, by
+    default `TOLERANCE`, or `half_tolerance`. ``quantize`` stores the weights in fewer bits and measures what it costs.
+    Without ``compare`` nothing is compared or measured: for weights that are random anyway.
 
     Raises `DataError` for a model that cannot be used, `ParityError` when a graph deviates by more than ``tolerance``
     or quantization costs more than its limits, `UsageError` when ``out`` exists or options are unknown or conflict.
     """
     check_lowering(lowering)
-    if dtype not in DTYPES:
-        raise UsageError(f"unknown dtype {dtype!r}; known: {', '.join(DTYPES)}")
-    if quantize is not None and dtype != "fp32":
-        raise UsageError(f"dtype {dtype} and quantization {quantize.scheme} exclude each other: leave one out")
+    precision = Precision.of(compute, dtype)
+    if quantize is not None and precision != Precision("fp32", "fp32"):
+        raise UsageError(
+            f"{precision.stored} and quantization {quantize.scheme} exclude each other: leave one of them out"
+        )
     check_output(out, overwrite, sources)
+    if tolerance is None:
+        tolerance = half_tolerance(precision.matrices) if precision.half else TOLERANCE
     if not 0.0 < tolerance < math.inf:
         raise UsageError(f"tolerance is {tolerance}; it must be above 0 and finite, such as 1e-4")
-    config = model.config
-    stored = StoredModel(config, model.tokenizer, folded_tensors(model.tensors)).stored_as(DTYPES[dtype])
+    stored = _stored(model, precision)
     check_space(out, sum(tensor.nbytes for tensor in stored.tensors.values()) // (1 if quantize is None else 3))
     with new_directory(out, overwrite) as folder:
         (folder / TOKENIZER).write_text(model.tokenizer, encoding="utf-8")
         # Refuse a bad one before the work.
-        tokenizer = TextTokenizer(folder / TOKENIZER, config.tokens, config.language.vocab_size)
-        weights, parity, quantization = Weights(stored.tensors, DTYPES[dtype]), {}, None
+        tokenizer = TextTokenizer(folder / TOKENIZER, model.config.tokens, model.config.language.vocab_size)
         if quantize is None:
-            reference = _reference(stored, progress) if compare else None
-            paths = _write_graphs(stored, folder, lowering, weights, lambda name, graph: weights.store(graph), progress)
-            if reference is not None:
-                parity = _parity(reference, paths, stored, dtype, tolerance, progress)
+            measured = _export_compared(stored, folder, lowering, precision, compare, tolerance, progress)
         else:
             quantized = QuantizedExport(quantize, stored, tokenizer, compare, progress)
-            paths = _write_graphs(stored, folder, lowering, weights, quantized.change, progress)
-            quantization = quantized.record(paths)
+            _write_graphs(stored, folder, lowering, precision, quantized.change, progress)
+            measured = Measured({}, quantized.record(graph_paths(folder)), None)
         with progress("checksums", 0):
             scheme = None if quantize is None else quantize.scheme
-            entries = {
-                name: GraphEntry(path.name, lowering, GRAPH_DTYPES[dtype], scheme) for name, path in paths.items()
-            }
-            write_manifest(folder, config, entries, parity, quantization)
-    return Bundle(out, config, entries, parity, quantization)
+            entry = GraphEntry("", lowering, GRAPH_DTYPES[precision.stored], scheme, GRAPH_DTYPES[precision.compute])
+            entries = {name: replace(entry, file=path.name) for name, path in graph_paths(folder).items()}
+            write_manifest(folder, model.config, entries, *astuple(measured))
+    return Bundle(out, model.config, entries, *astuple(measured))
 
 
-def _reference(stored: StoredModel, progress: Progress) -> Reference:
-    with progress("PyTorch's answers", STEPS) as advance:
-        return compute_reference(streamed_model(stored.config, stored.tensors), advance)
+@dataclass(frozen=True)
+class Measured:
+    """What the manifest says of a bundle's numbers, see `Bundle`."""
+
+    parity: dict[str, float]
+    quantization: dict[str, Any] | None
+    rounding: dict[str, float] | None
+
+
+def graph_paths(folder: Path) -> dict[str, Path]:
+    """The files of the three graphs of a bundle in the making, by name."""
+    return {name: folder / f"{name}.onnx" for name in GRAPHS}
+
+
+def _stored(model: StoredModel, precision: Precision) -> StoredModel:
+    """The tensors as the graphs hold them, with what is folded into them."""
+    folded = StoredModel(model.config, model.tokenizer, folded_tensors(model.tensors))
+    return in_half(folded, precision.matrices) if precision.half else folded.stored_as(precision.matrices)
+
+
+def _export_compared(
+    stored: StoredModel, folder: Path, lowering: str, precision: Precision, compare: bool, tolerance: float,
+    progress: Progress,
+) -> Measured:
+    """Write the graphs, not quantized, and compare them with PyTorch."""
+    reference = None
+    if compare:
+        expected = compared_with(stored, precision.matrices) if precision.half else stored
+        with progress("PyTorch's answers", STEPS) as advance:
+            reference = compute_reference(streamed_model(expected.config, expected.tensors), advance)
+    _write_graphs(stored, folder, lowering, precision, lambda name, graph: None, progress)
+    if reference is None:
+        return Measured({}, None, None)
+    paths, rounding = graph_paths(folder), None
+    if precision.half:
+        twins = {name: write_widened(path) for name, path in paths.items()}
+        parity = Deviation(GRAPHS, tolerance)
+        _compare(reference, twins, stored, parity, "float32", frugal=True, progress=progress)
+        for twin in twins.values():
+            twin.unlink()
+        if precision.compute == "fp16":  # there are no CPU kernels for bf16
+            rounding = RoundingCost(GRAPHS)
+            _compare(reference, paths, stored, rounding, "float16", frugal=True, progress=progress)
+    else:
+        # Float32 weights are what ONNX Runtime computes with; of others it would hold a copy twice their size.
+        parity = Deviation(GRAPHS, tolerance)
+        _compare(reference, paths, stored, parity, "float32", frugal=precision.stored != "fp32", progress=progress)
+    return Measured(parity.largest, None, rounding and rounding.largest)
 
 
 def _write_graphs(
-    stored: StoredModel, folder: Path, lowering: str, weights: Weights, change: Callable[[str, Any], None],
+    stored: StoredModel, folder: Path, lowering: str, precision: Precision, change: Callable[[str, Any], None],
     progress: Progress,
-) -> dict[str, Path]:
-    """The three graphs and their weights in ``folder``; the files by name. ``change`` is given each graph's name and
-    onnx_ir model before it is written."""
-    graphs = trace_graphs(stored.config, lowering, weights.bind, fold_factors=weights.matrices == torch.float32)
-    paths = {}
-    for name in GRAPHS:
+) -> None:
+    """The three graphs and their weights in ``folder``. ``change`` is given each graph's name and onnx_ir model before
+    it is written."""
+    weights = Weights(stored.tensors, precision.matrices)
+    compute = GRAPH_DTYPES[precision.compute]
+    graphs = trace_graphs(stored.config, lowering, weights.bind, weights.matrices == torch.float32, compute)
+    for name, path in graph_paths(folder).items():
         with progress(f"{name} graph", 0):
             _, graph = next(graphs)
+            if not precision.half:
+                weights.store(graph)
             change(name, graph)
-        paths[name] = folder / f"{name}.onnx"
         with progress(f"{name} weights", external_bytes(graph)) as advance:
-            save_graph(graph, paths[name], lambda tensor, count: advance(count))
+            save_graph(graph, path, lambda tensor, count: advance(count))
     gc.collect()  # graphs are full of cycles, and next comes the stage that needs the most memory
-    return paths
 
 
-def _parity(
-    reference: Reference, paths: dict[str, Path], stored: StoredModel, dtype: str, tolerance: float, progress: Progress
-) -> dict[str, float]:
-    """The largest deviation of each graph."""
-    parity: dict[str, float] = {}
+def _compare(
+    reference: Reference, paths: dict[str, Path], stored: StoredModel, judge: Deviation, dtype: str, frugal: bool,
+    progress: Progress,
+) -> None:
+    """Show ``judge`` what the graphs, which compute in ``dtype``, give for the reference's cases."""
     with progress("comparison", len(STAGES) * len(CASES)) as advance:
         for graphs in STAGES:
-            # Float32 weights are what ONNX Runtime computes with; of others it would hold a copy twice their size.
-            engine = OrtEngine({name: paths[name] for name in graphs}, stored.config, frugal=dtype != "fp32")
-            parity |= check_parity(reference, engine, stored.config, tolerance, lambda name: advance(1), graphs)
+            engine = OrtEngine({name: paths[name] for name in graphs}, stored.config, frugal=frugal, dtype=dtype)
+            run_cases(reference, engine, stored.config, judge, lambda name: advance(1), graphs)
             del engine  # it has the files mapped
-    return parity

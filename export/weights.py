@@ -21,8 +21,8 @@ INLINE_BYTES = 256
 
 @dataclass(frozen=True)
 class Weights:
-    """The model's tensors as they are to be stored; with ``matrices`` in another type than float32, the graph gets a
-    Cast behind each of them and computes in float32."""
+    """The model's tensors as they are to be stored. In a graph that computes in float32, ``matrices`` in another type
+    get a Cast behind each of them; one that computes in half precision takes all tensors in its own type."""
 
     tensors: Mapping[str, LazyTensor]
     matrices: torch.dtype = torch.float32
@@ -33,7 +33,7 @@ class Weights:
         for name, value in list(model.graph.initializers.items()):
             tensor = self.tensors.get(tensor_name(name))
             if tensor is not None:
-                value.const_value = _lazy(name, tensor)
+                value.const_value = _lazy(name, tensor, value.dtype)
         _fold_transposes(model.graph, self._transposed)
 
     def _transposed(self, name: str) -> LazyTensor | None:
@@ -43,8 +43,8 @@ class Weights:
         return replace(tensor, shape=tensor.shape[::-1], read=lambda: tensor.read().t().contiguous())
 
     def store(self, model: Any) -> None:
-        """Make the graph hold its matrices in their type, with a Cast behind each. After the optimizer has run: it
-        would compute the Casts."""
+        """Make a float32 graph hold its matrices in their type, with a Cast behind each. After the optimizer has run:
+        it would compute the Casts."""
         if self.matrices == torch.float32:
             return
         for value in list(model.graph.initializers.values()):
@@ -69,13 +69,14 @@ def save_graph(model: Any, path: Path, on_tensor: Callable[[str, int], None] = l
     )
 
 
-def _lazy(name: str, tensor: LazyTensor) -> Any:
-    """The tensor as onnx_ir wants it: float32, read when it is written."""
+def _lazy(name: str, tensor: LazyTensor, kind: Any) -> Any:
+    """The tensor as onnx_ir wants it: of the type ``kind``, read when it is written."""
     import onnx_ir
 
+    dtype = getattr(torch, {"FLOAT": "float32"}.get(kind.name, kind.name.lower()))
     return onnx_ir.LazyTensor(
-        lambda: onnx_ir.tensor(tensor.to(torch.float32).read(), name=name),
-        dtype=onnx_ir.DataType.FLOAT, shape=onnx_ir.Shape(tensor.shape), name=name,
+        lambda: onnx_ir.tensor(tensor.to(dtype).read(), name=name),
+        dtype=kind, shape=onnx_ir.Shape(tensor.shape), name=name,
     )
 
 
@@ -95,8 +96,8 @@ def _fold_transposes(graph: Any, transposed: Callable[[str], LazyTensor | None])
             continue
         name = f"{weight.name}{TRANSPOSED}"
         stored = onnx_ir.Value(
-            name=name, shape=onnx_ir.Shape(tensor.shape), type=onnx_ir.TensorType(onnx_ir.DataType.FLOAT),
-            const_value=_lazy(name, tensor),
+            name=name, shape=onnx_ir.Shape(tensor.shape), type=weight.type,
+            const_value=_lazy(name, tensor, weight.dtype),
         )
         graph.initializers.add(stored)
         node.outputs[0].replace_all_uses_with(stored)

@@ -36,14 +36,14 @@ class Lowering:
 
 
 class VisionEncoder(nn.Module):
-    """pixel_values [N, 3, H, W] -> features [N, S, Dv]."""
+    """pixel_values [N, 3, H, W], float32 -> features [N, S, Dv] of ``dtype``, the model's."""
 
-    def __init__(self, model: Flamingo) -> None:
+    def __init__(self, model: Flamingo, dtype: torch.dtype) -> None:
         super().__init__()
-        self.vision = model.vision
+        self.vision, self.dtype = model.vision, dtype
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        return self.vision(pixel_values)
+        return self.vision(pixel_values.to(self.dtype))
 
 
 class ResamplerGraph(nn.Module):
@@ -60,7 +60,7 @@ class ResamplerGraph(nn.Module):
 
 
 class LanguageModelGraph(nn.Module):
-    """New tokens, media and cache -> logits and cache: prefill and decode in one graph."""
+    """New tokens, media and cache -> logits, float32, and cache: prefill and decode in one graph."""
 
     def __init__(self, model: Flamingo, lowering: Lowering) -> None:
         super().__init__()
@@ -76,4 +76,4 @@ class LanguageModelGraph(nn.Module):
         logits = self.model.decode(
             input_ids, positions, media_index, list(media[::2]), list(media[1::2]), attend, logits_index
         )
-        return logits, *attend.present
+        return logits.to(torch.float32), *attend.present

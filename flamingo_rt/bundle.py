@@ -15,39 +15,47 @@ from pathlib import Path
 from typing import Any
 
 from flamingo_rt.config import FlamingoConfig, read_json
-from flamingo_rt.contract import GRAPHS
+from flamingo_rt.contract import FLOAT_DTYPES, GRAPHS, LANGUAGE_MODEL
 from flamingo_rt.errors import DataError
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MANIFEST, TOKENIZER = "manifest.json", "tokenizer.json"
-WEIGHT_DTYPES = ("float32", "float16", "bfloat16")
 QUANTIZATIONS = ("int8", "mixed", "int4")
 
 
 @dataclass(frozen=True)
 class GraphEntry:
-    """One graph: its file, which lowering it has, the type of its weights and how they are quantized, if at all."""
+    """One graph: its file, which lowering it has, the type of its weights, how they are quantized, if at all, and the
+    type that it computes in."""
 
     file: str
     lowering: str
     dtype: str
     quantization: str | None
+    compute: str = "float32"
 
 
 @dataclass(frozen=True)
 class Bundle:
     """A verified bundle on disk. ``parity`` is the largest deviation from PyTorch per graph, measured at export;
-    ``quantization``, for a quantized bundle, is how its weights are stored and what that cost."""
+    ``quantization``, for a quantized bundle, is how its weights are stored and what that cost; ``rounding``, for one
+    that computes in half precision, is the largest deviation per graph that this makes, where it could be measured."""
 
     path: Path
     config: FlamingoConfig
     graphs: dict[str, GraphEntry]
     parity: dict[str, float]
     quantization: dict[str, Any] | None = None
+    rounding: dict[str, float] | None = None
 
     def graph_path(self, name: str) -> Path:
         """The ``.onnx`` file of a graph."""
         return self.path / self.graphs[name].file
+
+    @property
+    def compute(self) -> str:
+        """The type that the graphs compute in, one of `FLOAT_DTYPES`."""
+        return self.graphs[LANGUAGE_MODEL].compute
 
     @property
     def tokenizer_path(self) -> Path:
@@ -62,7 +70,7 @@ def is_bundle(path: Path) -> bool:
 
 def write_manifest(
     folder: Path, config: FlamingoConfig, graphs: dict[str, GraphEntry], parity: dict[str, float],
-    quantization: dict[str, Any] | None = None,
+    quantization: dict[str, Any] | None = None, rounding: dict[str, float] | None = None,
 ) -> None:
     """Describe and hash all files in ``folder``."""
     files = {
@@ -76,6 +84,7 @@ def write_manifest(
         "graphs": {name: asdict(entry) for name, entry in graphs.items()},
         "parity": parity,
         "quantization": quantization,
+        "rounding": rounding,
         "files": files,
     }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
@@ -102,7 +111,9 @@ def read_bundle(path: Path) -> Bundle:
         graphs = {name: GraphEntry(**manifest["graphs"][name]) for name in GRAPHS}
         files: dict[str, Any] = dict(manifest["files"])
         parity = {name: float(value) for name, value in manifest["parity"].items()}
-        quantization = manifest.get("quantization")
+        quantization, rounding = manifest.get("quantization"), manifest.get("rounding")
+        if rounding is not None:
+            rounding = {name: float(value) for name, value in rounding.items()}
         if quantization is not None and not isinstance(quantization, dict):
             raise ValueError(f"quantization {quantization!r}")
         names = [name for entry in graphs.values() for name in (entry.file, f"{entry.file}.data")]
@@ -110,8 +121,8 @@ def read_bundle(path: Path) -> Bundle:
             files[name]  # noqa: B018 - a KeyError is the check
         for entry in graphs.values():
             known = entry.lowering == "ort" and entry.quantization in (None, *QUANTIZATIONS)
-            if not known or entry.dtype not in WEIGHT_DTYPES:
-                raise ValueError(f"unknown form {entry.lowering}, {entry.dtype}, {entry.quantization}")
+            if not known or any(dtype not in FLOAT_DTYPES for dtype in (entry.dtype, entry.compute)):
+                raise ValueError(f"unknown form {entry}")
         hashes = {name: (str(entry["sha256"]), int(entry["bytes"])) for name, entry in files.items()}
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise DataError(f"{path / MANIFEST} is damaged ({error!r}): export the model again") from error
@@ -120,7 +131,7 @@ def read_bundle(path: Path) -> Bundle:
             _verify(path, name, digest, size)
         except (OSError, ValueError, RuntimeError) as error:  # a name no file can have, a loop of links, no permission
             raise DataError(f"bundle {path}: cannot read {name!r} ({error}); copy or export it again") from error
-    return Bundle(path, FlamingoConfig.from_dict(manifest.get("config")), graphs, parity, quantization)
+    return Bundle(path, FlamingoConfig.from_dict(manifest.get("config")), graphs, parity, quantization, rounding)
 
 
 def _verify(path: Path, name: str, digest: str, size: int) -> None:

@@ -18,6 +18,7 @@ VISION_ENCODER, RESAMPLER, LANGUAGE_MODEL = "vision_encoder", "resampler", "lang
 GRAPHS = (VISION_ENCODER, RESAMPLER, LANGUAGE_MODEL)
 
 Dimension = int | str
+FLOAT_DTYPES = ("float32", "float16", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,11 @@ class TensorSpec:
     name: str
     dtype: str
     shape: tuple[Dimension, ...]
+
+    @property
+    def array_dtype(self) -> str:
+        """numpy's type for arrays that hold it. numpy has no bfloat16: its bits are kept as uint16."""
+        return "uint16" if self.dtype == "bfloat16" else self.dtype
 
     def resolve(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
         """The shape with every letter replaced by its size."""
@@ -70,35 +76,37 @@ def layer_parts(layers: int) -> list[tuple[int, str]]:
     return [(layer, part) for layer in range(layers) for part in ("key", "value")]
 
 
-def graph_specs(config: FlamingoConfig) -> dict[str, GraphSpec]:
-    """The three graphs of a model, by name. Floating-point tensors are float32."""
-    return {spec.name: spec for spec in (_vision_encoder(config), _resampler(config), _language_model(config))}
+def graph_specs(config: FlamingoConfig, dtype: str = "float32") -> dict[str, GraphSpec]:
+    """The three graphs of a model, by name. ``dtype`` (of `FLOAT_DTYPES`) is what they compute in, and what features,
+    media and cache are; pixel values and logits are float32 always."""
+    graphs = (_vision_encoder(config, dtype), _resampler(config, dtype), _language_model(config, dtype))
+    return {spec.name: spec for spec in graphs}
 
 
-def _vision_encoder(config: FlamingoConfig) -> GraphSpec:
+def _vision_encoder(config: FlamingoConfig, dtype: str) -> GraphSpec:
     vision = config.vision
     return GraphSpec(
         VISION_ENCODER,
         (TensorSpec("pixel_values", "float32", ("N", 3, vision.image_size, vision.image_size)),),
-        (TensorSpec("features", "float32", ("N", vision.feature_count, vision.width)),),
+        (TensorSpec("features", dtype, ("N", vision.feature_count, vision.width)),),
     )
 
 
-def _media(config: FlamingoConfig, leading: Dimension, latents: Dimension) -> tuple[TensorSpec, ...]:
+def _media(config: FlamingoConfig, dtype: str, leading: Dimension, latents: Dimension) -> tuple[TensorSpec, ...]:
     cross = config.cross_attention
     shape = (leading, cross.heads, latents, cross.head_width)
     return tuple(
-        TensorSpec(media_name(layer, part), "float32", shape) for layer, part in layer_parts(len(config.cross_layers))
+        TensorSpec(media_name(layer, part), dtype, shape) for layer, part in layer_parts(len(config.cross_layers))
     )
 
 
-def _resampler(config: FlamingoConfig) -> GraphSpec:
+def _resampler(config: FlamingoConfig, dtype: str) -> GraphSpec:
     features = ("M", "F", config.vision.feature_count, config.vision.width)
-    media = _media(config, "M", config.resampler.latents)
-    return GraphSpec(RESAMPLER, (TensorSpec("features", "float32", features),), media)
+    media = _media(config, dtype, "M", config.resampler.latents)
+    return GraphSpec(RESAMPLER, (TensorSpec("features", dtype, features),), media)
 
 
-def _language_model(config: FlamingoConfig) -> GraphSpec:
+def _language_model(config: FlamingoConfig, dtype: str) -> GraphSpec:
     language = config.language
     cache = ("B", language.kv_heads, "C", language.head_width)
     parts = layer_parts(language.layers)
@@ -109,11 +117,11 @@ def _language_model(config: FlamingoConfig) -> GraphSpec:
             TensorSpec("cache_length", "int64", ("B",)),
             TensorSpec("media_index", "int64", ("B", "T")),
             TensorSpec("logits_index", "int64", ("B", "K")),
-            *_media(config, "B", "S"),
-            *(TensorSpec(past_name(layer, part), "float32", cache) for layer, part in parts),
+            *_media(config, dtype, "B", "S"),
+            *(TensorSpec(past_name(layer, part), dtype, cache) for layer, part in parts),
         ),
         (
             TensorSpec("logits", "float32", ("B", "K", language.vocab_size)),
-            *(TensorSpec(present_name(layer, part), "float32", cache) for layer, part in parts),
+            *(TensorSpec(present_name(layer, part), dtype, cache) for layer, part in parts),
         ),
     )

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import PIL.Image
 
-from flamingo_rt.contract import GraphSpec, graph_specs
+from flamingo_rt.contract import GraphSpec
 from flamingo_rt.processing.media import Image
 from flamingo_rt.processing.prompt import Part, build_prompt
 from flamingo_rt.processing.tasks import caption_prompt, caption_shot
@@ -65,7 +65,7 @@ class CacheFilling:
     """Decoders whose cache holds a picture and random text."""
 
     def __init__(self, model: Model, picture: Image, seed: int = 0) -> None:
-        self._model, self._specs = model, graph_specs(model.config)
+        self._model, self._specs = model, model.engine.specs
         self._rng = np.random.default_rng(seed)
         self._media = _encode(model, self._specs, picture)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +22,19 @@ from flamingo_rt.errors import UsageError
 @click.option("--out", required=True, type=FILE, metavar="FOLDER", help="The bundle to write.")
 @source_options(required=False)
 @click.option("--lowering", default="ort", show_default=True, help="Form of the graphs: ort (ONNX Runtime).")
-@click.option("--dtype", default="fp32", show_default=True, type=click.Choice(["fp32", "fp16", "bf16"]),
-              help="Type the matrices are stored in; graphs compute in fp32.")
+@click.option("--compute", default="fp32", show_default=True, type=click.Choice(["fp32", "fp16", "bf16"]),
+              help="Type the graphs compute in: fp16 and bf16 are for GPUs.")
+@click.option("--dtype", type=click.Choice(["fp32", "fp16", "bf16"]),
+              help="Type the matrices are stored in. Default: what --compute says.")
 @quantize_options
 @click.option("--tolerance", type=float,
-              help="Largest deviation from PyTorch that is accepted, without --quantize. Default: 0.0001.")
+              help="Largest deviation from PyTorch that is accepted, without --quantize. Default: 0.0001; with "
+                   "--compute fp16 or bf16, 8 of its units.")
 @click.option("--overwrite", is_flag=True, help="Replace --out when it exists.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object: bundle, bytes, deviation, quantization.")
 def command(
-    ckpt: Path, out: Path, lowering: str, dtype: str, tolerance: float | None, overwrite: bool, as_json: bool,
-    **options: Any,
+    ckpt: Path, out: Path, lowering: str, compute: str, dtype: str | None, tolerance: float | None, overwrite: bool,
+    as_json: bool, **options: Any,
 ) -> None:
     """Write a deployable bundle from a checkpoint: three ONNX graphs, tokenizer and manifest.
 
@@ -41,6 +45,7 @@ def command(
     Examples:
       flamingo-rt export --ckpt models/tiny --out bundle
       flamingo-rt export --ckpt models/tiny --quantize int4 --out bundle-int4
+      flamingo-rt export --ckpt models/tiny --compute fp16 --out bundle-gpu
       flamingo-rt export --ckpt checkpoint.pt --vision ViT-L-14.pt --language mpt-1b-redpajama-200b --out bundle
     """
     with needs_extra("export"):
@@ -71,15 +76,14 @@ def command(
         model, paths = open_sources(ckpt, **sources), tuple(path for path in read if path is not None)
     with needs_extra("export"):  # PyTorch imports the exporter's libraries when it exports
         bundle = export_model(
-            model, out, sources=paths, lowering=lowering, dtype=dtype, overwrite=overwrite,
-            tolerance=1e-4 if tolerance is None else tolerance,
-            quantize=quantize_of(options, model.config), progress=ProgressBar(),
+            model, out, sources=paths, lowering=lowering, compute=compute, dtype=dtype, overwrite=overwrite,
+            tolerance=tolerance, quantize=quantize_of(options, model.config), progress=ProgressBar(),
         )
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
     if as_json:
         click.echo(json.dumps({
-            "bundle": str(out), "bytes": size, "lowering": lowering, "dtype": dtype, "deviation": bundle.parity,
-            "quantization": bundle.quantization,
+            "bundle": str(out), "bytes": size, "lowering": lowering, "compute": compute, "dtype": dtype or compute,
+            "deviation": bundle.parity, "quantization": bundle.quantization, "rounding": bundle.rounding,
         }))
         return
     if bundle.quantization is not None:
@@ -88,8 +92,15 @@ def command(
         for line in cost_lines(bundle.quantization):
             click.echo(line)
         return
-    deviations = ", ".join(f"{graph} {value:.1e}" for graph, value in bundle.parity.items())
-    click.echo(f"wrote {out} ({size / 1e6:.1f} MB); largest deviation from PyTorch: {deviations}")
+    click.echo(f"wrote {out} ({size / 1e6:.1f} MB); largest deviation from PyTorch: {_listed(bundle.parity)}")
+    if bundle.rounding is not None:
+        click.echo(f"with {compute} arithmetic, on ONNX Runtime's CPU kernels: {_listed(bundle.rounding)}")
+    elif compute != "fp32":
+        click.echo(f"with {compute} arithmetic: not measured, CPUs have no kernels for it")
+
+
+def _listed(deviations: Mapping[str, float]) -> str:
+    return ", ".join(f"{graph} {value:.1e}" for graph, value in deviations.items())
 
 
 def _quantized(bundle: Path) -> str:

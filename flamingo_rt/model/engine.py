@@ -61,7 +61,7 @@ class TorchEngine:
 
     def __init__(self, model: Flamingo) -> None:
         self.model = model.eval()
-        self._specs = graph_specs(model.config)
+        self.specs = graph_specs(model.config)
 
     def bind(
         self, graph: str, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]

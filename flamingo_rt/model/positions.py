@@ -45,9 +45,11 @@ class AlibiBias(nn.Module):
 
     def forward(self, query: Tensor, positions: Tensor, keys: int) -> Tensor:
         """query [B, T, H, d], positions [B, T] -> [B, H, T, keys]."""
-        slopes = alibi_slopes(self.heads, self.max_bias).to(device=query.device, dtype=query.dtype)
+        # In float32 up to the product: bfloat16 cannot count beyond 256.
+        exact = torch.promote_types(query.dtype, torch.float32)
+        slopes = alibi_slopes(self.heads, self.max_bias).to(device=query.device, dtype=exact)
         distances = torch.arange(keys, device=query.device) - positions[:, :, None]  # [B, T, keys]
-        return slopes[:, None, None] * distances[:, None].to(query.dtype)
+        return (slopes[:, None, None] * distances[:, None].to(exact)).to(query.dtype)
 
 
 class RelativeBias(nn.Module):

@@ -120,7 +120,7 @@ class Decoder:
 
     def _buffer(self, name: str, rows: int) -> np.ndarray:
         spec = self._specs[LANGUAGE_MODEL].input(name)
-        return np.zeros(spec.resolve({"B": rows, "C": self._capacity}), dtype=spec.dtype)
+        return np.zeros(spec.resolve({"B": rows, "C": self._capacity}), dtype=spec.array_dtype)
 
     def _take(self, tokens: np.ndarray) -> np.ndarray:
         """Append tokens [B, T] to the rows; returns the logits after each, [B, T, vocab]."""

@@ -35,7 +35,7 @@ def encode_frames(
         return []
     spec = specs[VISION_ENCODER].output("features")
     frames = pixels[0] if len(pixels) == 1 else np.concatenate(pixels)
-    features = np.empty(spec.resolve({"N": len(frames)}), dtype=spec.dtype)
+    features = np.empty(spec.resolve({"N": len(frames)}), dtype=spec.array_dtype)
     with timer.stage("vision"):
         for start in range(0, len(frames), ENCODER_FRAMES):
             run = slice(start, start + ENCODER_FRAMES)
@@ -55,7 +55,7 @@ def resample(
     encoded: dict[int, VisualMedia] = {}
     for visuals in by_frames.values():
         stacked = np.stack([features[visual] for visual in visuals])  # [M, F, S, Dv]
-        outputs = {out.name: np.empty(out.resolve({"M": len(visuals)}), dtype=out.dtype) for out in spec.outputs}
+        outputs = {out.name: np.empty(out.resolve({"M": len(visuals)}), dtype=out.array_dtype) for out in spec.outputs}
         with timer.stage("resampler"):
             engine.bind(RESAMPLER, {"features": stacked}, outputs)()
         for position, visual in enumerate(visuals):
@@ -70,7 +70,7 @@ def stack_rows(rows: Sequence[Sequence[VisualMedia]], resampler: GraphSpec) -> d
     stacked = {}
     for spec in resampler.outputs:
         _, heads, latents, width = spec.shape
-        array = np.zeros((len(rows), heads, slots * latents, width), dtype=spec.dtype)
+        array = np.zeros((len(rows), heads, slots * latents, width), dtype=spec.array_dtype)
         for index, row in enumerate(rows):
             for slot, media in enumerate(row):
                 array[index, :, slot * latents : (slot + 1) * latents] = media[spec.name]

@@ -47,7 +47,7 @@ def needed_bytes(specs: dict[str, GraphSpec], rows: int, capacity: int, visuals:
     spec, latents = specs[LANGUAGE_MODEL], specs[RESAMPLER].outputs[0].shape[2]
     sizes = {"B": rows, "C": capacity, "T": capacity, "S": max(1, visuals) * latents, "K": 1}
     tensors = (*spec.inputs, spec.output("logits"))  # every other output is written over an input
-    return sum(math.prod(tensor.resolve(sizes)) * np.dtype(tensor.dtype).itemsize for tensor in tensors)
+    return sum(math.prod(tensor.resolve(sizes)) * np.dtype(tensor.array_dtype).itemsize for tensor in tensors)
 
 
 def available_bytes() -> int | None:

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from flamingo_rt.config import FlamingoConfig
-from flamingo_rt.contract import graph_specs
 from flamingo_rt.errors import DataError, UsageError
 from flamingo_rt.processing import tasks
 from flamingo_rt.processing.prompt import Part, Prompt, build_prompt, continuation_ids
@@ -71,7 +70,7 @@ class Model:
         """``identity`` is the same for models that compute the same numbers: the hash of a bundle's manifest, which has
         the hash of every file of it. ``image_cache_bytes`` are for the keys and values of pictures seen before."""
         self.engine, self.config, self.tokenizer, self.identity = engine, config, tokenizer, identity
-        self._specs = graph_specs(config)
+        self._specs = engine.specs
         self._reader = VisualReader(engine, config, self._specs, MediaCache(image_cache_bytes))
 
     def caption_prompt(
@@ -112,7 +111,7 @@ class Model:
                 f"compiled prompt {os.fsdecode(path)} is of another bundle ({about.get('model')!r}; this one is "
                 f"{self.config.name!r}): {_recompiling(about)}"
             )
-        compiled = read_prompt(path, self.config, about)
+        compiled = read_prompt(path, self.config, self._specs, about)
         return PromptState(self, compiled.prefix, compiled.visuals, compiled.input_ids)
 
     def generate(

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from flamingo_rt.config import FlamingoConfig
-from flamingo_rt.contract import LANGUAGE_MODEL, RESAMPLER, graph_specs, layer_parts, past_name
+from flamingo_rt.contract import LANGUAGE_MODEL, RESAMPLER, GraphSpec, layer_parts, past_name
 from flamingo_rt.errors import DataError
 from flamingo_rt.files import replacing_file
 from flamingo_rt.runtime.decoder import Prefix
@@ -71,10 +71,11 @@ def read_about(path: str | os.PathLike) -> dict[str, Any]:
     return about
 
 
-def read_prompt(path: str | os.PathLike, config: FlamingoConfig, about: Mapping[str, Any]) -> CompiledPrompt:
-    """Read a compiled prompt of a model with this configuration, which says ``about`` itself what `read_about` gave.
-    Raises `DataError` when it is damaged or does not fit."""
-    specs = graph_specs(config)
+def read_prompt(
+    path: str | os.PathLike, config: FlamingoConfig, specs: dict[str, GraphSpec], about: Mapping[str, Any]
+) -> CompiledPrompt:
+    """Read a compiled prompt of a model with this configuration and these graphs, which says ``about`` itself what
+    `read_about` gave. Raises `DataError` when it is damaged or does not fit."""
     with _explained(path), np.load(_existing(path), allow_pickle=False) as file:
         ids, slots, visuals = file[IDS], int(about["media"]), int(about["visuals"])
         if ids.dtype != np.int64 or ids.ndim != 1 or not len(ids) or not 0 <= slots <= visuals:
@@ -83,19 +84,20 @@ def read_prompt(path: str | os.PathLike, config: FlamingoConfig, about: Mapping[
             raise ValueError(f"token ids from {ids.min()} to {ids.max()}, the model has {config.language.vocab_size}")
         sizes = {"B": 1, "C": len(ids)}
         language, media = specs[LANGUAGE_MODEL], specs[RESAMPLER].outputs
-        names = [past_name(*part) for part in layer_parts(config.language.layers)]
-        cache = {name: _array(file, name, language.input(name).resolve(sizes)) for name in names}
+        past = [language.input(past_name(*part)) for part in layer_parts(config.language.layers)]
+        cache = {spec.name: _array(file, spec.name, spec.array_dtype, spec.resolve(sizes)) for spec in past}
         kept = tuple(
-            {spec.name: _array(file, f"{slot}.{spec.name}", spec.resolve({"M": 1})[1:]) for spec in media}
+            {spec.name: _array(file, f"{slot}.{spec.name}", spec.array_dtype, spec.resolve({"M": 1})[1:])
+             for spec in media}
             for slot in range(slots)
         )
     return CompiledPrompt(Prefix(cache, len(ids), kept), ids, visuals, about)
 
 
-def _array(file: Mapping[str, np.ndarray], name: str, shape: tuple[int, ...]) -> np.ndarray:
+def _array(file: Mapping[str, np.ndarray], name: str, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
     array = file[name]
-    if array.shape != shape or array.dtype != np.float32:
-        raise ValueError(f"{name} is {array.dtype} {list(array.shape)}, float32 {list(shape)} was expected")
+    if array.shape != shape or array.dtype != dtype:
+        raise ValueError(f"{name} is {array.dtype} {list(array.shape)}, {dtype} {list(shape)} was expected")
     return array
 
 

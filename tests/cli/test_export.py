@@ -58,8 +58,10 @@ def test_an_exported_bundle_answers(run, checkpoint, bundle, tmp_path, monkeypat
     outcome = run("export", "--ckpt", checkpoint, "--out", out, "--tolerance", "1e-2", "--json")
     assert outcome.code == 0
     report = json.loads(outcome.out)
-    assert set(report) == {"bundle", "bytes", "lowering", "dtype", "deviation", "quantization"}
-    assert report["quantization"] is None
+    assert set(report) == {
+        "bundle", "bytes", "lowering", "compute", "dtype", "deviation", "quantization", "rounding",
+    }
+    assert report["quantization"] is report["rounding"] is None
     assert (report["bundle"], report["lowering"], report["dtype"]) == (str(out), "ort", "fp32")
     assert report["bytes"] == sum(file.stat().st_size for file in out.iterdir())
     assert set(report["deviation"]) == set(GRAPHS)
@@ -90,6 +92,8 @@ def test_an_export_in_bf16_is_half_as_large_and_answers(run, checkpoint, bundle,
         (["--tokenizer", "mpt"], "--tokenizer goes with --vision and --language"),
         (["--vision-activation", "gelu"], "--vision-activation goes with --vision and --language"),
         (["--vision-post-norm"], "--vision-post-norm goes with --vision and --language"),
+        (["--compute", "fp16", "--dtype", "fp32"], "graphs that compute in fp16 hold their weights in fp16"),
+        (["--compute", "bf16", "--quantize", "int8"], "bf16 and quantization int8 exclude each other"),
         (["--dtype", "int3"], "'int3' is not one of 'fp32', 'fp16', 'bf16'"),
     ],
 )
@@ -126,7 +130,7 @@ def test_a_graph_beyond_the_tolerance_is_named_and_nothing_is_written(run, check
 
     monkeypatch.setattr("flamingo_rt.export.pipeline._write_graphs", lambda *arguments: dict.fromkeys(GRAPHS))
     monkeypatch.setattr("flamingo_rt.export.pipeline.OrtEngine", lambda *arguments, **options: None)
-    monkeypatch.setattr("flamingo_rt.export.pipeline.check_parity", deviate)
+    monkeypatch.setattr("flamingo_rt.export.pipeline.run_cases", deviate)
     outcome = run("export", "--ckpt", checkpoint, "--out", tmp_path / "out")
     assert outcome.code == 1
     assert "graph resampler" in outcome.err

@@ -25,7 +25,7 @@ class RecordingEngine:
     name = "recording"
 
     def __init__(self, engine) -> None:
-        self._engine = engine
+        self._engine, self.specs = engine, engine.specs
         self.bound: list[Bound] = []
         self.calls: Counter[str] = Counter()
 

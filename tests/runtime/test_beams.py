@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from recording import RecordingEngine
 from slow_beams import search_slowly
 
-from flamingo_rt.contract import LANGUAGE_MODEL, RESAMPLER, VISION_ENCODER, layer_parts, past_name
+from flamingo_rt.contract import LANGUAGE_MODEL, RESAMPLER, VISION_ENCODER, graph_specs, layer_parts, past_name
 from flamingo_rt.errors import UsageError
 from flamingo_rt.model.engine import TorchEngine
 from flamingo_rt.processing.prompt import build_prompt
@@ -162,8 +162,8 @@ class ChainEngine:
 
     name = "chain"
 
-    def __init__(self, table) -> None:
-        self.table = table
+    def __init__(self, table, config) -> None:
+        self.table, self.specs = table, graph_specs(config)
 
     def bind(self, graph, inputs, outputs):
         def call() -> None:
@@ -196,7 +196,7 @@ def test_ends_are_ranked_as_by_the_slow_search(
         logprobs, tokenizer.stop_ids, beams, length_penalty, limit,
         lambda tokens: any(text in tokenizer.decode(tokens) for text in stop),
     )
-    model = Model(ChainEngine(table), config, tokenizer)
+    model = Model(ChainEngine(table, config), config, tokenizer)
     found = model.generate(
         "Output:", beams=beams, length_penalty=length_penalty, max_new_tokens=limit, repetition_penalty=penalty,
         stop=stop,
@@ -209,7 +209,7 @@ def test_a_length_penalty_above_one_favours_longer_answers(config, tokenizer):
     (z,) = tokenizer.encode("z")
     table = np.full((vocab, vocab), -20.0, dtype=np.float32)
     table[:, z], table[:, end] = 0.5, 0.0
-    model = Model(ChainEngine(table), config, tokenizer)
+    model = Model(ChainEngine(table, config), config, tokenizer)
     lengths = [len(searched(model, "x", length_penalty=value, max_new_tokens=5).tokens) for value in (0.0, 1.0, 2.0)]
     assert lengths[0] == 0 < lengths[2]
     assert lengths == sorted(lengths)
@@ -219,5 +219,5 @@ def test_every_token_may_end_an_answer(config, tokenizer):
     vocab = config.language.vocab_size
     table = np.full((vocab, vocab), -np.inf, dtype=np.float32)
     table[:, tokenizer.end_of_chunk_id] = 0.0
-    found = searched(Model(ChainEngine(table), config, tokenizer), "x")
+    found = searched(Model(ChainEngine(table, config), config, tokenizer), "x")
     assert (found.text, found.stop_reason, found.steps) == ("", "end_of_chunk", 0)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from recording import RecordingEngine
 
-from flamingo_rt.contract import LANGUAGE_MODEL
+from flamingo_rt.contract import LANGUAGE_MODEL, graph_specs
 from flamingo_rt.errors import DataError, UsageError
 from flamingo_rt.model.engine import TorchEngine
 from flamingo_rt.runtime.model import Model
@@ -199,7 +199,8 @@ class ScriptedEngine:
 
     name = "scripted"
 
-    def __init__(self, script, second=0) -> None:
+    def __init__(self, script, config, second=0) -> None:
+        self.specs = graph_specs(config)
         self.script, self.second, self.said = script, second, 0
 
     def bind(self, graph, inputs, outputs):
@@ -219,7 +220,7 @@ class ScriptedEngine:
 
 def test_rows_end_at_the_end_of_their_chunk_and_the_batch_with_its_last_row(config, tokenizer):
     script = [[*tokenizer.encode(text), tokenizer.end_of_chunk_id] for text in ("zzz", "z", "zzzzz")]
-    engine = ScriptedEngine(script)
+    engine = ScriptedEngine(script, config)
     results = Model(engine, config, tokenizer).generate_batch(["a", "b", "c"], max_new_tokens=20)
     assert [result.text for result in results] == ["zzz", "z", "zzzzz"]
     assert {result.stop_reason for result in results} == {"end_of_chunk"}
@@ -246,7 +247,7 @@ def test_a_drawn_row_does_not_depend_on_its_neighbours(model, prompts):
 
 def test_the_repetition_penalty_counts_the_prefix(config, tokenizer):
     (z,), (other,) = tokenizer.encode("z"), tokenizer.encode("w")
-    model = Model(ScriptedEngine([[z]], second=other), config, tokenizer)
+    model = Model(ScriptedEngine([[z]], config, second=other), config, tokenizer)
     answers = [
         model.generate("x", prefix=model.prompt(shots), max_new_tokens=1, repetition_penalty=10.0).result().text
         for shots in ("y", "z")

@@ -12,7 +12,7 @@ from recording import RecordingEngine
 
 import flamingo_rt
 from flamingo_rt import Image
-from flamingo_rt.contract import LANGUAGE_MODEL
+from flamingo_rt.contract import LANGUAGE_MODEL, graph_specs
 from flamingo_rt.model.engine import TorchEngine
 from flamingo_rt.runtime import speculation
 from flamingo_rt.runtime.model import Model
@@ -135,7 +135,8 @@ class CopyingEngine:
 
     name = "copying"
 
-    def __init__(self, text) -> None:
+    def __init__(self, text, config) -> None:
+        self.specs = graph_specs(config)
         self.next = dict(reversed(list(itertools.pairwise(text))))  # the first of a token that stands twice
         self.took = []
 
@@ -152,7 +153,7 @@ class CopyingEngine:
 @pytest.mark.usefixtures("steps_cost_the_same")
 def test_an_end_token_in_a_guess_ends_the_answer(config, tokenizer):
     text = [*tokenizer.encode("0123456789zyxwv"), tokenizer.end_of_chunk_id, *tokenizer.encode("ABC")]
-    engine = CopyingEngine(text)
+    engine = CopyingEngine(text, config)
     result = Model(engine, config, tokenizer).generate(f"0123456789zyxwv{END}ABC0", max_new_tokens=40).result()
     assert (result.text, result.stop_reason) == ("123456789zyxwv", "end_of_chunk")
     assert result.accepted == result.drafted > 0
