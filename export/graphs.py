@@ -22,6 +22,7 @@ from flamingo_rt.config import FlamingoConfig
 from flamingo_rt.contract import GRAPHS, LANGUAGE_MODEL, RESAMPLER, VISION_ENCODER, GraphSpec, graph_specs
 from flamingo_rt.errors import UsageError
 from flamingo_rt.export import ort
+from flamingo_rt.export.distances import SplitBias, tabulate_distances
 from flamingo_rt.export.folding import fold_standardisation
 from flamingo_rt.export.simplify import simplify
 from flamingo_rt.export.wrappers import LanguageModelGraph, Lowering, ResamplerGraph, VisionEncoder
@@ -57,6 +58,7 @@ def trace_graphs(
     with fake:
         model = Flamingo(config).eval()
         fold_standardisation(model.vision)
+        tabulate_distances(model.language, SplitBias)
         _lower_attention(model, LOWERINGS[lowering])
     modules: dict[str, Callable[[], nn.Module]] = {
         VISION_ENCODER: lambda: VisionEncoder(model),

@@ -17,6 +17,7 @@ from flamingo_rt.contract import GRAPHS, LANGUAGE_MODEL, RESAMPLER, VISION_ENCOD
 from flamingo_rt.engines.ort import OrtEngine
 from flamingo_rt.errors import UsageError
 from flamingo_rt.export.cases import CASES, STEPS, Reference, compute_reference
+from flamingo_rt.export.distances import tabled_tensors
 from flamingo_rt.export.folding import folded_tensors
 from flamingo_rt.export.graphs import check_lowering, trace_graphs
 from flamingo_rt.export.ort import NAME
@@ -65,7 +66,8 @@ def export_model(
     if not 0.0 < tolerance < math.inf:
         raise UsageError(f"tolerance is {tolerance}; it must be above 0 and finite, such as 1e-4")
     config = model.config
-    stored = StoredModel(config, model.tokenizer, folded_tensors(model.tensors)).stored_as(DTYPES[dtype])
+    tensors = tabled_tensors(config.language, folded_tensors(model.tensors))
+    stored = StoredModel(config, model.tokenizer, tensors).stored_as(DTYPES[dtype])
     check_space(out, sum(tensor.nbytes for tensor in stored.tensors.values()) // (1 if quantize is None else 3))
     with new_directory(out, overwrite) as folder:
         (folder / TOKENIZER).write_text(model.tokenizer, encoding="utf-8")

@@ -16,6 +16,9 @@ from flamingo_rt.config import FlamingoConfig
 
 VISION_ENCODER, RESAMPLER, LANGUAGE_MODEL = "vision_encoder", "resampler", "language_model"
 GRAPHS = (VISION_ENCODER, RESAMPLER, LANGUAGE_MODEL)
+# In the names of weights that hold a matrix for every distance between tokens, in spans `distances.0`, `distances.1`,
+# ...: a run reads them as far as its context reaches.
+DISTANCES = "distances"
 
 Dimension = int | str
 
