@@ -57,8 +57,8 @@ def trace_graphs(
     fake = FakeTensorMode()
     with fake:
         model = Flamingo(config).eval()
-        fold_standardisation(model.vision)
         tabulate_distances(model.language, SplitBias)
+        fold_standardisation(model.vision)
         _lower_attention(model, LOWERINGS[lowering])
     modules: dict[str, Callable[[], nn.Module]] = {
         VISION_ENCODER: lambda: VisionEncoder(model),

@@ -16,9 +16,6 @@ from flamingo_rt.config import FlamingoConfig
 
 VISION_ENCODER, RESAMPLER, LANGUAGE_MODEL = "vision_encoder", "resampler", "language_model"
 GRAPHS = (VISION_ENCODER, RESAMPLER, LANGUAGE_MODEL)
-# In the names of weights that hold a matrix for every distance between tokens, in spans `distances.0`, `distances.1`,
-# ...: a run reads them as far as its context reaches.
-DISTANCES = "distances"
 
 Dimension = int | str
 
@@ -51,6 +48,11 @@ class GraphSpec:
     def output(self, name: str) -> TensorSpec:
         """The output called ``name``."""
         return next(spec for spec in self.outputs if spec.name == name)
+
+
+# In the names of weights that hold what a layer makes of every distance between tokens, in spans `distances.0`,
+# `distances.1` and so on: a run reads them as far as its context reaches.
+DISTANCES = "distances"
 
 
 def media_name(layer: int, part: str) -> str:

@@ -25,12 +25,13 @@ from flamingo_rt.contract import DISTANCES, LANGUAGE_MODEL, graph_specs, past_na
 from flamingo_rt.engines.ort import OrtEngine
 from flamingo_rt.export import graphs as tracing
 from flamingo_rt.export.cases import CASES, compute_reference
-from flamingo_rt.export.distances import DistanceSpan, TabledBias, span_sizes, tabled_tensors, tabulate_distances
+from flamingo_rt.export.distances import TabledBias, span_sizes, tabled_tensors, tabulate_distances
 from flamingo_rt.export.folding import folded_tensors
 from flamingo_rt.export.parity import check_parity
 from flamingo_rt.export.pipeline import export_model
 from flamingo_rt.export.quantization import SCHEMES
 from flamingo_rt.export.quantizing import Quantize
+from flamingo_rt.export.reference import streamed_model
 from flamingo_rt.export.weights import Weights
 from flamingo_rt.loading import load
 from flamingo_rt.model.flamingo import Flamingo
@@ -100,6 +101,23 @@ def exported(stored: StoredModel, traced, tmp_path_factory: pytest.TempPathFacto
 
 def language_graph(bundle: Path) -> onnx.GraphProto:
     return onnx.load(read_bundle(bundle).graph_path(LANGUAGE_MODEL)).graph
+
+
+def close(found: np.ndarray, expected: Tensor) -> None:
+    scale = float(expected.abs().max())
+    assert scale > 1
+    assert np.abs(found - expected.numpy()).max() <= 2e-5 * scale
+
+
+def expected_logits(model: Flamingo, ids: np.ndarray) -> Tensor:
+    """Of each token of one row [T]."""
+    text = torch.from_numpy(ids)[None]
+    with torch.no_grad():
+        return model.read(text, torch.zeros_like(text), None, None)[0][0]
+
+
+def random_ids(*shape: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, LANGUAGE.vocab_size, shape)
 
 
 # In PyTorch
@@ -175,6 +193,24 @@ def test_the_tensors_are_those_of_the_tabled_model(stored: StoredModel, model: F
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
 
 
+def test_a_streamed_model_reads_the_spans_that_a_text_reaches(stored: StoredModel, model: Flamingo) -> None:
+    read: list[str] = []
+
+    def recorded(name: str, tensor: LazyTensor) -> LazyTensor:
+        return replace(tensor, read=lambda: read.append(name) or tensor.read())
+
+    tensors = tabled_tensors(LANGUAGE, folded_tensors(stored.tensors))
+    streamed = streamed_model(CONFIG, {name: recorded(name, tensor) for name, tensor in tensors.items()})
+    for tokens, spans in ((SPAN, "0"), (SPAN + 1, "01")):
+        read.clear()
+        ids = random_ids(tokens)
+        close(expected_logits(streamed, ids).numpy(), expected_logits(model, ids))
+        assert sorted(name for name in read if f".{DISTANCES}." in name) == [
+            f"language.layers.{layer}.attention.bias.{DISTANCES}.{span}.weight"
+            for layer in range(LANGUAGE.layers) for span in spans
+        ]
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_projections_stored_in_half_precision_are_not_rounded_again(stored: StoredModel, dtype: torch.dtype) -> None:
     half = {name: tensor.to(dtype) for name, tensor in stored.tensors.items()}
@@ -219,23 +255,6 @@ class Session:
                    for layer in range(LANGUAGE.layers) for part in ("key", "value")}
         self.engine.bind(LANGUAGE_MODEL, {**inputs, **self.fixed}, {"logits": logits, **present})()
         return logits
-
-
-def close(found: np.ndarray, expected: Tensor) -> None:
-    scale = float(expected.abs().max())
-    assert scale > 1
-    assert np.abs(found - expected.numpy()).max() <= 2e-5 * scale
-
-
-def expected_logits(model: Flamingo, ids: np.ndarray) -> Tensor:
-    """Of each token of one row [T]."""
-    text = torch.from_numpy(ids)[None]
-    with torch.no_grad():
-        return model.read(text, torch.zeros_like(text), None, None)[0][0]
-
-
-def random_ids(*shape: int) -> np.ndarray:
-    return np.random.default_rng(0).integers(0, LANGUAGE.vocab_size, shape)
 
 
 def test_texts_longer_than_a_span_are_continued_to_the_end_of_the_context(exported, model: Flamingo) -> None:
@@ -355,9 +374,3 @@ def test_a_bundle_answers_like_the_model_that_projects(exported, model: Flamingo
     found = runtime.generate([text], max_new_tokens=6).result()
     ids, phi = prompt.input_ids.tolist(), prompt.media_index.tolist()
     assert list(found.tokens) == generate_naively(model, ids, phi, [], 6, runtime.tokenizer.stop_ids)
-
-
-def test_every_streamed_layer_of_a_small_config_has_its_spans() -> None:
-    plain = Flamingo(CONFIG)
-    tabulate_distances(plain)
-    assert sum(isinstance(module, DistanceSpan) for module in plain.modules()) == 3 * LANGUAGE.layers
