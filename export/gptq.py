@@ -92,7 +92,6 @@ class LayerRounding:
     def _hessian(self, inputs: Tensor) -> Tensor:
         """Of a layer's inputs [rows, T, width]; that of queries serves keys and values too."""
         if self._last is None or self._last[0] is not inputs:
-            # What is not of the text's tokens, such as relative positions, has no padding.
-            seen = inputs[self._tokens] if inputs.shape[:-1] == self._tokens.shape else inputs.flatten(0, -2)
+            seen = inputs[self._tokens]
             self._last = (inputs, seen.T @ seen)
         return self._last[1]

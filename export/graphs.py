@@ -22,6 +22,7 @@ from flamingo_rt.config import FlamingoConfig
 from flamingo_rt.contract import GRAPHS, LANGUAGE_MODEL, RESAMPLER, VISION_ENCODER, GraphSpec, graph_specs
 from flamingo_rt.errors import UsageError
 from flamingo_rt.export import ort
+from flamingo_rt.export.distances import SplitBias, tabulate_distances
 from flamingo_rt.export.folding import fold_standardisation
 from flamingo_rt.export.simplify import simplify
 from flamingo_rt.export.wrappers import LanguageModelGraph, Lowering, ResamplerGraph, VisionEncoder
@@ -56,6 +57,7 @@ def trace_graphs(
     fake = FakeTensorMode()
     with fake, _default_dtype(compute):
         model = Flamingo(config).eval()
+        tabulate_distances(model.language, SplitBias)
         fold_standardisation(model.vision)
         _lower_attention(model, LOWERINGS[lowering])
     modules: dict[str, Callable[[], nn.Module]] = {

@@ -18,6 +18,7 @@ from flamingo_rt.contract import GRAPHS, LANGUAGE_MODEL, RESAMPLER, VISION_ENCOD
 from flamingo_rt.engines.ort import OrtEngine
 from flamingo_rt.errors import UsageError
 from flamingo_rt.export.cases import CASES, STEPS, Reference, compute_reference
+from flamingo_rt.export.distances import tabled_tensors
 from flamingo_rt.export.folding import folded_tensors
 from flamingo_rt.export.graphs import check_lowering, trace_graphs
 from flamingo_rt.export.half_precision import RoundingCost, compared_with, half_tolerance, in_half
@@ -141,7 +142,7 @@ def graph_paths(folder: Path) -> dict[str, Path]:
 
 def _stored(model: StoredModel, precision: Precision) -> StoredModel:
     """The tensors as the graphs hold them, with what is folded into them."""
-    folded = StoredModel(model.config, model.tokenizer, folded_tensors(model.tensors))
+    folded = replace(model, tensors=tabled_tensors(model.config.language, folded_tensors(model.tensors)))
     return in_half(folded, precision.matrices) if precision.half else folded.stored_as(precision.matrices)
 
 

@@ -88,6 +88,8 @@ def quantize_graph(name: str, graph: Any, scheme: Scheme, rounded: Mapping[str, 
         weight = node.inputs[1] if node.op_type in ("MatMul", "Conv", "Gemm") else None
         if weight is None or not weight.is_initializer() or math.prod(weight.shape) < SMALLEST_MATRIX:
             continue
+        if node.op_type == "MatMul" and len(weight.shape) > 2:
+            continue  # a matrix for each head, of relative positions: no operator multiplies blocks of many matrices
         if node.op_type == "Conv" or (node.op_type == "Gemm" and node.attributes.get_int("transB", 0)):
             _store_in_bytes(graph, node, weight)
         elif node.op_type == "Gemm":

@@ -8,30 +8,33 @@ import torch
 from torch import Tensor, nn
 
 from flamingo_rt.config import FlamingoConfig
+from flamingo_rt.export.distances import DistanceSpan, tabulate_distances
 from flamingo_rt.export.folding import fold_standardisation
 from flamingo_rt.model.flamingo import Flamingo, on_meta_device
 from flamingo_rt.weights.lazy import LazyTensor
 
 
 def streamed_model(config: FlamingoConfig, tensors: Mapping[str, LazyTensor]) -> Flamingo:
-    """A `Flamingo` that computes in float32 with the given weights and holds those of one `nn.Linear` at a time.
+    """A `Flamingo` that computes in float32 with the given weights and holds those of one layer at a time.
 
-    ``tensors`` are those of the model with plain convolutions, see `folded_tensors`. Linear layers are nearly all of a
-    model; the rest (embedding, norms, convolutions) is read now.
+    ``tensors`` are those of the model with plain convolutions and projected distances, see `folded_tensors` and
+    `tabled_tensors`. Linear layers, and spans of distances, are nearly all of a model; the rest (embedding, norms,
+    convolutions) is read now.
     """
     with on_meta_device():
         model = Flamingo(config)
         fold_standardisation(model.vision)
-    linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    streamed = {f"{name}.{part}" for name, module in linear.items() for part, _ in module.named_parameters()}
+        tabulate_distances(model.language)
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, (nn.Linear, DistanceSpan))}
+    streamed = {f"{name}.{part}" for name, module in layers.items() for part, _ in module.named_parameters()}
     rest = {name: tensor.to(torch.float32).read() for name, tensor in tensors.items() if name not in streamed}
     model.load_state_dict(rest, assign=True, strict=False)
-    for name, module in linear.items():
+    for name, module in layers.items():
         _stream(module, {part: tensors[f"{name}.{part}"] for part, _ in module.named_parameters()})
     return model.eval().requires_grad_(False)
 
 
-def _stream(module: nn.Linear, tensors: Mapping[str, LazyTensor]) -> None:
+def _stream(module: nn.Module, tensors: Mapping[str, LazyTensor]) -> None:
     empty = dict(module.named_parameters())
 
     def read(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:

@@ -56,6 +56,11 @@ class GraphSpec:
         return next(spec for spec in self.outputs if spec.name == name)
 
 
+# In the names of weights that hold what a layer makes of every distance between tokens, in spans `distances.0`,
+# `distances.1` and so on: a run reads them as far as its context reaches.
+DISTANCES = "distances"
+
+
 def media_name(layer: int, part: str) -> str:
     """Name of the media keys or values of the ``layer``-th cross-attention layer; ``part`` is ``key`` or ``value``."""
     return f"media_key_values.{layer}.{part}"

@@ -103,7 +103,7 @@ def language_flops(config: FlamingoConfig, tokens: int, cached: int = 0) -> int:
     """``tokens`` new tokens of one row behind ``cached`` ones, each seeing one picture; logits of the last alone."""
     language, cross = config.language, config.cross_attention
     seen = tokens * cached + tokens * (tokens + 1) // 2  # pairs of a token and one that it may look at
-    # Transformer-XL's position score is one more product per pair (its projection of distances can be kept).
+    # Transformer-XL's position score is one more product per pair (its projection of distances is done when exporting).
     per_pair = (6 if language.positions == "relative" else 4) * language.heads * language.head_width
     per_latent = 4 * cross.heads * cross.head_width
     return (

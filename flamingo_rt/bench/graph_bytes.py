@@ -1,6 +1,7 @@
 """Bytes of weights that one run of a graph must read, from the graph itself.
 
-A table that is only looked up in, an embedding, contributes the rows of the tokens, everything else is read once.
+A table that is only looked up in, an embedding, contributes the rows of the tokens; what is held for every distance
+between tokens (relative positions), as many distances as tokens are seen; everything else is read once.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flamingo_rt.bench.protobuf import fields, integers
+from flamingo_rt.contract import DISTANCES
 from flamingo_rt.errors import DataError
 
 LOOKUPS = ("Gather", "GatherBlockQuantized")
@@ -23,15 +25,17 @@ KEY, VALUE = 1, 2
 
 @dataclass(frozen=True)
 class WeightBytes:
-    """``stored``: all weights. ``each_run``: what every run reads. ``each_token``: rows of tables, for each token."""
+    """``stored``: all weights. ``each_run``: what every run reads. ``each_token``: rows of tables, for each token.
+    ``each_distance``: what is held for a distance, for each token that is seen."""
 
     stored: int
     each_run: int
     each_token: int
+    each_distance: int = 0
 
-    def read(self, tokens: int) -> int:
-        """Bytes that a run over ``tokens`` tokens reads."""
-        return self.each_run + tokens * self.each_token
+    def read(self, tokens: int, seen: float = 0) -> int:
+        """Bytes that a run over ``tokens`` tokens reads, where the last one of the longest row sees ``seen`` tokens."""
+        return self.each_run + tokens * self.each_token + round(seen * self.each_distance)
 
 
 def graph_weights(path: Path) -> WeightBytes:
@@ -49,6 +53,7 @@ def graph_weights(path: Path) -> WeightBytes:
 def _weights(graph: memoryview) -> WeightBytes:
     uses: dict[str, set[bool]] = defaultdict(set)  # initializer -> whether its uses are lookups
     sizes: dict[str, tuple[int, int]] = {}  # initializer -> bytes, rows
+    spans: dict[str, int] = {}  # initializer -> bytes for each of its distances
     for number, value in fields(graph):
         if number == NODE:
             kind, inputs = _node(value)
@@ -57,11 +62,15 @@ def _weights(graph: memoryview) -> WeightBytes:
         elif number == INITIALIZER:
             name, size, dims = _tensor(value)
             sizes[name] = size, dims[0] if dims else 1
+            if f".{DISTANCES}." in name:
+                spans[name] = size // dims[-1]  # the distances come last
     tables = {name for name in sizes if uses[name] == {True} and sizes[name][1] > 1}
+    firsts = [name for name in spans if f".{DISTANCES}.0." in name]  # of a layer's spans, all with the same bytes
     return WeightBytes(
         stored=sum(size for size, _ in sizes.values()),
-        each_run=sum(size for name, (size, _) in sizes.items() if name not in tables),
+        each_run=sum(size for name, (size, _) in sizes.items() if name not in tables and name not in spans),
         each_token=sum(math.ceil(sizes[name][0] / sizes[name][1]) for name in tables),
+        each_distance=sum(spans[name] for name in firsts),
     )
 
 

@@ -33,7 +33,7 @@ class Theory:
     def prefill(self, tokens: int) -> Work:
         """``tokens`` tokens with one picture, into an empty cache."""
         moved = ceilings.cache_bytes(self.config, tokens) + ceilings.media_bytes(self.config)
-        return ceilings.language_flops(self.config, tokens), self.weights[LANGUAGE_MODEL].read(tokens) + moved
+        return ceilings.language_flops(self.config, tokens), self.weights[LANGUAGE_MODEL].read(tokens, tokens) + moved
 
     def decode(self, batch: int, context: int, steps: int) -> Work:
         """The average of ``steps`` steps of ``batch`` rows: the weights once for all rows, each row's cache and its
@@ -41,4 +41,4 @@ class Theory:
         seen = context + (steps + 1) / 2
         row = ceilings.cache_bytes(self.config, 1) * seen + ceilings.media_bytes(self.config)
         flops = batch * ceilings.language_flops(self.config, 1, cached=round(seen) - 1)
-        return flops, self.weights[LANGUAGE_MODEL].read(batch) + round(batch * row)
+        return flops, self.weights[LANGUAGE_MODEL].read(batch, seen) + round(batch * row)

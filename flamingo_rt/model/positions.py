@@ -63,11 +63,21 @@ class RelativeBias(nn.Module):
 
     def forward(self, query: Tensor, positions: Tensor, keys: int) -> Tensor:
         """query [B, T, H, d], positions [B, T] -> [B, H, T, keys]."""
-        distances = torch.arange(keys, device=query.device)
-        half = torch.arange(self.width // 2, device=query.device, dtype=torch.float32) / (self.width // 2)
-        angles = distances[:, None].float() * 10000.0**-half
-        sinusoids = torch.cat([angles.sin(), angles.cos()], dim=-1).to(query.dtype)  # [keys, D]
-        relative = self.projection(sinusoids).unflatten(-1, (self.heads, -1))  # [keys, H, d]
+        distances = sinusoids(0, keys, self.width, query.device).to(query.dtype)  # [keys, D]
+        relative = self.projection(distances).unflatten(-1, (self.heads, -1))  # [keys, H, d]
         by_distance = torch.einsum("bthd,shd->bhts", query + self.bias, relative) * self.scale
-        wanted = (positions[:, :, None] - distances).clamp(min=0, max=keys - 1)  # [B, T, keys]
-        return by_distance.gather(-1, wanted[:, None].expand(-1, self.heads, -1, -1))
+        return by_position(by_distance, positions, keys)
+
+
+def sinusoids(first: int, end: int, width: int, device: torch.device | None = None) -> Tensor:
+    """r of the distances from ``first`` up to ``end``: float32 [end - first, width], all sines, then all cosines."""
+    half = torch.arange(width // 2, device=device, dtype=torch.float32) / (width // 2)
+    angles = torch.arange(first, end, device=device)[:, None].float() * 10000.0**-half
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+
+def by_position(by_distance: Tensor, positions: Tensor, keys: int) -> Tensor:
+    """Scores for each distance [B, H, T, keys or more] -> for the key at each position [B, H, T, keys]; those of keys
+    behind the query mean nothing."""
+    distances = positions[:, :, None] - torch.arange(keys, device=positions.device)  # [B, T, keys]
+    return by_distance.gather(-1, distances.clamp(min=0)[:, None].expand(-1, by_distance.shape[1], -1, -1))

@@ -10,7 +10,7 @@ from small_model import small_config
 from torch.utils.flop_counter import FlopCounterMode
 
 from flamingo_rt.bench import ceilings
-from flamingo_rt.bench.graph_bytes import graph_weights
+from flamingo_rt.bench.graph_bytes import WeightBytes, graph_weights
 from flamingo_rt.bench.model_facts import counted_weights
 from flamingo_rt.bench.theory import Theory
 from flamingo_rt.config import FlamingoConfig
@@ -115,6 +115,18 @@ def test_a_step_of_the_packaged_model_reads_weights_cache_and_one_picture() -> N
     assert theory.decode(1, 64, 3)[1] == stored + 66 * row + picture  # 65, 66, 67 tokens
     assert theory.decode(2, 64, 3)[0] == 2 * ceilings.language_flops(preset("tiny"), 1, cached=65)
     assert theory.prefill(5) == (ceilings.language_flops(preset("tiny"), 5), stored + 5 * row + picture)
+
+
+def test_distances_are_read_once_for_all_rows_and_as_many_as_are_seen() -> None:
+    none = WeightBytes(0, 0, 0)
+    with_distances, without = (
+        Theory(small_config(), dict.fromkeys(GRAPHS, none) | {LANGUAGE_MODEL: weights})
+        for weights in (WeightBytes(1000, 0, 0, each_distance=10), none)
+    )
+    for batch, context, steps, seen in ((1, 64, 1, 65), (4, 64, 1, 65), (2, 64, 3, 66), (1, 64, 2, 65.5)):
+        more = with_distances.decode(batch, context, steps)[1] - without.decode(batch, context, steps)[1]
+        assert more == 10 * seen
+    assert with_distances.prefill(7)[1] - without.prefill(7)[1] == 70
 
 
 def test_counted_and_real_weights_of_the_packaged_model_agree() -> None:

@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from flamingo_rt.bench.graph_bytes import WeightBytes, graph_weights
-from flamingo_rt.contract import GRAPHS
+from flamingo_rt.contract import DISTANCES, GRAPHS
 from flamingo_rt.errors import DataError
 from flamingo_rt.loading import PACKAGED_BUNDLE
 
@@ -47,6 +47,24 @@ def test_of_an_untied_embedding_a_token_reads_one_row(tmp_path: Path, external: 
 def test_a_tied_embedding_is_read_whole_and_once(tmp_path: Path) -> None:
     matrix = VOCABULARY * WIDTH * 4
     assert graph_weights(write_graph(tmp_path / "g.onnx", True, True)) == WeightBytes(matrix, matrix, 0)
+
+
+@pytest.mark.parametrize(("dtype", "size"), [(np.float32, 4), (np.float16, 2)])
+def test_distances_are_read_as_far_as_tokens_are_seen(tmp_path: Path, dtype: type, size: int) -> None:
+    """Two layers with three spans of 5 distances each, for 2 heads of 4."""
+    names = [f"layers.{layer}.{DISTANCES}.{span}.weight" for layer in range(2) for span in range(3)]
+    kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["query", name], [f"{name}.scores"]) for name in names], "g",
+        [helper.make_tensor_value_info("query", kind, [2, 1, 4])],
+        [helper.make_tensor_value_info(f"{names[-1]}.scores", kind, [2, 1, 5])],
+        [numpy_helper.from_array(np.zeros((2, 4, 5), dtype), name) for name in names],
+    )
+    onnx.save(helper.make_model(graph), tmp_path / "g.onnx")
+    weights = graph_weights(tmp_path / "g.onnx")
+    assert weights == WeightBytes(6 * 2 * 4 * 5 * size, 0, 0, each_distance=2 * 2 * 4 * size)
+    assert weights.read(tokens=3, seen=7) == 7 * 2 * 2 * 4 * size
+    assert weights.read(tokens=1, seen=15) == weights.stored
 
 
 @pytest.mark.parametrize("name", GRAPHS)

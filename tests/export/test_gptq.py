@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -147,17 +145,6 @@ def test_the_chosen_layers_compute_with_their_rounded_weights_and_others_stay() 
             assert not torch.equal(matrix, before[name])
         else:
             assert torch.equal(matrix, before[name]), name
-
-
-def test_a_layer_over_relative_positions_has_no_padding_to_leave_out() -> None:
-    """Transformer-XL's projection is given one row for each distance, whatever the texts are."""
-    config = small_config()
-    model = small_flamingo(replace(config, language=replace(config.language, positions="relative")))
-    rounding = LayerRounding(model, named("attention."), TOKENS)
-    run(model)
-    projections = [name for name in rounding.rounded if ".attention.bias." in name]
-    assert len(projections) == config.language.layers
-    assert all(np.isfinite(rounding.rounded[name].scales).all() for name in projections)
 
 
 def test_each_layer_is_rounded_for_what_the_rounded_ones_before_it_give() -> None:
