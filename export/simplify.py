@@ -35,29 +35,34 @@ def _lazy(read: Any, like: Any, shape: tuple[int, ...], name: str) -> Any:
     )
 
 
+def _read_once(value: Any) -> bool:
+    """Whether one operator reads the value, once, and nobody outside the graph."""
+    return len(list(value.uses())) == 1 and not value.is_graph_output()
+
+
 def _weight(node: Any) -> Any:
     """The matrix [in, out] of a MatMul if it is a weight that nothing else reads, or None."""
     if node is None or node.op_type != "MatMul":
         return None
     value = node.inputs[1]
-    own = value.is_initializer() and len(value.shape) == 2 and len(list(value.uses())) == 1
+    own = value.is_initializer() and len(value.shape) == 2 and _read_once(value)
     return value if own else None
 
 
 def _fold_factors(graph: Any) -> None:
     """factor * (x @ W) and factor * (x @ W * y) -> the same with factor * W: the gates of cross-attention."""
     for node in list(graph):
-        if node.op_type != "Mul":
+        if node.op_type != "Mul" or node.outputs[0].is_graph_output():  # an output keeps its name
             continue
         factors = [value for value in node.inputs if _is_number(value)]
         product = next((value for value in node.inputs if value not in factors), None)
-        if len(factors) != 1 or product is None or len(list(product.uses())) != 1:
+        if len(factors) != 1 or product is None or not _read_once(product):
             continue
         source = product.producer()
         if source is not None and source.op_type == "Mul":
             source = next(
                 (value.producer() for value in source.inputs if _weight(value.producer()) is not None
-                 and len(list(value.uses())) == 1), None
+                 and _read_once(value)), None
             )
         weight = _weight(source)
         if weight is None:
@@ -82,7 +87,7 @@ def _merge_parallel(graph: Any) -> None:
     activation's two; keys and values of all cross-attention layers."""
     readers = defaultdict(list)
     for node in graph:
-        if _weight(node) is not None:
+        if _weight(node) is not None and not node.outputs[0].is_graph_output():  # an output keeps its name
             readers[node.inputs[0]].append(node)
     for nodes in readers.values():
         if len(nodes) > 1:
