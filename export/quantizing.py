@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from flamingo_rt.checkpoints import StoredModel
-from flamingo_rt.contract import GRAPHS
+from flamingo_rt.contract import GRAPHS, LANGUAGE_MODEL
 from flamingo_rt.engines.ort import OrtEngine
 from flamingo_rt.errors import UsageError
 from flamingo_rt.export.blocks import Blocks, QuantizedMatrix
@@ -100,6 +100,7 @@ class QuantizedExport:
         """
         self._options, self._model, self._tokenizer, self._progress = options, model, tokenizer, progress
         self._scheme, self._rounded = options.scheme_with_block(), {}
+        self._fitted: dict[str, set[int]] = {}  # sizes of block by kind of matrix
         self._calibration = options.prompts(model) if measure else None
         if self._calibration is not None:
             self._reference = measured_reference(model, tokenizer, self._calibration, progress)
@@ -108,7 +109,9 @@ class QuantizedExport:
 
     def change(self, name: str, graph: Any) -> None:
         """Quantize the weights of an onnx_ir model."""
-        quantize_graph(name, graph.graph, self._scheme, self._rounded)
+        fitted = quantize_graph(name, graph.graph, self._scheme, self._rounded)
+        if name == LANGUAGE_MODEL:  # the only one in blocks
+            self._fitted = fitted
 
     def record(self, paths: Mapping[str, Path]) -> dict[str, Any]:
         """What the manifest says of it: scheme, blocks, rounding, and the cost, measured with the written graphs.
@@ -117,7 +120,8 @@ class QuantizedExport:
         """
         options, scheme = self._options, self._scheme
         record: dict[str, Any] = {
-            "scheme": scheme.name, "blocks": scheme.described(), "rounding": "gptq" if self._rounded else "nearest",
+            "scheme": scheme.name, "blocks": scheme.described(self._fitted),
+            "rounding": "gptq" if self._rounded else "nearest",
         }
         if self._calibration is None:
             return record
