@@ -38,8 +38,8 @@ def check_largest(highest: np.ndarray) -> None:
     if not np.isfinite(highest).all():
         wrong = np.ravel(highest)[~np.isfinite(np.ravel(highest))][0]
         raise DataError(
-            f"the model's logits are not numbers to choose by (the largest is {wrong}): its weights are damaged, or too "
-            "large for their type; export or import it again, in float32 where it was half precision"
+            f"the model's logits are not numbers to choose by (the largest is {wrong}): its weights are damaged, or "
+            "too large for their type; export or import it again, in float32 where it was half precision"
         )
 
 
