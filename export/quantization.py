@@ -19,6 +19,7 @@ import numpy as np
 from flamingo_rt.contract import LANGUAGE_MODEL
 from flamingo_rt.errors import UsageError
 from flamingo_rt.export.blocks import Blocks, QuantizedMatrix, round_to_nearest, stacked
+from flamingo_rt.export.lazy_tensors import lazy_tensor
 from flamingo_rt.export.naming import parts_of
 
 DOMAIN = "com.microsoft"
@@ -186,8 +187,8 @@ def _add_blocks(
     once = _Once(compute)
     packed_shape, scales_shape = blocks.shapes(*shape)
     return (
-        _lazy(graph, f"{name}.packed", packed_shape, np.uint8, lambda: once().packed),
-        _lazy(graph, f"{name}.scales", scales_shape, np.float32, lambda: once(last=True).scales),
+        _initializer(graph, f"{name}.packed", packed_shape, np.uint8, lambda: once().packed),
+        _initializer(graph, f"{name}.scales", scales_shape, np.float32, lambda: once(last=True).scales),
     )
 
 
@@ -217,8 +218,8 @@ def _multiply_integers(graph: Any, node: Any, weight: Any) -> None:
     width, columns = (int(size) for size in weight.shape)
     dense, x = weight.const_value, node.inputs[0]
     once = _Once(lambda: _columns(dense.numpy()))
-    integers = _lazy(graph, f"{weight.name}.integers", (width, columns), np.int8, lambda: once()[0])
-    scales = _lazy(graph, f"{weight.name}.scales", (columns,), np.float32, lambda: once(last=True)[1] * ROW_STEP)
+    integers = _initializer(graph, f"{weight.name}.integers", (width, columns), np.int8, lambda: once()[0])
+    scales = _initializer(graph, f"{weight.name}.scales", (columns,), np.float32, lambda: once(last=True)[1] * ROW_STEP)
     nodes: list[Any] = []
 
     def add(op: str, inputs: list[Any], attributes: dict | None = None) -> Any:
@@ -246,8 +247,8 @@ def _store_in_bytes(graph: Any, node: Any, weight: Any) -> None:
 
     shape, dense = tuple(int(size) for size in weight.shape), weight.const_value
     once = _Once(lambda: _columns(dense.numpy().reshape(shape[0], -1).T))
-    integers = _lazy(graph, f"{weight.name}.integers", shape, np.int8, lambda: once()[0].T.reshape(shape))
-    scales = _lazy(graph, f"{weight.name}.scales", shape[:1], np.float32, lambda: once(last=True)[1])
+    integers = _initializer(graph, f"{weight.name}.integers", shape, np.int8, lambda: once()[0].T.reshape(shape))
+    scales = _initializer(graph, f"{weight.name}.scales", shape[:1], np.float32, lambda: once(last=True)[1])
     dequantize = onnx_ir.node("DequantizeLinear", [integers, scales], {"axis": 0})
     dequantize.outputs[0].shape, dequantize.outputs[0].type = weight.shape, weight.type
     graph.insert_before(node, dequantize)
@@ -273,16 +274,14 @@ def _replace(graph: Any, node: Any, new: list[Any]) -> None:
     old.name, result.name = f"{name}.dense", name
 
 
-def _lazy(graph: Any, name: str, shape: tuple[int, ...], dtype: type, read: Callable[[], np.ndarray]) -> Any:
+def _initializer(graph: Any, name: str, shape: tuple[int, ...], dtype: type, read: Callable[[], np.ndarray]) -> Any:
+    """A new one, which is computed when it is written."""
     import onnx_ir
 
     kind = onnx_ir.DataType.from_numpy(np.dtype(dtype))
     value = onnx_ir.Value(
         name=name, shape=onnx_ir.Shape(shape), type=onnx_ir.TensorType(kind),
-        const_value=onnx_ir.LazyTensor(
-            lambda: onnx_ir.tensor(np.ascontiguousarray(read()), name=name), dtype=kind, shape=onnx_ir.Shape(shape),
-            name=name,
-        ),
+        const_value=lazy_tensor(name, kind, shape, lambda: np.ascontiguousarray(read())),
     )
     graph.initializers.add(value)
     return value
@@ -291,4 +290,4 @@ def _lazy(graph: Any, name: str, shape: tuple[int, ...], dtype: type, read: Call
 def _constant(graph: Any, name: str, array: np.ndarray) -> Any:
     if name in graph.initializers:
         return graph.initializers[name]
-    return _lazy(graph, name, array.shape, array.dtype.type, lambda: array)
+    return _initializer(graph, name, array.shape, array.dtype.type, lambda: array)

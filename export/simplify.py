@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from flamingo_rt.export.lazy_tensors import lazy_tensor
 from flamingo_rt.export.naming import PARTS, parts_of
 
 MERGED = ".merged"
@@ -24,15 +25,6 @@ def simplify(graph: Any, fold_factors: bool = True) -> None:
         _fold_factors(graph)
     _merge_parallel(graph)
     _join_reshapes(graph)
-
-
-def _lazy(read: Any, like: Any, shape: tuple[int, ...], name: str) -> Any:
-    """A float tensor that is computed by ``read`` (to a numpy array) when it is written."""
-    import onnx_ir
-
-    return onnx_ir.LazyTensor(
-        lambda: onnx_ir.tensor(read(), name=name), dtype=like.dtype, shape=onnx_ir.Shape(shape), name=name
-    )
 
 
 def _read_once(value: Any) -> bool:
@@ -69,9 +61,9 @@ def _fold_factors(graph: Any) -> None:
             continue
         factor, tensor = float(factors[0].const_value.numpy().item()), weight.const_value
         weight.meta[PARTS] = [(name, before * factor) for name, before in parts_of(weight)]
-        weight.const_value = _lazy(
-            lambda tensor=tensor, factor=factor: tensor.numpy() * np.float32(factor), tensor, tuple(tensor.shape),
-            weight.name,
+        weight.const_value = lazy_tensor(
+            weight.name, tensor.dtype, tensor.shape,
+            lambda tensor=tensor, factor=factor: tensor.numpy() * np.float32(factor),
         )
         node.outputs[0].replace_all_uses_with(product)
         graph.remove(node, safe=True)
@@ -102,7 +94,9 @@ def _merge(graph: Any, nodes: list[Any]) -> None:
     name, shape = f"{weights[0].name}{MERGED}", (int(weights[0].shape[0]), sum(widths))
     merged = onnx_ir.Value(
         name=name, shape=onnx_ir.Shape(shape), type=weights[0].type,
-        const_value=_lazy(lambda: np.concatenate([t.numpy() for t in tensors], axis=1), tensors[0], shape, name),
+        const_value=lazy_tensor(
+            name, tensors[0].dtype, shape, lambda: np.concatenate([t.numpy() for t in tensors], axis=1)
+        ),
     )
     merged.meta[PARTS] = [part for weight in weights for part in parts_of(weight)]
     product = onnx_ir.node("MatMul", [nodes[0].inputs[0], merged])

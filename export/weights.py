@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flamingo_rt.export.lazy_tensors import lazy_tensor
 from flamingo_rt.export.naming import TRANSPOSED, parts_of, tensor_name
 from flamingo_rt.weights.lazy import LazyTensor
 
@@ -33,7 +34,7 @@ class Weights:
         for name, value in list(model.graph.initializers.items()):
             tensor = self.tensors.get(tensor_name(name))
             if tensor is not None:
-                value.const_value = _lazy(name, tensor)
+                value.const_value = _float32(name, tensor)
         _fold_transposes(model.graph, self._transposed)
 
     def _transposed(self, name: str) -> LazyTensor | None:
@@ -69,14 +70,11 @@ def save_graph(model: Any, path: Path, on_tensor: Callable[[str, int], None] = l
     )
 
 
-def _lazy(name: str, tensor: LazyTensor) -> Any:
+def _float32(name: str, tensor: LazyTensor) -> Any:
     """The tensor as onnx_ir wants it: float32, read when it is written."""
     import onnx_ir
 
-    return onnx_ir.LazyTensor(
-        lambda: onnx_ir.tensor(tensor.to(torch.float32).read(), name=name),
-        dtype=onnx_ir.DataType.FLOAT, shape=onnx_ir.Shape(tensor.shape), name=name,
-    )
+    return lazy_tensor(name, onnx_ir.DataType.FLOAT, tensor.shape, tensor.to(torch.float32).read)
 
 
 def _fold_transposes(graph: Any, transposed: Callable[[str], LazyTensor | None]) -> None:
@@ -96,7 +94,7 @@ def _fold_transposes(graph: Any, transposed: Callable[[str], LazyTensor | None])
         name = f"{weight.name}{TRANSPOSED}"
         stored = onnx_ir.Value(
             name=name, shape=onnx_ir.Shape(tensor.shape), type=onnx_ir.TensorType(onnx_ir.DataType.FLOAT),
-            const_value=_lazy(name, tensor),
+            const_value=_float32(name, tensor),
         )
         graph.initializers.add(stored)
         node.outputs[0].replace_all_uses_with(stored)
@@ -112,10 +110,7 @@ def _cast_behind(graph: Any, value: Any, dtype: torch.dtype) -> None:
     kind = {torch.float16: onnx_ir.DataType.FLOAT16, torch.bfloat16: onnx_ir.DataType.BFLOAT16}[dtype]
     full = value.const_value
     uses = list(value.uses())
-    value.const_value = onnx_ir.LazyTensor(
-        lambda: onnx_ir.tensor(_torch(full).to(dtype), name=value.name), dtype=kind,
-        shape=onnx_ir.Shape(full.shape), name=value.name,
-    )
+    value.const_value = lazy_tensor(value.name, kind, full.shape, lambda: _torch(full).to(dtype))
     value.type = onnx_ir.TensorType(kind)
     for node, index in uses:
         if node.op_type in ("Gather", "Transpose") and index == 0:
