@@ -21,7 +21,7 @@ from flamingo_rt.runtime.decoder import Decoder, Prefix, Row
 from flamingo_rt.runtime.engine import Engine
 from flamingo_rt.runtime.generation import BatchGeneration, Generation, GrowingRow, decode_rows, search_rows
 from flamingo_rt.runtime.media_cache import DEFAULT_BYTES, MediaCache
-from flamingo_rt.runtime.memory import check_memory
+from flamingo_rt.runtime.memory import Prefill, check_memory
 from flamingo_rt.runtime.options import GenerationOptions, GenerationResult, Score
 from flamingo_rt.runtime.prompt_file import CompiledPrompt, read_about, read_prompt, write_prompt
 from flamingo_rt.runtime.reading import VisualReader
@@ -94,7 +94,9 @@ class Model:
         timer = StageTimer()
         prompt = build_prompt(parts, self.tokenizer)
         self._check([prompt], None)
-        check_memory(self._specs, 1, len(prompt), len(prompt.visuals))
+        check_memory(
+            self._specs, 1, len(prompt), len(prompt.visuals), prefill=Prefill(self.config, len(prompt))
+        )
         decoder = self._decoder(1, len(prompt), None)
         decoder.prefill(self._rows([prompt], timer))
         return PromptState(self, decoder.prefix(), len(prompt.visuals), prompt.input_ids)
@@ -161,7 +163,8 @@ class Model:
                 f"the prompt has {start} tokens and a choice {longest}, the context {self.config.language.context}: "
                 "shorten them"
             )
-        check_memory(self._specs, 1, start + longest, self._most_visuals([prompt], prefix))
+        prefill = Prefill(self.config, len(prompt), start - len(prompt))
+        check_memory(self._specs, 1, start + longest, self._most_visuals([prompt], prefix), prefill=prefill)
         decoder = self._decoder(1, start + longest, prefix)
         rows = self._rows([prompt], timer)
         with timer.stage("prefill"):
@@ -186,7 +189,10 @@ class Model:
         capacity = min(context, before + max(len(prompt) for prompt in built) + max(limits))
         # Beams take the rows of a batch, so the prompts of a batch are searched one after the other.
         count, kind = (len(built), "rows") if options.beams == 1 else (options.beams, "beams")
-        check_memory(self._specs, count, capacity, self._most_visuals(built, prefix), kind)
+        prefill = Prefill(
+            self.config, max(len(prompt) for prompt in built), before, together=options.beams == 1 and not before
+        )
+        check_memory(self._specs, count, capacity, self._most_visuals(built, prefix), kind, prefill)
         before_ids = prefix._ids if prefix else np.empty(0, dtype=np.int64)
         growing = [
             GrowingRow(row, np.concatenate([before_ids, row.input_ids]), self._answer(options, limit))
