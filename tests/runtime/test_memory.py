@@ -1,5 +1,7 @@
 """Memory: what a batch needs is known before it is taken, and what there is, is read where the system says it."""
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -101,6 +103,47 @@ def test_a_position_bias_takes_a_number_for_each_pair_of_tokens_and_head(config,
     biased = with_language(config, positions=positions)
     more = memory.prefill_bytes(biased, 2, 70, 90) - memory.prefill_bytes(config, 2, 70, 90)
     assert more == 2 * 70 * 90 * pair
+
+
+MEASURED = """
+import sys
+from pathlib import Path
+import numpy as np
+from flamingo_rt.bundle import read_bundle
+from flamingo_rt.bench.machine import reset_peak
+from flamingo_rt.contract import GRAPHS, graph_specs
+from flamingo_rt.engines.ort import OrtEngine
+from flamingo_rt.runtime.decoder import Decoder, Row
+from flamingo_rt.runtime.memory import prefill_bytes
+
+def status(name):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
+
+def decoder(tokens):
+    made = Decoder(engine, bundle.config, graph_specs(bundle.config), 1, tokens)
+    ids = np.ones(tokens, dtype=np.int64)
+    return made, [Row(ids, np.zeros_like(ids), [])]
+
+bundle, tokens = read_bundle(Path(sys.argv[1])), 8000
+engine = OrtEngine({name: bundle.graph_path(name) for name in GRAPHS}, bundle.config, threads=1)
+first, rows = decoder(8)
+first.prefill(rows)
+long, rows = decoder(tokens)
+for array in long._cache.values():
+    array[:] = 1
+reset_peak()
+before = status("VmRSS")
+long.prefill(rows)
+print(prefill_bytes(bundle.config, 1, tokens, tokens) / (status("VmHWM") - before))
+"""
+
+
+@pytest.mark.skipif(not memory.MEMINFO.exists(), reason="this system does not say what a process takes")
+def test_a_prefill_takes_about_what_is_reckoned(bundle_folder):
+    done = subprocess.run([sys.executable, "-c", MEASURED, str(bundle_folder)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert 0.4 < float(done.stdout) < 2.5, done.stdout
 
 
 @pytest.mark.parametrize("call", [
