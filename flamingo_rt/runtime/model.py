@@ -144,20 +144,12 @@ class Model:
         neither has a space. A choice is tokenized as the continuation of the prompt; its score is the sum over its
         tokens, not divided by their number.
         """
-        choices = choices if isinstance(choices, str) else list(choices)
-        valid = not isinstance(choices, str) and all(isinstance(c, str) and c.strip() for c in choices)
-        if not choices or not valid:
-            raise UsageError(f"choices are {choices!r}: give a list of one or more texts that are not empty")
-        if any(self.tokenizer.tokens.image in choice for choice in choices):
-            raise UsageError(f"a choice holds {self.tokenizer.tokens.image}: pictures belong into the prompt")
+        choices = self._checked_choices(choices)
         timer = StageTimer()
         prompt = build_prompt(parts, self.tokenizer, start=prefix is None)
         self._check([prompt], prefix)
-        between = "" if _ends_in_space(parts) else self.config.prompts.answer_separator
-        texts = [choice if choice[0].isspace() else between + choice for choice in choices]
-        tokens = [continuation_ids(parts, text, self.tokenizer, start=prefix is None) for text in texts]
-        longest = max(len(choice) for choice in tokens)
-        start = (len(prefix) if prefix else 0) + len(prompt)
+        tokens = self._choice_tokens(parts, choices, start=prefix is None)
+        start, longest = (len(prefix) if prefix else 0) + len(prompt), max(len(choice) for choice in tokens)
         if start + longest > self.config.language.context:
             raise DataError(
                 f"the prompt has {start} tokens and a choice {longest}, the context {self.config.language.context}: "
@@ -177,6 +169,22 @@ class Model:
             for choice, total, share, ids in zip(choices, sums, shares, tokens, strict=True)
         ]
         return sorted(scores, key=lambda score: -score.logprob)
+
+    def _checked_choices(self, choices: Sequence[str]) -> list[str]:
+        """The choices, of which there is one at least, and each a text. Raises `UsageError`."""
+        listed = [] if isinstance(choices, str) else list(choices)
+        if not listed or not all(isinstance(choice, str) and choice.strip() for choice in listed):
+            shown = choices if isinstance(choices, str) else listed
+            raise UsageError(f"choices are {shown!r}: give a list of one or more texts that are not empty")
+        if any(self.tokenizer.tokens.image in choice for choice in listed):
+            raise UsageError(f"a choice holds {self.tokenizer.tokens.image}: pictures belong into the prompt")
+        return listed
+
+    def _choice_tokens(self, parts: PromptParts, choices: Sequence[str], start: bool) -> list[np.ndarray]:
+        """Each choice's ids int64 [T] as it continues the prompt; ``start`` as in `build_prompt`."""
+        between = "" if _ends_in_space(parts) else self.config.prompts.answer_separator
+        texts = [choice if choice[0].isspace() else between + choice for choice in choices]
+        return [continuation_ids(parts, text, self.tokenizer, start=start) for text in texts]
 
     def _start(
         self, prompts: Sequence[PromptParts], prefix: PromptState | None, options: GenerationOptions
