@@ -19,6 +19,7 @@ import numpy as np
 from flamingo_rt.contract import LANGUAGE_MODEL
 from flamingo_rt.errors import UsageError
 from flamingo_rt.export.blocks import Blocks, QuantizedMatrix, round_to_nearest, stacked
+from flamingo_rt.export.choices import DEFAULT_BLOCK
 from flamingo_rt.export.lazy_tensors import lazy_tensor
 from flamingo_rt.export.naming import parts_of
 
@@ -71,7 +72,7 @@ class Scheme:
 
 # On 2 cores with AVX-512, blocks of 256 are 5 to 25% faster than blocks of 128, and these 20 to 30% faster than blocks
 # of 32. Rounded with errors in mind, the packaged model loses no more with blocks of 128 than with blocks of 32.
-INT8, INT4 = Blocks(8, 256), Blocks(4, 256)
+INT8, INT4 = Blocks(8, 256), Blocks(4, DEFAULT_BLOCK)
 SCHEMES = {
     scheme.name: scheme
     for scheme in (

@@ -17,11 +17,12 @@ from flamingo_rt.errors import UsageError
 from flamingo_rt.export.blocks import Blocks, QuantizedMatrix
 from flamingo_rt.export.calibration import Calibration, drawn_scenes, read_prompts
 from flamingo_rt.export.cases import Reference, TextBatch, answer
+from flamingo_rt.export.choices import BLOCKS, LIMITS, ROUNDINGS, Limits
 from flamingo_rt.export.evaluation import scene_accuracy
 from flamingo_rt.export.gptq import LayerRounding
 from flamingo_rt.export.parity import compare
 from flamingo_rt.export.prompt_cases import encode_prompts
-from flamingo_rt.export.quality import LIMITS, Limits, Quality, QualityMeter, check_quality
+from flamingo_rt.export.quality import Quality, QualityMeter, check_quality
 from flamingo_rt.export.quantization import Scheme, quantize_graph, scheme_called
 from flamingo_rt.export.reference import streamed_model
 from flamingo_rt.model.engine import TorchEngine
@@ -30,8 +31,6 @@ from flamingo_rt.progress import Progress
 from flamingo_rt.runtime.engine import Engine
 from flamingo_rt.runtime.model import Model
 
-ROUNDINGS = ("gptq", "nearest")
-BLOCKS = (32, 64, 128, 256)
 ERROR_AWARE_BITS = 4  # at 8, rounding to the nearest loses next to nothing
 QUESTIONS = 4  # about each drawn scene
 
@@ -48,7 +47,7 @@ class Quantize:
     """
 
     scheme: str
-    rounding: str = "gptq"
+    rounding: str = ROUNDINGS[0]
     calibration: Path | None = None
     min_cosine: float | None = None
     max_changed: float | None = None

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from flamingo_rt.bundle import QUANTIZATIONS
 from flamingo_rt.cli.dependencies import needs_extra
 from flamingo_rt.cli.progress import ProgressBar
 from flamingo_rt.errors import DataError, DependencyError, UsageError
@@ -43,7 +44,7 @@ class Counts(click.ParamType):
 @click.option("--preset", "preset_name", metavar="NAME",
               help="Random weights of this model's shape instead, such as openflamingo-3b; needs the extra export.")
 @click.option("--dtype", type=click.Choice(["fp32", "fp16", "bf16"]), help="With --preset: type of the matrices.")
-@click.option("--quantize", type=click.Choice(["int8", "int4", "mixed"]), help="With --preset: quantize the weights.")
+@click.option("--quantize", type=click.Choice(QUANTIZATIONS), help="With --preset: quantize the weights.")
 @click.option("--work", type=FILE, metavar="FOLDER",
               help="With --preset: where its bundle is kept.  [default: the user's cache]")
 @click.option("--backend", default="auto", show_default=True, help="auto, ort (bundles) or torch (checkpoints).")

@@ -22,9 +22,9 @@ from flamingo_rt.contract import GRAPHS, LANGUAGE_MODEL
 from flamingo_rt.errors import DataError, ParityError, UsageError
 from flamingo_rt.export.blocks import Blocks, QuantizedMatrix
 from flamingo_rt.export.calibration import Calibration, read_prompts
+from flamingo_rt.export.choices import LIMITS, Limits
 from flamingo_rt.export.evaluation import SceneAccuracy
 from flamingo_rt.export.pipeline import export_model
-from flamingo_rt.export.quality import LIMITS, Limits
 from flamingo_rt.export.quantization import SCHEMES
 from flamingo_rt.export.quantizing import Quantize, error_aware_rounding
 from flamingo_rt.loading import load
