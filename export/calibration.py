@@ -22,15 +22,22 @@ CALIBRATED = 64  # prompts to calibrate with, at most: all are in memory at once
 MEASURED = 16  # prompts to measure with, at most
 MEASURE_EVERY = 4  # of a file
 SEED = 4
-Prompts = list[list[Part]]
+
+
+@dataclass(frozen=True)
+class CalibrationPrompt:
+    """A prompt with its answer; ``place`` is where it stands, for messages: a file and a line."""
+
+    parts: list[Part]
+    place: str
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Prompts with their answers: ``calibrate`` to round by, ``measure`` to judge by; ``origin`` says where from."""
+    """``calibrate`` are the prompts to round by, ``measure`` those to judge by; ``origin`` says where from."""
 
-    calibrate: Prompts
-    measure: Prompts
+    calibrate: list[CalibrationPrompt]
+    measure: list[CalibrationPrompt]
     origin: str
 
     @property
@@ -52,11 +59,11 @@ def drawn_scenes(config: FlamingoConfig) -> Calibration:
     )
 
 
-def _scenes(config: FlamingoConfig, split: str, count: int) -> Prompts:
+def _scenes(config: FlamingoConfig, split: str, count: int) -> list[CalibrationPrompt]:
     from flamingo_rt.training import scenes
 
     rng = np.random.default_rng(SEED)
-    prompts: Prompts = []
+    prompts = []
     for index in range(count):
         parts: list[Part] = []
         for shot in range(1 + index % 2):
@@ -66,7 +73,7 @@ def _scenes(config: FlamingoConfig, split: str, count: int) -> Prompts:
                 parts += question_shot(config, Image(sample.image), question.text, question.answer)
             else:
                 parts += caption_shot(config, Image(sample.image), sample.caption)
-        prompts.append(parts)
+        prompts.append(CalibrationPrompt(parts, f"drawn scenes, prompt {index + 1}"))
     return prompts
 
 
@@ -81,7 +88,7 @@ def read_prompts(file: Path) -> Calibration:
         lines = file.read_text(encoding="utf-8").split("\n")
     except (OSError, ValueError) as error:
         raise DataError(f"cannot read calibration prompts from {file}: {error}") from error
-    prompts = [_parts(file, number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    prompts = [_prompt(file, number, line) for number, line in enumerate(lines, 1) if line.strip()]
     if len(prompts) < 2:
         raise DataError(
             f"{file} holds {len(prompts)} calibration prompts: give two or more, one to measure with, each on a line "
@@ -92,7 +99,7 @@ def read_prompts(file: Path) -> Calibration:
     return Calibration(_spread(calibrate, CALIBRATED), _spread(measure, MEASURED), f"of {file.name}")
 
 
-def _spread(prompts: Prompts, most: int) -> Prompts:
+def _spread(prompts: list[CalibrationPrompt], most: int) -> list[CalibrationPrompt]:
     """At most ``most`` of the prompts, from all over the list."""
     return [prompts[index * len(prompts) // most] for index in range(most)] if len(prompts) > most else prompts
 
@@ -100,14 +107,15 @@ def _spread(prompts: Prompts, most: int) -> Prompts:
 _EXAMPLE = '[{"image": "a.png"}, "Output: a red star<|endofchunk|>"]'
 
 
-def _parts(file: Path, number: int, line: str) -> list[Part]:
+def _prompt(file: Path, number: int, line: str) -> CalibrationPrompt:
+    place = f"{file}, line {number}"
     try:
         listed = json.loads(line)
         if not isinstance(listed, list) or not listed:
             raise ValueError("not a list")
-        return [_part(file, part) for part in listed]
+        return CalibrationPrompt([_part(file, part) for part in listed], place)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{file}, line {number}: {error}; a prompt is a list such as {_EXAMPLE}") from error
+        raise DataError(f"{place}: {error}; a prompt is a list such as {_EXAMPLE}") from error
 
 
 def _part(file: Path, part: Any) -> Part:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flamingo_rt.errors import DataError
 from flamingo_rt.export.blocks import Blocks, QuantizedMatrix, pack
 from flamingo_rt.model.flamingo import Flamingo
 
@@ -62,7 +63,10 @@ def _inverse_factor(hessian: Tensor) -> Tensor:
 
 
 class LayerRounding:
-    """Rounds the layers of a model while it runs; ``rounded`` has them by the name of their weight."""
+    """Rounds the layers of a model while it runs; ``rounded`` has them by the name of their weight.
+
+    Running it raises `DataError` for a layer whose weight or inputs have numbers that are not finite.
+    """
 
     def __init__(
         self, model: Flamingo, blocks_of: Callable[[str], Blocks | None], tokens: Tensor,
@@ -82,7 +86,14 @@ class LayerRounding:
 
     def _hook(self, name: str, blocks: Blocks) -> Callable[[nn.Module, Any], None]:
         def round_weight(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            result = round_with_errors(module.weight.detach(), self._hessian(inputs[0]), blocks)
+            weight, hessian = module.weight.detach(), self._hessian(inputs[0])
+            for what, tensor in (("its weight", weight), ("what it is given on the calibration prompts", hessian)):
+                if not torch.isfinite(tensor).all():
+                    raise DataError(
+                        f"cannot round {name}: {what} has numbers that are not finite or too large to be squared; the "
+                        "model is damaged, or its layers' outputs grow without bound: convert or train it again"
+                    )
+            result = round_with_errors(weight, hessian, blocks)
             self.rounded[name] = result
             module.weight = nn.Parameter(torch.from_numpy(result.dequantized()), requires_grad=False)
             self._on_layer(1)

@@ -12,8 +12,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from torch import Tensor
 
+from flamingo_rt.bundle import QUANTIZATIONS
 from flamingo_rt.contract import GRAPHS, LANGUAGE_MODEL
 from flamingo_rt.errors import ParityError
+from flamingo_rt.export.choices import Limits
 
 
 @dataclass(frozen=True)
@@ -39,18 +41,6 @@ class Quality:
     def changed_share(self) -> float:
         """Share of the tokens that changed, 0 to 1."""
         return self.changed / max(1, self.tokens)
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What is accepted: the least cosine of each graph on its worst prompt, the largest share of changed tokens."""
-
-    cosine: float
-    changed: float
-
-
-# Beyond what was seen of the packaged model and of random ones; a wrong matrix is far below.
-LIMITS = {"int8": Limits(0.99, 0.1), "mixed": Limits(0.97, 0.15), "int4": Limits(0.95, 0.2)}
 
 
 @dataclass
@@ -90,8 +80,9 @@ class QualityMeter:
 
 def check_quality(quality: Quality, limits: Limits, scheme: str, graphs: Sequence[str] = GRAPHS) -> None:
     """Raise `ParityError` that names what is beyond ``limits``, and the remedy."""
-    milder = {"int4": "take --quantize mixed or int8", "mixed": "take --quantize int8", "int8": "leave out --quantize"}
-    remedy = f"no bundle was written: {milder[scheme]}"
+    milder = QUANTIZATIONS[: QUANTIZATIONS.index(scheme)][::-1]
+    advice = f"take --quantize {' or '.join(milder)}" if milder else "leave out --quantize"
+    remedy = f"no bundle was written: {advice}"
     for name in graphs:
         lowest = quality.graphs[name].lowest_cosine
         if not lowest >= limits.cosine:  # also when it is not a number

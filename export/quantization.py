@@ -9,8 +9,9 @@ are stored in 8 bits and computed in float32.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections import defaultdict
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,8 @@ import numpy as np
 from flamingo_rt.contract import LANGUAGE_MODEL
 from flamingo_rt.errors import UsageError
 from flamingo_rt.export.blocks import Blocks, QuantizedMatrix, round_to_nearest, stacked
+from flamingo_rt.export.choices import DEFAULT_BLOCK
+from flamingo_rt.export.lazy_tensors import lazy_tensor
 from flamingo_rt.export.naming import parts_of
 
 DOMAIN = "com.microsoft"
@@ -42,26 +45,34 @@ class Scheme:
 
         return Scheme(self.name, resized(self.attention), resized(self.feed_forward), resized(self.head))
 
-    def blocks_of(self, name: str) -> Blocks:
-        """Those of the weight called ``name``."""
+    def kind_of(self, name: str) -> str:
+        """The kind of the weight called ``name``: ``attention``, ``feed_forward`` or ``head``."""
         if ".ff." in name:
-            return self.feed_forward
-        return self.head if "language.head." in name or "language.embedding." in name else self.attention
+            return "feed_forward"
+        return "head" if "language.head." in name or "language.embedding." in name else "attention"
+
+    def blocks_of(self, name: str) -> Blocks:
+        """Those of the weight called ``name``, before they are made to fit its width."""
+        return getattr(self, self.kind_of(name))
 
     @property
     def bits(self) -> set[int]:
         """The bits that occur."""
         return {blocks.bits for blocks in (self.attention, self.feed_forward, self.head)}
 
-    def described(self) -> dict[str, dict[str, int]]:
-        """Bits and block of each kind of matrix, as the manifest has them."""
-        return {kind: asdict(blocks) for kind, blocks in
-                (("attention", self.attention), ("feed_forward", self.feed_forward), ("head", self.head))}
+    def described(self, fitted: Mapping[str, Collection[int]]) -> dict[str, dict[str, Any]]:
+        """Each kind of matrix, as the manifest has it: its ``bits``, the ``block`` that is asked for, and ``fitted``,
+        the sizes of block that its matrices have, some being too narrow for that one; none where all stayed dense."""
+        return {
+            kind: {"bits": blocks.bits, "block": blocks.block, "fitted": sorted(fitted.get(kind, ()))}
+            for kind, blocks in
+            (("attention", self.attention), ("feed_forward", self.feed_forward), ("head", self.head))
+        }
 
 
 # On 2 cores with AVX-512, blocks of 256 are 5 to 25% faster than blocks of 128, and these 20 to 30% faster than blocks
 # of 32. Rounded with errors in mind, the packaged model loses no more with blocks of 128 than with blocks of 32.
-INT8, INT4 = Blocks(8, 256), Blocks(4, 256)
+INT8, INT4 = Blocks(8, 256), Blocks(4, DEFAULT_BLOCK)
 SCHEMES = {
     scheme.name: scheme
     for scheme in (
@@ -79,11 +90,15 @@ def scheme_called(name: str) -> Scheme:
     return SCHEMES[name]
 
 
-def quantize_graph(name: str, graph: Any, scheme: Scheme, rounded: Mapping[str, QuantizedMatrix] | None = None) -> None:
+def quantize_graph(
+    name: str, graph: Any, scheme: Scheme, rounded: Mapping[str, QuantizedMatrix] | None = None
+) -> dict[str, set[int]]:
     """Replace the weights of an onnx_ir graph, in place. They are read and rounded when they are written, to the
-    nearest, unless ``rounded`` has them by the name of their tensor."""
+    nearest, unless ``rounded`` has them by the name of their tensor. Returns the sizes of block that each kind of
+    matrix has got."""
+    fitted: dict[str, set[int]] = defaultdict(set)
     if name == LANGUAGE_MODEL:
-        _quantize_tables(graph, scheme)
+        fitted["head"] |= _quantize_tables(graph, scheme)
     for node in list(graph):
         weight = node.inputs[1] if node.op_type in ("MatMul", "Conv", "Gemm") else None
         if weight is None or not weight.is_initializer() or math.prod(weight.shape) < SMALLEST_MATRIX:
@@ -98,6 +113,8 @@ def quantize_graph(name: str, graph: Any, scheme: Scheme, rounded: Mapping[str, 
             _multiply_integers(graph, node, weight)
         elif blocks := scheme.blocks_of(weight.name).fitting(int(weight.shape[0])):
             _multiply_blocks(graph, node, weight, blocks, rounded or {})
+            fitted[scheme.kind_of(weight.name)].add(blocks.block)
+    return fitted
 
 
 def _multiply_blocks(
@@ -118,10 +135,12 @@ def _multiply_blocks(
         graph.initializers.pop(weight.name)
 
 
-def _quantize_tables(graph: Any, scheme: Scheme) -> None:
-    """The embedding's Gather and, where the head is tied to it, the head's MatMul, over the same blocks."""
+def _quantize_tables(graph: Any, scheme: Scheme) -> set[int]:
+    """The embedding's Gather and, where the head is tied to it, the head's MatMul, over the same blocks, whose size is
+    returned."""
     import onnx_ir
 
+    fitted: set[int] = set()
     for node in list(graph):
         table = node.inputs[0] if node.op_type == "Gather" else None
         if table is None or not table.is_initializer() or "language.embedding." not in table.name:
@@ -130,6 +149,7 @@ def _quantize_tables(graph: Any, scheme: Scheme) -> None:
         blocks = scheme.head.fitting(width)
         if blocks is None:
             continue
+        fitted.add(blocks.block)
         dense = table.const_value
         packed, scales = _add_blocks(
             graph, table.name, (rows, width), blocks,
@@ -150,6 +170,7 @@ def _quantize_tables(graph: Any, scheme: Scheme) -> None:
         whole = _constant(graph, "whole_rows", np.array([0, 0, width], dtype=np.int64))
         _replace(graph, node, [by_block, gather, onnx_ir.node("Reshape", [gather.outputs[0], whole])])
         graph.initializers.pop(table.name)
+    return fitted
 
 
 def _matmul_blocks(x: Any, packed: Any, scales: Any, shape: tuple[int, int], blocks: Blocks) -> Any:
@@ -169,8 +190,8 @@ def _add_blocks(
     once = _Once(compute)
     packed_shape, scales_shape = blocks.shapes(*shape)
     return (
-        _lazy(graph, f"{name}.packed", packed_shape, np.uint8, lambda: once().packed),
-        _lazy(graph, f"{name}.scales", scales_shape, np.float32, lambda: once(last=True).scales),
+        _initializer(graph, f"{name}.packed", packed_shape, np.uint8, lambda: once().packed),
+        _initializer(graph, f"{name}.scales", scales_shape, np.float32, lambda: once(last=True).scales),
     )
 
 
@@ -200,8 +221,8 @@ def _multiply_integers(graph: Any, node: Any, weight: Any) -> None:
     width, columns = (int(size) for size in weight.shape)
     dense, x = weight.const_value, node.inputs[0]
     once = _Once(lambda: _columns(dense.numpy()))
-    integers = _lazy(graph, f"{weight.name}.integers", (width, columns), np.int8, lambda: once()[0])
-    scales = _lazy(graph, f"{weight.name}.scales", (columns,), np.float32, lambda: once(last=True)[1] * ROW_STEP)
+    integers = _initializer(graph, f"{weight.name}.integers", (width, columns), np.int8, lambda: once()[0])
+    scales = _initializer(graph, f"{weight.name}.scales", (columns,), np.float32, lambda: once(last=True)[1] * ROW_STEP)
     nodes: list[Any] = []
 
     def add(op: str, inputs: list[Any], attributes: dict | None = None) -> Any:
@@ -229,8 +250,8 @@ def _store_in_bytes(graph: Any, node: Any, weight: Any) -> None:
 
     shape, dense = tuple(int(size) for size in weight.shape), weight.const_value
     once = _Once(lambda: _columns(dense.numpy().reshape(shape[0], -1).T))
-    integers = _lazy(graph, f"{weight.name}.integers", shape, np.int8, lambda: once()[0].T.reshape(shape))
-    scales = _lazy(graph, f"{weight.name}.scales", shape[:1], np.float32, lambda: once(last=True)[1])
+    integers = _initializer(graph, f"{weight.name}.integers", shape, np.int8, lambda: once()[0].T.reshape(shape))
+    scales = _initializer(graph, f"{weight.name}.scales", shape[:1], np.float32, lambda: once(last=True)[1])
     dequantize = onnx_ir.node("DequantizeLinear", [integers, scales], {"axis": 0})
     dequantize.outputs[0].shape, dequantize.outputs[0].type = weight.shape, weight.type
     graph.insert_before(node, dequantize)
@@ -256,16 +277,14 @@ def _replace(graph: Any, node: Any, new: list[Any]) -> None:
     old.name, result.name = f"{name}.dense", name
 
 
-def _lazy(graph: Any, name: str, shape: tuple[int, ...], dtype: type, read: Callable[[], np.ndarray]) -> Any:
+def _initializer(graph: Any, name: str, shape: tuple[int, ...], dtype: type, read: Callable[[], np.ndarray]) -> Any:
+    """A new one, which is computed when it is written."""
     import onnx_ir
 
     kind = onnx_ir.DataType.from_numpy(np.dtype(dtype))
     value = onnx_ir.Value(
         name=name, shape=onnx_ir.Shape(shape), type=onnx_ir.TensorType(kind),
-        const_value=onnx_ir.LazyTensor(
-            lambda: onnx_ir.tensor(np.ascontiguousarray(read()), name=name), dtype=kind, shape=onnx_ir.Shape(shape),
-            name=name,
-        ),
+        const_value=lazy_tensor(name, kind, shape, lambda: np.ascontiguousarray(read())),
     )
     graph.initializers.add(value)
     return value
@@ -274,4 +293,4 @@ def _lazy(graph: Any, name: str, shape: tuple[int, ...], dtype: type, read: Call
 def _constant(graph: Any, name: str, array: np.ndarray) -> Any:
     if name in graph.initializers:
         return graph.initializers[name]
-    return _lazy(graph, name, array.shape, array.dtype.type, lambda: array)
+    return _initializer(graph, name, array.shape, array.dtype.type, lambda: array)

@@ -11,17 +11,18 @@ from typing import Any
 import torch
 
 from flamingo_rt.checkpoints import StoredModel
-from flamingo_rt.contract import GRAPHS
+from flamingo_rt.contract import GRAPHS, LANGUAGE_MODEL
 from flamingo_rt.engines.ort import OrtEngine
 from flamingo_rt.errors import UsageError
 from flamingo_rt.export.blocks import Blocks, QuantizedMatrix
 from flamingo_rt.export.calibration import Calibration, drawn_scenes, read_prompts
 from flamingo_rt.export.cases import Reference, TextBatch, answer
+from flamingo_rt.export.choices import BLOCKS, LIMITS, ROUNDINGS, Limits
 from flamingo_rt.export.evaluation import scene_accuracy
 from flamingo_rt.export.gptq import LayerRounding
 from flamingo_rt.export.parity import compare
 from flamingo_rt.export.prompt_cases import encode_prompts
-from flamingo_rt.export.quality import LIMITS, Limits, Quality, QualityMeter, check_quality
+from flamingo_rt.export.quality import Quality, QualityMeter, check_quality
 from flamingo_rt.export.quantization import Scheme, quantize_graph, scheme_called
 from flamingo_rt.export.reference import streamed_model
 from flamingo_rt.model.engine import TorchEngine
@@ -30,8 +31,6 @@ from flamingo_rt.progress import Progress
 from flamingo_rt.runtime.engine import Engine
 from flamingo_rt.runtime.model import Model
 
-ROUNDINGS = ("gptq", "nearest")
-BLOCKS = (32, 64, 128, 256)
 ERROR_AWARE_BITS = 4  # at 8, rounding to the nearest loses next to nothing
 QUESTIONS = 4  # about each drawn scene
 
@@ -48,7 +47,7 @@ class Quantize:
     """
 
     scheme: str
-    rounding: str = "gptq"
+    rounding: str = ROUNDINGS[0]
     calibration: Path | None = None
     min_cosine: float | None = None
     max_changed: float | None = None
@@ -100,6 +99,7 @@ class QuantizedExport:
         """
         self._options, self._model, self._tokenizer, self._progress = options, model, tokenizer, progress
         self._scheme, self._rounded = options.scheme_with_block(), {}
+        self._fitted: dict[str, set[int]] = {}  # sizes of block by kind of matrix
         self._calibration = options.prompts(model) if measure else None
         if self._calibration is not None:
             self._reference = measured_reference(model, tokenizer, self._calibration, progress)
@@ -108,7 +108,9 @@ class QuantizedExport:
 
     def change(self, name: str, graph: Any) -> None:
         """Quantize the weights of an onnx_ir model."""
-        quantize_graph(name, graph.graph, self._scheme, self._rounded)
+        fitted = quantize_graph(name, graph.graph, self._scheme, self._rounded)
+        if name == LANGUAGE_MODEL:  # the only one in blocks
+            self._fitted = fitted
 
     def record(self, paths: Mapping[str, Path]) -> dict[str, Any]:
         """What the manifest says of it: scheme, blocks, rounding, and the cost, measured with the written graphs.
@@ -117,7 +119,8 @@ class QuantizedExport:
         """
         options, scheme = self._options, self._scheme
         record: dict[str, Any] = {
-            "scheme": scheme.name, "blocks": scheme.described(), "rounding": "gptq" if self._rounded else "nearest",
+            "scheme": scheme.name, "blocks": scheme.described(self._fitted),
+            "rounding": "gptq" if self._rounded else "nearest",
         }
         if self._calibration is None:
             return record

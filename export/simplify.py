@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from flamingo_rt.export.lazy_tensors import lazy_tensor
 from flamingo_rt.export.naming import PARTS, parts_of
 
 MERGED = ".merged"
@@ -26,13 +27,9 @@ def simplify(graph: Any, fold_factors: bool = True) -> None:
     _join_reshapes(graph)
 
 
-def _lazy(read: Any, like: Any, shape: tuple[int, ...], name: str) -> Any:
-    """A float tensor that is computed by ``read`` (to a numpy array) when it is written."""
-    import onnx_ir
-
-    return onnx_ir.LazyTensor(
-        lambda: onnx_ir.tensor(read(), name=name), dtype=like.dtype, shape=onnx_ir.Shape(shape), name=name
-    )
+def _read_once(value: Any) -> bool:
+    """Whether one operator reads the value, once, and nobody outside the graph."""
+    return len(list(value.uses())) == 1 and not value.is_graph_output()
 
 
 def _weight(node: Any) -> Any:
@@ -40,33 +37,33 @@ def _weight(node: Any) -> Any:
     if node is None or node.op_type != "MatMul":
         return None
     value = node.inputs[1]
-    own = value.is_initializer() and len(value.shape) == 2 and len(list(value.uses())) == 1
+    own = value.is_initializer() and len(value.shape) == 2 and _read_once(value)
     return value if own else None
 
 
 def _fold_factors(graph: Any) -> None:
     """factor * (x @ W) and factor * (x @ W * y) -> the same with factor * W: the gates of cross-attention."""
     for node in list(graph):
-        if node.op_type != "Mul":
+        if node.op_type != "Mul" or node.outputs[0].is_graph_output():  # an output keeps its name
             continue
         factors = [value for value in node.inputs if _is_number(value)]
         product = next((value for value in node.inputs if value not in factors), None)
-        if len(factors) != 1 or product is None or len(list(product.uses())) != 1:
+        if len(factors) != 1 or product is None or not _read_once(product):
             continue
         source = product.producer()
         if source is not None and source.op_type == "Mul":
             source = next(
                 (value.producer() for value in source.inputs if _weight(value.producer()) is not None
-                 and len(list(value.uses())) == 1), None
+                 and _read_once(value)), None
             )
         weight = _weight(source)
         if weight is None:
             continue
         factor, tensor = float(factors[0].const_value.numpy().item()), weight.const_value
         weight.meta[PARTS] = [(name, before * factor) for name, before in parts_of(weight)]
-        weight.const_value = _lazy(
-            lambda tensor=tensor, factor=factor: tensor.numpy() * np.float32(factor), tensor, tuple(tensor.shape),
-            weight.name,
+        weight.const_value = lazy_tensor(
+            weight.name, tensor.dtype, tensor.shape,
+            lambda tensor=tensor, factor=factor: tensor.numpy() * np.float32(factor),
         )
         node.outputs[0].replace_all_uses_with(product)
         graph.remove(node, safe=True)
@@ -82,7 +79,7 @@ def _merge_parallel(graph: Any) -> None:
     activation's two; keys and values of all cross-attention layers."""
     readers = defaultdict(list)
     for node in graph:
-        if _weight(node) is not None:
+        if _weight(node) is not None and not node.outputs[0].is_graph_output():  # an output keeps its name
             readers[node.inputs[0]].append(node)
     for nodes in readers.values():
         if len(nodes) > 1:
@@ -97,7 +94,9 @@ def _merge(graph: Any, nodes: list[Any]) -> None:
     name, shape = f"{weights[0].name}{MERGED}", (int(weights[0].shape[0]), sum(widths))
     merged = onnx_ir.Value(
         name=name, shape=onnx_ir.Shape(shape), type=weights[0].type,
-        const_value=_lazy(lambda: np.concatenate([t.numpy() for t in tensors], axis=1), tensors[0], shape, name),
+        const_value=lazy_tensor(
+            name, tensors[0].dtype, shape, lambda: np.concatenate([t.numpy() for t in tensors], axis=1)
+        ),
     )
     merged.meta[PARTS] = [part for weight in weights for part in parts_of(weight)]
     product = onnx_ir.node("MatMul", [nodes[0].inputs[0], merged])

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flamingo_rt.export.lazy_tensors import lazy_tensor
 from flamingo_rt.export.naming import TRANSPOSED, parts_of, tensor_name
 from flamingo_rt.weights.lazy import LazyTensor
 
@@ -71,13 +72,8 @@ def save_graph(model: Any, path: Path, on_tensor: Callable[[str, int], None] = l
 
 def _lazy(name: str, tensor: LazyTensor, kind: Any) -> Any:
     """The tensor as onnx_ir wants it: of the type ``kind``, read when it is written."""
-    import onnx_ir
-
     dtype = getattr(torch, {"FLOAT": "float32"}.get(kind.name, kind.name.lower()))
-    return onnx_ir.LazyTensor(
-        lambda: onnx_ir.tensor(tensor.to(dtype).read(), name=name),
-        dtype=kind, shape=onnx_ir.Shape(tensor.shape), name=name,
-    )
+    return lazy_tensor(name, kind, tensor.shape, tensor.to(dtype).read)
 
 
 def _fold_transposes(graph: Any, transposed: Callable[[str], LazyTensor | None]) -> None:
@@ -113,10 +109,7 @@ def _cast_behind(graph: Any, value: Any, dtype: torch.dtype) -> None:
     kind = {torch.float16: onnx_ir.DataType.FLOAT16, torch.bfloat16: onnx_ir.DataType.BFLOAT16}[dtype]
     full = value.const_value
     uses = list(value.uses())
-    value.const_value = onnx_ir.LazyTensor(
-        lambda: onnx_ir.tensor(_torch(full).to(dtype), name=value.name), dtype=kind,
-        shape=onnx_ir.Shape(full.shape), name=value.name,
-    )
+    value.const_value = lazy_tensor(value.name, kind, full.shape, lambda: _torch(full).to(dtype))
     value.type = onnx_ir.TensorType(kind)
     for node, index in uses:
         if node.op_type in ("Gather", "Transpose") and index == 0:

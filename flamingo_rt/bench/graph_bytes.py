@@ -16,9 +16,10 @@ from flamingo_rt.contract import DISTANCES
 from flamingo_rt.errors import DataError
 
 LOOKUPS = ("Gather", "GatherBlockQuantized")
+VIEWS = ("Unsqueeze",)  # the same numbers in another shape, whose rows are still the first dimension's
 # ModelProto, GraphProto, NodeProto, TensorProto and StringStringEntryProto of onnx.proto.
 GRAPH, NODE, INITIALIZER = 7, 1, 5
-NODE_INPUT, NODE_TYPE = 1, 4
+NODE_INPUT, NODE_OUTPUT, NODE_TYPE = 1, 2, 4
 DIMS, TENSOR_NAME, RAW_DATA, EXTERNAL = 1, 8, 9, 13
 KEY, VALUE = 1, 2
 
@@ -52,13 +53,17 @@ def graph_weights(path: Path) -> WeightBytes:
 
 def _weights(graph: memoryview) -> WeightBytes:
     uses: dict[str, set[bool]] = defaultdict(set)  # initializer -> whether its uses are lookups
+    views: dict[str, str] = {}  # a view's name -> what it is of
     sizes: dict[str, tuple[int, int]] = {}  # initializer -> bytes, rows
     spans: dict[str, int] = {}  # initializer -> bytes for each of its distances
     for number, value in fields(graph):
         if number == NODE:
-            kind, inputs = _node(value)
+            kind, inputs, outputs = _node(value)
+            if kind in VIEWS:
+                views[outputs[0]] = views.get(inputs[0], inputs[0])
+                continue
             for name in inputs:
-                uses[name].add(kind in LOOKUPS)
+                uses[views.get(name, name)].add(kind in LOOKUPS)
         elif number == INITIALIZER:
             name, size, dims = _tensor(value)
             sizes[name] = size, dims[0] if dims else 1
@@ -74,15 +79,17 @@ def _weights(graph: memoryview) -> WeightBytes:
     )
 
 
-def _node(data: memoryview) -> tuple[str, list[str]]:
-    """Operator and names of the inputs of a node."""
-    kind, inputs = "", []
+def _node(data: memoryview) -> tuple[str, list[str], list[str]]:
+    """Operator, names of the inputs and of the outputs of a node."""
+    kind, inputs, outputs = "", [], []
     for number, value in fields(data):
         if number == NODE_TYPE:
             kind = bytes(value).decode()
         elif number == NODE_INPUT:
             inputs.append(bytes(value).decode())
-    return kind, inputs
+        elif number == NODE_OUTPUT:
+            outputs.append(bytes(value).decode())
+    return kind, inputs, outputs
 
 
 def _tensor(data: memoryview) -> tuple[str, int, list[int]]:

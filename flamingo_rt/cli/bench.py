@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from flamingo_rt.bundle import QUANTIZATIONS
 from flamingo_rt.cli.dependencies import needs_extra
 from flamingo_rt.cli.progress import ProgressBar
 from flamingo_rt.errors import DataError, DependencyError, UsageError
@@ -17,6 +18,7 @@ from flamingo_rt.errors import DataError, DependencyError, UsageError
 if TYPE_CHECKING:
     from flamingo_rt.bench.random_bundle import RandomBundle
     from flamingo_rt.bench.results import Report
+    from flamingo_rt.runtime.model import Model
 
 FILE = click.Path(path_type=Path)
 PLOTS = (".svg", ".html")
@@ -42,7 +44,7 @@ class Counts(click.ParamType):
 @click.option("--preset", "preset_name", metavar="NAME",
               help="Random weights of this model's shape instead, such as openflamingo-3b; needs the extra export.")
 @click.option("--dtype", type=click.Choice(["fp32", "fp16", "bf16"]), help="With --preset: type of the matrices.")
-@click.option("--quantize", type=click.Choice(["int8", "int4", "mixed"]), help="With --preset: quantize the weights.")
+@click.option("--quantize", type=click.Choice(QUANTIZATIONS), help="With --preset: quantize the weights.")
 @click.option("--work", type=FILE, metavar="FOLDER",
               help="With --preset: where its bundle is kept.  [default: the user's cache]")
 @click.option("--backend", default="auto", show_default=True, help="auto, ort (bundles) or torch (checkpoints).")
@@ -77,7 +79,7 @@ def command(
       flamingo-rt bench --model bundle --shots 0,32 --plot bench.html
       flamingo-rt bench --preset openflamingo-3b --runs 3 --json
     """
-    from flamingo_rt.loading import BACKENDS, PACKAGED_BUNDLE, load
+    from flamingo_rt.loading import BACKENDS, PACKAGED_BUNDLE
 
     if backend not in BACKENDS:
         raise UsageError(f"unknown backend {backend!r}; known: {', '.join(BACKENDS)}")
@@ -85,22 +87,11 @@ def command(
     if plot is not None:
         _check_plot(plot, overwrite)
     from flamingo_rt.bench import BenchOptions, measure
-    from flamingo_rt.bench.machine import reset_peak
 
-    options = BenchOptions(threads=threads, spin=spin, **wanted)
-    progress = ProgressBar()
+    options, progress = BenchOptions(threads=threads, spin=spin, **wanted), ProgressBar()
     if bundle is not None:
-        if not bundle.ready():
-            with needs_extra("export"):
-                bundle.make(lambda text: click.echo(text, err=True), progress)
-        path = str(bundle.path)
-    reset_peak()  # making a bundle is no part of running it
-    try:
-        model = load(path, backend, threads, spin=spin)
-    except DataError as error:
-        if bundle is None:
-            raise
-        raise DataError(f"{error}; or remove {bundle.path}, and it is made anew") from error
+        path = _made(bundle, progress)
+    model = _loaded(path, bundle, backend, threads, spin)
     report = measure(model, options, folder=path or PACKAGED_BUNDLE, progress=progress)
     if as_json:
         click.echo(json.dumps(report.to_dict()))
@@ -111,6 +102,30 @@ def command(
 
         write_plot(report, plot)
         click.echo(f"wrote {plot}", err=True)
+
+
+def _made(bundle: RandomBundle, progress: ProgressBar) -> str:
+    """The folder of the bundle, which is made unless it is there."""
+    if not bundle.ready():
+        with needs_extra("export"):
+            bundle.make(lambda text: click.echo(text, err=True), progress)
+    return str(bundle.path)
+
+
+def _loaded(
+    path: str | None, bundle: RandomBundle | None, backend: str, threads: int | None, spin: bool
+) -> Model:
+    """The model, whose process's peak memory counts from here; ``bundle`` is what it was made as, if it was."""
+    from flamingo_rt.bench.machine import reset_peak
+    from flamingo_rt.loading import load
+
+    reset_peak()  # making a bundle is no part of running it
+    try:
+        return load(path, backend, threads, spin=spin)
+    except DataError as error:
+        if bundle is None:
+            raise
+        raise DataError(f"{error}; or remove {bundle.path}, and it is made anew") from error
 
 
 def _print(report: Report) -> None:

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from flamingo_rt.bundle import QUANTIZATIONS
 from flamingo_rt.errors import UsageError
+from flamingo_rt.export.choices import BLOCKS, DEFAULT_BLOCK, LIMITS, ROUNDINGS, WITHOUT_4_BITS
 
 if TYPE_CHECKING:
     from flamingo_rt.config import FlamingoConfig
@@ -23,24 +25,25 @@ def quantize_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """``--quantize``, ``--rounding``, ``--block``, ``--calibration``, ``--min-cosine``, ``--max-changed``,
     ``--evaluate``."""
     options = (
-        click.option("--quantize", type=click.Choice(["int8", "mixed", "int4"]),
+        click.option("--quantize", type=click.Choice(QUANTIZATIONS),
                      help="Store weights in fewer bits; what it costs is measured, printed and recorded. mixed: int4 "
                           "for the feed-forward layers, which are most of a model, int8 for the rest."),
-        click.option("--rounding", type=click.Choice(["gptq", "nearest"]),
+        click.option("--rounding", type=click.Choice(ROUNDINGS),
                      help="Of 4-bit matrices: gptq, the default, makes up for rounding errors, seen on calibration "
                           "prompts."),
-        click.option("--block", type=click.Choice(["32", "64", "128", "256"]),
+        click.option("--block", type=click.Choice([str(block) for block in BLOCKS]),
                      help="Numbers of a 4-bit matrix that share a scale: fewer are nearer, more are faster. Default: "
-                          "256."),
+                          f"{DEFAULT_BLOCK}."),
         click.option("--calibration", type=click.Path(path_type=Path), metavar="FILE",
                      help='Prompts with their answers, one JSON list a line: [{"image": "a.png"}, "Output: a star"]. '
                           "Three of four calibrate, the fourth is measured on, 64 and 16 at most. Default: drawn "
                           "scenes."),
         click.option("--min-cosine", type=float,
-                     help="Refuse a graph whose output's cosine with PyTorch's is below this. Default: 0.99, 0.97, "
-                          "0.95 for int8, mixed, int4."),
+                     help="Refuse a graph whose output's cosine with PyTorch's is below this. Default: "
+                          f"{_usual('cosine')}."),
         click.option("--max-changed", type=float,
-                     help="Refuse when a larger share of greedy tokens changes. Default: 0.1, 0.15, 0.2."),
+                     help="Refuse when a larger share of greedy tokens changes. Default: "
+                          f"{_usual('changed')}."),
         click.option("--evaluate", type=click.IntRange(0, 10_000), metavar="SCENES",
                      help="Ask about this many drawn scenes before and after quantization: for models of flamingo-rt "
                           f"train. Default: {SCENES} for the preset tiny, else 0."),
@@ -50,15 +53,21 @@ def quantize_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+def _usual(limit: str) -> str:
+    """The schemes' limits: numbers, and whose they are."""
+    numbers = [f"{getattr(LIMITS[scheme], limit):g}" for scheme in QUANTIZATIONS]
+    return f"{', '.join(numbers)} for {', '.join(QUANTIZATIONS)}"
+
+
 def check_options(options: Mapping[str, Any]) -> None:
     """Raise `UsageError` for an option that says nothing beside the others."""
     scheme = options["quantize"]
     for name in OPTIONS:
         written = f"--{name.replace('_', '-')}"
         if options[name] is not None and scheme is None:
-            raise UsageError(f"{written} goes with --quantize int8, mixed or int4")
-        if options[name] is not None and scheme == "int8" and name in OF_4_BITS:
-            raise UsageError(f"{written} is of 4-bit matrices, and --quantize int8 has none: leave it out")
+            raise UsageError(f"{written} goes with --quantize {', '.join(QUANTIZATIONS[:-1])} or {QUANTIZATIONS[-1]}")
+        if options[name] is not None and scheme in WITHOUT_4_BITS and name in OF_4_BITS:
+            raise UsageError(f"{written} is of 4-bit matrices, and --quantize {scheme} has none: leave it out")
 
 
 def quantize_of(options: Mapping[str, Any], config: FlamingoConfig) -> Quantize | None:
@@ -72,7 +81,7 @@ def quantize_of(options: Mapping[str, Any], config: FlamingoConfig) -> Quantize 
         scenes = SCENES if config.name == "tiny" else 0
     return Quantize(
         options["quantize"],
-        rounding=options["rounding"] or "gptq",
+        rounding=options["rounding"] or ROUNDINGS[0],
         block=int(options["block"]) if options["block"] else None,
         calibration=options["calibration"],
         min_cosine=options["min_cosine"],

@@ -7,11 +7,14 @@ nothing is refused.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from bisect import bisect_left
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from flamingo_rt.config import FlamingoConfig
 from flamingo_rt.contract import LANGUAGE_MODEL, RESAMPLER, GraphSpec
 from flamingo_rt.errors import DataError
 
@@ -21,25 +24,73 @@ _VERSION_2 = ("memory.max", "memory.current", ("inactive_file", "active_file"))
 _VERSION_1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", ("total_inactive_file", "total_active_file"))
 
 
-def check_memory(specs: dict[str, GraphSpec], rows: int, capacity: int, visuals: int, kind: str = "rows") -> None:
-    """Raise `DataError` when ``rows`` rows of ``capacity`` tokens and at most ``visuals`` visuals each need more memory
-    than there is; it says how many would fit. ``kind`` is what the caller calls them: rows or beams."""
+@dataclass(frozen=True)
+class Prefill:
+    """What is read at once: ``tokens`` new ones a row, padding included, behind ``cached`` ones; of all rows
+    ``together``, or of one row at a time."""
+
+    config: FlamingoConfig
+    tokens: int
+    cached: int = 0
+    together: bool = True
+
+    def bytes(self, rows: int, capacity: int) -> int:
+        """Of a batch whose rows have room for ``capacity`` tokens, if that is less than are to be read."""
+        tokens, total = min(self.tokens, capacity), min(self.cached + self.tokens, capacity)
+        return prefill_bytes(self.config, rows if self.together else 1, tokens, total)
+
+
+def check_memory(
+    specs: dict[str, GraphSpec], rows: int, capacity: int, visuals: int, kind: str = "rows",
+    prefill: Prefill | None = None,
+) -> None:
+    """Raise `DataError` when ``rows`` rows of ``capacity`` tokens and at most ``visuals`` visuals each, and their
+    ``prefill``, need more memory than there is; it says how many would fit. ``kind`` is what the caller calls them:
+    rows or beams."""
+    def needed(rows: int, capacity: int) -> int:
+        computed = prefill.bytes(rows, capacity) if prefill else 0
+        return needed_bytes(specs, rows, capacity, visuals) + computed
+
     available = available_bytes()
-    needed = needed_bytes(specs, rows, capacity, visuals)
-    if available is None or needed <= available:
+    if available is None or needed(rows, capacity) <= available:
         return
-    fitting = available // needed_bytes(specs, 1, capacity, visuals)
+    fitting = _most(rows, lambda count: needed(count, capacity) <= available)
     if fitting:
         remedy = f"{fitting} of these {kind} would fit: ask for no more at a time"
     else:
-        least = needed_bytes(specs, 1, 0, visuals)
-        tokens = (available - least) // (needed_bytes(specs, 1, 1, visuals) - least)
-        remedy = f"{max(0, tokens):,} tokens would fit: use fewer shots, a smaller max_new_tokens or a smaller model"
+        tokens = _most(capacity, lambda count: needed(1, count) <= available)
+        remedy = f"{tokens:,} tokens would fit: use fewer shots, a smaller max_new_tokens or a smaller model"
     batch = f"{rows} {kind}" if rows > 1 else "one row"
+    parts = "cache, pictures and reading the prompt take" if prefill else "cache and pictures take"
     raise DataError(
-        f"{batch} of {capacity:,} tokens cannot be kept in memory: cache and pictures take {_readable(needed)}, "
+        f"{batch} of {capacity:,} tokens cannot be kept in memory: {parts} {_readable(needed(rows, capacity))}, "
         f"{_readable(available)} are available; {remedy}"
     )
+
+
+def _most(limit: int, fits: Callable[[int], bool]) -> int:
+    """The largest number below ``limit`` that fits, where all smaller ones do; 0 where none does."""
+    return max(0, bisect_left(range(1, limit), True, key=lambda count: not fits(count)))
+
+
+def prefill_bytes(config: FlamingoConfig, rows: int, tokens: int, total: int) -> int:
+    """Bytes of what the language model computes on its way through ``tokens`` new tokens a row, ``total`` with those
+    before them, in float32: what is alive in its largest layer at once, as ONNX Runtime runs it.
+
+    A token's vectors: the residual stream, its norm and a layer's result (3 * width), and either attention's queries,
+    keys and values (merged, split and turned: 3 times) or a feed-forward's inner vectors (before and after the
+    activation: 2; gated and split: 7). Pairs of a token and one that it may look at: scores themselves are computed in
+    pieces, but position biases are whole. ALiBi's: a number a head (4 bytes), and the distances as int64 and float32.
+    Relative ones: products, scaled, indices (int64) and gathered, 20 bytes a head, and the distances three times as
+    int64.
+    """
+    language, cross = config.language, config.cross_attention
+    attention = 3 * (language.heads + 2 * language.kv_heads) * language.head_width
+    feed_forward = (7 if language.activation == "swiglu" else 2) * language.ff_width
+    gated = 2 * max(cross.ff_multiplier * language.width, cross.heads * cross.head_width)
+    vectors = 4 * (3 * language.width + max(attention, feed_forward, gated))
+    pairs = {"alibi": 4 * language.heads + 12, "relative": 20 * language.heads + 24}.get(language.positions, 0)
+    return rows * tokens * (vectors + total * pairs)
 
 
 def needed_bytes(specs: dict[str, GraphSpec], rows: int, capacity: int, visuals: int) -> int:

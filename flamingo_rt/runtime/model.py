@@ -20,7 +20,7 @@ from flamingo_rt.runtime.decoder import Decoder, Prefix, Row
 from flamingo_rt.runtime.engine import Engine
 from flamingo_rt.runtime.generation import BatchGeneration, Generation, GrowingRow, decode_rows, search_rows
 from flamingo_rt.runtime.media_cache import DEFAULT_BYTES, MediaCache
-from flamingo_rt.runtime.memory import check_memory
+from flamingo_rt.runtime.memory import Prefill, check_memory
 from flamingo_rt.runtime.options import GenerationOptions, GenerationResult, Score
 from flamingo_rt.runtime.prompt_file import CompiledPrompt, read_about, read_prompt, write_prompt
 from flamingo_rt.runtime.reading import VisualReader
@@ -93,7 +93,9 @@ class Model:
         timer = StageTimer()
         prompt = build_prompt(parts, self.tokenizer)
         self._check([prompt], None)
-        check_memory(self._specs, 1, len(prompt), len(prompt.visuals))
+        check_memory(
+            self._specs, 1, len(prompt), len(prompt.visuals), prefill=Prefill(self.config, len(prompt))
+        )
         decoder = self._decoder(1, len(prompt), None)
         decoder.prefill(self._rows([prompt], timer))
         return PromptState(self, decoder.prefix(), len(prompt.visuals), prompt.input_ids)
@@ -141,26 +143,19 @@ class Model:
         neither has a space. A choice is tokenized as the continuation of the prompt; its score is the sum over its
         tokens, not divided by their number.
         """
-        choices = choices if isinstance(choices, str) else list(choices)
-        valid = not isinstance(choices, str) and all(isinstance(c, str) and c.strip() for c in choices)
-        if not choices or not valid:
-            raise UsageError(f"choices are {choices!r}: give a list of one or more texts that are not empty")
-        if any(self.tokenizer.tokens.image in choice for choice in choices):
-            raise UsageError(f"a choice holds {self.tokenizer.tokens.image}: pictures belong into the prompt")
+        choices = self._checked_choices(choices)
         timer = StageTimer()
         prompt = build_prompt(parts, self.tokenizer, start=prefix is None)
         self._check([prompt], prefix)
-        between = "" if _ends_in_space(parts) else self.config.prompts.answer_separator
-        texts = [choice if choice[0].isspace() else between + choice for choice in choices]
-        tokens = [continuation_ids(parts, text, self.tokenizer, start=prefix is None) for text in texts]
-        longest = max(len(choice) for choice in tokens)
-        start = (len(prefix) if prefix else 0) + len(prompt)
+        tokens = self._choice_tokens(parts, choices, start=prefix is None)
+        start, longest = (len(prefix) if prefix else 0) + len(prompt), max(len(choice) for choice in tokens)
         if start + longest > self.config.language.context:
             raise DataError(
                 f"the prompt has {start} tokens and a choice {longest}, the context {self.config.language.context}: "
                 "shorten them"
             )
-        check_memory(self._specs, 1, start + longest, self._most_visuals([prompt], prefix))
+        prefill = Prefill(self.config, len(prompt), start - len(prompt))
+        check_memory(self._specs, 1, start + longest, self._most_visuals([prompt], prefix), prefill=prefill)
         decoder = self._decoder(1, start + longest, prefix)
         rows = self._rows([prompt], timer)
         with timer.stage("prefill"):
@@ -174,6 +169,22 @@ class Model:
         ]
         return sorted(scores, key=lambda score: -score.logprob)
 
+    def _checked_choices(self, choices: Sequence[str]) -> list[str]:
+        """The choices, of which there is one at least, and each a text. Raises `UsageError`."""
+        listed = [] if isinstance(choices, str) else list(choices)
+        if not listed or not all(isinstance(choice, str) and choice.strip() for choice in listed):
+            shown = choices if isinstance(choices, str) else listed
+            raise UsageError(f"choices are {shown!r}: give a list of one or more texts that are not empty")
+        if any(self.tokenizer.tokens.image in choice for choice in listed):
+            raise UsageError(f"a choice holds {self.tokenizer.tokens.image}: pictures belong into the prompt")
+        return listed
+
+    def _choice_tokens(self, parts: PromptParts, choices: Sequence[str], start: bool) -> list[np.ndarray]:
+        """Each choice's ids int64 [T] as it continues the prompt; ``start`` as in `build_prompt`."""
+        between = "" if _ends_in_space(parts) else self.config.prompts.answer_separator
+        texts = [choice if choice[0].isspace() else between + choice for choice in choices]
+        return [continuation_ids(parts, text, self.tokenizer, start=start) for text in texts]
+
     def _start(
         self, prompts: Sequence[PromptParts], prefix: PromptState | None, options: GenerationOptions
     ) -> BatchGeneration:
@@ -185,7 +196,10 @@ class Model:
         capacity = min(context, before + max(len(prompt) for prompt in built) + max(limits))
         # Beams take the rows of a batch, so the prompts of a batch are searched one after the other.
         count, kind = (len(built), "rows") if options.beams == 1 else (options.beams, "beams")
-        check_memory(self._specs, count, capacity, self._most_visuals(built, prefix), kind)
+        prefill = Prefill(
+            self.config, max(len(prompt) for prompt in built), before, together=options.beams == 1 and not before
+        )
+        check_memory(self._specs, count, capacity, self._most_visuals(built, prefix), kind, prefill)
         before_ids = prefix._ids if prefix else np.empty(0, dtype=np.int64)
         growing = [
             GrowingRow(row, np.concatenate([before_ids, row.input_ids]), self._answer(options, limit))

@@ -6,24 +6,41 @@ import math
 
 import numpy as np
 
+from flamingo_rt.errors import DataError
 from flamingo_rt.runtime.options import GenerationOptions
 
 BLOCK = 64  # values whose maximum `largest` looks at first
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
-    """Along the last axis, float64."""
-    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
+    """Along the last axis, float64. Raises `DataError` where there is no probability: see `check_largest`."""
+    highest = logits.max(axis=-1, keepdims=True)
+    check_largest(highest)
+    shifted = logits.astype(np.float64) - highest
     return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
 
 
 def log_sum_exp(logits: np.ndarray, scratch: np.ndarray) -> float:
     """Of float32 [vocab], within 1e-6; ``scratch`` is float32 [vocab] and is overwritten. Allocates no array of that
-    size. Adding up in float64 keeps what is far behind a token of almost all of the probability."""
+    size. Adding up in float64 keeps what is far behind a token of almost all of the probability.
+
+    Raises `DataError` where there is no probability: see `check_largest`."""
     highest = logits.max()
+    check_largest(highest)
     np.subtract(logits, highest, out=scratch)
     np.exp(scratch, out=scratch)
     return float(highest) + math.log(scratch.sum(dtype=np.float64))
+
+
+def check_largest(highest: np.ndarray) -> None:
+    """Raise `DataError` when the largest of some logits, or of each of several rows of them, is not finite: so it is as
+    soon as one of them is not a number, and no token is likelier than another."""
+    if not np.isfinite(highest).all():
+        wrong = np.ravel(highest)[~np.isfinite(np.ravel(highest))][0]
+        raise DataError(
+            f"the model's logits are not numbers to choose by (the largest is {wrong}): its weights are damaged, or "
+            "too large for their type; export or import it again, in float32 where it was half precision"
+        )
 
 
 def largest(values: np.ndarray, count: int) -> np.ndarray:
@@ -75,14 +92,16 @@ class Sampler:
         self._scratch = np.empty(vocab_size, dtype=np.float32)
 
     def choose(self, logits: np.ndarray) -> tuple[int, float]:
-        """logits float32 [vocab] -> the token, and its log-probability under the unchanged logits."""
+        """logits float32 [vocab] -> the token, and its log-probability under the unchanged logits. Raises `DataError`
+        for logits of which one is not a number."""
         options = self._options
+        normaliser = log_sum_exp(logits, self._scratch)
         if options.temperature == 0.0:
             token = int(self._penalised(logits).argmax())
         else:
             token = self._draw(self._penalised(logits))
         self._seen[token] = True
-        return token, float(logits[token]) - log_sum_exp(logits, self._scratch)
+        return token, float(logits[token]) - normaliser
 
     def _penalised(self, logits: np.ndarray) -> np.ndarray:
         """The logits with the repetition penalty, in the scratch array; themselves without one."""

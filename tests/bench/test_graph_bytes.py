@@ -67,6 +67,28 @@ def test_distances_are_read_as_far_as_tokens_are_seen(tmp_path: Path, dtype: typ
     assert weights.read(tokens=1, seen=15) == weights.stored
 
 
+@pytest.mark.parametrize("tied", [False, True])
+def test_of_a_table_in_blocks_a_token_reads_its_row_of_numbers_and_of_scales(tmp_path: Path, tied: bool) -> None:
+    """As quantization stores an embedding: the scales go through an Unsqueeze to what looks them up."""
+    blocks, size = 2, 32
+    constants = {
+        "packed": np.zeros((VOCABULARY, blocks, size // 2), np.uint8),
+        "scales": np.zeros((VOCABULARY, blocks), np.float32), "each": np.array([-1], np.int64),
+    }
+    nodes = [
+        helper.make_node("Unsqueeze", ["scales", "each"], ["by_block"]),
+        helper.make_node("GatherBlockQuantized", ["packed", "ids", "by_block"], ["hidden"], domain="com.microsoft"),
+    ]
+    if tied:
+        nodes.append(helper.make_node("MatMulNBits", ["x", "packed", "scales"], ["logits"], domain="com.microsoft"))
+    graph = helper.make_graph(nodes, "g", [], [], [numpy_helper.from_array(a, name) for name, a in constants.items()])
+    onnx.save(helper.make_model(graph), tmp_path / "g.onnx")
+    row, axes = blocks * (size // 2 + 4), 8
+    stored = VOCABULARY * row + axes
+    expected = WeightBytes(stored, stored, 0) if tied else WeightBytes(stored, axes, row)
+    assert graph_weights(tmp_path / "g.onnx") == expected
+
+
 @pytest.mark.parametrize("name", GRAPHS)
 def test_the_packaged_graphs_hold_what_the_onnx_library_finds(name: str) -> None:
     path = PACKAGED_BUNDLE / f"{name}.onnx"

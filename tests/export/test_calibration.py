@@ -7,15 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import PIL.Image
 import pytest
 import torch
 
 from flamingo_rt.checkpoints import StoredModel
 from flamingo_rt.contract import media_name
 from flamingo_rt.errors import DataError
-from flamingo_rt.export.calibration import CALIBRATED, MEASURED, drawn_scenes, read_prompts
-from flamingo_rt.export.cases import TextBatch, answer
+from flamingo_rt.export import prompt_cases
+from flamingo_rt.export.calibration import CALIBRATED, MEASURED, CalibrationPrompt, drawn_scenes, read_prompts
+from flamingo_rt.export.cases import TextBatch, answer, encode_media
 from flamingo_rt.export.prompt_cases import STEPWISE, encode_prompts
 from flamingo_rt.model.flamingo import Flamingo
 from flamingo_rt.processing.media import Image
@@ -23,10 +23,14 @@ from flamingo_rt.processing.tokenizer import TextTokenizer
 from flamingo_rt.processing.visuals import visual_pixels
 
 
-def described(prompts: list) -> list[list[str]]:
+def described(prompts: list[CalibrationPrompt]) -> list[list[str]]:
     """Prompts in a form that can be compared."""
     return [["".join(map(chr, np.asarray(part.source).ravel()[:4000])) if isinstance(part, Image) else part
-             for part in parts] for parts in prompts]
+             for part in prompt.parts] for prompt in prompts]
+
+
+def placed(*prompts: list) -> list[CalibrationPrompt]:
+    return [CalibrationPrompt(parts, f"prompts.jsonl, line {line}") for line, parts in enumerate(prompts, 1)]
 
 
 # Files
@@ -44,17 +48,18 @@ def write(tmp_path: Path):
 
 def test_pictures_and_texts_are_read_in_their_order(write, tmp_path: Path) -> None:
     found = read_prompts(write([{"image": "a.png"}, "one", {"image": "sub/b.png"}, "two"], ["three"])).measure
-    first = found[0]
-    assert [part if isinstance(part, str) else Path(part.source) for part in first] == [
+    assert [part if isinstance(part, str) else Path(part.source) for part in found[0].parts] == [
         tmp_path / "a.png", "one", tmp_path / "sub" / "b.png", "two",
     ]
 
 
 @pytest.mark.parametrize(("count", "measured"), [(4, [0]), (8, [0, 4]), (9, [0, 4, 8]), (2, [0])])
 def test_every_fourth_prompt_is_measured_with_and_the_others_calibrate(write, count: int, measured: list) -> None:
-    found = read_prompts(write(*[[f"prompt {number}"] for number in range(count)]))
-    assert found.measure == [[f"prompt {number}"] for number in measured]
-    assert found.calibrate == [[f"prompt {number}"] for number in range(count) if number not in measured]
+    file = write(*[[f"prompt {number}"] for number in range(count)])
+    found = read_prompts(file)
+    prompts = [CalibrationPrompt([f"prompt {number}"], f"{file}, line {number + 1}") for number in range(count)]
+    assert found.measure == [prompts[number] for number in measured]
+    assert found.calibrate == [prompts[number] for number in range(count) if number not in measured]
     assert found.source == f"{count - len(measured)} prompts of prompts.jsonl"
 
 
@@ -67,13 +72,14 @@ def test_a_single_prompt_is_refused(write) -> None:
 def test_of_a_long_file_prompts_from_all_over_it_are_taken(write) -> None:
     found = read_prompts(write(*(f'["prompt {number}"]' for number in range(1000))))
     assert (len(found.calibrate), len(found.measure)) == (CALIBRATED, MEASURED)
-    numbers = [int(parts[0].split()[1]) for parts in found.calibrate]
+    numbers = [int(prompt.parts[0].split()[1]) for prompt in found.calibrate]
     assert numbers == sorted(set(numbers)) and numbers[0] < 20 and numbers[-1] > 970
-    assert not {tuple(parts) for parts in found.calibrate} & {tuple(parts) for parts in found.measure}
+    assert not {prompt.place for prompt in found.calibrate} & {prompt.place for prompt in found.measure}
 
 
 def test_empty_lines_are_skipped_and_do_not_shift_the_numbers(write) -> None:
-    assert read_prompts(write("", ["a"], "  ", ["b"])).calibrate == [["b"]]
+    file = write("", ["a"], "  ", ["b"])
+    assert read_prompts(file).calibrate == [CalibrationPrompt(["b"], f"{file}, line 4")]
     with pytest.raises(DataError, match="line 4: "):
         read_prompts(write("", ["a"], "", "nonsense"))
 
@@ -128,7 +134,7 @@ def test_scenes_are_asked_about_in_the_models_own_form(stored: StoredModel) -> N
     """Captions and questions, of one picture and of two, each with its answer and end."""
     config = stored.config
     form = replace(config, prompts=replace(config.prompts, caption="Say:"))
-    texts = [[part for part in parts if isinstance(part, str)] for parts in drawn_scenes(form).calibrate]
+    texts = [[part for part in prompt.parts if isinstance(part, str)] for prompt in drawn_scenes(form).calibrate]
     captions = [text for row in texts for text in row if text.startswith("Say: ")]
     questions = [text for row in texts for text in row if text.startswith("Question: ")]
     assert len(captions) == len(questions) == 48
@@ -154,10 +160,10 @@ def picture(seed: int) -> Image:
     return Image(np.repeat(np.repeat(colours, 4, axis=0), 4, axis=1))
 
 
-PROMPTS = [
+PROMPTS = placed(
     [picture(0), "Output: a red circle"], ["Question: how many stars?"],
     [picture(1), "Output: a star", picture(2), "Output: two circles and a square"],
-]
+)
 
 
 def test_prompts_become_cases_that_are_read_as_in_use(model: Flamingo, tokenizer: TextTokenizer) -> None:
@@ -180,8 +186,9 @@ def test_prompts_become_cases_that_are_read_as_in_use(model: Flamingo, tokenizer
 def test_their_answers_are_the_models_own(model: Flamingo, tokenizer: TextTokenizer) -> None:
     reference = encode_prompts(model, tokenizer, PROMPTS)
     answer(model, reference.cases)
-    for parts, expected in zip(PROMPTS, reference.cases, strict=True):
-        visuals = [torch.from_numpy(visual_pixels(part, model.config)) for part in parts if isinstance(part, Image)]
+    for prompt, expected in zip(PROMPTS, reference.cases, strict=True):
+        pictures = [part for part in prompt.parts if isinstance(part, Image)]
+        visuals = [torch.from_numpy(visual_pixels(picture, model.config)) for picture in pictures]
         shown = (torch.stack(visuals), torch.arange(len(visuals))[None]) if visuals else (None, None)
         with torch.no_grad():
             logits, _ = model(expected.input_ids, expected.media_index, *shown)
@@ -201,23 +208,49 @@ def test_a_batch_says_which_positions_are_no_padding(model: Flamingo, tokenizer:
 
 
 def test_a_short_prompt_has_fewer_single_steps(model: Flamingo, tokenizer: TextTokenizer) -> None:
-    reference = encode_prompts(model, tokenizer, [[picture(0)], [picture(1), "a"]])
+    reference = encode_prompts(model, tokenizer, placed([picture(0)], [picture(1), "a"]))
     for expected in reference.cases:
         assert expected.case.lengths[0] >= 1
         assert expected.case.tokens == expected.input_ids.shape[1]
 
 
-def test_a_prompt_longer_than_the_context_is_refused(model: Flamingo, tokenizer: TextTokenizer) -> None:
-    with pytest.raises(DataError, match=r"has \d+ tokens, the context is 96: shorten it"):
-        encode_prompts(model, tokenizer, [*PROMPTS, [picture(0), "x " * 200]])
+def test_pictures_of_all_prompts_are_encoded_together_some_at_a_time(
+    model: Flamingo, tokenizer: TextTokenizer, monkeypatch
+) -> None:
+    """A model that reads its weights from the disk reads them once for each call."""
+    calls: list[tuple[str, int]] = []
+    handles = [getattr(model, name).register_forward_pre_hook(
+        lambda module, inputs, name=name: calls.append((name, inputs[0].shape[0]))) for name in ("vision", "resampler")]
+    prompts = placed(*[[picture(seed), "a"] for seed in range(5)], ["b"], [picture(5), picture(6), "c"])
+    together = encode_prompts(model, tokenizer, prompts)
+    assert calls == [("vision", 7), ("resampler", 7)]
+    calls.clear()
+    monkeypatch.setattr(prompt_cases, "PICTURES_AT_ONCE", 3)
+    apart = encode_prompts(model, tokenizer, prompts)
+    assert calls == [(name, count) for count in (3, 3, 1) for name in ("vision", "resampler")]
+    for handle in handles:
+        handle.remove()
+    for one, other in zip(together.cases, apart.cases, strict=True):
+        with torch.no_grad():
+            alone = encode_media(model, one.features)
+        for name, tensor in one.media.items():
+            torch.testing.assert_close(tensor, other.media[name], rtol=0, atol=1e-4)
+            torch.testing.assert_close(tensor, alone[name], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(("parts", "message"), [
+    ([picture(0), "x " * 200], r"the prompt has \d+ tokens, the context is 96: shorten it"),
+    ([picture(0), Image(Path("absent.png"))], r".*absent\.png"),
+    (["a <image> b"], "the text 'a <image> b' holds <image>: give the picture itself"),
+    ([""], "the prompt is empty"),
+], ids=["long", "picture", "token", "empty"])
+def test_a_prompt_that_cannot_be_used_is_named_by_its_place(
+    model: Flamingo, tokenizer: TextTokenizer, parts: list, message: str
+) -> None:
+    with pytest.raises(DataError, match=rf"^prompts\.jsonl, line 2: {message}"):
+        encode_prompts(model, tokenizer, placed([picture(0), "good"], parts))
 
 
 def test_prompts_without_any_picture_are_refused(model: Flamingo, tokenizer: TextTokenizer) -> None:
     with pytest.raises(DataError, match="no calibration prompt has a picture"):
-        encode_prompts(model, tokenizer, [["Output: a"], ["Output: b"]])
-
-
-def test_a_picture_that_cannot_be_read_is_named(model: Flamingo, tokenizer: TextTokenizer, tmp_path: Path) -> None:
-    PIL.Image.new("RGB", (4, 4)).save(tmp_path / "good.png")
-    with pytest.raises(DataError, match=r"absent\.png"):
-        encode_prompts(model, tokenizer, [[Image(tmp_path / "good.png"), "a"], [Image(tmp_path / "absent.png"), "b"]])
+        encode_prompts(model, tokenizer, placed(["Output: a"], ["Output: b"]))

@@ -8,6 +8,7 @@ import torch
 from small_model import small_config, small_flamingo
 from torch import Tensor, nn
 
+from flamingo_rt.errors import DataError
 from flamingo_rt.export import gptq
 from flamingo_rt.export.blocks import Blocks, QuantizedMatrix, round_to_nearest
 from flamingo_rt.export.gptq import DAMPING, LayerRounding
@@ -184,6 +185,26 @@ def test_padding_is_not_rounded_for() -> None:
     assert set(results[0]) == set(results[1])
     for name, rounded in results[0].items():
         np.testing.assert_array_equal(rounded.packed, results[1][name].packed, err_msg=name)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
+def test_a_layer_that_is_given_no_numbers_to_round_for_is_named(value: float) -> None:
+    """1e30 is a number, but its square is none in float32."""
+    model = small_flamingo()
+    LayerRounding(model, named(".ff."), TOKENS)
+    with torch.no_grad():
+        model.language.layers[1].ff_norm.weight[0] = value
+    with pytest.raises(DataError, match=r"cannot round language\.layers\.1\.ff\.up\.weight: what it is given on the"):
+        run(model)
+
+
+def test_a_weight_without_numbers_is_named() -> None:
+    model = small_flamingo()
+    LayerRounding(model, named(".ff."), TOKENS)
+    with torch.no_grad():
+        model.language.layers[1].ff.up.weight[2, 3] = torch.nan
+    with pytest.raises(DataError, match=r"cannot round language\.layers\.1\.ff\.up\.weight: its weight has numbers"):
+        run(model)
 
 
 def test_queries_keys_and_values_are_rounded_for_the_same_inputs() -> None:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 
+from flamingo_rt.bundle import QUANTIZATIONS
 from flamingo_rt.contract import GRAPHS, LANGUAGE_MODEL, RESAMPLER, VISION_ENCODER
 from flamingo_rt.errors import ParityError
-from flamingo_rt.export.quality import LIMITS, GraphQuality, Limits, Quality, QualityMeter, check_quality
+from flamingo_rt.export.choices import BLOCKS, DEFAULT_BLOCK, LIMITS, WITHOUT_4_BITS, Limits
+from flamingo_rt.export.quality import GraphQuality, Quality, QualityMeter, check_quality
 from flamingo_rt.export.quantization import SCHEMES
 
 
@@ -123,3 +127,19 @@ def test_every_scheme_has_limits_that_fewer_bits_widen() -> None:
     assert set(LIMITS) == set(SCHEMES)
     assert LIMITS["int8"].cosine > LIMITS["mixed"].cosine > LIMITS["int4"].cosine > 0.9
     assert LIMITS["int8"].changed < LIMITS["mixed"].changed < LIMITS["int4"].changed < 0.25
+
+
+def test_what_can_be_asked_for_is_what_there_is() -> None:
+    """The command line knows the choices without numpy and torch, so they stand apart from what is made of them."""
+    assert tuple(SCHEMES) == tuple(LIMITS) == QUANTIZATIONS
+    assert tuple(name for name, scheme in SCHEMES.items() if 4 not in scheme.bits) == WITHOUT_4_BITS
+    assert DEFAULT_BLOCK in BLOCKS
+    asked_for = [LIMITS[name] for name in QUANTIZATIONS]  # the mildest first: the advice is to take one before
+    assert asked_for == sorted(asked_for, key=lambda limits: (-limits.cosine, limits.changed))
+
+
+def test_the_help_of_export_loads_no_torch_for_its_choices() -> None:
+    listing = "import sys\nimport flamingo_rt.cli.quantizing, flamingo_rt.cli.bench\n" \
+              "print(sorted({'torch', 'numpy', 'onnx', 'onnxruntime'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", listing], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

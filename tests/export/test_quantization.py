@@ -425,12 +425,26 @@ def test_an_unknown_scheme_lists_the_known_ones() -> None:
         scheme_called("int3")
 
 
-def test_a_scheme_is_described_by_bits_and_blocks() -> None:
-    assert scheme_called("mixed").described() == {
-        "attention": {"bits": 8, "block": 256}, "feed_forward": {"bits": 4, "block": 256},
-        "head": {"bits": 8, "block": 256},
+def test_a_scheme_is_described_by_bits_and_blocks_asked_for_and_used() -> None:
+    assert scheme_called("mixed").described({"attention": {256}, "feed_forward": {128, 64}}) == {
+        "attention": {"bits": 8, "block": 256, "fitted": [256]},
+        "feed_forward": {"bits": 4, "block": 256, "fitted": [64, 128]},
+        "head": {"bits": 8, "block": 256, "fitted": []},
     }
     assert [scheme.bits for scheme in SCHEMES.values()] == [{8}, {4, 8}, {4, 8}]
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_the_blocks_that_each_kind_of_matrix_got_are_told(model_and_graphs, scheme: str, tmp_path: Path) -> None:
+    model, graphs = model_and_graphs
+    told = {name: quantize_graph(name, graph.clone().graph, SCHEMES[scheme]) for name, graph in graphs.items()}
+    written = quantized(graphs[LANGUAGE_MODEL], LANGUAGE_MODEL, scheme, tmp_path / "graph.onnx")
+    found: dict[str, set[int]] = {"attention": set(), "feed_forward": set(), "head": set()}
+    for name, (_, block) in blocks_by_matrix(written).items():
+        table = "language.head" in name or "language.embedding" in name
+        found["head" if table else "feed_forward" if ".ff." in name else "attention"].add(block)
+    assert told.pop(LANGUAGE_MODEL) == found and all(found.values())
+    assert not any(told.values()), "the encoders have no blocks"
 
 
 def test_nothing_is_read_before_the_graph_is_written(traced, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,9 +22,9 @@ from flamingo_rt.contract import GRAPHS, LANGUAGE_MODEL
 from flamingo_rt.errors import DataError, ParityError, UsageError
 from flamingo_rt.export.blocks import Blocks, QuantizedMatrix
 from flamingo_rt.export.calibration import Calibration, read_prompts
+from flamingo_rt.export.choices import LIMITS, Limits
 from flamingo_rt.export.evaluation import SceneAccuracy
 from flamingo_rt.export.pipeline import export_model
-from flamingo_rt.export.quality import LIMITS, Limits
 from flamingo_rt.export.quantization import SCHEMES
 from flamingo_rt.export.quantizing import Quantize, error_aware_rounding
 from flamingo_rt.loading import load
@@ -34,6 +34,8 @@ from flamingo_rt.progress import silent
 
 # A small random model has no outliers and no margins: tokens change easily.
 LOOSE = {"min_cosine": 0.9, "max_changed": 0.4}
+# What divides the widths of the small model's matrices, instead of blocks of 256.
+FITTED = {"attention": [32], "feed_forward": [16, 32, 128], "head": [32]}
 WORDS = ["Output: a red circle", "Question: how many stars are there? Answer: two", "Output: a blue square", "Output:"]
 
 
@@ -119,7 +121,7 @@ def test_the_manifest_records_how_and_at_what_cost(exported, scheme: str) -> Non
     assert found["parity"] == {}
     record = found["quantization"]
     assert set(record) == {"scheme", "blocks", "rounding", "calibration", "measured_on", "quality"}
-    assert record["scheme"] == scheme and record["blocks"] == SCHEMES[scheme].described()
+    assert record["scheme"] == scheme and record["blocks"] == SCHEMES[scheme].described(FITTED)
     aware = scheme != "int8"
     assert record["rounding"] == ("gptq" if aware else "nearest")
     assert record["calibration"] == ("9 prompts of prompts.jsonl" if aware else None)
@@ -283,7 +285,7 @@ def test_without_a_comparison_nothing_is_computed(
         monkeypatch.setattr(quantizing, name, None)
     bundle = export_model(stored, tmp_path / "out", quantize=Quantize("int4"), compare=False)
     assert bundle.quantization == {
-        "scheme": "int4", "blocks": SCHEMES["int4"].described(), "rounding": "nearest",
+        "scheme": "int4", "blocks": SCHEMES["int4"].described(FITTED), "rounding": "nearest",
     }
     assert read_bundle(tmp_path / "out").quantization == bundle.quantization
 

@@ -27,12 +27,14 @@ from flamingo_rt.export.weights import save_graph
 
 
 def graph_of(
-    nodes: list[onnx.NodeProto], weights: dict[str, np.ndarray], x: tuple = ("B", 4), y: tuple = ("B", 6)
+    nodes: list[onnx.NodeProto], weights: dict[str, np.ndarray], x: tuple = ("B", 4), y: tuple = ("B", 6),
+    also: tuple[str, ...] = (),
 ) -> onnx_ir.Model:
-    """A graph from ``x`` to ``y``; the weights' names stand for tensors of a model."""
+    """A graph from ``x`` to ``y``; the weights' names stand for tensors of a model. It gives out ``also`` too, after y
+    and of its shape."""
     graph = helper.make_graph(
         nodes, "few", [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, x)],
-        [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, y)],
+        [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, y) for name in ("y", *also)],
         [numpy_helper.from_array(array, name) for name, array in weights.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)
@@ -43,16 +45,18 @@ def operators(model: onnx_ir.Model) -> Counter[str]:
     return Counter(node.op_type for node in model.graph)
 
 
-def answer(model: onnx_ir.Model, x: np.ndarray) -> np.ndarray:
-    return session(onnx_ir.to_proto(model)).run(None, {"x": x})[0]
+def answer(model: onnx_ir.Model, x: np.ndarray) -> list[np.ndarray]:
+    return session(onnx_ir.to_proto(model)).run(None, {"x": x})
 
 
 def simplified(model: onnx_ir.Model, x: np.ndarray) -> onnx_ir.Model:
     """The simplified graph, which answers as before."""
-    expected = answer(model, x)
+    expected, names = answer(model, x), [output.name for output in model.graph.outputs]
     simplify(model.graph)
     onnx.checker.check_model(onnx_ir.to_proto(model), full_check=True)
-    np.testing.assert_allclose(answer(model, x), expected, rtol=1e-5, atol=1e-6)
+    assert [output.name for output in model.graph.outputs] == names
+    for found, before in zip(answer(model, x), expected, strict=True):
+        np.testing.assert_allclose(found, before, rtol=1e-5, atol=1e-6)
     return model
 
 
@@ -117,6 +121,15 @@ def test_a_factor_stays_where_its_matrix_is_used_twice() -> None:
     assert operators(simplified(graph_of(nodes, weights), X))["Mul"] == 1
 
 
+@pytest.mark.parametrize("given", ["product", "silenced", "scaled"])
+def test_a_factor_stays_where_the_graph_gives_out_what_it_would_change(given: str) -> None:
+    weights = W | {"factor": np.array(0.5, np.float32)}
+    nodes = [PRODUCT, node("ReduceMax", ["x"], ["some"], keepdims=1), node("Mul", ["product", "some"], ["silenced"]),
+             node("Mul", ["factor", "silenced"], ["scaled"]), node("Relu", ["scaled"], ["y"])]
+    model = simplified(graph_of(nodes, weights, also=(given,)), X)
+    assert operators(model)["Mul"] == 2
+
+
 def test_vectors_are_no_factors() -> None:
     weights = W | {"vector": numbers(6)}
     nodes = [PRODUCT, node("Mul", ["vector", "product"], ["y"])]
@@ -147,6 +160,27 @@ def test_a_factor_of_a_part_is_kept_when_it_is_merged() -> None:
     model = simplified(graph_of(nodes, weights), X)
     assert operators(model) == {"MatMul": 1, "Split": 1, "Sub": 1}
     assert parts_of(model.graph.node(0).inputs[1]) == [("a.weight", -0.5), ("b.weight", 1.0)]
+
+
+def test_a_matrix_whose_product_the_graph_gives_out_stays_apart() -> None:
+    weights = {name: numbers(4, 6, seed=seed) for seed, name in enumerate("abc")}
+    nodes = [node("MatMul", ["x", name], [f"p{name}"]) for name in weights]
+    nodes.append(node("Sum", ["pa", "pb", "pc"], ["y"]))
+    model = simplified(graph_of(nodes, weights, also=("pb",)), X)
+    assert operators(model) == {"MatMul": 2, "Split": 1, "Sum": 1}
+    assert "b" in model.graph.initializers
+
+
+@pytest.mark.parametrize("operator", ["Mul", "MatMul"])
+def test_a_weight_that_the_graph_gives_out_stays(operator: str) -> None:
+    weights = {"a": numbers(4, 6), "b": numbers(4, 6, seed=1), "factor": np.array(0.5, np.float32)}
+    nodes = [node("MatMul", ["x", "a"], ["p"])]
+    nodes += [node("Mul", ["p", "factor"], ["q"])] if operator == "Mul" else [node("MatMul", ["x", "b"], ["q"])]
+    nodes.append(node("Add", ["p" if operator == "MatMul" else "q", "q"], ["y"]))
+    graph = graph_of(nodes, weights, also=("a",))
+    graph.graph.outputs[1].shape = graph.graph.initializers["a"].shape
+    model = simplified(graph, X)
+    np.testing.assert_array_equal(model.graph.initializers["a"].const_value.numpy(), weights["a"])
 
 
 def test_matrices_of_other_inputs_stay_apart() -> None:

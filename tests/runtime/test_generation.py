@@ -275,3 +275,39 @@ def test_keyword_arguments_go_before_the_options_given(model, prompts, expected)
 def test_the_same_generation_twice_is_the_same(model, prompts):
     first, second = (model.generate(prompts["two pictures"], max_new_tokens=4).result() for _ in range(2))
     np.testing.assert_array_equal(first.logprobs, second.logprobs)
+
+
+class NanEngine:
+    """Passes everything on, and puts a number that is none into the logits."""
+
+    name = "nan"
+
+    def __init__(self, engine, value):
+        self._engine, self._value = engine, value
+
+    def bind(self, graph, inputs, outputs):
+        run = self._engine.bind(graph, inputs, outputs)
+
+        def call():
+            run()
+            if graph == LANGUAGE_MODEL:
+                outputs["logits"][..., 3] = self._value
+
+        return call
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("options", [
+    {}, {"speculation": 4}, {"temperature": 1.0}, {"temperature": 1.0, "top_p": 0.5}, {"temperature": 1.0, "top_k": 2},
+    {"beams": 3}, {"beams": 3, "repetition_penalty": 2.0}, {"repetition_penalty": 2.0},
+], ids=str)
+def test_logits_that_are_no_numbers_are_an_error_and_not_a_token(options, value, flamingo, config, tokenizer):
+    model = Model(NanEngine(TorchEngine(flamingo), value), config, tokenizer)
+    with pytest.raises(DataError, match=rf"logits are not numbers .*the largest is {value}\).* or import it again"):
+        model.generate("x", max_new_tokens=3, **options).result()
+
+
+def test_choices_are_not_ranked_by_logits_that_are_no_numbers(flamingo, config, tokenizer):
+    model = Model(NanEngine(TorchEngine(flamingo), np.nan), config, tokenizer)
+    with pytest.raises(DataError, match="logits are not numbers"):
+        model.score("x", ["yes", "no"])

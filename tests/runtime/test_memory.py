@@ -1,5 +1,9 @@
 """Memory: what a batch needs is known before it is taken, and what there is, is read where the system says it."""
 
+import subprocess
+import sys
+from dataclasses import replace
+
 import pytest
 from recording import RecordingEngine
 
@@ -40,32 +44,106 @@ def test_a_token_more_needs_its_keys_and_values_in_every_layer(specs):
     assert memory.needed_bytes(specs, 3, 11, 1) - memory.needed_bytes(specs, 3, 10, 1) == 3 * (TOKEN + ids)
 
 
+def reading(config, rows, tokens=2, total=2):
+    return memory.prefill_bytes(config, rows, tokens, total)
+
+
 @pytest.mark.parametrize("beams", [1, 3])
-def test_an_answer_that_fits_is_given(beams, torch_model, specs, have):
-    have(memory.needed_bytes(specs, beams, 6, 0))  # the token of the beginning, "x" and four more
+def test_an_answer_that_fits_is_given(beams, torch_model, specs, config, have):
+    """Of the token of the beginning, "x" and four more; the prompt of beams is read once."""
+    have(memory.needed_bytes(specs, beams, 6, 0) + reading(config, 1))
     assert torch_model.generate("x", max_new_tokens=4, beams=beams).result().tokens
 
 
-def test_a_batch_that_does_not_fit_is_told_how_many_rows_would(torch_model, specs, have):
-    have(3 * memory.needed_bytes(specs, 1, 6, 0) + 5)
+def test_a_batch_that_does_not_fit_is_told_how_many_rows_would(torch_model, specs, config, have):
+    have(3 * (memory.needed_bytes(specs, 1, 6, 0) + reading(config, 1)) + 5)
     assert len(torch_model.generate_batch(["x"] * 3, max_new_tokens=4)) == 3
     with pytest.raises(DataError, match=r"4 rows of 6 tokens .* take .* MB, .* MB are available; 3 of these rows"):
         torch_model.generate_batch(["x"] * 4, max_new_tokens=4)
 
 
-def test_beams_that_do_not_fit_are_counted_as_such(torch_model, specs, have):
-    have(2 * memory.needed_bytes(specs, 1, 6, 0))
+def test_beams_that_do_not_fit_are_counted_as_such(torch_model, specs, config, have):
+    have(2 * memory.needed_bytes(specs, 1, 6, 0) + reading(config, 1))
     with pytest.raises(DataError, match=r"5 beams of 6 tokens .*; 2 of these beams would fit"):
         torch_model.generate("x", beams=5, max_new_tokens=4)
 
 
-def test_a_row_that_does_not_fit_is_told_how_many_tokens_would(torch_model, specs, have):
-    have(memory.needed_bytes(specs, 1, 30, 0))
+def test_a_row_that_does_not_fit_is_told_how_many_tokens_would(torch_model, specs, config, have):
+    have(memory.needed_bytes(specs, 1, 30, 0) + reading(config, 1))
     with pytest.raises(DataError, match=r"one row of 66 tokens .*; 30 tokens would fit: use fewer shots"):
         torch_model.generate("x")
     have(10)
     with pytest.raises(DataError, match=r"; 0 tokens would fit"):
         torch_model.generate("x")
+
+
+def test_rows_behind_a_prefix_are_read_one_at_a_time(torch_model, specs, config, have):
+    shots = torch_model.prompt("Output: a")
+    total = len(shots) + 1  # "x"
+    have(memory.needed_bytes(specs, 3, total + 4, 0) + reading(config, 1, 1, total))
+    assert len(torch_model.generate_batch(["x"] * 3, prefix=shots, max_new_tokens=4)) == 3
+
+
+# What prefill computes
+
+
+def with_language(config, **changes):
+    return replace(config, language=replace(config.language, **changes))
+
+
+def test_without_a_bias_prefill_grows_with_the_tokens_alone(config):
+    one = memory.prefill_bytes(config, 1, 100, 100)
+    assert memory.prefill_bytes(config, 3, 200, 5000) == 6 * one
+    # Per token: three vectors of 32, and seven of the gated feed-forward's 64, float32.
+    assert one == 100 * 4 * (3 * 32 + 7 * 64)
+
+
+@pytest.mark.parametrize(("positions", "pair"), [("alibi", 4 * 4 + 12), ("relative", 20 * 4 + 24)])
+def test_a_position_bias_takes_a_number_for_each_pair_of_tokens_and_head(config, positions, pair):
+    biased = with_language(config, positions=positions)
+    more = memory.prefill_bytes(biased, 2, 70, 90) - memory.prefill_bytes(config, 2, 70, 90)
+    assert more == 2 * 70 * 90 * pair
+
+
+MEASURED = """
+import sys
+from pathlib import Path
+import numpy as np
+from flamingo_rt.bundle import read_bundle
+from flamingo_rt.bench.machine import reset_peak
+from flamingo_rt.contract import GRAPHS, graph_specs
+from flamingo_rt.engines.ort import OrtEngine
+from flamingo_rt.runtime.decoder import Decoder, Row
+from flamingo_rt.runtime.memory import prefill_bytes
+
+def status(name):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
+
+def decoder(tokens):
+    made = Decoder(engine, bundle.config, graph_specs(bundle.config), 1, tokens)
+    ids = np.ones(tokens, dtype=np.int64)
+    return made, [Row(ids, np.zeros_like(ids), [])]
+
+bundle, tokens = read_bundle(Path(sys.argv[1])), 8000
+engine = OrtEngine({name: bundle.graph_path(name) for name in GRAPHS}, bundle.config, threads=1)
+first, rows = decoder(8)
+first.prefill(rows)
+long, rows = decoder(tokens)
+for array in long._cache.values():
+    array[:] = 1
+reset_peak()
+before = status("VmRSS")
+long.prefill(rows)
+print(prefill_bytes(bundle.config, 1, tokens, tokens) / (status("VmHWM") - before))
+"""
+
+
+@pytest.mark.skipif(not memory.MEMINFO.exists(), reason="this system does not say what a process takes")
+def test_a_prefill_takes_about_what_is_reckoned(bundle_folder):
+    done = subprocess.run([sys.executable, "-c", MEASURED, str(bundle_folder)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert 0.4 < float(done.stdout) < 2.5, done.stdout
 
 
 @pytest.mark.parametrize("call", [

@@ -1,0 +1,23 @@
+"""What can be asked of quantization: names, sizes and limits, for the command line too, which has them without numpy or
+torch. The names of the schemes are `flamingo_rt.bundle.QUANTIZATIONS`, mildest first."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+ROUNDINGS = ("gptq", "nearest")  # of 4-bit matrices; the first is the default
+BLOCKS = (32, 64, 128, 256)  # numbers of a 4-bit matrix that share a scale
+DEFAULT_BLOCK = 256
+WITHOUT_4_BITS = ("int8",)  # schemes
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What is accepted: the least cosine of each graph on its worst prompt, the largest share of changed tokens."""
+
+    cosine: float
+    changed: float
+
+
+# Beyond what was seen of the packaged model and of random ones; a wrong matrix is far below.
+LIMITS = {"int8": Limits(0.99, 0.1), "mixed": Limits(0.97, 0.15), "int4": Limits(0.95, 0.2)}
