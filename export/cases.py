@@ -110,7 +110,7 @@ def compute_reference(model: Flamingo, on_step: Callable[[int], None] = lambda c
     generator = torch.Generator().manual_seed(0)
     side = model.config.vision.image_size
     pixels = torch.randn(PICTURES, 3, side, side, generator=generator)
-    features = model.vision(pixels)
+    features = model.vision(pixels.to(model.language.embedding.weight.dtype))
     on_step(1)
     cases = []
     for case in CASES:

@@ -1,23 +1,27 @@
 """Bundles that compute in half precision: their weights, what PyTorch must compute to be compared with them, and what
 half precision itself costs.
 
-A graph is compared twice. Widened to float32 (`widening.py`) it must give what PyTorch gives with the same rounded
-weights: that shows that the graph is right. As it is, it shows what rounding after every operator does, and whether
-numbers become too large; ONNX Runtime's CPU kernels can tell for float16 alone.
+A graph, widened to float32 (`widening.py`), must give what PyTorch gives with the same rounded weights: that shows that
+the graph is right. What rounding after every operator does, and whether numbers become too large, PyTorch tells, with
+all of its numbers in half precision. (ONNX Runtime's CPU kernels cannot: of bfloat16 they know nothing, and float16
+they compute in float32 from one operator to the next.)
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable
 from dataclasses import replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from flamingo_rt.checkpoints import StoredModel
+from flamingo_rt.contract import GRAPHS, LANGUAGE_MODEL, RESAMPLER, VISION_ENCODER
 from flamingo_rt.errors import ParityError
+from flamingo_rt.export.cases import Reference, compute_reference
 from flamingo_rt.export.parity import Deviation
+from flamingo_rt.export.reference import streamed_model
 from flamingo_rt.weights.lazy import LazyTensor
 
 # Of the widened graphs: constants in the code, such as an activation's, are rounded to half precision in them, and not
@@ -50,17 +54,36 @@ def _gate(gate: LazyTensor, dtype: torch.dtype) -> LazyTensor:
     return replace(gate, dtype=torch.float32, read=read)
 
 
-class RoundingCost(Deviation):
-    """The largest deviation per graph that half precision makes; however large, as long as it is finite."""
+def rounding_cost(
+    half: StoredModel, dtype: torch.dtype, expected: Reference, on_step: Callable[[int], None]
+) -> dict[str, float]:
+    """The largest deviation of each graph's outputs when PyTorch computes everything in ``dtype``, one graph's results
+    going into the next; ``on_step`` as in `compute_reference`. Raises `ParityError` when numbers become too large."""
+    found = compute_reference(streamed_model(half.config, half.tensors, dtype), on_step)
+    cost = _RoundingCost(dtype)
+    cost.take(VISION_ENCODER, "features", "pictures", found.features, expected.features)
+    for case, wanted in zip(found.cases, expected.cases, strict=True):
+        name = case.case.name
+        for tensor, values in case.media.items():
+            cost.take(RESAMPLER, tensor, name, values, wanted.media[tensor])
+        for row, logits in enumerate(case.logits):
+            cost.take(LANGUAGE_MODEL, "logits", name, logits, wanted.logits[row])
+    return cost.largest
 
-    def __init__(self, graphs: Sequence[str]) -> None:
-        super().__init__(graphs, np.inf)
 
-    def check(self, graph: str, tensor: str, case: str, found: np.ndarray, expected: Tensor) -> None:
-        """Take one tensor. Raises `ParityError` when numbers became too large for float16."""
-        if not np.isfinite(found).all():
+class _RoundingCost(Deviation):
+    """The largest deviation per graph, however large, as long as it is finite."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__(GRAPHS, math.inf)
+        self.dtype = dtype
+
+    def take(self, graph: str, tensor: str, case: str, found: Tensor, expected: Tensor) -> None:
+        if not found.isfinite().all():
+            largest = torch.finfo(self.dtype).max
+            remedy = "take --compute bf16" if self.dtype == torch.float16 else "take --compute fp32"
             raise ParityError(
-                f"graph {graph}, tensor {tensor}, prompt '{case}': numbers too large for fp16 (65504); no bundle was "
-                "written: take --compute bf16"
+                f"graph {graph}, tensor {tensor}, prompt '{case}': numbers are too large for {self.dtype} "
+                f"({largest:.5g}); no bundle was written: {remedy}"
             )
-        super().check(graph, tensor, case, found, expected)
+        self.check(graph, tensor, case, found.float().numpy(), expected)

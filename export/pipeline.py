@@ -21,7 +21,7 @@ from flamingo_rt.export.cases import CASES, STEPS, Reference, compute_reference
 from flamingo_rt.export.distances import tabled_tensors
 from flamingo_rt.export.folding import folded_tensors
 from flamingo_rt.export.graphs import check_lowering, trace_graphs
-from flamingo_rt.export.half_precision import RoundingCost, compared_with, half_tolerance, in_half
+from flamingo_rt.export.half_precision import compared_with, half_tolerance, in_half, rounding_cost
 from flamingo_rt.export.ort import NAME
 from flamingo_rt.export.parity import TOLERANCE, Deviation
 from flamingo_rt.export.parity import compare as run_cases
@@ -163,17 +163,16 @@ def _export_compared(
     if precision.half:
         twins = {name: write_widened(path) for name, path in paths.items()}
         parity = Deviation(GRAPHS, tolerance)
-        _compare(reference, twins, stored, parity, "float32", frugal=True, progress=progress)
+        _compare(reference, twins, stored, parity, frugal=True, progress=progress)
         for twin in twins.values():
             twin.unlink()
-        if precision.compute == "fp16":  # there are no CPU kernels for bf16
-            rounding = RoundingCost(GRAPHS)
-            _compare(reference, paths, stored, rounding, "float16", frugal=True, progress=progress)
+        with progress(f"PyTorch's answers in {precision.compute}", STEPS) as advance:
+            rounding = rounding_cost(stored, precision.matrices, reference, advance)
     else:
         # Float32 weights are what ONNX Runtime computes with; of others it would hold a copy twice their size.
         parity = Deviation(GRAPHS, tolerance)
-        _compare(reference, paths, stored, parity, "float32", frugal=precision.stored != "fp32", progress=progress)
-    return Measured(parity.largest, None, rounding and rounding.largest)
+        _compare(reference, paths, stored, parity, frugal=precision.stored != "fp32", progress=progress)
+    return Measured(parity.largest, None, rounding)
 
 
 def _write_graphs(
@@ -197,12 +196,12 @@ def _write_graphs(
 
 
 def _compare(
-    reference: Reference, paths: dict[str, Path], stored: StoredModel, judge: Deviation, dtype: str, frugal: bool,
+    reference: Reference, paths: dict[str, Path], stored: StoredModel, judge: Deviation, frugal: bool,
     progress: Progress,
 ) -> None:
-    """Show ``judge`` what the graphs, which compute in ``dtype``, give for the reference's cases."""
+    """Show ``judge`` what the graphs, which compute in float32, give for the reference's cases."""
     with progress("comparison", len(STAGES) * len(CASES)) as advance:
         for graphs in STAGES:
-            engine = OrtEngine({name: paths[name] for name in graphs}, stored.config, frugal=frugal, dtype=dtype)
+            engine = OrtEngine({name: paths[name] for name in graphs}, stored.config, frugal=frugal)
             run_cases(reference, engine, stored.config, judge, lambda name: advance(1), graphs)
             del engine  # it has the files mapped

@@ -14,8 +14,10 @@ from flamingo_rt.model.flamingo import Flamingo, on_meta_device
 from flamingo_rt.weights.lazy import LazyTensor
 
 
-def streamed_model(config: FlamingoConfig, tensors: Mapping[str, LazyTensor]) -> Flamingo:
-    """A `Flamingo` that computes in float32 with the given weights and holds those of one layer at a time.
+def streamed_model(
+    config: FlamingoConfig, tensors: Mapping[str, LazyTensor], dtype: torch.dtype = torch.float32
+) -> Flamingo:
+    """A `Flamingo` that computes in ``dtype`` with the given weights and holds those of one layer at a time.
 
     ``tensors`` are those of the model with plain convolutions and projected distances, see `folded_tensors` and
     `tabled_tensors`. Linear layers, and spans of distances, are nearly all of a model; the rest (embedding, norms,
@@ -27,10 +29,10 @@ def streamed_model(config: FlamingoConfig, tensors: Mapping[str, LazyTensor]) ->
         tabulate_distances(model.language)
     layers = {name: module for name, module in model.named_modules() if isinstance(module, (nn.Linear, DistanceSpan))}
     streamed = {f"{name}.{part}" for name, module in layers.items() for part, _ in module.named_parameters()}
-    rest = {name: tensor.to(torch.float32).read() for name, tensor in tensors.items() if name not in streamed}
+    rest = {name: tensor.to(dtype).read() for name, tensor in tensors.items() if name not in streamed}
     model.load_state_dict(rest, assign=True, strict=False)
     for name, module in layers.items():
-        _stream(module, {part: tensors[f"{name}.{part}"] for part, _ in module.named_parameters()})
+        _stream(module, {part: tensors[f"{name}.{part}"].to(dtype) for part, _ in module.named_parameters()})
     return model.eval().requires_grad_(False)
 
 
@@ -39,7 +41,7 @@ def _stream(module: nn.Module, tensors: Mapping[str, LazyTensor]) -> None:
 
     def read(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         for name, tensor in tensors.items():
-            setattr(module, name, nn.Parameter(tensor.to(torch.float32).read(), requires_grad=False))
+            setattr(module, name, nn.Parameter(tensor.read(), requires_grad=False))
 
     def forget(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         for name, parameter in empty.items():

@@ -39,7 +39,7 @@ class GraphEntry:
 class Bundle:
     """A verified bundle on disk. ``parity`` is the largest deviation from PyTorch per graph, measured at export;
     ``quantization``, for a quantized bundle, is how its weights are stored and what that cost; ``rounding``, for one
-    that computes in half precision, is the largest deviation per graph that this makes, where it could be measured."""
+    that computes in half precision, is the largest deviation per graph that this makes in PyTorch."""
 
     path: Path
     config: FlamingoConfig

@@ -94,9 +94,7 @@ def command(
         return
     click.echo(f"wrote {out} ({size / 1e6:.1f} MB); largest deviation from PyTorch: {_listed(bundle.parity)}")
     if bundle.rounding is not None:
-        click.echo(f"with {compute} arithmetic, on ONNX Runtime's CPU kernels: {_listed(bundle.rounding)}")
-    elif compute != "fp32":
-        click.echo(f"with {compute} arithmetic: not measured, CPUs have no kernels for it")
+        click.echo(f"what {compute} costs, with all of PyTorch's numbers in it: {_listed(bundle.rounding)}")
 
 
 def _listed(deviations: Mapping[str, float]) -> str:
