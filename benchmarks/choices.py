@@ -41,7 +41,7 @@ from flamingo_rt.presets import preset
 BITS, BLOCK_SIZES, TOKENS = (8, 4), (256, 128, 64, 32), (1, 8, 64)
 LAYERS = 2  # of matrices: more than a processor's caches hold
 CONTEXT = 64  # tokens in the cache of a measured step
-STEPS = 5  # of a run; the first is not counted, for the other engine's threads may still be spinning
+CALLS = 4  # of a run; the first is not counted, for the threads of what ran before may still be spinning
 Shape = tuple[int, int]  # of a matrix: numbers a row, rows
 Samples = dict[str, list[float]]
 
@@ -55,7 +55,8 @@ def matrices(config: FlamingoConfig) -> dict[str, list[Shape]]:
     fused = own + 2 * language.kv_heads * language.head_width  # queries, keys and values are one matrix
     attention = [(width, fused), (own, width), (width, inner), (inner, width)]
     wide = cross.ff_multiplier * width
-    feed_forward = [(width, language.ff_width), (language.ff_width, width), (width, wide), (wide, width)]
+    up = language.ff_width * (2 if language.activation == "swiglu" else 1)  # the gate's is part of the same matrix
+    feed_forward = [(width, up), (language.ff_width, width), (width, wide), (wide, width)]
     head = [(width, language.vocab_size)]
     return {"attention": attention * LAYERS, "feed_forward": feed_forward * LAYERS, "head": head}
 
@@ -83,18 +84,25 @@ def block_session(shapes: Sequence[Shape], blocks: Blocks, threads: int) -> onnx
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
-def product(session: onnxruntime.InferenceSession, tokens: int) -> Callable[[], Mapping[str, float]]:
-    """A run of all products of a session with ``tokens`` random tokens."""
+def timed(call: Callable[[], Any]) -> Callable[[], Mapping[str, list[float]]]:
+    """A run of `CALLS` calls, one after the other."""
+    def run() -> Mapping[str, list[float]]:
+        times = []
+        for _ in range(CALLS):
+            start = time.perf_counter()
+            call()
+            times.append((time.perf_counter() - start) * 1e3)
+        return {"ms": times[1:]}
+
+    return run
+
+
+def product(session: onnxruntime.InferenceSession, tokens: int) -> Callable[[], Any]:
+    """All products of a session with ``tokens`` random tokens."""
     rng = np.random.default_rng(tokens)
     inputs = {value.name: rng.standard_normal((tokens, value.shape[1]), dtype=np.float32)
               for value in session.get_inputs()}
-
-    def run() -> Mapping[str, float]:
-        start = time.perf_counter()
-        session.run(None, inputs)
-        return {"ms": (time.perf_counter() - start) * 1e3}
-
-    return run
+    return lambda: session.run(None, inputs)
 
 
 def measure_blocks(config: FlamingoConfig, threads: int, runs: int) -> dict[str, Samples]:
@@ -108,44 +116,34 @@ def measure_blocks(config: FlamingoConfig, threads: int, runs: int) -> dict[str,
                     continue
                 session = block_session(shapes, Blocks(bits, size), threads)
                 for count in TOKENS:
-                    measurements[f"{bits} bits, block {size}, T={count}"] = product(session, count)
+                    measurements[f"{bits} bits, block {size}, T={count}"] = timed(product(session, count))
         samples = sample(measurements, runs, 1, float("inf"))
         found[kind] = {name: times["ms"] for name, times in samples.items()}
     return found
 
 
-def step(bundle: Bundle, threads: int, spin: bool) -> Callable[[], Mapping[str, list[float]]]:
-    """A run of `STEPS` tokens of a bundle's language model behind `CONTEXT` others. Raises `DataError`."""
+def step(bundle: Bundle, threads: int, spin: bool) -> Callable[[], None]:
+    """A token of a bundle's language model behind `CONTEXT` others. Raises `DataError`."""
     config = bundle.config
     engine = OrtEngine({LANGUAGE_MODEL: bundle.graph_path(LANGUAGE_MODEL)}, config, threads, spin=spin)
     spec, rng = graph_specs(config)[LANGUAGE_MODEL], np.random.default_rng(0)
-    sizes = {"B": 1, "T": 1, "K": 1, "S": config.resampler.latents, "C": CONTEXT + STEPS}
+    sizes = {"B": 1, "T": 1, "K": 1, "S": config.resampler.latents, "C": CONTEXT + 1}
     inputs = {each.name: rng.standard_normal(each.resolve(sizes)).astype(each.dtype) for each in spec.inputs}
     for name, value in (("input_ids", 1), ("cache_length", CONTEXT), ("media_index", 1), ("logits_index", 0)):
         inputs[name][:] = value
     outputs = {present_name(*part): inputs[past_name(*part)] for part in layer_parts(config.language.layers)}
     outputs["logits"] = np.empty(spec.output("logits").resolve(sizes), dtype=np.float32)
-    call = engine.bind(LANGUAGE_MODEL, inputs, outputs)
-
-    def run() -> Mapping[str, list[float]]:
-        times = []
-        for _ in range(STEPS):
-            start = time.perf_counter()
-            call()
-            times.append((time.perf_counter() - start) * 1e3)
-        return {"ms": times[1:]}
-
-    return run
+    return engine.bind(LANGUAGE_MODEL, inputs, outputs)
 
 
 def measure_threads(path: Path, threads: int, runs: int) -> Samples:
     """Milliseconds a token by number of threads and whether they spin. Raises `DataError`."""
     bundle = read_bundle(path)
     counts = [(threads, True), (threads, False), *([(1, True)] if threads > 1 else [])]
-    measurements = {
-        f"{count} thread{'s' if count > 1 else ''}, {'spinning' if spin else 'not spinning'}": step(bundle, count, spin)
-        for count, spin in counts
-    }
+    measurements = {}
+    for count, spin in counts:
+        name = f"{count} thread{'s' if count > 1 else ''}, {'spinning' if spin else 'not spinning'}"
+        measurements[name] = timed(step(bundle, count, spin))
     samples = sample(measurements, runs, 1, float("inf"))
     return {name: times["ms"] for name, times in samples.items()}
 
@@ -210,7 +208,7 @@ def main() -> None:
     parser.add_argument("--preset", default="openflamingo-3b", help="whose matrices; default %(default)s")
     parser.add_argument("--model", type=Path, help="a bundle; without it threads are not measured")
     parser.add_argument("--threads", type=int, default=core_count(), help="default: all cores (%(default)s)")
-    parser.add_argument("--runs", type=int, default=15, help="of each, after one to warm up; default %(default)s")
+    parser.add_argument("--runs", type=int, default=15, help=f"of {CALLS} calls; default %(default)s")
     parser.add_argument("--results", type=Path, metavar="FOLDER", help="write DATE-MACHINE-PRESET-choices.json there")
     parser.add_argument("--date", default=datetime.date.today().isoformat(), help="of the file; default: today")
     options = parser.parse_args()
