@@ -7,7 +7,8 @@
 
 Writes the model's source files with random values once, makes our bundles from them, and runs every system in a process
 of its own, one after the other, measuring the memory's bandwidth in between. Prompts are the same token ids, pictures
-the same pixels (`comparison/workload.py`). Results go to ``benchmarks/results/DATE-MACHINE-PRESET.json`` with all
+the same pixels (`comparison/workload.py`); ``captions-…`` decode captions that are given (`comparison/captions.py`,
+which needs the extra ``train``). Results go to ``benchmarks/results/DATE-MACHINE-PRESET.json`` with all
 samples, the chart beside it; the tables are printed. ``--only sources``, ``tables`` and ``chart`` do just that.
 """
 
@@ -24,6 +25,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent / "peers"))
 from comparison import machine as machines  # noqa: E402
+from comparison.captions import write_captions  # noqa: E402
 from comparison.chart import draw  # noqa: E402
 from comparison.report import report  # noqa: E402
 from comparison.results import Record, merged, read_results, result_path, write_results  # noqa: E402
@@ -38,7 +40,7 @@ from comparison.systems import (  # noqa: E402
     sources_command,
 )
 from comparison.workload import write_workload  # noqa: E402
-from measuring import Plan, add_plan_options, plan_of  # noqa: E402
+from measuring import CAPTIONS, WORKLOAD, Plan, add_plan_options, plan_of  # noqa: E402
 from processes import TAIL, Finished, folder_bytes, run  # noqa: E402
 
 from flamingo_rt.bench.bandwidth import BandwidthProbe  # noqa: E402
@@ -74,7 +76,11 @@ class Comparison:
         if not (self._work / "sources").is_dir():
             self._finished(sources_command(self._work, self._options.preset), echo=True)
         tokenizer, _ = read_tokenizer(self._work / "sources" / "language", None)
-        write_workload(self._config, tokenizer, self._work / "workload")
+        write_workload(self._config, tokenizer, self._work / WORKLOAD)
+        try:
+            write_captions(self._config, tokenizer, self._work / CAPTIONS)
+        except FlamingoError as error:
+            raise Failed(str(error)) from error
 
     def measure(self, system: System) -> None:
         """Run one system and keep its record. Raises `Failed`."""
@@ -116,7 +122,7 @@ class Comparison:
 
     def _infer(self, system: System) -> Record:
         """``flamingo-rt infer``: whole process, its memory beside the bundle's size."""
-        bundle, picture = self._work / system.model, self._work / "workload" / "picture-00.png"
+        bundle, picture = self._work / system.model, self._work / WORKLOAD / "picture-00.png"
         command = infer_command(bundle, picture, self._plan.threads, INFER_TOKENS, as_json=True)
         runs = [self._finished(command) for _ in range(INFER_RUNS)]
         return {
@@ -154,7 +160,8 @@ def plan_options(plan: Plan) -> list[str]:
     """The plan as options of a measuring script."""
     options: dict[str, Any] = {
         "--threads": plan.threads, "--tokens": plan.tokens, "--repeats": plan.repeats, "--budget": plan.budget,
-        "--beams": plan.beams, "--beam-tokens": plan.beam_tokens,
+        "--beams": plan.beams, "--beam-tokens": plan.beam_tokens, "--queries": plan.queries,
+        "--caption-shots": ",".join(map(str, plan.caption_shots)),
     }
     if plan.shots is not None:
         options["--shots"] = ",".join(map(str, plan.shots))

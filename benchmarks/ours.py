@@ -4,7 +4,8 @@
 
 FOLDER holds ``workload/`` of ``benchmarks/compare.py``; BUNDLE was exported from its ``sources/``, or is a checkpoint
 imported from them (``--backend torch``). Measured through the public API, beside what the peers have: prompts whose
-shots were read before (`Model.prompt`), and speculation. The last line is JSON.
+shots were read before (`Model.prompt`), and speculation. ``--captions`` measures how given captions are decoded
+instead. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent / "peers"))  # what is measured of everybody stands there
 from measuring import (  # noqa: E402
+    CAPTIONS,
     WARM_UP_TOKENS,
+    WORKLOAD,
     Answer,
     Plan,
     about,
@@ -29,15 +32,18 @@ from measuring import (  # noqa: E402
     emit,
     forget_peak,
     measure_beams,
+    measure_caption,
     measure_case,
     peak_bytes,
     plan_of,
     read_workload,
     repeated,
     shown,
+    wanted_captions,
     wanted_cases,
 )
 from processes import folder_bytes  # noqa: E402
+from stand_ins import GivenAnswers, NumberTokens, OneLetterTokens  # noqa: E402
 
 from flamingo_rt import GenerationOptions, Image, load  # noqa: E402
 from flamingo_rt.processing.prompt import build_prompt  # noqa: E402
@@ -47,30 +53,18 @@ from flamingo_rt.runtime.options import GenerationResult  # noqa: E402
 PACKAGES = ("flamingo-rt", "onnxruntime", "numpy", "torch")
 SPECULATED_SHOTS = 8  # with more shots speculation is not measured again
 SPECULATION = GenerationOptions().speculation  # tokens guessed ahead, unless an answer is asked for without
-
-
-class OneLetterTokens:
-    """A tokenizer whose tokens all read "x" and never end an answer: each token is a piece of text when it is chosen,
-    and answers have the length that is asked for, as the peers' have."""
-
-    stop_ids: frozenset[int] = frozenset()
-
-    def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._tokenizer, name)
-
-    def decode(self, ids: list[int]) -> str:
-        return "x" * len(ids)
+LONGEST_CAPTION = GenerationOptions().max_new_tokens  # given ones end before it
 
 
 class Ours:
     """The model and how to ask it."""
 
-    def __init__(self, path: Path, backend: str, threads: int, workload: dict[str, Any]) -> None:
+    def __init__(
+        self, path: Path, backend: str, threads: int, workload: dict[str, Any],
+        tokens: type[OneLetterTokens] = OneLetterTokens,
+    ) -> None:
         self.model = load(path, backend, threads, image_cache_bytes=0)  # every answer encodes its pictures
-        self.model.tokenizer = OneLetterTokens(self.model.tokenizer)
+        self.model.tokenizer = tokens(self.model.tokenizer)
         self._pictures = workload["pictures"]
         self.stages: list[dict[str, float]] = []
 
@@ -80,7 +74,8 @@ class Ours:
     def ask(
         self, parts: list[Any], new_tokens: int, prefix: Any = None, speculation: int = 0
     ) -> tuple[Answer, GenerationResult]:
-        """A greedy answer, timed token by token, and its result. Reading the pictures is part of it."""
+        """A greedy answer, timed token by token, and its result. Reading the pictures is part of it; a token that ended
+        the answer is its last."""
         start, times = time.perf_counter(), []
         generation = self.model.generate(parts, prefix=prefix, max_new_tokens=new_tokens, speculation=speculation)
         for piece in generation:
@@ -89,7 +84,11 @@ class Ours:
         if not result.timings.get("vision"):
             sys.exit("an answer came without its pictures being encoded: time to first token would not be comparable")
         self.stages.append({stage: round(value, 3) for stage, value in result.timings.items()})
-        return Answer(tuple(result.tokens), tuple(times)), result
+        tokens = result.tokens
+        if result.stop_reason == "end_of_chunk":
+            times.append(time.perf_counter() - start)
+            tokens = (*tokens, self.model.tokenizer.end_of_chunk_id)
+        return Answer(tokens, tuple(times)), result
 
     def timed(self, parts: list[Any], new_tokens: int, prefix: Any = None) -> Answer:
         return self.ask(parts, new_tokens, prefix)[0]
@@ -134,6 +133,29 @@ def measure_speculation(ours: Ours, case: dict[str, Any], plan: Plan, tokens: li
     }
 
 
+def measure_captions(ours: Ours, cases: list[dict[str, Any]], plan: Plan) -> dict[str, Any]:
+    """Given captions after shots that were read before, plain and with tokens guessed ahead, in turns."""
+    ours.model.engine = given = GivenAnswers(ours.model.engine)
+    measured = []
+    for case in cases:
+        given.give(case["answer"], len(case["input_ids"]))
+        parts, results = ours.parts(case), []
+        prefix = ours.model.prompt(parts[:-2])
+
+        def ask(speculation: int, parts: list[Any] = parts, prefix: Any = prefix, results: list = results) -> Answer:
+            answer, result = ours.ask(parts[-2:], LONGEST_CAPTION, prefix, speculation)
+            if speculation:
+                results.append(result)
+            return answer
+
+        if not measured:
+            ask(0)
+        record = measure_caption(case, {"plain": lambda: ask(0), "speculation": lambda: ask(SPECULATION)}, plan)
+        counts = {name: [getattr(result, name) for result in results] for name in ("steps", "drafted", "accepted")}
+        measured.append(record | {"speculation": record["speculation"] | counts})
+    return {"captions": measured}
+
+
 def token_bytes(folder: Path) -> int:
     """Bytes of the weights that a token is computed from: of the language model's graph, or of its tensors."""
     graph = folder / "language_model.onnx.data"
@@ -165,20 +187,8 @@ def installed() -> dict[str, str]:
     return found
 
 
-def measure(options: argparse.Namespace, plan: Plan) -> dict[str, Any]:
-    workload = read_workload(options.work / "workload" / "workload.json")
-    cases = wanted_cases(workload, plan)
-    if options.backend == "torch":
-        import torch
-
-        torch.set_num_threads(plan.threads)
-    start = time.perf_counter()
-    ours = Ours(options.model, options.backend, plan.threads, workload)
-    loading, loading_peak = time.perf_counter() - start, peak_bytes()
-    size = folder_bytes(options.model)
-    print(f"{size / 1e9:.2f} GB in {loading:.1f} s, {plan.threads} threads", flush=True)
-    check(ours, workload, cases)
-    forget_peak()
+def measure_cases(ours: Ours, cases: list[dict[str, Any]], plan: Plan) -> dict[str, Any]:
+    """The workload's cases, prompts whose shots were read before, speculation, and beams."""
     measured, compiled, speculated = [], [], []
     for case in cases:
         ours.stages.clear()
@@ -192,12 +202,30 @@ def measure(options: argparse.Namespace, plan: Plan) -> dict[str, Any]:
     if plan.beams:
         parts = ours.parts(cases[0])
         beams = measure_beams(lambda n: ours.timed(parts, n), lambda n: ours.search(parts, n, plan.beams), plan)
+    return {"cases": measured, "compiled": compiled, "speculation": speculated, "beams": beams}
+
+
+def measure(options: argparse.Namespace, plan: Plan) -> dict[str, Any]:
+    workload = read_workload(options.work / (CAPTIONS if options.captions else WORKLOAD) / "workload.json")
+    cases = wanted_captions(workload, plan) if options.captions else wanted_cases(workload, plan)
+    if options.backend == "torch":
+        import torch
+
+        torch.set_num_threads(plan.threads)
+    start = time.perf_counter()
+    tokens = NumberTokens if options.captions else OneLetterTokens
+    ours = Ours(options.model, options.backend, plan.threads, workload, tokens)
+    loading, loading_peak = time.perf_counter() - start, peak_bytes()
+    size = folder_bytes(options.model)
+    print(f"{size / 1e9:.2f} GB in {loading:.1f} s, {plan.threads} threads", flush=True)
+    check(ours, workload, cases)
+    forget_peak()
+    measured = measure_captions(ours, cases, plan) if options.captions else measure_cases(ours, cases, plan)
     running_peak = peak_bytes()
     return about(
         plan, system=options.name, dtype=options.dtype, backend=ours.model.engine.name, versions=installed(),
-        weight_bytes=size, token_bytes=token_bytes(options.model), load_s=round(loading, 2), cases=measured,
-        compiled=compiled, speculation=speculated, beams=beams, peak_bytes=max(loading_peak, running_peak),
-        peak_running_bytes=running_peak,
+        weight_bytes=size, token_bytes=token_bytes(options.model), load_s=round(loading, 2),
+        peak_bytes=max(loading_peak, running_peak), peak_running_bytes=running_peak, **measured,
     )
 
 
@@ -208,6 +236,7 @@ def main() -> None:
     parser.add_argument("--backend", default="auto")
     parser.add_argument("--name", default="ours", help="the system's name in the record")
     parser.add_argument("--dtype", default="fp32", help="how the weights are stored, for the record")
+    parser.add_argument("--captions", action="store_true", help="measure captions instead of the cases")
     add_plan_options(parser)
     options = parser.parse_args()
     emit(measure(options, plan_of(options)))

@@ -40,8 +40,8 @@ class OrtEngine:
 
         ``frugal`` computes from the mapped files, without a second copy of the weights in the layout that is fastest,
         or in float32 where they are stored in half precision: slower, with the files' size as memory. Threads that wait
-        for the next operator ``spin``, a fraction of a millisecond at most: a token has hundreds, and waking a thread
-        for each costs more. Without, they leave the cores to other work.
+        for the next operator ``spin``, a fraction of a millisecond at most: a token has hundreds, and a thread would
+        be woken for each. Without, the cores are left to other work; `benchmarks/choices.py` measures what that costs.
 
         Raises `DependencyError` without onnxruntime, `DataError` when a graph cannot be loaded, `UsageError` for graphs
         in bfloat16: the CPU kernels have none.

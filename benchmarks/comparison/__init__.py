@@ -1,1 +1,1 @@
-"""The parts of ``benchmarks/compare.py``: shapes, workload, systems, results, tables, chart."""
+"""The parts of ``benchmarks/compare.py``: shapes, workload, captions, systems, results, tables, chart."""

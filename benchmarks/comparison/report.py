@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from comparison.results import Record, Spread, case_of, differing, first_difference, first_token, per_token
-from comparison.systems import MEASURED, SYSTEMS
+from comparison.systems import CAPTIONED, MEASURED, SYSTEMS
 
 REFERENCE, HALF = "peer-fp32", "peer-bf16"
 
@@ -13,7 +13,7 @@ REFERENCE, HALF = "peer-fp32", "peer-bf16"
 def report(results: Record) -> str:
     """Everything there is to say; parts that were not measured are left out."""
     parts = [heading(results), systems_table(results), shots_table(results), beams_table(results),
-             speculation_table(results), tokens_table(results), processes_table(results)]
+             speculation_table(results), captions_table(results), tokens_table(results), processes_table(results)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -44,7 +44,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def measured(results: Record) -> list[tuple[str, Record]]:
     """Names and records of the systems that answered cases, in the order of `SYSTEMS`."""
     return [(name, results["runs"][name]) for name, system in SYSTEMS.items()
-            if system.kind in MEASURED and name in results["runs"]]
+            if system.kind in MEASURED and not system.captions and name in results["runs"]]
 
 
 def systems_table(results: Record) -> str:
@@ -105,6 +105,53 @@ def speculation_table(results: Record) -> str:
     header = ["with speculation", "shots", "steps", "decoding, ms", "times without", "times open_flamingo fp32",
               "same tokens"]
     return table(header, rows)
+
+
+def captions_table(results: Record) -> str:
+    """Given captions: time from token to token over all of them, and what guessing ahead gains."""
+    rows = []
+    reference = results["runs"].get(f"captions-{REFERENCE}", {}).get("captions", ())
+    for name in CAPTIONED:
+        record = results["runs"].get(f"captions-{name}", {"captions": ()})
+        for shots in sorted({caption["shots"] for caption in record["captions"]}):
+            captions = [caption for caption in record["captions"] if caption["shots"] == shots]
+            gaps = sum(caption["tokens"] - 1 for caption in captions)
+            for way in ("plain", "speculation"):
+                if way not in captions[0]:
+                    continue
+                row = [SYSTEMS[name].label + (", guessing" if way == "speculation" else ""), str(shots),
+                       f"{len(captions)}, {gaps + len(captions)} tokens", ms(gap_ms(captions, way))]
+                row += [times(captions, "plain", captions, way) if way != "plain" else "",
+                        times(reference, "plain", captions, way) if name != REFERENCE else ""]
+                steps, right, drafted = (
+                    sum(Spread.of(caption[way][part]).median for caption in captions) if way != "plain" else None
+                    for part in ("steps", "accepted", "drafted")
+                )
+                row += ["", ""] if steps is None else [f"{steps:g} for {gaps}", f"{right:g} of {drafted:g}"]
+                rows.append([*row, "yes" if all(caption[way]["tokens_equal"] for caption in captions) else "no"])
+    header = ["few-shot captions", "shots", "captions", "each token, ms", "times without guessing",
+              "times open_flamingo fp32", "steps", "guesses right", "same tokens"]
+    return table(header, rows)
+
+
+def gap_ms(captions: Sequence[Record], way: str) -> Spread:
+    """Milliseconds from token to token over all captions: of the medians, the fastest and the slowest runs."""
+    gaps = sum(caption["tokens"] - 1 for caption in captions)
+    spreads = [Spread.of(caption[way]["decode_ms"]) for caption in captions]
+    return Spread(*(sum(getattr(spread, part) for spread in spreads) / gaps for part in ("median", "low", "high")))
+
+
+def times(slow: Sequence[Record], slow_way: str, fast: Sequence[Record], fast_way: str) -> str:
+    """How many times as fast, by the captions that both decoded; nothing without any."""
+    def named(captions: Sequence[Record]) -> dict[tuple[int, int], Record]:
+        return {(caption["shots"], caption["query"]): caption for caption in captions}
+
+    others = named(slow)
+    pairs = [(others[key], caption) for key, caption in named(fast).items() if key in others]
+    if not pairs:
+        return ""
+    slows, fasts = zip(*pairs, strict=True)
+    return f"{gap_ms(slows, slow_way).median / gap_ms(fasts, fast_way).median:.2f}"
 
 
 def decode_ms(case: Record) -> float:

@@ -2,6 +2,7 @@
 
     sources/      the model's three files
     workload/     prompts and pictures
+    captions/     few-shot prompts about drawn scenes, with the captions that are decoded
     bundle-fp32/  (int8, int4) what flamingo-rt export makes of the sources
     checkpoint/   what flamingo-rt import makes, for the torch backend
 """
@@ -9,7 +10,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from comparison.shapes import SMALL, import_options
@@ -21,7 +22,8 @@ TOOL = (sys.executable, "-m", "flamingo_rt")
 @dataclass(frozen=True)
 class System:
     """One measured program. ``kind``: peer and idefics run in the peer's environment, ours in this one; infer and
-    start are whole processes. ``model`` is the folder in the work folder that it needs."""
+    start are whole processes. ``model`` is the folder in the work folder that it needs. ``captions``: it decodes given
+    captions, not the workload's cases."""
 
     name: str
     label: str
@@ -29,25 +31,31 @@ class System:
     dtype: str
     model: str | None = None
     backend: str = "auto"
+    captions: bool = False
 
 
+LISTED = (
+    System("peer-fp32", "open_flamingo fp32", "peer", "fp32"),
+    System("ours-fp32", "flamingo-rt fp32", "ours", "fp32", "bundle-fp32"),
+    System("ours-int8", "flamingo-rt int8", "ours", "int8", "bundle-int8"),
+    System("ours-int4", "flamingo-rt int4", "ours", "int4", "bundle-int4"),
+    System("ours-torch", "flamingo-rt torch fp32", "ours", "fp32", "checkpoint", "torch"),
+    System("peer-bf16", "open_flamingo bf16", "peer", "bf16"),
+    System("idefics-fp32", "IDEFICS fp32", "idefics", "fp32"),
+    System("idefics-bf16", "IDEFICS bf16", "idefics", "bf16"),
+    System("infer-int8", "flamingo-rt infer, int8", "infer", "int8", "bundle-int8"),
+    System("infer-int4", "flamingo-rt infer, int4", "infer", "int4", "bundle-int4"),
+    System("start", "flamingo-rt infer, packaged model", "start", "fp32"),
+)
+CAPTIONED = ("peer-fp32", "peer-bf16", "ours-fp32", "ours-int8", "ours-int4")
+# Captions come right behind, while the model's folder is there.
 SYSTEMS = {
-    system.name: system
-    for system in (
-        System("peer-fp32", "open_flamingo fp32", "peer", "fp32"),
-        System("ours-fp32", "flamingo-rt fp32", "ours", "fp32", "bundle-fp32"),
-        System("ours-int8", "flamingo-rt int8", "ours", "int8", "bundle-int8"),
-        System("ours-int4", "flamingo-rt int4", "ours", "int4", "bundle-int4"),
-        System("ours-torch", "flamingo-rt torch fp32", "ours", "fp32", "checkpoint", "torch"),
-        System("peer-bf16", "open_flamingo bf16", "peer", "bf16"),
-        System("idefics-fp32", "IDEFICS fp32", "idefics", "fp32"),
-        System("idefics-bf16", "IDEFICS bf16", "idefics", "bf16"),
-        System("infer-int8", "flamingo-rt infer, int8", "infer", "int8", "bundle-int8"),
-        System("infer-int4", "flamingo-rt infer, int4", "infer", "int4", "bundle-int4"),
-        System("start", "flamingo-rt infer, packaged model", "start", "fp32"),
-    )
+    each.name: each
+    for system in LISTED
+    for each in (system, replace(system, name=f"captions-{system.name}", captions=True))
+    if not each.captions or system.name in CAPTIONED
 }
-MEASURED = ("peer", "idefics", "ours")  # kinds with cases
+MEASURED = ("peer", "idefics", "ours")  # kinds that answer prompts
 
 
 def build_command(model: str, work: Path, preset: str) -> list[str]:
@@ -59,8 +67,9 @@ def build_command(model: str, work: Path, preset: str) -> list[str]:
         return [*TOOL, "import", "openflamingo", "--checkpoint", str(sources / "checkpoint.pt"), *files]
     dtype = model.removeprefix("bundle-")
     # The weights are random: no prompts to round for, and what quantization costs says nothing of trained ones.
-    nearest = ["--rounding", "nearest", "--min-cosine", "-1", "--max-changed", "1"]
-    quantize = [] if dtype == "fp32" else ["--quantize", dtype, *nearest]
+    unchecked = ["--min-cosine", "-1", "--max-changed", "1"]
+    nearest = ["--rounding", "nearest"] if dtype != "int8" else []  # 8-bit matrices have no other rounding
+    quantize = [] if dtype == "fp32" else ["--quantize", dtype, *nearest, *unchecked]
     return [*TOOL, "export", "--ckpt", str(sources / "checkpoint.pt"), *files, *quantize]
 
 
@@ -70,7 +79,7 @@ def sources_command(work: Path, preset: str) -> list[str]:
 
 def measure_command(system: System, work: Path, preset: str, peer_python: str, plan: list[str]) -> list[str]:
     """The command that measures a system of the kinds in `MEASURED`; ``plan`` are the options of how much."""
-    common = ["--work", str(work), *plan]
+    common = ["--work", str(work), *plan, *(["--captions"] if system.captions else [])]
     if system.kind == "peer":
         return [peer_python, str(BENCHMARKS / "peers" / "openflamingo.py"), *common, "--dtype", system.dtype]
     if system.kind == "idefics":

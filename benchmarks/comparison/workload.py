@@ -20,6 +20,7 @@ from flamingo_rt.config import FlamingoConfig
 from flamingo_rt.processing.media import Image
 from flamingo_rt.processing.visuals import visual_pixels
 
+DESCRIPTION = "workload.json"
 QUERY = "Describe this picture. Output:"
 SHOTS = (0, 1, 4, 8, 16, 32)
 SEED = 20_261_123
@@ -51,26 +52,39 @@ def written(config: FlamingoConfig, parts: Sequence[dict[str, Any]]) -> str:
 
 def write_workload(config: FlamingoConfig, tokenizer: Tokenizer, folder: Path) -> None:
     """Write the folder, unless it is there. ``tokenizer`` has OpenFlamingo's tokens added."""
-    if (folder / "workload.json").is_file():
+    if (folder / DESCRIPTION).is_file():
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    size, count = config.vision.image_size, max(SHOTS) + 1
-    names = [f"picture-{number:02}.png" for number in range(count)]
-    rng = np.random.default_rng(SEED)
-    for name in names:
-        coarse = PIL.Image.fromarray(rng.integers(0, 256, (GRAIN, GRAIN, 3), dtype=np.uint8))
-        coarse.resize((size, size), PIL.Image.Resampling.BICUBIC).save(folder / name)
-    pixels = [visual_pixels(Image(folder / name), config)[0] for name in names]
-    np.save(folder / "pixels.npy", np.stack(pixels))
+    size, rng = config.vision.image_size, np.random.default_rng(SEED)
+    grains = [rng.integers(0, 256, (GRAIN, GRAIN, 3), dtype=np.uint8) for _ in range(max(SHOTS) + 1)]
+    pictures = [PIL.Image.fromarray(grain).resize((size, size), PIL.Image.Resampling.BICUBIC) for grain in grains]
     cases = []
     for shots in SHOTS:
         parts = case_parts(config, shots)
         ids = tokenizer.encode(written(config, parts), add_special_tokens=False).ids
-        pictures = [part["picture"] for part in parts if "picture" in part]
-        cases.append({"shots": shots, "parts": parts, "input_ids": ids, "pictures": pictures})
+        cases.append({"shots": shots, "parts": parts, "input_ids": ids, "pictures": shown(parts)})
+    write_folder(folder, config, tokenizer, pictures, cases)
+
+
+def shown(parts: Sequence[dict[str, Any]]) -> list[int]:
+    """The numbers of the pictures in the prompt, in reading order."""
+    return [part["picture"] for part in parts if "picture" in part]
+
+
+def write_folder(
+    folder: Path, config: FlamingoConfig, tokenizer: Tokenizer, pictures: Sequence[PIL.Image.Image],
+    cases: Sequence[dict[str, Any]],
+) -> None:
+    """Pictures, our pixel values of them and the description, which is last: a folder that has it is whole."""
+    folder.mkdir(parents=True, exist_ok=True)
+    names = [f"picture-{number:02}.png" for number in range(len(pictures))]
+    for name, picture in zip(names, pictures, strict=True):
+        picture.save(folder / name)
+    pixels = [visual_pixels(Image(folder / name), config)[0] for name in names]
+    np.save(folder / "pixels.npy", np.stack(pixels))
     tokens = {name: tokenizer.token_to_id(getattr(config.tokens, name)) for name in ("image", "end_of_chunk", "pad")}
     workload = {
-        "image_size": size, "mean": config.preprocessing.mean, "std": config.preprocessing.std, "pictures": names,
-        "pixels": "pixels.npy", "tokens": tokens | {"rows": config.language.vocab_size}, "cases": cases,
+        "image_size": config.vision.image_size, "mean": config.preprocessing.mean, "std": config.preprocessing.std,
+        "pictures": names, "pixels": "pixels.npy", "tokens": tokens | {"rows": config.language.vocab_size},
+        "cases": list(cases),
     }
-    (folder / "workload.json").write_text(json.dumps(workload), encoding="utf-8")
+    (folder / DESCRIPTION).write_text(json.dumps(workload), encoding="utf-8")

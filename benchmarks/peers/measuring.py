@@ -7,6 +7,9 @@ gets back raw samples. Its last line of output is a JSON object, see `emit`.
     first token   from the call, with names of picture files and token ids (our side: texts), to the first chosen one
     per token     from one chosen token to the next
     peak          largest resident memory, mapped files included: of the whole run, and after loading
+
+Captions (`comparison/captions.py`) are answers that are given: the model computes everything as ever, then the next
+token of the caption is made the likeliest.
 """
 
 from __future__ import annotations
@@ -20,12 +23,14 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 WARM_UP_TOKENS = 3
+WORKLOAD, CAPTIONS = "workload", "captions"  # folders in the work folder
+FORCED = 1e4  # the logit of a given token, above any other
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,8 @@ class Answer:
 
 @dataclass(frozen=True)
 class Plan:
-    """How much is measured. ``budget`` bounds the repetitions of one case, in seconds; one is always made."""
+    """How much is measured. ``budget`` bounds the repetitions of one case, in seconds; one is always made. All captions
+    of as many shots count as one case; of them there are ``queries`` for each of ``caption_shots``."""
 
     threads: int
     tokens: int
@@ -56,9 +62,12 @@ class Plan:
     shots: tuple[int, ...] | None
     beams: int
     beam_tokens: int
+    queries: int = 8
+    caption_shots: tuple[int, ...] = (4,)
 
     def __post_init__(self) -> None:
-        for name, least in (("threads", 1), ("tokens", 2), ("repeats", 1), ("beams", 0), ("beam_tokens", 1)):
+        for name, least in (("threads", 1), ("tokens", 2), ("repeats", 1), ("beams", 0), ("beam_tokens", 1),
+                            ("queries", 1)):
             if getattr(self, name) < least:
                 sys.exit(f"--{name.replace('_', '-')} is {getattr(self, name)}: give {least} or more")
 
@@ -73,6 +82,8 @@ def add_plan_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shots", type=_numbers, help="cases to measure, such as 0,4,8; default: all of the workload")
     parser.add_argument("--beams", type=int, default=3, help="beams to compare with greedy; 0: don't; default 3")
     parser.add_argument("--beam-tokens", type=int, default=20, help="tokens of those answers; default %(default)s")
+    parser.add_argument("--queries", type=int, default=8, help="captions for each number of shots; default %(default)s")
+    parser.add_argument("--caption-shots", type=_numbers, default=(4,), help="shots of the captions, of 4,8; default 4")
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -81,7 +92,7 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 def plan_of(options: argparse.Namespace) -> Plan:
     return Plan(options.threads, options.tokens, options.repeats, options.budget, options.shots, options.beams,
-                options.beam_tokens)
+                options.beam_tokens, options.queries, options.caption_shots)
 
 
 def read_workload(path: Path) -> dict[str, Any]:
@@ -96,11 +107,21 @@ def read_workload(path: Path) -> dict[str, Any]:
 
 def wanted_cases(workload: dict[str, Any], plan: Plan) -> list[dict[str, Any]]:
     """The workload's cases with the numbers of shots that are asked for; ends the program for one that is not there."""
-    there = [case["shots"] for case in workload["cases"]]
-    for number in plan.shots or ():
-        if number not in there:
-            sys.exit(f"--shots {number} is not in the workload, which has {', '.join(map(str, there))}")
+    _check_shots("--shots", plan.shots or (), workload)
     return [case for case in workload["cases"] if plan.shots is None or case["shots"] in plan.shots]
+
+
+def wanted_captions(workload: dict[str, Any], plan: Plan) -> list[dict[str, Any]]:
+    """The captions that are asked for; ends the program for a number of shots that is not there."""
+    _check_shots("--caption-shots", plan.caption_shots, workload)
+    return [case for case in workload["cases"] if case["shots"] in plan.caption_shots and case["query"] < plan.queries]
+
+
+def _check_shots(option: str, wanted: Sequence[int], workload: dict[str, Any]) -> None:
+    there = sorted({case["shots"] for case in workload["cases"]})
+    for number in wanted:
+        if number not in there:
+            sys.exit(f"{option} {number} is not in the workload, which has {', '.join(map(str, there))}")
 
 
 def measure_case(case: dict[str, Any], ask: Callable[[int], Answer], plan: Plan) -> dict[str, Any]:
@@ -120,6 +141,30 @@ def measure_case(case: dict[str, Any], ask: Callable[[int], Answer], plan: Plan)
     gaps = shown([gap for answer in answers for gap in answer.gaps_ms])
     print(f"{case['shots']:>3} shots, {record['prompt_tokens']} tokens: first token "
           f"{shown(record['first_token_ms'])}, then {gaps} a token", flush=True)
+    return record
+
+
+def measure_caption(case: dict[str, Any], ways: Mapping[str, Callable[[], Answer]], plan: Plan) -> dict[str, Any]:
+    """Raw samples of a caption, decoded in turns in each of ``ways``, by the way's name."""
+    samples: dict[str, list[Answer]] = {way: [] for way in ways}
+
+    def turn() -> None:
+        for way, ask in ways.items():
+            samples[way].append(ask())
+
+    repeated(turn, replace(plan, budget=plan.budget / plan.queries))
+    record: dict[str, Any] = {
+        "shots": case["shots"], "query": case["query"], "pictures": len(case["pictures"]),
+        "prompt_tokens": len(case["input_ids"]), "tokens": len(case["answer"]),
+    }
+    for way, answers in samples.items():
+        record[way] = {
+            "first_token_ms": [round(answer.first_ms, 3) for answer in answers],
+            "decode_ms": [round(sum(answer.gaps_ms), 3) for answer in answers],
+            "tokens_equal": all(list(answer.tokens) == case["answer"] for answer in answers),
+        }
+    told = ", ".join(f"{way} {shown(record[way]['decode_ms'])}" for way in ways)
+    print(f"{case['shots']:>3} shots, caption {case['query']}, {record['tokens']} tokens: {told}", flush=True)
     return record
 
 

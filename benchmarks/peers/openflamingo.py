@@ -5,7 +5,8 @@
 Runs in the peer's environment, without network. FOLDER holds ``sources/`` (checkpoint.pt, vision.safetensors,
 language/) and ``workload/``; ``benchmarks/compare.py --only sources`` writes both. The model has the size of the files.
 Weights are converted to ``--dtype`` while they are read; in bf16 pixel values are bf16 too, and everything is computed
-in it. ``generate`` gets ``use_cache=True``. The last line is JSON.
+in it. ``generate`` gets ``use_cache=True``. ``--captions`` measures how given captions are decoded instead. The last
+line is JSON.
 """
 
 from __future__ import annotations
@@ -16,18 +17,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import about, add_plan_options, emit
+from measuring import CAPTIONS, WORKLOAD, about, add_plan_options, emit
 from openflamingo_model import make_model
-from transformers_generation import DTYPES, answer_settings, measure_peer, prepare, prompt_tensors, weight_bytes
+from transformers_generation import (
+    DTYPES,
+    answer_settings,
+    measure_peer,
+    measure_peer_captions,
+    prepare,
+    prompt_tensors,
+    weight_bytes,
+)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, required=True, help="the folder of benchmarks/compare.py")
     parser.add_argument("--dtype", choices=list(DTYPES), default="fp32")
+    parser.add_argument("--captions", action="store_true", help="measure captions instead of the cases")
     add_plan_options(parser)
     options = parser.parse_args()
-    plan, workload, difference = prepare(options)
+    plan, workload, difference = prepare(options, CAPTIONS if options.captions else WORKLOAD)
     dtype, tokens, start = DTYPES[options.dtype], workload["tokens"], time.perf_counter()
     model = make_model(options.work / "sources", tokens["end_of_chunk"], tokens["image"], dtype)
     loading = time.perf_counter() - start
@@ -38,7 +48,8 @@ def main() -> None:
         settings = answer_settings(new_tokens, workload)
         model.generate(pictures[None, :, None], ids, attention_mask=torch.ones_like(ids), **settings, **more)
 
-    measured = measure_peer(model, generate, workload, plan, options.dtype)
+    measure = measure_peer_captions if options.captions else measure_peer
+    measured = measure(model, generate, workload, plan, options.dtype)
     emit(about(
         plan, system=f"peer-{options.dtype}", load_s=round(loading, 2), pixel_difference=difference,
         attention={"vision": "torch.nn.MultiheadAttention", "language": "MptAttention (matmul, softmax)",

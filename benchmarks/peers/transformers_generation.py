@@ -16,19 +16,23 @@ from typing import Any
 import numpy as np
 import torch
 from measuring import (
+    FORCED,
+    WORKLOAD,
     Answer,
     Plan,
     forget_peak,
     measure_beams,
+    measure_caption,
     measure_case,
     peak_bytes,
     plan_of,
     read_workload,
+    wanted_captions,
     wanted_cases,
 )
 from PIL import Image
 from torch import Tensor, nn
-from transformers import logging
+from transformers import LogitsProcessor, LogitsProcessorList, logging
 from transformers.generation.streamers import BaseStreamer
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -60,6 +64,18 @@ class Clock(BaseStreamer):
 
     def answer(self) -> Answer:
         return Answer(tuple(self.tokens), tuple(self.times))
+
+
+class GivenAnswer(LogitsProcessor):
+    """Makes the next token of a given answer the likeliest one."""
+
+    def __init__(self, case: dict[str, Any]) -> None:
+        self._prompt_tokens, self._answer = len(case["input_ids"]), case["answer"]
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """scores [B, vocab] after input_ids [B, T], changed in place."""
+        scores[:, self._answer[input_ids.shape[1] - self._prompt_tokens]] = FORCED
+        return scores
 
 
 def answer_settings(new_tokens: int, workload: dict[str, Any]) -> dict[str, Any]:
@@ -126,37 +142,68 @@ def measure_peer(model: nn.Module, generate: Generate, workload: dict[str, Any],
     cases, loading_peak = wanted_cases(workload, plan), peak_bytes()
 
     def ask(case: dict[str, Any], new_tokens: int) -> Answer:
-        clock = Clock()
-        with torch.inference_mode():
-            generate(case, new_tokens, streamer=clock)
-        return clock.answer()
+        return timed(generate, case, new_tokens)
 
     def ask_beams(new_tokens: int) -> None:
         with torch.inference_mode():  # a streamer takes one row only
             generate(cases[0], new_tokens, num_beams=plan.beams)
 
-    types = computed_types(model, lambda: ask(cases[0], 2))
-    if set(types) != {str(DTYPES[dtype]).removeprefix("torch.")}:
-        raise SystemExit(f"the linear layers computed in {types}, {dtype} was asked for")
+    types = checked_types(model, lambda: ask(cases[0], 2), dtype)
     forget_peak()
     measured = [measure_case(case, lambda n, case=case: ask(case, n), plan) for case in cases]
     beams = measure_beams(lambda n: ask(cases[0], n), ask_beams, plan) if plan.beams else None
+    return facts(model, dtype, types, loading_peak) | {"cases": measured, "beams": beams}
+
+
+def measure_peer_captions(
+    model: nn.Module, generate: Generate, workload: dict[str, Any], plan: Plan, dtype: str
+) -> Record:
+    """Given captions, decoded by a loaded model. Ends the program when it does not compute in ``dtype``."""
+    cases, loading_peak = wanted_captions(workload, plan), peak_bytes()
+
+    def ask(case: dict[str, Any]) -> Answer:
+        return timed(generate, case, len(case["answer"]), logits_processor=LogitsProcessorList([GivenAnswer(case)]))
+
+    types = checked_types(model, lambda: ask(cases[0]), dtype)
+    forget_peak()
+    measured = [measure_caption(case, {"plain": lambda case=case: ask(case)}, plan) for case in cases]
+    return facts(model, dtype, types, loading_peak) | {"captions": measured}
+
+
+def timed(generate: Generate, case: dict[str, Any], new_tokens: int, **more: Any) -> Answer:
+    """The answer to a case, timed token by token."""
+    clock = Clock()
+    with torch.inference_mode():
+        generate(case, new_tokens, streamer=clock, **more)
+    return clock.answer()
+
+
+def checked_types(model: nn.Module, ask: Callable[[], Any], dtype: str) -> dict[str, int]:
+    """`computed_types`; ends the program when it is not ``dtype`` alone."""
+    types = computed_types(model, ask)
+    if set(types) != {str(DTYPES[dtype]).removeprefix("torch.")}:
+        raise SystemExit(f"the linear layers computed in {types}, {dtype} was asked for")
+    return types
+
+
+def facts(model: nn.Module, dtype: str, types: dict[str, int], loading_peak: int) -> Record:
+    """What a record says of the model and its libraries, and the memory it took."""
     running_peak = peak_bytes()
     return {
         "dtype": dtype, "computed": types, "versions": {name: version(package) for name, package in PACKAGES.items()},
         "torch_threads": torch.get_num_threads(), "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "onednn": torch.backends.mkldnn.is_available(), "onednn_bf16": torch.ops.mkldnn._is_mkldnn_bf16_supported(),
         "parameters": sum(parameter.numel() for parameter in model.parameters()), "weight_bytes": weight_bytes(model),
-        "cases": measured, "beams": beams, "peak_bytes": max(loading_peak, running_peak),
-        "peak_running_bytes": running_peak,
+        "peak_bytes": max(loading_peak, running_peak), "peak_running_bytes": running_peak,
     }
 
 
-def prepare(options: argparse.Namespace) -> tuple[Plan, dict[str, Any], float]:
-    """Threads set, messages off: the plan, the workload, and how far this side's pixel values are from ours."""
+def prepare(options: argparse.Namespace, folder: str = WORKLOAD) -> tuple[Plan, dict[str, Any], float]:
+    """Threads set, messages off: the plan, the workload in a folder of the work folder, and how far this side's pixel
+    values are from ours."""
     plan = plan_of(options)
     warnings.simplefilter("ignore")
     logging.set_verbosity_error()
     torch.set_num_threads(plan.threads)
-    workload = read_workload(options.work / "workload" / "workload.json")
+    workload = read_workload(options.work / folder / "workload.json")
     return plan, workload, check_pixels(workload)
