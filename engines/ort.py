@@ -10,10 +10,12 @@ import numpy as np
 
 from flamingo_rt.config import FlamingoConfig
 from flamingo_rt.contract import LANGUAGE_MODEL, GraphSpec, graph_specs
+from flamingo_rt.engines.adapted import FORMS, adapt
 from flamingo_rt.errors import DataError, DependencyError, UsageError
 
 NAME = "ort"
 MAX_THREADS = 1024
+ORT_TYPES = {"float32": "float"}  # where its names differ
 
 
 def import_onnxruntime() -> Any:
@@ -59,6 +61,7 @@ class OrtEngine:
             options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
             options.execution_order = runtime.ExecutionOrder.PRIORITY_BASED
         self._specs = graph_specs(config)
+        self._forms: dict[str, GraphSpec] = {}
         self._sessions = {}
         # The largest first: while one is loaded, part of its file is in memory too.
         for name, path in sorted(graphs.items(), key=lambda entry: entry[0] != LANGUAGE_MODEL):
@@ -66,7 +69,8 @@ class OrtEngine:
                 session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
             except Exception as error:  # onnxruntime's exceptions share no base of their own
                 raise DataError(f"ONNX Runtime {runtime.__version__} cannot load {path}: {error}") from error
-            _check_interface(path, session, self._specs[name])
+            forms = [graph_specs(config, dtype, cache)[name] for dtype, cache in FORMS]
+            self._forms[name] = _check_interface(path, session, forms)
             self._sessions[name] = session
 
     def bind(
@@ -76,7 +80,16 @@ class OrtEngine:
 
         The arrays must be C-contiguous and stay the caller's; an input and an output may share memory (the cache).
         """
-        session, spec = self._sessions[graph], self._specs[graph]
+        if self._forms[graph] == self._specs[graph]:
+            return self._bind(graph, inputs, outputs)
+        return adapt(
+            lambda sources, targets: self._bind(graph, sources, targets), self._forms[graph], inputs, outputs
+        )
+
+    def _bind(
+        self, graph: str, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]
+    ) -> Callable[[], None]:
+        session, spec = self._sessions[graph], self._forms[graph]
         binding = session.io_binding()
         for tensors, specs, bind in (
             (inputs, spec.inputs, binding.bind_input), (outputs, spec.outputs, binding.bind_output)
@@ -95,13 +108,26 @@ class OrtEngine:
         return call
 
 
-def _check_interface(path: Path, session: Any, spec: GraphSpec) -> None:
-    """Raise `DataError` unless a graph has the inputs and outputs that the configuration asks for."""
+def _check_interface(path: Path, session: Any, forms: list[GraphSpec]) -> GraphSpec:
+    """The form that a graph has. Raises `DataError` unless it has the inputs and outputs of one of them."""
+    for spec in reversed(forms):  # what the plain one lacks is what the user is told
+        differing = _difference(session, spec)
+        if differing is None:
+            return spec
+    name, found, expected = differing
+    raise DataError(
+        f"{path} does not fit the configuration: {name} is {found}, {expected} was expected; export the model again"
+    )
+
+
+def _difference(session: Any, spec: GraphSpec) -> tuple[str, Any, Any] | None:
+    """The first tensor that is not as ``spec`` says: its name, what it is, what it should be."""
     for found, expected in ((session.get_inputs(), spec.inputs), (session.get_outputs(), spec.outputs)):
-        shapes = {value.name: tuple(value.shape) for value in found}
+        values = {value.name: value for value in found}
         for tensor in expected:
-            if shapes.get(tensor.name) != tensor.shape:
-                raise DataError(
-                    f"{path} does not fit the configuration: {tensor.name} is {shapes.get(tensor.name, 'missing')}, "
-                    f"{tensor.shape} was expected; export the model again"
-                )
+            value = values.get(tensor.name)
+            if value is None or tuple(value.shape) != tensor.shape:
+                return tensor.name, "missing" if value is None else tuple(value.shape), tensor.shape
+            if value.type != f"tensor({ORT_TYPES.get(tensor.dtype, tensor.dtype)})":
+                return tensor.name, value.type, tensor.dtype
+    return None

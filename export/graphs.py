@@ -21,14 +21,14 @@ from torch.export import Dim
 from flamingo_rt.config import FlamingoConfig
 from flamingo_rt.contract import GRAPHS, LANGUAGE_MODEL, RESAMPLER, VISION_ENCODER, GraphSpec, graph_specs
 from flamingo_rt.errors import UsageError
-from flamingo_rt.export import ort
+from flamingo_rt.export import ort, tensorrt, tensorrt_classic
 from flamingo_rt.export.folding import fold_standardisation
 from flamingo_rt.export.simplify import simplify
 from flamingo_rt.export.wrappers import LanguageModelGraph, Lowering, ResamplerGraph, VisionEncoder
 from flamingo_rt.model.flamingo import Flamingo
 from flamingo_rt.model.layers import Attention
 
-LOWERINGS = {ort.LOWERING.name: ort.LOWERING}
+LOWERINGS = {module.NAME: module.LOWERING for module in (ort, tensorrt, tensorrt_classic)}
 
 # Sizes of the example inputs: all different, and none of them 1, or the exporter takes two for one or one as fixed.
 EXAMPLE_SIZES = {"N": 6, "M": 2, "F": 3, "B": 2, "S": 7, "T": 5, "K": 4, "C": 16}
@@ -44,28 +44,39 @@ def check_lowering(lowering: str) -> None:
 
 
 def trace_graphs(
-    config: FlamingoConfig, lowering: str, bind: GraphPass, fold_factors: bool = True
+    config: FlamingoConfig, lowering: str, bind: GraphPass, fold_factors: bool = True, dtype: str = "float32"
 ) -> Iterator[tuple[str, Any]]:
     """Name and onnx_ir model of each graph in turn; ``bind`` gives the initializers their values. ``fold_factors`` as
-    in `simplify`.
+    in `simplify`, ``dtype`` is the type the graphs compute in.
 
     Raises `UsageError` for an unknown lowering.
     """
     check_lowering(lowering)
-    specs = graph_specs(config)
+    chosen = LOWERINGS[lowering]
+    specs = graph_specs(config, dtype, chosen.cache)
     fake = FakeTensorMode()
-    with fake:
+    with fake, _default_dtype(getattr(torch, dtype)):
         model = Flamingo(config).eval()
         fold_standardisation(model.vision)
-        _lower_attention(model, LOWERINGS[lowering])
+        _lower_attention(model, chosen)
     modules: dict[str, Callable[[], nn.Module]] = {
         VISION_ENCODER: lambda: VisionEncoder(model),
         RESAMPLER: lambda: ResamplerGraph(model),
-        LANGUAGE_MODEL: lambda: LanguageModelGraph(model, LOWERINGS[lowering]),
+        LANGUAGE_MODEL: lambda: LanguageModelGraph(model, chosen),
     }
     for name in GRAPHS:
-        module, opset = modules[name]().eval(), LOWERINGS[lowering].opset
-        yield name, _trace(module, specs[name], config, opset, fake, bind, fold_factors)
+        yield name, _trace(modules[name]().eval(), specs[name], config, chosen, fake, bind, fold_factors)
+
+
+@contextlib.contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """The type of new parameters: those of fake modules cannot be converted."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def _lower_attention(model: nn.Module, lowering: Lowering) -> None:
@@ -77,7 +88,7 @@ def _lower_attention(model: nn.Module, lowering: Lowering) -> None:
 
 
 def _trace(
-    module: nn.Module, spec: GraphSpec, config: FlamingoConfig, opset: int, fake: FakeTensorMode, bind: GraphPass,
+    module: nn.Module, spec: GraphSpec, config: FlamingoConfig, lowering: Lowering, fake: FakeTensorMode, bind: GraphPass,
     fold_factors: bool,
 ) -> Any:
     tensors, dynamic = {}, {}
@@ -94,7 +105,7 @@ def _trace(
             input_names=[tensor.name for tensor in spec.inputs],
             output_names=[tensor.name for tensor in spec.outputs],
             dynamic_shapes=_arguments(spec, config, dynamic),
-            opset_version=opset,
+            opset_version=lowering.traced_opset or lowering.opset,
             dynamo=True,
             verbose=False,
             optimize=False,
@@ -103,6 +114,7 @@ def _trace(
         bind(program.model)
         program.optimize()
         simplify(program.model.graph, fold_factors)
+        lowering.finish(program.model)
     _tidy(program.model, spec)
     return program.model
 

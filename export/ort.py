@@ -34,7 +34,7 @@ class GroupQueryAttend:
         tokens, heads, width = query.shape[1:]
         last = self.cache_length + tokens - 1  # [B]: the operator wants total length - 1
         total = last.max() + 1
-        scores = bias(bias_query, positions, _as_size(total)) if bias is not None else None
+        scores = bias(bias_query, positions, _as_size(total)).to(query.dtype) if bias is not None else None
         inputs = (
             query.flatten(2), key.flatten(2), value.flatten(2), past_key, past_value,
             last.to(torch.int32), total.to(torch.int32), None, None, None, scores,

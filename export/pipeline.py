@@ -71,10 +71,14 @@ def export_model(
         (folder / TOKENIZER).write_text(model.tokenizer, encoding="utf-8")
         # Refuse a bad one before the work.
         tokenizer = TextTokenizer(folder / TOKENIZER, config.tokens, config.language.vocab_size)
-        weights, parity, quantization = Weights(stored.tensors, DTYPES[dtype]), {}, None
+        computed = "float32" if lowering == NAME else GRAPH_DTYPES[dtype]
+        matrices = DTYPES[dtype] if computed == "float32" else torch.float32  # stored otherwise than computed with
+        weights, parity, quantization = Weights(stored.tensors, matrices), {}, None
         if quantize is None:
             reference = _reference(stored, progress) if compare else None
-            paths = _write_graphs(stored, folder, lowering, weights, lambda name, graph: weights.store(graph), progress)
+            paths = _write_graphs(
+                stored, folder, lowering, weights, lambda name, graph: weights.store(graph), progress, computed
+            )
             if reference is not None:
                 parity = _parity(reference, paths, stored, dtype, tolerance, progress)
         else:
@@ -97,11 +101,11 @@ def _reference(stored: StoredModel, progress: Progress) -> Reference:
 
 def _write_graphs(
     stored: StoredModel, folder: Path, lowering: str, weights: Weights, change: Callable[[str, Any], None],
-    progress: Progress,
+    progress: Progress, computed: str = "float32",
 ) -> dict[str, Path]:
     """The three graphs and their weights in ``folder``; the files by name. ``change`` is given each graph's name and
     onnx_ir model before it is written."""
-    graphs = trace_graphs(stored.config, lowering, weights.bind, fold_factors=weights.matrices == torch.float32)
+    graphs = trace_graphs(stored.config, lowering, weights.bind, fold_factors=weights.matrices == torch.float32 and computed == "float32", dtype=computed)
     paths = {}
     for name in GRAPHS:
         with progress(f"{name} graph", 0):

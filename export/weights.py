@@ -28,12 +28,13 @@ class Weights:
     matrices: torch.dtype = torch.float32
 
     def bind(self, model: Any) -> None:
-        """Give the initializers of an onnx_ir model the values of our tensors, transposed where the graph transposes
-        them. Nothing is read but what the optimizer computes with: single numbers, such as gates."""
+        """Give the initializers of an onnx_ir model the values of our tensors, in the type it computes in, transposed
+        where the graph transposes them. Nothing is read but what the optimizer computes with: single numbers, such as
+        gates."""
         for name, value in list(model.graph.initializers.items()):
             tensor = self.tensors.get(tensor_name(name))
             if tensor is not None:
-                value.const_value = _lazy(name, tensor)
+                value.const_value = _lazy(name, tensor, value.dtype)
         _fold_transposes(model.graph, self._transposed)
 
     def _transposed(self, name: str) -> LazyTensor | None:
@@ -69,13 +70,15 @@ def save_graph(model: Any, path: Path, on_tensor: Callable[[str, int], None] = l
     )
 
 
-def _lazy(name: str, tensor: LazyTensor) -> Any:
-    """The tensor as onnx_ir wants it: float32, read when it is written."""
+def _lazy(name: str, tensor: LazyTensor, kind: Any) -> Any:
+    """The tensor as onnx_ir wants it: of type ``kind``, read when it is written."""
     import onnx_ir
 
+    dtype = getattr(torch, kind.name.lower())  # FLOAT is torch.float, FLOAT16 torch.float16
+
     return onnx_ir.LazyTensor(
-        lambda: onnx_ir.tensor(tensor.to(torch.float32).read(), name=name),
-        dtype=onnx_ir.DataType.FLOAT, shape=onnx_ir.Shape(tensor.shape), name=name,
+        lambda: onnx_ir.tensor(tensor.to(dtype).read(), name=name),
+        dtype=kind, shape=onnx_ir.Shape(tensor.shape), name=name,
     )
 
 
@@ -95,8 +98,8 @@ def _fold_transposes(graph: Any, transposed: Callable[[str], LazyTensor | None])
             continue
         name = f"{weight.name}{TRANSPOSED}"
         stored = onnx_ir.Value(
-            name=name, shape=onnx_ir.Shape(tensor.shape), type=onnx_ir.TensorType(onnx_ir.DataType.FLOAT),
-            const_value=_lazy(name, tensor),
+            name=name, shape=onnx_ir.Shape(tensor.shape), type=onnx_ir.TensorType(weight.dtype),
+            const_value=_lazy(name, tensor, weight.dtype),
         )
         graph.initializers.add(stored)
         node.outputs[0].replace_all_uses_with(stored)

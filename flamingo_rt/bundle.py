@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from flamingo_rt.config import FlamingoConfig, read_json
-from flamingo_rt.contract import GRAPHS
+from flamingo_rt.contract import GRAPHS, LOWERINGS
 from flamingo_rt.errors import DataError
 
 FORMAT_VERSION = 2
@@ -109,7 +109,7 @@ def read_bundle(path: Path) -> Bundle:
         for name in [TOKENIZER, *names]:
             files[name]  # noqa: B018 - a KeyError is the check
         for entry in graphs.values():
-            known = entry.lowering == "ort" and entry.quantization in (None, *QUANTIZATIONS)
+            known = entry.lowering in LOWERINGS and entry.quantization in (None, *QUANTIZATIONS)
             if not known or entry.dtype not in WEIGHT_DTYPES:
                 raise ValueError(f"unknown form {entry.lowering}, {entry.dtype}, {entry.quantization}")
         hashes = {name: (str(entry["sha256"]), int(entry["bytes"])) for name, entry in files.items()}

@@ -5,6 +5,10 @@ The exporter, the engines and the runtime read this table; nothing else writes a
 Dimensions: N pictures and frames of a prompt, M visuals (a picture or a clip each), F frames of a visual,
 B rows of a batch, V visuals of a row, T new tokens of a row, K positions whose logits are wanted,
 C the capacity of the cache in tokens. S is V times the latents of a visual.
+
+A graph has its cache in one of two forms. ``in-place``: past and present are the whole cache [B, Hk, C, d] and may share
+memory. ``appended``: the past [C, B, Hk, d] is read, and present [T, B, Hk, d] holds the new tokens alone: whoever runs
+the graph puts them where they belong.
 """
 
 from __future__ import annotations
@@ -16,6 +20,9 @@ from flamingo_rt.config import FlamingoConfig
 
 VISION_ENCODER, RESAMPLER, LANGUAGE_MODEL = "vision_encoder", "resampler", "language_model"
 GRAPHS = (VISION_ENCODER, RESAMPLER, LANGUAGE_MODEL)
+
+IN_PLACE, APPENDED = "in-place", "appended"
+LOWERINGS = ("ort", "tensorrt", "tensorrt-classic")
 
 Dimension = int | str
 
@@ -70,9 +77,11 @@ def layer_parts(layers: int) -> list[tuple[int, str]]:
     return [(layer, part) for layer in range(layers) for part in ("key", "value")]
 
 
-def graph_specs(config: FlamingoConfig) -> dict[str, GraphSpec]:
-    """The three graphs of a model, by name. Floating-point tensors are float32."""
-    return {spec.name: spec for spec in (_vision_encoder(config), _resampler(config), _language_model(config))}
+def graph_specs(config: FlamingoConfig, dtype: str = "float32", cache: str = IN_PLACE) -> dict[str, GraphSpec]:
+    """The three graphs of a model, by name. Media and cache are of ``dtype``, the type a model computes in; pictures,
+    features and logits are float32. ``cache`` is the form of the cache."""
+    specs = (_vision_encoder(config), _resampler(config, dtype), _language_model(config, dtype, cache))
+    return {spec.name: spec for spec in specs}
 
 
 def _vision_encoder(config: FlamingoConfig) -> GraphSpec:
@@ -84,23 +93,26 @@ def _vision_encoder(config: FlamingoConfig) -> GraphSpec:
     )
 
 
-def _media(config: FlamingoConfig, leading: Dimension, latents: Dimension) -> tuple[TensorSpec, ...]:
+def _media(config: FlamingoConfig, dtype: str, leading: Dimension, latents: Dimension) -> tuple[TensorSpec, ...]:
     cross = config.cross_attention
     shape = (leading, cross.heads, latents, cross.head_width)
     return tuple(
-        TensorSpec(media_name(layer, part), "float32", shape) for layer, part in layer_parts(len(config.cross_layers))
+        TensorSpec(media_name(layer, part), dtype, shape) for layer, part in layer_parts(len(config.cross_layers))
     )
 
 
-def _resampler(config: FlamingoConfig) -> GraphSpec:
+def _resampler(config: FlamingoConfig, dtype: str) -> GraphSpec:
     features = ("M", "F", config.vision.feature_count, config.vision.width)
-    media = _media(config, "M", config.resampler.latents)
+    media = _media(config, dtype, "M", config.resampler.latents)
     return GraphSpec(RESAMPLER, (TensorSpec("features", "float32", features),), media)
 
 
-def _language_model(config: FlamingoConfig) -> GraphSpec:
+def _language_model(config: FlamingoConfig, dtype: str, cache: str) -> GraphSpec:
     language = config.language
-    cache = ("B", language.kv_heads, "C", language.head_width)
+    heads, width = language.kv_heads, language.head_width
+    past = present = ("B", heads, "C", width)
+    if cache == APPENDED:
+        past, present = ("C", "B", heads, width), ("T", "B", heads, width)
     parts = layer_parts(language.layers)
     return GraphSpec(
         LANGUAGE_MODEL,
@@ -109,11 +121,11 @@ def _language_model(config: FlamingoConfig) -> GraphSpec:
             TensorSpec("cache_length", "int64", ("B",)),
             TensorSpec("media_index", "int64", ("B", "T")),
             TensorSpec("logits_index", "int64", ("B", "K")),
-            *_media(config, "B", "S"),
-            *(TensorSpec(past_name(layer, part), "float32", cache) for layer, part in parts),
+            *_media(config, dtype, "B", "S"),
+            *(TensorSpec(past_name(layer, part), dtype, past) for layer, part in parts),
         ),
         (
             TensorSpec("logits", "float32", ("B", "K", language.vocab_size)),
-            *(TensorSpec(present_name(layer, part), "float32", cache) for layer, part in parts),
+            *(TensorSpec(present_name(layer, part), dtype, present) for layer, part in parts),
         ),
     )

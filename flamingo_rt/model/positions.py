@@ -44,10 +44,10 @@ class AlibiBias(nn.Module):
         self.heads, self.max_bias = config.heads, config.alibi_max_bias
 
     def forward(self, query: Tensor, positions: Tensor, keys: int) -> Tensor:
-        """query [B, T, H, d], positions [B, T] -> [B, H, T, keys]."""
-        slopes = alibi_slopes(self.heads, self.max_bias).to(device=query.device, dtype=query.dtype)
+        """query [B, T, H, d], positions [B, T] -> float32 [B, H, T, keys]."""
+        slopes = alibi_slopes(self.heads, self.max_bias).to(query.device)
         distances = torch.arange(keys, device=query.device) - positions[:, :, None]  # [B, T, keys]
-        return slopes[:, None, None] * distances[:, None].to(query.dtype)
+        return slopes[:, None, None] * distances[:, None].float()
 
 
 class RelativeBias(nn.Module):
