@@ -11,13 +11,11 @@ from torch import Tensor, nn
 
 from flamingo_rt.model.layers import Attention, merge_heads, split_heads
 
-MASKED = torch.finfo(torch.float32).min / 2  # room for a score beside it: the sum stays finite
-
-
-def masked(allowed: Tensor, scores: Tensor | None = None) -> Tensor:
-    """float32: ``scores``, or 0, where ``allowed`` and the lowest number elsewhere."""
+def masked(allowed: Tensor, scores: Tensor | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
+    """``scores``, or 0, where ``allowed``; elsewhere a number so low that nothing is left after a softmax, and high
+    enough that a score beside it does not reach infinity."""
     kept = torch.zeros((), dtype=torch.float32) if scores is None else scores.float()
-    return torch.where(allowed, kept, MASKED)
+    return torch.where(allowed, kept, torch.finfo(dtype).min / 2).to(dtype)
 
 
 def group_queries(query: Tensor, kv_heads: int) -> Tensor:

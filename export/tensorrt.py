@@ -39,9 +39,9 @@ class ScatterAttend:
         keys = self._written(self.past[2 * layer], key)
         values = self._written(self.past[2 * layer + 1], value)
         self.present += [keys, values]
-        capacity, tokens = keys.shape[2], query.shape[1]
+        capacity, tokens = self.past[0].shape[2], query.shape[1]  # one symbol, so that layers share their mask
         allowed = torch.arange(capacity, device=query.device) <= positions[:, None, :, None]  # [B, 1, T, C]
-        mask = masked(allowed, None if bias is None else bias(bias_query, positions, capacity))
+        mask = masked(allowed, None if bias is None else bias(bias_query, positions, capacity), query.dtype)
         if fused(query.dtype):
             return _attention(query.transpose(1, 2), keys, values, mask).transpose(1, 2)
         found = scores(group_queries(query, keys.shape[1]), keys.transpose(2, 3), tokens) + mask
@@ -76,10 +76,7 @@ def fused(dtype: torch.dtype) -> bool:
 
 def _attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
     """query [B, H, T, d], key and value [B, Hk, S, d], mask [1 or B, 1 or H, T, S] -> [B, H, T, d]."""
-    inputs: tuple[Tensor, ...] = (query, key, value)
-    if mask is not None:
-        lowest = torch.finfo(query.dtype).min / 2
-        inputs += (mask.clamp(min=lowest).to(query.dtype),)
+    inputs = (query, key, value) if mask is None else (query, key, value, mask)
     return torch.onnx.ops.symbolic("Attention", inputs, dtype=query.dtype, shape=query.shape, version=OPSET)
 
 

@@ -41,7 +41,7 @@ class AppendingAttend:
         bias: ScoreBias | None, bias_query: Tensor,
     ) -> Tensor:
         past_key, past_value = self.past[2 * layer], self.past[2 * layer + 1]
-        slots, tokens, kv_heads = past_key.shape[0], query.shape[1], key.shape[2]
+        slots, tokens, kv_heads = self.past[0].shape[0], query.shape[1], key.shape[2]
         self.present += [key.transpose(0, 1), value.transpose(0, 1)]
         grouped = group_queries(query, kv_heads)
         cached_scores = scores(grouped, past_key.permute(1, 2, 3, 0), tokens)
