@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from flamingo_rt.model.layers import Attention, merge_heads, split_heads
 
+
 def masked(allowed: Tensor, scores: Tensor | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
     """``scores``, or 0, where ``allowed``; elsewhere a number so low that nothing is left after a softmax, and high
     enough that a score beside it does not reach infinity."""

@@ -88,8 +88,8 @@ def _lower_attention(model: nn.Module, lowering: Lowering) -> None:
 
 
 def _trace(
-    module: nn.Module, spec: GraphSpec, config: FlamingoConfig, lowering: Lowering, fake: FakeTensorMode, bind: GraphPass,
-    fold_factors: bool,
+    module: nn.Module, spec: GraphSpec, config: FlamingoConfig, lowering: Lowering, fake: FakeTensorMode,
+    bind: GraphPass, fold_factors: bool,
 ) -> Any:
     tensors, dynamic = {}, {}
     with fake:

@@ -105,7 +105,8 @@ def _write_graphs(
 ) -> dict[str, Path]:
     """The three graphs and their weights in ``folder``; the files by name. ``change`` is given each graph's name and
     onnx_ir model before it is written."""
-    graphs = trace_graphs(stored.config, lowering, weights.bind, fold_factors=weights.matrices == torch.float32 and computed == "float32", dtype=computed)
+    whole = weights.matrices == torch.float32 and computed == "float32"
+    graphs = trace_graphs(stored.config, lowering, weights.bind, fold_factors=whole, dtype=computed)
     paths = {}
     for name in GRAPHS:
         with progress(f"{name} graph", 0):

@@ -6,9 +6,9 @@ Dimensions: N pictures and frames of a prompt, M visuals (a picture or a clip ea
 B rows of a batch, V visuals of a row, T new tokens of a row, K positions whose logits are wanted,
 C the capacity of the cache in tokens. S is V times the latents of a visual.
 
-A graph has its cache in one of two forms. ``in-place``: past and present are the whole cache [B, Hk, C, d] and may share
-memory. ``appended``: the past [C, B, Hk, d] is read, and present [T, B, Hk, d] holds the new tokens alone: whoever runs
-the graph puts them where they belong.
+A graph has its cache in one of two forms. ``in-place``: past and present are the whole cache [B, Hk, C, d] and may
+share memory. ``appended``: the past [C, B, Hk, d] is read, and present [T, B, Hk, d] holds the new tokens alone:
+whoever runs the graph puts them where they belong.
 """
 
 from __future__ import annotations

@@ -20,7 +20,8 @@ from flamingo_rt.errors import UsageError
               help="A checkpoint folder; or OpenFlamingo's checkpoint.pt, with --vision and --language.")
 @click.option("--out", required=True, type=FILE, metavar="FOLDER", help="The bundle to write.")
 @source_options(required=False)
-@click.option("--lowering", default="ort", show_default=True, help="Form of the graphs: ort, tensorrt, tensorrt-classic.")
+@click.option("--lowering", default="ort", show_default=True,
+              help="Form of the graphs: ort, tensorrt, tensorrt-classic.")
 @click.option("--dtype", default="fp32", show_default=True, type=click.Choice(["fp32", "fp16", "bf16"]),
               help="Type the matrices are stored in; graphs compute in fp32.")
 @quantize_options
