@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 
 from flamingo_rt.config import FlamingoConfig
-from flamingo_rt.contract import LANGUAGE_MODEL, GraphSpec, graph_specs
+from flamingo_rt.contract import IN_PLACE, LANGUAGE_MODEL, GraphSpec, graph_specs
+from flamingo_rt.engines.appended import appended
 from flamingo_rt.errors import DataError, DependencyError, UsageError
 
 NAME = "ort"
 MAX_THREADS = 1024
+ORT_TYPES = {"float32": "float"}  # where its names differ
 
 
 def import_onnxruntime() -> Any:
@@ -33,10 +35,10 @@ class OrtEngine:
 
     def __init__(
         self, graphs: Mapping[str, Path], config: FlamingoConfig, threads: int | None = None, frugal: bool = False,
-        spin: bool = True, dtype: str = "float32",
+        spin: bool = True, dtype: str = "float32", cache: str = IN_PLACE,
     ) -> None:
-        """Load the graphs, which compute in ``dtype``. ``threads`` is the number of cores for one operator; by default
-        ONNX Runtime decides.
+        """Load the graphs, which compute in ``dtype`` and have that form of ``cache`` (one that is not in place is
+        copied at each call). ``threads`` is the number of cores for one operator; by default ONNX Runtime decides.
 
         ``frugal`` computes from the mapped files, without a second copy of the weights in the layout that is fastest,
         or in float32 where they are stored in half precision: slower, with the files' size as memory. Threads that wait
@@ -67,6 +69,7 @@ class OrtEngine:
             options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
             options.execution_order = runtime.ExecutionOrder.PRIORITY_BASED
         self.specs = graph_specs(config, dtype)
+        self._forms = graph_specs(config, dtype, cache)
         self._sessions = {}
         # The largest first: while one is loaded, part of its file is in memory too.
         for name, path in sorted(graphs.items(), key=lambda entry: entry[0] != LANGUAGE_MODEL):
@@ -74,7 +77,7 @@ class OrtEngine:
                 session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
             except Exception as error:  # onnxruntime's exceptions share no base of their own
                 raise DataError(f"ONNX Runtime {runtime.__version__} cannot load {path}: {error}") from error
-            _check_interface(path, session, self.specs[name])
+            _check_interface(path, session, self._forms[name])
             self._sessions[name] = session
 
     def bind(
@@ -84,7 +87,14 @@ class OrtEngine:
 
         The arrays must be C-contiguous and stay the caller's; an input and an output may share memory (the cache).
         """
-        session, spec = self._sessions[graph], self.specs[graph]
+        if self._forms[graph] == self.specs[graph]:
+            return self._bind(graph, inputs, outputs)
+        return appended(lambda *bound: self._bind(graph, *bound), self._forms[graph], inputs, outputs)
+
+    def _bind(
+        self, graph: str, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]
+    ) -> Callable[[], None]:
+        session, spec = self._sessions[graph], self._forms[graph]
         binding = session.io_binding()
         for tensors, specs, bind in (
             (inputs, spec.inputs, binding.bind_input), (outputs, spec.outputs, binding.bind_output)
@@ -106,10 +116,11 @@ class OrtEngine:
 def _check_interface(path: Path, session: Any, spec: GraphSpec) -> None:
     """Raise `DataError` unless a graph has the inputs and outputs that the configuration asks for."""
     for found, expected in ((session.get_inputs(), spec.inputs), (session.get_outputs(), spec.outputs)):
-        shapes = {value.name: tuple(value.shape) for value in found}
+        values = {value.name: (tuple(value.shape), value.type) for value in found}
         for tensor in expected:
-            if shapes.get(tensor.name) != tensor.shape:
+            wanted = (tensor.shape, f"tensor({ORT_TYPES.get(tensor.dtype, tensor.dtype)})")
+            if values.get(tensor.name) != wanted:
                 raise DataError(
-                    f"{path} does not fit the configuration: {tensor.name} is {shapes.get(tensor.name, 'missing')}, "
-                    f"{tensor.shape} was expected; export the model again"
+                    f"{path} does not fit the configuration: {tensor.name} is {values.get(tensor.name, 'missing')}, "
+                    f"{wanted} was expected; export the model again"
                 )

@@ -66,6 +66,14 @@ class TabledBias(nn.Module):
         return torch.cat([span(query) for span in getattr(self, DISTANCES)[:reached]], dim=-1)
 
 
+class WholeBias(TabledBias):
+    """`TabledBias` as a graph whose number of keys is the cache's capacity: all spans are multiplied, always."""
+
+    def scores(self, query: Tensor, keys: int) -> Tensor:
+        """query [H, M, d] -> [H, M, all distances]."""
+        return torch.cat([span(query) for span in getattr(self, DISTANCES)], dim=-1)
+
+
 class SplitBias(TabledBias):
     """`TabledBias` as a graph, which learns the number of keys at run time: a span beyond them is multiplied with no
     rows at all, and nothing of it is read. (ONNX Runtime's Slice would copy what it takes of a table.)"""

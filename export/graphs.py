@@ -19,17 +19,17 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import Dim
 
 from flamingo_rt.config import FlamingoConfig
-from flamingo_rt.contract import GRAPHS, LANGUAGE_MODEL, RESAMPLER, VISION_ENCODER, GraphSpec, graph_specs
+from flamingo_rt.contract import CACHE_FORMS, GRAPHS, LANGUAGE_MODEL, RESAMPLER, VISION_ENCODER, GraphSpec, graph_specs
 from flamingo_rt.errors import UsageError
-from flamingo_rt.export import ort
-from flamingo_rt.export.distances import SplitBias, tabulate_distances
+from flamingo_rt.export import ort, tensorrt, tensorrt_classic
+from flamingo_rt.export.distances import tabulate_distances
 from flamingo_rt.export.folding import fold_standardisation
 from flamingo_rt.export.simplify import simplify
 from flamingo_rt.export.wrappers import LanguageModelGraph, Lowering, ResamplerGraph, VisionEncoder
 from flamingo_rt.model.flamingo import Flamingo
 from flamingo_rt.model.layers import Attention
 
-LOWERINGS = {ort.LOWERING.name: ort.LOWERING}
+LOWERINGS = {module.NAME: module.LOWERING for module in (ort, tensorrt, tensorrt_classic)}
 
 # Sizes of the example inputs: all different, and none of them 1, or the exporter takes two for one or one as fixed.
 EXAMPLE_SIZES = {"N": 6, "M": 2, "F": 3, "B": 2, "S": 7, "T": 5, "K": 4, "C": 16}
@@ -53,21 +53,21 @@ def trace_graphs(
     Raises `UsageError` for an unknown lowering.
     """
     check_lowering(lowering)
-    specs, compute = graph_specs(config, dtype), getattr(torch, dtype)
+    chosen, compute = LOWERINGS[lowering], getattr(torch, dtype)
+    specs = graph_specs(config, dtype, CACHE_FORMS[lowering])
     fake = FakeTensorMode()
     with fake, _default_dtype(compute):
         model = Flamingo(config).eval()
-        tabulate_distances(model.language, SplitBias)
+        tabulate_distances(model.language, chosen.relative_bias)
         fold_standardisation(model.vision)
-        _lower_attention(model, LOWERINGS[lowering])
+        _lower_attention(model, chosen)
     modules: dict[str, Callable[[], nn.Module]] = {
         VISION_ENCODER: lambda: VisionEncoder(model, compute),
         RESAMPLER: lambda: ResamplerGraph(model),
-        LANGUAGE_MODEL: lambda: LanguageModelGraph(model, LOWERINGS[lowering]),
+        LANGUAGE_MODEL: lambda: LanguageModelGraph(model, chosen),
     }
     for name in GRAPHS:
-        module, opset = modules[name]().eval(), LOWERINGS[lowering].opset
-        yield name, _trace(module, specs[name], config, opset, fake, bind, fold_factors)
+        yield name, _trace(modules[name]().eval(), specs[name], config, chosen, fake, bind, fold_factors)
 
 
 @contextlib.contextmanager
@@ -90,8 +90,8 @@ def _lower_attention(model: nn.Module, lowering: Lowering) -> None:
 
 
 def _trace(
-    module: nn.Module, spec: GraphSpec, config: FlamingoConfig, opset: int, fake: FakeTensorMode, bind: GraphPass,
-    fold_factors: bool,
+    module: nn.Module, spec: GraphSpec, config: FlamingoConfig, lowering: Lowering, fake: FakeTensorMode,
+    bind: GraphPass, fold_factors: bool,
 ) -> Any:
     tensors, dynamic = {}, {}
     with fake:
@@ -107,7 +107,7 @@ def _trace(
             input_names=[tensor.name for tensor in spec.inputs],
             output_names=[tensor.name for tensor in spec.outputs],
             dynamic_shapes=_arguments(spec, config, dynamic),
-            opset_version=opset,
+            opset_version=lowering.traced_opset or lowering.opset,
             dynamo=True,
             verbose=False,
             optimize=False,
@@ -116,6 +116,7 @@ def _trace(
         bind(program.model)
         program.optimize()
         simplify(program.model.graph, fold_factors)
+        lowering.finish(program.model)
     _tidy(program.model, spec)
     return program.model
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from flamingo_rt.export.distances import SplitBias
 from flamingo_rt.export.wrappers import Lowering
 from flamingo_rt.model.language import ScoreBias
 from flamingo_rt.model.layers import Attention
@@ -34,7 +35,7 @@ class GroupQueryAttend:
         tokens, heads, width = query.shape[1:]
         last = self.cache_length + tokens - 1  # [B]: the operator wants total length - 1
         total = last.max() + 1
-        scores = bias(bias_query, positions, _as_size(total)) if bias is not None else None
+        scores = bias(bias_query, positions, _as_size(total)).to(query.dtype) if bias is not None else None
         inputs = (
             query.flatten(2), key.flatten(2), value.flatten(2), past_key, past_value,
             last.to(torch.int32), total.to(torch.int32), None, None, None, scores,
@@ -73,4 +74,4 @@ class MultiHeadAttention(nn.Module):
         )
 
 
-LOWERING = Lowering(NAME, 21, GroupQueryAttend, MultiHeadAttention)
+LOWERING = Lowering(NAME, 21, GroupQueryAttend, MultiHeadAttention, SplitBias)

@@ -14,7 +14,7 @@ import torch
 
 from flamingo_rt.bundle import Bundle, GraphEntry, write_manifest
 from flamingo_rt.checkpoints import DTYPES, TOKENIZER, StoredModel
-from flamingo_rt.contract import GRAPHS, LANGUAGE_MODEL, RESAMPLER, VISION_ENCODER
+from flamingo_rt.contract import CACHE_FORMS, GRAPHS, LANGUAGE_MODEL, RESAMPLER, VISION_ENCODER
 from flamingo_rt.engines.ort import OrtEngine
 from flamingo_rt.errors import UsageError
 from flamingo_rt.export.cases import CASES, STEPS, Reference, compute_reference
@@ -159,11 +159,11 @@ def _export_compared(
     _write_graphs(stored, folder, lowering, precision, lambda name, graph: None, progress)
     if reference is None:
         return Measured({}, None, None)
-    paths, rounding = graph_paths(folder), None
+    paths, rounding, cache = graph_paths(folder), None, CACHE_FORMS[lowering]
     if precision.half:
         twins = {name: write_widened(path) for name, path in paths.items()}
         parity = Deviation(GRAPHS, tolerance)
-        _compare(reference, twins, stored, parity, frugal=True, progress=progress)
+        _compare(reference, twins, stored, parity, cache, frugal=True, progress=progress)
         for twin in twins.values():
             twin.unlink()
         with progress(f"PyTorch's answers in {precision.compute}", STEPS) as advance:
@@ -171,7 +171,8 @@ def _export_compared(
     else:
         # Float32 weights are what ONNX Runtime computes with; of others it would hold a copy twice their size.
         parity = Deviation(GRAPHS, tolerance)
-        _compare(reference, paths, stored, parity, frugal=precision.stored != "fp32", progress=progress)
+        frugal = precision.stored != "fp32"
+        _compare(reference, paths, stored, parity, cache, frugal, progress)
     return Measured(parity.largest, None, rounding)
 
 
@@ -196,12 +197,12 @@ def _write_graphs(
 
 
 def _compare(
-    reference: Reference, paths: dict[str, Path], stored: StoredModel, judge: Deviation, frugal: bool,
-    progress: Progress,
+    reference: Reference, paths: dict[str, Path], stored: StoredModel, judge: Deviation, cache: str,
+    frugal: bool, progress: Progress,
 ) -> None:
     """Show ``judge`` what the graphs, which compute in float32, give for the reference's cases."""
     with progress("comparison", len(STAGES) * len(CASES)) as advance:
         for graphs in STAGES:
-            engine = OrtEngine({name: paths[name] for name in graphs}, stored.config, frugal=frugal)
+            engine = OrtEngine({name: paths[name] for name in graphs}, stored.config, frugal=frugal, cache=cache)
             run_cases(reference, engine, stored.config, judge, lambda name: advance(1), graphs)
             del engine  # it has the files mapped

@@ -29,8 +29,9 @@ class Weights:
     matrices: torch.dtype = torch.float32
 
     def bind(self, model: Any) -> None:
-        """Give the initializers of an onnx_ir model the values of our tensors, transposed where the graph transposes
-        them. Nothing is read but what the optimizer computes with: single numbers, such as gates."""
+        """Give the initializers of an onnx_ir model the values of our tensors, in the type it computes in, transposed
+        where the graph transposes them. Nothing is read but what the optimizer computes with: single numbers, such as
+        gates."""
         for name, value in list(model.graph.initializers.items()):
             tensor = self.tensors.get(tensor_name(name))
             if tensor is not None:

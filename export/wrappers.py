@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from flamingo_rt.export.distances import TabledBias
 from flamingo_rt.model.flamingo import Flamingo
 from flamingo_rt.model.language import Attend
 from flamingo_rt.model.layers import Attention
@@ -27,12 +28,17 @@ CachedAttendFactory = Callable[[Sequence[Tensor], Tensor], CachedAttend]
 @dataclass(frozen=True)
 class Lowering:
     """The form in which a runtime executes attention best, and the opset of its graphs. ``attend`` is the cached
-    self-attention, ``attention`` makes what takes the place of an `Attention` module."""
+    self-attention, ``attention`` makes what takes the place of an `Attention` module, ``relative_bias`` is the form of
+    relative positions. Where the exporter knows a later opset only, ``traced_opset`` is that one, and ``finish`` makes
+    of a traced graph one of ``opset``."""
 
     name: str
     opset: int
     attend: CachedAttendFactory
     attention: Callable[[Attention], nn.Module]
+    relative_bias: type[TabledBias]
+    traced_opset: int | None = None
+    finish: Callable[[Any], None] = lambda model: None
 
 
 class VisionEncoder(nn.Module):
@@ -55,7 +61,8 @@ class ResamplerGraph(nn.Module):
         self.cross_attention = model.cross_attention
 
     def forward(self, features: Tensor) -> tuple[Tensor, ...]:
-        keys, values = self.cross_attention.keys_values(self.resampler(features))
+        latents = self.resampler(features.to(self.resampler.latents.dtype))
+        keys, values = self.cross_attention.keys_values(latents)
         return tuple(tensor for pair in zip(keys, values, strict=True) for tensor in pair)
 
 

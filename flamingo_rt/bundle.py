@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from flamingo_rt.config import FlamingoConfig, read_json
-from flamingo_rt.contract import FLOAT_DTYPES, GRAPHS, LANGUAGE_MODEL
+from flamingo_rt.contract import CACHE_FORMS, FLOAT_DTYPES, GRAPHS, LANGUAGE_MODEL
 from flamingo_rt.errors import DataError
 
 FORMAT_VERSION = 3
@@ -56,6 +56,11 @@ class Bundle:
     def compute(self) -> str:
         """The type that the graphs compute in, one of `FLOAT_DTYPES`."""
         return self.graphs[LANGUAGE_MODEL].compute
+
+    @property
+    def cache_form(self) -> str:
+        """The form of the language model's cache, see `flamingo_rt.contract`."""
+        return CACHE_FORMS[self.graphs[LANGUAGE_MODEL].lowering]
 
     @property
     def tokenizer_path(self) -> Path:
@@ -120,7 +125,7 @@ def read_bundle(path: Path) -> Bundle:
         for name in [TOKENIZER, *names]:
             files[name]  # noqa: B018 - a KeyError is the check
         for entry in graphs.values():
-            known = entry.lowering == "ort" and entry.quantization in (None, *QUANTIZATIONS)
+            known = entry.lowering in CACHE_FORMS and entry.quantization in (None, *QUANTIZATIONS)
             if not known or any(dtype not in FLOAT_DTYPES for dtype in (entry.dtype, entry.compute)):
                 raise ValueError(f"unknown form {entry}")
         hashes = {name: (str(entry["sha256"]), int(entry["bytes"])) for name, entry in files.items()}

@@ -5,6 +5,10 @@ The exporter, the engines and the runtime read this table; nothing else writes a
 Dimensions: N pictures and frames of a prompt, M visuals (a picture or a clip each), F frames of a visual,
 B rows of a batch, V visuals of a row, T new tokens of a row, K positions whose logits are wanted,
 C the capacity of the cache in tokens. S is V times the latents of a visual.
+
+A graph has its cache in one of two forms. ``in-place``: past and present are the whole cache [B, Hk, C, d] and may
+share memory. ``appended``: the past [C, B, Hk, d] is read, and present [T, B, Hk, d] holds the new tokens alone:
+whoever runs the graph puts them where they belong.
 """
 
 from __future__ import annotations
@@ -16,6 +20,9 @@ from flamingo_rt.config import FlamingoConfig
 
 VISION_ENCODER, RESAMPLER, LANGUAGE_MODEL = "vision_encoder", "resampler", "language_model"
 GRAPHS = (VISION_ENCODER, RESAMPLER, LANGUAGE_MODEL)
+
+IN_PLACE, APPENDED = "in-place", "appended"
+CACHE_FORMS = {"ort": IN_PLACE, "tensorrt": IN_PLACE, "tensorrt-classic": APPENDED}  # by lowering
 
 Dimension = int | str
 FLOAT_DTYPES = ("float32", "float16", "bfloat16")
@@ -81,10 +88,10 @@ def layer_parts(layers: int) -> list[tuple[int, str]]:
     return [(layer, part) for layer in range(layers) for part in ("key", "value")]
 
 
-def graph_specs(config: FlamingoConfig, dtype: str = "float32") -> dict[str, GraphSpec]:
+def graph_specs(config: FlamingoConfig, dtype: str = "float32", cache: str = IN_PLACE) -> dict[str, GraphSpec]:
     """The three graphs of a model, by name. ``dtype`` (of `FLOAT_DTYPES`) is what they compute in, and what features,
-    media and cache are; pixel values and logits are float32 always."""
-    graphs = (_vision_encoder(config, dtype), _resampler(config, dtype), _language_model(config, dtype))
+    media and cache are; pixel values and logits are float32 always. ``cache`` is the form of the cache."""
+    graphs = (_vision_encoder(config, dtype), _resampler(config, dtype), _language_model(config, dtype, cache))
     return {spec.name: spec for spec in graphs}
 
 
@@ -111,9 +118,12 @@ def _resampler(config: FlamingoConfig, dtype: str) -> GraphSpec:
     return GraphSpec(RESAMPLER, (TensorSpec("features", dtype, features),), media)
 
 
-def _language_model(config: FlamingoConfig, dtype: str) -> GraphSpec:
+def _language_model(config: FlamingoConfig, dtype: str, cache: str) -> GraphSpec:
     language = config.language
-    cache = ("B", language.kv_heads, "C", language.head_width)
+    heads, width = language.kv_heads, language.head_width
+    past = present = ("B", heads, "C", width)
+    if cache == APPENDED:
+        past, present = ("C", "B", heads, width), ("T", "B", heads, width)
     parts = layer_parts(language.layers)
     return GraphSpec(
         LANGUAGE_MODEL,
@@ -123,10 +133,10 @@ def _language_model(config: FlamingoConfig, dtype: str) -> GraphSpec:
             TensorSpec("media_index", "int64", ("B", "T")),
             TensorSpec("logits_index", "int64", ("B", "K")),
             *_media(config, dtype, "B", "S"),
-            *(TensorSpec(past_name(layer, part), dtype, cache) for layer, part in parts),
+            *(TensorSpec(past_name(layer, part), dtype, past) for layer, part in parts),
         ),
         (
             TensorSpec("logits", "float32", ("B", "K", language.vocab_size)),
-            *(TensorSpec(present_name(layer, part), dtype, cache) for layer, part in parts),
+            *(TensorSpec(present_name(layer, part), dtype, present) for layer, part in parts),
         ),
     )

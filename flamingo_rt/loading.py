@@ -57,7 +57,7 @@ def _from_bundle(bundle: Bundle, threads: int | None, image_cache_bytes: int, sp
     from flamingo_rt.engines.ort import OrtEngine
 
     graphs = {name: bundle.graph_path(name) for name in bundle.graphs}
-    engine = OrtEngine(graphs, bundle.config, threads, spin=spin, dtype=bundle.compute)
+    engine = OrtEngine(graphs, bundle.config, threads, spin=spin, dtype=bundle.compute, cache=bundle.cache_form)
     tokenizer = _tokenizer(bundle.tokenizer_path, bundle.config)
     identity = sha256(bundle.path / MANIFEST)
     return Model(engine, bundle.config, tokenizer, identity, image_cache_bytes)

@@ -21,7 +21,9 @@ from flamingo_rt.errors import UsageError
               help="A checkpoint folder; or OpenFlamingo's checkpoint.pt, with --vision and --language.")
 @click.option("--out", required=True, type=FILE, metavar="FOLDER", help="The bundle to write.")
 @source_options(required=False)
-@click.option("--lowering", default="ort", show_default=True, help="Form of the graphs: ort (ONNX Runtime).")
+@click.option("--lowering", default="ort", show_default=True,
+              help="Form of the graphs: ort (ONNX Runtime), tensorrt (10.15 and later, RTX), tensorrt-classic (8.6 to "
+                   "10.14).")
 @click.option("--compute", default="fp32", show_default=True, type=click.Choice(["fp32", "fp16", "bf16"]),
               help="Type the graphs compute in: fp16 and bf16 are for GPUs.")
 @click.option("--dtype", type=click.Choice(["fp32", "fp16", "bf16"]),

@@ -42,7 +42,7 @@ def media_mask(
     phi = media_index[:, :, None]
     allowed = (slots <= phi) if attend == "all" else (slots == phi)  # [B, T, S]
     zero = torch.zeros((), dtype=dtype, device=media_index.device)
-    bias = torch.where(allowed, zero, torch.finfo(dtype).min)
+    bias = torch.where(allowed, zero, torch.finfo(dtype).min / 2)  # a score beside it must not reach infinity
     return bias[:, None], (phi > 0).to(dtype)
 
 

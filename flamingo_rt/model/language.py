@@ -42,7 +42,7 @@ def attend_without_cache(
     if bias is None:
         out = F.scaled_dot_product_attention(query_, key_, value_, is_causal=True, enable_gqa=grouped)
         return out.transpose(1, 2)
-    mask = bias(bias_query, positions, tokens)
+    mask = bias(bias_query, positions, tokens).to(query.dtype)
     later = torch.ones(tokens, tokens, dtype=torch.bool, device=query.device).triu(1)
     mask = mask.masked_fill(later, torch.finfo(mask.dtype).min)
     return F.scaled_dot_product_attention(query_, key_, value_, attn_mask=mask, enable_gqa=grouped).transpose(1, 2)

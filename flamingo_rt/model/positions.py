@@ -44,12 +44,11 @@ class AlibiBias(nn.Module):
         self.heads, self.max_bias = config.heads, config.alibi_max_bias
 
     def forward(self, query: Tensor, positions: Tensor, keys: int) -> Tensor:
-        """query [B, T, H, d], positions [B, T] -> [B, H, T, keys]."""
-        # In float32 up to the product: bfloat16 cannot count beyond 256.
-        exact = torch.promote_types(query.dtype, torch.float32)
+        """query [B, T, H, d], positions [B, T] -> float32 (or float64, as the query) [B, H, T, keys]."""
+        exact = torch.promote_types(query.dtype, torch.float32)  # bfloat16 cannot count beyond 256
         slopes = alibi_slopes(self.heads, self.max_bias).to(device=query.device, dtype=exact)
         distances = torch.arange(keys, device=query.device) - positions[:, :, None]  # [B, T, keys]
-        return (slopes[:, None, None] * distances[:, None].to(exact)).to(query.dtype)
+        return slopes[:, None, None] * distances[:, None].to(exact)
 
 
 class RelativeBias(nn.Module):
@@ -77,7 +76,7 @@ def sinusoids(first: int, end: int, width: int, device: torch.device | None = No
 
 
 def by_position(by_distance: Tensor, positions: Tensor, keys: int) -> Tensor:
-    """Scores for each distance [B, H, T, keys or more] -> for the key at each position [B, H, T, keys]; those of keys
+    """Scores for each distance [B, H, T, distances] -> for the key at each position [B, H, T, keys]; those of keys
     behind the query mean nothing."""
     distances = positions[:, :, None] - torch.arange(keys, device=positions.device)  # [B, T, keys]
     return by_distance.gather(-1, distances.clamp(min=0)[:, None].expand(-1, by_distance.shape[1], -1, -1))

@@ -69,8 +69,8 @@ def frame_embeddings(table: Tensor, frames: int) -> Tensor:
     symbolic in an exported graph.
     """
     trained = table.shape[0]
-    index = torch.arange(frames, device=table.device, dtype=table.dtype)
+    index = torch.arange(frames, device=table.device, dtype=torch.float32)
     spacing = torch.clamp((trained - 1) / torch.clamp(index[-1:], min=1.0), max=1.0)
-    rows = torch.arange(trained, device=table.device, dtype=table.dtype)
+    rows = torch.arange(trained, device=table.device, dtype=torch.float32)
     weights = F.relu(1.0 - (index[:, None] * spacing - rows).abs())  # [frames, trained], rows sum to 1
-    return weights @ table
+    return weights.to(table.dtype) @ table
