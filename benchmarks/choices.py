@@ -35,7 +35,7 @@ from flamingo_rt.contract import LANGUAGE_MODEL, graph_specs, layer_parts, past_
 from flamingo_rt.engines.ort import OrtEngine
 from flamingo_rt.errors import FlamingoError
 from flamingo_rt.export.blocks import Blocks
-from flamingo_rt.export.quantization import ACCURACY_LEVEL, DOMAIN
+from flamingo_rt.export.quantized_graphs import ACCURACY_LEVEL, DOMAIN
 from flamingo_rt.presets import preset
 
 BITS, BLOCK_SIZES, TOKENS = (8, 4), (256, 128, 64, 32), (1, 8, 64)

@@ -25,7 +25,7 @@ from flamingo_rt.export.half_precision import compared_with, half_tolerance, in_
 from flamingo_rt.export.ort import NAME
 from flamingo_rt.export.parity import TOLERANCE, Deviation
 from flamingo_rt.export.parity import compare as run_cases
-from flamingo_rt.export.quantizing import Quantize, QuantizedExport
+from flamingo_rt.export.quantized_export import Quantize, QuantizedExport
 from flamingo_rt.export.reference import streamed_model
 from flamingo_rt.export.weights import Weights, external_bytes, save_graph
 from flamingo_rt.export.widening import write_widened

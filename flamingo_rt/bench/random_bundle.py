@@ -51,7 +51,7 @@ class RandomBundle:
         Raises `DataError` when the folder cannot be written or has no room; `ModuleNotFoundError` without the extra.
         """
         from flamingo_rt.export.pipeline import export_model
-        from flamingo_rt.export.quantizing import Quantize
+        from flamingo_rt.export.quantized_export import Quantize
         from flamingo_rt.export.random import random_model
 
         config = preset(self.preset)

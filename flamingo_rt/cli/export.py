@@ -12,7 +12,7 @@ import click
 from flamingo_rt.cli.dependencies import needs_extra
 from flamingo_rt.cli.openflamingo import FILE, SOURCES, open_sources, source_options
 from flamingo_rt.cli.progress import ProgressBar
-from flamingo_rt.cli.quantizing import check_options, cost_lines, quantize_of, quantize_options
+from flamingo_rt.cli.quantize_options import check_options, cost_lines, quantize_of, quantize_options
 from flamingo_rt.errors import UsageError
 
 

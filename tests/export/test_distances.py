@@ -29,8 +29,8 @@ from flamingo_rt.export.distances import TabledBias, span_sizes, tabled_tensors,
 from flamingo_rt.export.folding import folded_tensors
 from flamingo_rt.export.parity import check_parity
 from flamingo_rt.export.pipeline import export_model
-from flamingo_rt.export.quantization import SCHEMES
-from flamingo_rt.export.quantizing import Quantize
+from flamingo_rt.export.quantized_export import Quantize
+from flamingo_rt.export.quantized_graphs import SCHEMES
 from flamingo_rt.export.reference import streamed_model
 from flamingo_rt.export.weights import Weights
 from flamingo_rt.loading import load

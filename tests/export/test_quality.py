@@ -15,7 +15,7 @@ from flamingo_rt.contract import GRAPHS, LANGUAGE_MODEL, RESAMPLER, VISION_ENCOD
 from flamingo_rt.errors import ParityError
 from flamingo_rt.export.choices import BLOCKS, DEFAULT_BLOCK, LIMITS, WITHOUT_4_BITS, Limits
 from flamingo_rt.export.quality import GraphQuality, Quality, QualityMeter, check_quality
-from flamingo_rt.export.quantization import SCHEMES
+from flamingo_rt.export.quantized_graphs import SCHEMES
 
 
 def measured(*checks: tuple[str, str, str, list, list]) -> Quality:
@@ -139,7 +139,7 @@ def test_what_can_be_asked_for_is_what_there_is() -> None:
 
 
 def test_the_help_of_export_loads_no_torch_for_its_choices() -> None:
-    listing = "import sys\nimport flamingo_rt.cli.quantizing, flamingo_rt.cli.bench\n" \
+    listing = "import sys\nimport flamingo_rt.cli.quantize_options, flamingo_rt.cli.bench\n" \
               "print(sorted({'torch', 'numpy', 'onnx', 'onnxruntime'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", listing], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -23,7 +23,7 @@ from flamingo_rt.export.gptq import LayerRounding
 from flamingo_rt.export.parity import compare
 from flamingo_rt.export.prompt_cases import encode_prompts
 from flamingo_rt.export.quality import Quality, QualityMeter, check_quality
-from flamingo_rt.export.quantization import Scheme, quantize_graph, scheme_called
+from flamingo_rt.export.quantized_graphs import Scheme, quantize_graph, scheme_called
 from flamingo_rt.export.reference import streamed_model
 from flamingo_rt.model.engine import TorchEngine
 from flamingo_rt.processing.tokenizer import TextTokenizer

@@ -15,7 +15,7 @@ import PIL.Image
 import pytest
 
 import flamingo_rt.export.pipeline as pipeline
-import flamingo_rt.export.quantizing as quantizing
+import flamingo_rt.export.quantized_export as quantized_export
 from flamingo_rt.bundle import read_bundle
 from flamingo_rt.checkpoints import StoredModel
 from flamingo_rt.contract import GRAPHS, LANGUAGE_MODEL
@@ -25,8 +25,8 @@ from flamingo_rt.export.calibration import Calibration, read_prompts
 from flamingo_rt.export.choices import LIMITS, Limits
 from flamingo_rt.export.evaluation import SceneAccuracy
 from flamingo_rt.export.pipeline import export_model
-from flamingo_rt.export.quantization import SCHEMES
-from flamingo_rt.export.quantizing import Quantize, error_aware_rounding
+from flamingo_rt.export.quantized_export import Quantize, error_aware_rounding
+from flamingo_rt.export.quantized_graphs import SCHEMES
 from flamingo_rt.loading import load
 from flamingo_rt.processing.media import Image
 from flamingo_rt.processing.tokenizer import TextTokenizer
@@ -189,7 +189,7 @@ def export(stored: StoredModel, calibration: Path, traced_before: None, tmp_path
 ])
 def test_a_cost_beyond_the_limits_leaves_nothing_behind(export, tmp_path: Path, limits, message, monkeypatch) -> None:
     if "max_changed" in limits:  # as many as there may be
-        monkeypatch.setattr(quantizing.QualityMeter, "quality", one_changed(quantizing.QualityMeter.quality))
+        monkeypatch.setattr(quantized_export.QualityMeter, "quality", one_changed(quantized_export.QualityMeter.quality))
     with pytest.raises(ParityError, match=message):
         export(**limits)
     assert not list(tmp_path.iterdir())
@@ -217,7 +217,7 @@ def test_a_spoiled_rounding_is_refused(export, tmp_path: Path, monkeypatch, spoi
                                                 np.ascontiguousarray(scales, dtype=np.float32))
         return rounded
 
-    monkeypatch.setattr(quantizing, "error_aware_rounding", rounding)
+    monkeypatch.setattr(quantized_export, "error_aware_rounding", rounding)
     with pytest.raises(ParityError, match=r"graph language_model, int4: the cosine .*take --quantize mixed or int8"):
         export("int4", min_cosine=None, max_changed=1.0)
     assert not list(tmp_path.iterdir())
@@ -272,7 +272,7 @@ def test_blocks_of_4_bits_can_have_another_size(block: int) -> None:
 
 
 def test_rounding_to_the_nearest_takes_no_calibration(export, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(quantizing, "error_aware_rounding", None)
+    monkeypatch.setattr(quantized_export, "error_aware_rounding", None)
     record = export("int4", rounding="nearest").quantization
     assert record is not None
     assert (record["rounding"], record["calibration"]) == ("nearest", None)
@@ -282,7 +282,7 @@ def test_without_a_comparison_nothing_is_computed(
     stored: StoredModel, traced_before, tmp_path: Path, monkeypatch
 ) -> None:
     for name in ("error_aware_rounding", "measured_reference", "compare"):
-        monkeypatch.setattr(quantizing, name, None)
+        monkeypatch.setattr(quantized_export, name, None)
     bundle = export_model(stored, tmp_path / "out", quantize=Quantize("int4"), compare=False)
     assert bundle.quantization == {
         "scheme": "int4", "blocks": SCHEMES["int4"].described(FITTED), "rounding": "nearest",
@@ -299,7 +299,7 @@ def test_accuracy_is_measured_before_and_after_when_asked(export, monkeypatch) -
         on_batch(count * (1 + questions))
         return SceneAccuracy({"digit": [True, len(asked) == 1]}, {"count": [True], "color": [False, True, True]})
 
-    monkeypatch.setattr(quantizing, "scene_accuracy", accuracy)
+    monkeypatch.setattr(quantized_export, "scene_accuracy", accuracy)
     record = export("int8", evaluate=2).quantization
     assert asked == [("torch", 2), ("ort", 2)]
     assert record["accuracy"] == {

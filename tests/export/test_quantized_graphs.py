@@ -25,7 +25,7 @@ from flamingo_rt.export import graphs as tracing
 from flamingo_rt.export.blocks import Blocks, QuantizedMatrix, round_to_nearest
 from flamingo_rt.export.cases import compute_reference
 from flamingo_rt.export.parity import check_parity
-from flamingo_rt.export.quantization import SCHEMES, SMALLEST_MATRIX, Scheme, quantize_graph, scheme_called
+from flamingo_rt.export.quantized_graphs import SCHEMES, SMALLEST_MATRIX, Scheme, quantize_graph, scheme_called
 from flamingo_rt.export.weights import Weights, save_graph
 from flamingo_rt.model.flamingo import Flamingo
 from flamingo_rt.weights.lazy import LazyTensor

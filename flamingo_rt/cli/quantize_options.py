@@ -14,7 +14,7 @@ from flamingo_rt.export.choices import BLOCKS, DEFAULT_BLOCK, LIMITS, ROUNDINGS,
 
 if TYPE_CHECKING:
     from flamingo_rt.config import FlamingoConfig
-    from flamingo_rt.export.quantizing import Quantize
+    from flamingo_rt.export.quantized_export import Quantize
 
 OF_4_BITS = ("rounding", "block")
 OPTIONS = (*OF_4_BITS, "calibration", "min_cosine", "max_changed", "evaluate")  # that go with --quantize
@@ -72,7 +72,7 @@ def check_options(options: Mapping[str, Any]) -> None:
 
 def quantize_of(options: Mapping[str, Any], config: FlamingoConfig) -> Quantize | None:
     """What the options ask for, for a model of this configuration."""
-    from flamingo_rt.export.quantizing import Quantize
+    from flamingo_rt.export.quantized_export import Quantize
 
     if options["quantize"] is None:
         return None
