@@ -22,7 +22,8 @@ BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 
 @dataclass(frozen=True)
 class RandomBundle:
-    """Which bundle: a preset's name, the type of its matrices and how they are quantized, and the folder to keep it in.
+    """Which bundle: a preset's name, the type of its matrices and how they are quantized, the folder to keep it in, and
+    the type that its graphs compute in.
 
     Raises `UsageError` for an unknown preset.
     """
@@ -31,6 +32,7 @@ class RandomBundle:
     dtype: str = "fp32"
     quantize: str | None = None
     work: Path | None = None
+    compute: str = "fp32"
 
     def __post_init__(self) -> None:
         preset(self.preset)
@@ -38,7 +40,8 @@ class RandomBundle:
     @property
     def path(self) -> Path:
         """Where it is kept: one folder for each form and version."""
-        form = "-".join([self.preset, self.dtype, *([self.quantize] if self.quantize else [])])
+        types = [self.dtype] if self.compute == "fp32" else ["computes", self.compute]
+        form = "-".join([self.preset, *types, *([self.quantize] if self.quantize else [])])
         return (self.work or default_work()) / f"{form}-{__version__}-{FORMAT_VERSION}"
 
     def ready(self) -> bool:
@@ -65,7 +68,8 @@ class RandomBundle:
         except DataError as error:
             raise DataError(str(error).replace("--out", "--work")) from error
         export_model(
-            random_model(config), self.path, dtype=self.dtype, overwrite=True, progress=progress, compare=False,
+            random_model(config), self.path, dtype=self.dtype, compute=self.compute, overwrite=True, compare=False,
+            progress=progress,
             quantize=Quantize(self.quantize, rounding="nearest") if self.quantize else None,
         )
 

@@ -44,6 +44,8 @@ class Counts(click.ParamType):
 @click.option("--preset", "preset_name", metavar="NAME",
               help="Random weights of this model's shape instead, such as openflamingo-3b; needs the extra export.")
 @click.option("--dtype", type=click.Choice(["fp32", "fp16", "bf16"]), help="With --preset: type of the matrices.")
+@click.option("--compute", type=click.Choice(["fp32", "fp16", "bf16"]),
+              help="With --preset: type the graphs compute in; fp16 and bf16 are for GPUs.")
 @click.option("--quantize", type=click.Choice(QUANTIZATIONS), help="With --preset: quantize the weights.")
 @click.option("--work", type=FILE, metavar="FOLDER",
               help="With --preset: where its bundle is kept.  [default: the user's cache]")
@@ -66,7 +68,8 @@ class Counts(click.ParamType):
 @click.option("--overwrite", is_flag=True, help="Replace --plot when it exists.")
 def command(
     path: str | None, preset_name: str | None, dtype: str | None, quantize: str | None, work: Path | None,
-    backend: str, threads: int | None, spin: bool, as_json: bool, plot: Path | None, overwrite: bool, **wanted: Any,
+    compute: str | None, backend: str, threads: int | None, spin: bool, as_json: bool, plot: Path | None,
+    overwrite: bool, **wanted: Any,
 ) -> None:
     """Measure a model here: each stage, decoding, shots, and how near they come to what this machine can do.
 
@@ -83,7 +86,7 @@ def command(
 
     if backend not in BACKENDS:
         raise UsageError(f"unknown backend {backend!r}; known: {', '.join(BACKENDS)}")
-    bundle = _random_bundle(path, preset_name, dtype, quantize, work, backend)
+    bundle = _random_bundle(path, preset_name, dtype, quantize, work, compute, backend)
     if plot is not None:
         _check_plot(plot, overwrite)
     from flamingo_rt.bench import BenchOptions, measure
@@ -138,9 +141,10 @@ def _print(report: Report) -> None:
 
 
 def _random_bundle(
-    path: str | None, name: str | None, dtype: str | None, quantize: str | None, work: Path | None, backend: str
+    path: str | None, name: str | None, dtype: str | None, quantize: str | None, work: Path | None,
+    compute: str | None, backend: str,
 ) -> RandomBundle | None:
-    given = {"--dtype": dtype, "--quantize": quantize, "--work": work}
+    given = {"--dtype": dtype, "--quantize": quantize, "--work": work, "--compute": compute}
     if name is None:
         for option, value in given.items():
             if value is not None:
@@ -152,7 +156,7 @@ def _random_bundle(
         raise UsageError("--preset makes a bundle, which the torch backend does not run: leave --backend out")
     from flamingo_rt.bench.random_bundle import RandomBundle
 
-    return RandomBundle(name, dtype or "fp32", quantize, work)
+    return RandomBundle(name, dtype or compute or "fp32", quantize, work, compute or "fp32")
 
 
 def _check_plot(plot: Path, overwrite: bool) -> None:

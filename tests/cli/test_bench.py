@@ -153,11 +153,11 @@ def test_a_presets_bundle_is_made_once_and_then_reused(bench, bundle: Path, monk
 
     monkeypatch.setattr(random_bundle.RandomBundle, "make", make)
     for _ in range(2):
-        outcome = bench("--preset", "tiny", "--dtype", "bf16", "--work", tmp_path / "work", "--shots", 0, "--batch", 1,
-                        "--context", 5, "--tokens", 1, "--runs", 1, "--json")
+        outcome = bench("--preset", "tiny", "--compute", "fp16", "--work", tmp_path / "work", "--shots", 0,
+                        "--batch", 1, "--context", 5, "--tokens", 1, "--runs", 1, "--json")
         assert outcome.code == 0
         assert json.loads(outcome.out)["model"]["name"] == "small"
-    assert [(entry.preset, entry.dtype, entry.quantize) for entry in made] == [("tiny", "bf16", None)]
+    assert [(entry.preset, entry.dtype, entry.compute) for entry in made] == [("tiny", "fp16", "fp16")]
     assert "writing about 1 GB" not in outcome.err
 
 

@@ -189,7 +189,8 @@ def export(stored: StoredModel, calibration: Path, traced_before: None, tmp_path
 ])
 def test_a_cost_beyond_the_limits_leaves_nothing_behind(export, tmp_path: Path, limits, message, monkeypatch) -> None:
     if "max_changed" in limits:  # as many as there may be
-        monkeypatch.setattr(quantized_export.QualityMeter, "quality", one_changed(quantized_export.QualityMeter.quality))
+        quality = one_changed(quantized_export.QualityMeter.quality)
+        monkeypatch.setattr(quantized_export.QualityMeter, "quality", quality)
     with pytest.raises(ParityError, match=message):
         export(**limits)
     assert not list(tmp_path.iterdir())
