@@ -26,7 +26,7 @@ def load(
     bundle on ONNX Runtime's CPU kernels, ``torch`` runs a checkpoint in PyTorch, ``auto`` takes the one that fits the
     folder. ``threads`` is the number of cores for one operator of ``ort``. ``image_cache_bytes`` is how much is kept of
     pictures that were encoded, for when they come again; 0 keeps nothing. Without ``spin``, waiting threads of ``ort``
-    leave the cores to other work at once, and each token takes longer.
+    leave the cores to other work at once; a token may take longer.
 
     Raises `UsageError` for an unknown backend or one that does not fit, `DataError` for a damaged folder and
     `DependencyError` when the backend's library is missing.

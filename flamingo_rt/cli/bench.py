@@ -52,7 +52,7 @@ class Counts(click.ParamType):
 @click.option("--backend", default="auto", show_default=True, help="auto, ort (bundles) or torch (checkpoints).")
 @click.option("--threads", type=click.IntRange(1, 1024), help="Cores for one operator. Default: all.")
 @click.option("--spin/--no-spin", default=True, show_default=True,
-              help="Let threads that wait for the next operator spin: faster; without, other work gets the cores.")
+              help="Let threads that wait for the next operator spin; without, other work gets the cores.")
 @click.option("--shots", type=Counts(), metavar="A,B,C",
               help="Examples before the query.  [default: those of 0,4,8,16,32 that fit]")
 @click.option("--batch", type=Counts(), default="1,2,4", show_default=True, metavar="A,B,C",

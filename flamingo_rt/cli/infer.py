@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 @click.option("--backend", default="auto", show_default=True, help="auto, ort (bundles) or torch (checkpoints).")
 @click.option("--threads", type=click.IntRange(1, 1024), help="Cores for one operator. Default: all.")
 @click.option("--spin/--no-spin", default=True, show_default=True,
-              help="Let threads that wait for the next operator spin: faster; without, other work gets the cores.")
+              help="Let threads that wait for the next operator spin; without, other work gets the cores.")
 @click.option("--max-new-tokens", default=64, show_default=True, help="Longest answer.")
 @click.option("--temperature", default=0.0, show_default=True, help="0 takes the likeliest token; more is freer.")
 @click.option("--top-k", default=0, show_default=True, help="Draw from the K likeliest tokens; 0 is off.")
