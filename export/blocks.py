@@ -50,13 +50,16 @@ class QuantizedMatrix:
         """Every number times ``factor``."""
         return QuantizedMatrix(self.blocks, self.packed, self.scales * np.float32(factor))
 
-    def dequantized(self) -> np.ndarray:
-        """The numbers it stands for, float32 [rows, width]."""
+    def integers(self) -> np.ndarray:
+        """The integers around zero that the scales multiply, int16 [rows, width]."""
         packed = self.packed
         if self.blocks.bits == 4:  # the lower half of a byte comes first
-            packed = np.stack([packed & 15, packed >> 4], axis=-1).reshape(*packed.shape[:2], self.blocks.block)
-        centred = packed.astype(np.float32) - np.float32(2 ** (self.blocks.bits - 1))
-        return (centred * self.scales[..., None]).reshape(packed.shape[0], -1)
+            packed = np.stack([packed & 15, packed >> 4], axis=-1)
+        return packed.reshape(len(packed), -1).astype(np.int16) - 2 ** (self.blocks.bits - 1)
+
+    def dequantized(self) -> np.ndarray:
+        """The numbers it stands for, float32 [rows, width]."""
+        return self.integers() * np.repeat(self.scales, self.blocks.block, axis=1)
 
 
 def pack(numbers: np.ndarray, scales: np.ndarray, blocks: Blocks) -> QuantizedMatrix:

@@ -14,3 +14,16 @@ def lazy_tensor(name: str, dtype: Any, shape: Sequence[int], read: Callable[[], 
     return onnx_ir.LazyTensor(
         lambda: onnx_ir.tensor(read(), name=name), dtype=dtype, shape=onnx_ir.Shape(shape), name=name
     )
+
+
+class Once:
+    """Computes a value when it is first asked for, and forgets it with the last question: two tensors that are written
+    one after the other come from one matrix."""
+
+    def __init__(self, compute: Callable[[], Any]) -> None:
+        self._compute, self._value = compute, None
+
+    def __call__(self, last: bool = False) -> Any:
+        value = self._compute() if self._value is None else self._value
+        self._value = None if last else value
+        return value

@@ -97,16 +97,19 @@ def export_model(
     """
     check_lowering(lowering)
     precision = Precision.of(compute, dtype)
-    if quantize is not None and precision != Precision("fp32", "fp32"):
-        raise UsageError(
-            f"{precision.stored} and quantization {quantize.scheme} exclude each other: leave one of them out"
-        )
+    if quantize is not None:
+        quantize.scheme_for(lowering)
+        if precision.stored != precision.compute or (precision.half and lowering == NAME):
+            raise UsageError(
+                f"{precision.stored} and quantization {quantize.scheme} exclude each other: leave one of them out"
+            )
     check_output(out, overwrite, sources)
     if tolerance is None:
         tolerance = half_tolerance(precision.matrices) if precision.half else TOLERANCE
     if not 0.0 < tolerance < math.inf:
         raise UsageError(f"tolerance is {tolerance}; it must be above 0 and finite, such as 1e-4")
-    stored = _stored(model, precision)
+    # What is quantized is not rounded to half precision before.
+    stored = _stored(model, precision if quantize is None else Precision("fp32", "fp32"))
     check_space(out, sum(tensor.nbytes for tensor in stored.tensors.values()) // (1 if quantize is None else 3))
     with new_directory(out, overwrite) as folder:
         (folder / TOKENIZER).write_text(model.tokenizer, encoding="utf-8")
@@ -115,7 +118,7 @@ def export_model(
         if quantize is None:
             measured = _export_compared(stored, folder, lowering, precision, compare, tolerance, progress)
         else:
-            quantized = QuantizedExport(quantize, stored, tokenizer, compare, progress)
+            quantized = QuantizedExport(quantize, lowering, precision.half, stored, tokenizer, compare, progress)
             _write_graphs(stored, folder, lowering, precision, quantized.change, progress)
             measured = Measured({}, quantized.record(graph_paths(folder)), None)
         with progress("checksums", 0):

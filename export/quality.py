@@ -12,10 +12,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from torch import Tensor
 
-from flamingo_rt.bundle import QUANTIZATIONS
 from flamingo_rt.contract import GRAPHS, LANGUAGE_MODEL
 from flamingo_rt.errors import ParityError
-from flamingo_rt.export.choices import Limits
+from flamingo_rt.export.choices import SCHEMES_OF, Limits
 
 
 @dataclass(frozen=True)
@@ -78,9 +77,13 @@ class QualityMeter:
         return Quality(graphs, self._tokens, self._changed)
 
 
-def check_quality(quality: Quality, limits: Limits, scheme: str, graphs: Sequence[str] = GRAPHS) -> None:
-    """Raise `ParityError` that names what is beyond ``limits``, and the remedy."""
-    milder = QUANTIZATIONS[: QUANTIZATIONS.index(scheme)][::-1]
+def check_quality(
+    quality: Quality, limits: Limits, scheme: str, schemes: Sequence[str] = SCHEMES_OF["ort"],
+    graphs: Sequence[str] = GRAPHS,
+) -> None:
+    """Raise `ParityError` that names what is beyond ``limits``, and the remedy; ``schemes`` are those there are, the
+    mildest first."""
+    milder = schemes[: schemes.index(scheme)][::-1]
     advice = f"take --quantize {' or '.join(milder)}" if milder else "leave out --quantize"
     remedy = f"no bundle was written: {advice}"
     for name in graphs:

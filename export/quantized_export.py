@@ -11,20 +11,24 @@ from typing import Any
 import torch
 
 from flamingo_rt.checkpoints import StoredModel
-from flamingo_rt.contract import GRAPHS, LANGUAGE_MODEL
+from flamingo_rt.contract import CACHE_FORMS, GRAPHS, LANGUAGE_MODEL
 from flamingo_rt.engines.ort import OrtEngine
 from flamingo_rt.errors import UsageError
 from flamingo_rt.export.blocks import Blocks, QuantizedMatrix
 from flamingo_rt.export.calibration import Calibration, drawn_scenes, read_prompts
 from flamingo_rt.export.cases import Reference, TextBatch, answer
-from flamingo_rt.export.choices import BLOCKS, LIMITS, ROUNDINGS, Limits
+from flamingo_rt.export.choices import BLOCKS, BLOCKS_OF, LIMITS, ROUNDINGS, SCHEMES_OF, Limits
+from flamingo_rt.export.dequantized_graphs import dequantize_graph
 from flamingo_rt.export.evaluation import scene_accuracy
 from flamingo_rt.export.gptq import LayerRounding
+from flamingo_rt.export.ort import NAME as ORT
 from flamingo_rt.export.parity import compare
 from flamingo_rt.export.prompt_cases import encode_prompts
 from flamingo_rt.export.quality import Quality, QualityMeter, check_quality
-from flamingo_rt.export.quantized_graphs import Scheme, quantize_graph, scheme_called
+from flamingo_rt.export.quantized_graphs import quantize_graph
 from flamingo_rt.export.reference import streamed_model
+from flamingo_rt.export.schemes import Scheme, scheme_called
+from flamingo_rt.export.widening import write_widened
 from flamingo_rt.model.engine import TorchEngine
 from flamingo_rt.processing.tokenizer import TextTokenizer
 from flamingo_rt.progress import Progress
@@ -37,7 +41,7 @@ QUESTIONS = 4  # about each drawn scene
 
 @dataclass(frozen=True)
 class Quantize:
-    """How to quantize: ``scheme`` (int8, int4, mixed); ``rounding`` of 4-bit matrices: ``gptq``, which takes
+    """How to quantize: ``scheme`` (int8, fp8, mixed, int4); ``rounding`` of 4-bit matrices: ``gptq``, which takes
     calibration prompts, from the file ``calibration`` or about drawn scenes, or ``nearest``. ``min_cosine`` and
     ``max_changed`` (a share, 0 to 1) say what cost is accepted; by default, what the scheme usually has. ``evaluate``
     is the number of drawn scenes to ask the model about before and after, for models of `flamingo-rt train`. ``block``
@@ -76,10 +80,18 @@ class Quantize:
             usual.changed if self.max_changed is None else self.max_changed,
         )
 
-    def scheme_with_block(self) -> Scheme:
-        """The scheme, with its 4-bit blocks as asked for."""
-        scheme = scheme_called(self.scheme)
-        return scheme if self.block is None else scheme.with_block(self.block)
+    def scheme_for(self, lowering: str) -> Scheme:
+        """The scheme, with its 4-bit blocks as asked for. Raises `UsageError` for what the lowering has no form of."""
+        if self.scheme not in SCHEMES_OF[lowering]:
+            known = ", ".join(SCHEMES_OF[lowering])
+            raise UsageError(f"the lowering {lowering} has no quantization {self.scheme}; known: {known}")
+        scheme, blocks = scheme_called(self.scheme), BLOCKS_OF.get(lowering, ())
+        if self.block is None:
+            return scheme.with_block(blocks[-1]) if blocks else scheme
+        if self.block not in blocks:
+            known = ", ".join(map(str, blocks)) or "none"
+            raise UsageError(f"block is {self.block}; of the lowering {lowering} known: {known}")
+        return scheme.with_block(self.block)
 
     def prompts(self, model: StoredModel) -> Calibration:
         """The prompts to round with and to measure on. Raises `DataError` for a file that cannot be used."""
@@ -90,15 +102,18 @@ class QuantizedExport:
     """The parts of one export that differ with quantization: `change` for each graph, then `record`."""
 
     def __init__(
-        self, options: Quantize, model: StoredModel, tokenizer: TextTokenizer, measure: bool, progress: Progress
+        self, options: Quantize, lowering: str, half: bool, model: StoredModel, tokenizer: TextTokenizer,
+        measure: bool, progress: Progress,
     ) -> None:
-        """Reads the prompts, has PyTorch answer those that are measured on, and rounds. Without ``measure`` it does
-        none of it, and rounding is to the nearest.
+        """For graphs of this ``lowering`` that compute in ``half`` precision or not. Reads the prompts, has PyTorch
+        answer those that are measured on, and rounds. Without ``measure`` it does none of it, and rounding is to the
+        nearest.
 
         Raises `DataError` for prompts that cannot be used.
         """
         self._options, self._model, self._tokenizer, self._progress = options, model, tokenizer, progress
-        self._scheme, self._rounded = options.scheme_with_block(), {}
+        self._lowering, self._half = lowering, half
+        self._scheme, self._rounded = options.scheme_for(lowering), {}
         self._fitted: dict[str, set[int]] = {}  # sizes of block by kind of matrix
         self._calibration = options.prompts(model) if measure else None
         if self._calibration is not None:
@@ -108,7 +123,8 @@ class QuantizedExport:
 
     def change(self, name: str, graph: Any) -> None:
         """Quantize the weights of an onnx_ir model."""
-        fitted = quantize_graph(name, graph.graph, self._scheme, self._rounded)
+        form = quantize_graph if self._lowering == ORT else dequantize_graph
+        fitted = form(name, graph.graph, self._scheme, self._rounded)
         if name == LANGUAGE_MODEL:  # the only one in blocks
             self._fitted = fitted
 
@@ -118,8 +134,12 @@ class QuantizedExport:
         Raises `ParityError` when it is beyond the limits.
         """
         options, scheme = self._options, self._scheme
+        blocks = scheme.described(self._fitted)
+        if self._lowering != ORT:
+            for kind in blocks.values():  # what has 8 bits has its scales by column
+                kind["block"] = kind["block"] if kind["bits"] == ERROR_AWARE_BITS else None
         record: dict[str, Any] = {
-            "scheme": scheme.name, "blocks": scheme.described(self._fitted),
+            "scheme": scheme.name, "blocks": blocks,
             "rounding": "gptq" if self._rounded else "nearest",
         }
         if self._calibration is None:
@@ -127,18 +147,26 @@ class QuantizedExport:
         record["calibration"] = self._calibration.source if self._rounded else None
         record["measured_on"] = self._calibration.measured_source
         self._rounded = {}  # the graphs have them, and are about to be loaded
-        quality = self._quality(paths)
-        check_quality(quality, options.limits, scheme.name)
+        twins = {name: write_widened(path) for name, path in paths.items()} if self._half else {}
+        quality = self._quality({**paths, **twins})
+        check_quality(quality, options.limits, scheme.name, SCHEMES_OF[self._lowering])
         record["quality"] = asdict(quality)
         if options.evaluate:
-            record["accuracy"] = self._accuracy(paths)
+            record["accuracy"] = self._accuracy({**paths, **twins})
+        for twin in twins.values():
+            twin.unlink()
         return record
+
+    def _engine(self, paths: Mapping[str, Path]) -> OrtEngine:
+        # Optimized, ONNX Runtime would make of another lowering's graphs its own, and round activations too.
+        frugal = self._lowering != ORT
+        return OrtEngine(paths, self._model.config, frugal=frugal, cache=CACHE_FORMS[self._lowering])
 
     def _quality(self, paths: Mapping[str, Path]) -> Quality:
         meter, cases = QualityMeter(), self._reference.cases
         with self._progress("comparison", len(GRAPHS) * len(cases)) as advance:
             for name in GRAPHS:  # one by one: not all weights in memory at once
-                engine = OrtEngine({name: paths[name]}, self._model.config)
+                engine = self._engine({name: paths[name]})
                 compare(self._reference, engine, self._model.config, meter, lambda case: advance(1), (name,))
                 del engine  # it has the files mapped
         del self._reference
@@ -149,7 +177,7 @@ class QuantizedExport:
         config, count = self._model.config, self._options.evaluate
         engines: dict[str, Callable[[], Engine]] = {
             "before": lambda: TorchEngine(streamed_model(config, self._model.tensors)),
-            "after": lambda: OrtEngine(paths, config),
+            "after": lambda: self._engine(paths),
         }
         result: dict[str, Any] = {"scenes": count}
         for when, engine in engines.items():

@@ -1,4 +1,4 @@
-"""Weights of fewer bits, in the form the runtime multiplies fastest.
+"""Weights of fewer bits, in the form ONNX Runtime multiplies fastest.
 
 The language model and its cross-attention: blocks of 8 or 4 bits (`blocks`), multiplied as they are; the embedding,
 which is also the head where the two are tied, is stored once. The vision encoder and the resampler see hundreds of rows
@@ -10,85 +10,21 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from flamingo_rt.contract import LANGUAGE_MODEL
-from flamingo_rt.errors import UsageError
 from flamingo_rt.export.blocks import Blocks, QuantizedMatrix, round_to_nearest, stacked
-from flamingo_rt.export.choices import DEFAULT_BLOCK
-from flamingo_rt.export.lazy_tensors import lazy_tensor
+from flamingo_rt.export.lazy_tensors import Once, lazy_tensor
 from flamingo_rt.export.naming import parts_of
+from flamingo_rt.export.schemes import Scheme
 
 DOMAIN = "com.microsoft"
 ACCURACY_LEVEL = 4  # of MatMulNBits: activations in 8 bits, by blocks
 SMALLEST_MATRIX = 1024  # numbers; smaller ones stay as they are
 ROW_STEP = np.float32(1 / 127)  # of activations in 8 bits, whose rows are scaled to -1 to 1
-
-
-@dataclass(frozen=True)
-class Scheme:
-    """Blocks of the language model's matrices by their kind; ``head`` is also the embedding's."""
-
-    name: str
-    attention: Blocks
-    feed_forward: Blocks
-    head: Blocks
-
-    def with_block(self, block: int) -> Scheme:
-        """The same with 4-bit blocks of another size."""
-        def resized(blocks: Blocks) -> Blocks:
-            return Blocks(blocks.bits, block) if blocks.bits == INT4.bits else blocks
-
-        return Scheme(self.name, resized(self.attention), resized(self.feed_forward), resized(self.head))
-
-    def kind_of(self, name: str) -> str:
-        """The kind of the weight called ``name``: ``attention``, ``feed_forward`` or ``head``."""
-        if ".ff." in name:
-            return "feed_forward"
-        return "head" if "language.head." in name or "language.embedding." in name else "attention"
-
-    def blocks_of(self, name: str) -> Blocks:
-        """Those of the weight called ``name``, before they are made to fit its width."""
-        return getattr(self, self.kind_of(name))
-
-    @property
-    def bits(self) -> set[int]:
-        """The bits that occur."""
-        return {blocks.bits for blocks in (self.attention, self.feed_forward, self.head)}
-
-    def described(self, fitted: Mapping[str, Collection[int]]) -> dict[str, dict[str, Any]]:
-        """Each kind of matrix, as the manifest has it: its ``bits``, the ``block`` that is asked for, and ``fitted``,
-        the sizes of block that its matrices have, some being too narrow for that one; none where all stayed dense."""
-        return {
-            kind: {"bits": blocks.bits, "block": blocks.block, "fitted": sorted(fitted.get(kind, ()))}
-            for kind, blocks in
-            (("attention", self.attention), ("feed_forward", self.feed_forward), ("head", self.head))
-        }
-
-
-# On 2 cores with AVX-512, all products of OpenFlamingo-3B's shapes take 1.15 times as long with blocks of 128 as with
-# blocks of 256 at 8 bits, 0.95 to 1.15 at 4 bits, and 1.3 to 1.6 with blocks of 32 (`benchmarks/choices.py`). Rounded
-# with errors in mind, the packaged model loses no more with blocks of 128 than with blocks of 32.
-INT8, INT4 = Blocks(8, 256), Blocks(4, DEFAULT_BLOCK)
-SCHEMES = {
-    scheme.name: scheme
-    for scheme in (
-        Scheme("int8", INT8, INT8, INT8),
-        Scheme("mixed", INT8, INT4, INT8),
-        Scheme("int4", INT4, INT4, INT8),
-    )
-}
-
-
-def scheme_called(name: str) -> Scheme:
-    """The scheme. Raises `UsageError` that lists the known ones."""
-    if name not in SCHEMES:
-        raise UsageError(f"unknown quantization {name!r}; known: {', '.join(SCHEMES)}")
-    return SCHEMES[name]
 
 
 def quantize_graph(
@@ -188,25 +124,12 @@ def _add_blocks(
     graph: Any, name: str, shape: tuple[int, int], blocks: Blocks, compute: Callable[[], QuantizedMatrix]
 ) -> tuple[Any, Any]:
     """Initializers for the blocks of a matrix [rows, width]: packed numbers and scales."""
-    once = _Once(compute)
+    once = Once(compute)
     packed_shape, scales_shape = blocks.shapes(*shape)
     return (
         _initializer(graph, f"{name}.packed", packed_shape, np.uint8, lambda: once().packed),
         _initializer(graph, f"{name}.scales", scales_shape, np.float32, lambda: once(last=True).scales),
     )
-
-
-class _Once:
-    """Computes a value when it is first asked for, and forgets it with the last question: two initializers that are
-    written one after the other come from one matrix."""
-
-    def __init__(self, compute: Callable[[], QuantizedMatrix]) -> None:
-        self._compute, self._value = compute, None
-
-    def __call__(self, last: bool = False) -> QuantizedMatrix:
-        value = self._compute() if self._value is None else self._value
-        self._value = None if last else value
-        return value
 
 
 def _multiply_integers(graph: Any, node: Any, weight: Any) -> None:
@@ -221,7 +144,7 @@ def _multiply_integers(graph: Any, node: Any, weight: Any) -> None:
 
     width, columns = (int(size) for size in weight.shape)
     dense, x = weight.const_value, node.inputs[0]
-    once = _Once(lambda: _columns(dense.numpy()))
+    once = Once(lambda: columns(dense.numpy()))
     integers = _initializer(graph, f"{weight.name}.integers", (width, columns), np.int8, lambda: once()[0])
     scales = _initializer(graph, f"{weight.name}.scales", (columns,), np.float32, lambda: once(last=True)[1] * ROW_STEP)
     nodes: list[Any] = []
@@ -250,7 +173,7 @@ def _store_in_bytes(graph: Any, node: Any, weight: Any) -> None:
     import onnx_ir
 
     shape, dense = tuple(int(size) for size in weight.shape), weight.const_value
-    once = _Once(lambda: _columns(dense.numpy().reshape(shape[0], -1).T))
+    once = Once(lambda: columns(dense.numpy().reshape(shape[0], -1).T))
     integers = _initializer(graph, f"{weight.name}.integers", shape, np.int8, lambda: once()[0].T.reshape(shape))
     scales = _initializer(graph, f"{weight.name}.scales", shape[:1], np.float32, lambda: once(last=True)[1])
     dequantize = onnx_ir.node("DequantizeLinear", [integers, scales], {"axis": 0})
@@ -261,7 +184,7 @@ def _store_in_bytes(graph: Any, node: Any, weight: Any) -> None:
         graph.initializers.pop(weight.name)
 
 
-def _columns(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def columns(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """A matrix as int8 and a scale for each column, which is that of its largest number."""
     scales = np.maximum(np.abs(matrix).max(axis=0), 1e-30) / np.float32(127)
     return np.rint(matrix / scales).astype(np.int8), scales.astype(np.float32)

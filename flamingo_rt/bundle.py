@@ -20,7 +20,7 @@ from flamingo_rt.errors import DataError
 
 FORMAT_VERSION = 3
 MANIFEST, TOKENIZER = "manifest.json", "tokenizer.json"
-QUANTIZATIONS = ("int8", "mixed", "int4")
+QUANTIZATIONS = ("int8", "fp8", "mixed", "int4")
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from flamingo_rt.bundle import QUANTIZATIONS
 from flamingo_rt.cli.dependencies import needs_extra
 from flamingo_rt.cli.progress import ProgressBar
 from flamingo_rt.errors import DataError, DependencyError, UsageError
+from flamingo_rt.export.choices import SCHEMES_OF
 
 if TYPE_CHECKING:
     from flamingo_rt.bench.random_bundle import RandomBundle
@@ -46,7 +46,7 @@ class Counts(click.ParamType):
 @click.option("--dtype", type=click.Choice(["fp32", "fp16", "bf16"]), help="With --preset: type of the matrices.")
 @click.option("--compute", type=click.Choice(["fp32", "fp16", "bf16"]),
               help="With --preset: type the graphs compute in; fp16 and bf16 are for GPUs.")
-@click.option("--quantize", type=click.Choice(QUANTIZATIONS), help="With --preset: quantize the weights.")
+@click.option("--quantize", type=click.Choice(SCHEMES_OF["ort"]), help="With --preset: quantize the weights.")
 @click.option("--work", type=FILE, metavar="FOLDER",
               help="With --preset: where its bundle is kept.  [default: the user's cache]")
 @click.option("--backend", default="auto", show_default=True, help="auto, ort (bundles) or torch (checkpoints).")

@@ -10,7 +10,7 @@ import click
 
 from flamingo_rt.bundle import QUANTIZATIONS
 from flamingo_rt.errors import UsageError
-from flamingo_rt.export.choices import BLOCKS, DEFAULT_BLOCK, LIMITS, ROUNDINGS, WITHOUT_4_BITS
+from flamingo_rt.export.choices import BLOCKS, BLOCKS_OF, DEFAULT_BLOCK, LIMITS, ROUNDINGS, WITHOUT_4_BITS
 
 if TYPE_CHECKING:
     from flamingo_rt.config import FlamingoConfig
@@ -27,13 +27,14 @@ def quantize_options(command: Callable[..., Any]) -> Callable[..., Any]:
     options = (
         click.option("--quantize", type=click.Choice(QUANTIZATIONS),
                      help="Store weights in fewer bits; what it costs is measured, printed and recorded. mixed: int4 "
-                          "for the feed-forward layers, which are most of a model, int8 for the rest."),
+                          "for the feed-forward layers, which are most of a model, int8 for the rest. fp8 is "
+                          "TensorRT's; tensorrt-classic has int8 alone."),
         click.option("--rounding", type=click.Choice(ROUNDINGS),
                      help="Of 4-bit matrices: gptq, the default, makes up for rounding errors, seen on calibration "
                           "prompts."),
         click.option("--block", type=click.Choice([str(block) for block in BLOCKS]),
                      help="Numbers of a 4-bit matrix that share a scale: fewer are nearer, more are faster. Default: "
-                          f"{DEFAULT_BLOCK}."),
+                          f"{DEFAULT_BLOCK}, of TensorRT's lowering {BLOCKS_OF['tensorrt'][-1]}, its most."),
         click.option("--calibration", type=click.Path(path_type=Path), metavar="FILE",
                      help='Prompts with their answers, one JSON list a line: [{"image": "a.png"}, "Output: a star"]. '
                           "Three of four calibrate, the fourth is measured on, 64 and 16 at most. Default: drawn "

@@ -84,7 +84,7 @@ def traced(stored: StoredModel) -> dict[str, tuple[onnx_ir.Model, onnx_ir.Model]
 @pytest.fixture
 def traced_before(traced, monkeypatch: pytest.MonkeyPatch) -> None:
     """Exports of the small model take the graphs that were traced already."""
-    def again(config, lowering, bind, fold_factors) -> Iterator[tuple[str, onnx_ir.Model]]:
+    def again(config, lowering, bind, fold_factors, dtype) -> Iterator[tuple[str, onnx_ir.Model]]:
         for name, (_, graph) in traced.items():
             yield name, graph.clone()
 

@@ -25,12 +25,12 @@ from flamingo_rt.contract import DISTANCES, LANGUAGE_MODEL, graph_specs, past_na
 from flamingo_rt.engines.ort import OrtEngine
 from flamingo_rt.export import graphs as tracing
 from flamingo_rt.export.cases import CASES, compute_reference
+from flamingo_rt.export.choices import SCHEMES_OF
 from flamingo_rt.export.distances import TabledBias, span_sizes, tabled_tensors, tabulate_distances
 from flamingo_rt.export.folding import folded_tensors
 from flamingo_rt.export.parity import check_parity
 from flamingo_rt.export.pipeline import export_model
 from flamingo_rt.export.quantized_export import Quantize
-from flamingo_rt.export.quantized_graphs import SCHEMES
 from flamingo_rt.export.reference import streamed_model
 from flamingo_rt.export.weights import Weights
 from flamingo_rt.loading import load
@@ -348,7 +348,7 @@ def test_spans_are_halved_with_the_other_matrices(exported, stored: StoredModel)
     ).each_distance
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", SCHEMES_OF["ort"])
 def test_a_quantized_graph_keeps_its_spans_and_answers(exported, stored: StoredModel, scheme: str) -> None:
     bundle = exported(scheme)
     tabled = tabled_tensors(LANGUAGE, stored.tensors)

@@ -11,11 +11,12 @@ import pytest
 import torch
 
 from flamingo_rt.bundle import QUANTIZATIONS
-from flamingo_rt.contract import GRAPHS, LANGUAGE_MODEL, RESAMPLER, VISION_ENCODER
+from flamingo_rt.contract import CACHE_FORMS, GRAPHS, LANGUAGE_MODEL, RESAMPLER, VISION_ENCODER
 from flamingo_rt.errors import ParityError
-from flamingo_rt.export.choices import BLOCKS, DEFAULT_BLOCK, LIMITS, WITHOUT_4_BITS, Limits
+from flamingo_rt.export.choices import BLOCKS, BLOCKS_OF, DEFAULT_BLOCK, LIMITS, SCHEMES_OF, WITHOUT_4_BITS, Limits
+from flamingo_rt.export.graphs import LOWERINGS
 from flamingo_rt.export.quality import GraphQuality, Quality, QualityMeter, check_quality
-from flamingo_rt.export.quantized_graphs import SCHEMES
+from flamingo_rt.export.schemes import SCHEMES
 
 
 def measured(*checks: tuple[str, str, str, list, list]) -> Quality:
@@ -133,9 +134,12 @@ def test_what_can_be_asked_for_is_what_there_is() -> None:
     """The command line knows the choices without numpy and torch, so they stand apart from what is made of them."""
     assert tuple(SCHEMES) == tuple(LIMITS) == QUANTIZATIONS
     assert tuple(name for name, scheme in SCHEMES.items() if 4 not in scheme.bits) == WITHOUT_4_BITS
-    assert DEFAULT_BLOCK in BLOCKS
-    asked_for = [LIMITS[name] for name in QUANTIZATIONS]  # the mildest first: the advice is to take one before
-    assert asked_for == sorted(asked_for, key=lambda limits: (-limits.cosine, limits.changed))
+    assert BLOCKS[-1] == DEFAULT_BLOCK and set(BLOCKS_OF["tensorrt"]) < set(BLOCKS)
+    assert set(SCHEMES_OF) == set(CACHE_FORMS) == set(LOWERINGS)
+    assert {name for names in SCHEMES_OF.values() for name in names} == set(QUANTIZATIONS)
+    for names in SCHEMES_OF.values():
+        asked_for = [LIMITS[name] for name in names]  # the mildest first: the advice is to take one before
+        assert asked_for == sorted(asked_for, key=lambda limits: (-limits.cosine, limits.changed))
 
 
 def test_the_help_of_export_loads_no_torch_for_its_choices() -> None:

@@ -22,11 +22,11 @@ from flamingo_rt.contract import GRAPHS, LANGUAGE_MODEL
 from flamingo_rt.errors import DataError, ParityError, UsageError
 from flamingo_rt.export.blocks import Blocks, QuantizedMatrix
 from flamingo_rt.export.calibration import Calibration, read_prompts
-from flamingo_rt.export.choices import LIMITS, Limits
+from flamingo_rt.export.choices import LIMITS, SCHEMES_OF, Limits
 from flamingo_rt.export.evaluation import SceneAccuracy
 from flamingo_rt.export.pipeline import export_model
 from flamingo_rt.export.quantized_export import Quantize, error_aware_rounding
-from flamingo_rt.export.quantized_graphs import SCHEMES
+from flamingo_rt.export.schemes import SCHEMES
 from flamingo_rt.loading import load
 from flamingo_rt.processing.media import Image
 from flamingo_rt.processing.tokenizer import TextTokenizer
@@ -64,7 +64,7 @@ def exported(stored: StoredModel, traced, calibration: Path, stages, tmp_path_fa
     """The small model as a bundle of a scheme, exported once for each."""
     folder = tmp_path_factory.mktemp("quantized")
 
-    def again(config, lowering, bind, fold_factors) -> Iterator:
+    def again(config, lowering, bind, fold_factors, dtype) -> Iterator:
         for name, (_, graph) in traced.items():
             yield name, graph.clone()
 
@@ -96,7 +96,7 @@ def manifest(bundle: Path) -> dict:
 # What is written
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", SCHEMES_OF["ort"])
 def test_a_quantized_bundle_is_verified_and_answers(exported, scheme: str) -> None:
     read = read_bundle(exported(scheme))
     assert {entry.quantization for entry in read.graphs.values()} == {scheme}
@@ -115,7 +115,7 @@ def test_fewer_bits_are_fewer_bytes(exported, bundle: Path) -> None:
     assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) == 4
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", SCHEMES_OF["ort"])
 def test_the_manifest_records_how_and_at_what_cost(exported, scheme: str) -> None:
     found = manifest(exported(scheme))
     assert found["parity"] == {}
@@ -265,11 +265,11 @@ def test_limits_are_the_schemes_unless_given() -> None:
 
 @pytest.mark.parametrize("block", [32, 256])
 def test_blocks_of_4_bits_can_have_another_size(block: int) -> None:
-    scheme = Quantize("mixed", block=block).scheme_with_block()
+    scheme = Quantize("mixed", block=block).scheme_for("ort")
     assert (scheme.attention, scheme.feed_forward, scheme.head) == (
         SCHEMES["mixed"].attention, Blocks(4, block), SCHEMES["mixed"].head
     )
-    assert Quantize("mixed").scheme_with_block() == SCHEMES["mixed"]
+    assert Quantize("mixed").scheme_for("ort") == SCHEMES["mixed"]
 
 
 def test_rounding_to_the_nearest_takes_no_calibration(export, tmp_path: Path, monkeypatch) -> None:

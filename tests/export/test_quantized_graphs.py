@@ -24,8 +24,10 @@ from flamingo_rt.errors import UsageError
 from flamingo_rt.export import graphs as tracing
 from flamingo_rt.export.blocks import Blocks, QuantizedMatrix, round_to_nearest
 from flamingo_rt.export.cases import compute_reference
+from flamingo_rt.export.choices import SCHEMES_OF
 from flamingo_rt.export.parity import check_parity
-from flamingo_rt.export.quantized_graphs import SCHEMES, SMALLEST_MATRIX, Scheme, quantize_graph, scheme_called
+from flamingo_rt.export.quantized_graphs import SMALLEST_MATRIX, quantize_graph
+from flamingo_rt.export.schemes import SCHEMES, Scheme, scheme_called
 from flamingo_rt.export.weights import Weights, save_graph
 from flamingo_rt.model.flamingo import Flamingo
 from flamingo_rt.weights.lazy import LazyTensor
@@ -125,7 +127,7 @@ def language_deviation(config: FlamingoConfig, model: Flamingo, path: Path, tole
 # The language model
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", SCHEMES_OF["ort"])
 def test_a_language_model_computes_with_the_nearest_numbers(model_and_graphs, scheme: str, tmp_path: Path) -> None:
     model, graphs = model_and_graphs
     path = tmp_path / "language_model.onnx"
@@ -190,7 +192,7 @@ def test_a_scheme_gives_each_kind_of_matrix_its_bits(traced, scheme: str, bits: 
     assert [name.endswith("GatherBlockQuantized") for name in found].count(True) == 1
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", SCHEMES_OF["ort"])
 def test_a_tied_embedding_is_stored_once(tied, scheme: str, tmp_path: Path) -> None:
     model, graphs = tied
     path = tmp_path / "graph.onnx"
@@ -242,7 +244,7 @@ def test_encoders_in_8_bits_answer_nearly_the_same(model_and_graphs, graph: str,
     assert {"MatMulInteger", "DequantizeLinear"} & {node.op_type for node in proto.graph.node}
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", SCHEMES_OF["ort"])
 def test_encoders_have_8_bits_in_every_scheme(tied, scheme: str, tmp_path: Path) -> None:
     for name in (VISION_ENCODER, RESAMPLER):
         proto = quantized(tied[1][name], name, scheme, tmp_path / f"{name}.onnx")
@@ -431,10 +433,10 @@ def test_a_scheme_is_described_by_bits_and_blocks_asked_for_and_used() -> None:
         "feed_forward": {"bits": 4, "block": 256, "fitted": [64, 128]},
         "head": {"bits": 8, "block": 256, "fitted": []},
     }
-    assert [scheme.bits for scheme in SCHEMES.values()] == [{8}, {4, 8}, {4, 8}]
+    assert [SCHEMES[name].bits for name in SCHEMES_OF["ort"]] == [{8}, {4, 8}, {4, 8}]
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", SCHEMES_OF["ort"])
 def test_the_blocks_that_each_kind_of_matrix_got_are_told(model_and_graphs, scheme: str, tmp_path: Path) -> None:
     model, graphs = model_and_graphs
     told = {name: quantize_graph(name, graph.clone().graph, SCHEMES[scheme]) for name, graph in graphs.items()}
