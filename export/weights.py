@@ -88,6 +88,8 @@ def _fold_transposes(graph: Any, transposed: Callable[[str], LazyTensor | None])
         weight = node.inputs[0] if node.op_type == "Transpose" else None
         if weight is None or not weight.is_initializer() or list(node.attributes["perm"].value) != [1, 0]:
             continue
+        if node.outputs[0].is_graph_output():
+            continue
         tensor = transposed(weight.name) if len(list(weight.uses())) == 1 else None
         if tensor is None:
             continue

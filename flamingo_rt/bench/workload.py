@@ -15,7 +15,7 @@ from flamingo_rt.processing.tasks import caption_prompt, caption_shot
 from flamingo_rt.processing.visuals import visual_pixels
 from flamingo_rt.runtime.decoder import Decoder, Row
 from flamingo_rt.runtime.media import VisualMedia, encode_visuals
-from flamingo_rt.runtime.memory import check_memory
+from flamingo_rt.runtime.memory import Prefill, check_memory
 from flamingo_rt.runtime.model import Model
 from flamingo_rt.runtime.timing import StageTimer
 
@@ -72,7 +72,7 @@ class CacheFilling:
     def decoder(self, batch: int, capacity: int) -> Decoder:
         """An empty decoder for ``batch`` rows of ``capacity`` tokens. Raises `DataError` when it does not fit into
         memory."""
-        check_memory(self._specs, batch, capacity, 1)
+        check_memory(self._specs, batch, capacity, 1, prefill=Prefill(self._model.config, capacity))
         return Decoder(self._model.engine, self._model.config, self._specs, batch, capacity)
 
     def rows(self, batch: int, tokens: int) -> list[Row]:
