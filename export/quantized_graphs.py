@@ -142,11 +142,11 @@ def _multiply_integers(graph: Any, node: Any, weight: Any) -> None:
     """
     import onnx_ir
 
-    width, columns = (int(size) for size in weight.shape)
+    width, outputs = (int(size) for size in weight.shape)
     dense, x = weight.const_value, node.inputs[0]
     once = Once(lambda: columns(dense.numpy()))
-    integers = _initializer(graph, f"{weight.name}.integers", (width, columns), np.int8, lambda: once()[0])
-    scales = _initializer(graph, f"{weight.name}.scales", (columns,), np.float32, lambda: once(last=True)[1] * ROW_STEP)
+    integers = _initializer(graph, f"{weight.name}.integers", (width, outputs), np.int8, lambda: once()[0])
+    scales = _initializer(graph, f"{weight.name}.scales", (outputs,), np.float32, lambda: once(last=True)[1] * ROW_STEP)
     nodes: list[Any] = []
 
     def add(op: str, inputs: list[Any], attributes: dict | None = None) -> Any:

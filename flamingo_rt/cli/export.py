@@ -94,9 +94,10 @@ def command(
         for line in cost_lines(bundle.quantization):
             click.echo(line)
         return
-    click.echo(f"wrote {out} ({size / 1e6:.1f} MB); largest deviation from PyTorch: {_listed(bundle.parity)}")
+    widened = "" if compute == "fp32" else ", both computing in fp32"
+    click.echo(f"wrote {out} ({size / 1e6:.1f} MB); largest deviation from PyTorch{widened}: {_listed(bundle.parity)}")
     if bundle.rounding is not None:
-        click.echo(f"what {compute} costs, with all of PyTorch's numbers in it: {_listed(bundle.rounding)}")
+        click.echo(f"what computing in {compute} costs, in PyTorch: {_listed(bundle.rounding)}")
 
 
 def _listed(deviations: Mapping[str, float]) -> str:
