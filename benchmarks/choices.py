@@ -31,7 +31,7 @@ from flamingo_rt.bench.machine import core_count
 from flamingo_rt.bench.statistics import Spread, sample
 from flamingo_rt.bundle import Bundle, read_bundle
 from flamingo_rt.config import FlamingoConfig
-from flamingo_rt.contract import LANGUAGE_MODEL, graph_specs, layer_parts, past_name, present_name
+from flamingo_rt.contract import LANGUAGE_MODEL, layer_parts, past_name, present_name
 from flamingo_rt.engines.ort import OrtEngine
 from flamingo_rt.errors import FlamingoError
 from flamingo_rt.export.blocks import Blocks
@@ -125,8 +125,9 @@ def measure_blocks(config: FlamingoConfig, threads: int, runs: int) -> dict[str,
 def step(bundle: Bundle, threads: int, spin: bool) -> Callable[[], None]:
     """A token of a bundle's language model behind `CONTEXT` others. Raises `DataError`."""
     config = bundle.config
-    engine = OrtEngine({LANGUAGE_MODEL: bundle.graph_path(LANGUAGE_MODEL)}, config, threads, spin=spin)
-    spec, rng = graph_specs(config)[LANGUAGE_MODEL], np.random.default_rng(0)
+    graphs = {LANGUAGE_MODEL: bundle.graph_path(LANGUAGE_MODEL)}
+    engine = OrtEngine(graphs, config, threads, spin=spin, dtype=bundle.compute, cache=bundle.cache_form)
+    spec, rng = engine.specs[LANGUAGE_MODEL], np.random.default_rng(0)
     sizes = {"B": 1, "T": 1, "K": 1, "S": config.resampler.latents, "C": CONTEXT + 1}
     inputs = {each.name: rng.standard_normal(each.resolve(sizes)).astype(each.dtype) for each in spec.inputs}
     for name, value in (("input_ids", 1), ("cache_length", CONTEXT), ("media_index", 1), ("logits_index", 0)):

@@ -18,7 +18,7 @@ class GivenAnswers:
     likeliest at each of its places, whatever tokens were guessed. So a guess is right only if it is that token."""
 
     def __init__(self, engine: Engine) -> None:
-        self._engine, self.name = engine, engine.name
+        self._engine, self.name, self.specs = engine, engine.name, engine.specs
         self._answer: tuple[int, ...] = ()
         self._start = 0
 

@@ -117,6 +117,8 @@ def _check_interface(path: Path, session: Any, spec: GraphSpec) -> None:
     """Raise `DataError` unless a graph has the inputs and outputs that the configuration asks for."""
     for found, expected in ((session.get_inputs(), spec.inputs), (session.get_outputs(), spec.outputs)):
         values = {value.name: (tuple(value.shape), value.type) for value in found}
+        for name in values.keys() - {tensor.name for tensor in expected}:
+            raise DataError(f"{path} does not fit the configuration: it has {name} too; export the model again")
         for tensor in expected:
             wanted = (tensor.shape, f"tensor({ORT_TYPES.get(tensor.dtype, tensor.dtype)})")
             if values.get(tensor.name) != wanted:

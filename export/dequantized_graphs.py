@@ -1,6 +1,7 @@
 """Weights of fewer bits for TensorRT: stored as they are quantized, a DequantizeLinear before each product.
 
-TensorRT takes the pair for one product whose weights stay packed in memory. The language model's matrices are int8 or
+TensorRT takes the pair for one product whose weights stay packed in memory: engines that TensorRT-RTX 1.7.1 built had a
+quarter (int4) or half (int8, fp8) of the size that float16 gave them. The language model's matrices are int8 or
 fp8 by column, or int4 by blocks, as its scheme says; the vision encoder's and the resampler's are by column. Where the
 embedding is also the head, it is stored once, with a scale for each entry; one that is only looked up in stays as it
 is, as convolutions do.
@@ -16,13 +17,15 @@ from typing import Any
 import numpy as np
 
 from flamingo_rt.contract import LANGUAGE_MODEL
+from flamingo_rt.errors import DataError
 from flamingo_rt.export.blocks import QuantizedMatrix, round_to_nearest, stacked
 from flamingo_rt.export.lazy_tensors import Once, lazy_tensor
 from flamingo_rt.export.naming import parts_of
-from flamingo_rt.export.quantized_graphs import SMALLEST_MATRIX, columns
+from flamingo_rt.export.quantized_graphs import SMALLEST_MATRIX
 from flamingo_rt.export.schemes import Scheme
 
 LARGEST_FP8 = np.float32(448)  # of e4m3
+HALF_SCALES = 19  # the opset since which scales may be float16 and bfloat16
 
 
 def dequantize_graph(
@@ -34,46 +37,53 @@ def dequantize_graph(
     fitted: dict[str, set[int]] = defaultdict(set)
     for node in list(graph):
         weight = node.inputs[1] if node.op_type in ("MatMul", "Gemm") else None
-        if weight is not None and weight.producer() is not None:
-            _tied_head(graph, node, weight.producer(), scheme)
+        if weight is None:
             continue
-        if weight is None or not weight.is_initializer() or math.prod(weight.shape) < SMALLEST_MATRIX:
-            continue
-        if len(weight.shape) != 2:
-            continue  # a matrix for each head, of relative positions
-        outputs = 0 if node.op_type == "Gemm" and node.attributes.get_int("transB", 0) else 1
-        blocks = scheme.blocks_of(weight.name) if name == LANGUAGE_MODEL else None
-        if blocks is not None and blocks.bits == 4 and outputs == 1:
-            blocks = blocks.fitting(int(weight.shape[0]))
+        if _is_matrix(weight):
+            turned = node.op_type == "Gemm" and node.attributes.get_int("transB", 0)
+            uses = [(user, index) for user, index in weight.uses() if user.op_type == node.op_type and index == 1]
+            blocks = scheme.blocks_of(weight.name) if name == LANGUAGE_MODEL and not turned else None
+            blocks = blocks.fitting(int(weight.shape[0])) if blocks is not None and blocks.bits == 4 else None
             if blocks is None:
-                continue
-            _in_blocks(graph, node, weight, blocks, rounded or {})
-            fitted[scheme.kind_of(weight.name)].add(blocks.block)
-        else:
-            _by_column(graph, [(node, 1)], weight, outputs, scheme.floating)
+                _by_column(graph, uses, weight, 0 if turned else 1, scheme.floating)
+            else:
+                _in_blocks(graph, uses, weight, blocks, rounded or {})
+                fitted[scheme.kind_of(weight.name)].add(blocks.block)
+        elif weight.producer() is not None and weight.producer().op_type == "Transpose":
+            table = weight.producer().inputs[0]  # the embedding, turned to be the head: both read one table in 8 bits
+            if _is_matrix(table) and list(weight.producer().attributes["perm"].value) == [1, 0]:
+                _by_column(graph, list(table.uses()), table, 0, scheme.floating)
     return fitted
 
 
-def _tied_head(graph: Any, head: Any, transpose: Any, scheme: Scheme) -> None:
-    """The head's product with the embedding transposed: both read one table in 8 bits."""
-    table = transpose.inputs[0] if transpose.op_type == "Transpose" else None
-    if table is not None and table.is_initializer() and math.prod(table.shape) >= SMALLEST_MATRIX:
-        _by_column(graph, list(table.uses()), table, 0, scheme.floating)
+def _is_matrix(value: Any) -> bool:
+    """Whether a value is a weight of two dimensions that is worth it. (Of three are relative positions, a matrix for
+    each head.)"""
+    return value.is_initializer() and len(value.shape) == 2 and math.prod(value.shape) >= SMALLEST_MATRIX
 
 
 def _by_column(graph: Any, uses: list[tuple[Any, int]], weight: Any, outputs: int, floating: bool) -> None:
     """8-bit numbers, and a scale for each of the entries along the axis ``outputs`` of a matrix."""
     import onnx_ir
 
-    shape, dense = tuple(int(size) for size in weight.shape), weight.const_value
-    once = Once(lambda: _rounded(_float32(dense), outputs, floating))
+    shape, dense, of = tuple(int(size) for size in weight.shape), weight.const_value, _scale_type(graph, weight)
+    once = Once(lambda: _rounded(_float32(dense), outputs, floating, of.numpy(), weight.name))
     kind = onnx_ir.DataType.FLOAT8E4M3FN if floating else onnx_ir.DataType.INT8
     numbers = _initializer(graph, f"{weight.name}.numbers", kind, shape, lambda: once()[0])
-    scales = _initializer(graph, f"{weight.name}.scales", weight.dtype, (shape[outputs],), lambda: once(last=True)[1])
+    scales = _initializer(graph, f"{weight.name}.scales", of, (shape[outputs],), lambda: once(last=True)[1])
     _dequantized(graph, uses, weight, [numbers, scales], {"axis": outputs})
 
 
-def _in_blocks(graph: Any, node: Any, weight: Any, blocks: Any, rounded: Mapping[str, QuantizedMatrix]) -> None:
+def _scale_type(graph: Any, weight: Any) -> Any:
+    """The weight's own; before opset 19, DequantizeLinear knew float32 alone."""
+    import onnx_ir
+
+    return weight.dtype if graph.opset_imports[""] >= HALF_SCALES else onnx_ir.DataType.FLOAT
+
+
+def _in_blocks(
+    graph: Any, uses: list[tuple[Any, int]], weight: Any, blocks: Any, rounded: Mapping[str, QuantizedMatrix]
+) -> None:
     """int4 numbers, and a scale for each block along the inputs of a matrix [in, out]."""
     import onnx_ir
 
@@ -92,7 +102,7 @@ def _in_blocks(graph: Any, node: Any, weight: Any, blocks: Any, rounded: Mapping
     scales = _initializer(
         graph, f"{weight.name}.scales", weight.dtype, (width // blocks.block, rows), lambda: once(last=True).scales.T
     )
-    _dequantized(graph, [(node, 1)], weight, [numbers, scales], {"axis": 0, "block_size": blocks.block})
+    _dequantized(graph, uses, weight, [numbers, scales], {"axis": 0, "block_size": blocks.block})
 
 
 def _dequantized(
@@ -101,27 +111,36 @@ def _dequantized(
     """Let ``uses`` read what a DequantizeLinear of ``inputs`` gives instead of ``weight``."""
     import onnx_ir
 
-    node = onnx_ir.node("DequantizeLinear", inputs, attributes)
-    node.outputs[0].shape, node.outputs[0].type = weight.shape, weight.type
-    node.outputs[0].name = f"{weight.name}.dequantized"
+    nodes = [onnx_ir.node("DequantizeLinear", inputs, attributes)]
+    if inputs[1].dtype != weight.dtype:
+        nodes[0].outputs[0].shape, nodes[0].outputs[0].type = weight.shape, inputs[1].type
+        nodes.append(onnx_ir.node("Cast", nodes[0].outputs, {"to": weight.dtype}))
+    result = nodes[-1].outputs[0]
+    result.shape, result.type, result.name = weight.shape, weight.type, f"{weight.name}.dequantized"
     first = next(entry for entry in graph if any(entry is user for user, _ in uses))
-    graph.insert_before(first, node)
+    graph.insert_before(first, nodes)
     for user, index in uses:
-        user.replace_input_with(index, node.outputs[0])
+        user.replace_input_with(index, result)
     if not list(weight.uses()):
         graph.initializers.pop(weight.name)
 
 
-def _rounded(matrix: np.ndarray, outputs: int, floating: bool) -> tuple[np.ndarray, np.ndarray]:
-    """The numbers, int8 or fp8, and the scales of a matrix by its rows (``outputs`` 0) or its columns (1)."""
-    by_column = matrix if outputs else matrix.T
-    if floating:
-        import ml_dtypes
+def _rounded(
+    matrix: np.ndarray, outputs: int, floating: bool, scale_type: np.dtype, name: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """The numbers, int8 or fp8, and the scales of a matrix by its rows (``outputs`` 0) or its columns (1). Numbers are
+    rounded for the scales as they are stored. Raises `DataError` for a weight that is not finite."""
+    import ml_dtypes
 
-        scales = np.maximum(np.abs(by_column).max(axis=0), 1e-30) / LARGEST_FP8
-        numbers = (by_column / scales).astype(ml_dtypes.float8_e4m3fn)
-    else:
-        numbers, scales = columns(by_column)
+    by_column = matrix if outputs else matrix.T
+    largest = np.abs(by_column).max(axis=0)
+    if not np.isfinite(largest).all():
+        raise DataError(f"weight {name} has numbers that are not finite: it cannot be quantized")
+    most = LARGEST_FP8 if floating else np.float32(127)
+    smallest = np.float32(ml_dtypes.finfo(scale_type).smallest_normal)
+    scales = np.maximum(largest / most, smallest).astype(scale_type).astype(np.float32)
+    scaled = np.clip(by_column / scales, -most, most)
+    numbers = scaled.astype(ml_dtypes.float8_e4m3fn) if floating else np.rint(scaled).astype(np.int8)
     return numbers if outputs else numbers.T, scales
 
 

@@ -18,6 +18,7 @@ from flamingo_rt.model.language import ScoreBias
 from flamingo_rt.model.layers import Attention
 
 NAME = "ort"
+OPSET = 22  # the first whose Conv takes bfloat16
 
 
 class GroupQueryAttend:
@@ -74,4 +75,4 @@ class MultiHeadAttention(nn.Module):
         )
 
 
-LOWERING = Lowering(NAME, 21, GroupQueryAttend, MultiHeadAttention, SplitBias)
+LOWERING = Lowering(NAME, OPSET, GroupQueryAttend, MultiHeadAttention, SplitBias)

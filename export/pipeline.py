@@ -16,7 +16,7 @@ from flamingo_rt.bundle import Bundle, GraphEntry, write_manifest
 from flamingo_rt.checkpoints import DTYPES, TOKENIZER, StoredModel
 from flamingo_rt.contract import CACHE_FORMS, GRAPHS, LANGUAGE_MODEL, RESAMPLER, VISION_ENCODER
 from flamingo_rt.engines.ort import OrtEngine
-from flamingo_rt.errors import UsageError
+from flamingo_rt.errors import ParityError, UsageError
 from flamingo_rt.export.cases import CASES, STEPS, Reference, compute_reference
 from flamingo_rt.export.distances import tabled_tensors
 from flamingo_rt.export.folding import folded_tensors
@@ -27,6 +27,7 @@ from flamingo_rt.export.parity import TOLERANCE, Deviation
 from flamingo_rt.export.parity import compare as run_cases
 from flamingo_rt.export.quantized_export import Quantize, QuantizedExport
 from flamingo_rt.export.reference import streamed_model
+from flamingo_rt.export.tensorrt_classic import NAME as CLASSIC
 from flamingo_rt.export.weights import Weights, external_bytes, save_graph
 from flamingo_rt.export.widening import write_widened
 from flamingo_rt.files import check_output, check_space, new_directory
@@ -97,6 +98,8 @@ def export_model(
     """
     check_lowering(lowering)
     precision = Precision.of(compute, dtype)
+    if compute == "bf16" and lowering == CLASSIC:
+        raise UsageError(f"{lowering} has no bf16, its opset's operators do not: take fp16, or --lowering tensorrt")
     if quantize is not None:
         quantize.scheme_for(lowering)
         if precision.stored != precision.compute or (precision.half and lowering == NAME):
@@ -196,7 +199,20 @@ def _write_graphs(
             change(name, graph)
         with progress(f"{name} weights", external_bytes(graph)) as advance:
             save_graph(graph, path, lambda tensor, count: advance(count))
+        if precision.half:
+            _check_types(path)
     gc.collect()  # graphs are full of cycles, and next comes the stage that needs the most memory
+
+
+def _check_types(path: Path) -> None:
+    """Whether every operator of a graph takes the types it is given: no runtime at hand runs it as it is. Raises
+    `ParityError` that names the first that does not."""
+    import onnx
+
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ParityError(f"{path.name} is no valid ONNX graph: {error}") from error
 
 
 def _compare(

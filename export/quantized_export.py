@@ -135,9 +135,8 @@ class QuantizedExport:
         """
         options, scheme = self._options, self._scheme
         blocks = scheme.described(self._fitted)
-        if self._lowering != ORT:
-            for kind in blocks.values():  # what has 8 bits has its scales by column
-                kind["block"] = kind["block"] if kind["bits"] == ERROR_AWARE_BITS else None
+        if self._lowering != ORT:  # what has 8 bits has its scales by column
+            blocks = {name: kind if kind["bits"] == 4 else {"bits": kind["bits"]} for name, kind in blocks.items()}
         record: dict[str, Any] = {
             "scheme": scheme.name, "blocks": blocks,
             "rounding": "gptq" if self._rounded else "nearest",

@@ -144,7 +144,7 @@ def _multiply_integers(graph: Any, node: Any, weight: Any) -> None:
 
     width, outputs = (int(size) for size in weight.shape)
     dense, x = weight.const_value, node.inputs[0]
-    once = Once(lambda: columns(dense.numpy()))
+    once = Once(lambda: _columns(dense.numpy()))
     integers = _initializer(graph, f"{weight.name}.integers", (width, outputs), np.int8, lambda: once()[0])
     scales = _initializer(graph, f"{weight.name}.scales", (outputs,), np.float32, lambda: once(last=True)[1] * ROW_STEP)
     nodes: list[Any] = []
@@ -173,7 +173,7 @@ def _store_in_bytes(graph: Any, node: Any, weight: Any) -> None:
     import onnx_ir
 
     shape, dense = tuple(int(size) for size in weight.shape), weight.const_value
-    once = Once(lambda: columns(dense.numpy().reshape(shape[0], -1).T))
+    once = Once(lambda: _columns(dense.numpy().reshape(shape[0], -1).T))
     integers = _initializer(graph, f"{weight.name}.integers", shape, np.int8, lambda: once()[0].T.reshape(shape))
     scales = _initializer(graph, f"{weight.name}.scales", shape[:1], np.float32, lambda: once(last=True)[1])
     dequantize = onnx_ir.node("DequantizeLinear", [integers, scales], {"axis": 0})
@@ -184,7 +184,7 @@ def _store_in_bytes(graph: Any, node: Any, weight: Any) -> None:
         graph.initializers.pop(weight.name)
 
 
-def columns(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _columns(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """A matrix as int8 and a scale for each column, which is that of its largest number."""
     scales = np.maximum(np.abs(matrix).max(axis=0), 1e-30) / np.float32(127)
     return np.rint(matrix / scales).astype(np.int8), scales.astype(np.float32)

@@ -19,7 +19,7 @@ from flamingo_rt.bundle import read_bundle
 from flamingo_rt.checkpoints import open_checkpoint, save_checkpoint
 from flamingo_rt.config import TokensConfig
 from flamingo_rt.contract import GRAPHS, LANGUAGE_MODEL, RESAMPLER
-from flamingo_rt.errors import UsageError
+from flamingo_rt.errors import DataError, UsageError
 from flamingo_rt.export.blocks import Blocks, round_to_nearest
 from flamingo_rt.export.dequantized_graphs import dequantize_graph
 from flamingo_rt.export.pipeline import export_model
@@ -183,7 +183,7 @@ def test_what_it_cost_is_recorded(quantized: Path) -> None:
     record = read_bundle(quantized / "bundle").quantization
     assert record["rounding"] == "gptq"
     assert record["blocks"]["attention"] == {"bits": 4, "block": 32, "fitted": [32]}
-    assert record["blocks"]["head"] == {"bits": 8, "block": None, "fitted": []}
+    assert record["blocks"]["head"] == {"bits": 8}
     assert 0.9 < record["quality"]["graphs"][LANGUAGE_MODEL]["cosine"] < 0.99999
 
 
@@ -201,3 +201,56 @@ def test_what_a_lowering_has_no_form_of_is_refused(quantized: Path, tmp_path, lo
             open_checkpoint(quantized / "checkpoint"), tmp_path / "out", lowering=lowering, quantize=Quantize(**options)
         )
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("scheme", ["int8", "fp8"])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_numbers_are_rounded_for_the_scales_as_they_are_stored(scheme: str, dtype: str) -> None:
+    """Also where a column is so small that half precision can hardly hold its scale."""
+    import ml_dtypes
+
+    kind = np.dtype(getattr(ml_dtypes, dtype, dtype))
+    smallest = 1.6e-5  # of fp16, times 127 and 448, is still about that of these columns
+    matrix = (numbers(WIDTH, OUTPUTS) * smallest * 127).astype(kind)
+    model = model_of(product(FF), {FF: matrix}, numbers(1, WIDTH).astype(kind))
+    dequantize_graph(LANGUAGE_MODEL, model.graph, SCHEMES[scheme])
+    stored = {name: value.const_value.numpy().astype(np.float32) for name, value in model.graph.initializers.items()}
+    found = stored[f"{FF}.numbers"] * stored[f"{FF}.scales"]
+    exact = matrix.astype(np.float32)
+    error = np.abs(found - exact).max() / np.abs(exact).max()
+    assert error < {"int8": 1 / 127, "fp8": 1 / 16}[scheme]
+
+
+def test_before_opset_19_scales_are_float32_with_a_cast_behind() -> None:
+    x = numbers(5, WIDTH).astype(np.float16)
+    model = model_of(product(ATTENTION), {ATTENTION: numbers(WIDTH, OUTPUTS).astype(np.float16)}, x)
+    model.graph.opset_imports[""] = 17
+    dequantize_graph(LANGUAGE_MODEL, model.graph, SCHEMES["int8"])
+    assert types_of(model)[f"{ATTENTION}.scales"] == "FLOAT"
+    assert [node.op_type for node in model.graph] == ["DequantizeLinear", "Cast", "MatMul"]
+
+
+def test_a_matrix_that_no_block_fits_has_eight_bits() -> None:
+    x, matrix = numbers(5, 72), numbers(72, OUTPUTS)
+    model = model_of(product(FF), {FF: matrix}, x)
+    assert dequantize_graph(LANGUAGE_MODEL, model.graph, INT4) == {}
+    np.testing.assert_allclose(run(model, x), x @ by_column(matrix), atol=1e-4)
+
+
+def test_a_weight_of_two_products_is_stored_and_dequantized_once() -> None:
+    x, matrix = numbers(WIDTH, WIDTH), numbers(WIDTH, WIDTH)
+    nodes = [helper.make_node("MatMul", ["x", FF], ["h"]), helper.make_node("MatMul", ["h", FF], ["y"])]
+    model = model_of(nodes, {FF: matrix}, x)
+    dequantize_graph(LANGUAGE_MODEL, model.graph, SCHEMES["int8"])
+    assert [node.op_type for node in model.graph] == ["DequantizeLinear", "MatMul", "MatMul"]
+    kept = by_column(matrix)
+    np.testing.assert_allclose(run(model, x), x @ kept @ kept, rtol=1e-3, atol=1e-2)
+
+
+def test_a_weight_that_is_not_finite_is_named() -> None:
+    matrix = numbers(WIDTH, OUTPUTS)
+    matrix[3, 3] = np.nan
+    model = model_of(product(FF), {FF: matrix}, numbers(1, WIDTH))
+    dequantize_graph(LANGUAGE_MODEL, model.graph, SCHEMES["int8"])
+    with pytest.raises(DataError, match=f"weight {FF} has numbers that are not finite"):
+        model.graph.initializers[f"{FF}.numbers"].const_value.numpy()

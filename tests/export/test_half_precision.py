@@ -28,7 +28,7 @@ from flamingo_rt.config import (
 from flamingo_rt.contract import GRAPHS, LANGUAGE_MODEL, graph_specs
 from flamingo_rt.engines.ort import OrtEngine
 from flamingo_rt.errors import ParityError, UsageError
-from flamingo_rt.export.half_precision import compared_with, half_tolerance, in_half
+from flamingo_rt.export.half_precision import compared_with, in_half
 from flamingo_rt.export.pipeline import export_model
 from flamingo_rt.processing.media import Image
 from flamingo_rt.runtime.memory import needed_bytes
@@ -184,12 +184,11 @@ def test_a_wrong_weight_is_found(checkpointed: StoredModel, monkeypatch, tmp_pat
 
     def spoilt(self, model) -> None:
         name = "language.layers.1.ff.down.weight"
-        bind(replace(self, tensors={**self.tensors, name: multiplied(self.tensors[name], 1.05)}), model)
+        bind(replace(self, tensors={**self.tensors, name: multiplied(self.tensors[name], 1.5)}), model)
 
     monkeypatch.setattr(pipeline.Weights, "bind", spoilt)
     with pytest.raises(ParityError, match="graph language_model, tensor"):
-        export_model(checkpointed, tmp_path / "out", compute=compute, tolerance=1e-3)
-    assert half_tolerance(getattr(torch, DTYPES[compute])) > 1e-3
+        export_model(checkpointed, tmp_path / "out", compute=compute)
 
 
 def test_an_engine_takes_arrays_of_its_own_type_alone(halves) -> None:

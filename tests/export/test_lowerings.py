@@ -9,19 +9,21 @@ import onnx
 import pytest
 from small_model import TEXTS, small_config, small_flamingo
 
+import flamingo_rt
+from flamingo_rt import Image
 from flamingo_rt.bundle import Bundle
 from flamingo_rt.checkpoints import open_checkpoint, save_checkpoint
 from flamingo_rt.config import FlamingoConfig, TokensConfig, ViTConfig
 from flamingo_rt.contract import APPENDED, GRAPHS, IN_PLACE, LANGUAGE_MODEL, graph_specs
 from flamingo_rt.engines.ort import OrtEngine
-from flamingo_rt.errors import ParityError
+from flamingo_rt.errors import ParityError, UsageError
 from flamingo_rt.export.cases import compute_reference
 from flamingo_rt.export.parity import check_parity
 from flamingo_rt.export.pipeline import export_model
 from flamingo_rt.training.tokenizer import train_tokenizer
 
 LOWERINGS = ("tensorrt", "tensorrt-classic")
-HALVES = ["fp16", pytest.param("bf16", marks=pytest.mark.slow)]
+HALVES = ["fp16", pytest.param("bf16", marks=pytest.mark.slow)]  # tensorrt-classic has no bf16
 # One of each position scheme; between them heads that share keys, heads that do not, every norm and residual form.
 LANGUAGES = {
     "rotary": {},
@@ -34,8 +36,8 @@ LANGUAGES = {
 }
 SOMETIMES = ("partly rotary, parallel residual", "learnt")  # differ little from the others in what is lowered
 OFTEN = [kind if kind not in SOMETIMES else pytest.param(kind, marks=pytest.mark.slow) for kind in LANGUAGES]
-# Of a graph in half precision it is the widened one that is compared.
-TOLERANCE = 2e-5
+# Of a graph in half precision it is the widened one that is compared; the factor of the scores is rounded in it.
+TOLERANCE = {"fp32": 2e-5, "fp16": 5e-4, "bf16": 4e-3}
 
 
 def config_with(language: dict) -> FlamingoConfig:
@@ -58,7 +60,7 @@ def export(tmp_path_factory: pytest.TempPathFactory):
                 save_checkpoint(checkpoint, small_flamingo(config), tokenizer.to_str())
             made[kind, lowering, compute] = export_model(
                 open_checkpoint(checkpoint), folder / f"{kind} {lowering} {compute}", lowering=lowering,
-                compute=compute, tolerance=TOLERANCE,
+                compute=compute, tolerance=TOLERANCE[compute],
             )
         return made[kind, lowering, compute]
 
@@ -79,7 +81,7 @@ def nodes(bundle: Bundle, name: str) -> tuple[onnx.ModelProto, list[str]]:
 def test_prefill_continuation_and_ragged_decoding_equal_pytorch(export, kind: str, lowering: str) -> None:
     parity = export(kind, lowering, "fp32").parity
     assert set(parity) == set(GRAPHS)
-    assert all(0 < value < TOLERANCE for value in parity.values())
+    assert all(0 < value < TOLERANCE["fp32"] for value in parity.values())
 
 
 @pytest.mark.parametrize("lowering", LOWERINGS)
@@ -90,8 +92,12 @@ def test_prefill_continuation_and_ragged_decoding_equal_pytorch(export, kind: st
 def test_a_graph_in_half_precision_equals_pytorch_but_for_rounding(
     export, kind: str, compute: str, lowering: str
 ) -> None:
+    if (lowering, compute) == ("tensorrt-classic", "bf16"):
+        with pytest.raises(UsageError, match="tensorrt-classic has no bf16"):
+            export(kind, lowering, compute)
+        return
     parity = export(kind, lowering, compute).parity
-    assert all(0 < value < TOLERANCE for value in parity.values())
+    assert all(0 < value < TOLERANCE[compute] for value in parity.values())
 
 
 @pytest.mark.parametrize("compute", HALVES)
@@ -176,3 +182,22 @@ def test_unused_slots_of_the_cache_are_not_looked_at(export) -> None:
             answers.append(outputs["logits"])
         assert np.abs(answers[0]).max() > 0.1
         np.testing.assert_allclose(answers[0], answers[1], rtol=0, atol=1e-5)
+
+
+def test_all_lowerings_answer_alike(export) -> None:
+    """Through the runtime: shots that were read before, beams, guessed tokens, a ragged batch."""
+    picture = Image(np.random.default_rng(1).integers(0, 256, (30, 30, 3), np.uint8))
+    answers = []
+    for lowering in ("ort", *LOWERINGS):
+        model = flamingo_rt.load(export("alibi", lowering, "fp32").path)
+        shots = model.prompt([picture, "Output: a red circle<|endofchunk|>"])
+        asked = [picture, "Output:"]
+        batch = model.generate_batch([asked, "Question: how many stars?"], prefix=shots, max_new_tokens=9)
+        answers.append([
+            model.generate(asked, prefix=shots, max_new_tokens=20).result().tokens,
+            model.generate(asked, max_new_tokens=20, speculation=0).result().tokens,
+            model.generate(asked, prefix=shots, max_new_tokens=9, beams=3).result().tokens,
+            *(row.tokens for row in batch),
+        ])
+    assert len({tuple(row) for row in answers[0]}) > 1
+    assert answers[0] == answers[1] == answers[2]

@@ -423,7 +423,7 @@ def test_a_matrix_that_is_read_twice_is_quantized_for_both(graph: str) -> None:
 
 
 def test_an_unknown_scheme_lists_the_known_ones() -> None:
-    with pytest.raises(UsageError, match="unknown quantization 'int3'; known: int8, mixed, int4"):
+    with pytest.raises(UsageError, match="unknown quantization 'int3'; known: int8, fp8, mixed, int4"):
         scheme_called("int3")
 
 
