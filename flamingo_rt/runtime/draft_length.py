@@ -13,7 +13,7 @@ WORTH = 1.05  # tokens gained for the time of one; less could be an error of the
 LEAST = 0.02  # a token that is less likely to be reached is not guessed
 MOST_SURE = 0.98
 # What was right and expected before anything was seen, in guesses, and what stays of both with each that is.
-FIRST_SEEN, KEPT = 1.0, 0.9
+FIRST_SEEN, KEPT = 4.0, 0.9
 # Time of a guessed token, in steps of one token, until a step of any guess has been measured.
 FIRST_COST = 0.15
 SAMPLES, RECENT = 2, 8  # runs of a size that make its time known, and that it is the median of
@@ -75,8 +75,8 @@ class DraftLength:
         """``most`` tokens are guessed at most. Few sizes: an engine prepares for each."""
         self.sizes = [1, *(size for size in (2, 4, 8, 16) if size <= most), 1 + most]
         self._costs = costs
-        self._right: defaultdict[int, float] = defaultdict(float)
-        self._expected: defaultdict[int, float] = defaultdict(float)
+        self._right: defaultdict[int, float] = defaultdict(lambda: FIRST_SEEN)
+        self._expected: defaultdict[int, float] = defaultdict(lambda: FIRST_SEEN)
 
     def choose(self, guesses: Iterator[Guess], most: int) -> tuple[list[Guess], int]:
         """The guesses worth a thought, at most ``most``, and the next step's size: its first token is no guess, the
@@ -107,5 +107,4 @@ class DraftLength:
     def _likelihood(self, guess: Guess) -> float:
         """The confidence, corrected by how often guesses of as many contexts were right."""
         kind = guess.contexts
-        trust = (self._right[kind] + FIRST_SEEN) / (self._expected[kind] + FIRST_SEEN)
-        return min(MOST_SURE, trust * guess.confidence)
+        return min(MOST_SURE, self._right[kind] / self._expected[kind] * guess.confidence)
