@@ -10,6 +10,7 @@ import numpy as np
 from flamingo_rt.runtime.answer import Answer
 from flamingo_rt.runtime.beams import BeamSearch, search
 from flamingo_rt.runtime.decoder import Decoder, Row
+from flamingo_rt.runtime.draft_length import StepCosts
 from flamingo_rt.runtime.options import GenerationOptions, GenerationResult
 from flamingo_rt.runtime.sampling import Sampler
 from flamingo_rt.runtime.speculation import PromptLookup, speculate
@@ -65,9 +66,10 @@ class Generation:
 
 
 def decode_rows(
-    decoder: Decoder, rows: Sequence[GrowingRow], options: GenerationOptions, timer: StageTimer
+    decoder: Decoder, rows: Sequence[GrowingRow], options: GenerationOptions, costs: StepCosts, timer: StageTimer
 ) -> Iterator[list[str]]:
-    """Read the prompts, then let their answers grow together, greedily or drawn; yields the new texts of each step."""
+    """Read the prompts, then let their answers grow together, greedily or drawn; yields the new texts of each step.
+    ``costs`` are what the model's steps took in other answers, for one row that guesses ahead."""
     with timer.stage("prefill"):
         logits = decoder.prefill([row.row for row in rows])
     samplers = [Sampler(options, logits.shape[-1], row.ids, index) for index, row in enumerate(rows)]
@@ -75,7 +77,7 @@ def decode_rows(
         (row,) = rows
         lookup = PromptLookup(row.ids.tolist(), row.answer.stop_ids)
         pieces = speculate(
-            decoder, logits[0], row.answer, samplers[0], lookup, options.speculation, timer, row.counts
+            decoder, logits[0], row.answer, samplers[0], lookup, options.speculation, costs, timer, row.counts
         )
         return ([piece] for piece in pieces)
     return _step_by_step(decoder, logits, rows, samplers, timer)

@@ -17,6 +17,7 @@ from flamingo_rt.processing.prompt import Part, Prompt, build_prompt, continuati
 from flamingo_rt.processing.tokenizer import TextTokenizer
 from flamingo_rt.runtime.answer import Answer
 from flamingo_rt.runtime.decoder import Decoder, Prefix, Row
+from flamingo_rt.runtime.draft_length import StepCosts
 from flamingo_rt.runtime.engine import Engine
 from flamingo_rt.runtime.generation import BatchGeneration, Generation, GrowingRow, decode_rows, search_rows
 from flamingo_rt.runtime.media_cache import DEFAULT_BYTES, MediaCache
@@ -71,6 +72,7 @@ class Model:
         the hash of every file of it. ``image_cache_bytes`` are for the keys and values of pictures seen before."""
         self.engine, self.config, self.tokenizer, self.identity = engine, config, tokenizer, identity
         self._specs = engine.specs
+        self._step_costs = StepCosts()
         self._reader = VisualReader(engine, config, self._specs, MediaCache(image_cache_bytes))
 
     def caption_prompt(
@@ -208,7 +210,8 @@ class Model:
         if options.beams > 1:
             pieces = search_rows(lambda: self._decoder(1, capacity, prefix), growing, options, timer)
         else:
-            pieces = decode_rows(self._decoder(len(growing), capacity, prefix), growing, options, timer)
+            decoder = self._decoder(len(growing), capacity, prefix)
+            pieces = decode_rows(decoder, growing, options, self._step_costs, timer)
         return BatchGeneration(pieces, growing, timer)
 
     def _answer(self, options: GenerationOptions, limit: int) -> Answer:

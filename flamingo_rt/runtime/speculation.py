@@ -1,131 +1,131 @@
 """Exact speculative decoding of one greedy row by prompt lookup (arXiv 2304.04487, "prompt lookup").
 
-Where the row's last tokens have stood before, in its prompt, its shots or its answer, what followed there is a guess of
-what follows now. One step of the language model over the guess gives the logits at every position of it; tokens are
-chosen from them one by one as ever, as long as the guess was right. So the answer is that of plain greedy decoding,
-however good the guess, and however long a step is said to take: what is measured decides about the next guess's length
-alone. (As exact as an engine computes a position alike in a step of one token and of several: float32 up to rounding.)
+What followed where the row's last tokens stood before, in its prompt, its shots or its answer, is a guess of what
+follows now. One step of the language model over the guess gives the logits at every position of it; tokens are chosen
+from them one by one as ever, as long as the guess was right. So the answer is that of plain greedy decoding, however
+good the guess, and however long a step is said to take: what is measured decides about the next guess's length alone.
+(As exact as an engine computes a position alike in a step of one token and of several: float32 up to rounding.)
+
+Ours is how much a guess is trusted. Captions are short and say new things in few forms: what follows "," is the same
+every time, what follows "a" never is. So each guessed token has a confidence, from how the earlier occurrences of its
+contexts agree, longer contexts before shorter ones; a step's size is that of the most tokens expected for its time.
 """
 
 from __future__ import annotations
 
-import math
 import time
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from collections.abc import Set as AbstractSet
-from itertools import pairwise
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from flamingo_rt.runtime.answer import Answer
 from flamingo_rt.runtime.decoder import Decoder
+from flamingo_rt.runtime.draft_length import DraftLength, Guess, StepCosts
 from flamingo_rt.runtime.sampling import Sampler
 from flamingo_rt.runtime.timing import Counts, StageTimer
 
-LONGEST_MATCH = 3
-WORTH = 1.05  # tokens gained for the time of one; less could be an error of the estimates
-# Of a match nothing is known of yet, and how fast what is seen takes its place.
-FIRST_RATE, RATE_STEP = 0.5, 0.15
-# Time of a guessed token, in steps of one token, until a step of any guess has been measured.
-FIRST_COST = 0.15
-SAMPLES = 2  # the first run of a binding also allocates what the later ones use
+# Where a context begins and ends, counted from the row's end; more telling ones are later. The first leaves out the
+# newest token: behind a word that is new to the row, what stood behind others in its place.
+CONTEXTS = ((-3, -1), (-1, None), (-2, None), (-3, None))
+LONGEST_CONTEXT = 3
+# A context's counts against what shorter contexts say, as in absolute discounting: how much is taken off a count, and
+# what those weigh in occurrences.
+DISCOUNT, PRIOR = 0.5, 1.0
+
+
+@dataclass(slots=True)
+class _Followers:
+    """What followed a context: how often, and what did most often, of several the latest."""
+
+    counts: defaultdict[int, int] = field(default_factory=lambda: defaultdict(int))
+    total: int = 0
+    likeliest: int = -1
+
+    def add(self, token: int) -> None:
+        self.counts[token] += 1
+        self.total += 1
+        if self.counts[token] >= self.counts.get(self.likeliest, 0):
+            self.likeliest = token
+
+    def confidence(self, token: int, shorter: float) -> float:
+        """That ``token`` follows, when shorter contexts say so with confidence ``shorter``."""
+        return (max(self.counts.get(token, 0) - DISCOUNT, 0.0) + PRIOR * shorter) / (self.total + PRIOR)
 
 
 class PromptLookup:
-    """The row's tokens, and where each run of up to `LONGEST_MATCH` of them was last followed by another."""
+    """The row's tokens, and what followed each of their contexts."""
 
     def __init__(self, ids: Iterable[int], stop_ids: AbstractSet[int]) -> None:
         self._stop_ids = stop_ids
-        self._ids: list[int] = []
-        self._after: dict[tuple[int, ...], int] = {}
+        self._last: list[int] = []
+        self._after: dict[tuple[int, ...], _Followers] = {}
         for token in ids:
             self.append(token)
 
     def append(self, token: int) -> None:
         """The row has one more token."""
-        for length in range(1, min(LONGEST_MATCH, len(self._ids)) + 1):
-            self._after[tuple(self._ids[-length:])] = len(self._ids)
-        self._ids.append(token)
+        for key in _contexts(self._last):
+            self._after.setdefault(key, _Followers()).add(token)
+        self._last = [*self._last, token][-LONGEST_CONTEXT:]
 
-    def guess(self, most: int) -> tuple[list[int], int]:
-        """At most ``most`` tokens that may follow, and how many tokens matched; none when nothing matched. An end token
-        is the last. A guess that reaches the row's end goes on with itself: a repeated text is repeated."""
-        for length in range(min(LONGEST_MATCH, len(self._ids)), 0, -1):
-            start = self._after.get(tuple(self._ids[-length:]))
-            if start is not None:
-                return self._continued(start, most), length
-        return [], 0
+    def guesses(self) -> Iterator[Guess]:
+        """Tokens that may follow one after the other, each as if those before it were right, as many as are asked for;
+        none more where no context is known, or behind an end token."""
+        last = self._last
+        while (guess := self._next(last)) is not None:
+            yield guess
+            if guess.token in self._stop_ids:
+                return
+            last = [*last, guess.token][-LONGEST_CONTEXT:]
 
-    def _continued(self, start: int, most: int) -> list[int]:
-        guess: list[int] = []
-        for position in range(start, start + most):
-            behind = position - len(self._ids)
-            guess.append(self._ids[position] if behind < 0 else guess[behind])
-            if guess[-1] in self._stop_ids:
-                break
-        return guess
-
-
-class DraftLength:
-    """Decides how many tokens the next step takes, from how often guesses were right and how long steps took."""
-
-    def __init__(self, most: int) -> None:
-        """``most`` tokens are guessed at most. Few sizes: an engine prepares for each."""
-        self.sizes = [1, *(size for size in (2, 4, 8, 16) if size <= most), 1 + most]
-        self._rates = [FIRST_RATE] * (LONGEST_MATCH + 1)
-        self._runs = dict.fromkeys(self.sizes, 0)
-        # The least time: whatever else the machine did made a step longer, never shorter.
-        self._seconds = dict.fromkeys(self.sizes, math.inf)
-
-    def size(self, guessed: int, matched: int) -> int:
-        """Tokens of the next step, of which the first is no guess: the size of the most tokens for its time."""
-        best, most = 1, WORTH
-        for smaller, size in pairwise(self.sizes):
-            # Each size is tried when the time of the smaller one is known: a long step may take six times a short one.
-            if size > 1 + guessed or self._runs[smaller] < SAMPLES:
-                break
-            gain = self._tokens(size, matched) / self._cost(size)
-            if gain > most:
-                best, most = size, gain
+    def _next(self, last: list[int]) -> Guess | None:
+        """The token that follows with the highest confidence, if any does."""
+        found: list[_Followers] = []
+        known = 0
+        for key in _contexts(last):
+            followers = self._after.get(key)
+            if followers is None:
+                continue
+            known += 1
+            # As often as the shorter one: the same occurrences, which say nothing more.
+            if not found or followers.total != found[-1].total:
+                found.append(followers)
+        best: Guess | None = None
+        for token in {followers.likeliest: None for followers in reversed(found)}:
+            confidence = 0.0
+            for followers in found:
+                confidence = followers.confidence(token, confidence)
+            if best is None or confidence > best.confidence:
+                best = Guess(token, confidence, known)
         return best
 
-    def took(self, size: int, seconds: float) -> None:
-        """A step of ``size`` tokens took so long."""
-        self._runs[size] += 1
-        self._seconds[size] = min(seconds, self._seconds[size])
 
-    def saw(self, right: bool, matched: int) -> None:
-        """A guess after a match of so many tokens was right or not; guesses that no step was spent on count too."""
-        self._rates[matched] += RATE_STEP * (right - self._rates[matched])
-
-    def _tokens(self, size: int, matched: int) -> float:
-        """Tokens that a step is expected to give: its first, and each that all before it were right for."""
-        return sum(self._rates[matched] ** count for count in range(size))
-
-    def _cost(self, size: int) -> float:
-        """Time of a step in steps of one token; what was not measured goes on as from 1 to the largest that was."""
-        known = [s for s in self.sizes if s <= size and self._runs[s] >= SAMPLES][-1]
-        if known == 1:
-            return 1 + FIRST_COST * (size - 1)
-        ratio = self._seconds[known] / max(self._seconds[1], 1e-9)
-        return max(1.0, 1 + (ratio - 1) * (size - 1) / (known - 1))
+def _contexts(last: list[int]) -> Iterator[tuple[int, ...]]:
+    """The contexts that a row of which these are the last tokens has; the first is marked as another kind."""
+    for number, (start, end) in enumerate(CONTEXTS):
+        if len(last) >= -start:
+            yield (*last[start:end], -1) if number == 0 else tuple(last[start:])
 
 
 def speculate(
     decoder: Decoder, logits: np.ndarray, answer: Answer, sampler: Sampler, lookup: PromptLookup, most: int,
-    timer: StageTimer, counts: Counts,
+    costs: StepCosts, timer: StageTimer, counts: Counts,
 ) -> Iterator[str]:
     """Let ``answer`` grow to its end; yields the new text after each token. ``logits`` [vocab] are those after the
-    prompt that ``lookup`` holds, ``most`` is how many tokens may be guessed in a step."""
-    length = DraftLength(most)
-    guess, matched, size, rows = [], 0, 1, logits[None]
+    prompt that ``lookup`` holds, ``most`` is how many tokens may be guessed in a step, ``costs`` what steps took in
+    other answers."""
+    length = DraftLength(most, costs)
+    guesses, size, rows = [], 1, logits[None]
     while True:
         for position in range(size):
             token, logprob = sampler.choose(rows[position])
             lookup.append(token)
-            right = position < len(guess) and token == guess[position]
-            if position < len(guess):
-                length.saw(right, matched)
+            right = position < len(guesses) and token == guesses[position].token
+            if position < len(guesses):
+                length.saw(guesses[position], right)
             if position < size - 1:
                 counts.accepted += right
             yield answer.push(token, logprob)
@@ -135,11 +135,11 @@ def speculate(
                 break
         # What the cache holds of a wrong guess is written over by the next tokens.
         decoder.rewind(int(decoder.lengths[0]) - (size - 1 - position))
-        guess, matched = lookup.guess(min(most, answer.room - 1))  # more than the answer takes has no room in the cache
-        size = length.size(len(guess), matched)
+        # More than the answer takes has no room in the cache.
+        guesses, size = length.choose(lookup.guesses(), min(most, answer.room - 1))
         counts.steps += 1
         counts.drafted += size - 1
         start = time.perf_counter()
         with timer.stage("decode"):
-            rows = decoder.extend(np.array([token, *guess[: size - 1]], dtype=np.int64))
-        length.took(size, time.perf_counter() - start)
+            rows = decoder.extend(np.array([token, *(guess.token for guess in guesses[: size - 1])], dtype=np.int64))
+        costs.took(size, time.perf_counter() - start)

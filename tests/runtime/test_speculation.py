@@ -16,7 +16,7 @@ from flamingo_rt.contract import LANGUAGE_MODEL, graph_specs
 from flamingo_rt.model.engine import TorchEngine
 from flamingo_rt.runtime import speculation
 from flamingo_rt.runtime.model import Model
-from flamingo_rt.runtime.speculation import LONGEST_MATCH, DraftLength, PromptLookup
+from flamingo_rt.runtime.speculation import DISCOUNT, PRIOR, PromptLookup
 
 LOGPROBS = {"rtol": 0, "atol": 2e-4}  # float32 logits of about 5, sums in another order
 END = "<|endofchunk|>"
@@ -183,85 +183,105 @@ def test_a_step_takes_one_of_a_few_sizes_each_bound_once(flamingo, config, token
 # What is guessed
 
 
-def guess_slowly(ids, most, stop_ids):
-    """By searching the tokens from their end."""
-    for length in range(min(LONGEST_MATCH, len(ids)), 0, -1):
-        for start in range(len(ids) - length - 1, -1, -1):
-            if ids[start : start + length] == ids[-length:]:
-                text = list(ids)
-                for position in range(start + length, start + length + most):
-                    text.append(text[position])
-                    if text[-1] in stop_ids:
-                        break
-                return text[len(ids) :], length
-    return [], 0
+def guesses(ids, most, stop_ids=frozenset()):
+    return list(itertools.islice(PromptLookup(ids, stop_ids).guesses(), most))
 
 
-@given(ids=st.lists(st.integers(0, 4), max_size=30), most=st.integers(0, 9))
-def test_a_guess_is_what_followed_the_longest_match_last(ids, most):
-    assert PromptLookup(ids, {4}).guess(most) == guess_slowly(ids, most, {4})
+def occurrences(ids, start, end):
+    """What followed where the tokens from ``start`` to ``end``, counted from the end, stood before."""
+    wanted = ids[start:end]
+    return [
+        ids[place] for place in range(-start, len(ids)) if ids[place + start : place + end if end else place] == wanted
+    ]
+
+
+def guess_slowly(ids):
+    """The confidences of all tokens that a context's occurrences have as their likeliest, by searching the row."""
+    found = []
+    contexts = [(start, end) for start, end in ((-3, -1), (-1, None), (-2, None), (-3, None)) if len(ids) >= -start]
+    known = [after for after in (occurrences(ids, *context) for context in contexts) if after]
+    for after in known:
+        if not found or len(after) != len(found[-1]):
+            found.append(after)
+    confidences = {}
+    for likeliest in {max(after, key=lambda token: (after.count(token), latest(after, token))) for after in found}:
+        confidence = 0.0
+        for after in found:
+            counted = max(after.count(likeliest) - DISCOUNT, 0.0)
+            confidence = (counted + PRIOR * confidence) / (len(after) + PRIOR)
+        confidences[likeliest] = confidence
+    return confidences, len(known)
+
+
+def latest(after, token):
+    """Where ``token`` last became as frequent as it is."""
+    return max(place for place, other in enumerate(after) if other == token)
+
+
+@given(ids=st.lists(st.integers(0, 4), max_size=30))
+def test_a_guess_is_the_surest_token_of_all_that_followed_the_contexts(ids):
+    confidences, known = guess_slowly(ids)
+    for guess in guesses(ids, 1):
+        assert guess.contexts == known
+        assert guess.confidence == pytest.approx(max(confidences.values()), abs=1e-12)
+        assert confidences[guess.token] == pytest.approx(guess.confidence, abs=1e-12)
+    assert bool(guesses(ids, 1)) == bool(confidences)
+
+
+@given(ids=st.lists(st.integers(0, 4), max_size=30), more=st.lists(st.integers(0, 4), max_size=5))
+def test_a_row_that_grew_is_guessed_as_one_that_was_read(ids, more):
+    lookup = PromptLookup(ids, {4})
+    for token in more:
+        lookup.append(token)
+    assert list(itertools.islice(lookup.guesses(), 9)) == guesses([*ids, *more], 9, {4})
+
+
+@given(ids=st.lists(st.integers(0, 4), max_size=30))
+def test_a_guess_goes_on_as_if_it_were_right_up_to_an_end_token(ids):
+    row = list(ids)
+    for guess in guesses(ids, 9, {4}):
+        assert 4 not in row[len(ids) :]
+        found = PromptLookup(ids, {4})  # the guess is not an occurrence of what it guesses
+        last = found._last
+        for token in row[len(ids) :]:
+            last = [*last, token][-3:]
+        assert found._next(last) == guess
+        row.append(guess.token)
 
 
 def test_a_repeated_text_is_repeated_as_long_as_asked():
-    assert PromptLookup([9, 1, 2, 1, 2], frozenset()).guess(7) == ([1, 2, 1, 2, 1, 2, 1], 2)
+    assert [guess.token for guess in guesses([9, 1, 2, 1, 2], 7)] == [1, 2, 1, 2, 1, 2, 1]
 
 
-# How much is guessed
+AN, END_TOKEN = 51, 52
 
 
-def lengths(cost, right, steps=40, most=7, matched=2):
-    """The sizes of steps when one of ``size`` tokens takes ``cost(size)`` and guesses are right or not."""
-    length, sizes = DraftLength(most), []
-    for _ in range(steps):
-        sizes.append(length.size(most, matched))
-        length.took(sizes[-1], cost(sizes[-1]))
-        for _ in range(sizes[-1] if right else 1):
-            length.saw(right, matched)
-    return sizes
+def shots(*phrases):
+    """Token ids of captions: "a <colour> <shape>", each ended."""
+    return [token for colour, shape in phrases for token in (AN, colour, shape, END_TOKEN)]
 
 
-def test_long_steps_that_cost_little_are_taken_when_guesses_are_right():
-    assert lengths(lambda size: 1.0 + 0.04 * (size - 1), right=True)[-10:] == [8] * 10
+def test_what_always_follows_is_surer_than_what_never_does():
+    ids = shots((1, 11), (2, 12), (3, 13), (4, 14))
+    (first,), (colour,) = guesses(ids, 1), guesses([*ids, AN], 1)
+    assert first.token == AN
+    assert first.confidence > 2 * colour.confidence
+    assert guesses([*ids, AN, 5, 11], 1)[0].token == END_TOKEN
 
 
-def test_guesses_that_are_wrong_end_the_guessing():
-    sizes = lengths(lambda size: 1.0 + 0.1 * (size - 1), right=False)
-    assert sizes[-20:] == [1] * 20
-    assert sum(size > 1 for size in sizes) <= 10
+def test_five_occurrences_that_agree_are_surer_than_one_of_a_longer_context():
+    once = guesses([7, 8, 9, 4, 5, 6, 7, 8, 9], 1)[0]
+    agreed = guesses([1, 2, 5, 1, 2, 6, 1, 2, 7, 1, 2, 8, 1, 2, 9, 1], 1)[0]
+    assert once.token == 4
+    assert agreed.token == 2
+    assert agreed.confidence > once.confidence
 
 
-def test_steps_that_cost_what_their_tokens_would_are_not_taken():
-    sizes = lengths(lambda size: size, right=True)
-    assert sizes[-20:] == [1] * 20
-    assert sum(sizes) < len(sizes) + 5  # nor were the longest tried
+def test_behind_a_word_that_is_new_what_stood_behind_others_is_guessed():
+    ids = [AN, 1, 11, END_TOKEN, AN, 1, 12, END_TOKEN, AN, 1, 13]
+    assert guesses(ids, 1)[0].token == END_TOKEN
+    assert not guesses([AN, 1, 11], 1)
 
 
-def test_the_size_with_the_most_tokens_for_its_time_is_taken():
-    cost = {1: 1.0, 2: 1.1, 4: 1.3, 8: 6.0}
-    assert lengths(cost.get, right=True)[-10:] == [4] * 10
-
-
-def test_nothing_is_guessed_before_the_time_of_a_plain_step_is_known():
-    assert lengths(lambda size: 1.0, right=True)[:2] == [1, 1]
-
-
-def test_matches_of_different_lengths_are_judged_apart():
-    length = DraftLength(7)
-    for size in (1, 1, 2, 2):
-        length.took(size, 1.0)
-    for _ in range(20):
-        length.saw(False, 1)
-        length.saw(True, 3)
-    assert (length.size(7, 1), length.size(7, 3)) == (1, 4)
-
-
-def test_guessing_begins_again_when_guesses_would_have_been_right():
-    length = DraftLength(7)
-    for size in (1, 1, 2, 2):
-        length.took(size, 1.0 + 0.1 * (size - 1))
-    for _ in range(40):
-        length.saw(False, 2)
-    assert length.size(7, 2) == 1
-    for _ in range(10):
-        length.saw(True, 2)
-    assert length.size(7, 2) > 1
+def test_of_what_followed_as_often_the_latest_is_guessed():
+    assert guesses([1, 2, 1, 3, 1], 1)[0].token == 3
