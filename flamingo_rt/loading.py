@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from flamingo_rt.bundle import MANIFEST, Bundle, is_bundle, read_bundle, sha256
+from flamingo_rt.bundle import MANIFEST, Bundle, is_bundle, read_bundle
 from flamingo_rt.config import FlamingoConfig
 from flamingo_rt.errors import DataError, DependencyError, UsageError
 from flamingo_rt.processing.tokenizer import TextTokenizer
@@ -59,8 +59,7 @@ def _from_bundle(bundle: Bundle, threads: int | None, image_cache_bytes: int, sp
     graphs = {name: bundle.graph_path(name) for name in bundle.graphs}
     engine = OrtEngine(graphs, bundle.config, threads, spin=spin, dtype=bundle.compute, cache=bundle.cache_form)
     tokenizer = _tokenizer(bundle.tokenizer_path, bundle.config)
-    identity = sha256(bundle.path / MANIFEST)
-    return Model(engine, bundle.config, tokenizer, identity, image_cache_bytes)
+    return Model(engine, bundle.config, tokenizer, bundle.identity, image_cache_bytes)
 
 
 def _from_checkpoint(folder: Path, image_cache_bytes: int) -> Model:

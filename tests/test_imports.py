@@ -17,18 +17,20 @@ FOLDERS = {
 }
 
 # What each part of the project may import of the project, besides itself.
-BASE = {"errors", "config", "files", "contract", "presets", "progress"}
+BASE = {"errors", "config", "files", "contract", "presets", "progress", "protobuf", "system_memory"}
 RUNTIME = BASE | {"bundle", "processing", "engines"}
 ALLOWED = {
     "errors": set(),
     "config": {"errors"},
     "files": {"errors"},
     "progress": set(),
+    "protobuf": set(),
+    "system_memory": set(),
     "presets": {"errors", "config"},
-    "contract": {"config"},
+    "contract": {"errors", "config"},
     "bundle": {"errors", "config", "contract"},
     "processing": {"errors", "config"},
-    "engines": {"errors", "config", "contract"},
+    "engines": BASE | {"bundle"},
     "runtime": BASE | {"processing"},
     "model": {"errors", "config", "contract"},
     "weights": {"errors"},
