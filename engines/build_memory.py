@@ -12,8 +12,9 @@ from flamingo_rt.errors import DataError
 from flamingo_rt.system_memory import readable_bytes
 
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8}
-# What a compilation takes: TensorRT's libraries, and the weights of a graph several times over.
-BUILDER_BYTES, WEIGHT_COPIES = 400_000_000, 3.0
+# What a compilation takes: TensorRT's libraries, and the weights of a graph several times over
+# (`benchmarks/engine_memory.py` measures it with TensorRT-RTX 1.7).
+BUILDER_BYTES, WEIGHT_COPIES = 300_000_000, 3.2
 
 
 @dataclass(frozen=True)

@@ -150,7 +150,10 @@ def _runs_with(engines: EngineFolder, version: str) -> bool:
 
 def _read_record(folder: Path, target: str, rebuild: str) -> tuple[EngineFolder, str, dict[str, tuple[str, int]]]:
     """What a folder's record says: the engines, the bundle's identity, each file's hash and size."""
-    record = read_json(folder / RECORD)
+    try:
+        record = read_json(folder / RECORD)
+    except DataError as error:
+        raise DataError(f"{error}: {rebuild}") from error
     try:
         written = record["format_version"]
         if written != FORMAT_VERSION:

@@ -22,7 +22,7 @@ from flamingo_rt.engines.onnx_sizes import with_sizes
 from flamingo_rt.engines.tensorrt_callbacks import SCALE, Caught, make_log, make_monitor
 from flamingo_rt.engines.tensorrt_module import TensorRT, check_graphs
 from flamingo_rt.errors import DataError, UsageError
-from flamingo_rt.files import check_space, new_directory
+from flamingo_rt.files import check_output, check_space, new_directory
 from flamingo_rt.progress import Progress, silent
 from flamingo_rt.system_memory import available_bytes, readable_bytes
 
@@ -118,8 +118,7 @@ class Build:
         needs, folder = self.memory(), self.folder
         if not force:
             check_building(needs, available_bytes(), self.bundle.compute)
-        if not self.options.weight_stripped:
-            check_space(folder.path, sum(_weight_bytes(self.bundle.graph_path(name)) for name in GRAPHS))
+        self._check_folder(folder.path)
         timings = _read_timings(folder.path / TIMING_CACHE)
         with new_directory(folder.path, overwrite=True) as beside:
             compiler = _Compiler(self, needs, timings)
@@ -131,6 +130,18 @@ class Build:
             with progress("checksums", 0):
                 write_record(beside, folder, self.bundle)
         return folder
+
+
+    def _check_folder(self, path: Path) -> None:
+        """Raise before the work where the engines cannot be written."""
+        try:
+            check_output(path, overwrite=True)
+            if not self.options.weight_stripped:
+                check_space(path, sum(_weight_bytes(self.bundle.graph_path(name)) for name in GRAPHS))
+        except UsageError as error:
+            raise UsageError(f"{path} holds other files too, or is none of ours: move it away") from error
+        except DataError as error:  # there is no option for another place
+            raise DataError(str(error).split("; choose")[0].split(", or choose")[0]) from error
 
 
 class _Compiler:
@@ -265,8 +276,8 @@ def _shown(errors: list[str]) -> str:
 
 def _parser_error(error: Any) -> str:
     """What the parser says, with the node's name and operator; 8.6 knows its number alone."""
-    name, operator = (getattr(error, part, None) for part in ("node_name", "node_operator"))
-    where = f"node {name()} ({operator()})" if name and operator else f"node {error.node()}"
+    name, operator = (getattr(error, part, str)() for part in ("node_name", "node_operator"))
+    where = f"node {name} ({operator})" if name else f"node {error.node()}"
     return f"{where}: {error.desc()}"
 
 
