@@ -21,6 +21,8 @@ LIBRARIES = {
     "onnxruntime": "backend ort, extra cpu",
     "tensorrt": "build for TensorRT, extra tensorrt",
     "tensorrt-rtx-cu13": "build for TensorRT-RTX, extra tensorrt-rtx",
+    "pycuda": "backend tensorrt",
+    "cuda-bindings": "backend tensorrt, CUDA graphs",
     "torch": "backend torch, extras export and train",
     "onnx": "extra export",
     "onnxscript": "extra export",
@@ -45,6 +47,7 @@ def command(as_json: bool) -> None:
     libraries = {name: _version(name) for name in LIBRARIES}
     backends = {"ort": _try(_try_ort), "torch": _try(_try_torch)}
     builders = {target: _try(lambda target=target: _try_builder(target)) for target in ("tensorrt", "tensorrt-rtx")}
+    cuda = _try(_try_cuda)
     system = {
         "flamingo-rt": __version__,
         "python": platform.python_version(),
@@ -54,7 +57,7 @@ def command(as_json: bool) -> None:
     }
     if as_json:
         click.echo(json.dumps(
-            {"system": system, "libraries": libraries, "backends": backends, "builders": builders}
+            {"system": system, "libraries": libraries, "backends": backends, "builders": builders, "cuda": cuda}
         ))
         return
     from rich.console import Console
@@ -70,7 +73,7 @@ def command(as_json: bool) -> None:
     for name, version in libraries.items():
         table.add_row(name, version or "[dim]not installed[/]", LIBRARIES[name])
     console.print(table)
-    for title, states in (("Backends", backends), ("Builders of engines", builders)):
+    for title, states in (("Backends", backends), ("Builders of engines", builders), ("Devices", {"CUDA": cuda})):
         table = Table(title.split()[0].lower().rstrip("s"), "works", "", title=title, title_justify="left")
         for name, state in states.items():
             table.add_row(name, "[green]yes[/]" if state["works"] else "[red]no[/]", escape(str(state["detail"])))
@@ -103,6 +106,25 @@ def _try_ort() -> str:
     runtime = import_onnxruntime()
     load(backend="ort").generate("Output:", max_new_tokens=1).result()
     return f"onnxruntime {runtime.__version__}, CPU; runs bundles"
+
+
+def _try_cuda() -> str:
+    """A copy to the GPU and back through PyCUDA, which backend tensorrt needs besides TensorRT."""
+    import numpy as np
+
+    from flamingo_rt.engines.cuda import Cuda, import_graphs
+
+    cuda = Cuda()
+    sent, received = np.arange(64, dtype=np.float32), np.zeros(64, dtype=np.float32)
+    with cuda.current():
+        memory = cuda.allocate(sent.nbytes, "a test")
+        cuda.upload(memory.address, sent)
+        cuda.download(received, memory.address)
+        cuda.synchronize()
+    if not np.array_equal(sent, received):
+        raise RuntimeError("what was copied to the GPU did not come back")
+    graphs = "CUDA graphs" if import_graphs() else "no CUDA graphs: cuda-bindings is not installed"
+    return f"{cuda.device_name} through PyCUDA, {graphs}"
 
 
 def _try_torch() -> str:

@@ -22,7 +22,7 @@ def test_the_json_has_system_libraries_and_backends(run, packaged) -> None:
     outcome = run("doctor", "--json")
     assert outcome.code == 0
     report = json.loads(outcome.out)
-    assert set(report) == {"system", "libraries", "backends", "builders"}
+    assert set(report) == {"system", "libraries", "backends", "builders", "cuda"}
     assert set(report["system"]) == {"flamingo-rt", "python", "system", "processor", "cores"}
     assert report["system"]["cores"] >= 1
     assert {"numpy", "onnxruntime", "torch"} <= set(report["libraries"])

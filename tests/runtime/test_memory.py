@@ -131,7 +131,7 @@ engine = OrtEngine({name: bundle.graph_path(name) for name in GRAPHS}, bundle.co
 first, rows = decoder(8)
 first.prefill(rows)
 long, rows = decoder(tokens)
-for array in long._cache.values():
+for array in long._cache.buffers().values():
     array[:] = 1
 reset_peak()
 before = status("VmRSS")
