@@ -31,6 +31,8 @@ from flamingo_rt.contract import (
     present_name,
     size_ranges,
 )
+from flamingo_rt.engines.compiled_graph import Profile
+from flamingo_rt.engines.cuda import Cuda
 from flamingo_rt.engines.engine_files import BuildOptions, EngineFolder, write_record
 from flamingo_rt.engines.gpu import Gpu
 from flamingo_rt.engines.ort import OrtEngine
@@ -227,8 +229,6 @@ def test_what_cannot_be_captured_is_run_as_it_is(runner, gpu, ort, text) -> None
 
 
 def test_media_is_uploaded_once(runner, gpu, pictures, monkeypatch) -> None:
-    from flamingo_rt.engines.cuda import Cuda
-
     uploads, upload = [], Cuda.upload
     monkeypatch.setattr(Cuda, "upload", lambda self, address, array: (uploads.append(array.shape), upload(
         self, address, array)))
@@ -352,6 +352,51 @@ def test_device_arrays_that_cannot_be_read_in_place_are_refused(runner, gpu, ort
     engine = runner.engine("tensorrt")
     with pytest.raises(ValueError, match="device array"):
         engine.bind(VISION_ENCODER, {"pixel_values": make(gpu)}, {"features": features})
+
+
+# What the stand-ins notice: a runner that makes one of these mistakes fails the tests above.
+
+
+def generate_after(monkeypatch, runner, lowering: str, place: str, mistake) -> None:
+    """Let the runner make a mistake, and generate with it."""
+    monkeypatch.setattr(place, mistake)
+    runner.model(lowering).generate("Output:", max_new_tokens=4, speculation=0, beams=2).result()
+
+
+@pytest.mark.parametrize("lowering", LOWERINGS)
+def test_a_cache_that_is_not_zeroed_is_noticed(runner, monkeypatch, lowering) -> None:
+    with pytest.raises(AssertionError, match="holds NaN"):
+        generate_after(
+            monkeypatch, runner, lowering, "flamingo_rt.engines.cuda.Cuda.zero", lambda self, memory: None
+        )
+
+
+def test_a_missing_shape_is_noticed(runner, monkeypatch) -> None:
+    use = Profile.use
+
+    def forgetful(self, user, shapes) -> None:
+        use(self, user, {name: shape for name, shape in shapes.items() if name != "cache_length"})
+
+    with pytest.raises((AssertionError, KeyError), match="cache_length"):
+        generate_after(monkeypatch, runner, "tensorrt", "flamingo_rt.engines.compiled_graph.Profile.use", forgetful)
+
+
+def test_memory_that_was_freed_is_noticed(runner, monkeypatch) -> None:
+    bind = Profile.bind
+
+    def dangling(self, addresses) -> None:
+        freed = runner.gpu.allocate(4096)
+        runner.gpu.free(freed)
+        bind(self, {**addresses, **({"input_ids": freed} if "input_ids" in addresses else {})})
+
+    with pytest.raises(AssertionError, match="are not allocated, or were freed"):
+        generate_after(monkeypatch, runner, "tensorrt", "flamingo_rt.engines.compiled_graph.Profile.bind", dangling)
+
+
+def test_memory_that_is_not_pinned_in_a_captured_step_is_noticed(runner, monkeypatch, text) -> None:
+    monkeypatch.setattr("flamingo_rt.engines.cuda.Cuda.pinned", lambda self, shape, dtype: np.empty(shape, dtype))
+    with pytest.raises(AssertionError, match="pageable memory in a graph"):
+        runner.model("tensorrt").generate(text, max_new_tokens=6, speculation=0).result()
 
 
 # Opening a bundle that has engines.
