@@ -3,10 +3,9 @@ with answers that are given (`comparison/captions.py`)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from measuring import FORCED
 
 from flamingo_rt.contract import LANGUAGE_MODEL
@@ -19,6 +18,7 @@ class GivenAnswers:
 
     def __init__(self, engine: Engine) -> None:
         self._engine, self.name, self.specs = engine, engine.name, engine.specs
+        self.cache, self.continues_batches = engine.cache, engine.continues_batches
         self._answer: tuple[int, ...] = ()
         self._start = 0
 
@@ -27,10 +27,10 @@ class GivenAnswers:
         self._answer, self._start = tuple(answer), prompt_tokens
 
     def bind(
-        self, graph: str, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]
+        self, graph: str, inputs: Mapping[str, Any], outputs: Mapping[str, Any], constant: Collection[str] = ()
     ) -> Callable[[], None]:
         """As the engine's."""
-        run = self._engine.bind(graph, inputs, outputs)
+        run = self._engine.bind(graph, inputs, outputs, constant)
         if graph != LANGUAGE_MODEL:
             return run
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from flamingo_rt.cache import HostCache
 from flamingo_rt.config import FlamingoConfig
 from flamingo_rt.contract import IN_PLACE, LANGUAGE_MODEL, GraphSpec, graph_specs
 from flamingo_rt.engines.appended import appended
@@ -32,6 +33,7 @@ class OrtEngine:
     names, types and shapes."""
 
     name = NAME
+    continues_batches = False  # GroupQueryAttention continues a filled cache with several tokens for one row alone
 
     def __init__(
         self, graphs: Mapping[str, Path], config: FlamingoConfig, threads: int | None = None, frugal: bool = False,
@@ -80,8 +82,13 @@ class OrtEngine:
             _check_interface(path, session, self._forms[name])
             self._sessions[name] = session
 
+    def cache(self, rows: int, capacity: int) -> HostCache:
+        """In host memory, where the kernels read and write it."""
+        return HostCache(self.specs[LANGUAGE_MODEL], rows, capacity)
+
     def bind(
-        self, graph: str, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]
+        self, graph: str, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray],
+        constant: Collection[str] = (),
     ) -> Callable[[], None]:
         """A call that reads ``inputs`` and writes ``outputs`` in place, each time it is made.
 

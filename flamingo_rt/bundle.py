@@ -1,7 +1,7 @@
 """A bundle: one folder that holds everything a device needs, described and hashed by ``manifest.json``.
 
     manifest.json   vision_encoder.onnx   resampler.onnx   language_model.onnx   (weights: <graph>.onnx.data)
-    tokenizer.json
+    tokenizer.json  engines/ (what flamingo-rt build adds; not in the manifest)
 
 Reading a bundle verifies every file's SHA-256 and never unpickles anything.
 """
@@ -51,6 +51,11 @@ class Bundle:
     def graph_path(self, name: str) -> Path:
         """The ``.onnx`` file of a graph."""
         return self.path / self.graphs[name].file
+
+    @property
+    def identity(self) -> str:
+        """What tells it from other bundles: the SHA-256 of its manifest, which holds that of every other file."""
+        return sha256(self.path / MANIFEST)
 
     @property
     def compute(self) -> str:

@@ -9,6 +9,8 @@ C the capacity of the cache in tokens. S is V times the latents of a visual.
 A graph has its cache in one of two forms. ``in-place``: past and present are the whole cache [B, Hk, C, d] and may
 share memory. ``appended``: the past [C, B, Hk, d] is read, and present [T, B, Hk, d] holds the new tokens alone:
 whoever runs the graph puts them where they belong.
+
+A compiled engine takes sizes within limits alone: `Limits`, and the ranges that they make of every letter.
 """
 
 from __future__ import annotations
@@ -17,12 +19,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from flamingo_rt.config import FlamingoConfig
+from flamingo_rt.errors import UsageError
 
 VISION_ENCODER, RESAMPLER, LANGUAGE_MODEL = "vision_encoder", "resampler", "language_model"
 GRAPHS = (VISION_ENCODER, RESAMPLER, LANGUAGE_MODEL)
 
 IN_PLACE, APPENDED = "in-place", "appended"
 CACHE_FORMS = {"ort": IN_PLACE, "tensorrt": IN_PLACE, "tensorrt-classic": APPENDED}  # by lowering
+
+# Pictures and frames in one run of the vision encoder, and visuals in one of the resampler. The tokens of a few fill
+# their matrix products already; more would only take memory, and let what is decoded meanwhile wait for longer.
+ENCODED_AT_ONCE = 4
 
 Dimension = int | str
 FLOAT_DTYPES = ("float32", "float16", "bfloat16")
@@ -140,3 +147,86 @@ def _language_model(config: FlamingoConfig, dtype: str, cache: str) -> GraphSpec
             *(TensorSpec(present_name(layer, part), dtype, present) for layer, part in parts),
         ),
     )
+
+
+# What a compiled engine accepts.
+
+PREFILL, DECODE = "prefill", "decode"
+CLIP_FRAMES = 8  # of a clip, at most, where the resampler has no time embeddings that would bound them
+LOGITS = 64  # positions of a row whose logits are wanted at once, at most
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The largest sizes of a run: ``batch`` rows, ``tokens`` new ones of a row, ``visuals`` of a row, ``frames`` of a
+    visual, and the ``capacity`` of the cache in tokens."""
+
+    batch: int
+    tokens: int
+    visuals: int
+    frames: int
+    capacity: int
+
+    @staticmethod
+    def of(
+        config: FlamingoConfig, batch: int | None = None, tokens: int | None = None, visuals: int | None = None,
+        frames: int | None = None, capacity: int | None = None,
+    ) -> Limits:
+        """What is given, and for the rest what the model can take, in 4 rows of at most 1024 new tokens.
+
+        Raises `UsageError` for a limit below 1 or beyond what the model can take.
+        """
+        context, most_frames = config.language.context, config.resampler.max_frames
+        capacity = context if capacity is None else capacity
+        limits = Limits(
+            4 if batch is None else batch, min(1024, capacity) if tokens is None else tokens,
+            config.max_visuals if visuals is None else visuals,
+            most_frames or CLIP_FRAMES if frames is None else frames, capacity,
+        )
+        most = {"tokens": capacity, "visuals": config.max_visuals, "frames": most_frames or None, "capacity": context}
+        for name, value in vars(limits).items():
+            upper = most.get(name)
+            if value < 1 or (upper is not None and value > upper):
+                bound = "1 or more" if upper is None else f"from 1 to {upper:,}"
+                raise UsageError(f"the limit of {name} is {value:,}; it must be {bound} for this model")
+        return limits
+
+
+@dataclass(frozen=True)
+class SizeRange:
+    """Smallest, likeliest and largest size behind a letter."""
+
+    least: int
+    likely: int
+    most: int
+
+
+# The ranges of a graph's letters, by the name of the case: an engine has one set of kernels for each case.
+Cases = dict[str, dict[str, SizeRange]]
+
+
+def size_ranges(config: FlamingoConfig, limits: Limits, cache: str = IN_PLACE) -> dict[str, Cases]:
+    """For each graph, the sizes that its engine takes. The language model has two cases, `PREFILL` and `DECODE` (one
+    token a row); a cache in place has its whole capacity always."""
+    latents, attends_to_all = config.resampler.latents, config.cross_attention.attend == "all"
+    at_once = min(ENCODED_AT_ONCE, limits.batch * limits.visuals * limits.frames)
+    visuals = min(ENCODED_AT_ONCE, limits.batch * limits.visuals)
+    rows = SizeRange(1, 1, limits.batch)
+    whole = SizeRange(limits.capacity, limits.capacity, limits.capacity)
+    cached = whole if cache == IN_PLACE else SizeRange(1, max(1, limits.capacity // 2), limits.capacity)
+    seen = SizeRange(latents, latents, limits.visuals * latents)
+    return {
+        VISION_ENCODER: {PREFILL: {"N": SizeRange(1, 1, at_once)}},
+        RESAMPLER: {PREFILL: {"M": SizeRange(1, 1, visuals), "F": SizeRange(1, 1, limits.frames)}},
+        LANGUAGE_MODEL: {
+            PREFILL: {
+                "B": rows, "T": SizeRange(1, min(64, limits.tokens), limits.tokens),
+                "K": SizeRange(1, 1, min(LOGITS, limits.tokens)), "S": seen, "C": cached,
+            },
+            # After prefill a token looks at the last visual alone, unless the model attends to all.
+            DECODE: {
+                "B": rows, "T": SizeRange(1, 1, 1), "K": SizeRange(1, 1, 1),
+                "S": seen if attends_to_all else SizeRange(latents, latents, latents), "C": cached,
+            },
+        },
+    }

@@ -66,19 +66,32 @@ def check_space(path: Path, needed: int) -> None:
         )
 
 
-# What this project writes into a bundle or a checkpoint, and the keys by which its JSON files are told from others'.
+_LEFT = re.compile(r"\.tensorrt\S*\.(partial|old)")  # by a build that was killed
+# What this project writes into a bundle, a checkpoint or a folder of engines, and the keys by which its JSON files are
+# told from others'.
 _WRITTEN = re.compile(
-    r"(manifest|config|tokenizer)\.json|\w+\.onnx(\.data)?|model(-\d+-of-\d+)?\.safetensors(\.index\.json)?"
+    r"(manifest|config|tokenizer|engine)\.json|\w+\.onnx(\.data)?|model(-\d+-of-\d+)?\.safetensors(\.index\.json)?"
+    r"|\w+\.engine|timing\.cache"
 )
-_MARKS = {"manifest.json": {"format_version", "graphs"}, "config.json": {"resampler", "cross_attention"}}
+_MARKS = {
+    "manifest.json": {"format_version", "graphs"}, "config.json": {"resampler", "cross_attention"},
+    "engine.json": {"format_version", "engines"},
+}
 
 
 def _is_output(path: Path) -> bool:
     """Whether a folder is empty, or one that this project wrote: nobody's photographs and no other library's model are
     to be replaced."""
-    entries = list(path.iterdir())
+    entries = [entry for entry in path.iterdir() if entry.name != "engines" or not _holds_engines(entry)]
     ours = all(entry.is_file() and _WRITTEN.fullmatch(entry.name) for entry in entries)
     return not entries or (ours and any(_is_marked(path / name, keys) for name, keys in _MARKS.items()))
+
+
+def _holds_engines(path: Path) -> bool:
+    """Whether a folder holds folders of engines, and what killed builds left of some."""
+    return path.is_dir() and all(
+        entry.is_dir() and (_is_output(entry) or _LEFT.fullmatch(entry.name)) for entry in path.iterdir()
+    )
 
 
 def _is_marked(file: Path, keys: set[str]) -> bool:

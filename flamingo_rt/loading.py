@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
-from flamingo_rt.bundle import MANIFEST, Bundle, is_bundle, read_bundle, sha256
+from flamingo_rt.bundle import MANIFEST, Bundle, is_bundle, read_bundle
 from flamingo_rt.config import FlamingoConfig
-from flamingo_rt.errors import DataError, DependencyError, UsageError
+from flamingo_rt.errors import DataError, DependencyError, FlamingoError, UsageError
 from flamingo_rt.processing.tokenizer import TextTokenizer
+from flamingo_rt.runtime.engine import Engine
 from flamingo_rt.runtime.media_cache import DEFAULT_BYTES
 from flamingo_rt.runtime.model import Model
 
-BACKENDS = ("auto", "ort", "torch")
+logger = logging.getLogger(__name__)
+
+BACKENDS = ("auto", "ort", "tensorrt", "torch")
 PACKAGED_BUNDLE = Path(__file__).parent / "models" / "tiny"
 
 
@@ -23,8 +27,11 @@ def load(
     """Open a model.
 
     ``path`` is a bundle or a checkpoint folder; by default the bundle in this package. ``backend``: ``ort`` runs a
-    bundle on ONNX Runtime's CPU kernels, ``torch`` runs a checkpoint in PyTorch, ``auto`` takes the one that fits the
-    folder. ``threads`` is the number of cores for one operator of ``ort``. ``image_cache_bytes`` is how much is kept of
+    bundle on ONNX Runtime's CPU kernels, ``tensorrt`` the engines that ``flamingo-rt build`` put into it, on a GPU,
+    ``torch`` runs a checkpoint in PyTorch. ``auto`` takes the one that fits the folder: engines if there are any and
+    they run here, and where they do not, it logs a warning that says why.
+
+    ``threads`` is the number of cores for one operator of ``ort``. ``image_cache_bytes`` is how much is kept of
     pictures that were encoded, for when they come again; 0 keeps nothing. Without ``spin``, waiting threads of ``ort``
     leave the cores to other work at once; a token may take longer.
 
@@ -42,25 +49,70 @@ def load(
                 f"{folder} is a bundle and the torch backend runs a checkpoint: give the checkpoint it was exported "
                 "from, or take --backend ort"
             )
-        return _from_bundle(read_bundle(folder), threads, image_cache_bytes, spin)
+        return _from_bundle(read_bundle(folder), backend, threads, image_cache_bytes, spin)
     if (folder / "config.json").is_file():
-        if backend == "ort":
+        if backend in ("ort", "tensorrt"):
             raise UsageError(
-                f"{folder} is a checkpoint and the ort backend runs a bundle: make one with "
+                f"{folder} is a checkpoint and the {backend} backend runs a bundle: make one with "
                 f"flamingo-rt export --ckpt {folder} --out BUNDLE"
             )
         return _from_checkpoint(folder, image_cache_bytes)
     raise DataError(f"{folder} is neither a bundle (no {MANIFEST}) nor a checkpoint (no config.json)")
 
 
-def _from_bundle(bundle: Bundle, threads: int | None, image_cache_bytes: int, spin: bool) -> Model:
+def _from_bundle(
+    bundle: Bundle, backend: str, threads: int | None, image_cache_bytes: int, spin: bool
+) -> Model:
+    engine: Engine | None = None
+    if backend == "tensorrt" or (backend == "auto" and _built_targets(bundle)):
+        try:
+            engine = _tensorrt_engine(bundle)
+        except FlamingoError as error:
+            if backend == "tensorrt":
+                raise
+            logger.warning("%s: ONNX Runtime runs it on the CPU, its engines do not run: %s", bundle.path, error)
+    if engine is None:
+        engine = _ort_engine(bundle, threads, spin)
+    tokenizer = _tokenizer(bundle.tokenizer_path, bundle.config)
+    return Model(engine, bundle.config, tokenizer, bundle.identity, image_cache_bytes)
+
+
+def _ort_engine(bundle: Bundle, threads: int | None, spin: bool) -> Engine:
     from flamingo_rt.engines.ort import OrtEngine
 
     graphs = {name: bundle.graph_path(name) for name in bundle.graphs}
-    engine = OrtEngine(graphs, bundle.config, threads, spin=spin, dtype=bundle.compute, cache=bundle.cache_form)
-    tokenizer = _tokenizer(bundle.tokenizer_path, bundle.config)
-    identity = sha256(bundle.path / MANIFEST)
-    return Model(engine, bundle.config, tokenizer, identity, image_cache_bytes)
+    return OrtEngine(graphs, bundle.config, threads, spin=spin, dtype=bundle.compute, cache=bundle.cache_form)
+
+
+def _built_targets(bundle: Bundle) -> list[str]:
+    """What the bundle has engines for, the likelier to be the faster one first."""
+    from flamingo_rt.engines.engine_files import ENGINES, RECORD
+    from flamingo_rt.engines.tensorrt_module import TENSORRT, TENSORRT_RTX
+
+    folders = [file.parent.name for file in (bundle.path / ENGINES).glob(f"*/{RECORD}")]
+    rtx = [name for name in folders if name.startswith(TENSORRT_RTX)]
+    built = {TENSORRT: len(folders) > len(rtx), TENSORRT_RTX: bool(rtx)}
+    return [target for target, there in built.items() if there]
+
+
+def _tensorrt_engine(bundle: Bundle) -> Engine:
+    """The engines of the bundle that run here. Raises what stands in the way of the first kind of them."""
+    from flamingo_rt.engines.engine_files import read_engines
+    from flamingo_rt.engines.gpu import find_gpu
+    from flamingo_rt.engines.tensorrt_module import TENSORRT, import_tensorrt
+    from flamingo_rt.engines.tensorrt_runner import TensorRtEngine
+
+    gpu = find_gpu()
+    if gpu is None:
+        raise DependencyError("no NVIDIA GPU is found: the tensorrt backend needs one and its driver")
+    refused: FlamingoError | None = None
+    for target in _built_targets(bundle) or [TENSORRT]:
+        try:
+            tensorrt = import_tensorrt(target)
+            return TensorRtEngine(bundle, read_engines(bundle, target, tensorrt.version, gpu), tensorrt)
+        except FlamingoError as error:
+            refused = refused or error
+    raise refused or AssertionError("no target was tried")
 
 
 def _from_checkpoint(folder: Path, image_cache_bytes: int) -> Model:

@@ -17,20 +17,23 @@ FOLDERS = {
 }
 
 # What each part of the project may import of the project, besides itself.
-BASE = {"errors", "config", "files", "contract", "presets", "progress"}
+BASE = {"errors", "config", "files", "contract", "cache", "presets", "progress", "protobuf", "system_memory"}
 RUNTIME = BASE | {"bundle", "processing", "engines"}
 ALLOWED = {
     "errors": set(),
     "config": {"errors"},
     "files": {"errors"},
     "progress": set(),
+    "protobuf": set(),
+    "system_memory": set(),
     "presets": {"errors", "config"},
-    "contract": {"config"},
+    "contract": {"errors", "config"},
+    "cache": {"contract"},
     "bundle": {"errors", "config", "contract"},
     "processing": {"errors", "config"},
-    "engines": {"errors", "config", "contract"},
+    "engines": BASE | {"bundle"},
     "runtime": BASE | {"processing"},
-    "model": {"errors", "config", "contract"},
+    "model": {"errors", "config", "contract", "cache"},
     "weights": {"errors"},
     "checkpoints": {"errors", "config", "files", "model", "weights"},
     "importing": {"errors", "config", "presets", "checkpoints", "weights"},

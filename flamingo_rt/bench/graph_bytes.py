@@ -11,9 +11,9 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
-from flamingo_rt.bench.protobuf import fields, integers
 from flamingo_rt.contract import DISTANCES
 from flamingo_rt.errors import DataError
+from flamingo_rt.protobuf import fields, integers
 
 LOOKUPS = ("Gather", "GatherBlockQuantized")
 VIEWS = ("Unsqueeze",)  # the same numbers in another shape, whose rows are still the first dimension's

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from flamingo_rt.bench.protobuf import field
+from flamingo_rt.protobuf import field
 
 SIZE = 1024
 FLOAT = 1  # TensorProto.DataType

@@ -49,7 +49,8 @@ class Counts(click.ParamType):
 @click.option("--quantize", type=click.Choice(SCHEMES_OF["ort"]), help="With --preset: quantize the weights.")
 @click.option("--work", type=FILE, metavar="FOLDER",
               help="With --preset: where its bundle is kept.  [default: the user's cache]")
-@click.option("--backend", default="auto", show_default=True, help="auto, ort (bundles) or torch (checkpoints).")
+@click.option("--backend", default="auto", show_default=True,
+              help="auto, ort (bundles, CPU), tensorrt (their engines, GPU) or torch (checkpoints).")
 @click.option("--threads", type=click.IntRange(1, 1024), help="Cores for one operator. Default: all.")
 @click.option("--spin/--no-spin", default=True, show_default=True,
               help="Let threads that wait for the next operator spin; without, other work gets the cores.")

@@ -10,7 +10,7 @@ import platform
 import click
 
 from flamingo_rt import __version__
-from flamingo_rt.errors import FlamingoError
+from flamingo_rt.errors import DataError, FlamingoError
 
 # Distribution -> what it is for.
 LIBRARIES = {
@@ -19,6 +19,10 @@ LIBRARIES = {
     "opencv-python-headless": "clips and training",
     "tokenizers": "always",
     "onnxruntime": "backend ort, extra cpu",
+    "tensorrt": "build for TensorRT, extra tensorrt",
+    "tensorrt-rtx-cu13": "build for TensorRT-RTX, extra tensorrt-rtx",
+    "pycuda": "backend tensorrt",
+    "cuda-bindings": "backend tensorrt, CUDA graphs",
     "torch": "backend torch, extras export and train",
     "onnx": "extra export",
     "onnxscript": "extra export",
@@ -33,7 +37,8 @@ LIBRARIES = {
 def command(as_json: bool) -> None:
     """Show what is installed, and which backends work here and why the others don't.
 
-    A backend is said to work when it has computed something.
+    A backend is said to work when it has computed something. A builder of engines is shown with the lowering that its
+    version needs and the GPUs that it builds for.
 
     \b
     Example:
@@ -41,6 +46,8 @@ def command(as_json: bool) -> None:
     """
     libraries = {name: _version(name) for name in LIBRARIES}
     backends = {"ort": _try(_try_ort), "torch": _try(_try_torch)}
+    builders = {target: _try(lambda target=target: _try_builder(target)) for target in ("tensorrt", "tensorrt-rtx")}
+    cuda = _try(_try_cuda)
     system = {
         "flamingo-rt": __version__,
         "python": platform.python_version(),
@@ -49,7 +56,9 @@ def command(as_json: bool) -> None:
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
     }
     if as_json:
-        click.echo(json.dumps({"system": system, "libraries": libraries, "backends": backends}))
+        click.echo(json.dumps(
+            {"system": system, "libraries": libraries, "backends": backends, "builders": builders, "cuda": cuda}
+        ))
         return
     from rich.console import Console
     from rich.markup import escape
@@ -64,10 +73,11 @@ def command(as_json: bool) -> None:
     for name, version in libraries.items():
         table.add_row(name, version or "[dim]not installed[/]", LIBRARIES[name])
     console.print(table)
-    table = Table("backend", "works", "", title="Backends", title_justify="left")
-    for name, state in backends.items():
-        table.add_row(name, "[green]yes[/]" if state["works"] else "[red]no[/]", escape(str(state["detail"])))
-    console.print(table)
+    for title, states in (("Backends", backends), ("Builders of engines", builders), ("Devices", {"CUDA": cuda})):
+        table = Table(title.split()[0].lower().rstrip("s"), "works", "", title=title, title_justify="left")
+        for name, state in states.items():
+            table.add_row(name, "[green]yes[/]" if state["works"] else "[red]no[/]", escape(str(state["detail"])))
+        console.print(table)
 
 
 def _version(distribution: str) -> str | None:
@@ -98,6 +108,25 @@ def _try_ort() -> str:
     return f"onnxruntime {runtime.__version__}, CPU; runs bundles"
 
 
+def _try_cuda() -> str:
+    """A copy to the GPU and back through PyCUDA, which backend tensorrt needs besides TensorRT."""
+    import numpy as np
+
+    from flamingo_rt.engines.cuda import Cuda, import_graphs
+
+    cuda = Cuda()
+    sent, received = np.arange(64, dtype=np.float32), np.zeros(64, dtype=np.float32)
+    with cuda.current():
+        memory = cuda.allocate(sent.nbytes, "a test")
+        cuda.upload(memory.address, sent)
+        cuda.download(received, memory.address)
+        cuda.synchronize()
+    if not np.array_equal(sent, received):
+        raise RuntimeError("what was copied to the GPU did not come back")
+    graphs = "CUDA graphs" if import_graphs() else "no CUDA graphs: cuda-bindings is not installed"
+    return f"{cuda.device_name} through PyCUDA, {graphs}"
+
+
 def _try_torch() -> str:
     """One product, and what a checkpoint needs."""
     import safetensors
@@ -106,3 +135,17 @@ def _try_torch() -> str:
     if torch.ones(2, 2).matmul(torch.ones(2, 2)).sum() != 8:
         raise RuntimeError("a product of two matrices came out wrong")
     return f"torch {torch.__version__}, CPU, safetensors {safetensors.__version__}; runs checkpoints"
+
+
+def _try_builder(target: str) -> str:
+    """Which lowering a version needs, and for which GPUs it builds here."""
+    from flamingo_rt.engines.gpu import find_gpu
+    from flamingo_rt.engines.tensorrt_module import import_tensorrt
+
+    runtime, gpu = import_tensorrt(target), find_gpu()
+    known = [f"{number[:-1]}.{number[-1]}" for number in runtime.capabilities()] if runtime.ahead_of_time else []
+    if gpu is None and not known:
+        raise DataError(f"{runtime.title}: there is no NVIDIA GPU with a driver here; build on the device")
+    here = f"{gpu.name} (compute capability {gpu.capability})" if gpu else "no GPU here"
+    ahead = f"; ahead of time for compute capabilities {', '.join(known)}" if known else ""
+    return f"{runtime.title}, builds graphs exported with --lowering {runtime.lowerings[0]}; {here}{ahead}"

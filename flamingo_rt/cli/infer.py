@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 @click.option("--prompt-file", metavar="FILE", help="Shots that flamingo-rt prompt compile has read already.")
 @click.option("--choices", metavar="A,B,C", help="Rank these answers instead of writing one.")
 @click.option("--model", "path", metavar="FOLDER", help="A bundle, or a checkpoint. Default: the model in the package.")
-@click.option("--backend", default="auto", show_default=True, help="auto, ort (bundles) or torch (checkpoints).")
+@click.option("--backend", default="auto", show_default=True,
+              help="auto, ort (bundles, CPU), tensorrt (their engines, GPU) or torch (checkpoints).")
 @click.option("--threads", type=click.IntRange(1, 1024), help="Cores for one operator. Default: all.")
 @click.option("--spin/--no-spin", default=True, show_default=True,
               help="Let threads that wait for the next operator spin; without, other work gets the cores.")

@@ -27,12 +27,13 @@ def command() -> None:
 @click.option("--model", "path", metavar="FOLDER", help="A bundle. Default: the model in the package.")
 @shot_options(required=True)
 @click.option("--out", required=True, type=click.Path(path_type=Path), metavar="FILE", help="The file to write.")
+@click.option("--backend", default="auto", show_default=True, help="auto, ort (CPU) or tensorrt (GPU).")
 @click.option("--threads", type=click.IntRange(1, 1024), help="Cores for one operator. Default: all.")
 @click.option("--overwrite", is_flag=True, help="Replace --out when it exists.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object: file, bytes, tokens, pictures.")
 def compile_shots(
-    path: str | None, shots: tuple[tuple[str, str], ...], task: str | None, out: Path, threads: int | None,
-    overwrite: bool, as_json: bool,
+    path: str | None, shots: tuple[tuple[str, str], ...], task: str | None, out: Path, backend: str,
+    threads: int | None, overwrite: bool, as_json: bool,
 ) -> None:
     """Run a model over shots and keep what it remembers; infer --prompt-file then runs the query alone.
 
@@ -48,7 +49,7 @@ def compile_shots(
         raise UsageError(f"{out} already exists: {remedy}")
     from flamingo_rt.loading import load
 
-    model = load(path, threads=threads)
+    model = load(path, backend, threads)
     state = model.prompt(shot_parts(model, examples, task))
     again = ["flamingo-rt", "prompt", "compile", "--model", "BUNDLE", *(["--task", task] if task else [])]
     for file, text in shots:

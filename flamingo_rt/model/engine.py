@@ -5,13 +5,14 @@ Slow, and the oracle for every other backend: the same buffers, the same loop, n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from flamingo_rt.cache import HostCache
 from flamingo_rt.contract import (
     LANGUAGE_MODEL,
     RESAMPLER,
@@ -58,13 +59,19 @@ class TorchEngine:
     """Runs a model in memory behind the same interface as the compiled engines; buffers are numpy arrays."""
 
     name = NAME
+    continues_batches = False  # it could: one row at a time takes less memory
 
     def __init__(self, model: Flamingo) -> None:
         self.model = model.eval()
         self.specs = graph_specs(model.config)
 
+    def cache(self, rows: int, capacity: int) -> HostCache:
+        """In host memory."""
+        return HostCache(self.specs[LANGUAGE_MODEL], rows, capacity)
+
     def bind(
-        self, graph: str, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]
+        self, graph: str, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray],
+        constant: Collection[str] = (),
     ) -> Callable[[], None]:
         """A call that reads ``inputs`` and writes ``outputs`` in place, each time it is made."""
         compute = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -41,7 +42,7 @@ class Decoder:
         self._engine, self._config, self._specs = engine, config, specs
         self._parts = layer_parts(config.language.layers)
         self._capacity = capacity
-        self._cache = {past_name(*part): self._buffer(past_name(*part), rows) for part in self._parts}
+        self._cache = engine.cache(rows, capacity)
         self.lengths = np.zeros(rows, dtype=np.int64)
         self._media: list[tuple[VisualMedia, ...]] = [()] * rows
         self._common = 0  # tokens that all rows have in common since `widen`
@@ -49,18 +50,16 @@ class Decoder:
 
     def restore(self, prefix: Prefix) -> None:
         """Start every row from ``prefix``."""
-        for name, array in prefix.cache.items():
-            self._cache[name][:, :, : prefix.length] = array
+        self._cache.restore(prefix.cache, prefix.length)
         self.lengths[:] = prefix.length
         self._media = [prefix.media] * len(self.lengths)
 
     def prefix(self) -> Prefix:
         """A copy of the state of the only row."""
         length = int(self.lengths[0])
-        cache = {name: array[:1, :, :length].copy() for name, array in self._cache.items()}
         # The media too: they may be parts of larger arrays, which would be kept as long as the prefix.
         media = tuple({name: array.copy() for name, array in visual.items()} for visual in self._media[0])
-        return Prefix(cache, length, media)
+        return Prefix(self._cache.save(length), length, media)
 
     def prefill(self, rows: Sequence[Row]) -> np.ndarray:
         """Take each row's new tokens; returns the logits after the last of each, float32 [B, vocab]."""
@@ -71,12 +70,14 @@ class Decoder:
             for row, count, all_media in zip(rows, carried, media, strict=True)
         ]
         last = [np.array([len(row.input_ids) - 1]) for row in rows]
-        if self.lengths.any() and len(rows) > 1:
-            # Runtimes continue a filled cache with several tokens for one row at a time only.
-            logits = [self._forward([row], slice(i, i + 1), [last[i]]) for i, row in enumerate(indexed)]
+        if self.lengths.any() and len(rows) > 1 and not self._engine.continues_batches:
+            logits = [
+                self._forward([row], self.lengths[i : i + 1], [last[i]], self._cache.row(i))
+                for i, row in enumerate(indexed)
+            ]
             result = np.concatenate(logits)
         else:
-            result = self._forward(indexed, slice(0, len(rows)), last)
+            result = self._forward(indexed, self.lengths, last, self._cache.buffers())
         self.lengths += [len(row.input_ids) for row in rows]
         # From here on tokens look at the last visual alone, unless the model attends to all.
         keep = None if self._config.cross_attention.attend == "all" else -1
@@ -99,13 +100,11 @@ class Decoder:
     def widen(self, rows: int) -> None:
         """Make the only row ``rows`` equal rows; nothing is computed again."""
         length = int(self.lengths[0])
-        for name, array in self._cache.items():  # one at a time, so that only one is there twice
-            self._cache[name] = self._buffer(name, rows)
-            self._cache[name][:, :, :length] = array[:, :, :length]
+        self._steps.clear()  # they hold the buffers of one row
+        self._cache.widen(rows, length)
         self.lengths = np.full(rows, length)
         self._media = self._media * rows
         self._common = length
-        self._steps.clear()
 
     def reorder(self, parents: Sequence[int]) -> None:
         """Let each row go on from what the row ``parents[row]`` has, in place. All must have the same length, and come
@@ -114,13 +113,7 @@ class Decoder:
         since = slice(self._common, int(self.lengths[0]))
         if not moved or since.start == since.stop:
             return
-        sources = [parents[row] for row in moved]
-        for array in self._cache.values():
-            array[moved, :, since] = array[sources, :, since]  # the right side is a copy: rows may change places
-
-    def _buffer(self, name: str, rows: int) -> np.ndarray:
-        spec = self._specs[LANGUAGE_MODEL].input(name)
-        return np.zeros(spec.resolve({"B": rows, "C": self._capacity}), dtype=spec.array_dtype)
+        self._cache.copy_rows(moved, [parents[row] for row in moved], since)
 
     def _take(self, tokens: np.ndarray) -> np.ndarray:
         """Append tokens [B, T] to the rows; returns the logits after each, [B, T, vocab]."""
@@ -135,8 +128,11 @@ class Decoder:
         self.lengths += count
         return step.logits
 
-    def _forward(self, rows: Sequence[Row], which: slice, wanted: Sequence[np.ndarray]) -> np.ndarray:
-        """Logits [B, K, vocab] at each row's ``wanted`` positions; the cache of the rows ``which`` is extended."""
+    def _forward(
+        self, rows: Sequence[Row], lengths: np.ndarray, wanted: Sequence[np.ndarray], cache: dict[str, Any]
+    ) -> np.ndarray:
+        """Logits [B, K, vocab] at each row's ``wanted`` positions; the rows' ``cache``, filled up to ``lengths``, is
+        extended."""
         length = max(len(row.input_ids) for row in rows)
         input_ids, media_index = (np.zeros((len(rows), length), dtype=np.int64) for _ in range(2))
         for index, row in enumerate(rows):  # right padding: what is behind a row's end is overwritten later
@@ -146,10 +142,10 @@ class Decoder:
             "input_ids": input_ids,
             "media_index": media_index,
             "logits_index": np.stack(wanted).astype(np.int64),
-            "cache_length": self.lengths[which].copy(),
+            "cache_length": lengths.copy(),
             **stack_rows([row.media for row in rows], self._specs[RESAMPLER]),
         }
-        logits, run = self._bind(inputs, {name: array[which] for name, array in self._cache.items()})
+        logits, run = self._bind(inputs, cache)
         run()
         return logits
 
@@ -166,16 +162,18 @@ class Decoder:
             "logits_index": np.tile(np.arange(count), (rows, 1)),
             **media,
         }
-        logits, run = self._bind(inputs, self._cache)
+        constant = [name for name in inputs if name not in ("input_ids", "cache_length")]
+        logits, run = self._bind(inputs, self._cache.buffers(), constant)
         return _Step(input_ids, cache_length, media, logits, run)
 
     def _bind(
-        self, inputs: dict[str, np.ndarray], cache: dict[str, np.ndarray]
+        self, inputs: dict[str, np.ndarray], cache: dict[str, Any], constant: Sequence[str] = ()
     ) -> tuple[np.ndarray, Callable[[], None]]:
         rows, wanted = inputs["logits_index"].shape
         logits = np.empty((rows, wanted, self._config.language.vocab_size), dtype=np.float32)
         present = {present_name(*part): cache[past_name(*part)] for part in self._parts}
-        return logits, self._engine.bind(LANGUAGE_MODEL, {**inputs, **cache}, {"logits": logits, **present})
+        run = self._engine.bind(LANGUAGE_MODEL, {**inputs, **cache}, {"logits": logits, **present}, constant)
+        return logits, run
 
 
 @dataclass(frozen=True)

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from flamingo_rt.contract import RESAMPLER, VISION_ENCODER, GraphSpec
+from flamingo_rt.contract import ENCODED_AT_ONCE, RESAMPLER, VISION_ENCODER, GraphSpec
 from flamingo_rt.runtime.engine import Engine
 from flamingo_rt.runtime.timing import StageTimer
 
 # One visual: a tensor [Hx, L, d] for each media input of the language model.
 VisualMedia = dict[str, np.ndarray]
-
-# Pictures and frames in one run of the vision encoder. The tokens of a few fill its matrix products already; more would
-# only take memory, and let what is decoded meanwhile wait for longer.
-ENCODER_FRAMES = 4
 
 
 def encode_visuals(
@@ -30,15 +26,15 @@ def encode_frames(
     engine: Engine, specs: dict[str, GraphSpec], pixels: Sequence[np.ndarray], timer: StageTimer
 ) -> list[np.ndarray]:
     """Features [F, S, Dv] of visuals given as pixel values [F, 3, H, W] each: their frames one after the other,
-    `ENCODER_FRAMES` in a run."""
+    `ENCODED_AT_ONCE` in a run."""
     if not pixels:
         return []
     spec = specs[VISION_ENCODER].output("features")
     frames = pixels[0] if len(pixels) == 1 else np.concatenate(pixels)
     features = np.empty(spec.resolve({"N": len(frames)}), dtype=spec.array_dtype)
     with timer.stage("vision"):
-        for start in range(0, len(frames), ENCODER_FRAMES):
-            run = slice(start, start + ENCODER_FRAMES)
+        for start in range(0, len(frames), ENCODED_AT_ONCE):
+            run = slice(start, start + ENCODED_AT_ONCE)
             engine.bind(VISION_ENCODER, {"pixel_values": frames[run]}, {"features": features[run]})()
     return np.split(features, np.cumsum([len(p) for p in pixels[:-1]]))
 
@@ -46,14 +42,14 @@ def encode_frames(
 def resample(
     engine: Engine, specs: dict[str, GraphSpec], features: Sequence[np.ndarray], timer: StageTimer
 ) -> list[VisualMedia]:
-    """Keys and values of visuals given as features [F, S, Dv] each: one run of the resampler for each number of
-    frames."""
+    """Keys and values of visuals given as features [F, S, Dv] each: those with the same number of frames together,
+    `ENCODED_AT_ONCE` in a run of the resampler."""
     spec = specs[RESAMPLER]
     by_frames: dict[int, list[int]] = defaultdict(list)
     for visual, array in enumerate(features):
         by_frames[len(array)].append(visual)
     encoded: dict[int, VisualMedia] = {}
-    for visuals in by_frames.values():
+    for visuals in _runs(by_frames.values()):
         stacked = np.stack([features[visual] for visual in visuals])  # [M, F, S, Dv]
         outputs = {out.name: np.empty(out.resolve({"M": len(visuals)}), dtype=out.array_dtype) for out in spec.outputs}
         with timer.stage("resampler"):
@@ -61,6 +57,12 @@ def resample(
         for position, visual in enumerate(visuals):
             encoded[visual] = {name: array[position] for name, array in outputs.items()}
     return [encoded[visual] for visual in range(len(features))]
+
+
+def _runs(groups: Iterable[list[int]]) -> Iterator[list[int]]:
+    for group in groups:
+        for start in range(0, len(group), ENCODED_AT_ONCE):
+            yield group[start : start + ENCODED_AT_ONCE]
 
 
 def stack_rows(rows: Sequence[Sequence[VisualMedia]], resampler: GraphSpec) -> dict[str, np.ndarray]:

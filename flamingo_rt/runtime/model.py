@@ -199,7 +199,8 @@ class Model:
         # Beams take the rows of a batch, so the prompts of a batch are searched one after the other.
         count, kind = (len(built), "rows") if options.beams == 1 else (options.beams, "beams")
         prefill = Prefill(
-            self.config, max(len(prompt) for prompt in built), before, together=options.beams == 1 and not before
+            self.config, max(len(prompt) for prompt in built), before,
+            together=options.beams == 1 and (not before or self.engine.continues_batches),
         )
         check_memory(self._specs, count, capacity, self._most_visuals(built, prefix), kind, prefill)
         before_ids = prefix._ids if prefix else np.empty(0, dtype=np.int64)

@@ -13,11 +13,11 @@ from contextlib import closing, nullcontext
 import numpy as np
 
 from flamingo_rt.config import FlamingoConfig
-from flamingo_rt.contract import GraphSpec
+from flamingo_rt.contract import ENCODED_AT_ONCE, GraphSpec
 from flamingo_rt.processing.media import Image, Video
 from flamingo_rt.processing.visuals import visual_pixels
 from flamingo_rt.runtime.engine import Engine
-from flamingo_rt.runtime.media import ENCODER_FRAMES, VisualMedia, encode_frames, resample
+from flamingo_rt.runtime.media import VisualMedia, encode_frames, resample
 from flamingo_rt.runtime.media_cache import MediaCache
 from flamingo_rt.runtime.timing import StageTimer
 
@@ -61,7 +61,7 @@ class VisualReader:
                 elif key not in features:
                     waiting[key] = pixels
                 # Batches are the same in every run: sums in another order would round differently.
-                if sum(map(len, waiting.values())) >= ENCODER_FRAMES or visual is unique[-1]:
+                if sum(map(len, waiting.values())) >= ENCODED_AT_ONCE or visual is unique[-1]:
                     arrays = encode_frames(self._engine, self._specs, list(waiting.values()), timer)
                     features.update(zip(waiting, arrays, strict=True))
                     waiting.clear()

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
+from types import SimpleNamespace
 
 import pytest
 
 from flamingo_rt import loading
+from flamingo_rt.engines.gpu import Gpu
 
 
 @pytest.fixture
@@ -20,7 +22,7 @@ def test_the_json_has_system_libraries_and_backends(run, packaged) -> None:
     outcome = run("doctor", "--json")
     assert outcome.code == 0
     report = json.loads(outcome.out)
-    assert set(report) == {"system", "libraries", "backends"}
+    assert set(report) == {"system", "libraries", "backends", "builders", "cuda"}
     assert set(report["system"]) == {"flamingo-rt", "python", "system", "processor", "cores"}
     assert report["system"]["cores"] >= 1
     assert {"numpy", "onnxruntime", "torch"} <= set(report["libraries"])
@@ -64,3 +66,29 @@ def test_a_library_that_is_not_installed_has_no_version(run, packaged, monkeypat
     monkeypatch.setattr("flamingo_rt.cli.doctor.LIBRARIES", {"numpy": "always", "not-a-distribution": "nothing"})
     assert json.loads(run("doctor", "--json").out)["libraries"]["not-a-distribution"] is None
     assert "not installed" in run("doctor").out
+
+
+@pytest.mark.parametrize(("version", "lowering"), [("10.3.0", "tensorrt-classic"), ("10.16.0", "tensorrt")])
+def test_a_builder_is_shown_with_the_lowering_that_its_version_needs(
+    run, packaged, monkeypatch, version, lowering
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", SimpleNamespace(__version__=version))
+    monkeypatch.setattr("flamingo_rt.engines.gpu.find_gpu", lambda: Gpu("Orin", "8.7", 1, True))
+    state = json.loads(run("doctor", "--json").out)["builders"]["tensorrt"]
+    assert state["works"] is True
+    assert f"TensorRT {version}, builds graphs exported with --lowering {lowering}; Orin" in state["detail"]
+
+
+def test_tensorrt_without_a_gpu_builds_nothing(run, packaged, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", SimpleNamespace(__version__="10.3.0"))
+    monkeypatch.setattr("flamingo_rt.engines.gpu.find_gpu", lambda: None)
+    state = json.loads(run("doctor", "--json").out)["builders"]["tensorrt"]
+    assert state["works"] is False
+    assert "no NVIDIA GPU" in state["detail"]
+
+
+def test_a_missing_builder_is_shown_with_its_extra(run, packaged, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+    state = json.loads(run("doctor", "--json").out)["builders"]["tensorrt-rtx"]
+    assert state["works"] is False
+    assert "pip install 'flamingo-rt[tensorrt-rtx]'" in state["detail"]

@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
+from host_engine import HostEngine
 
 from flamingo_rt.contract import LANGUAGE_MODEL, past_name
 
@@ -17,21 +18,23 @@ class Bound:
     graph: str
     inputs: dict[str, np.ndarray]
     outputs: dict[str, np.ndarray]
+    constant: tuple[str, ...]
 
 
-class RecordingEngine:
+class RecordingEngine(HostEngine):
     """Wraps an engine: ``bound`` lists what was bound, ``calls`` counts the runs of each graph."""
 
     name = "recording"
 
     def __init__(self, engine) -> None:
-        self._engine, self.specs = engine, engine.specs
+        super().__init__(engine.specs)
+        self._engine, self.continues_batches = engine, engine.continues_batches
         self.bound: list[Bound] = []
         self.calls: Counter[str] = Counter()
 
-    def bind(self, graph, inputs, outputs):
-        self.bound.append(Bound(graph, dict(inputs), dict(outputs)))
-        run = self._engine.bind(graph, inputs, outputs)
+    def bind(self, graph, inputs, outputs, constant=()):
+        self.bound.append(Bound(graph, dict(inputs), dict(outputs), tuple(constant)))
+        run = self._engine.bind(graph, inputs, outputs, constant)
 
         def call() -> None:
             self.calls[graph] += 1

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from host_engine import HostEngine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from recording import RecordingEngine
@@ -157,15 +158,16 @@ def test_beams_and_a_temperature_exclude_each_other():
 # The rules, on chains: the next token's probabilities depend on the last token alone, and answers end.
 
 
-class ChainEngine:
+class ChainEngine(HostEngine):
     """Logits by the last token, ``table`` [vocab, vocab]; the cache stays empty."""
 
     name = "chain"
 
     def __init__(self, table, config) -> None:
-        self.table, self.specs = table, graph_specs(config)
+        super().__init__(graph_specs(config))
+        self.table = table
 
-    def bind(self, graph, inputs, outputs):
+    def bind(self, graph, inputs, outputs, constant=()):
         def call() -> None:
             rows = np.arange(len(inputs["input_ids"]))[:, None]
             outputs["logits"][:] = self.table[inputs["input_ids"][rows, inputs["logits_index"]]]

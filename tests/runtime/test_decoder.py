@@ -81,6 +81,20 @@ def test_the_step_is_bound_once(engine, config, row):
     assert engine.calls[LANGUAGE_MODEL] == 6
 
 
+def test_what_never_changes_between_steps_is_said_to_be_constant(engine, config, row):
+    running = decoder(engine, config)
+    running.prefill([row])
+    running.step(np.array([65]))
+    _, step = engine.of(LANGUAGE_MODEL)
+    cache = {past_name(*part) for part in layer_parts(config.language.layers)}
+    changing = {"input_ids", "cache_length", *cache}
+    assert set(step.constant) == set(step.inputs) - changing
+    before = {name: step.inputs[name].copy() for name in step.constant}
+    running.step(np.array([70]))
+    for name, array in before.items():
+        np.testing.assert_array_equal(step.inputs[name], array)
+
+
 def test_a_step_is_the_same_as_reading_the_token_in_the_prompt(engine, config, row):
     token = 65
     longer = Row(np.append(row.input_ids, token), np.append(row.media_index, 2), row.media)
@@ -103,6 +117,23 @@ def test_a_restored_prefix_is_the_same_as_reading_everything_again(engine, confi
     np.testing.assert_array_equal(continued.lengths, whole.lengths)
     for name, array in whole.prefix().cache.items():
         np.testing.assert_allclose(continued.prefix().cache[name], array, **FLOAT32)
+
+
+def test_rows_behind_a_prefix_are_read_together_where_an_engine_can(engine, config, tokenizer, pictures):
+    shots, queries = [pictures[0], "Output: a cat"], [["so ", pictures[2], "Output:"], ["Output: it is a"]]
+    first = decoder(engine, config)
+    first.prefill(rows_of([shots], engine, config, tokenizer))
+    rows = rows_of(queries, engine, config, tokenizer, start=False)
+    logits, calls = {}, {}
+    for together in (False, True):
+        engine.continues_batches = together
+        continued, before = decoder(engine, config, rows=2), engine.calls[LANGUAGE_MODEL]
+        continued.restore(first.prefix())
+        continued.prefill(rows)
+        calls[together] = engine.calls[LANGUAGE_MODEL] - before
+        logits[together] = continued.step(np.array([65, 66])).copy()
+    assert calls == {False: 2, True: 1}
+    np.testing.assert_allclose(logits[True], logits[False], **FLOAT32)
 
 
 def test_a_prefix_is_a_copy_of_its_own_length(engine, config, row):

@@ -4,6 +4,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from host_engine import HostEngine
 from recording import RecordingEngine
 
 from flamingo_rt.contract import LANGUAGE_MODEL, graph_specs
@@ -194,16 +195,16 @@ def test_a_row_that_ends_early_does_not_change_the_others(model, tokenizer, prom
     assert results[1].text == texts["text alone"].partition(stop)[0]
 
 
-class ScriptedEngine:
+class ScriptedEngine(HostEngine):
     """Says fixed tokens: row b's n-th answer token is ``script[b][n]``; ``second`` is the next likely, always."""
 
     name = "scripted"
 
     def __init__(self, script, config, second=0) -> None:
-        self.specs = graph_specs(config)
+        super().__init__(graph_specs(config))
         self.script, self.second, self.said = script, second, 0
 
-    def bind(self, graph, inputs, outputs):
+    def bind(self, graph, inputs, outputs, constant=()):
         def call() -> None:
             positions = inputs["cache_length"][:, None] + inputs["logits_index"]
             if not self.said:
@@ -277,16 +278,17 @@ def test_the_same_generation_twice_is_the_same(model, prompts):
     np.testing.assert_array_equal(first.logprobs, second.logprobs)
 
 
-class NanEngine:
+class NanEngine(HostEngine):
     """Passes everything on, and puts a number that is none into the logits."""
 
     name = "nan"
 
     def __init__(self, engine, value):
+        super().__init__(engine.specs)
         self._engine, self._value = engine, value
 
-    def bind(self, graph, inputs, outputs):
-        run = self._engine.bind(graph, inputs, outputs)
+    def bind(self, graph, inputs, outputs, constant=()):
+        run = self._engine.bind(graph, inputs, outputs, constant)
 
         def call():
             run()

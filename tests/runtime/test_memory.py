@@ -1,4 +1,4 @@
-"""Memory: what a batch needs is known before it is taken, and what there is, is read where the system says it."""
+"""Memory: what a batch needs is known before it is taken, and a batch that does not fit is refused."""
 
 import subprocess
 import sys
@@ -12,6 +12,7 @@ from flamingo_rt.errors import DataError
 from flamingo_rt.model.engine import TorchEngine
 from flamingo_rt.runtime import memory
 from flamingo_rt.runtime.model import Model
+from flamingo_rt.system_memory import MEMINFO
 
 TOKEN = 2 * 2 * 2 * 16 * 4  # bytes of the cache: layers, keys and values, heads, width, float32
 
@@ -130,7 +131,7 @@ engine = OrtEngine({name: bundle.graph_path(name) for name in GRAPHS}, bundle.co
 first, rows = decoder(8)
 first.prefill(rows)
 long, rows = decoder(tokens)
-for array in long._cache.values():
+for array in long._cache.buffers().values():
     array[:] = 1
 reset_peak()
 before = status("VmRSS")
@@ -139,7 +140,7 @@ print(prefill_bytes(bundle.config, 1, tokens, tokens) / (status("VmHWM") - befor
 """
 
 
-@pytest.mark.skipif(not memory.MEMINFO.exists(), reason="this system does not say what a process takes")
+@pytest.mark.skipif(not MEMINFO.exists(), reason="this system does not say what a process takes")
 def test_a_prefill_takes_about_what_is_reckoned(bundle_folder):
     done = subprocess.run([sys.executable, "-c", MEASURED, str(bundle_folder)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -161,59 +162,3 @@ def test_nothing_is_computed_of_what_does_not_fit(call, flamingo, config, tokeni
 def test_where_nothing_says_what_there_is_everything_is_tried(torch_model, have):
     have(None)
     assert torch_model.generate("x", max_new_tokens=2).result().tokens
-
-
-# What there is
-
-
-@pytest.fixture
-def system(tmp_path, monkeypatch):
-    """Writes the files that a system says its memory in."""
-    monkeypatch.setattr(memory, "MEMINFO", tmp_path / "meminfo")
-    monkeypatch.setattr(memory, "OWN_GROUPS", tmp_path / "groups")
-    monkeypatch.setattr(memory, "GROUPS", tmp_path / "cgroup")
-
-    def write(**files):
-        for name, text in files.items():
-            (tmp_path / name).write_text(text)
-
-    return write
-
-
-MEMINFO = "MemTotal:       2000 kB\nMemFree:          10 kB\nMemAvailable:   1000 kB\n"
-
-
-def test_a_machine_says_what_is_available(system):
-    system(meminfo=MEMINFO)
-    assert memory.available_bytes() == 1000 * 1024
-
-
-def test_a_system_that_says_nothing_is_not_known(system):
-    assert memory.available_bytes() is None
-
-
-def test_the_tightest_of_a_groups_parents_counts_without_what_can_be_dropped(system, tmp_path):
-    system(meminfo=MEMINFO, groups="0::/a/b\n")
-    for folder, limit, used in (("cgroup/a/b", "max", 70), ("cgroup/a", "100000", 60_000), ("cgroup", "900000", 80)):
-        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
-        (tmp_path / folder / "memory.max").write_text(f"{limit}\n")
-        (tmp_path / folder / "memory.current").write_text(f"{used}\n")
-        (tmp_path / folder / "memory.stat").write_text("anon 9\ninactive_file 3000\nactive_file 200\n")
-    assert memory.available_bytes() == 100_000 - 60_000 + 3200
-
-
-def test_groups_of_the_first_version_are_read_too(system, tmp_path):
-    system(meminfo=MEMINFO, groups="5:devices:/x\n4:cpu,memory:/host/path\n0::/\n")
-    folder = tmp_path / "cgroup" / "memory"
-    folder.mkdir(parents=True)  # in a container only the top is there
-    (folder / "memory.limit_in_bytes").write_text("50000\n")
-    (folder / "memory.usage_in_bytes").write_text("60000\n")
-    (folder / "memory.stat").write_text("total_inactive_file 500\n")
-    assert memory.available_bytes() == 0
-    (folder / "memory.usage_in_bytes").write_text("20000\n")
-    assert memory.available_bytes() == 30_500
-
-
-def test_this_system_says_something_sensible_or_nothing():
-    found = memory.available_bytes()
-    assert found is None or 0 < found < 2**60

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from host_engine import HostEngine
 from hypothesis import given
 from hypothesis import strategies as st
 from recording import RecordingEngine
@@ -130,17 +131,17 @@ def test_no_guess_goes_past_the_context(flamingo, config, tokenizer):
     assert guessed.stop_reason == "context"
 
 
-class CopyingEngine:
+class CopyingEngine(HostEngine):
     """Says what followed the last token in ``text`` first, and remembers how many tokens each step took."""
 
     name = "copying"
 
     def __init__(self, text, config) -> None:
-        self.specs = graph_specs(config)
+        super().__init__(graph_specs(config))
         self.next = dict(reversed(list(itertools.pairwise(text))))  # the first of a token that stands twice
         self.took = []
 
-    def bind(self, graph, inputs, outputs):
+    def bind(self, graph, inputs, outputs, constant=()):
         def call() -> None:
             self.took.append(inputs["input_ids"].shape[1])
             outputs["logits"][:] = 0.0

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from flamingo_rt.bench.protobuf import field, fields, integers
+from flamingo_rt.protobuf import field, fields, integers
 
 
 @given(st.integers(1, 2**28), st.integers(0, 2**63))

@@ -1,0 +1,193 @@
+"""CUDA through PyCUDA: memory, copies and one stream, on the primary context of the first GPU; graphs through
+cuda-bindings, on the same stream.
+
+The primary context is the one that torch, CuPy and the CUDA runtime use: their device memory can be read here, and what
+is here can be read there. It is made current for the length of an operation only, so any thread may call.
+
+Not run on a GPU so far: the calls are those of the documentation of PyCUDA 2026.1 and cuda-bindings 13.5.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from flamingo_rt.errors import DataError, DependencyError
+
+# TensorRT wants addresses of tensors aligned to this; CUDA's own allocations are.
+ALIGNMENT = 256
+MEMSET_BYTES = 1 << 30  # PyCUDA's count of bytes to set has 32 bits
+
+
+def import_pycuda() -> Any:
+    """PyCUDA's driver module. Raises `DependencyError` that names the extra, or when there is no GPU or driver."""
+    try:
+        import pycuda.driver as driver
+    except ImportError as error:  # its extension links to the driver, so this is also a machine without one
+        raise DependencyError(
+            f"PyCUDA cannot be imported ({error}): it needs an NVIDIA driver and pip install 'flamingo-rt[tensorrt]'"
+        ) from error
+    try:
+        driver.init()
+        count = driver.Device.count()
+    except driver.Error as error:
+        raise DependencyError(f"CUDA does not start ({error}): look at nvidia-smi, or update the driver") from error
+    if not count:
+        raise DependencyError("CUDA finds no GPU: look at nvidia-smi and CUDA_VISIBLE_DEVICES")
+    return driver
+
+
+def import_graphs() -> Any | None:
+    """cuda-bindings' driver module, or None: PyCUDA has no CUDA graphs, and without them each step takes longer to
+    start."""
+    try:
+        from cuda.bindings import driver
+    except ImportError:
+        return None
+    return driver
+
+
+class DeviceMemory:
+    """A piece of device memory; freed with its last reference."""
+
+    def __init__(self, allocation: Any, bytes: int) -> None:
+        self._allocation, self.bytes = allocation, bytes
+        self.address = int(allocation)
+
+
+class Graph:
+    """Work that was captured on a stream, to be launched again as a whole. Addresses in it are fixed."""
+
+    def __init__(self, bindings: Any, executable: Any, stream: Any) -> None:
+        self._bindings, self._executable, self._stream = bindings, executable, stream
+
+    def launch(self) -> None:
+        """Put it on the stream."""
+        _check(self._bindings, self._bindings.cuGraphLaunch(self._executable, self._stream), "cuGraphLaunch")
+
+    def __del__(self) -> None:
+        self._bindings.cuGraphExecDestroy(self._executable)
+
+
+class Cuda:
+    """One GPU and one stream. Everything but `allocate` and `pinned` is put on the stream and returns before it is
+    done, except where the host's memory is not pinned. To be used within `current`."""
+
+    def __init__(self) -> None:
+        """Raises `DependencyError` without PyCUDA or a GPU."""
+        self._driver, self._bindings = import_pycuda(), import_graphs()
+        device = self._driver.Device(0)
+        self.device_name = str(device.name())
+        self._context = device.retain_primary_context()
+        with self.current():
+            self._stream = self._driver.Stream()
+
+    @property
+    def stream(self) -> int:
+        """The stream's handle, a `CUstream` as a number."""
+        return int(self._stream.handle)
+
+    @contextmanager
+    def current(self) -> Iterator[None]:
+        """With the primary context as this thread's."""
+        self._context.push()
+        try:
+            yield
+        finally:
+            self._driver.Context.pop()
+
+    def allocate(self, bytes: int, what: str, fitting: Callable[[int], str] | None = None) -> DeviceMemory:
+        """Device memory, not set to anything. Raises `DataError` when there is too little: it says for ``what``, and,
+        by ``fitting`` of the bytes that are free, what would fit."""
+        try:
+            return DeviceMemory(self._driver.mem_alloc(bytes), bytes)
+        except self._driver.MemoryError as error:
+            self.synchronize()  # what the caller has so far goes with the error, and may be in use
+            free, total = self._driver.mem_get_info()
+            remedy = fitting(free) if fitting else "use fewer rows or shots, or a smaller model"
+            raise DataError(
+                f"the GPU has too little memory: {what} takes {bytes / 1e6:,.1f} MB more, {free / 1e6:,.1f} MB of "
+                f"{total / 1e6:,.1f} MB are free; {remedy}"
+            ) from error
+
+    def pinned(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+        """An array in memory of the host that the GPU reads and writes by itself."""
+        return self._driver.pagelocked_empty(shape, dtype)
+
+    def zero(self, memory: DeviceMemory) -> None:
+        """Set all of it to 0."""
+        for start in range(0, memory.bytes, MEMSET_BYTES):
+            count = min(MEMSET_BYTES, memory.bytes - start)
+            self._driver.memset_d8_async(memory.address + start, 0, count, self._stream)
+
+    def upload(self, address: int, array: np.ndarray) -> None:
+        """Copy a C-contiguous array to the device."""
+        self._driver.memcpy_htod_async(address, array, self._stream)
+
+    def download(self, array: np.ndarray, address: int) -> None:
+        """Copy from the device to a C-contiguous array."""
+        self._driver.memcpy_dtoh_async(array, address, self._stream)
+
+    def copy_rows(
+        self, target: int, target_pitch: int, source: int, source_pitch: int, width: int, height: int
+    ) -> None:
+        """Copy ``height`` pieces of ``width`` bytes within the device, a pitch from the start of one to the next."""
+        copy = self._driver.Memcpy2D()
+        copy.set_src_device(source)
+        copy.set_dst_device(target)
+        copy.src_pitch, copy.dst_pitch = source_pitch, target_pitch
+        copy.width_in_bytes, copy.height = width, height
+        copy(self._stream)
+
+    def synchronize(self) -> None:
+        """Wait until all that was put on the stream is done."""
+        self._stream.synchronize()
+
+    def wait_for(self, stream: int) -> None:
+        """Wait until another stream's work is done, given its handle; 1 and 2 are the default streams."""
+        bindings = self._bindings
+        if bindings is None:
+            self._driver.Context.synchronize()
+        else:
+            _check(bindings, bindings.cuStreamSynchronize(bindings.CUstream(stream)), "cuStreamSynchronize")
+
+    def capture(self, enqueue: Callable[[], None]) -> Graph | None:
+        """What ``enqueue`` puts on the stream, as a graph, without doing it. None where graphs cannot be had.
+
+        Raises what ``enqueue`` raises, and `RuntimeError` when what it does cannot be captured.
+        """
+        bindings = self._bindings
+        if bindings is None:
+            return None
+        stream = bindings.CUstream(self.stream)
+        # Relaxed: Python may free device memory meanwhile, on this thread or others, which the other modes forbid.
+        mode = bindings.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED
+        _check(bindings, bindings.cuStreamBeginCapture(stream, mode), "cuStreamBeginCapture")
+        try:
+            enqueue()
+        except BaseException:
+            bindings.cuStreamEndCapture(stream)  # a stream must not stay in capture mode
+            raise
+        graph = _check(bindings, bindings.cuStreamEndCapture(stream), "cuStreamEndCapture")
+        try:
+            executable = _check(bindings, bindings.cuGraphInstantiate(graph, 0), "cuGraphInstantiate")
+        finally:
+            bindings.cuGraphDestroy(graph)
+        return Graph(bindings, executable, stream)
+
+
+def _check(bindings: Any, result: tuple[Any, ...], call: str) -> Any:
+    """What a call of cuda-bindings returned behind its status. Raises `RuntimeError` for any but success."""
+    status, *values = result
+    if status != bindings.CUresult.CUDA_SUCCESS:
+        raise RuntimeError(f"{call} failed: {status}")
+    return values[0] if values else None
+
+
+def aligned(bytes: int) -> int:
+    """The next multiple of `ALIGNMENT`."""
+    return math.ceil(bytes / ALIGNMENT) * ALIGNMENT

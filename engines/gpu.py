@@ -1,0 +1,47 @@
+"""The NVIDIA GPU of this machine, asked of its driver: no library but the driver's own is needed."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+
+LIBRARIES = ("libcuda.so.1", "libcuda.so", "nvcuda.dll")
+# CUdevice_attribute of cuda.h.
+INTEGRATED, MAJOR, MINOR = 18, 75, 76
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """``capability`` is its compute capability, such as ``8.7``. An ``integrated`` one (Jetson) has the machine's
+    memory for its own."""
+
+    name: str
+    capability: str
+    memory_bytes: int
+    integrated: bool
+
+
+def find_gpu() -> Gpu | None:
+    """The first GPU that the driver shows, or None where there is no driver or no GPU."""
+    for name in LIBRARIES:
+        try:
+            driver = ctypes.CDLL(name)
+        except OSError:
+            continue
+        return _first(driver)
+    return None
+
+
+def _first(driver: ctypes.CDLL) -> Gpu | None:
+    device, memory, name = ctypes.c_int(), ctypes.c_size_t(), ctypes.create_string_buffer(256)
+    if driver.cuInit(0) or driver.cuDeviceGet(ctypes.byref(device), 0):
+        return None
+    if driver.cuDeviceGetName(name, len(name), device) or driver.cuDeviceTotalMem_v2(ctypes.byref(memory), device):
+        return None
+
+    def attribute(number: int) -> int:
+        value = ctypes.c_int()
+        return 0 if driver.cuDeviceGetAttribute(ctypes.byref(value), number, device) else value.value
+
+    capability = f"{attribute(MAJOR)}.{attribute(MINOR)}"
+    return Gpu(name.value.decode(errors="replace"), capability, memory.value, bool(attribute(INTEGRATED)))

@@ -1,0 +1,116 @@
+"""What TensorRT calls back while it compiles: a log that keeps what went wrong, and a monitor that tells how far it is.
+
+No exception may pass through TensorRT: Ctrl-C in a callback is kept, ends the compilation, and is raised behind it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+SCALE = 1000  # steps of the progress of one compilation
+
+
+@dataclass
+class Caught:
+    """What was raised in a callback, if anything was."""
+
+    error: BaseException | None = None
+
+    @contextmanager
+    def guard(self) -> Iterator[None]:
+        """Keep what is raised within."""
+        try:
+            yield
+        except BaseException as error:  # KeyboardInterrupt too
+            self.error = self.error or error
+
+    def check(self) -> None:
+        """Raise what was kept."""
+        if self.error is not None:
+            raise self.error
+
+
+def make_log(module: Any, caught: Caught) -> Any:
+    """An ``ILogger`` whose ``errors`` are the texts of the errors since the list was last cleared."""
+
+    class Log(module.ILogger):
+        def __init__(self) -> None:
+            module.ILogger.__init__(self)
+            self.errors: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            with caught.guard():
+                if int(severity) <= int(module.ILogger.ERROR):
+                    self.errors.append(message)
+
+    return Log()
+
+
+@dataclass
+class _Phase:
+    parent: str | None
+    steps: int
+    done: int = 0
+    within: dict[str, float] = field(default_factory=dict)  # how far the phases of the current step are
+
+    @property
+    def share(self) -> float:
+        inner = max(self.within.values(), default=0.0)
+        return min(1.0, (self.done + inner) / max(1, self.steps))
+
+
+class Shares:
+    """How far nested phases are as a whole, from 0 to 1, and never backwards."""
+
+    def __init__(self) -> None:
+        self._phases: dict[str, _Phase] = {}
+        self.reached = 0.0
+
+    def start(self, name: str, parent: str | None, steps: int) -> None:
+        self._phases[name] = _Phase(parent if parent in self._phases else None, steps)
+
+    def step(self, name: str, number: int) -> None:
+        phase = self._phases.get(name)
+        if phase is None:
+            return
+        phase.done = max(phase.done, number + 1)
+        phase.within.clear()
+        while phase.parent is not None and phase.parent in self._phases:
+            share, phase = phase.share, self._phases[phase.parent]
+            phase.within[name] = share
+        self.reached = max(self.reached, phase.share)
+
+    def finish(self, name: str) -> None:
+        self._phases.pop(name, None)
+
+
+def make_monitor(module: Any, advance: Callable[[int], None], caught: Caught) -> Any | None:
+    """An ``IProgressMonitor`` that advances by `SCALE` in all, or None in versions that have none."""
+    if not hasattr(module, "IProgressMonitor"):
+        return None
+    shares, told = Shares(), [0]
+
+    class Monitor(module.IProgressMonitor):
+        def __init__(self) -> None:
+            module.IProgressMonitor.__init__(self)
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            with caught.guard():
+                shares.start(phase_name, parent_phase, num_steps)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            with caught.guard():
+                shares.step(phase_name, step)
+                reached = int(SCALE * shares.reached)
+                advance(reached - told[0])
+                told[0] = reached
+            return caught.error is None  # False ends the compilation
+
+        def phase_finish(self, phase_name: str) -> None:
+            with caught.guard():
+                shares.finish(phase_name)
+
+    return Monitor()

@@ -1,0 +1,121 @@
+"""`flamingo-rt build`: engines beside the graphs, or one line that says why not."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from made_up_tensorrt import MadeUpTensorRT
+
+from flamingo_rt.checkpoints import open_checkpoint
+from flamingo_rt.engines.gpu import Gpu
+from flamingo_rt.export.pipeline import export_model
+
+VERSION = "1.7.1.116"
+
+
+@pytest.fixture(scope="module")
+def graphs(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoint as a bundle for TensorRT."""
+    folder = tmp_path_factory.mktemp("build") / "bundle"
+    export_model(open_checkpoint(checkpoint), folder, lowering="tensorrt", compute="fp16", compare=False)
+    return folder
+
+
+@pytest.fixture
+def rtx(monkeypatch: pytest.MonkeyPatch) -> MadeUpTensorRT:
+    """TensorRT-RTX on a machine without a GPU."""
+    module = MadeUpTensorRT(VERSION, rtx=True)
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", module)
+    monkeypatch.setattr("flamingo_rt.engines.gpu.find_gpu", lambda: None)
+    return module
+
+
+@pytest.fixture
+def build(run: Callable, graphs: Path, rtx: MadeUpTensorRT) -> Callable:
+    """`flamingo-rt build` for TensorRT-RTX."""
+    return lambda *arguments: run("build", "--model", graphs, "--target", "tensorrt-rtx", *arguments)
+
+
+def test_the_memory_is_said_before_and_the_folder_behind(build, graphs: Path) -> None:
+    outcome = build("--compute-capability", "86,8.9")
+    assert outcome.code == 0
+    folder = graphs / "engines" / "tensorrt-rtx-sm86-sm89"
+    assert outcome.out.startswith(f"wrote {folder} (")
+    assert outcome.out.endswith("for compute capability 8.6, 8.9\n")
+    first, *stages = outcome.err.splitlines()
+    assert first.startswith(f"TensorRT-RTX {VERSION}: compiling takes about ")
+    assert [line.split("s  ")[1] for line in stages] == [
+        "vision_encoder engine", "resampler engine", "language_model engine", "checksums",
+    ]
+
+
+def test_the_json_says_what_the_engines_are_for(build, graphs: Path) -> None:
+    found = json.loads(build("--compute-capability", "86", "--max-batch", 2, "--capacity", 40, "--json").out)
+    assert (found["target"], found["version"], found["device"]) == ("tensorrt-rtx", VERSION, None)
+    assert found["capabilities"] == ["8.6"]
+    assert found["limits"] == {"batch": 2, "tokens": 40, "visuals": 6, "frames": 4, "capacity": 40}
+    folder = graphs / "engines" / "tensorrt-rtx-sm86"
+    assert found["engines"] == str(folder)
+    assert found["bytes"]["resampler"] == (folder / "resampler.engine").stat().st_size
+
+
+def test_an_estimate_builds_nothing(build, rtx: MadeUpTensorRT) -> None:
+    found = json.loads(build("--compute-capability", "120", "--estimate", "--json").out)
+    assert found["memory"]["building"] > 0
+    assert found["memory"]["running"] > found["memory"]["cache"] > 0
+    assert rtx.calls == []
+
+
+def test_without_a_gpu_it_must_be_said_for_which(build) -> None:
+    outcome = build()
+    assert outcome.code == 1
+    assert "--compute-capability 86" in outcome.err
+
+
+def test_the_gpu_of_this_machine_is_the_default(build, graphs: Path, monkeypatch) -> None:
+    monkeypatch.setattr("flamingo_rt.engines.gpu.find_gpu", lambda: Gpu("A10", "8.6", 24 << 30, integrated=False))
+    assert build().out.endswith("for A10\n")
+
+
+def test_what_tensorrt_refuses_is_one_line(build, rtx: MadeUpTensorRT) -> None:
+    rtx.fails["resampler"] = ["[node_x]: no kernel"]
+    outcome = build("--compute-capability", "86")
+    assert outcome.code == 1
+    assert outcome.err.splitlines()[-1].endswith("resampler.onnx: [node_x]: no kernel")
+
+
+@pytest.mark.parametrize(("arguments", "code", "named"), [
+    (("--compute-capability", "x"), 2, "no list of compute capabilities"),
+    (("--compute-capability", ""), 2, "no list of compute capabilities"),
+    (("--compute-capability", "90"), 2, "known: 86, 89, 120"),
+    (("--compute-capability", "86", "--capacity", "97"), 2, "limit of capacity is 97; it must be from 1 to 96"),
+    (("--compute-capability", "86", "--max-batch", "0"), 2, "--max-batch"),
+])
+def test_what_cannot_be_built_is_named(build, arguments, code: int, named: str) -> None:
+    outcome = build(*arguments)
+    assert outcome.code == code
+    assert named in outcome.err
+
+
+def test_a_bundle_for_onnx_runtime_names_the_export_that_is_needed(run, bundle: Path, rtx) -> None:
+    outcome = run("build", "--model", bundle, "--target", "tensorrt-rtx", "--compute-capability", "86")
+    assert outcome.code == 1
+    assert "needs tensorrt: flamingo-rt export --ckpt CHECKPOINT --out BUNDLE --lowering tensorrt" in outcome.err
+
+
+@pytest.mark.parametrize(("target", "extra"), [("tensorrt", "tensorrt"), ("tensorrt-rtx", "tensorrt-rtx")])
+def test_a_missing_module_names_the_extra(run, graphs: Path, monkeypatch, target: str, extra: str) -> None:
+    monkeypatch.setitem(sys.modules, target.replace("-", "_"), None)
+    outcome = run("build", "--model", graphs, "--target", target)
+    assert outcome.code == 1
+    assert f"pip install 'flamingo-rt[{extra}]'" in outcome.err
+
+
+def test_a_bundle_that_is_not_there_is_named(run, rtx, tmp_path: Path) -> None:
+    outcome = run("build", "--model", tmp_path / "none", "--target", "tensorrt-rtx", "--compute-capability", "86")
+    assert outcome.code == 1
+    assert f"there is no bundle at {tmp_path / 'none'}" in outcome.err
