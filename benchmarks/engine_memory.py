@@ -1,7 +1,7 @@
 """How much memory engines take: computed for presets, and, with --work, measured while some are compiled.
 
     python benchmarks/engine_memory.py
-    python benchmarks/engine_memory.py --work FOLDER          # needs tensorrt_rtx, and room for 6 GB
+    python benchmarks/engine_memory.py --work FOLDER          # needs tensorrt_rtx, and room for 4 GB
 
 The computed figures, for fp16 and a GPU that shares the machine's memory, are as ``flamingo-rt build`` reckons them:
 two bytes a parameter, cache, inputs and outputs at the limits. What is measured is the most memory that a process of
@@ -30,7 +30,7 @@ from flamingo_rt.export.random import random_model
 from flamingo_rt.presets import preset
 
 PRESETS = ("openflamingo-3b", "openflamingo-4b", "openflamingo-9b")
-LAYERS = (1, 4, 12)
+LAYERS = (1, 4, 8)
 CASES = ((2048, 4), (1024, 1))  # tokens of the cache, rows
 
 

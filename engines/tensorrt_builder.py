@@ -95,6 +95,8 @@ class Build:
             check_graphs(self.runtime, entry.lowering, entry.compute, export)
         if self.options.weight_stripped and not hasattr(self.runtime.module.BuilderFlag, "STRIP_PLAN"):
             raise UsageError(f"{self.runtime.title} builds no engines without weights: leave out --weight-stripped")
+        if self.options.weight_stripped and self.destination.gpu is None:  # 1.7.1 ends in an internal error
+            raise UsageError("--weight-stripped needs the GPU that the engines are for: leave out --compute-capability")
 
     @property
     def folder(self) -> EngineFolder:

@@ -70,11 +70,11 @@ def test_the_language_model_has_two_cases_in_one_engine(bundle_of) -> None:
     built = dict(runtime.module.asked("build"))
     prefill, decode = built[LANGUAGE_MODEL]
     assert prefill["input_ids"] == ((1, 1), (1, 64), (3, 80))
-    assert decode["input_ids"] == ((1, 1), (1, 1), (3, 1))
+    assert decode["input_ids"] == ((1, 1), (1, 1), (3, 8))
     assert prefill["media_key_values.0.key"] == ((1, 2, 5, 16), (1, 2, 5, 16), (3, 2, 20, 16))
     assert decode["media_key_values.0.key"] == ((1, 2, 5, 16), (1, 2, 5, 16), (3, 2, 5, 16))
     assert prefill["past_key_values.0.key"] == ((1, 1, 2, 8), (45, 1, 2, 8), (90, 3, 2, 8))
-    assert decode["logits_index"] == ((1, 1), (1, 1), (3, 1))
+    assert decode["logits_index"] == ((1, 1), (1, 1), (3, 8))
     assert [len(built[name]) for name in (VISION_ENCODER, RESAMPLER)] == [1, 1]
     assert built[VISION_ENCODER][0]["pixel_values"][2] == (4, 3, 32, 32)
     assert built[RESAMPLER][0]["features"][2][:2] == (4, 4)
@@ -122,6 +122,11 @@ def test_options_become_flags(bundle_of) -> None:
 def test_a_version_that_builds_no_stripped_engines_says_so(bundle_of) -> None:
     with pytest.raises(UsageError, match=r"TensorRT 8.6.2 builds no engines without weights"):
         build_of(bundle_of("tensorrt-classic"), tensorrt("8.6.2"), options=BuildOptions(weight_stripped=True))
+
+
+def test_rtx_strips_no_weights_ahead_of_time(bundle_of) -> None:
+    with pytest.raises(UsageError, match="--weight-stripped needs the GPU that the engines are for"):
+        build_of(bundle_of(), rtx(), ("86",), BuildOptions(weight_stripped=True))
 
 
 # Timings
