@@ -1,58 +1,57 @@
 """How much memory engines take: computed for presets, and, with --work, measured while some are compiled.
 
     python benchmarks/engine_memory.py
-    python benchmarks/engine_memory.py --work FOLDER          # needs tensorrt_rtx, and room for 6 GB
+    python benchmarks/engine_memory.py --work FOLDER          # needs tensorrt_rtx, and room for 4 GB
 
-The computed figures are those that ``flamingo-rt build`` prints: weights of the traced graphs, cache, inputs and
-outputs at the limits. What is measured is the largest resident memory of ``flamingo-rt build --target tensorrt-rtx`` in
-a process of its own, beside the bytes of the largest graph's weights, for models of several depths with random weights.
+The computed figures, for fp16 and a GPU that shares the machine's memory, are as ``flamingo-rt build`` reckons them:
+two bytes a parameter, cache, inputs and outputs at the limits. What is measured is the most memory that a process of
+``flamingo-rt build --target tensorrt-rtx`` has at a time, without the mapped files, which the system can drop, beside
+the bytes of the largest graph's weights, for models of several depths with random weights. Linux only.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import shutil
+import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
-from processes import run as run_process
-
-from flamingo_rt.checkpoints import DTYPES
+from flamingo_rt.checkpoints import expected_shapes
 from flamingo_rt.config import FlamingoConfig
-from flamingo_rt.contract import CACHE_FORMS, LANGUAGE_MODEL, Limits
+from flamingo_rt.contract import CACHE_FORMS, GRAPHS, LANGUAGE_MODEL, RESAMPLER, VISION_ENCODER, Limits
 from flamingo_rt.engines.build_memory import memory_needs
-from flamingo_rt.export.graphs import trace_graphs
-from flamingo_rt.export.half_precision import in_half
-from flamingo_rt.export.pipeline import GRAPH_DTYPES, export_model
+from flamingo_rt.export.pipeline import export_model
 from flamingo_rt.export.random import random_model
-from flamingo_rt.export.weights import Weights, external_bytes
 from flamingo_rt.presets import preset
 
-PRESETS = ("openflamingo-3b", "openflamingo-4b", "openflamingo-9b", "flamingo-3b")
-LAYERS = (1, 4, 12)
-CASES = (("fp16", 2048, 4), ("fp16", 1024, 1))  # type, capacity, rows
+PRESETS = ("openflamingo-3b", "openflamingo-4b", "openflamingo-9b")
+LAYERS = (1, 4, 8)
+CASES = ((2048, 4), (1024, 1))  # tokens of the cache, rows
 
 
-def graph_bytes(config: FlamingoConfig, compute: str, lowering: str) -> dict[str, int]:
-    """Bytes of each graph's weights, without writing any."""
-    weights = Weights(in_half(random_model(config), DTYPES[compute]).tensors, DTYPES[compute])
-    return {
-        name: external_bytes(graph)
-        for name, graph in trace_graphs(config, lowering, weights.bind, False, GRAPH_DTYPES[compute])
-    }
+def graph_bytes(config: FlamingoConfig) -> dict[str, int]:
+    """Bytes of each graph's weights in half precision: but for keys and values of cross-attention, which the resampler
+    computes, the language model's are all that is not the vision encoder's or the resampler's."""
+    sizes = dict.fromkeys(GRAPHS, 0)
+    for name, shape in expected_shapes(config).items():
+        graph = {"vision": VISION_ENCODER, "resampler": RESAMPLER}.get(name.split(".")[0], LANGUAGE_MODEL)
+        sizes[graph] += 2 * math.prod(shape)
+    return sizes
 
 
 def computed(name: str) -> list[dict]:
     config, rows = preset(name), []
-    for compute, capacity, batch in CASES:
-        weights = graph_bytes(config, compute, "tensorrt")
+    weights = graph_bytes(config)
+    for capacity, batch in CASES:
         limits = Limits.of(config, batch=batch, tokens=min(512, capacity), visuals=33, capacity=capacity)
-        needs = memory_needs(config, weights, limits, GRAPH_DTYPES[compute], CACHE_FORMS["tensorrt"], shared=True)
+        needs = memory_needs(config, weights, limits, "float16", CACHE_FORMS["tensorrt"], shared=True)
         rows.append({
-            "model": name, "compute": compute, "capacity": capacity, "rows": batch, "weights": sum(weights.values()),
-            **vars(needs),
+            "model": name, "capacity": capacity, "rows": batch, "weights": sum(weights.values()), **vars(needs),
         })
     return rows
 
@@ -70,18 +69,27 @@ def measured(work: Path) -> list[dict]:
             random_model(config), folder, lowering="tensorrt", compute="fp16", overwrite=True, compare=False
         )
         weights = Path(f"{bundle.graph_path(LANGUAGE_MODEL)}.data").stat().st_size
-        done = run_process([
+        peak, output = watched([
             sys.executable, "-m", "flamingo_rt", "build", "--model", str(folder), "--target", "tensorrt-rtx",
             "--compute-capability", "86", "--force", "--json",
         ])
-        if done.status:
-            sys.exit(done.output)
-        rows.append({
-            "layers": layers, "weights": weights, "peak": done.peak_bytes, "seconds": round(done.seconds, 1),
-            "estimate": json.loads(done.last_line)["memory"]["building"],
-        })
+        estimate = json.loads(output)["memory"]["building"]
+        rows.append({"layers": layers, "weights": weights, "peak": peak, "estimate": estimate})
         shutil.rmtree(folder)
     return rows
+
+
+def watched(command: list[str]) -> tuple[int, str]:
+    """The most anonymous memory that a process has had, looked at every few milliseconds, and its output."""
+    process, peak = subprocess.Popen(command, stdout=subprocess.PIPE, text=True), 0
+    status = Path(f"/proc/{process.pid}/status")
+    while process.poll() is None:
+        found = [line.split()[1] for line in status.read_text().splitlines() if line.startswith("RssAnon:")]
+        peak = max(peak, *(1024 * int(size) for size in found), 0)
+        time.sleep(0.005)
+    if process.returncode:
+        sys.exit(f"failed: {' '.join(command)}")
+    return peak, process.stdout.read()
 
 
 def main() -> None:
@@ -92,13 +100,13 @@ def main() -> None:
     found = {"computed": [], "measured": measured(options.work) if options.work else []}
     for row in found["measured"]:
         print(f"{row['layers']} layers: weights {row['weights'] / 1e9:.2f} GB, peak {row['peak'] / 1e9:.2f} GB, "
-              f"estimate {row['estimate'] / 1e9:.2f} GB, {row['seconds']} s", flush=True)
+              f"estimate {row['estimate'] / 1e9:.2f} GB", flush=True)
     print("| model | rows, tokens of the cache | weights | cache | engines and buffers | compiling, shared memory |")
     print("|---|---|---|---|---|---|")
     for name in options.preset or PRESETS:
         for row in computed(name):
             found["computed"].append(row)
-            print(f"| `{name}` {row['compute']} | {row['rows']}, {row['capacity']} | {row['weights'] / 1e9:.2f} GB | "
+            print(f"| `{name}` | {row['rows']}, {row['capacity']} | {row['weights'] / 1e9:.2f} GB | "
                   f"{row['cache'] / 1e9:.2f} GB | {row['running'] / 1e9:.2f} GB | {row['building'] / 1e9:.1f} GB |",
                   flush=True)
     print(json.dumps(found))

@@ -14,7 +14,7 @@ from flamingo_rt.system_memory import readable_bytes
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8}
 # What a compilation takes: TensorRT's libraries, and the weights of a graph several times over
 # (`benchmarks/engine_memory.py` measures it with TensorRT-RTX 1.7).
-BUILDER_BYTES, WEIGHT_COPIES = 300_000_000, 3.2
+BUILDER_BYTES, WEIGHT_COPIES = 200_000_000, 2.2
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,25 @@ def check_building(needs: MemoryNeeds, available: int | None, compute: str) -> N
         f"compiling takes about {readable_bytes(needs.building)} of memory, {readable_bytes(available)} are available: "
         f"stop other programs, add swap{lower}; --force tries all the same"
     )
+
+
+def check_running(needs: MemoryNeeds, limits: Limits, memory: int) -> None:
+    """Raise `DataError` when a GPU with ``memory`` bytes cannot hold the engines and their buffers."""
+    if needs.running > memory:
+        raise DataError(
+            f"the engines and their buffers take {readable_bytes(needs.running)}, of which the cache "
+            f"{readable_bytes(needs.cache)}; the GPU has {readable_bytes(memory)}: "
+            f"{what_would_fit(needs, limits, memory)}; --force builds all the same"
+        )
+
+
+def what_would_fit(needs: MemoryNeeds, limits: Limits, memory: int) -> str:
+    """What to ask for instead, of a GPU with ``memory`` bytes; the cache grows with its capacity and the rows."""
+    rest = memory - (needs.running - needs.cache)
+    capacity = limits.capacity * rest // needs.cache
+    if 0 < capacity < limits.capacity:
+        return f"--capacity {capacity} would fit, or fewer rows (--max-batch), or an export in a lower precision"
+    return "export in a lower precision or take a smaller model; --capacity and --max-batch make the cache smaller"
 
 
 def out_of_memory(errors: list[str]) -> bool:

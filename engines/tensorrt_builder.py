@@ -8,7 +8,14 @@ from typing import Any
 
 from flamingo_rt.bundle import Bundle
 from flamingo_rt.contract import GRAPHS, IN_PLACE, Limits, graph_specs, size_ranges
-from flamingo_rt.engines.build_memory import MemoryNeeds, check_building, memory_needs, out_of_memory
+from flamingo_rt.engines.build_memory import (
+    MemoryNeeds,
+    check_building,
+    check_running,
+    memory_needs,
+    out_of_memory,
+    what_would_fit,
+)
 from flamingo_rt.engines.engine_files import (
     ENGINES,
     TIMING_CACHE,
@@ -88,6 +95,8 @@ class Build:
             check_graphs(self.runtime, entry.lowering, entry.compute, export)
         if self.options.weight_stripped and not hasattr(self.runtime.module.BuilderFlag, "STRIP_PLAN"):
             raise UsageError(f"{self.runtime.title} builds no engines without weights: leave out --weight-stripped")
+        if self.options.weight_stripped and self.destination.gpu is None:  # 1.7.1 ends in an internal error
+            raise UsageError("--weight-stripped needs the GPU that the engines are for: leave out --compute-capability")
 
     @property
     def folder(self) -> EngineFolder:
@@ -118,6 +127,8 @@ class Build:
         needs, folder = self.memory(), self.folder
         if not force:
             check_building(needs, available_bytes(), self.bundle.compute)
+            if self.destination.gpu is not None:
+                check_running(needs, self.limits, self.destination.gpu.memory_bytes)
         self._check_folder(folder.path)
         timings = _read_timings(folder.path / TIMING_CACHE)
         with new_directory(folder.path, overwrite=True) as beside:
@@ -256,12 +267,12 @@ class _Compiler:
     def _refusal(self, name: str, errors: list[str]) -> DataError:
         title, path = self._runtime.title, self._bundle.graph_path(name)
         if out_of_memory(errors):
-            needs = self._needs
+            needs, limits, gpu = self._needs, self._build.limits, self._build.destination.gpu
             return DataError(
                 f"{title} ran out of memory on {path}: compiling takes about {readable_bytes(needs.building)}, the "
                 f"engines and their buffers {readable_bytes(needs.running)}, of which the cache "
-                f"{readable_bytes(needs.cache)}; make it smaller with --capacity, --max-batch or --max-tokens, or "
-                f"export in a lower precision ({_shown(errors)})"
+                f"{readable_bytes(needs.cache)}; {what_would_fit(needs, limits, gpu.memory_bytes if gpu else 0)} "
+                f"({_shown(errors)})"
             )
         return DataError(f"{title} cannot compile {path}: {_shown(errors)}")
 

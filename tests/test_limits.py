@@ -61,9 +61,9 @@ def test_without_time_embeddings_frames_are_free() -> None:
     assert Limits.of(preset("openflamingo-3b"), frames=100).frames == 100
 
 
-def test_decoding_takes_one_token_and_the_last_visual() -> None:
+def test_decoding_takes_a_few_tokens_and_the_last_visual() -> None:
     ranges = size_ranges(TINY, Limits.of(TINY, visuals=5))[LANGUAGE_MODEL]
-    assert ranges[DECODE]["T"] == ranges[DECODE]["K"] == SizeRange(1, 1, 1)
+    assert ranges[DECODE]["T"] == ranges[DECODE]["K"] == SizeRange(1, 1, 8)
     assert ranges[DECODE]["S"] == SizeRange(24, 24, 24)
     assert ranges[PREFILL]["S"] == SizeRange(24, 24, 120)
 

@@ -70,11 +70,11 @@ def test_the_language_model_has_two_cases_in_one_engine(bundle_of) -> None:
     built = dict(runtime.module.asked("build"))
     prefill, decode = built[LANGUAGE_MODEL]
     assert prefill["input_ids"] == ((1, 1), (1, 64), (3, 80))
-    assert decode["input_ids"] == ((1, 1), (1, 1), (3, 1))
+    assert decode["input_ids"] == ((1, 1), (1, 1), (3, 8))
     assert prefill["media_key_values.0.key"] == ((1, 2, 5, 16), (1, 2, 5, 16), (3, 2, 20, 16))
     assert decode["media_key_values.0.key"] == ((1, 2, 5, 16), (1, 2, 5, 16), (3, 2, 5, 16))
     assert prefill["past_key_values.0.key"] == ((1, 1, 2, 8), (45, 1, 2, 8), (90, 3, 2, 8))
-    assert decode["logits_index"] == ((1, 1), (1, 1), (3, 1))
+    assert decode["logits_index"] == ((1, 1), (1, 1), (3, 8))
     assert [len(built[name]) for name in (VISION_ENCODER, RESAMPLER)] == [1, 1]
     assert built[VISION_ENCODER][0]["pixel_values"][2] == (4, 3, 32, 32)
     assert built[RESAMPLER][0]["features"][2][:2] == (4, 4)
@@ -122,6 +122,11 @@ def test_options_become_flags(bundle_of) -> None:
 def test_a_version_that_builds_no_stripped_engines_says_so(bundle_of) -> None:
     with pytest.raises(UsageError, match=r"TensorRT 8.6.2 builds no engines without weights"):
         build_of(bundle_of("tensorrt-classic"), tensorrt("8.6.2"), options=BuildOptions(weight_stripped=True))
+
+
+def test_rtx_strips_no_weights_ahead_of_time(bundle_of) -> None:
+    with pytest.raises(UsageError, match="--weight-stripped needs the GPU that the engines are for"):
+        build_of(bundle_of(), rtx(), ("86",), BuildOptions(weight_stripped=True))
 
 
 # Timings
@@ -261,7 +266,7 @@ def test_memory_that_does_not_suffice_is_refused_before_the_work(bundle_of, monk
     runtime = rtx()
     monkeypatch.setattr(tensorrt_builder, "available_bytes", lambda: 100_000_000)
     build = build_of(bundle_of("tensorrt", "fp32"), runtime, ("86",))
-    with pytest.raises(DataError, match=r"about 0.3 GB of memory, 0.1 GB are available: .*--compute fp16.*--force"):
+    with pytest.raises(DataError, match=r"about 0.2 GB of memory, 0.1 GB are available: .*--compute fp16.*--force"):
         build.run()
     assert runtime.module.calls == []
     assert build.run(force=True).path.is_dir()
@@ -271,8 +276,25 @@ def test_running_out_of_memory_says_how_much_is_needed_and_what_would_take_less(
     runtime = rtx()
     runtime.module.fails[LANGUAGE_MODEL] = ["Requested amount of GPU memory (12 bytes) could not be allocated: "
                                             "OutOfMemory"]
-    with pytest.raises(DataError, match=r"ran out of memory on .*compiling takes about 0.3 GB.*--capacity"):
+    with pytest.raises(DataError, match=r"ran out of memory on .*compiling takes about 0.2 GB.*--capacity"):
         build_of(bundle_of(), runtime, ("86",)).run()
+
+
+def test_engines_that_the_gpu_cannot_hold_are_refused_with_the_capacity_that_would_fit(bundle_of) -> None:
+    bundle, runtime = bundle_of(), rtx()
+    needs = build_of(bundle, runtime, ("86",)).memory()
+
+    def build(capacity: int, memory: int) -> Build:
+        gpu = Gpu("A10", "8.6", memory, integrated=False)
+        return Build(bundle, runtime, Destination.of(runtime, gpu), Limits.of(bundle.config, capacity=capacity))
+
+    small = needs.running - needs.cache // 2
+    with pytest.raises(DataError, match=r"--capacity (4[78]) would fit") as caught:
+        build(96, small).run()
+    assert "the GPU has" in str(caught.value)
+    assert build(47, small).run().limits.capacity == 47
+    with pytest.raises(DataError, match="lower precision or take a smaller model"):
+        build(96, 1000).run()
 
 
 def test_a_gpu_that_shares_the_memory_takes_a_copy_of_the_weights_more(bundle_of) -> None:
