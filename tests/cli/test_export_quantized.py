@@ -134,17 +134,17 @@ def test_a_damaged_bundle_is_no_checkpoint_either(run, tmp_path, content) -> Non
 def test_an_option_of_quantization_alone_is_refused(run, checkpoint, asked, tmp_path, option) -> None:
     outcome = run("export", "--ckpt", checkpoint, "--out", tmp_path / "out", *option)
     assert (outcome.code, asked) == (2, [])
-    assert f"{option[0]} goes with --quantize int8, mixed or int4" in outcome.err
+    assert f"{option[0]} goes with --quantize int8, fp8, mixed or int4" in outcome.err
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(("options", "code", "message"), [
-    (["--quantize", "int3"], 2, "'int3' is not one of 'int8', 'mixed', 'int4'"),
+    (["--quantize", "int3"], 2, "'int3' is not one of 'int8', 'fp8', 'mixed', 'int4'"),
     (["--quantize", "int8", "--rounding", "up"], 2, "'up' is not one of 'gptq', 'nearest'"),
     (["--quantize", "int4", "--block", "48"], 2, "'48' is not one of '32', '64', '128', '256'"),
     (["--quantize", "int8", "--min-cosine", "2"], 2, "min_cosine is 2.0; it must be from -1 to 1"),
     (["--quantize", "int8", "--max-changed", "-1"], 2, "max_changed is -1.0; it must be from 0 to 1"),
-    (["--quantize", "int8", "--dtype", "bf16"], 2, "dtype bf16 and quantization int8 exclude each other"),
+    (["--quantize", "int8", "--dtype", "bf16"], 2, "bf16 and quantization int8 exclude each other"),
     (["--quantize", "int8", "--calibration", "absent"], 1, "cannot read calibration prompts from absent"),
 ])
 def test_what_cannot_be_done_is_refused_before_any_work(

@@ -76,7 +76,7 @@ def exported(stored: StoredModel, traced, tmp_path_factory: pytest.TempPathFacto
     """The model as a bundle, exported once for each form."""
     folder = tmp_path_factory.mktemp("bundles")
 
-    def again(config, lowering, bind, fold_factors) -> Iterator[tuple[str, onnx_ir.Model]]:
+    def again(config, lowering, bind, fold_factors, dtype) -> Iterator[tuple[str, onnx_ir.Model]]:
         for name, graph in traced.items():
             yield name, graph.clone()
 
