@@ -53,7 +53,7 @@ OWNERS = {
     # cli: doctor looks whether it is there; bench: the rate of its matrix products
     "torch": {"model", "weights", "checkpoints", "importing", "training", "export", "cli", "bench"},
     "onnxruntime": {"engines", "export"},  # export: its quantizers
-    "onnx": set(),
+    "onnx": {"export"},
     "onnx_ir": {"export"},
     "safetensors": {"weights", "training", "cli"},
     "cv2": {"processing", "training"},

@@ -69,8 +69,9 @@ def frame_embeddings(table: Tensor, frames: int) -> Tensor:
     symbolic in an exported graph.
     """
     trained = table.shape[0]
-    index = torch.arange(frames, device=table.device, dtype=torch.float32)
+    exact = torch.promote_types(table.dtype, torch.float32)  # in half precision, frames far apart would be one
+    index = torch.arange(frames, device=table.device, dtype=exact)
     spacing = torch.clamp((trained - 1) / torch.clamp(index[-1:], min=1.0), max=1.0)
-    rows = torch.arange(trained, device=table.device, dtype=torch.float32)
+    rows = torch.arange(trained, device=table.device, dtype=exact)
     weights = F.relu(1.0 - (index[:, None] * spacing - rows).abs())  # [frames, trained], rows sum to 1
     return weights.to(table.dtype) @ table

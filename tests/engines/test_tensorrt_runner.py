@@ -188,8 +188,8 @@ class TestSameTokensAsOnnxRuntime:
 def test_a_step_is_captured_on_its_second_run_and_then_replayed(runner, gpu, text) -> None:
     runner.model("tensorrt").generate(text, max_new_tokens=6, speculation=0).result()
     executed = gpu.called("execute")
-    decode = [call for call in executed if call[1:] == (LANGUAGE_MODEL, 1)]
-    assert len(decode) == 2, "one run, one capture; all else is replayed"
+    language = [call for call in executed if call[1] == LANGUAGE_MODEL]
+    assert len(language) == 3, "the prompt, one step, one capture; all else is replayed"
     assert len(gpu.called("begin capture")) == 1
     assert len(gpu.called("launch")) == 4
     shapes = [call for call in gpu.called("shape") if call[1] == "input_ids"]

@@ -225,7 +225,7 @@ def test_a_spoiled_rounding_is_refused(export, tmp_path: Path, monkeypatch, spoi
 
 
 def test_a_type_of_weights_and_quantization_exclude_each_other(export, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="dtype bf16 and quantization int4 exclude each other"):
+    with pytest.raises(UsageError, match="bf16 and quantization int4 exclude each other"):
         export("int4", dtype="bf16")
     assert not list(tmp_path.iterdir())
 
@@ -242,7 +242,7 @@ def test_prompts_that_cannot_be_used_are_refused_before_any_work(export, tmp_pat
 
 
 @pytest.mark.parametrize(("wrong", "message"), [
-    ({"scheme": "int3"}, "unknown quantization 'int3'; known: int8, mixed, int4"),
+    ({"scheme": "int3"}, "unknown quantization 'int3'; known: int8, fp8, mixed, int4"),
     ({"rounding": "up"}, "unknown rounding 'up'; known: gptq, nearest"),
     ({"min_cosine": 1.1}, "min_cosine is 1.1; it must be from -1 to 1"),
     ({"min_cosine": math.nan}, "min_cosine is nan"),

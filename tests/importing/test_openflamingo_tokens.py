@@ -80,7 +80,7 @@ def engine_logits(engine: Engine, config: FlamingoConfig, rows: list[Row]) -> li
     """Logits [T, vocab] of each row of a batch, from the graph that generates."""
     longest = max(len(row.input_ids) for row in rows)
     decoder = Decoder(engine, config, graph_specs(config), len(rows), longest)
-    logits = decoder._forward(rows, slice(0, len(rows)), [np.arange(longest)] * len(rows))
+    logits = decoder._forward(rows, decoder.lengths, [np.arange(longest)] * len(rows), decoder._cache.buffers())
     return [row_logits[: len(row.input_ids)] for row_logits, row in zip(logits, rows, strict=True)]
 
 
