@@ -204,7 +204,11 @@ def test_a_signal_during_export_leaves_nothing_half_written(name: str, checkpoin
         main()
     """)
     command = [sys.executable, "-c", code, "export", "--ckpt", str(checkpoint), "--out", str(tmp_path / "out")]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # What a shell starts in the background ignores it, and so does what that starts.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     assert process.stdout is not None
     assert process.stdout.readline().strip() == "reached"
     process.send_signal(getattr(signal, name))
