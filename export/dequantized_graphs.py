@@ -12,16 +12,17 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from flamingo_rt.contract import LANGUAGE_MODEL
 from flamingo_rt.errors import DataError
-from flamingo_rt.export.blocks import QuantizedMatrix, round_to_nearest, stacked
+from flamingo_rt.export.blocks import QuantizedMatrix
 from flamingo_rt.export.lazy_tensors import Once, lazy_tensor
 from flamingo_rt.export.naming import parts_of
-from flamingo_rt.export.quantized_graphs import SMALLEST_MATRIX
+from flamingo_rt.export.quantized_graphs import SMALLEST_MATRIX, block_matrix
 from flamingo_rt.export.schemes import Scheme
 
 LARGEST_FP8 = np.float32(448)  # of e4m3
@@ -88,14 +89,7 @@ def _in_blocks(
     import onnx_ir
 
     width, rows = (int(size) for size in weight.shape)
-    dense, parts = weight.const_value, parts_of(weight)
-
-    def compute() -> QuantizedMatrix:
-        if all(name in rounded for name, _ in parts):
-            return stacked([rounded[name].scaled(factor) for name, factor in parts])
-        return round_to_nearest(_float32(dense).T, blocks)
-
-    once = Once(compute)
+    once = Once(partial(block_matrix, weight.const_value, parts_of(weight), blocks, rounded))
     numbers = _initializer(
         graph, f"{weight.name}.numbers", onnx_ir.DataType.INT4, (width, rows), lambda: once().integers().T
     )

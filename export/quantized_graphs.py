@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -59,17 +60,20 @@ def _multiply_blocks(
 ) -> None:
     """x @ W -> MatMulNBits(x, blocks of W transposed)."""
     width, rows = (int(size) for size in weight.shape)
-    dense, parts = weight.const_value, parts_of(weight)
-
-    def compute() -> QuantizedMatrix:
-        if all(name in rounded for name, _ in parts):
-            return stacked([rounded[name].scaled(factor) for name, factor in parts])
-        return round_to_nearest(dense.numpy().T, blocks)
-
+    compute = partial(block_matrix, weight.const_value, parts_of(weight), blocks, rounded)
     packed, scales = _add_blocks(graph, weight.name, (rows, width), blocks, compute)
     _replace(graph, node, [_matmul_blocks(node.inputs[0], packed, scales, (rows, width), blocks)])
     if not list(weight.uses()):
         graph.initializers.pop(weight.name)
+
+
+def block_matrix(
+    dense: Any, parts: list[tuple[str, float]], blocks: Blocks, rounded: Mapping[str, QuantizedMatrix]
+) -> QuantizedMatrix:
+    """A weight [in, out] of the tensors ``parts`` in blocks: as those were ``rounded``, or else to the nearest."""
+    if all(name in rounded for name, _ in parts):
+        return stacked([rounded[name].scaled(factor) for name, factor in parts])
+    return round_to_nearest(dense.numpy().astype(np.float32).T, blocks)
 
 
 def _quantize_tables(graph: Any, scheme: Scheme) -> set[int]:
