@@ -7,13 +7,11 @@ MultiHeadAttention: one operator instead of a dozen. https://onnxruntime.ai/docs
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 
 from flamingo_rt.export.distances import SplitBias
-from flamingo_rt.export.wrappers import Lowering
+from flamingo_rt.export.wrappers import Lowering, OverCache
 from flamingo_rt.model.language import ScoreBias
 from flamingo_rt.model.layers import Attention
 
@@ -21,12 +19,8 @@ NAME = "ort"
 OPSET = 22  # the first whose Conv takes bfloat16
 
 
-class GroupQueryAttend:
+class GroupQueryAttend(OverCache):
     """`CachedAttend` through the operator. past: per layer key and value [B, Hk, C, d]; cache_length int64 [B]."""
-
-    def __init__(self, past: Sequence[Tensor], cache_length: Tensor) -> None:
-        self.past, self.cache_length = past, cache_length
-        self.present: list[Tensor] = []
 
     def __call__(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, positions: Tensor,

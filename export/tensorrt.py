@@ -7,14 +7,12 @@ alone, so a float32 graph has its attention in basic operators.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 
 from flamingo_rt.export.basic_attention import BasicAttention, group_queries, masked, scores, weigh
 from flamingo_rt.export.distances import WholeBias
-from flamingo_rt.export.wrappers import Lowering
+from flamingo_rt.export.wrappers import Lowering, OverCache
 from flamingo_rt.model.language import ScoreBias
 from flamingo_rt.model.layers import Attention, merge_heads, split_heads
 
@@ -22,16 +20,12 @@ NAME = "tensorrt"
 OPSET = 24
 
 
-class ScatterAttend:
+class ScatterAttend(OverCache):
     """`CachedAttend` that writes new keys and values into the cache, then attends to all of it.
 
     past: per layer key and value [B, Hk, C, d]; cache_length int64 [B]. Unused slots are masked, but must hold
     numbers.
     """
-
-    def __init__(self, past: Sequence[Tensor], cache_length: Tensor) -> None:
-        self.past, self.cache_length = past, cache_length
-        self.present: list[Tensor] = []
 
     def __call__(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, positions: Tensor,

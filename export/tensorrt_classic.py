@@ -9,7 +9,6 @@ before the softmax; joining the keys would copy the cache.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from flamingo_rt.export.basic_attention import BasicAttention, group_queries, masked, scores, weigh
 from flamingo_rt.export.distances import WholeBias
-from flamingo_rt.export.wrappers import Lowering
+from flamingo_rt.export.wrappers import Lowering, OverCache
 from flamingo_rt.model.language import ScoreBias
 
 NAME = "tensorrt-classic"
@@ -25,16 +24,12 @@ OPSET = 17
 TRACED = 18  # the exporter's lowest
 
 
-class AppendingAttend:
+class AppendingAttend(OverCache):
     """`CachedAttend` over the cached tokens and the new ones, each by themselves.
 
     past: per layer key and value [C, B, Hk, d]; cache_length int64 [B]; present: [T, B, Hk, d], of the new tokens.
     Unused slots are masked, but must hold numbers.
     """
-
-    def __init__(self, past: Sequence[Tensor], cache_length: Tensor) -> None:
-        self.past, self.cache_length = past, cache_length
-        self.present: list[Tensor] = []
 
     def __call__(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, positions: Tensor,

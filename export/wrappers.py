@@ -21,6 +21,14 @@ class CachedAttend(Attend, Protocol):
     present: list[Tensor]
 
 
+class OverCache:
+    """What every `CachedAttend` starts from. past: per layer key and value; cache_length int64 [B]."""
+
+    def __init__(self, past: Sequence[Tensor], cache_length: Tensor) -> None:
+        self.past, self.cache_length = past, cache_length
+        self.present: list[Tensor] = []
+
+
 # From (past, cache_length [B]) to the self-attention of one forward pass.
 CachedAttendFactory = Callable[[Sequence[Tensor], Tensor], CachedAttend]
 
