@@ -78,10 +78,6 @@ class DeviceCache:
         """By the name of the past."""
         return dict(self._buffers)
 
-    def row(self, index: int) -> dict[str, CacheBuffer]:
-        """Never asked for: engines with this cache continue batches."""
-        raise NotImplementedError("a cache on the device is continued as a batch")
-
     def restore(self, arrays: Mapping[str, np.ndarray], length: int) -> None:
         """As `Cache.restore`."""
         rows = next(iter(self._buffers.values())).shape[1 if self._appended else 0]

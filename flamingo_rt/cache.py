@@ -21,10 +21,6 @@ class Cache(Protocol):
         """What `Engine.bind` takes as past and present, by the name of the past; of the engine's own type."""
         ...
 
-    def row(self, index: int) -> dict[str, Any]:
-        """The same of one row; asked of engines alone that do not continue batches."""
-        ...
-
     def restore(self, arrays: Mapping[str, np.ndarray], length: int) -> None:
         """Start every row with the first ``length`` tokens of one row's past."""
         ...
@@ -40,6 +36,14 @@ class Cache(Protocol):
     def copy_rows(self, targets: Sequence[int], sources: Sequence[int], tokens: slice) -> None:
         """Write the ``tokens`` of each source row over those of its target row, all as they were before; a row may be
         both."""
+        ...
+
+
+class CacheOfRows(Cache, Protocol):
+    """A cache whose rows can be bound one by one: what an engine needs that does not continue batches."""
+
+    def row(self, index: int) -> dict[str, Any]:
+        """`buffers` of one row."""
         ...
 
 
