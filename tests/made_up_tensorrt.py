@@ -6,6 +6,11 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+from flamingo_rt.engines.gpu import Gpu
+from flamingo_rt.engines.tensorrt_module import TENSORRT, TENSORRT_RTX, TensorRT
+
+ORIN = Gpu("Orin", "8.7", 8 << 30, integrated=True)
+
 
 class MadeUpTensorRT:
     """``calls`` is what was asked for. The attributes say how it fails: ``parser_errors`` by graph, ``fails`` with the
@@ -148,3 +153,13 @@ class MadeUpTensorRT:
     def asked(self, kind: str) -> list[tuple[Any, ...]]:
         """The calls of one kind, in order."""
         return [call[1:] for call in self.calls if call[0] == kind]
+
+
+def tensorrt(version: str) -> TensorRT:
+    """A version of TensorRT, made up."""
+    return TensorRT(TENSORRT, MadeUpTensorRT(version), version)
+
+
+def rtx(version: str = "1.7.1.116") -> TensorRT:
+    """A version of TensorRT-RTX, made up."""
+    return TensorRT(TENSORRT_RTX, MadeUpTensorRT(version, rtx=True), version)

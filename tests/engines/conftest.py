@@ -1,4 +1,4 @@
-"""Small bundles of the TensorRT lowerings, made once; a test that writes into one takes a copy."""
+"""Small bundles of the TensorRT lowerings, made once (a test that writes into one takes a copy), and their runners."""
 
 from __future__ import annotations
 
@@ -7,12 +7,18 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
+from fake_gpu import FakeGpu
+from runners import LOWERINGS, Runner
 from small_model import small_checkpoint
 
+import flamingo_rt
+from flamingo_rt import Image
 from flamingo_rt.bundle import Bundle, read_bundle
 from flamingo_rt.checkpoints import open_checkpoint
 from flamingo_rt.export.pipeline import export_model
+from flamingo_rt.runtime.model import Model
 
 
 @pytest.fixture(scope="session")
@@ -60,3 +66,43 @@ def counted() -> tuple[Callable, dict[str, int]]:
         yield advance
 
     return progress, sums
+
+
+# The runner, on stand-ins for TensorRT and CUDA
+
+
+@pytest.fixture(scope="session")
+def bundles(exported) -> dict[str, Bundle]:
+    """The same small model in each lowering. A slot of its cache is 64 bytes a row: aligned in batches of four."""
+    return {lowering: read_bundle(exported(lowering, "fp32")) for lowering in ("ort", *LOWERINGS)}
+
+
+@pytest.fixture
+def gpu() -> FakeGpu:
+    return FakeGpu()
+
+
+@pytest.fixture
+def runner(bundles, tmp_path, gpu, monkeypatch) -> Runner:
+    return Runner(bundles, tmp_path, gpu, monkeypatch)
+
+
+@pytest.fixture(scope="session")
+def ort(bundles) -> Model:
+    return flamingo_rt.load(bundles["ort"].path, "ort", threads=1)
+
+
+@pytest.fixture(scope="session")
+def pictures() -> list[Image]:
+    rng = np.random.default_rng(0)
+    return [Image(rng.integers(0, 256, (40, 30, 3), dtype=np.uint8)) for _ in range(4)]
+
+
+@pytest.fixture(scope="session")
+def text(ort) -> str:
+    """A prompt whose answer does not end by itself within 8 tokens."""
+    texts = ("Output:", "a red", "Question: how many", "two stars", "blue", "are there? Answer:", "square")
+    return next(
+        text for text in texts
+        if ort.generate(text, max_new_tokens=8).result().stop_reason == "max_new_tokens"
+    )

@@ -2,33 +2,23 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 
 import onnx
 import pytest
-from made_up_tensorrt import MadeUpTensorRT
+from made_up_tensorrt import ORIN, rtx, tensorrt
 
 from flamingo_rt.contract import GRAPHS, LANGUAGE_MODEL, RESAMPLER, VISION_ENCODER, Limits
 from flamingo_rt.engines import tensorrt_builder
 from flamingo_rt.engines.engine_files import BuildOptions, read_engines
 from flamingo_rt.engines.gpu import Gpu
 from flamingo_rt.engines.tensorrt_builder import Build, Destination
-from flamingo_rt.engines.tensorrt_callbacks import SCALE, Shares
-from flamingo_rt.engines.tensorrt_module import TENSORRT, TENSORRT_RTX, TensorRT, import_tensorrt
-from flamingo_rt.errors import DataError, DependencyError, UsageError
+from flamingo_rt.engines.tensorrt_callbacks import SCALE
+from flamingo_rt.engines.tensorrt_module import TENSORRT, TensorRT
+from flamingo_rt.errors import DataError, UsageError
 
-ORIN = Gpu("Orin", "8.7", 8 << 30, integrated=True)
 LAYERS = 3
-
-
-def tensorrt(version: str) -> TensorRT:
-    return TensorRT(TENSORRT, MadeUpTensorRT(version), version)
-
-
-def rtx(version: str = "1.7.1.116") -> TensorRT:
-    return TensorRT(TENSORRT_RTX, MadeUpTensorRT(version, rtx=True), version)
 
 
 def build_of(bundle, runtime: TensorRT, numbers=(), options: BuildOptions | None = None, **limits) -> Build:
@@ -386,30 +376,6 @@ def test_what_is_not_ours_among_the_engines_is_not_replaced(bundle_of) -> None:
     assert (engines.path / "notes.txt").read_text() == "mine"
 
 
-# How far it is
-
-
-def test_nested_phases_are_one_share_that_never_goes_back() -> None:
-    shares, seen = Shares(), []
-    shares.start("all", None, 2)
-    for step in range(2):
-        shares.start("part", "all", 4)
-        for inner in range(4):
-            shares.step("part", inner)
-            seen.append(shares.reached)
-        shares.finish("part")
-        shares.step("all", step)
-        seen.append(shares.reached)
-    assert seen == [1 / 8, 2 / 8, 3 / 8, 4 / 8, 4 / 8, 5 / 8, 6 / 8, 7 / 8, 1.0, 1.0]
-
-
-def test_phases_nobody_started_are_no_error() -> None:
-    shares = Shares()
-    shares.step("unknown", 3)
-    shares.finish("unknown")
-    assert shares.reached == 0.0
-
-
 def test_progress_adds_up_to_the_whole(bundle_of, counted: tuple[Callable, dict[str, int]]) -> None:
     progress, sums = counted
     runtime = rtx()
@@ -425,29 +391,7 @@ def test_progress_adds_up_to_the_whole(bundle_of, counted: tuple[Callable, dict[
     assert sums == {**{f"{name} engine": SCALE for name in GRAPHS}, "checksums": 0}
 
 
-# Which module, which GPU
-
-
-@pytest.mark.parametrize(("target", "module"), [(TENSORRT, "tensorrt"), (TENSORRT_RTX, "tensorrt_rtx")])
-def test_a_missing_module_is_named_with_its_extra(monkeypatch, target, module) -> None:
-    monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(DependencyError, match=rf"{module} cannot be imported.*pip install 'flamingo-rt\[{target}\]'"):
-        import_tensorrt(target)
-
-
-@pytest.mark.parametrize(("target", "version", "oldest"), [(TENSORRT, "8.5.3", "8.6"), (TENSORRT_RTX, "1.2.0", "1.7")])
-def test_a_module_that_is_too_old_is_refused(monkeypatch, target, version, oldest) -> None:
-    monkeypatch.setitem(sys.modules, target.replace("-", "_"), MadeUpTensorRT(version, rtx=target == TENSORRT_RTX))
-    with pytest.raises(DependencyError, match=rf"{version} is too old: {oldest} or newer"):
-        import_tensorrt(target)
-
-
-@pytest.mark.parametrize(("version", "first"), [
-    ("8.6.2", "tensorrt-classic"), ("10.14.1.48", "tensorrt-classic"), ("10.15.0", "tensorrt"), ("11.3", "tensorrt"),
-])
-def test_the_lowering_that_suits_a_version(version, first) -> None:
-    assert tensorrt(version).lowerings[0] == first
-    assert "tensorrt-classic" in tensorrt(version).lowerings
+# Which GPU
 
 
 def test_tensorrt_does_not_compile_ahead_of_time() -> None:

@@ -20,14 +20,13 @@ from torch import Tensor, nn
 from flamingo_rt.config import FlamingoConfig, ViTConfig
 from flamingo_rt.contract import GRAPHS, LANGUAGE_MODEL, RESAMPLER, VISION_ENCODER
 from flamingo_rt.engines.ort import OrtEngine
-from flamingo_rt.errors import UsageError
 from flamingo_rt.export import graphs as tracing
 from flamingo_rt.export.blocks import Blocks, QuantizedMatrix, round_to_nearest
 from flamingo_rt.export.cases import compute_reference
 from flamingo_rt.export.choices import SCHEMES_OF
 from flamingo_rt.export.parity import check_parity
 from flamingo_rt.export.quantized_graphs import SMALLEST_MATRIX, quantize_graph
-from flamingo_rt.export.schemes import SCHEMES, Scheme, scheme_called
+from flamingo_rt.export.schemes import SCHEMES, Scheme
 from flamingo_rt.export.weights import Weights, save_graph
 from flamingo_rt.model.flamingo import Flamingo
 from flamingo_rt.weights.lazy import LazyTensor
@@ -419,21 +418,7 @@ def test_a_matrix_that_is_read_twice_is_quantized_for_both(graph: str) -> None:
     assert np.abs(found - expected).max() < 0.03 * np.abs(expected).max()
 
 
-# Schemes
-
-
-def test_an_unknown_scheme_lists_the_known_ones() -> None:
-    with pytest.raises(UsageError, match="unknown quantization 'int3'; known: int8, fp8, mixed, int4"):
-        scheme_called("int3")
-
-
-def test_a_scheme_is_described_by_bits_and_blocks_asked_for_and_used() -> None:
-    assert scheme_called("mixed").described({"attention": {256}, "feed_forward": {128, 64}}) == {
-        "attention": {"bits": 8, "block": 256, "fitted": [256]},
-        "feed_forward": {"bits": 4, "block": 256, "fitted": [64, 128]},
-        "head": {"bits": 8, "block": 256, "fitted": []},
-    }
-    assert [SCHEMES[name].bits for name in SCHEMES_OF["ort"]] == [{8}, {4, 8}, {4, 8}]
+# What is told, and when weights are read
 
 
 @pytest.mark.parametrize("scheme", SCHEMES_OF["ort"])

@@ -1,0 +1,65 @@
+"""Runners of TensorRT engines on the stand-ins, and what their results are compared by."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from fake_gpu import FakeGpu
+from fake_tensorrt import OnnxCompute, install, write_engine
+
+from flamingo_rt.bundle import Bundle
+from flamingo_rt.contract import (
+    IN_PLACE,
+    Limits,
+    graph_specs,
+    size_ranges,
+)
+from flamingo_rt.engines.engine_files import BuildOptions, EngineFolder
+from flamingo_rt.engines.ort import OrtEngine
+from flamingo_rt.engines.tensorrt_module import import_tensorrt
+from flamingo_rt.engines.tensorrt_runner import TensorRtEngine
+from flamingo_rt.processing.tokenizer import TextTokenizer
+from flamingo_rt.runtime.model import Model
+
+LOWERINGS = ("tensorrt", "tensorrt-classic")
+LIMITS = Limits(batch=4, tokens=64, visuals=6, frames=4, capacity=96)
+
+
+class Runner:
+    """Makes models on the stand-ins."""
+
+    def __init__(self, bundles: dict[str, Bundle], folder: Path, gpu: FakeGpu, monkeypatch) -> None:
+        self.bundles, self._folder, self.gpu, self._monkeypatch = bundles, folder, gpu, monkeypatch
+
+    def engines(self, lowering: str, integers: str = "INT64", limits: Limits = LIMITS) -> EngineFolder:
+        """The files of engines, and the modules that read them."""
+        bundle = self.bundles[lowering]
+        specs = graph_specs(bundle.config, "float32", bundle.cache_form)
+        paths = {name: bundle.graph_path(name) for name in bundle.graphs}
+        ort = OrtEngine(paths, bundle.config, threads=1, cache=bundle.cache_form)
+        install(self._monkeypatch, self.gpu, {name: OnnxCompute(ort, spec) for name, spec in specs.items()})
+        for name, cases in size_ranges(bundle.config, limits, bundle.cache_form).items():
+            fixed = {"C": limits.capacity} if bundle.cache_form == IN_PLACE else {}
+            write_engine(self._folder / f"{name}.engine", name, specs[name], cases, fixed, integers)
+        return EngineFolder(
+            self._folder, "tensorrt", "10.15.1", "Fake", ("8.9",), lowering, "float32", limits, BuildOptions()
+        )
+
+    def engine(self, lowering: str, **changes) -> TensorRtEngine:
+        engines = self.engines(lowering, **changes)
+        return TensorRtEngine(self.bundles[lowering], engines, import_tensorrt("tensorrt"))
+
+    def model(self, lowering: str, **changes) -> Model:
+        bundle = self.bundles[lowering]
+        config = bundle.config
+        tokenizer = TextTokenizer(bundle.tokenizer_path, config.tokens, config.language.vocab_size)
+        return Model(self.engine(lowering, **changes), config, tokenizer)
+
+
+def assert_same(found, expected) -> None:
+    """Results of the same tokens, several, and log-probabilities up to the lowerings' rounding."""
+    assert max(len(result.tokens) for result in expected) > 2
+    assert [result.tokens for result in found] == [result.tokens for result in expected]
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one.logprobs, other.logprobs, rtol=0, atol=1e-3)

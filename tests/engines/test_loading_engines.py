@@ -1,0 +1,70 @@
+"""Opening a bundle that has engines: when they run, and what is said when they do not."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from runners import assert_same
+
+import flamingo_rt
+from flamingo_rt.bundle import read_bundle
+from flamingo_rt.engines.engine_files import write_record
+from flamingo_rt.engines.gpu import Gpu
+from flamingo_rt.errors import DataError, DependencyError, UsageError
+
+# What a stand-in finds when Python frees its memory is a warning otherwise.
+pytestmark = pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+
+
+@pytest.fixture
+def with_engines(runner, tmp_path, monkeypatch) -> Path:
+    """A bundle and, in it, engines for the GPU that seems to be here."""
+    folder = tmp_path / "bundle"
+    shutil.copytree(runner.bundles["tensorrt"].path, folder)
+    engines = replace(runner.engines("tensorrt"), path=folder / "engines" / "tensorrt-fake")
+    engines.path.mkdir(parents=True)
+    for file in tmp_path.glob("*.engine"):
+        shutil.copy(file, engines.path)
+    write_record(engines.path, engines, read_bundle(folder))
+    monkeypatch.setattr("flamingo_rt.engines.gpu.find_gpu", lambda: Gpu("Fake", "8.9", 1 << 30, False))
+    return folder
+
+
+@pytest.mark.parametrize("backend", ["auto", "tensorrt"])
+def test_a_bundle_with_engines_for_this_gpu_runs_on_them(with_engines, backend, ort, gpu, text) -> None:
+    model = flamingo_rt.load(with_engines, backend)
+    assert model.engine.name == "tensorrt"
+    found, expected = (each.generate(text, max_new_tokens=4).result() for each in (model, ort))
+    assert_same([found], [expected])
+    assert gpu.called("execute")
+
+
+def test_engines_that_do_not_run_here_are_left_for_the_cpu_with_a_warning(with_engines, monkeypatch, caplog) -> None:
+    monkeypatch.setattr("flamingo_rt.engines.gpu.find_gpu", lambda: None)
+    assert flamingo_rt.load(with_engines).engine.name == "ort"
+    (warning,) = caplog.messages
+    assert "ONNX Runtime runs it on the CPU, its engines do not run: no NVIDIA GPU is found" in warning
+
+
+def test_asked_for_engines_that_do_not_run_are_an_error(with_engines, monkeypatch) -> None:
+    monkeypatch.setattr("flamingo_rt.engines.gpu.find_gpu", lambda: Gpu("Other", "8.7", 1 << 30, True))
+    with pytest.raises(DataError, match=r"no engines for Other .*flamingo-rt build"):
+        flamingo_rt.load(with_engines, "tensorrt")
+    monkeypatch.setattr("flamingo_rt.engines.gpu.find_gpu", lambda: None)
+    with pytest.raises(DependencyError, match="no NVIDIA GPU is found"):
+        flamingo_rt.load(with_engines, "tensorrt")
+
+
+def test_a_bundle_without_engines_shows_the_command_that_builds_them(with_engines) -> None:
+    shutil.rmtree(with_engines / "engines")
+    with pytest.raises(DataError, match=r"has no engines for TensorRT: flamingo-rt build"):
+        flamingo_rt.load(with_engines, "tensorrt")
+    assert flamingo_rt.load(with_engines).engine.name == "ort"
+
+
+def test_a_checkpoint_has_no_engines(bundles) -> None:
+    with pytest.raises(UsageError, match="the tensorrt backend runs a bundle: .*flamingo-rt export"):
+        flamingo_rt.load(bundles["ort"].path.parent / "checkpoint", "tensorrt")

@@ -1,0 +1,54 @@
+"""What the stand-ins for CUDA and TensorRT notice: a runner that makes one of these mistakes fails its tests."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from runners import LOWERINGS
+
+from flamingo_rt.engines.compiled_graph import Profile
+
+# What a stand-in finds when Python frees its memory is a warning otherwise.
+pytestmark = pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+
+
+def generate_after(monkeypatch, runner, lowering: str, place: str, mistake) -> None:
+    """Let the runner make a mistake, and generate with it."""
+    monkeypatch.setattr(place, mistake)
+    runner.model(lowering).generate("Output:", max_new_tokens=4, speculation=0, beams=2).result()
+
+
+@pytest.mark.parametrize("lowering", LOWERINGS)
+def test_a_cache_that_is_not_zeroed_is_noticed(runner, monkeypatch, lowering) -> None:
+    with pytest.raises(AssertionError, match="holds NaN"):
+        generate_after(
+            monkeypatch, runner, lowering, "flamingo_rt.engines.cuda.Cuda.zero", lambda self, memory: None
+        )
+
+
+def test_a_missing_shape_is_noticed(runner, monkeypatch) -> None:
+    use = Profile.use
+
+    def forgetful(self, user, shapes) -> None:
+        use(self, user, {name: shape for name, shape in shapes.items() if name != "cache_length"})
+
+    with pytest.raises((AssertionError, KeyError), match="cache_length"):
+        generate_after(monkeypatch, runner, "tensorrt", "flamingo_rt.engines.compiled_graph.Profile.use", forgetful)
+
+
+def test_memory_that_was_freed_is_noticed(runner, monkeypatch) -> None:
+    bind = Profile.bind
+
+    def dangling(self, addresses) -> None:
+        freed = runner.gpu.allocate(4096)
+        runner.gpu.free(freed)
+        bind(self, {**addresses, **({"input_ids": freed} if "input_ids" in addresses else {})})
+
+    with pytest.raises(AssertionError, match="are not allocated, or were freed"):
+        generate_after(monkeypatch, runner, "tensorrt", "flamingo_rt.engines.compiled_graph.Profile.bind", dangling)
+
+
+def test_memory_that_is_not_pinned_in_a_captured_step_is_noticed(runner, monkeypatch, text) -> None:
+    monkeypatch.setattr("flamingo_rt.engines.cuda.Cuda.pinned", lambda self, shape, dtype: np.empty(shape, dtype))
+    with pytest.raises(AssertionError, match="pageable memory in a graph"):
+        runner.model("tensorrt").generate(text, max_new_tokens=6, speculation=0).result()
