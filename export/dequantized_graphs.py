@@ -1,10 +1,9 @@
 """Weights of fewer bits for TensorRT: stored as they are quantized, a DequantizeLinear before each product.
 
-TensorRT takes the pair for one product whose weights stay packed in memory: engines that TensorRT-RTX 1.7.1 built had a
-quarter (int4) or half (int8, fp8) of the size that float16 gave them. The language model's matrices are int8 or
-fp8 by column, or int4 by blocks, as its scheme says; the vision encoder's and the resampler's are by column. Where the
-embedding is also the head, it is stored once, with a scale for each entry; one that is only looked up in stays as it
-is, as convolutions do.
+TensorRT-RTX 1.7.1 takes the pair for one product, and engines that it builds hold the weights packed. The language
+model's matrices are int8 or fp8 by column, or int4 by blocks, as its scheme says; the vision encoder's and the
+resampler's are by column. Where the embedding is also the head, it is stored once, with a scale for each entry; one
+that is only looked up in stays as it is, as convolutions do.
 """
 
 from __future__ import annotations

@@ -7,58 +7,25 @@ import json
 import sys
 from pathlib import Path
 
+import compare
 import numpy as np
+import ours
+import processes
 import pytest
+import stand_ins
+from comparison import chart, machine, report, results, shapes, systems, workload
+from made_up_comparison import MACHINE, PLAN, answer, case, compared, large_tokenizer, record
 from measuring import (
-    Answer,
     Plan,
     add_plan_options,
     measure_beams,
-    measure_caption,
     measure_case,
     plan_of,
     repeated,
-    wanted_captions,
     wanted_cases,
 )
 
-from flamingo_rt import load
 from flamingo_rt.errors import UsageError
-from flamingo_rt.importing.vocabulary import read_tokenizer
-
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
-sys.path.insert(0, str(BENCHMARKS))
-import compare  # noqa: E402
-import ours  # noqa: E402
-import processes  # noqa: E402
-import random_sources  # noqa: E402
-import stand_ins  # noqa: E402
-from comparison import captions, chart, machine, report, results, shapes, systems, workload  # noqa: E402
-
-PLAN = Plan(threads=2, tokens=4, repeats=3, budget=60.0, shots=None, beams=3, beam_tokens=5)
-MACHINE = {"cpu": "A CPU", "cores": 2, "memory_bytes": 2**34}
-
-
-def answer(*milliseconds: float) -> Answer:
-    """An answer whose tokens came after these milliseconds, one after the other."""
-    return Answer(tuple(range(len(milliseconds))), tuple(np.cumsum(milliseconds) / 1e3))
-
-
-def case(shots: int, first: float, gap: float, tokens: list[int] | None = None) -> dict:
-    return {"shots": shots, "pictures": shots + 1, "prompt_tokens": 31, "first_token_ms": [first, first + 2, first + 1],
-            "token_ms": [[gap] * 3] * 3, "tokens": tokens or [1, 2, 3, 4]}
-
-
-def record(*cases: dict, **more: object) -> dict:
-    return {"threads": 2, "versions": {"torch": "1"}, "token_bytes": 10**9, "peak_running_bytes": 2 * 10**9,
-            "cases": list(cases), "beams": None, "bandwidth": [3e10, 2e10], **more}
-
-
-def compared(**runs: dict) -> dict:
-    named = {name.replace("_", "-"): run for name, run in runs.items()}
-    return {"format": 1, "date": "2026-01-02", "preset": "openflamingo-3b", "machine": MACHINE, "builds": {},
-            "runs": named}
-
 
 # Samples
 
@@ -91,22 +58,6 @@ def test_beams_are_measured_beside_greedy_answers_of_the_same_length() -> None:
     asked: list[tuple[str, int]] = []
     measure_beams(lambda n: asked.append(("greedy", n)), lambda n: asked.append(("beams", n)), PLAN)
     assert [entry for entry in asked if entry[1] == PLAN.beam_tokens] == [("greedy", 5)] * 3 + [("beams", 5)] * 3
-
-
-def test_a_caption_is_decoded_in_turns_and_compared_with_the_given_one() -> None:
-    turns: list[str] = []
-
-    def ask(way: str, *milliseconds: float) -> Answer:
-        turns.append(way)
-        return answer(*milliseconds)
-
-    given = {"shots": 4, "query": 2, "pictures": [1, 0], "input_ids": [7] * 9, "answer": [0, 1, 2]}
-    ways = {"plain": lambda: ask("plain", 9.0, 2.0, 3.0), "other": lambda: ask("other", 9.0)}
-    kept = measure_caption(given, ways, PLAN)
-    assert turns == ["plain", "other"] * 3
-    assert kept["plain"] == {"first_token_ms": pytest.approx([9.0] * 3), "decode_ms": pytest.approx([5.0] * 3),
-                             "tokens_equal": True}
-    assert (kept["tokens"], kept["prompt_tokens"], kept["other"]["tokens_equal"]) == (3, 9, False)
 
 
 def test_the_time_per_token_is_the_median_and_its_spread_that_of_whole_answers() -> None:
@@ -194,28 +145,6 @@ def test_speculation_is_told_against_without_and_against_the_peer() -> None:
     assert told.splitlines()[-1] == "| flamingo-rt fp32 | 4 | 2 for 3 | 10 (10 to 10) | 1.50 | 12.00 | yes |"
 
 
-def caption(query: int, plain: float, guessing: float | None = None) -> dict:
-    """Four tokens."""
-    kept = {"shots": 4, "query": query, "tokens": 4, "plain": {"decode_ms": [plain], "tokens_equal": True}}
-    if guessing is not None:
-        kept["speculation"] = {"decode_ms": [guessing], "tokens_equal": True, "steps": [2, 2, 3],
-                               "drafted": [3, 3, 3], "accepted": [1, 1, 0]}
-    return kept
-
-
-def test_captions_are_told_without_and_with_guessing_and_against_those_the_peer_decoded_too() -> None:
-    told = report.captions_table(compared(
-        captions_peer_fp32={"captions": [caption(0, 60.0)]},
-        captions_ours_int8={"captions": [caption(0, 6.0, 3.0), caption(1, 12.0, 9.0)]},
-    ))
-    assert told.splitlines()[2:] == [
-        "| open_flamingo fp32 | 4 | 1, 4 tokens | 20 (20 to 20) |  |  |  |  | yes |",
-        "| flamingo-rt int8 | 4 | 2, 8 tokens | 3 (3 to 3) |  | 10.00 |  |  | yes |",
-        "| flamingo-rt int8, guessing | 4 | 2, 8 tokens | 2 (2 to 2) | 1.50 | 20.00 | 4 for 6 | 2 of 6 | yes |",
-    ]
-    assert report.captions_table(compared(ours_fp32=record(case(0, 1, 1)))) == ""
-
-
 def test_memory_of_a_process_is_told_beside_its_bundle() -> None:
     infer = {"threads": 2, "seconds": [3.0, 1.0, 2.0], "peak_bytes": [3 * 10**9] * 3, "bundle_bytes": 2 * 10**9}
     start = {"threads": 2, "first_output_s": [0.3, 0.2, 0.4]}
@@ -253,10 +182,7 @@ def test_every_measured_system_has_a_colour() -> None:
 def written(tmp_path_factory: pytest.TempPathFactory) -> dict:
     """The workload of the small model with up to four shots, and where it is."""
     folder = tmp_path_factory.mktemp("work")
-    (folder / "language").mkdir()
-    random_sources.write_tokenizer(folder / "language" / "tokenizer.json")
-    (folder / "language" / "tokenizer_config.json").write_text('{"eos_token": "<|endoftext|>"}')
-    tokenizer, _ = read_tokenizer(folder / "language", None)
+    tokenizer = large_tokenizer(folder / "language")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(workload, "SHOTS", (0, 1, 4))
         workload.write_workload(shapes.shape_of(shapes.SMALL), tokenizer, folder)
@@ -301,79 +227,6 @@ def test_keys_and_values_of_pictures_are_not_read_for_a_token() -> None:
     names = ("language.layers.0.attention.key.weight", "cross_attention.layers.0.query.weight",
              "cross_attention.layers.0.key.weight", "resampler.latents", "vision.class_token")
     assert [ours.read_for_a_token(name) for name in names] == [True, True, False, False, False]
-
-
-# Given captions
-
-
-@pytest.fixture(scope="module")
-def captioned(written: dict, tmp_path_factory: pytest.TempPathFactory) -> dict:
-    """Two captions of the packaged model after a shot, and where they are."""
-    pytest.importorskip("sklearn", reason="drawing scenes needs scikit-learn")
-    folder = tmp_path_factory.mktemp("captions")
-    tokenizer, _ = read_tokenizer(written["folder"] / "language", None)
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in (("SHOTS", (1,)), ("QUERIES", 2), ("EACH", 2)):
-            patch.setattr(captions, name, value)
-        captions.write_captions(shapes.shape_of(shapes.SMALL), tokenizer, folder)
-    return json.loads((folder / "workload.json").read_text())
-
-
-def test_captions_are_words_of_the_packaged_model_as_tokens_of_the_large_one(captioned: dict) -> None:
-    small, tokens = load().tokenizer, captioned["tokens"]
-    back = {tokens["image"]: small.image_id, tokens["end_of_chunk"]: small.end_of_chunk_id}
-    for each in captioned["cases"]:
-        *answer, end = each["answer"]
-        assert end == tokens["end_of_chunk"]
-        assert small.decode([token - captions.FIRST_ID for token in answer]).strip() == each["text"] != ""
-        prompt = small.decode([back.get(token, token - captions.FIRST_ID) for token in each["input_ids"]])
-        assert prompt.count("Output:") == each["input_ids"].count(tokens["image"]) == 2
-        assert max(each["input_ids"]) < tokens["rows"]
-
-
-def test_texts_of_numbers_are_read_as_those_tokens(captioned: dict) -> None:
-    class Tokenizer:
-        tokens, image_id = shapes.shape_of(shapes.SMALL).tokens, captioned["tokens"]["image"]
-        stop_ids = frozenset({captioned["tokens"]["end_of_chunk"]})
-
-    tokens = stand_ins.NumberTokens(Tokenizer())
-    for each in captioned["cases"]:
-        text = workload.written(shapes.shape_of(shapes.SMALL), each["parts"])
-        assert tokens.encode(text) == each["input_ids"]
-        assert each["pictures"] == workload.shown(each["parts"]) == [2 * each["query"] + 1, 2 * each["query"]]
-    assert tokens.stop_ids == Tokenizer.stop_ids
-
-
-@pytest.mark.parametrize("speculation", [0, 7])
-def test_a_given_answer_is_decoded_whatever_the_model_would_have_said(speculation: int) -> None:
-    model = load()
-    model.tokenizer = stand_ins.NumberTokens(model.tokenizer)
-    model.engine = given = stand_ins.GivenAnswers(model.engine)
-    answer = [20, 21, 22, 20, 21, 23, model.tokenizer.end_of_chunk_id]
-    given.give(answer, 1 + 4 + 2)  # a beginning of text, four of the prefix, two of the query
-    prefix = model.prompt("20 21 22 24")
-    result = model.generate("30 31", prefix=prefix, speculation=speculation).result()
-    assert (list(result.tokens), result.stop_reason) == (answer[:-1], "end_of_chunk")
-    assert result.drafted <= 6 if speculation else result.steps == 6
-
-
-def test_guesses_of_a_given_answer_are_right_where_they_are_its_tokens() -> None:
-    model = load()
-    model.tokenizer = stand_ins.NumberTokens(model.tokenizer)
-    model.engine = given = stand_ins.GivenAnswers(model.engine)
-    answer = [20, 21] * 12
-    given.give([*answer, model.tokenizer.end_of_chunk_id], 1 + 3)
-    result = model.generate("40 41 42", speculation=7).result()
-    assert list(result.tokens) == answer
-    assert 0 < result.accepted <= result.drafted and result.steps < len(answer)
-
-
-def test_captions_are_wanted_by_shots_and_number() -> None:
-    there = {"cases": [{"shots": shots, "query": query} for shots in (4, 8) for query in range(3)]}
-    plan = Plan(1, 2, 1, 1.0, None, 0, 1, queries=2, caption_shots=(8,))
-    assert wanted_captions(there, plan) == [{"shots": 8, "query": 0}, {"shots": 8, "query": 1}]
-    with pytest.raises(SystemExit, match="--caption-shots 5 is not in the workload, which has 4, 8"):
-        wanted_captions(there, Plan(1, 2, 1, 1.0, None, 0, 1, caption_shots=(5,)))
 
 
 # Commands

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
+import choices
 import numpy as np
 import pytest
 
 from flamingo_rt.export.blocks import Blocks, QuantizedMatrix
 from flamingo_rt.loading import PACKAGED_BUNDLE
 from flamingo_rt.presets import preset
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
-import choices  # noqa: E402
 
 
 def test_the_matrices_are_those_a_token_is_multiplied_with() -> None:
