@@ -22,7 +22,7 @@ from flamingo_rt.engines.gpu import Gpu
 from flamingo_rt.engines.tensorrt_module import TENSORRT_RTX, TITLES, version_numbers
 from flamingo_rt.errors import DataError
 
-ENGINES, RECORD, TIMING_CACHE = "engines", "engine.json", "timing.cache"
+RECORD, TIMING_CACHE = "engine.json", "timing.cache"
 FORMAT_VERSION = 1
 
 
@@ -90,7 +90,7 @@ def read_engines(bundle: Bundle, target: str, version: str, gpu: Gpu) -> EngineF
     Raises `DataError` with the command that builds them when there are none, or those there are were built from another
     bundle, for another GPU or version, or are damaged.
     """
-    top, rebuild = bundle.path / ENGINES, build_command(bundle.path, target)
+    top, rebuild = bundle.engines_path, build_command(bundle.path, target)
     found = sorted(file.parent for file in top.glob(f"{target}-*/{RECORD}") if not file.parent.name.startswith("."))
     found = [folder for folder in found if target == TENSORRT_RTX or not folder.name.startswith(TENSORRT_RTX)]
     if not found:

@@ -17,7 +17,6 @@ from flamingo_rt.engines.build_memory import (
     what_would_fit,
 )
 from flamingo_rt.engines.engine_files import (
-    ENGINES,
     TIMING_CACHE,
     BuildOptions,
     EngineFolder,
@@ -105,7 +104,7 @@ class Build:
         name = engine_folder_name(runtime.target, gpu.name if gpu else None, capabilities)
         graphs = self.bundle.graphs.values()
         return EngineFolder(
-            self.bundle.path / ENGINES / name, runtime.target, runtime.version, gpu.name if gpu else None, capabilities,
+            self.bundle.engines_path / name, runtime.target, runtime.version, gpu.name if gpu else None, capabilities,
             next(entry.lowering for entry in graphs), self.bundle.compute, self.limits, self.options,
         )
 

@@ -68,6 +68,11 @@ class Bundle:
         return CACHE_FORMS[self.graphs[LANGUAGE_MODEL].lowering]
 
     @property
+    def engines_path(self) -> Path:
+        """The folder that `flamingo-rt build` adds."""
+        return self.path / "engines"
+
+    @property
     def tokenizer_path(self) -> Path:
         """The tokenizer's file."""
         return self.path / TOKENIZER

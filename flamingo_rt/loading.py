@@ -86,10 +86,12 @@ def _ort_engine(bundle: Bundle, threads: int | None, spin: bool) -> Engine:
 
 def _built_targets(bundle: Bundle) -> list[str]:
     """What the bundle has engines for, the likelier to be the faster one first."""
-    from flamingo_rt.engines.engine_files import ENGINES, RECORD
+    if not bundle.engines_path.is_dir():  # of most bundles; then nothing of all that is imported
+        return []
+    from flamingo_rt.engines.engine_files import RECORD
     from flamingo_rt.engines.tensorrt_module import TENSORRT, TENSORRT_RTX
 
-    folders = [file.parent.name for file in (bundle.path / ENGINES).glob(f"*/{RECORD}")]
+    folders = [file.parent.name for file in bundle.engines_path.glob(f"*/{RECORD}")]
     rtx = [name for name in folders if name.startswith(TENSORRT_RTX)]
     built = {TENSORRT: len(folders) > len(rtx), TENSORRT_RTX: bool(rtx)}
     return [target for target, there in built.items() if there]

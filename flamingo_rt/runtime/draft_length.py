@@ -59,7 +59,8 @@ class StepCosts:
 
     def cost(self, size: int) -> float:
         """Of a step of ``size`` tokens; what was not measured goes on as from 1 to the largest smaller that was."""
-        largest = max((other for other in self._ratios if other <= size and self.known(other)), default=1)
+        measured = tuple(self._ratios)  # at once: another answer's thread may add a size
+        largest = max((other for other in measured if other <= size and self.known(other)), default=1)
         if largest == 1:
             return 1 + FIRST_COST * (size - 1)
         return max(1.0, 1 + (median(self._ratios[largest]) - 1) * (size - 1) / (largest - 1))
