@@ -38,10 +38,13 @@ EXAMPLE_SIZES = {"N": 6, "M": 2, "F": 3, "B": 2, "S": 7, "T": 5, "K": 4, "C": 16
 GraphPass = Callable[[Any], None]
 
 
-def check_lowering(lowering: str) -> None:
-    """Raise `UsageError` for an unknown lowering."""
+def check_lowering(lowering: str, dtype: str = "float32") -> None:
+    """Raise `UsageError` for an unknown lowering, or one whose graphs cannot compute in ``dtype``."""
     if lowering not in LOWERINGS:
         raise UsageError(f"unknown lowering {lowering!r}; known: {', '.join(LOWERINGS)}")
+    if dtype not in LOWERINGS[lowering].computes:
+        known = ", ".join(LOWERINGS[lowering].computes)
+        raise UsageError(f"graphs of {lowering} cannot compute in {dtype}; known: {known}")
 
 
 def trace_graphs(
@@ -52,7 +55,7 @@ def trace_graphs(
 
     Raises `UsageError` for an unknown lowering.
     """
-    check_lowering(lowering)
+    check_lowering(lowering, dtype)
     chosen, compute = LOWERINGS[lowering], getattr(torch, dtype)
     specs = graph_specs(config, dtype, CACHE_FORMS[lowering])
     fake = FakeTensorMode()

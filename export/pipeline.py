@@ -27,7 +27,6 @@ from flamingo_rt.export.parity import TOLERANCE, Deviation
 from flamingo_rt.export.parity import compare as run_cases
 from flamingo_rt.export.quantized_export import Quantize, QuantizedExport
 from flamingo_rt.export.reference import streamed_model
-from flamingo_rt.export.tensorrt_classic import NAME as CLASSIC
 from flamingo_rt.export.weights import Weights, external_bytes, save_graph
 from flamingo_rt.export.widening import write_widened
 from flamingo_rt.files import check_output, check_space, new_directory
@@ -96,10 +95,8 @@ def export_model(
     Raises `DataError` for a model that cannot be used, `ParityError` when a graph deviates by more than ``tolerance``
     or quantization costs more than its limits, `UsageError` when ``out`` exists or options are unknown or conflict.
     """
-    check_lowering(lowering)
     precision = Precision.of(compute, dtype)
-    if compute == "bf16" and lowering == CLASSIC:
-        raise UsageError(f"{lowering} has no bf16, its opset's operators do not: take fp16, or --lowering tensorrt")
+    check_lowering(lowering, GRAPH_DTYPES[compute])
     if quantize is not None:
         quantize.scheme_for(lowering)
         if precision.stored != precision.compute or (precision.half and lowering == NAME):

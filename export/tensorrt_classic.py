@@ -22,6 +22,7 @@ from flamingo_rt.model.language import ScoreBias
 NAME = "tensorrt-classic"
 OPSET = 17
 TRACED = 18  # the exporter's lowest
+COMPUTES = ("float32", "float16")  # Conv, among others, takes no bfloat16 in this opset
 
 
 class AppendingAttend(OverCache):
@@ -82,5 +83,5 @@ def to_opset_17(model: Any) -> None:
 
 
 LOWERING = Lowering(
-    NAME, OPSET, AppendingAttend, BasicAttention, WholeBias, traced_opset=TRACED, finish=to_opset_17
+    NAME, OPSET, AppendingAttend, BasicAttention, WholeBias, COMPUTES, traced_opset=TRACED, finish=to_opset_17
 )

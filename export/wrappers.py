@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from flamingo_rt.contract import FLOAT_DTYPES
 from flamingo_rt.export.distances import TabledBias
 from flamingo_rt.model.flamingo import Flamingo
 from flamingo_rt.model.language import Attend
@@ -37,14 +38,15 @@ CachedAttendFactory = Callable[[Sequence[Tensor], Tensor], CachedAttend]
 class Lowering:
     """The form in which a runtime executes attention best, and the opset of its graphs. ``attend`` is the cached
     self-attention, ``attention`` makes what takes the place of an `Attention` module, ``relative_bias`` is the form of
-    relative positions. Where the exporter knows a later opset only, ``traced_opset`` is that one, and ``finish`` makes
-    of a traced graph one of ``opset``."""
+    relative positions, ``computes`` are the types that its graphs can compute in. Where the exporter knows a later
+    opset only, ``traced_opset`` is that one, and ``finish`` makes of a traced graph one of ``opset``."""
 
     name: str
     opset: int
     attend: CachedAttendFactory
     attention: Callable[[Attention], nn.Module]
     relative_bias: type[TabledBias]
+    computes: tuple[str, ...] = FLOAT_DTYPES
     traced_opset: int | None = None
     finish: Callable[[Any], None] = lambda model: None
 
