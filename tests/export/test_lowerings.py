@@ -98,7 +98,7 @@ def test_a_graph_in_half_precision_equals_pytorch_but_for_rounding(
 
 
 def test_a_type_that_a_lowering_has_no_operators_for_is_refused(export) -> None:
-    with pytest.raises(UsageError, match="graphs of tensorrt-classic cannot compute in bfloat16; known: float32, float"):
+    with pytest.raises(UsageError, match="tensorrt-classic cannot compute in bfloat16; known: float32, float16"):
         export("alibi", "tensorrt-classic", "bf16")
 
 
