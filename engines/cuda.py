@@ -82,6 +82,8 @@ class Cuda:
         self._driver, self._bindings = import_pycuda(), import_graphs()
         device = self._driver.Device(0)
         self.device_name = str(device.name())
+        integrated = self._driver.device_attribute.INTEGRATED
+        self._integrated = bool(device.get_attribute(integrated))  # it has the machine's memory for its own
         self._context = device.retain_primary_context()
         with self.current():
             self._stream = self._driver.Stream()
@@ -113,6 +115,10 @@ class Cuda:
                 f"the GPU has too little memory: {what} takes {bytes / 1e6:,.1f} MB more, {free / 1e6:,.1f} MB of "
                 f"{total / 1e6:,.1f} MB are free; {remedy}"
             ) from error
+
+    def free_bytes(self) -> int | None:
+        """Device memory that is free; None where it is the machine's, whose own count knows what can be dropped."""
+        return None if self._integrated else int(self._driver.mem_get_info()[0])
 
     def pinned(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
         """An array in memory of the host that the GPU reads and writes by itself."""

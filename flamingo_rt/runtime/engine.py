@@ -10,7 +10,11 @@ from flamingo_rt.contract import GraphSpec
 
 
 class Engine(Protocol):
-    """The three graphs of `flamingo_rt.contract`, ready to run."""
+    """The three graphs of `flamingo_rt.contract`, ready to run.
+
+    One that computes on a device with memory of its own also has ``available_bytes() -> int | None``: how much of that
+    is free, None where it is the machine's.
+    """
 
     name: str
     # With the cache in place, whatever form an engine's own graphs have.
@@ -30,5 +34,6 @@ class Engine(Protocol):
         They are numpy arrays, C-contiguous, named, typed and shaped as ``specs`` says, and are looked at when the call
         is made: change their content, not themselves. Those named ``constant`` never change: an engine may look at them
         once. Past and present are what `cache` gave, the same for both; an engine takes numpy arrays for them too.
+        An engine on a device computes an output that is left out, and leaves it there.
         """
         ...

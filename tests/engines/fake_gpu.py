@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import ctypes
 from enum import Enum
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 
@@ -31,7 +31,7 @@ class FakeGpu:
         self.capturing: list | None = None
         self.calls: list[tuple] = []
         self._kept: dict[int, np.ndarray] = {}
-        self.capture_fails = False
+        self.capture_fails = self.integrated = False
 
     def called(self, name: str) -> list[tuple]:
         """The calls of a name."""
@@ -96,6 +96,9 @@ def pycuda_driver(gpu: FakeGpu) -> ModuleType:
 
         def name(self) -> str:
             return "Fake"
+
+        def get_attribute(self, attribute: str) -> int:
+            return {"INTEGRATED": int(gpu.integrated)}[attribute]
 
         def retain_primary_context(self) -> Context:
             gpu.calls.append(("retain_primary_context",))
@@ -171,6 +174,7 @@ def pycuda_driver(gpu: FakeGpu) -> ModuleType:
 
     driver.memcpy_htod = driver.memcpy_dtoh = copy_now
     driver.init = lambda: None
+    driver.device_attribute = SimpleNamespace(INTEGRATED="INTEGRATED")
     driver.Device, driver.Context, driver.Stream, driver.Memcpy2D = Device, Context, Stream, Memcpy2D
     driver.mem_alloc, driver.pagelocked_empty = mem_alloc, pagelocked_empty
     driver.mem_get_info = lambda: (gpu.memory - gpu.used, gpu.memory)

@@ -46,7 +46,7 @@ def test_engines_that_do_not_run_here_are_left_for_the_cpu_with_a_warning(with_e
     monkeypatch.setattr("flamingo_rt.engines.gpu.find_gpu", lambda: None)
     assert flamingo_rt.load(with_engines).engine.name == "ort"
     (warning,) = caplog.messages
-    assert "ONNX Runtime runs it on the CPU, its engines do not run: no NVIDIA GPU is found" in warning
+    assert "ONNX Runtime runs it on the CPU; its engines do not run: no NVIDIA GPU is found" in warning
 
 
 def test_asked_for_engines_that_do_not_run_are_an_error(with_engines, monkeypatch) -> None:
