@@ -24,12 +24,13 @@ MEMSET_BYTES = 1 << 30  # PyCUDA's count of bytes to set has 32 bits
 
 
 def import_pycuda() -> Any:
-    """PyCUDA's driver module. Raises `DependencyError` that names the extra, or when there is no GPU or driver."""
+    """PyCUDA's driver module. Raises `DependencyError` that names the extras, or when there is no GPU or driver."""
     try:
         import pycuda.driver as driver
     except ImportError as error:  # its extension links to the driver, so this is also a machine without one
         raise DependencyError(
-            f"PyCUDA cannot be imported ({error}): it needs an NVIDIA driver and pip install 'flamingo-rt[tensorrt]'"
+            f"PyCUDA cannot be imported ({error}): it needs an NVIDIA driver, and is part of 'flamingo-rt[gpu]' and "
+            "'flamingo-rt[tensorrt]'"
         ) from error
     try:
         driver.init()

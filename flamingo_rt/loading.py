@@ -93,7 +93,7 @@ def _best_engine(bundle: Bundle, threads: int | None, spin: bool) -> Engine:
             continue
         _report(bundle, doing, passed_over)
         return engine
-    _report(bundle, "ONNX Runtime runs it on the CPU", passed_over)  # before: where it cannot either, this is to be known
+    _report(bundle, "ONNX Runtime runs it on the CPU", passed_over)  # first: should it fail too, this is known
     return _engine(bundle, "ort", threads, spin)
 
 

@@ -66,6 +66,7 @@ class FakeGpu:
     def synchronize(self) -> None:
         assert self.current == 1
         assert self.capturing is None, "a wait for the stream cannot be captured"
+        self.calls.append(("synchronize",))
         work, self.queue = self.queue, []
         for each in work:
             each()

@@ -1,5 +1,5 @@
-"""A stand-in for onnxruntime-gpu, on that for CUDA: the real onnxruntime computes, on the CPU, when the stream is waited
-for.
+"""A stand-in for onnxruntime-gpu, on that for CUDA: the real onnxruntime computes, on the CPU, when the stream is
+waited for.
 
 It is strict about what it can see: what is bound must be allocated, of the contract's type and shape, and hold numbers;
 the provider, our stream and the record of where nodes go must be asked for. Bound where the graph does not read it, an
@@ -11,6 +11,7 @@ inputs; what waits inside a run; the real library's memory. Names and arguments 
 
 from __future__ import annotations
 
+import ctypes
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -81,6 +82,7 @@ class FakeSession:
         self.module, self.graph = module, Path(path).stem
         self.bindings: list[FakeBinding] = []
         self.get_inputs, self.get_outputs = self._session.get_inputs, self._session.get_outputs
+        self.run = self._session.run
 
     def get_providers(self) -> list[str]:
         return [CUDA, CPU] if self.module.starts else [CPU]
@@ -156,12 +158,8 @@ class FakeBinding:
         count = int(np.prod(shape)) * np.dtype(kind).itemsize
 
         def view() -> np.ndarray:
-            if device == "cuda":
-                memory = self._gpu.bytes_at(address, count)
-            else:
-                memory = next(
-                    array for array in self._gpu.pinned if array.ctypes.data == address and array.nbytes == count
-                ).reshape(-1).view(np.uint8)
+            on_host = (ctypes.c_uint8 * count).from_address(address)
+            memory = self._gpu.bytes_at(address, count) if device == "cuda" else np.ctypeslib.as_array(on_host)
             return memory.view(kind).reshape(shape)
 
         view()  # it must be there when it is bound
