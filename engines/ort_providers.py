@@ -149,7 +149,7 @@ class RtxProvider(Provider):
             except Exception as error:
                 raise DependencyError(f"the plugin {RTX_PLUGIN} does not load: {error}") from error
         if not self._devices():
-            raise DependencyError(f"the plugin {RTX_PLUGIN} runs on none of the GPUs here: it needs Turing or newer")
+            raise DependencyError(f"the plugin {RTX_PLUGIN} runs on none of the GPUs here: it needs Ampere or newer")
 
     def _devices(self) -> list[Any]:
         return [device for device in self.runtime.get_ep_devices() if device.ep_name == self.name][:1]

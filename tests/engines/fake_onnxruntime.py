@@ -21,7 +21,7 @@ import numpy as np
 import onnxruntime as real
 from fake_gpu import FakeGpu, cuda_bindings_driver, pycuda_driver
 
-CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
+CUDA, RTX, CPU = "CUDAExecutionProvider", "NvTensorRTRTXExecutionProvider", "CPUExecutionProvider"
 
 
 class Options:
@@ -29,7 +29,16 @@ class Options:
 
     def __init__(self) -> None:
         self.entries: dict[str, str] = {}
+        self.providers: list[tuple[str, dict[str, str]]] = []
+        self.sizes: dict[str, int] = {}
         self.log_severity_level = 2
+
+    def add_provider_for_devices(self, devices: list, options: dict[str, str]) -> None:
+        assert options["has_user_compute_stream"] == "1"
+        self.providers += [(device.ep_name, {"device_id": "0", **options}) for device in devices]
+
+    def add_free_dimension_override_by_name(self, letter: str, size: int) -> None:
+        self.sizes[letter] = size
 
     def add_session_config_entry(self, key: str, value: str) -> None:
         self.entries[key] = value
@@ -50,13 +59,14 @@ class FakeOnnxRuntime:
         self.without_kernels: set[str] = {"Shape"}
         self.on_host: set[str] = {"cache_length"}
         self.failure: Exception | None = None
+        self.plugins: list[SimpleNamespace] = []
         self.sessions: list[FakeSession] = []
         module = self
 
         class InferenceSession(FakeSession):
-            def __init__(self, path: str, options: Options, providers: list, enable_fallback: int) -> None:
+            def __init__(self, path: str, options: Options, providers: list | None, enable_fallback: int) -> None:
                 assert enable_fallback == 0, "a session that cannot be made is made again on the CPU"
-                super().__init__(module, path, options, providers)
+                super().__init__(module, path, options, options.providers if providers is None else providers)
                 module.sessions.append(self)
 
         self.InferenceSession = InferenceSession
@@ -64,20 +74,28 @@ class FakeOnnxRuntime:
     def get_available_providers(self) -> list[str]:
         return self.available
 
+    def register_execution_provider_library(self, name: str, path: str) -> None:
+        assert path.endswith(".so")
+        self.plugins.append(SimpleNamespace(ep_name=name))
+
+    def get_ep_devices(self) -> list[SimpleNamespace]:
+        return [SimpleNamespace(ep_name=CPU), *self.plugins]
+
 
 class FakeSession:
     """`InferenceSession`."""
 
     def __init__(self, module: FakeOnnxRuntime, path: str, options: Options, providers: list) -> None:
         assert module.gpu.current == 1, "no context is current, or several are"
-        ((name, asked),) = providers
-        assert name == CUDA
+        ((self.provider, asked),) = providers
         assert asked["user_compute_stream"] == "7"
         assert asked["device_id"] == "0"
         assert options.entries["session.record_ep_graph_assignment_info"] == "1"
         own = real.SessionOptions()
         own.log_severity_level, own.intra_op_num_threads = 3, 1
         own.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+        for letter, size in options.sizes.items():
+            own.add_free_dimension_override_by_name(letter, size)
         self._session = real.InferenceSession(path, own, providers=[CPU])
         self.module, self.graph = module, Path(path).stem
         self.bindings: list[FakeBinding] = []
@@ -85,13 +103,13 @@ class FakeSession:
         self.run = self._session.run
 
     def get_providers(self) -> list[str]:
-        return [CUDA, CPU] if self.module.starts else [CPU]
+        return [self.provider, CPU] if self.module.starts else [CPU]
 
     def get_provider_graph_assignment_info(self) -> list[SimpleNamespace]:
         nodes = [node for part in self._session.get_provider_graph_assignment_info() for node in part.get_nodes()]
-        parts = {CUDA: [], CPU: []}
+        parts = {self.provider: [], CPU: []}
         for node in nodes:
-            parts[CPU if node.op_type in self.module.without_kernels else CUDA].append(node)
+            parts[CPU if node.op_type in self.module.without_kernels else self.provider].append(node)
         return [
             SimpleNamespace(ep_name=name, get_nodes=lambda members=members: members) for name, members in parts.items()
         ]

@@ -20,7 +20,7 @@ from flamingo_rt.contract import (
 from flamingo_rt.engines.engine_files import BuildOptions, EngineFolder
 from flamingo_rt.engines.ort import OrtEngine
 from flamingo_rt.engines.ort_cuda import OrtCudaEngine
-from flamingo_rt.engines.ort_providers import CudaProvider
+from flamingo_rt.engines.ort_providers import CudaProvider, Provider
 from flamingo_rt.engines.tensorrt_module import import_tensorrt
 from flamingo_rt.engines.tensorrt_runner import TensorRtEngine
 from flamingo_rt.processing.tokenizer import TextTokenizer
@@ -66,11 +66,11 @@ class OnCuda:
     def __init__(self, bundles: dict[str, Bundle], runtime: FakeOnnxRuntime) -> None:
         self.bundles, self.runtime = bundles, runtime
 
-    def engine(self, name: str) -> OrtCudaEngine:
-        return OrtCudaEngine(self.bundles[name], CudaProvider())
+    def engine(self, name: str, provider: type[Provider] = CudaProvider) -> OrtCudaEngine:
+        return OrtCudaEngine(self.bundles[name], provider())
 
-    def model(self, name: str) -> Model:
-        return model_of(self.engine(name), self.bundles[name])
+    def model(self, name: str, provider: type[Provider] = CudaProvider) -> Model:
+        return model_of(self.engine(name, provider), self.bundles[name])
 
 
 def model_of(engine: Engine, bundle: Bundle) -> Model:
