@@ -57,7 +57,9 @@ def machine_line(report: Report) -> str:
 
 def software_line(report: Report) -> str:
     """System, Python, the libraries that matter."""
-    machine, runtime = report.machine, {"ort": "onnxruntime", "torch": "torch"}.get(report.model.backend)
-    names = ["flamingo-rt", "numpy", *([runtime] if runtime else [])]
+    machine = report.machine
+    runtimes = {"torch": ("torch",), "ort-cuda": ("onnxruntime-gpu",), "ort-tensorrt-rtx": ("onnxruntime",)}
+    runtimes["ort"] = ("onnxruntime", "onnxruntime-gpu")  # whichever it is that is installed
+    names = ["flamingo-rt", "numpy", *runtimes.get(report.model.backend, ())]
     versions = [f"{name} {machine.libraries[name]}" for name in names if machine.libraries.get(name)]
     return ", ".join([machine.system, f"Python {machine.python}", *versions])
