@@ -2,11 +2,10 @@
 
 - Inputs, outputs and the cache are bound by device pointers; past and present are the same memory, which
   GroupQueryAttention and TensorScatter write in place. Everything goes on one stream of ours, and a run ends with one
-  wait for it: ONNX Runtime's own is turned off. GroupQueryAttention has the longest row's length read by the CPU, for
-  which ONNX Runtime waits inside the run, near its beginning.
-- ONNX Runtime computes shapes and positions on the CPU, and says of each input where it reads it. What it reads there
-  (token ids, lengths, indices) is bound in pinned memory: bound on the device, it would be copied once, when it is
-  bound, and never again.
+  wait for it: ONNX Runtime's own is turned off.
+- ONNX Runtime computes shapes on the CPU, and says of each input where it reads it. What it reads there is bound in
+  pinned memory: bound on the device, it would be copied once, when it is bound, and never again. By its rules those are
+  the rows' lengths, in graphs of the lowering ``ort``: GroupQueryAttention wants the longest there.
 - Steps are not captured as CUDA graphs: ONNX Runtime captures none with nodes on the CPU.
 
 Not run on a GPU so far: the tests run it against stand-ins for onnxruntime and PyCUDA that compute on the CPU.

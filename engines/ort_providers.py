@@ -120,6 +120,7 @@ class CudaProvider(Provider):
             "user_compute_stream": str(stream),
             # Of what a run asks for, not the next power of two: the cache needs the memory too.
             "arena_extend_strategy": "kSameAsRequested",
+            "cudnn_conv_algo_search": "HEURISTIC",  # the default tries all for each number of pictures
             "use_tf32": "0",  # float32 is what the graph says; who wants less takes fp16 or bf16
         })]
 
