@@ -103,6 +103,11 @@ class DeviceRun(ABC):
             self.wait()
             self.collect()
 
+    def address(self, name: str) -> int:
+        """Where the graph has an input or output that is not the cache: on the device, or, of an input that it reads
+        there, in host memory."""
+        return self._addresses[name]
+
     def stage(self) -> None:
         """Take what the inputs hold now. Not before a run that reads what was staged before has been waited for."""
         for array in self._foreign.values():

@@ -97,7 +97,7 @@ def _best_engine(bundle: Bundle, threads: int | None, spin: bool) -> Engine:
     return _engine(bundle, "ort", threads, spin)
 
 
-_NOT_RUNNING = {"tensorrt": "its engines do not run", "ort-cuda": "it does not run on the GPU"}
+_NOT_RUNNING = {"tensorrt": "its engines do not run", "ort-cuda": "not on the GPU"}
 
 
 def _report(bundle: Bundle, doing: str, passed_over: list[tuple[str, FlamingoError]]) -> None:

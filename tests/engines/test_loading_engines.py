@@ -93,7 +93,7 @@ def test_a_bundle_that_cuda_has_no_kernels_for_runs_on_the_cpu_with_a_warning(bu
     on_cuda.runtime.without_kernels |= {"GroupQueryAttention"}
     assert flamingo_rt.load(bundles["ort"].path).engine.name == "ort"
     (warning,) = caplog.messages
-    assert "ONNX Runtime runs it on the CPU; it does not run on the GPU: " in warning
+    assert "ONNX Runtime runs it on the CPU; not on the GPU: " in warning
     assert "3 GroupQueryAttention" in warning
 
 
@@ -101,7 +101,7 @@ def test_onnxruntime_with_cuda_but_no_gpu_runs_on_the_cpu_with_a_warning(bundles
     monkeypatch.setattr("flamingo_rt.engines.ort_providers.find_gpu", lambda: None)
     assert flamingo_rt.load(bundles["ort"].path).engine.name == "ort"
     (warning,) = caplog.messages
-    assert "it does not run on the GPU: no NVIDIA GPU is found" in warning
+    assert "not on the GPU: no NVIDIA GPU is found" in warning
 
 
 def test_plain_onnxruntime_lacks_nothing(bundles, caplog) -> None:

@@ -118,7 +118,7 @@ def test_an_output_that_is_left_out_stays_on_the_device(on_cuda, gpu, runner, pi
         run = engine.bind(RESAMPLER, {"features": features}, part)
         run()
         for name, array in whole.items():
-            kept = gpu.bytes_at(run._addresses[name], array.nbytes).view(array.dtype).reshape(array.shape)
+            kept = gpu.bytes_at(run.address(name), array.nbytes).view(array.dtype).reshape(array.shape)
             np.testing.assert_array_equal(kept, array)
         np.testing.assert_array_equal(part[next(iter(part))], whole[next(iter(part))])
 
