@@ -154,6 +154,12 @@ class Cuda:
         """Wait until all that was put on the stream is done."""
         self._stream.synchronize()
 
+    def mark(self) -> Any:
+        """A mark behind what was put on the stream so far, whose ``synchronize`` waits until that is done."""
+        event = self._driver.Event(self._driver.event_flags.DISABLE_TIMING)
+        event.record(self._stream)
+        return event
+
     def wait_for(self, stream: int) -> None:
         """Wait until another stream's work is done, given its handle; 1 and 2 are the default streams."""
         bindings = self._bindings

@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from flamingo_rt.contract import GraphSpec
+from flamingo_rt.contract import LANGUAGE_MODEL, GraphSpec
 from flamingo_rt.engines.cuda import Cuda
 from flamingo_rt.engines.device_cache import DeviceCache
 from flamingo_rt.engines.device_run import DeviceRun
+from flamingo_rt.engines.device_steps import TOKENS, DeviceGreedySteps
+from flamingo_rt.host_engine import HostGreedySteps
 
 
 class DeviceEngine(ABC):
@@ -46,6 +48,26 @@ class DeviceEngine(ABC):
             return self._bind_copied(graph, past, inputs, outputs, constant)
         with self._cuda.current():
             return self._bound(graph, inputs, outputs, constant)
+
+    @property
+    def steps_ahead(self) -> int:
+        """One, which runs while the host looks at what the one before it chose; none where the graph reads its tokens
+        on the host."""
+        return 0 if TOKENS in self._on_host(LANGUAGE_MODEL) else 1
+
+    def greedy_steps(
+        self, inputs: Mapping[str, Any], outputs: Mapping[str, Any], constant: Collection[str] = ()
+    ) -> DeviceGreedySteps | HostGreedySteps:
+        """As `Engine.greedy_steps`, with the cache on the device."""
+        run = self.bind(LANGUAGE_MODEL, inputs, outputs, constant)
+        if not self.steps_ahead or not isinstance(run, DeviceRun):
+            return HostGreedySteps(run, inputs, outputs)
+        with self._cuda.current():
+            return DeviceGreedySteps(self._cuda, run, inputs["cache_length"], self.steps_ahead)
+
+    def _on_host(self, graph: str) -> Collection[str]:
+        """The inputs that a graph reads in host memory."""
+        return ()
 
     @abstractmethod
     def _bound(

@@ -95,6 +95,11 @@ class DeviceRun(ABC):
         self._uploaded = [places[s.name] for s in host_inputs if s.name not in {*constant, *graph.on_host}]
         cuda.synchronize()
 
+    @property
+    def dtypes(self) -> Mapping[str, np.dtype]:
+        """The types of arrays that the graph takes and gives."""
+        return self._bound.dtypes
+
     def __call__(self) -> None:
         """Run it; the outputs are there when this returns."""
         with self._cuda.current():
@@ -129,6 +134,14 @@ class DeviceRun(ABC):
         for tensor in self._outputs:
             if tensor.staged is not tensor.array:
                 tensor.array[...] = tensor.staged
+
+    def leave_copies_out(self) -> None:
+        """From now on `launch` puts the graph alone on the stream: whoever calls it moves inputs and outputs."""
+        self._inputs = self._uploaded = self._outputs = []
+
+    def read_from(self, name: str, staged: np.ndarray) -> None:
+        """Let the next run read an input from a pinned array, wherever the graph has it."""
+        self._cuda.upload(self._addresses[name], staged)
 
     @abstractmethod
     def _run(self) -> None:

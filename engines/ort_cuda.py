@@ -71,6 +71,9 @@ class OrtCudaEngine(DeviceEngine):
             "use fewer shots or a smaller max_new_tokens",
         )
 
+    def _on_host(self, graph: str) -> Collection[str]:
+        return self._graphs[graph].on_host
+
     def _bound(
         self, graph: str, inputs: Mapping[str, Any], outputs: Mapping[str, Any], constant: Collection[str]
     ) -> DeviceRun:
@@ -91,10 +94,7 @@ class _OrtRun(DeviceRun):
         self._binding = session.io_binding()
         addresses = {**self._addresses, **self._cache_addresses()}
         for spec in graph.spec.inputs:
-            device = "cpu" if spec.name in graph.on_host else "cuda"
-            self._binding.bind_input(
-                spec.name, device, 0, _element_type(spec), self._shapes[spec.name], addresses[spec.name]
-            )
+            self._bind_input(spec, addresses[spec.name])
         present = {name: buffer.shape for name, buffer in self._present.items()}
         shapes = {**self._output_shapes, **present}
         for spec in graph.spec.outputs:
@@ -104,6 +104,18 @@ class _OrtRun(DeviceRun):
         self._options = provider.runtime.RunOptions()
         # Wait for the stream where we do; a run returns when all of it is on the stream.
         self._options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+
+    def read_from(self, name: str, staged: np.ndarray) -> None:
+        """As `DeviceRun.read_from`. What the graph reads on the host it may still read when the run was launched, so
+        each run has its own place for that."""
+        if name in self._bound.on_host:
+            self._bind_input(self._bound.spec.input(name), staged.ctypes.data)
+        else:
+            super().read_from(name, staged)
+
+    def _bind_input(self, spec: TensorSpec, address: int) -> None:
+        device = "cpu" if spec.name in self._bound.on_host else "cuda"
+        self._binding.bind_input(spec.name, device, 0, _element_type(spec), self._shapes[spec.name], address)
 
     def _run(self) -> None:
         try:

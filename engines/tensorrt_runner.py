@@ -6,10 +6,9 @@
 - What never changes between steps (media, their index) is uploaded once. A step uploads its token ids and lengths and
   downloads its logits through pinned memory, and is replayed as a CUDA graph: on the first run its shapes are set, on
   the second it is captured. A classic engine's shapes change with every token, so its steps are not captured.
-- Tokens are chosen on the host, from the logits in pinned memory (50k of them are 200 kB a row): sampling, penalties,
-  log-probabilities and beams all need them there, and so do stop texts. Choosing on the device would take a kernel, of
-  nvcc, which devices do not have, or of another library (NVRTC), or one output more of the graphs. So each step ends
-  with one wait for the stream.
+- Greedy rows take the graph's own choice: a step reads the tokens of the one before from device memory, and begins
+  before the host has seen them (`device_steps.py`). Sampling, penalties and beams choose on the host, from the logits in
+  pinned memory (50k of them are 200 kB a row), so such a step ends with one wait for the stream.
 
 Not run on a GPU so far: the tests run it against a stand-in for TensorRT and PyCUDA that computes with ONNX Runtime.
 """

@@ -123,6 +123,23 @@ def pycuda_driver(gpu: FakeGpu) -> ModuleType:
 
         synchronize = staticmethod(gpu.synchronize)
 
+    class Event:
+        def __init__(self, flags: str) -> None:
+            assert flags == "DISABLE_TIMING"
+
+        def record(self, stream: Stream) -> None:
+            self._done = False
+            gpu.put(self._finish)
+
+        def _finish(self) -> None:
+            self._done = True
+
+        def synchronize(self) -> None:
+            gpu.calls.append(("wait for a mark",))
+            assert gpu.current == 1
+            while not self._done:
+                gpu.queue.pop(0)()
+
     class Memcpy2D:
         def set_src_device(self, address: int) -> None:
             self.source = address
@@ -177,6 +194,7 @@ def pycuda_driver(gpu: FakeGpu) -> ModuleType:
     driver.init = lambda: None
     driver.device_attribute = SimpleNamespace(INTEGRATED="INTEGRATED")
     driver.Device, driver.Context, driver.Stream, driver.Memcpy2D = Device, Context, Stream, Memcpy2D
+    driver.Event, driver.event_flags = Event, SimpleNamespace(DISABLE_TIMING="DISABLE_TIMING")
     driver.mem_alloc, driver.pagelocked_empty = mem_alloc, pagelocked_empty
     driver.mem_get_info = lambda: (gpu.memory - gpu.used, gpu.memory)
     driver.memcpy_htod_async, driver.memcpy_dtoh_async = memcpy_htod_async, memcpy_dtoh_async

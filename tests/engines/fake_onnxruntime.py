@@ -129,7 +129,7 @@ class FakeSession:
         if self.module.failure is not None:
             raise self.module.failure
         gpu.calls.append(("execute", self.graph))
-        gpu.put(binding.compute)
+        gpu.put(binding.bound_now())
 
 
 class FakeBinding:
@@ -156,12 +156,19 @@ class FakeBinding:
         self._check(name, kind, shape, self._session.get_outputs())
         self.outputs[name] = (device, kind, shape, self._viewer(device, kind, shape, address))
 
-    def compute(self) -> None:
+    def bound_now(self) -> Any:
+        """A run of what is bound; what is read on the host must stay as it is until the run is done."""
+        inputs, outputs = dict(self.inputs), dict(self.outputs)
+        on_host = {name: view().copy() for name, (device, _, _, view) in inputs.items() if device == "cpu"}
+        return lambda: self._compute(inputs, outputs, on_host)
+
+    def _compute(self, inputs: dict, outputs: dict, on_host: dict[str, np.ndarray]) -> None:
         binding = self._session._session.io_binding()
         arrays = {}
-        for tensors, bind in ((self.inputs, binding.bind_input), (self.outputs, binding.bind_output)):
+        for tensors, bind in ((inputs, binding.bind_input), (outputs, binding.bind_output)):
             for name, (_, kind, shape, view) in tensors.items():
                 array = view()
+                assert name not in on_host or (array == on_host[name]).all(), f"{name} changed before it was read"
                 assert bind == binding.bind_output or array.dtype.kind != "f" or np.isfinite(array).all(), (
                     f"{name} holds NaN"
                 )
