@@ -12,6 +12,7 @@ from small_model import small_checkpoint
 import flamingo_rt
 from flamingo_rt.checkpoints import open_checkpoint
 from flamingo_rt.engines.cuda import Cuda, import_pycuda
+from flamingo_rt.engines.device_probe import DeviceProbe
 from flamingo_rt.engines.gpu import find_gpu
 from flamingo_rt.engines.tensorrt_module import TENSORRT, TENSORRT_RTX, import_tensorrt
 from flamingo_rt.errors import DependencyError
@@ -50,6 +51,17 @@ def test_a_captured_copy_is_replayed_with_what_is_there_then() -> None:
             graph.launch()
             cuda.synchronize()
             assert (received == value).all()
+
+
+@pytest.mark.parametrize("target", [TENSORRT, TENSORRT_RTX])
+def test_the_gpus_memory_and_products_are_measured(target) -> None:
+    try:
+        runtime = import_tensorrt(target)
+    except DependencyError as error:
+        pytest.skip(str(error))
+    with DeviceProbe(Cuda(), runtime, "float16") as probe:
+        assert probe.bandwidth()[0] > 10e9
+        assert probe.products()[0] > 1e12
 
 
 @pytest.mark.parametrize("target", [TENSORRT, TENSORRT_RTX])
