@@ -26,13 +26,15 @@ ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 class DeviceProbe:
     """What a GPU can do, for the length of a ``with`` block."""
 
-    def __init__(self, cuda: Cuda, tensorrt: TensorRT, dtype: str) -> None:
-        """``dtype`` is what the engines compute in."""
+    def __init__(self, cuda: Cuda, tensorrt: TensorRT | None, dtype: str) -> None:
+        """``dtype`` is what the engines compute in. Without ``tensorrt`` products are not measured."""
         self._cuda, self._tensorrt, self._dtype = cuda, tensorrt, dtype
         self._product: _Product | None = None
-        self._missing = ""
+        self._missing = "not measured: this backend has no product of its own to measure"
 
     def __enter__(self) -> DeviceProbe:
+        if self._tensorrt is None:
+            return self
         try:
             with self._cuda.current():
                 self._product = _Product(self._cuda, self._tensorrt, self._dtype)
@@ -60,7 +62,7 @@ class DeviceProbe:
 
     def products(self) -> tuple[float | None, str]:
         """FLOPs per second and what computed them; None and why where TensorRT did not compile a product."""
-        if self._product is None:
+        if self._product is None or self._tensorrt is None:
             return None, self._missing
         with self._cuda.current():
             seconds = min(self._cuda.seconds(self._product.run) for _ in range(ROUNDS))
