@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,10 +33,12 @@ class Finished:
 
 
 def run(
-    command: Sequence[str], environment: Mapping[str, str] | None = None, echo: bool = False, quiet: bool = False
+    command: Sequence[str], environment: Mapping[str, str] | None = None, echo: bool = False, quiet: bool = False,
+    limit: float | None = None, on_line: Callable[[str], None] = lambda line: None,
 ) -> Finished:
-    """Run a command to its end; ``environment`` is added to ours, ``echo`` shows output as it comes, but not a last
-    line of JSON. Standard error goes to ours, or with ``quiet`` nowhere."""
+    """Run a command to its end, or for ``limit`` seconds and then kill it; ``environment`` is added to ours, ``echo``
+    shows output as it comes, but not a last line of JSON, and ``on_line`` is given each line. Standard error goes to
+    ours, or with ``quiet`` nowhere."""
     start = time.perf_counter()
     process = subprocess.Popen(
         list(command), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL if quiet else None, text=True,
@@ -44,13 +46,19 @@ def run(
     )
     pieces: list[str] = []
     first: list[float] = []
-    reader = threading.Thread(target=_read, args=(process, start, pieces, first, echo))
+    reader = threading.Thread(target=_read, args=(process, start, pieces, first, echo, on_line))
     reader.start()
+    timer = threading.Timer(limit, process.kill) if limit is not None else None
+    if timer is not None:
+        timer.start()
     try:
         _, status, usage = os.wait4(process.pid, 0)
     except BaseException:
         process.kill()
         raise
+    finally:
+        if timer is not None:
+            timer.cancel()
     seconds = time.perf_counter() - start
     reader.join()
     unit = 1 if sys.platform == "darwin" else 1024
@@ -58,7 +66,10 @@ def run(
                     "".join(pieces).strip(), first[0] if first else None)
 
 
-def _read(process: subprocess.Popen, start: float, pieces: list[str], first: list[float], echo: bool) -> None:
+def _read(
+    process: subprocess.Popen, start: float, pieces: list[str], first: list[float], echo: bool,
+    on_line: Callable[[str], None],
+) -> None:
     character = process.stdout.read(1)
     if character:
         first.append(time.perf_counter() - start)
@@ -66,6 +77,7 @@ def _read(process: subprocess.Popen, start: float, pieces: list[str], first: lis
     for line in process.stdout:
         pieces.append(line)
         whole = "".join(pieces[:2]) if len(pieces) == 2 else line
+        on_line(whole.rstrip())
         if echo and not whole.startswith("{"):
             print("   ", whole.rstrip(), flush=True)
 

@@ -139,6 +139,10 @@ class Cuda:
         """Copy from the device to a C-contiguous array."""
         self._driver.memcpy_dtoh_async(array, address, self._stream)
 
+    def copy(self, target: int, source: int, bytes: int) -> None:
+        """Copy ``bytes``, below 4 GiB, within the device."""
+        self._driver.memcpy_dtod_async(target, source, bytes, self._stream)
+
     def copy_rows(
         self, target: int, target_pitch: int, source: int, source_pitch: int, width: int, height: int
     ) -> None:
@@ -159,6 +163,15 @@ class Cuda:
         event = self._driver.Event(self._driver.event_flags.DISABLE_TIMING)
         event.record(self._stream)
         return event
+
+    def seconds(self, enqueue: Callable[[], None]) -> float:
+        """How long the device takes for what ``enqueue`` puts on the stream, by its own clock; waits for it."""
+        start, end = self._driver.Event(), self._driver.Event()
+        start.record(self._stream)
+        enqueue()
+        end.record(self._stream)
+        end.synchronize()
+        return start.time_till(end) / 1e3  # milliseconds
 
     def wait_for(self, stream: int) -> None:
         """Wait until another stream's work is done, given its handle; 1 and 2 are the default streams."""

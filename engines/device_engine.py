@@ -11,8 +11,10 @@ import numpy as np
 from flamingo_rt.contract import LANGUAGE_MODEL, GraphSpec
 from flamingo_rt.engines.cuda import Cuda
 from flamingo_rt.engines.device_cache import DeviceCache
+from flamingo_rt.engines.device_probe import DeviceProbe
 from flamingo_rt.engines.device_run import DeviceRun
 from flamingo_rt.engines.device_steps import TOKENS, DeviceGreedySteps
+from flamingo_rt.engines.tensorrt_module import TensorRT
 from flamingo_rt.host_engine import HostGreedySteps
 
 
@@ -22,10 +24,16 @@ class DeviceEngine(ABC):
 
     specs: dict[str, GraphSpec]
     _cuda: Cuda
+    _tensorrt: TensorRT | None = None  # what compiles a product to be timed
 
     @abstractmethod
     def cache(self, rows: int, capacity: int) -> DeviceCache:
         """On the device. Raises `DataError` for more tokens than the graphs take, or than there is memory for."""
+
+    def device_probe(self) -> DeviceProbe:
+        """What measures how fast the GPU is."""
+        dtype = next(spec.dtype for spec in self.specs[LANGUAGE_MODEL].inputs if "C" in spec.shape)
+        return DeviceProbe(self._cuda, self._tensorrt, dtype)
 
     def available_bytes(self) -> int | None:
         """Device memory that is free, or None where it is the machine's own."""

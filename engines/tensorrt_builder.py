@@ -219,10 +219,7 @@ class _Compiler:
 
     def _config(self, builder: Any) -> Any:
         config, flags, options = builder.create_builder_config(), self._module.BuilderFlag, self._build.options
-        if self._bundle.compute == "float32":  # the rounding of TF32 is not what was exported
-            config.clear_flag(flags.TF32)
-        if self._bundle.compute == "float16" and not self._runtime.strongly_typed:
-            config.set_flag(flags.FP16)
+        self._runtime.choose_types(config, self._bundle.compute)
         if options.version_compatible:
             config.set_flag(flags.VERSION_COMPATIBLE)
         if options.weight_stripped:

@@ -67,6 +67,14 @@ class TensorRT:
             return 1 << int(flags.STRONGLY_TYPED)
         return 1 << int(flags.EXPLICIT_BATCH)
 
+    def choose_types(self, config: Any, dtype: str) -> None:
+        """Let a builder's configuration compute in ``dtype``, and in no other type."""
+        flags = self.module.BuilderFlag
+        if dtype == "float32":  # the rounding of TF32 is not what was exported
+            config.clear_flag(flags.TF32)
+        if dtype == "float16" and not self.strongly_typed:
+            config.set_flag(flags.FP16)
+
     def capabilities(self) -> dict[str, Any]:
         """The compute capabilities that it compiles for ahead of time, such as ``86``, and its names of them."""
         names = getattr(self.module, "ComputeCapability", None)

@@ -46,6 +46,7 @@ class TensorRtEngine(DeviceEngine):
         model's.
         """
         self._cuda, form = Cuda(), CACHE_FORMS[engines.lowering]
+        self._tensorrt = tensorrt
         self.specs, self._form = graph_specs(bundle.config, engines.compute), form
         self.description = f"{tensorrt.title}, {engines.path.name}"
         log = make_log(tensorrt.module, Caught())

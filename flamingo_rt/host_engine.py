@@ -21,6 +21,12 @@ class HostEngine:
     def __init__(self, specs: dict[str, GraphSpec]) -> None:
         self.specs = specs
 
+    def available_bytes(self) -> None:
+        """It computes in the machine's memory."""
+
+    def device_probe(self) -> None:
+        """It computes on the CPU."""
+
     def cache(self, rows: int, capacity: int) -> HostCache:
         """In host memory, where the kernels read and write it."""
         return HostCache(self.specs[LANGUAGE_MODEL], rows, capacity)

@@ -2,7 +2,8 @@
 
 The model is built without memory for its weights; tensors are then read, converted and put in place one by one, so that
 there is never a second copy of them. Sizes come from the files alone. MPT-1B's query and key norms are added to the
-transformers library's MPT, as in `families.py`.
+transformers library's MPT, as in `families.py`. Where only the speed matters, `random_model` needs no files: it draws
+random numbers on the device.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import re
 import sys
 import types
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +63,7 @@ def make_model(folder: Path, end_of_chunk: int, media: int, dtype: torch.dtype) 
     sources = Sources(folder)
     trained = {name: tensor.shape for name, tensor in sources.trained().items()}
     with torch.device("meta"):
-        model = _build(sources, trained, end_of_chunk, media)
+        model = _build(_shape_of(sources, trained), end_of_chunk, media)
     filler = _Filler(model, dtype, MOSAIC_NAMES if sources.config["model_type"] == "mosaic_gpt" else ())
     with safe_open(sources.vision, "pt") as file:
         for name in file.keys():  # noqa: SIM118
@@ -79,30 +81,70 @@ def make_model(folder: Path, end_of_chunk: int, media: int, dtype: torch.dtype) 
     return model.eval().requires_grad_(False)
 
 
-def _build(sources: Sources, trained: dict[str, torch.Size], end_of_chunk: int, media: int) -> Flamingo:
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a model. ``language`` is what ``language/config.json`` says, ``rows`` the embedding's with the added
+    tokens; every ``interval``-th layer is gated."""
+
+    vision_width: int
+    vision_layers: int
+    patch: int
+    picture: int
+    language: dict[str, Any]
+    rows: int
+    interval: int
+
+
+def random_model(
+    shape: Shape, end_of_chunk: int, media: int, dtype: torch.dtype, device: str | torch.device
+) -> Flamingo:
+    """A model of random weights on a device. Their values keep activations near 1; gates are open."""
+    with torch.device("meta"):
+        model = _build(shape, end_of_chunk, media)
+    model = model.to(dtype).to_empty(device=device)
+    model.lang_encoder.tie_weights()
+    generator = torch.Generator(device).manual_seed(0)
+    for name, parameter in model.named_parameters():
+        if name.endswith("_gate"):
+            parameter.data.fill_(0.5)
+        elif parameter.ndim < 2:
+            parameter.data.fill_(float(name.endswith("weight")))
+        else:
+            parameter.data.normal_(std=parameter[0].numel() ** -0.5, generator=generator)
+    if any(True for _ in model.buffers()):
+        sys.exit("the peer has buffers, which would be random: another version of open_flamingo?")
+    return model.eval().requires_grad_(False)
+
+
+def _shape_of(sources: Sources, trained: dict[str, torch.Size]) -> Shape:
     with safe_open(sources.vision, "pt") as file:
         patches = file.get_slice("visual.conv1.weight").get_shape()
         places = file.get_slice("visual.positional_embedding").get_shape()[0]
         layers = len({match[1] for name in file.keys() if (match := re.search(r"resblocks\.(\d+)\.", name))})  # noqa: SIM118
-    width, patch = patches[0], patches[2]
+    gated = {int(match[1]) for name in trained if (match := re.search(r"gated_cross_attn_layers\.(\d+)\.", name))}
+    picture = int((places - 1) ** 0.5) * patches[2]
+    return Shape(patches[0], layers, patches[2], picture, sources.config, trained[EMBEDDING][0], min(gated) + 1)
+
+
+def _build(shape: Shape, end_of_chunk: int, media: int) -> Flamingo:
+    width = shape.vision_width
     vision = CLIPVisionCfg(
-        image_size=int((places - 1) ** 0.5) * patch, patch_size=patch, width=width, layers=layers,
+        image_size=shape.picture, patch_size=shape.patch, width=width, layers=shape.vision_layers,
         head_width=HEAD_WIDTH, mlp_ratio=4.0, output_tokens=True,
     )
     visual = _build_vision_tower(width, vision, quick_gelu=True)
     visual.final_ln_after_pool = True  # tokens before the final norm, as the checkpoints were trained
-    config = _language_config(sources.config, trained[EMBEDDING][0])
+    config = _language_config(shape.language, shape.rows)
     language = MptForCausalLM(config)
-    if sources.config.get("attn_qk_ln"):
+    if shape.language.get("attn_qk_ln"):
         for block in language.transformer.blocks:
             block.attn.Wqkv = NormedQueryKey(config.d_model)
     # As open_flamingo.src.factory does it; the embedding has its final number of rows already.
     extend_instance(language, FlamingoLMMixin)
     language.set_decoder_layers_attr_name(_infer_decoder_layers_attr_name(language))
-    gated = {int(match[1]) for name in trained if (match := re.search(r"gated_cross_attn_layers\.(\d+)\.", name))}
     holder = nn.Module()
     holder.visual = visual
-    return Flamingo(holder, language, end_of_chunk, media, width, min(gated) + 1)
+    return Flamingo(holder, language, end_of_chunk, media, width, shape.interval)
 
 
 def _language_config(stated: dict[str, Any], rows: int) -> MptConfig:

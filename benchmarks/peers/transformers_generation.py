@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from transformers import LogitsProcessor, LogitsProcessorList, logging
 from transformers.generation.streamers import BaseStreamer
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 PIXEL_TOLERANCE = 1e-6
 PACKAGES = {"torch": "torch", "transformers": "transformers", "open_clip": "open-clip-torch",
             "open_flamingo": "open-flamingo"}
@@ -87,10 +87,12 @@ def answer_settings(new_tokens: int, workload: dict[str, Any]) -> dict[str, Any]
     }
 
 
-def prompt_tensors(case: dict[str, Any], workload: dict[str, Any], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Token ids [1, T] and pixel values [N, 3, S, S] of a case; the pictures are read from their files."""
+def prompt_tensors(
+    case: dict[str, Any], workload: dict[str, Any], dtype: torch.dtype, device: str | torch.device = "cpu"
+) -> tuple[Tensor, Tensor]:
+    """Token ids [1, T] and pixel values [N, 3, S, S] of a case, on a device; the pictures are read from their files."""
     paths = [workload["pictures"][number] for number in case["pictures"]]
-    return torch.tensor([case["input_ids"]]), pixel_values(paths, workload).to(dtype)
+    return torch.tensor([case["input_ids"]], device=device), pixel_values(paths, workload).to(device, dtype)
 
 
 def pixel_values(paths: Sequence[str], workload: dict[str, Any]) -> Tensor:

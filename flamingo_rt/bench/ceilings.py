@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from flamingo_rt.config import CrossAttentionConfig, FlamingoConfig, NFNetConfig, ViTConfig
 
-FLOAT = 4  # bytes: cache, media and what graphs compute with
+FLOAT = 4  # bytes of a float32: pixel values, and what graphs compute with unless they do in half precision
 
 
 @dataclass(frozen=True)
@@ -130,23 +130,23 @@ def _cross_parameters(cross: CrossAttentionConfig, width: int) -> int:
     return 2 * width * cross.heads * cross.head_width + 2 * width * cross.ff_multiplier * width
 
 
-def cache_bytes(config: FlamingoConfig, tokens: int) -> int:
-    """Self-attention keys and values of ``tokens`` tokens of a row."""
+def cache_bytes(config: FlamingoConfig, tokens: int, number: int = FLOAT) -> int:
+    """Self-attention keys and values of ``tokens`` tokens of a row, in numbers of ``number`` bytes."""
     language = config.language
-    return tokens * language.layers * 2 * language.kv_heads * language.head_width * FLOAT
+    return tokens * language.layers * 2 * language.kv_heads * language.head_width * number
 
 
-def media_bytes(config: FlamingoConfig) -> int:
-    """Keys and values of one picture: what the cross-attention of a token reads."""
+def media_bytes(config: FlamingoConfig, number: int = FLOAT) -> int:
+    """Keys and values of one picture, in numbers of ``number`` bytes: what the cross-attention of a token reads."""
     cross, resampler = config.cross_attention, config.resampler
-    return len(config.cross_layers) * 2 * cross.heads * resampler.latents * cross.head_width * FLOAT
+    return len(config.cross_layers) * 2 * cross.heads * resampler.latents * cross.head_width * number
 
 
 def pixel_bytes(config: FlamingoConfig) -> int:
-    """One picture's ``pixel_values``."""
+    """One picture's ``pixel_values``, float32 whatever the graphs compute in."""
     return 3 * config.vision.image_size**2 * FLOAT
 
 
-def feature_bytes(config: FlamingoConfig) -> int:
-    """One picture's features."""
-    return config.vision.feature_count * config.vision.width * FLOAT
+def feature_bytes(config: FlamingoConfig, number: int = FLOAT) -> int:
+    """One picture's features, in numbers of ``number`` bytes."""
+    return config.vision.feature_count * config.vision.width * number

@@ -10,16 +10,19 @@ from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
 
+import numpy as np
+
 from flamingo_rt.bench.bandwidth import BUFFER_BYTES
 from flamingo_rt.bench.machine import core_count, describe_machine, memory_now
 from flamingo_rt.bench.model_facts import model_facts
 from flamingo_rt.bench.notes import notes_on
 from flamingo_rt.bench.options import BenchOptions
-from flamingo_rt.bench.rates import RateProbe, Rates
+from flamingo_rt.bench.rates import RateProbe, Rates, probe_of
 from flamingo_rt.bench.results import Against, DecodeResult, Report, ShotsResult, Stage
 from flamingo_rt.bench.statistics import Clock, Run, Spread, sample
 from flamingo_rt.bench.theory import Theory, Work
 from flamingo_rt.bench.workload import CacheFilling, Pictures, caption_tokens, query_parts, shot_parts
+from flamingo_rt.contract import LANGUAGE_MODEL
 from flamingo_rt.progress import Progress, silent
 from flamingo_rt.runtime.decoder import Decoder
 from flamingo_rt.runtime.model import Model, PromptState
@@ -34,7 +37,8 @@ def measure(
     progress: Progress = silent, clock: Clock = time.perf_counter, buffer_bytes: int | None = None,
 ) -> Report:
     """Measure a loaded model. ``folder`` is the bundle it was loaded from, whose graphs say how many bytes they read.
-    ``buffer_bytes`` is what memory bandwidth is measured with: by default far more than caches hold.
+    ``buffer_bytes`` is what the CPU's memory bandwidth is measured with: by default far more than caches hold. Engines
+    on a device are compared with what that can do.
 
     Raises `UsageError` for options that do not fit the model, before anything runs; `DataError` when memory bandwidth
     cannot be measured.
@@ -43,8 +47,8 @@ def measure(
     wanted = asked.for_model(model)
     threads = wanted.threads if model.engine.name == "ort" else None  # PyTorch takes what its environment says
     known = model_facts(model, Path(folder) if folder is not None else None, threads)
-    theory, started = Theory(model.config, known.weights), _now()
-    with RateProbe(model.engine.name, threads, core_count(), buffer_bytes or BUFFER_BYTES) as probe:
+    theory, started = Theory(model.config, known.weights, _number_bytes(model)), _now()
+    with RateProbe(probe_of(model.engine, threads, core_count(), buffer_bytes or BUFFER_BYTES)) as probe:
         runs = _Runs(model, wanted, probe, progress, clock)
         queries, compiling = runs.queries()
         cold = {shots: runs.cold(shots) for shots in wanted.shots if shots}
@@ -196,6 +200,12 @@ def _ratio(shots: tuple[int, ...], queries: Samples) -> float | None:
         return None
     pairs = zip(queries[str(most)][FIRST_TOKEN], queries["0"][FIRST_TOKEN], strict=True)
     return statistics.median(compiled / none for compiled, none in pairs)
+
+
+def _number_bytes(model: Model) -> int:
+    """Of one number of the cache, and so of features and media, which have its type."""
+    cached = next(spec for spec in model.engine.specs[LANGUAGE_MODEL].inputs if "C" in spec.shape)
+    return np.dtype(cached.array_dtype).itemsize
 
 
 def _now() -> str:

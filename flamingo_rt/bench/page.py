@@ -9,7 +9,7 @@ from pathlib import Path
 
 from flamingo_rt.bench import report as tables
 from flamingo_rt.bench.results import Report
-from flamingo_rt.bench.units import machine_line, model_line, scaled, software_line
+from flamingo_rt.bench.units import machine_line, model_line, products_rate, scaled, software_line
 from flamingo_rt.files import replacing_file
 
 STYLE = """
@@ -41,7 +41,7 @@ def html_page(report: Report) -> str:
     facts = [
         machine_line(report), software_line(report), f"{report.started} to {report.finished}",
         f"memory {scaled(rates.bandwidth, 'B/s')}: {rates.bandwidth_by}; "
-        f"products {scaled(rates.flops, 'FLOP/s')}: {rates.flops_by}; best of {len(rates.bandwidths)}",
+        f"products {products_rate(rates)}: {rates.flops_by}; best of {len(rates.bandwidths)}",
         *([f"{scaled(memory.peak, 'B')} of memory at the peak"] if memory.peak is not None else []),
         *([f"bundle {report.model.identity}"] if report.model.identity else []),
     ]

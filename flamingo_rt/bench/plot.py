@@ -120,17 +120,21 @@ def roofline_chart(axes: Axes, report: Report) -> None:
     rates = report.rates
     points = [(stage_name(stage), stage.against) for stage in report.stages if stage.against is not None]
     points += [(decode_name(result), result.against) for result in report.decode]
-    ridge = rates.flops / rates.bandwidth
+    most = max(against.intensity for _, against in points)
+    top = rates.flops if rates.flops is not None else most * rates.bandwidth  # memory's roof alone, up to the points
+    ridge = top / rates.bandwidth
     low = min([ridge, *(against.intensity for _, against in points)]) / 2.5
-    high = max([ridge, *(against.intensity for _, against in points)]) * 2.5
-    axes.plot([low, ridge, high], [low * rates.bandwidth, rates.flops, rates.flops], color=CEILING, linewidth=2)
+    high = max(ridge, most) * 2.5
+    axes.plot([low, ridge], [low * rates.bandwidth, top], color=CEILING, linewidth=2)
     axes.set_xscale("log")
     axes.set_yscale("log")
     bottom = min(against.flop_rate for _, against in points) / 3
-    axes.set(xlim=(low, high), ylim=(bottom, rates.flops * 3.2))
-    axes.annotate(f"products {scaled(rates.flops, 'FLOP/s')}", (high, rates.flops), (-4, 5), ha="right",
-                  textcoords="offset points", color=CEILING)
-    axes.annotate(f"memory {scaled(rates.bandwidth, 'B/s')}", (low, rates.flops), (6, 5), ha="left",
+    axes.set(xlim=(low, high), ylim=(bottom, top * 3.2))
+    if rates.flops is not None:
+        axes.plot([ridge, high], [top, top], color=CEILING, linewidth=2)
+        axes.annotate(f"products {scaled(rates.flops, 'FLOP/s')}", (high, top), (-4, 5), ha="right",
+                      textcoords="offset points", color=CEILING)
+    axes.annotate(f"memory {scaled(rates.bandwidth, 'B/s')}", (low, top), (6, 5), ha="left",
                   textcoords="offset points", color=CEILING)
     for index, (name, against) in enumerate(points):
         color = PALETTE[index % len(PALETTE)]

@@ -1,50 +1,104 @@
-"""What the machine can do, measured between the runs: the best counts, since it drifts within minutes."""
+"""What the machine can do, measured between the runs: the best counts, since it drifts within minutes.
+
+Of an engine on a device, it is the device's memory and products that count, and the engine measures them.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from flamingo_rt.bench.bandwidth import BUFFER_BYTES, BandwidthProbe
 from flamingo_rt.bench.matrix_rate import matrix_product, product_rate
+from flamingo_rt.runtime.engine import Engine
 
 
 @dataclass(frozen=True)
 class Rates:
-    """The best of ``probes`` measurements, and each of them. Bytes and FLOPs per second, and what measured them."""
+    """The best of several measurements, and each of them. Bytes and FLOPs per second, and what measured them; where
+    products could not be measured, ``flops`` is None and ``flops_by`` says why."""
 
     bandwidth: float
     bandwidth_by: str
-    flops: float
+    flops: float | None
     flops_by: str
     bandwidths: tuple[float, ...]
     flops_each: tuple[float, ...]
 
 
-class RateProbe:
-    """Measures both rates each time `probe` is called; a ``with`` block, for it has a process of its own."""
+class Measured(Protocol):
+    """A processor or device whose rates are measured within its ``with`` block."""
+
+    def __enter__(self) -> Measured: ...
+
+    def __exit__(self, *exception: object) -> None: ...
+
+    def bandwidth(self) -> tuple[float, str]:
+        """Bytes of memory per second, and how they were moved."""
+        ...
+
+    def products(self) -> tuple[float | None, str]:
+        """FLOPs per second of matrix products, and what computed them; None and why where nothing could."""
+        ...
+
+
+class HostProbe:
+    """The CPU and its memory; a process of its own reads that."""
 
     def __init__(self, backend: str, threads: int | None, cores: int, buffer_bytes: int = BUFFER_BYTES) -> None:
-        self._bandwidth = BandwidthProbe(threads or cores, buffer_bytes)
+        self._memory = BandwidthProbe(threads or cores, buffer_bytes)
         self._product, self._product_name = matrix_product(backend, threads)
-        self._reads: list[tuple[float, str]] = []
-        self._flops: list[float] = []
 
-    def __enter__(self) -> RateProbe:
-        self._bandwidth.__enter__()
+    def __enter__(self) -> HostProbe:
+        self._memory.__enter__()
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._bandwidth.__exit__(*exception)
+        self._memory.__exit__(*exception)
+
+    def bandwidth(self) -> tuple[float, str]:
+        """Bytes read per second. Raises `DataError` when it cannot be measured."""
+        return self._memory.read()
+
+    def products(self) -> tuple[float, str]:
+        """FLOPs per second through the backend."""
+        return product_rate(self._product), self._product_name
+
+
+def probe_of(
+    engine: Engine, threads: int | None, cores: int, buffer_bytes: int = BUFFER_BYTES
+) -> Measured:
+    """What measures the device that an engine runs on, or the CPU."""
+    return engine.device_probe() or HostProbe(engine.name, threads, cores, buffer_bytes)
+
+
+class RateProbe:
+    """Measures both rates each time `probe` is called, within a ``with`` block."""
+
+    def __init__(self, measured: Measured) -> None:
+        self._measured = measured
+        self._moved: list[tuple[float, str]] = []
+        self._flops: list[float] = []
+        self._flops_by = ""
+
+    def __enter__(self) -> RateProbe:
+        self._measured.__enter__()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._measured.__exit__(*exception)
 
     def probe(self) -> None:
         """Measure once more."""
-        self._reads.append(self._bandwidth.read())
-        self._flops.append(product_rate(self._product))
+        self._moved.append(self._measured.bandwidth())
+        flops, self._flops_by = self._measured.products()
+        if flops is not None:
+            self._flops.append(flops)
 
     def best(self) -> Rates:
         """The best so far."""
-        bandwidth, way = max(self._reads)
+        bandwidth, way = max(self._moved)
         return Rates(
-            bandwidth, way, max(self._flops), self._product_name, tuple(rate for rate, _ in self._reads),
+            bandwidth, way, max(self._flops, default=None), self._flops_by, tuple(rate for rate, _ in self._moved),
             tuple(self._flops),
         )

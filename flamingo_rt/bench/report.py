@@ -11,6 +11,7 @@ from flamingo_rt.bench.units import (
     machine_line,
     milliseconds,
     model_line,
+    products_rate,
     scaled,
     software_line,
     stage_name,
@@ -34,7 +35,7 @@ def print_report(report: Report, console: Console) -> None:
     say("")
     say(f"The machine, measured between the runs, best of {len(rates.bandwidths)}:")
     say(f"memory    {scaled(rates.bandwidth, 'B/s'):>13}   {rates.bandwidth_by}", 2)
-    say(f"products  {scaled(rates.flops, 'FLOP/s'):>13}   {rates.flops_by}", 2)
+    say(f"products  {products_rate(rates):>13}   {rates.flops_by}", 2)
     for title, header, lines in (
         ("Theory: the least a stage must do, and the least time that takes", THEORY, theory_lines(report)),
         (f"Measured: one query with one picture, {report.options['warmup']} to warm up", STAGES, stage_lines(report)),

@@ -30,8 +30,9 @@ class ModelFacts:
 @dataclass(frozen=True)
 class Against:
     """A stage beside what the machine allows: ``flops`` to compute and ``bytes`` to move at least, the milliseconds
-    those take at the measured rates (``ceiling``, the larger of the two, ``bound`` by which), and the fraction of that
-    speed that was ``reached``. ``flop_rate`` is what was attained, per second, and ``intensity`` FLOPs per byte."""
+    those take at the measured rates (``ceiling``, the larger of the two, ``bound`` by which; memory's alone where
+    products could not be measured), and the fraction of that speed that was ``reached``. ``flop_rate`` is what was
+    attained, per second, and ``intensity`` FLOPs per byte."""
 
     flops: int
     bytes: int
@@ -45,7 +46,8 @@ class Against:
     def of(cls, flops: int, bytes_: int, milliseconds: float, rates: Rates) -> Against:
         """Compare a stage that took ``milliseconds``."""
         milliseconds = max(milliseconds, 1e-6)  # a clock that stood still
-        compute, memory = flops / rates.flops * 1e3, bytes_ / rates.bandwidth * 1e3
+        compute = flops / rates.flops * 1e3 if rates.flops is not None else 0.0
+        memory = bytes_ / rates.bandwidth * 1e3
         ceiling = max(compute, memory)
         return cls(
             flops, bytes_, ceiling, "compute" if compute > memory else "memory", ceiling / milliseconds,

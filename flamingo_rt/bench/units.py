@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from flamingo_rt.bench.rates import Rates
 from flamingo_rt.bench.results import DecodeResult, Report, Stage
 
 PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+# Distributions behind a backend; those that are not installed are left out.
+RUNTIMES = {
+    "ort": ("onnxruntime", "onnxruntime-gpu"),  # whichever it is that is installed
+    "torch": ("torch",), "tensorrt": ("tensorrt", "tensorrt-rtx-cu13"), "ort-cuda": ("onnxruntime-gpu",),
+    "ort-tensorrt-rtx": ("onnxruntime",),
+}
 STAGES = {"images": "image decode, resize", "vision": "vision encoder", "resampler": "resampler", "prefill": "prefill"}
 
 
@@ -24,6 +31,11 @@ def milliseconds(value: float) -> str:
 def _three_digits(value: float) -> str:
     digits = 0 if value >= 99.95 else 1 if value >= 9.995 else 2 if value >= 0.9995 else 3
     return f"{value:.{digits}f}"
+
+
+def products_rate(rates: Rates) -> str:
+    """FLOPs per second, or nothing where they could not be measured."""
+    return scaled(rates.flops, "FLOP/s") if rates.flops is not None else ""
 
 
 def stage_name(stage: Stage) -> str:
@@ -58,8 +70,6 @@ def machine_line(report: Report) -> str:
 def software_line(report: Report) -> str:
     """System, Python, the libraries that matter."""
     machine = report.machine
-    runtimes = {"torch": ("torch",), "ort-cuda": ("onnxruntime-gpu",), "ort-tensorrt-rtx": ("onnxruntime",)}
-    runtimes["ort"] = ("onnxruntime", "onnxruntime-gpu")  # whichever it is that is installed
-    names = ["flamingo-rt", "numpy", *runtimes.get(report.model.backend, ())]
+    names = ["flamingo-rt", "numpy", *RUNTIMES.get(report.model.backend, ())]
     versions = [f"{name} {machine.libraries[name]}" for name in names if machine.libraries.get(name)]
     return ", ".join([machine.system, f"Python {machine.python}", *versions])

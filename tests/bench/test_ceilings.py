@@ -86,6 +86,16 @@ def test_bytes_of_the_small_model_computed_by_hand() -> None:
     assert ceilings.feature_bytes(config) == 4 * 4 * 24 * 4  # 32 pixels, halved three times
 
 
+def test_in_half_precision_all_but_pixel_values_is_half_as_large() -> None:
+    config, none = small_config(), dict.fromkeys(GRAPHS, WeightBytes(0, 0, 0))
+    single, half = Theory(config, none), Theory(config, none, number=2)
+    assert half.decode(2, 64, 3)[1] == single.decode(2, 64, 3)[1] / 2
+    assert half.prefill(7)[1] == single.prefill(7)[1] / 2
+    assert half.resampler()[1] == single.resampler()[1] / 2
+    assert single.vision()[1] - half.vision()[1] == ceilings.feature_bytes(config) / 2
+    assert half.decode(2, 64, 3)[0] == single.decode(2, 64, 3)[0]
+
+
 def test_the_matrices_are_nearly_all_of_a_models_parameters() -> None:
     config = preset("openflamingo-3b")
     weights = counted_weights(config)

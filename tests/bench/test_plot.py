@@ -55,6 +55,14 @@ def test_one_number_of_shots_is_enough(made_up, shots: slice) -> None:
     assert "<svg" in to_svg(draw_all(few))
 
 
+def test_a_machine_whose_products_were_not_measured_has_one_roof(made_up) -> None:
+    without = replace(made_up, rates=replace(made_up.rates, flops=None, flops_by="not measured"))
+    roofs = [len([line for line in draw_one(report, "roofline").axes[0].lines if line.get_marker() == "None"])
+             for report in (made_up, without)]
+    assert roofs == [2, 1]
+    assert "not measured" in html_page(without)
+
+
 def test_a_file_that_cannot_be_written_is_explained(made_up, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="writing .* failed"):

@@ -11,8 +11,10 @@ import pytest
 
 from flamingo_rt.bench import bandwidth, matrix_rate, rates
 from flamingo_rt.bench.bandwidth import BandwidthProbe
-from flamingo_rt.bench.matrix_rate import SIZE, matmul_model, matrix_product, product_rate
-from flamingo_rt.bench.rates import RateProbe
+from flamingo_rt.bench.matrix_rate import SIZE, matrix_product, product_rate
+from flamingo_rt.bench.rates import HostProbe, RateProbe
+from flamingo_rt.bench.results import Against
+from flamingo_rt.engines.matmul_graph import matmul_graph
 from flamingo_rt.errors import DataError
 
 
@@ -44,7 +46,7 @@ def test_a_process_that_cannot_be_started_or_dies_is_explained(monkeypatch) -> N
 def test_the_hand_made_graph_is_a_valid_one_and_multiplies() -> None:
     rng = np.random.default_rng(0)
     x, weight = (rng.standard_normal((8, 8), dtype=np.float32) for _ in range(2))
-    content = matmul_model(weight)
+    content = matmul_graph(8, weight=weight)
     onnx.checker.check_model(onnx.load_from_string(content))
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     np.testing.assert_allclose(session.run(None, {"x": x})[0], x @ weight, rtol=1e-5, atol=1e-5)
@@ -64,11 +66,33 @@ def test_the_rate_is_that_of_the_fastest_product() -> None:
     assert product_rate(lambda: None, repeats=3, clock=lambda: next(times)) == 2 * SIZE**3 / 0.5
 
 
+def test_without_products_the_ceiling_is_that_of_memory() -> None:
+    class NoProducts:
+        def __enter__(self) -> NoProducts:
+            return self
+
+        def __exit__(self, *exception: object) -> None:
+            """Nothing to end."""
+
+        def bandwidth(self) -> tuple[float, str]:
+            return 10.0, "by hand"
+
+        def products(self) -> tuple[None, str]:
+            return None, "not measured: why"
+
+    with RateProbe(NoProducts()) as probe:
+        probe.probe()
+    best = probe.best()
+    assert (best.flops, best.flops_by, best.flops_each) == (None, "not measured: why", ())
+    against = Against.of(10**9, 20, 4000.0, best)
+    assert (against.bound, against.ceiling, against.reached) == ("memory", 2000.0, 0.5)
+
+
 def test_the_best_of_all_probes_counts(monkeypatch) -> None:
     reads, flops = iter([(1.0, "a"), (3.0, "b"), (2.0, "c")]), iter([7.0, 5.0, 6.0])
     monkeypatch.setattr(bandwidth.BandwidthProbe, "read", lambda self: next(reads))
     monkeypatch.setattr(rates, "product_rate", lambda product: next(flops))
-    with RateProbe("other", 1, 1, 1 << 20) as probe:
+    with RateProbe(HostProbe("other", 1, 1, 1 << 20)) as probe:
         for _ in range(3):
             probe.probe()
     best = probe.best()

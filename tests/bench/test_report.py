@@ -45,6 +45,11 @@ def test_tables_fit_a_terminal_and_a_narrow_one_does_without_some_columns(made_u
     assert "of the ceiling" in text
 
 
+def test_products_that_were_not_measured_are_said_to_be_missing(made_up) -> None:
+    rates = replace(made_up.rates, flops=None, flops_by="not measured: no compiler", flops_each=())
+    assert "not measured: no compiler" in text_of(replace(made_up, rates=rates))
+
+
 def test_what_was_not_measured_is_left_out(made_up) -> None:
     from flamingo_rt.bench.machine import Memory
 

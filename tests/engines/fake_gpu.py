@@ -11,6 +11,7 @@ which were read in their documentation.
 from __future__ import annotations
 
 import ctypes
+import time
 from enum import Enum
 from types import ModuleType, SimpleNamespace
 
@@ -124,21 +125,24 @@ def pycuda_driver(gpu: FakeGpu) -> ModuleType:
         synchronize = staticmethod(gpu.synchronize)
 
     class Event:
-        def __init__(self, flags: str) -> None:
-            assert flags == "DISABLE_TIMING"
+        """Holds the time at which the stream came to it. Whoever waits for it waits for what is before it alone."""
+
+        def __init__(self, flags: str = "") -> None:
+            assert flags in ("", "DISABLE_TIMING")
+            self.time: float | None = None
 
         def record(self, stream: Stream) -> None:
-            self._done = False
-            gpu.put(self._finish)
-
-        def _finish(self) -> None:
-            self._done = True
+            assert isinstance(stream, Stream)
+            gpu.put(lambda: setattr(self, "time", time.perf_counter()))
 
         def synchronize(self) -> None:
             gpu.calls.append(("wait for a mark",))
             assert gpu.current == 1
-            while not self._done:
+            while self.time is None:
                 gpu.queue.pop(0)()
+
+        def time_till(self, event: Event) -> float:
+            return (event.time - self.time) * 1e3
 
     class Memcpy2D:
         def set_src_device(self, address: int) -> None:
@@ -183,6 +187,12 @@ def pycuda_driver(gpu: FakeGpu) -> ModuleType:
         assert gpu.capturing is None or gpu.is_pinned(array), "pageable memory in a graph"
         gpu.put(lambda: array.reshape(-1).view(np.uint8).__setitem__(slice(None), gpu.bytes_at(address, array.nbytes)))
 
+    def memcpy_dtod_async(target: int, source: int, count: int, stream: Stream) -> None:
+        assert isinstance(stream, Stream)
+        assert count < 1 << 32
+        gpu.calls.append(("copy", count))
+        gpu.put(lambda: gpu.bytes_at(target, count).__setitem__(slice(None), gpu.bytes_at(source, count)))
+
     def memset_d8_async(address: int, value: int, count: int, stream: Stream) -> None:
         assert isinstance(stream, Stream)
         gpu.put(lambda: gpu.bytes_at(address, count).fill(value))
@@ -198,7 +208,7 @@ def pycuda_driver(gpu: FakeGpu) -> ModuleType:
     driver.mem_alloc, driver.pagelocked_empty = mem_alloc, pagelocked_empty
     driver.mem_get_info = lambda: (gpu.memory - gpu.used, gpu.memory)
     driver.memcpy_htod_async, driver.memcpy_dtoh_async = memcpy_htod_async, memcpy_dtoh_async
-    driver.memset_d8_async = memset_d8_async
+    driver.memset_d8_async, driver.memcpy_dtod_async = memset_d8_async, memcpy_dtod_async
     return driver
 
 

@@ -12,6 +12,7 @@ from small_model import small_checkpoint
 import flamingo_rt
 from flamingo_rt.checkpoints import open_checkpoint
 from flamingo_rt.engines.cuda import Cuda, import_pycuda
+from flamingo_rt.engines.device_probe import DeviceProbe
 from flamingo_rt.engines.gpu import find_gpu
 from flamingo_rt.engines.ort_providers import CUDA_BACKEND, PROVIDERS
 from flamingo_rt.engines.tensorrt_module import TENSORRT, TENSORRT_RTX, import_tensorrt
@@ -80,6 +81,17 @@ def _tokens(model: Model) -> list[tuple[int, ...]]:
     prefix = model.prompt("Output: a red circle")
     results = model.generate_batch(["Output:", "Question: how many? Answer:"], prefix=prefix, max_new_tokens=8)
     return [result.tokens for result in (*results, model.generate("Output:", max_new_tokens=8, beams=3).result())]
+
+
+@pytest.mark.parametrize("target", [TENSORRT, TENSORRT_RTX])
+def test_the_gpus_memory_and_products_are_measured(target) -> None:
+    try:
+        runtime = import_tensorrt(target)
+    except DependencyError as error:
+        pytest.skip(str(error))
+    with DeviceProbe(Cuda(), runtime, "float16") as probe:
+        assert probe.bandwidth()[0] > 10e9
+        assert probe.products()[0] > 1e12
 
 
 @pytest.mark.parametrize("target", [TENSORRT, TENSORRT_RTX])

@@ -1,0 +1,75 @@
+"""How fast is the real open_flamingo on a device? Random weights of the given shape, the workload's prompts, its cache
+on. Runs in the peer's environment: nothing of flamingo_rt is imported.
+
+    PYTHONPATH=benchmarks:benchmarks/peers PEER/bin/python -m gpu_parts.peer --work FOLDER --shape FILE --device cuda
+
+With ``--compile inductor`` torch.compile compiles its language model, for dynamic shapes, since its cache grows by a
+token each step; compiling is part of the warm-up. Its ``generate`` is the transformers library's, as ever.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from measuring import measure_case, read_workload, wanted_cases
+from openflamingo_model import Shape, random_model
+from transformers import logging
+from transformers_generation import DTYPES, answer_settings, checked_types, prompt_tensors, timed, weight_bytes
+
+from gpu_parts.rows import reporting, tell
+from gpu_parts.timed import plan_for, tell_case
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--shape", type=Path, required=True, help="JSON with the fields of Shape")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--dtype", choices=list(DTYPES), default="fp16")
+    parser.add_argument("--compile", metavar="BACKEND", help="of torch.compile, such as inductor")
+    parser.add_argument("--shots", type=lambda text: tuple(map(int, text.split(","))), default=(0, 32))
+    parser.add_argument("--tokens", type=int, default=32)
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=10.0)
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    logging.set_verbosity_error()
+    with reporting():
+        measure(options)
+
+
+def measure(options: argparse.Namespace) -> None:
+    workload, dtype = read_workload(options.work / "workload" / "workload.json"), DTYPES[options.dtype]
+    plan = plan_for(options.shots, options.tokens, options.runs, options.seconds, torch.get_num_threads())
+    start, tokens = time.perf_counter(), workload["tokens"]
+    shape = Shape(**json.loads(options.shape.read_text()))
+    model = random_model(shape, tokens["end_of_chunk"], tokens["image"], dtype, options.device)
+    tell("weights", round(weight_bytes(model) / 1e9, 3), "GB", note=f"PyTorch {torch.__version__}")
+    tell("loading", round(time.perf_counter() - start, 1), "s", note="random numbers drawn on the device")
+
+    def generate(case: dict[str, Any], new_tokens: int, **more: Any) -> None:
+        ids, pictures = prompt_tensors(case, workload, dtype, options.device)
+        settings = answer_settings(new_tokens, workload)
+        model.generate(pictures[None, :, None], ids, attention_mask=torch.ones_like(ids), **settings, **more)
+
+    cases = wanted_cases(workload, plan)
+    checked_types(model, lambda: timed(generate, cases[0], 2), options.dtype)
+    if options.compile:
+        start = time.perf_counter()
+        model.lang_encoder.forward = torch.compile(
+            model.lang_encoder.forward, dynamic=True, backend=options.compile
+        )
+        timed(generate, cases[0], 4)
+        tell("compiling", round(time.perf_counter() - start, 1), "s")
+    for case in cases:
+        tell_case(measure_case(case, lambda n, case=case: timed(generate, case, n), plan))
+
+
+if __name__ == "__main__":
+    main()

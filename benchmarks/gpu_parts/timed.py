@@ -1,0 +1,30 @@
+"""The rows of a timed case, the same of every system: ours, the peer, and what stands in for it."""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any
+
+from measuring import Plan
+
+from gpu_parts.rows import tell
+
+FIRST, TOKEN, COMPILED = "first_token", "token", "first_token_compiled"
+
+
+def tell_case(record: dict[str, Any], compiled: bool = False) -> None:
+    """Time to the first token, and from token to token, of a record of `measuring.measure_case`."""
+    shots, firsts = record["shots"], record["first_token_ms"]
+    gaps = [gap for answer in record["token_ms"] for gap in answer]
+    shown = f"{shots} shots" if shots else "one picture"
+    behind = f"{shown} compiled" if compiled else shown
+    tell(f"first token, {behind}", round(statistics.median(firsts), 3), "ms", key=COMPILED if compiled else FIRST,
+         shots=shots, samples=firsts, prompt_tokens=record["prompt_tokens"])
+    if not compiled:  # behind a compiled prompt it is the same
+        tell(f"each token, {behind}", round(statistics.median(gaps), 4), "ms", key=TOKEN, shots=shots,
+             samples=record["token_ms"])
+
+
+def plan_for(shots: tuple[int, ...], tokens: int, repeats: int, budget: float, threads: int) -> Plan:
+    """No beams, no captions: what a few minutes allow."""
+    return Plan(threads, tokens, repeats, budget, shots, 0, 1)
