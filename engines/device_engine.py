@@ -13,7 +13,7 @@ from flamingo_rt.engines.cuda import Cuda
 from flamingo_rt.engines.device_cache import DeviceCache
 from flamingo_rt.engines.device_probe import DeviceProbe
 from flamingo_rt.engines.device_run import DeviceRun
-from flamingo_rt.engines.device_steps import TOKENS, DeviceGreedySteps
+from flamingo_rt.engines.device_steps import DeviceGreedySteps
 from flamingo_rt.engines.tensorrt_module import TensorRT
 from flamingo_rt.host_engine import HostGreedySteps
 
@@ -59,9 +59,9 @@ class DeviceEngine(ABC):
 
     @property
     def steps_ahead(self) -> int:
-        """One, which runs while the host looks at what the one before it chose; none where the graph reads its tokens
-        on the host."""
-        return 0 if TOKENS in self._on_host(LANGUAGE_MODEL) else 1
+        """One, which runs while the host looks at what the one before it chose; none where the graph reads any of its
+        inputs on the host."""
+        return 0 if self._on_host(LANGUAGE_MODEL) else 1
 
     def greedy_steps(
         self, inputs: Mapping[str, Any], outputs: Mapping[str, Any], constant: Collection[str] = ()

@@ -139,10 +139,6 @@ class DeviceRun(ABC):
         """From now on `launch` puts the graph alone on the stream: whoever calls it moves inputs and outputs."""
         self._inputs = self._uploaded = self._outputs = []
 
-    def read_from(self, name: str, staged: np.ndarray) -> None:
-        """Let the next run read an input from a pinned array, wherever the graph has it."""
-        self._cuda.upload(self._addresses[name], staged)
-
     @abstractmethod
     def _run(self) -> None:
         """Put the graph itself on the stream."""

@@ -64,7 +64,7 @@ class DeviceGreedySteps:
             else:
                 cuda.upload(run.address(TOKENS), self._first)
             self._begun = True
-            run.read_from(LENGTHS, slot.lengths)
+            cuda.upload(run.address(LENGTHS), slot.lengths)
             run.launch()
             cuda.download(slot.chosen, run.address(NEXT_TOKEN))
             cuda.download(slot.logprobs, run.address(NEXT_LOGPROB))

@@ -5,7 +5,8 @@
   wait for it: ONNX Runtime's own is turned off.
 - ONNX Runtime computes shapes on the CPU, and says of each input where it reads it. What it reads there is bound in
   pinned memory: bound on the device, it would be copied once, when it is bound, and never again. By its rules those are
-  the rows' lengths, in graphs of the lowering ``ort``: GroupQueryAttention wants the longest there.
+  the rows' lengths, in graphs of the lowering ``ort``: GroupQueryAttention wants the longest there. Such graphs do not
+  run ahead: nothing promises that what one step computes on the host is not written over by the next one too early.
 - Steps are not captured as CUDA graphs: ONNX Runtime captures none with nodes on the CPU.
 
 Not run on a GPU so far: the tests run it against stand-ins for onnxruntime and PyCUDA that compute on the CPU.
@@ -94,7 +95,10 @@ class _OrtRun(DeviceRun):
         self._binding = session.io_binding()
         addresses = {**self._addresses, **self._cache_addresses()}
         for spec in graph.spec.inputs:
-            self._bind_input(spec, addresses[spec.name])
+            device = "cpu" if spec.name in graph.on_host else "cuda"
+            self._binding.bind_input(
+                spec.name, device, 0, _element_type(spec), self._shapes[spec.name], addresses[spec.name]
+            )
         present = {name: buffer.shape for name, buffer in self._present.items()}
         shapes = {**self._output_shapes, **present}
         for spec in graph.spec.outputs:
@@ -104,18 +108,6 @@ class _OrtRun(DeviceRun):
         self._options = provider.runtime.RunOptions()
         # Wait for the stream where we do; a run returns when all of it is on the stream.
         self._options.add_run_config_entry("disable_synchronize_execution_providers", "1")
-
-    def read_from(self, name: str, staged: np.ndarray) -> None:
-        """As `DeviceRun.read_from`. What the graph reads on the host it may still read when the run was launched, so
-        each run has its own place for that."""
-        if name in self._bound.on_host:
-            self._bind_input(self._bound.spec.input(name), staged.ctypes.data)
-        else:
-            super().read_from(name, staged)
-
-    def _bind_input(self, spec: TensorSpec, address: int) -> None:
-        device = "cpu" if spec.name in self._bound.on_host else "cuda"
-        self._binding.bind_input(spec.name, device, 0, _element_type(spec), self._shapes[spec.name], address)
 
     def _run(self) -> None:
         try:

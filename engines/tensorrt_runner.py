@@ -7,8 +7,8 @@
   downloads its logits through pinned memory, and is replayed as a CUDA graph: on the first run its shapes are set, on
   the second it is captured. A classic engine's shapes change with every token, so its steps are not captured.
 - Greedy rows take the graph's own choice: a step reads the tokens of the one before from device memory, and begins
-  before the host has seen them (`device_steps.py`). Sampling, penalties and beams choose on the host, from the logits in
-  pinned memory (50k of them are 200 kB a row), so such a step ends with one wait for the stream.
+  before the host has seen them (`device_steps.py`). Sampling, penalties and beams choose on the host, from the logits
+  in pinned memory (50k of them are 200 kB a row), so such a step ends with one wait for the stream.
 
 Not run on a GPU so far: the tests run it against a stand-in for TensorRT and PyCUDA that computes with ONNX Runtime.
 """
