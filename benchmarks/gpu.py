@@ -47,7 +47,7 @@ from gpu_parts.plan import (  # noqa: E402
     smoke_systems,
 )
 from gpu_parts.running import FORMAT, Session  # noqa: E402
-from gpu_parts.table import printed  # noqa: E402
+from gpu_parts.table import TARGETS, printed  # noqa: E402
 
 
 def options_of(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -105,7 +105,7 @@ def main(arguments: list[str] | None = None) -> int:
             systems = [*smoke_systems(), *systems]
         planned = parts_of(size, systems, options.work, options.peer_python, known.get("peer", "not looked for"))
         session.run(chosen([*missing, *planned], options.only), spent=facts.share)
-    print("\n" + printed(session.rows))
+    print("\n" + printed(session.rows, {} if options.smoke else TARGETS))
     failed = sum("error" in row for row in session.rows)
     print(json.dumps({"results": str(session.path), "rows": len(session.rows), "errors": failed,
                       "seconds": round(session.elapsed())}))

@@ -74,7 +74,7 @@ def facts_part(peer_python: str | None) -> Part:
 
 def smoke_systems() -> list[System]:
     """The CPU's."""
-    return systems_of("ort", None, ("ort", "tensorrt", "tensorrt-classic"), ("fp32",))
+    return systems_of("ort", None, ("ort", "tensorrt"), ("fp32",))
 
 
 def gpu_systems(available: Mapping[str, Any]) -> tuple[list[System], list[Skipped]]:
@@ -185,8 +185,9 @@ def peer_parts(size: Size, work: Path, python: str | None, missing: str | None) 
         command = (sys.executable, "-m", f"{MODULE}.own_torch", "--work", str(work), "--model", size.model, *shots)
         found = [Skipped(PEER, "open_flamingo", missing or "no --peer-python")]
     eager = Part(PEER, f"{title}, {size.compute}, {EAGER}", command, share=10.0, least=20.0, needs=needs)
+    how = COMPILED if size.compiler == "inductor" else f"backend {size.compiler}, {COMPILED}"
     compiled = Part(
-        PEER, f"{title}, {size.compute}, {COMPILED}", (*command, "--compile", size.compiler), share=16.0, least=30.0,
+        PEER, f"{title}, {size.compute}, {how}", (*command, "--compile", size.compiler), share=16.0, least=30.0,
         needs=needs,
     )
     return [*found, eager, compiled]

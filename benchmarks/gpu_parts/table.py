@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from comparison.report import table
@@ -13,14 +13,14 @@ from gpu_parts.timed import COMPILED as FIRST_COMPILED
 from gpu_parts.timed import FIRST, TOKEN
 
 HEADER = ("part", "system", "measure", "value", "target", "beside, or why not")
-TARGETS = {EAGER: ">= 10", COMPILED: ">= 2"}  # times the peer's speed, for each token
+TARGETS = {EAGER: ">= 10", COMPILED: ">= 2"}  # times the peer's speed on a GPU, for each token
 KEPT = 160  # characters of a note
 
 
-def printed(rows: Sequence[Row]) -> str:
-    """The table of everything, and that of the ratios."""
+def printed(rows: Sequence[Row], targets: Mapping[str, str]) -> str:
+    """The table of everything, and that of the ratios, with ``targets`` by kind of peer."""
     told = [line(row) for row in rows if row.get("key") not in ("time", "available")]
-    compared = ratios(rows)
+    compared = ratios(rows, targets)
     parts = [table(HEADER, told), table(RATIO_HEADER, compared) if compared else ""]
     return "\n\n".join(part for part in parts if part)
 
@@ -56,14 +56,14 @@ RATIO_HEADER = (
 )
 
 
-def ratios(rows: Sequence[Row]) -> list[tuple[str, ...]]:
+def ratios(rows: Sequence[Row], targets: Mapping[str, str]) -> list[tuple[str, ...]]:
     """Our systems against each of the peers, as README's table has it: the peer's time over ours; compiled shots
-    against the peer's, which it has to read. Last, what compiled shots cost against none."""
+    against the peer's, which it has to read."""
     found = []
     for peer in named(rows, PEER):
         kind = COMPILED if peer.endswith(COMPILED) else EAGER
         # A stand-in is not what the targets are about.
-        target = TARGETS[kind] if peer.startswith("open_flamingo") else None
+        target = targets.get(kind) if peer.startswith("open_flamingo") else None
         for system in named(rows, SPEED):
             cells = []
             for key, theirs, many, aim in (
@@ -74,10 +74,6 @@ def ratios(rows: Sequence[Row]) -> list[tuple[str, ...]]:
                 ratio = other / ours if ours and other else None
                 cells.append("" if ratio is None else f"{ratio:.2f}" + (f" ({judged(aim, ratio)})" if aim else ""))
             found.append((peer, system, *cells))
-    for system in named(rows, SPEED):
-        none, behind = value_of(rows, system, FIRST, False), value_of(rows, system, FIRST_COMPILED, True)
-        if none and behind:
-            found.append(("itself, without shots", system, "", "", "", f"{none / behind:.2f}"))
     return found
 
 

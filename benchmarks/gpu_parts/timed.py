@@ -16,7 +16,7 @@ def tell_case(record: dict[str, Any], compiled: bool = False) -> None:
     """Time to the first token, and from token to token, of a record of `measuring.measure_case`."""
     shots, firsts = record["shots"], record["first_token_ms"]
     gaps = [gap for answer in record["token_ms"] for gap in answer]
-    shown = f"{shots} shots" if shots else "one picture"
+    shown = f"{shots} shot{'s' if shots > 1 else ''}" if shots else "one picture"
     behind = f"{shown} compiled" if compiled else shown
     tell(f"first token, {behind}", round(statistics.median(firsts), 3), "ms", key=COMPILED if compiled else FIRST,
          shots=shots, samples=firsts, prompt_tokens=record["prompt_tokens"])
