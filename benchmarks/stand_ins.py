@@ -19,6 +19,7 @@ class GivenAnswers:
     def __init__(self, engine: Engine) -> None:
         self._engine, self.name, self.specs = engine, engine.name, engine.specs
         self.cache, self.continues_batches = engine.cache, engine.continues_batches
+        self.reads_device_arrays = engine.reads_device_arrays
         self._answer: tuple[int, ...] = ()
         self._start = 0
 

@@ -34,6 +34,7 @@ class OrtEngine:
 
     name = NAME
     continues_batches = False  # GroupQueryAttention continues a filled cache with several tokens for one row alone
+    reads_device_arrays = False
 
     def __init__(
         self, graphs: Mapping[str, Path], config: FlamingoConfig, threads: int | None = None, frugal: bool = False,

@@ -17,11 +17,15 @@ FOLDERS = {
 }
 
 # What each part of the project may import of the project, besides itself.
-BASE = {"errors", "config", "files", "contract", "cache", "presets", "progress", "protobuf", "system_memory"}
+BASE = {
+    "errors", "config", "files", "contract", "cache", "device_arrays", "presets", "progress", "protobuf",
+    "system_memory",
+}
 RUNTIME = BASE | {"bundle", "processing", "engines"}
 ALLOWED = {
     "errors": set(),
     "config": {"errors"},
+    "device_arrays": set(),
     "files": {"errors"},
     "progress": set(),
     "protobuf": set(),
@@ -30,7 +34,7 @@ ALLOWED = {
     "contract": {"errors", "config"},
     "cache": {"contract"},
     "bundle": {"errors", "config", "contract"},
-    "processing": {"errors", "config"},
+    "processing": {"errors", "config", "device_arrays"},
     "engines": BASE | {"bundle"},
     "runtime": BASE | {"processing"},
     "model": {"errors", "config", "contract", "cache"},

@@ -60,6 +60,7 @@ class TorchEngine:
 
     name = NAME
     continues_batches = False  # it could: one row at a time takes less memory
+    reads_device_arrays = False
 
     def __init__(self, model: Flamingo) -> None:
         self.model = model.eval()

@@ -17,6 +17,8 @@ class Engine(Protocol):
     specs: dict[str, GraphSpec]
     # Whether several rows of a filled cache can be continued with several tokens each in one call.
     continues_batches: bool
+    # Whether `bind` takes pixel values in device memory: what `flamingo_rt.device_arrays` can say where it lies.
+    reads_device_arrays: bool
 
     def cache(self, rows: int, capacity: int) -> Cache:
         """A cache of its own with room for ``capacity`` tokens in each of ``rows`` rows."""

@@ -10,6 +10,7 @@ class HostEngine:
     """The interface of an engine whose buffers are numpy arrays; `bind` is the test's."""
 
     continues_batches = True
+    reads_device_arrays = False
 
     def __init__(self, specs) -> None:
         self.specs = specs

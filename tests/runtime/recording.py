@@ -29,6 +29,7 @@ class RecordingEngine(HostEngine):
     def __init__(self, engine) -> None:
         super().__init__(engine.specs)
         self._engine, self.continues_batches = engine, engine.continues_batches
+        self.reads_device_arrays = engine.reads_device_arrays
         self.bound: list[Bound] = []
         self.calls: Counter[str] = Counter()
 
