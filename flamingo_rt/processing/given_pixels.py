@@ -7,7 +7,7 @@ import numpy as np
 from flamingo_rt.device_arrays import NO_STREAM, DeviceFrames, device_array, is_device_array
 from flamingo_rt.errors import DataError
 from flamingo_rt.processing.arrays import host_array
-from flamingo_rt.processing.media import PixelValues, is_array
+from flamingo_rt.processing.media import MAX_FRAMES, PixelValues, is_array
 
 
 def given_frames(visual: PixelValues, size: int) -> np.ndarray | DeviceFrames:
@@ -42,9 +42,10 @@ def _on_device(visual: PixelValues, size: int) -> DeviceFrames:
 def _frames_shape(label: str, dtype: np.dtype, shape: tuple[int, ...], size: int) -> tuple[int, ...]:
     """[F, 3, size, size], F 1 for a picture. Raises `DataError` unless type and shape are those of pixel values."""
     frames = shape if len(shape) == 4 else (1, *shape)
-    if dtype != np.float32 or frames[1:] != (3, size, size) or not frames[0]:
+    if dtype != np.float32 or frames[1:] != (3, size, size) or not 1 <= frames[0] <= MAX_FRAMES:
         raise DataError(
             f"{label} is {dtype} {list(shape)}; this model's pixel values are float32 [3, {size}, {size}], or "
-            f"[F, 3, {size}, {size}] for a clip: preprocess it so, or give an Image of uint8 [H, W, 3]"
+            f"[F, 3, {size}, {size}] for a clip of up to {MAX_FRAMES} frames: preprocess it so, or give an Image of "
+            "uint8 [H, W, 3]"
         )
     return frames
