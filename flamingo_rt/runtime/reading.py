@@ -94,8 +94,8 @@ class VisualReader:
             if isinstance(visual, PixelValues) and lies_on_device(visual):
                 raise UsageError(
                     f"{visual.label} cannot be read by the {self._engine.name} backend, which computes in host memory: "
-                    "give PixelValues(array.cpu()) (CuPy: array.get()), or run the engines of flamingo-rt build "
-                    "(--backend tensorrt)"
+                    "give PixelValues(array.cpu()) (CuPy: array.get()), or load a backend that computes on the GPU "
+                    "(flamingo-rt doctor says which work here)"
                 )
 
     def _encode_in_place(self, visual: Visual, frames: DeviceFrames, timer: StageTimer) -> np.ndarray:
