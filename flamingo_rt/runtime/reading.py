@@ -88,10 +88,8 @@ class VisualReader:
         return [found[keys[id(visual)]] for visual in visuals]
 
     def _check_places(self, visuals: Sequence[Visual]) -> None:
-        if self._engine.reads_device_arrays:
-            return
         for visual in visuals:
-            if isinstance(visual, PixelValues) and lies_on_device(visual):
+            if isinstance(visual, PixelValues) and lies_on_device(visual) and not self._engine.reads_device_arrays:
                 raise UsageError(
                     f"{visual.label} cannot be read by the {self._engine.name} backend, which computes in host memory: "
                     "give PixelValues(array.cpu()) (CuPy: array.get()), or load a backend that computes on the GPU "

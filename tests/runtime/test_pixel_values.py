@@ -9,6 +9,7 @@ import threading
 import numpy as np
 import pytest
 import torch
+from foreign_arrays import CudaArray
 from recording import RecordingEngine
 
 import flamingo_rt
@@ -25,7 +26,7 @@ from flamingo_rt.runtime.timing import StageTimer
 
 
 class OnDevice:
-    """An array in "device" memory, and the threads that asked where it lies."""
+    """An array in "device" memory, and the threads that asked where it lies or copied it."""
 
     def __init__(self, array: np.ndarray) -> None:
         self.array, self.threads = array, set()
@@ -33,10 +34,7 @@ class OnDevice:
     @property
     def __cuda_array_interface__(self) -> dict:
         self.threads.add(threading.get_ident())
-        return {
-            "shape": self.array.shape, "typestr": self.array.dtype.str, "data": (self.array.ctypes.data, False),
-            "version": 3,
-        }
+        return {**CudaArray(self.array).__cuda_array_interface__, "stream": None}
 
     def cpu(self) -> np.ndarray:
         self.threads.add(threading.get_ident())

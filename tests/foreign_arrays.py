@@ -1,8 +1,16 @@
-"""Stand-ins for arrays of other libraries: in device memory that is the host's, and in host memory."""
+"""Stand-ins for arrays of other libraries: in device memory that is the host's."""
 
 from __future__ import annotations
 
 import numpy as np
+
+
+def on_gpu(gpu, array: np.ndarray) -> np.ndarray:
+    """A copy of the array in the memory of a `FakeGpu`."""
+    address = gpu.allocate(array.nbytes)
+    placed = gpu.bytes_at(address, array.nbytes).view(array.dtype).reshape(array.shape)
+    placed[...] = array
+    return placed
 
 
 class CudaArray:
