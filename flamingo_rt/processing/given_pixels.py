@@ -24,7 +24,8 @@ def given_frames(visual: PixelValues, size: int) -> np.ndarray | DeviceFrames:
 
 def _on_host(visual: PixelValues, size: int) -> np.ndarray:
     array = host_array(visual.array, visual.label)
-    frames = np.ascontiguousarray(array).reshape(_frames_shape(visual.label, array.dtype, array.shape, size))
+    shape = _frames_shape(visual.label, array.dtype, array.shape, size)
+    frames = np.ascontiguousarray(array).reshape(shape)
     wrong = np.count_nonzero(~np.isfinite(frames))
     if wrong:
         raise DataError(f"{visual.label} holds {wrong:,} values that are NaN or infinite: look at what computed it")
