@@ -17,6 +17,7 @@ class HostEngine:
 
     steps_ahead = 0  # a call returns when its step is done
     continues_batches = False
+    reads_device_arrays = False
 
     def __init__(self, specs: dict[str, GraphSpec]) -> None:
         self.specs = specs

@@ -40,6 +40,8 @@ class Engine(Protocol):
     specs: dict[str, GraphSpec]
     # Whether several rows of a filled cache can be continued with several tokens each in one call.
     continues_batches: bool
+    # Whether `bind` takes pixel values in device memory: what `flamingo_rt.device_arrays` can say where it lies.
+    reads_device_arrays: bool
     # How many greedy steps are begun before it is known what the one before them chose; 0 where a step is done as soon
     # as it was begun, and one too many would cost time.
     steps_ahead: int
