@@ -23,6 +23,7 @@ class DeviceEngine(ABC):
     the graphs have: that is what a saved prompt has too."""
 
     specs: dict[str, GraphSpec]
+    reads_device_arrays = True
     _cuda: Cuda
     _tensorrt: TensorRT | None = None  # what compiles a product to be timed
 
