@@ -1,6 +1,6 @@
 """Builds of TensorRT-RTX that tell which layers the parser made and which ones the compiler made of them.
 
-An `EngineInspector` is asked of an engine that was loaded, which needs a GPU. The compiler's log has the same text: with
+An `EngineInspector` is asked of an engine that was loaded, which needs a GPU. The compiler's log has the same: with
 detailed verbosity it lists the layers of the finished engine, one a line.
 """
 
