@@ -27,9 +27,9 @@ from flamingo_rt.export.reference import streamed_model
 from flamingo_rt.weights.lazy import LazyTensor
 
 # Of the widened graphs, in units of rounding. Small models deviate by 0.001 of one, as in float32; those of
-# `tensorrt-classic` by up to 0.14: constants within PyTorch's own functions, such as the factor of the scores, are rounded in
-# graphs of basic operators.
-TOLERANCE_UNITS = 1
+# `tensorrt-classic` by up to 0.14: constants within PyTorch's own functions, such as the factor of the scores, are
+# rounded in graphs of basic operators. One with numbers beyond fp16's largest deviated by 1.1.
+TOLERANCE_UNITS = 2
 
 
 def half_tolerance(dtype: torch.dtype) -> float:
