@@ -30,6 +30,7 @@ from flamingo_rt.runtime import speculation  # noqa: E402
 from flamingo_rt.runtime.answer import Answer  # noqa: E402
 from flamingo_rt.runtime.draft_length import StepCosts  # noqa: E402
 from flamingo_rt.runtime.model import Model  # noqa: E402
+from flamingo_rt.runtime.options import SPECULATION  # noqa: E402
 from flamingo_rt.runtime.sampling import Sampler  # noqa: E402
 from flamingo_rt.runtime.timing import Counts, StageTimer  # noqa: E402
 
@@ -110,7 +111,7 @@ def replayed(model: Model, captions: list[Caption], costs: list[float]) -> dict[
         sampler = Sampler(OPTIONS, model.config.language.vocab_size, np.array(caption.prompt), 0)
         lookup = speculation.PromptLookup(caption.prompt, model.tokenizer.stop_ids)
         for _ in speculation.speculate(
-            decoder, decoder.after(0), answer, sampler, lookup, OPTIONS.speculation, step_costs, StageTimer(), total
+            decoder, decoder.after(0), answer, sampler, lookup, SPECULATION, step_costs, StageTimer(), total
         ):
             pass
         if answer.tokens != caption.answer[:-1]:

@@ -48,11 +48,10 @@ from stand_ins import GivenAnswers, NumberTokens, OneLetterTokens  # noqa: E402
 from flamingo_rt import GenerationOptions, Image, load  # noqa: E402
 from flamingo_rt.processing.prompt import build_prompt  # noqa: E402
 from flamingo_rt.processing.visuals import visual_pixels  # noqa: E402
-from flamingo_rt.runtime.options import GenerationResult  # noqa: E402
+from flamingo_rt.runtime.options import SPECULATION, GenerationResult  # noqa: E402
 
 PACKAGES = ("flamingo-rt", "onnxruntime", "numpy", "torch")
 SPECULATED_SHOTS = 8  # with more shots speculation is not measured again
-SPECULATION = GenerationOptions().speculation  # tokens guessed ahead, unless an answer is asked for without
 LONGEST_CAPTION = GenerationOptions().max_new_tokens  # given ones end before it
 
 

@@ -8,17 +8,18 @@ from typing import Any
 
 from measuring import FORCED
 
-from flamingo_rt.contract import LANGUAGE_MODEL
+from flamingo_rt.contract import LANGUAGE_MODEL, NEXT_TOKEN
+from flamingo_rt.host_engine import HostEngine
 from flamingo_rt.runtime.engine import Engine
 
 
-class GivenAnswers:
+class GivenAnswers(HostEngine):
     """An engine of one row that computes as another one does; then the token that comes next in a given answer is the
     likeliest at each of its places, whatever tokens were guessed. So a guess is right only if it is that token."""
 
     def __init__(self, engine: Engine) -> None:
-        self._engine, self.name, self.specs = engine, engine.name, engine.specs
-        self.cache, self.continues_batches = engine.cache, engine.continues_batches
+        super().__init__(engine.specs)
+        self._engine, self.name, self.continues_batches = engine, engine.name, engine.continues_batches
         self._answer: tuple[int, ...] = ()
         self._start = 0
 
@@ -37,9 +38,13 @@ class GivenAnswers:
         def call() -> None:
             run()
             following = inputs["cache_length"][0] + inputs["logits_index"][0] + 1 - self._start  # [K], in the answer
-            for row, place in zip(outputs["logits"][0], following.tolist(), strict=True):
-                if 0 <= place < len(self._answer):
-                    row[self._answer[place]] = FORCED
+            for position, place in enumerate(following.tolist()):
+                if not 0 <= place < len(self._answer):
+                    continue
+                if "logits" in outputs:
+                    outputs["logits"][0, position, self._answer[place]] = FORCED
+                if NEXT_TOKEN in outputs:
+                    outputs[NEXT_TOKEN][0, position] = self._answer[place]
 
         return call
 

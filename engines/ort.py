@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from flamingo_rt.cache import HostCache
 from flamingo_rt.config import FlamingoConfig
 from flamingo_rt.contract import IN_PLACE, LANGUAGE_MODEL, GraphSpec, graph_specs
 from flamingo_rt.engines.appended import appended
 from flamingo_rt.errors import DataError, DependencyError, UsageError
+from flamingo_rt.host_engine import HostEngine
 
 NAME = "ort"
 MAX_THREADS = 1024
@@ -28,7 +28,7 @@ def import_onnxruntime() -> Any:
     return onnxruntime
 
 
-class OrtEngine:
+class OrtEngine(HostEngine):
     """The three graphs as ONNX Runtime sessions; buffers are numpy arrays in host memory. ``specs`` are the graphs'
     names, types and shapes."""
 
@@ -70,7 +70,7 @@ class OrtEngine:
             # Every level above folds the casts of weights; the default order computes all of them before the rest.
             options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
             options.execution_order = runtime.ExecutionOrder.PRIORITY_BASED
-        self.specs = graph_specs(config, dtype)
+        super().__init__(graph_specs(config, dtype))
         self._forms = graph_specs(config, dtype, cache)
         self._sessions = {}
         # The largest first: while one is loaded, part of its file is in memory too.
@@ -81,10 +81,6 @@ class OrtEngine:
                 raise DataError(f"ONNX Runtime {runtime.__version__} cannot load {path}: {error}") from error
             _check_interface(path, session, self._forms[name])
             self._sessions[name] = session
-
-    def cache(self, rows: int, capacity: int) -> HostCache:
-        """In host memory, where the kernels read and write it."""
-        return HostCache(self.specs[LANGUAGE_MODEL], rows, capacity)
 
     def bind(
         self, graph: str, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray],
@@ -103,9 +99,8 @@ class OrtEngine:
     ) -> Callable[[], None]:
         session, spec = self._sessions[graph], self._forms[graph]
         binding = session.io_binding()
-        for tensors, specs, bind in (
-            (inputs, spec.inputs, binding.bind_input), (outputs, spec.outputs, binding.bind_output)
-        ):
+        wanted = [tensor for tensor in spec.outputs if tensor.name in outputs]
+        for tensors, specs, bind in ((inputs, spec.inputs, binding.bind_input), (outputs, wanted, binding.bind_output)):
             for tensor in specs:
                 array = tensors[tensor.name]
                 if array.dtype != tensor.array_dtype or not array.flags.c_contiguous:

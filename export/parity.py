@@ -19,6 +19,8 @@ from flamingo_rt.config import FlamingoConfig
 from flamingo_rt.contract import (
     GRAPHS,
     LANGUAGE_MODEL,
+    NEXT_LOGPROB,
+    NEXT_TOKEN,
     RESAMPLER,
     VISION_ENCODER,
     GraphSpec,
@@ -31,6 +33,8 @@ from flamingo_rt.export.cases import Expected, Reference
 from flamingo_rt.runtime.engine import Engine
 
 TOLERANCE = 1e-4  # float32 sums of a few thousand terms in another order differ by about 1e-6
+
+CHOICE_TOLERANCE = 1e-4  # of a log-probability, a float32 sum over the vocabulary
 
 
 class Judge(Protocol):
@@ -147,7 +151,8 @@ def _piece(
     engine: Engine, config: FlamingoConfig, expected: Expected, cache: dict[str, np.ndarray], cached: np.ndarray,
     tokens: slice,
 ) -> np.ndarray:
-    """Logits of all tokens of one call; the cache is extended in place."""
+    """Logits of all tokens of one call; the cache is extended in place. Raises `ParityError` when the greedy choice is
+    not that of the logits."""
     rows, count = len(cached), tokens.stop - tokens.start
     spec = engine.specs[LANGUAGE_MODEL]
     logits = np.empty((rows, count, config.language.vocab_size), dtype=np.float32)
@@ -159,5 +164,18 @@ def _piece(
         **{name: _as_array(expected.by_row(name), spec.input(name)) for name in expected.media},
     }
     present = {name.replace("past_key_values", "present"): array for name, array in cache.items()}
-    engine.bind(LANGUAGE_MODEL, {**inputs, **cache}, {"logits": logits, **present})()
+    chosen = {NEXT_TOKEN: np.empty((rows, count), np.int64), NEXT_LOGPROB: np.empty((rows, count), np.float32)}
+    engine.bind(LANGUAGE_MODEL, {**inputs, **cache}, {"logits": logits, **chosen, **present})()
+    _check_choice(expected.case.name, logits, **chosen)
     return logits
+
+
+def _check_choice(case: str, logits: np.ndarray, next_token: np.ndarray, next_logprob: np.ndarray) -> None:
+    """The greedy choice against the logits of the same run. What is not finite is found with them."""
+    wanted = torch.from_numpy(logits).log_softmax(-1).amax(-1).numpy()
+    wrong = (next_token != logits.argmax(-1)) | (np.abs(next_logprob - wanted) > CHOICE_TOLERANCE)
+    if (wrong & np.isfinite(wanted)).any():
+        raise ParityError(
+            f"graph {LANGUAGE_MODEL}, tensors {NEXT_TOKEN} and {NEXT_LOGPROB}, prompt '{case}': not the likeliest "
+            "token of its own logits; no bundle was written"
+        )

@@ -77,7 +77,7 @@ class ResamplerGraph(nn.Module):
 
 
 class LanguageModelGraph(nn.Module):
-    """New tokens, media and cache -> logits, float32, and cache: prefill and decode in one graph."""
+    """New tokens, media and cache -> logits, float32, the greedy choice, and cache: prefill and decode in one graph."""
 
     def __init__(self, model: Flamingo, lowering: Lowering) -> None:
         super().__init__()
@@ -93,4 +93,13 @@ class LanguageModelGraph(nn.Module):
         logits = self.model.decode(
             input_ids, positions, media_index, list(media[::2]), list(media[1::2]), attend, logits_index
         )
-        return logits.to(torch.float32), *attend.present
+        return *chosen(logits.to(torch.float32)), *attend.present
+
+
+def chosen(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """logits float32 [B, K, V] -> themselves, the likeliest token int64 [B, K], its log-probability float32 [B, K].
+
+    Written out, since TensorRT's parser makes of ReduceLogSumExp one that overflows: it does not subtract the largest.
+    """
+    highest, token = logits.topk(1)  # of equals the first, in ONNX as here
+    return logits, token[..., 0], -(logits - highest).exp().sum(-1).log()

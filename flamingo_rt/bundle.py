@@ -18,7 +18,7 @@ from flamingo_rt.config import FlamingoConfig, read_json
 from flamingo_rt.contract import CACHE_FORMS, FLOAT_DTYPES, GRAPHS, LANGUAGE_MODEL
 from flamingo_rt.errors import DataError
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 MANIFEST, TOKENIZER = "manifest.json", "tokenizer.json"
 QUANTIZATIONS = ("int8", "fp8", "mixed", "int4")
 

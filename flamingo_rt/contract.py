@@ -10,6 +10,9 @@ A graph has its cache in one of two forms. ``in-place``: past and present are th
 share memory. ``appended``: the past [C, B, Hk, d] is read, and present [T, B, Hk, d] holds the new tokens alone:
 whoever runs the graph puts them where they belong.
 
+Beside its logits the language model gives the likeliest token at each of those positions, and its log-probability: a
+greedy loop needs no more, and where the graph runs on a device the logits stay there.
+
 A compiled engine takes sizes within limits alone: `Limits`, and the ranges that they make of every letter.
 """
 
@@ -69,6 +72,9 @@ class GraphSpec:
         """The output called ``name``."""
         return next(spec for spec in self.outputs if spec.name == name)
 
+
+# The greedy choice: the first of the likeliest tokens, and its natural logarithm of the probability.
+NEXT_TOKEN, NEXT_LOGPROB = "next_token", "next_logprob"
 
 # In the names of weights that hold what a layer makes of every distance between tokens, in spans `distances.0`,
 # `distances.1` and so on: a run reads them as far as its context reaches.
@@ -144,6 +150,8 @@ def _language_model(config: FlamingoConfig, dtype: str, cache: str) -> GraphSpec
         ),
         (
             TensorSpec("logits", "float32", ("B", "K", language.vocab_size)),
+            TensorSpec(NEXT_TOKEN, "int64", ("B", "K")),
+            TensorSpec(NEXT_LOGPROB, "float32", ("B", "K")),
             *(TensorSpec(present_name(layer, part), dtype, present) for layer, part in parts),
         ),
     )

@@ -47,7 +47,8 @@ def test_the_language_model_lists_tokens_then_media_then_past(config):
         "media_key_values.0.key", "media_key_values.0.value", "media_key_values.1.key", "media_key_values.1.value",
         *past,
     ]
-    assert [s.name for s in spec.outputs] == ["logits", *(name.replace("past_key_values", "present") for name in past)]
+    present = [name.replace("past_key_values", "present") for name in past]
+    assert [s.name for s in spec.outputs] == ["logits", "next_token", "next_logprob", *present]
 
 
 def test_the_language_models_shapes_resolve(config):
@@ -59,12 +60,13 @@ def test_the_language_models_shapes_resolve(config):
     assert shapes["media_key_values.1.value"] == (5, 4, 144, 8)
     assert shapes["past_key_values.3.key"] == shapes["present.3.key"] == (5, 2, 9, 32)
     assert shapes["logits"] == (5, 8, 512)
+    assert shapes["next_token"] == shapes["next_logprob"] == (5, 8)
 
 
-def test_only_ids_and_indices_are_integers(config):
+def test_only_ids_lengths_and_indices_are_integers(config):
     integers = {s.name for spec in graph_specs(config).values() for s in (*spec.inputs, *spec.outputs)
                 if s.dtype == "int64"}
-    assert integers == {"input_ids", "cache_length", "media_index", "logits_index"}
+    assert integers == {"input_ids", "cache_length", "media_index", "logits_index", "next_token"}
 
 
 @pytest.mark.parametrize("name", ["tiny", "flamingo-9b"])

@@ -17,7 +17,9 @@ FOLDERS = {
 }
 
 # What each part of the project may import of the project, besides itself.
-BASE = {"errors", "config", "files", "contract", "cache", "presets", "progress", "protobuf", "system_memory"}
+BASE = {
+    "errors", "config", "files", "contract", "cache", "host_engine", "presets", "progress", "protobuf", "system_memory",
+}
 RUNTIME = BASE | {"bundle", "processing", "engines"}
 ALLOWED = {
     "errors": set(),
@@ -29,11 +31,12 @@ ALLOWED = {
     "presets": {"errors", "config"},
     "contract": {"errors", "config"},
     "cache": {"contract"},
+    "host_engine": {"contract", "cache"},
     "bundle": {"errors", "config", "contract"},
     "processing": {"errors", "config"},
     "engines": BASE | {"bundle"},
     "runtime": BASE | {"processing"},
-    "model": {"errors", "config", "contract", "cache"},
+    "model": {"errors", "config", "contract", "cache", "host_engine"},
     "weights": {"errors"},
     "checkpoints": {"errors", "config", "files", "model", "weights"},
     "importing": {"errors", "config", "presets", "checkpoints", "weights"},

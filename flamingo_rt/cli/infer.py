@@ -44,8 +44,9 @@ if TYPE_CHECKING:
               help="Answers searched side by side for the likeliest; 1 takes one token after the other.")
 @click.option("--length-penalty", default=1.0, show_default=True,
               help="With --beams: above 0 favours longer answers, below 0 shorter ones.")
-@click.option("--speculation", default=7, show_default=True,
-              help="Most tokens to guess ahead in one step; changes the time of an answer alone. 0 is off.")
+@click.option("--speculation", type=int,
+              help="Most tokens to guess ahead in one step; changes the time of an answer alone. 0 is off.  "
+                   "[default: 7, on a GPU 0]")
 @click.option("--stop", multiple=True, metavar="TEXT", help="End the answer before this text; repeatable.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object: text, tokens, timings per stage.")
 def command(

@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from flamingo_rt.cache import HostCache
 from flamingo_rt.contract import (
     LANGUAGE_MODEL,
+    NEXT_LOGPROB,
+    NEXT_TOKEN,
     RESAMPLER,
     VISION_ENCODER,
     graph_specs,
@@ -23,6 +24,7 @@ from flamingo_rt.contract import (
     past_name,
     present_name,
 )
+from flamingo_rt.host_engine import HostEngine
 from flamingo_rt.model.flamingo import Flamingo
 from flamingo_rt.model.language import ScoreBias
 
@@ -55,19 +57,15 @@ class BufferAttend:
         return out.transpose(1, 2)
 
 
-class TorchEngine:
+class TorchEngine(HostEngine):
     """Runs a model in memory behind the same interface as the compiled engines; buffers are numpy arrays."""
 
     name = NAME
-    continues_batches = False  # it could: one row at a time takes less memory
+    # continues_batches is False, though it could: one row at a time takes less memory.
 
     def __init__(self, model: Flamingo) -> None:
+        super().__init__(graph_specs(model.config))
         self.model = model.eval()
-        self.specs = graph_specs(model.config)
-
-    def cache(self, rows: int, capacity: int) -> HostCache:
-        """In host memory."""
-        return HostCache(self.specs[LANGUAGE_MODEL], rows, capacity)
 
     def bind(
         self, graph: str, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray],
@@ -83,7 +81,7 @@ class TorchEngine:
         @torch.no_grad()
         def call() -> None:
             for name, tensor in compute(sources).items():
-                if tensor.data_ptr() != targets[name].data_ptr():
+                if name in targets and tensor.data_ptr() != targets[name].data_ptr():
                     targets[name].copy_(tensor)
 
         return call
@@ -109,5 +107,7 @@ class TorchEngine:
         )
         return {
             "logits": logits,
+            NEXT_TOKEN: logits.argmax(-1),
+            NEXT_LOGPROB: logits.log_softmax(-1).amax(-1),
             **{present_name(layer, part): tensor for (layer, part), tensor in zip(parts, past, strict=True)},
         }

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from flamingo_rt.config import FlamingoConfig
-from flamingo_rt.contract import LANGUAGE_MODEL, RESAMPLER, GraphSpec, layer_parts, past_name, present_name
-from flamingo_rt.runtime.engine import Engine
+from flamingo_rt.contract import (
+    LANGUAGE_MODEL,
+    NEXT_LOGPROB,
+    NEXT_TOKEN,
+    RESAMPLER,
+    GraphSpec,
+    layer_parts,
+    past_name,
+    present_name,
+)
+from flamingo_rt.runtime.engine import Engine, GreedySteps
 from flamingo_rt.runtime.media import VisualMedia, stack_rows
 
 
@@ -47,6 +56,13 @@ class Decoder:
         self._media: list[tuple[VisualMedia, ...]] = [()] * rows
         self._common = 0  # tokens that all rows have in common since `widen`
         self._steps: dict[int, _Step] = {}
+        self._greedy: GreedySteps | None = None
+        self._step_media: dict[str, np.ndarray] | None = None  # of all steps: they look at the same
+
+    @property
+    def runs_ahead(self) -> bool:
+        """Whether greedy steps are begun before the tokens of those before them are known."""
+        return self._engine.steps_ahead > 0
 
     def restore(self, prefix: Prefix) -> None:
         """Start every row from ``prefix``."""
@@ -93,6 +109,24 @@ class Decoder:
         [T, vocab], valid until as many are taken again."""
         return self._take(tokens[None])[0]
 
+    def greedy(self, tokens: np.ndarray, most: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Take one token for each row, int64 [B], and then in each step the likeliest one of the step before; yields
+        what each of at most ``most`` steps chose, int64 [B], and its log-probabilities, float32 [B]."""
+        if self._greedy is None:
+            self._greedy = self._bind_greedy()
+        steps, begun = self._greedy, 0
+        steps.begin(tokens)
+        try:
+            for taken in range(most):
+                while begun < min(most, taken + 1 + self._engine.steps_ahead):
+                    steps.launch(self._bounded(self.lengths + (begun - taken), 1))
+                    begun += 1
+                chosen = steps.take()
+                self.lengths += 1
+                yield chosen
+        finally:
+            steps.finish()  # what ran ahead has written behind the rows' ends, where the next tokens are written
+
     def rewind(self, length: int) -> None:
         """Forget what the only row has behind its first ``length`` tokens; the next tokens are written over it."""
         self.lengths[0] = length
@@ -101,6 +135,7 @@ class Decoder:
         """Make the only row ``rows`` equal rows; nothing is computed again."""
         length = int(self.lengths[0])
         self._steps.clear()  # they hold the buffers of one row
+        self._greedy = self._step_media = None
         self._cache.widen(rows, length)
         self.lengths = np.full(rows, length)
         self._media = self._media * rows
@@ -122,11 +157,14 @@ class Decoder:
             self._steps[count] = self._bind_step(count)
         step = self._steps[count]
         step.input_ids[:] = tokens
-        # A row that has ended goes on beside the others; it must not write behind its buffer.
-        np.minimum(self.lengths, self._capacity - count, out=step.cache_length)
+        step.cache_length[:] = self._bounded(self.lengths, count)
         step.run()
         self.lengths += count
         return step.logits
+
+    def _bounded(self, lengths: np.ndarray, count: int) -> np.ndarray:
+        """A row that has ended goes on beside the others; it must not write behind its buffer."""
+        return np.minimum(lengths, self._capacity - count)
 
     def _forward(
         self, rows: Sequence[Row], lengths: np.ndarray, wanted: Sequence[np.ndarray], cache: dict[str, Any]
@@ -145,35 +183,49 @@ class Decoder:
             "cache_length": lengths.copy(),
             **stack_rows([row.media for row in rows], self._specs[RESAMPLER]),
         }
-        logits, run = self._bind(inputs, cache)
-        run()
+        logits = self._logits(*inputs["logits_index"].shape)
+        self._engine.bind(LANGUAGE_MODEL, {**inputs, **cache}, {"logits": logits, **self._present(cache)})()
         return logits
 
     def _bind_step(self, count: int) -> _Step:
-        """The step that takes ``count`` tokens a row. All steps share the media: they look at the same."""
+        """The step that takes ``count`` tokens a row and gives the logits after each."""
+        inputs, cache = self._step_inputs(count), self._cache.buffers()
+        logits = self._logits(len(self.lengths), count)
+        run = self._engine.bind(
+            LANGUAGE_MODEL, {**inputs, **cache}, {"logits": logits, **self._present(cache)}, _constant(inputs)
+        )
+        return _Step(inputs["input_ids"], inputs["cache_length"], logits, run)
+
+    def _bind_greedy(self) -> GreedySteps:
+        """The step that takes a token a row and gives the likeliest ones behind them."""
+        inputs, cache, rows = self._step_inputs(1), self._cache.buffers(), len(self.lengths)
+        chosen = {NEXT_TOKEN: np.empty((rows, 1), np.int64), NEXT_LOGPROB: np.empty((rows, 1), np.float32)}
+        return self._engine.greedy_steps({**inputs, **cache}, {**chosen, **self._present(cache)}, _constant(inputs))
+
+    def _step_inputs(self, count: int) -> dict[str, np.ndarray]:
+        """Of a step of ``count`` tokens a row, the cache apart."""
         rows = len(self.lengths)
-        other = next(iter(self._steps.values()), None)
-        media = other.media if other else stack_rows(self._media, self._specs[RESAMPLER])
-        input_ids, cache_length = np.zeros((rows, count), dtype=np.int64), self.lengths.copy()
-        inputs = {
-            "input_ids": input_ids,
-            "cache_length": cache_length,
+        if self._step_media is None:
+            self._step_media = stack_rows(self._media, self._specs[RESAMPLER])
+        return {
+            "input_ids": np.zeros((rows, count), dtype=np.int64),
+            "cache_length": self.lengths.copy(),
             "media_index": np.array([[len(row_media)] * count for row_media in self._media], dtype=np.int64),
             "logits_index": np.tile(np.arange(count), (rows, 1)),
-            **media,
+            **self._step_media,
         }
-        constant = [name for name in inputs if name not in ("input_ids", "cache_length")]
-        logits, run = self._bind(inputs, self._cache.buffers(), constant)
-        return _Step(input_ids, cache_length, media, logits, run)
 
-    def _bind(
-        self, inputs: dict[str, np.ndarray], cache: dict[str, Any], constant: Sequence[str] = ()
-    ) -> tuple[np.ndarray, Callable[[], None]]:
-        rows, wanted = inputs["logits_index"].shape
-        logits = np.empty((rows, wanted, self._config.language.vocab_size), dtype=np.float32)
-        present = {present_name(*part): cache[past_name(*part)] for part in self._parts}
-        run = self._engine.bind(LANGUAGE_MODEL, {**inputs, **cache}, {"logits": logits, **present}, constant)
-        return logits, run
+    def _logits(self, rows: int, wanted: int) -> np.ndarray:
+        return np.empty((rows, wanted, self._config.language.vocab_size), dtype=np.float32)
+
+    def _present(self, cache: dict[str, Any]) -> dict[str, Any]:
+        """The cache's buffers once more, as what is written."""
+        return {present_name(*part): cache[past_name(*part)] for part in self._parts}
+
+
+def _constant(inputs: dict[str, np.ndarray]) -> list[str]:
+    """What is the same in all steps."""
+    return [name for name in inputs if name not in ("input_ids", "cache_length")]
 
 
 @dataclass(frozen=True)
@@ -182,6 +234,5 @@ class _Step:
 
     input_ids: np.ndarray
     cache_length: np.ndarray
-    media: dict[str, np.ndarray]
     logits: np.ndarray
     run: Callable[[], None]

@@ -5,8 +5,31 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, Protocol
 
+import numpy as np
+
 from flamingo_rt.cache import Cache
 from flamingo_rt.contract import GraphSpec
+
+
+class GreedySteps(Protocol):
+    """Steps of one token a row, each of which takes what the one before chose; the host need not see it first."""
+
+    def begin(self, tokens: np.ndarray) -> None:
+        """The tokens that the first step takes, int64 [B]."""
+        ...
+
+    def launch(self, lengths: np.ndarray) -> None:
+        """Begin one step more; ``lengths`` int64 [B] are the tokens cached in each row when it runs."""
+        ...
+
+    def take(self) -> tuple[np.ndarray, np.ndarray]:
+        """What the oldest step that was not taken has chosen, int64 [B], and the log-probabilities, float32 [B]. Waits
+        for that step, not for those behind it."""
+        ...
+
+    def finish(self) -> None:
+        """Wait for what is under way; nothing of it is taken."""
+        ...
 
 
 class Engine(Protocol):
@@ -17,6 +40,9 @@ class Engine(Protocol):
     specs: dict[str, GraphSpec]
     # Whether several rows of a filled cache can be continued with several tokens each in one call.
     continues_batches: bool
+    # How many greedy steps are begun before it is known what the one before them chose; 0 where a step is done as soon
+    # as it was begun, and one too many would cost time.
+    steps_ahead: int
 
     def cache(self, rows: int, capacity: int) -> Cache:
         """A cache of its own with room for ``capacity`` tokens in each of ``rows`` rows."""
@@ -30,5 +56,13 @@ class Engine(Protocol):
         They are numpy arrays, C-contiguous, named, typed and shaped as ``specs`` says, and are looked at when the call
         is made: change their content, not themselves. Those named ``constant`` never change: an engine may look at them
         once. Past and present are what `cache` gave, the same for both; an engine takes numpy arrays for them too.
+        Other outputs may be left out: they stay where they are computed.
         """
+        ...
+
+    def greedy_steps(
+        self, inputs: Mapping[str, Any], outputs: Mapping[str, Any], constant: Collection[str] = ()
+    ) -> GreedySteps:
+        """Steps of the language model, with arrays as for `bind`: one token a row, and of the outputs the greedy choice
+        alone beside present. ``input_ids`` and ``cache_length`` are set by the steps themselves."""
         ...

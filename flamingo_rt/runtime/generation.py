@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,10 +12,12 @@ from flamingo_rt.runtime.answer import Answer
 from flamingo_rt.runtime.beams import BeamSearch, search
 from flamingo_rt.runtime.decoder import Decoder, Row
 from flamingo_rt.runtime.draft_length import StepCosts
-from flamingo_rt.runtime.options import GenerationOptions, GenerationResult
-from flamingo_rt.runtime.sampling import Sampler
+from flamingo_rt.runtime.options import SPECULATION, GenerationOptions, GenerationResult
+from flamingo_rt.runtime.sampling import Sampler, check_choice
 from flamingo_rt.runtime.speculation import PromptLookup, speculate
 from flamingo_rt.runtime.timing import Counts, StageTimer
+
+Choice = tuple[int, float]  # a token and its log-probability
 
 
 @dataclass
@@ -73,14 +76,25 @@ def decode_rows(
     with timer.stage("prefill"):
         logits = decoder.prefill([row.row for row in rows])
     samplers = [Sampler(options, logits.shape[-1], row.ids, index) for index, row in enumerate(rows)]
-    if len(rows) == 1 and options.speculation and options.temperature == 0.0:
+    most = _guesses(options, decoder, len(rows))
+    if most:
         (row,) = rows
         lookup = PromptLookup(row.ids.tolist(), row.answer.stop_ids)
-        pieces = speculate(
-            decoder, logits[0], row.answer, samplers[0], lookup, options.speculation, costs, timer, row.counts
-        )
+        pieces = speculate(decoder, logits[0], row.answer, samplers[0], lookup, most, costs, timer, row.counts)
         return ([piece] for piece in pieces)
-    return _step_by_step(decoder, logits, rows, samplers, timer)
+    first = [sampler.choose(row) for sampler, row in zip(samplers, logits, strict=True)]
+    if options.temperature == 0.0 and options.repetition_penalty == 1.0:
+        return _greedily(decoder, first, rows, timer)
+    return _step_by_step(decoder, first, rows, samplers, timer)
+
+
+def _guesses(options: GenerationOptions, decoder: Decoder, rows: int) -> int:
+    """How many tokens may be guessed in a step."""
+    if rows > 1 or options.temperature > 0.0:
+        return 0
+    if options.speculation is None:
+        return 0 if decoder.runs_ahead else SPECULATION
+    return options.speculation
 
 
 def search_rows(
@@ -97,22 +111,49 @@ def search_rows(
 
 
 def _step_by_step(
-    decoder: Decoder, logits: np.ndarray, rows: Sequence[GrowingRow], samplers: Sequence[Sampler], timer: StageTimer
+    decoder: Decoder, first: Sequence[Choice], rows: Sequence[GrowingRow], samplers: Sequence[Sampler],
+    timer: StageTimer,
 ) -> Iterator[list[str]]:
-    """One token for every unfinished row in each step; ``logits`` [rows, vocab] are those after the prompts."""
-    tokens = np.zeros(len(rows), dtype=np.int64)
-    while True:
-        pieces = []
-        for index, (row, sampler) in enumerate(zip(rows, samplers, strict=True)):
-            if row.answer.stop_reason is not None:
-                pieces.append("")
-                continue
-            tokens[index], logprob = sampler.choose(logits[index])
-            pieces.append(row.answer.push(int(tokens[index]), logprob))
-        yield pieces
-        if all(row.answer.stop_reason is not None for row in rows):
-            return
-        for row in rows:
-            row.counts.steps += 1
+    """One token for every unfinished row in each step, chosen from the logits; ``first`` are those after the
+    prompts."""
+    choices = list(first)
+    yield _pushed(rows, choices)
+    while _unfinished(rows):
         with timer.stage("decode"):
-            logits = decoder.step(tokens)
+            logits = decoder.step(np.array([token for token, _ in choices], dtype=np.int64))
+        for index, (row, sampler) in enumerate(zip(rows, samplers, strict=True)):
+            if row.answer.stop_reason is None:
+                choices[index] = sampler.choose(logits[index])
+        yield _counted(rows, choices)
+
+
+def _greedily(
+    decoder: Decoder, first: Sequence[Choice], rows: Sequence[GrowingRow], timer: StageTimer
+) -> Iterator[list[str]]:
+    """The same for greedy rows, whose tokens are chosen where the language model runs."""
+    yield _pushed(rows, first)
+    most = max(row.answer.room for row in rows if row.answer.stop_reason is None) if _unfinished(rows) else 0
+    with closing(decoder.greedy(np.array([token for token, _ in first], dtype=np.int64), most)) as steps:
+        while _unfinished(rows):
+            with timer.stage("decode"):
+                tokens, logprobs = next(steps)
+            for row, logprob in zip(rows, logprobs.tolist(), strict=True):
+                if row.answer.stop_reason is None:
+                    check_choice(logprob)
+            yield _counted(rows, list(zip(tokens.tolist(), logprobs.tolist(), strict=True)))
+
+
+def _unfinished(rows: Sequence[GrowingRow]) -> bool:
+    return any(row.answer.stop_reason is None for row in rows)
+
+
+def _counted(rows: Sequence[GrowingRow], choices: Sequence[Choice]) -> list[str]:
+    """`_pushed`, of one step more."""
+    for row in rows:
+        row.counts.steps += 1
+    return _pushed(rows, choices)
+
+
+def _pushed(rows: Sequence[GrowingRow], choices: Sequence[Choice]) -> list[str]:
+    """Each row's new text; a row that has ended takes nothing."""
+    return [row.answer.push(*choice) for row, choice in zip(rows, choices, strict=True)]

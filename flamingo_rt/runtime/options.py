@@ -8,6 +8,8 @@ from typing import Literal
 
 from flamingo_rt.errors import UsageError
 
+SPECULATION = 7  # tokens guessed ahead, where nothing else is asked for
+
 StopReason = Literal["end_of_chunk", "stop_string", "max_new_tokens", "context"]
 
 
@@ -22,7 +24,9 @@ class GenerationOptions:
     one with the largest sum of log-probabilities / tokens ** ``length_penalty``: above 0 favours longer answers.
 
     ``speculation`` is the most tokens that are guessed ahead in one step, 0 for none. It changes the time of a greedy
-    answer, not its tokens, and applies to one row at a time (`flamingo_rt.runtime.speculation`).
+    answer, not its tokens, and applies to one row at a time (`flamingo_rt.runtime.speculation`). None is
+    `SPECULATION` where a step is waited for, and 0 where steps are begun before the tokens of those before them are
+    known, on a GPU: guesses would have to wait for them.
 
     Raises `UsageError` for a value out of range, and for beams with a temperature.
     """
@@ -36,12 +40,13 @@ class GenerationOptions:
     stop: tuple[str, ...] = ()
     beams: int = 1
     length_penalty: float = 1.0
-    speculation: int = 7
+    speculation: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("max_new_tokens", "top_k", "seed", "beams", "speculation"):
-            if not isinstance(getattr(self, name), Integral):
-                raise UsageError(f"{name} is {getattr(self, name)!r}; it must be an integer")
+            value = getattr(self, name)
+            if not isinstance(value, Integral) and not (name == "speculation" and value is None):
+                raise UsageError(f"{name} is {value!r}; it must be an integer")
         for name in ("temperature", "top_p", "repetition_penalty", "length_penalty"):
             if not isinstance(getattr(self, name), Real):
                 raise UsageError(f"{name} is {getattr(self, name)!r}; it must be a number")
@@ -58,7 +63,7 @@ class GenerationOptions:
             ),
             "beams": (1 <= self.beams <= 64, "from 1 (no search) to 64"),
             "length_penalty": (-10.0 <= self.length_penalty <= 10.0, "from -10 to 10"),
-            "speculation": (0 <= self.speculation <= 31, "from 0 (off) to 31"),
+            "speculation": (self.speculation is None or 0 <= self.speculation <= 31, "from 0 (off) to 31"),
         }
         for name, (valid, allowed) in checks.items():
             if not valid:

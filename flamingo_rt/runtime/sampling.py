@@ -37,10 +37,20 @@ def check_largest(highest: np.ndarray) -> None:
     soon as one of them is not a number, and no token is likelier than another."""
     if not np.isfinite(highest).all():
         wrong = np.ravel(highest)[~np.isfinite(np.ravel(highest))][0]
-        raise DataError(
-            f"the model's logits are not numbers to choose by (the largest is {wrong}): its weights are damaged, or "
-            "too large for their type; export or import it again, in float32 where it was half precision"
-        )
+        raise _no_choice(f"the largest is {wrong}")
+
+
+def check_choice(logprob: float) -> None:
+    """The same of a token that was chosen where the model runs, by its log-probability."""
+    if not math.isfinite(logprob):
+        raise _no_choice(f"the likeliest token has the log-probability {logprob}")
+
+
+def _no_choice(why: str) -> DataError:
+    return DataError(
+        f"the model's logits are not numbers to choose by ({why}): its weights are damaged, or too large for their "
+        "type; export or import it again, in float32 where it was half precision"
+    )
 
 
 def largest(values: np.ndarray, count: int) -> np.ndarray:

@@ -1,4 +1,5 @@
-"""An engine that passes everything on and remembers it, and checks that no call leaves its cache."""
+"""An engine that passes everything on and remembers it, and checks that no call leaves its cache; and what made-up
+engines give."""
 
 from __future__ import annotations
 
@@ -6,9 +7,18 @@ from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
-from host_engine import HostEngine
 
-from flamingo_rt.contract import LANGUAGE_MODEL, past_name
+from flamingo_rt.contract import LANGUAGE_MODEL, NEXT_LOGPROB, NEXT_TOKEN, past_name
+from flamingo_rt.host_engine import HostEngine
+from flamingo_rt.runtime.sampling import log_softmax
+
+
+def deliver(logits: np.ndarray, outputs: dict[str, np.ndarray]) -> None:
+    """Logits [B, K, vocab] and what follows from them, to those of the language model's outputs that are asked for."""
+    logprobs = log_softmax(logits)
+    made = {"logits": logits, NEXT_TOKEN: logits.argmax(-1), NEXT_LOGPROB: logprobs.max(-1)}
+    for name in made.keys() & outputs.keys():
+        outputs[name][:] = made[name]
 
 
 @dataclass

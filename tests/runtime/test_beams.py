@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from host_engine import HostEngine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from recording import RecordingEngine
@@ -11,6 +10,7 @@ from slow_beams import search_slowly
 
 from flamingo_rt.contract import LANGUAGE_MODEL, RESAMPLER, VISION_ENCODER, graph_specs, layer_parts, past_name
 from flamingo_rt.errors import UsageError
+from flamingo_rt.host_engine import HostEngine
 from flamingo_rt.model.engine import TorchEngine
 from flamingo_rt.processing.prompt import build_prompt
 from flamingo_rt.processing.visuals import visual_pixels

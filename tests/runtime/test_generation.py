@@ -4,11 +4,11 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from host_engine import HostEngine
-from recording import RecordingEngine
+from recording import RecordingEngine, deliver
 
 from flamingo_rt.contract import LANGUAGE_MODEL, graph_specs
 from flamingo_rt.errors import DataError, UsageError
+from flamingo_rt.host_engine import HostEngine
 from flamingo_rt.model.engine import TorchEngine
 from flamingo_rt.runtime.model import Model
 from flamingo_rt.runtime.options import GenerationOptions
@@ -203,17 +203,19 @@ class ScriptedEngine(HostEngine):
     def __init__(self, script, config, second=0) -> None:
         super().__init__(graph_specs(config))
         self.script, self.second, self.said = script, second, 0
+        self.vocabulary = config.language.vocab_size
 
     def bind(self, graph, inputs, outputs, constant=()):
         def call() -> None:
             positions = inputs["cache_length"][:, None] + inputs["logits_index"]
             if not self.said:
                 self.first = positions[:, 0].copy()
-            outputs["logits"][:] = 0.0
-            outputs["logits"][:, :, self.second] = 5.0
+            logits = np.zeros((*positions.shape, self.vocabulary), np.float32)
+            logits[:, :, self.second] = 5.0
             for row, script in enumerate(self.script):
                 for index, position in enumerate(positions[row] - self.first[row]):
-                    outputs["logits"][row, index, script[min(position, len(script) - 1)]] = 9.0
+                    logits[row, index, script[min(position, len(script) - 1)]] = 9.0
+            deliver(logits, outputs)
             self.said += 1
 
         return call

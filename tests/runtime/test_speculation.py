@@ -6,7 +6,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from host_engine import HostEngine
 from hypothesis import given
 from hypothesis import strategies as st
 from recording import RecordingEngine
@@ -14,6 +13,7 @@ from recording import RecordingEngine
 import flamingo_rt
 from flamingo_rt import Image
 from flamingo_rt.contract import LANGUAGE_MODEL, graph_specs
+from flamingo_rt.host_engine import HostEngine
 from flamingo_rt.model.engine import TorchEngine
 from flamingo_rt.runtime import speculation
 from flamingo_rt.runtime.model import Model
