@@ -40,11 +40,10 @@ TOKENS = 12
 
 
 class InPieces:
-    """An engine that is given no more pictures at once than the runtime gives it."""
+    """What binds an engine's graphs for the comparison, with no more pictures at once than the runtime gives it."""
 
     def __init__(self, engine: Engine) -> None:
-        self._engine, self.name, self.specs = engine, engine.name, engine.specs
-        self.cache, self.continues_batches = engine.cache, engine.continues_batches
+        self._engine, self.specs = engine, engine.specs
 
     def bind(
         self, graph: str, inputs: Mapping[str, Any], outputs: Mapping[str, Any], constant: Collection[str] = ()

@@ -65,7 +65,7 @@ def measure(options: argparse.Namespace) -> None:
         model.lang_encoder.forward = torch.compile(
             model.lang_encoder.forward, dynamic=True, backend=options.compile
         )
-        timed(generate, cases[0], 4)
+        timed(generate, cases[0], options.tokens)  # compiled again when a length turns out to vary
         tell("compiling", round(time.perf_counter() - start, 1), "s")
     for case in cases:
         tell_case(measure_case(case, lambda n, case=case: timed(generate, case, n), plan))

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import statistics
 import time
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from ours import Ours, check, measure_compiled
 from flamingo_rt.bench import BenchOptions, Report, measure
 from flamingo_rt.bench.machine import core_count
 from flamingo_rt.bench.units import scaled
+from flamingo_rt.bench.workload import CacheFilling, Pictures
+from flamingo_rt.runtime.model import Model
 from gpu_parts.rows import reporting, tell
 from gpu_parts.systems import System, system_path
 from gpu_parts.timed import plan_for, tell_case
@@ -31,12 +34,11 @@ def tell_bench(report: Report) -> None:
     else:
         tell("products beside it", "not measured", note=rates.flops_by)
     for result in report.decode:
-        moved = f"{scaled(result.against.bytes, 'B')}, {result.milliseconds.runs} steps"
-        tell(f"decode, context {result.context}", round(result.milliseconds.median, 4), "ms", note=moved,
+        steps = f"{scaled(result.against.bytes, 'B')}, {result.milliseconds.runs} steps, each with its logits"
+        tell(f"decode, context {result.context}", round(result.milliseconds.median, 4), "ms", note=steps,
              bytes=result.against.bytes)
-        share = result.against.bytes / result.milliseconds.median * 1e3 / rates.bandwidth
-        tell(f"decode, context {result.context}, share of the bandwidth", round(share, 3),
-             target=None if report.model.backend == "ort" else SHARE)
+        moved = result.against.bytes / result.milliseconds.median * 1e3
+        tell_share(f"decode, context {result.context}", moved, report)
     for stage in report.stages:
         if stage.against is not None:
             name = stage.name + (f", {stage.tokens} tokens" if stage.tokens else "")
@@ -49,6 +51,30 @@ def tell_bench(report: Report) -> None:
     if report.compiled_ratio is not None:
         most = max(result.shots for result in report.shots)
         tell(f"bench: {most} shots compiled cost, of what none cost", round(report.compiled_ratio, 3), "times")
+
+
+def tell_greedy(model: Model, report: Report, options: argparse.Namespace) -> None:
+    """Rows of greedy decoding at the same contexts: a step may begin before the host has seen the token before it."""
+    filling = CacheFilling(model, Pictures(seed=0).take(1)[0])
+    for result in report.decode:
+        decoder = filling.decoder(1, result.context + options.tokens)
+        decoder.prefill(filling.rows(1, result.context))
+        found = []
+        for _ in range(options.runs + 1):
+            decoder.lengths[:] = result.context  # again from the same cache, as `bench` does it
+            start = time.perf_counter()
+            steps = sum(1 for _ in decoder.greedy(filling.text_ids(1), options.tokens))
+            found.append((time.perf_counter() - start) / steps * 1e3)
+        middle = statistics.median(found[1:])
+        tell(f"greedy, context {result.context}", round(middle, 4), "ms", samples=found[1:],
+             note=f"{options.tokens} tokens in a row, {'run ahead' if decoder.runs_ahead else 'one after the other'}")
+        tell_share(f"greedy, context {result.context}", result.against.bytes / middle * 1e3, report)
+
+
+def tell_share(what: str, moved: float, report: Report) -> None:
+    """The row of a share of the bandwidth; ``moved`` bytes per second."""
+    target = None if report.model.backend == "ort" else SHARE
+    tell(f"{what}, share of the bandwidth", round(moved / report.rates.bandwidth, 3), target=target)
 
 
 def main() -> None:
@@ -80,7 +106,9 @@ def main() -> None:
             shots=(0, options.shots), batch=(1,), context=(64, context), tokens=options.tokens, runs=options.runs,
             seconds=options.seconds,
         )
-        tell_bench(measure(ours.model, wanted, folder=path))
+        report = measure(ours.model, wanted, folder=path)
+        tell_bench(report)
+        tell_greedy(ours.model, report, options)
 
 
 if __name__ == "__main__":
