@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 from dataclasses import dataclass
 
+from flamingo_rt.errors import DependencyError
+
 LIBRARIES = ("libcuda.so.1", "libcuda.so", "nvcuda.dll")
 # CUdevice_attribute of cuda.h.
 INTEGRATED, MAJOR, MINOR = 18, 75, 76
@@ -30,6 +32,14 @@ def find_gpu() -> Gpu | None:
             continue
         return _first(driver)
     return None
+
+
+def required_gpu(backend: str) -> Gpu:
+    """The same, for a backend. Raises `DependencyError` where there is none."""
+    gpu = find_gpu()
+    if gpu is None:
+        raise DependencyError(f"no NVIDIA GPU is found: the {backend} backend needs one and its driver")
+    return gpu
 
 
 def _first(driver: ctypes.CDLL) -> Gpu | None:

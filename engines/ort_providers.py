@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from flamingo_rt.contract import CACHE_FORMS, IN_PLACE
-from flamingo_rt.engines.gpu import find_gpu
+from flamingo_rt.engines.gpu import required_gpu
 from flamingo_rt.engines.ort import import_onnxruntime
 from flamingo_rt.errors import DataError, DependencyError
 
@@ -105,7 +105,7 @@ class CudaProvider(Provider):
 
     def __init__(self) -> None:
         """Raises `DependencyError` where there is no GPU, no such distribution, or its libraries are missing."""
-        _require_gpu(self.backend)
+        required_gpu(self.backend)
         super().__init__(_import("gpu"))
         if self.name not in self.runtime.get_available_providers():
             raise DependencyError(
@@ -136,7 +136,7 @@ class RtxProvider(Provider):
 
     def __init__(self) -> None:
         """Raises `DependencyError` where there is no GPU, no plugin, or it does not load."""
-        _require_gpu(self.backend)
+        required_gpu(self.backend)
         super().__init__(_import("gpu-rtx"))
         try:
             plugin = importlib.import_module(RTX_PLUGIN)
@@ -169,11 +169,6 @@ def has_cuda_kernels() -> bool:
         return CudaProvider.name in import_onnxruntime().get_available_providers()
     except DependencyError:
         return False
-
-
-def _require_gpu(backend: str) -> None:
-    if find_gpu() is None:
-        raise DependencyError(f"no NVIDIA GPU is found: the {backend} backend needs one and its driver")
 
 
 def _import(extra: str) -> Any:

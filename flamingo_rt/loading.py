@@ -136,13 +136,11 @@ def _built_targets(bundle: Bundle) -> list[str]:
 def _tensorrt_engine(bundle: Bundle) -> Engine:
     """The engines of the bundle that run here. Raises what stands in the way of the first kind of them."""
     from flamingo_rt.engines.engine_files import read_engines
-    from flamingo_rt.engines.gpu import find_gpu
+    from flamingo_rt.engines.gpu import required_gpu
     from flamingo_rt.engines.tensorrt_module import TENSORRT, import_tensorrt
     from flamingo_rt.engines.tensorrt_runner import TensorRtEngine
 
-    gpu = find_gpu()
-    if gpu is None:
-        raise DependencyError("no NVIDIA GPU is found: the tensorrt backend needs one and its driver")
+    gpu = required_gpu("tensorrt")
     refused: FlamingoError | None = None
     for target in _built_targets(bundle) or [TENSORRT]:
         try:

@@ -10,7 +10,7 @@ import platform
 import click
 
 from flamingo_rt import __version__
-from flamingo_rt.errors import DataError, FlamingoError
+from flamingo_rt.errors import DataError, DependencyError, FlamingoError
 
 # Distribution -> what it is for.
 LIBRARIES = {
@@ -50,6 +50,7 @@ def command(as_json: bool) -> None:
     backends = {
         "ort": _try(_try_ort),
         **{name: _try(lambda name=name: _try_ort_gpu(name)) for name in ("ort-cuda", "ort-tensorrt-rtx")},
+        "tensorrt": _try(_try_tensorrt),
         "torch": _try(_try_torch),
     }
     warnings = _warnings(libraries)
@@ -149,6 +150,29 @@ def _try_ort_gpu(backend: str) -> str:
         raise RuntimeError("a product of two matrices came out wrong")
     runs = f"runs bundles of {' and '.join(provider.lowerings)}"
     return f"onnxruntime {provider.runtime.__version__}, {provider.title}, {cuda.device_name}; {runs}"
+
+
+def _try_tensorrt() -> str:
+    """Multiply two matrices on the GPU, with whichever TensorRT is installed."""
+    from flamingo_rt.engines.cuda import Cuda
+    from flamingo_rt.engines.device_probe import DeviceProbe
+    from flamingo_rt.engines.gpu import required_gpu
+    from flamingo_rt.engines.tensorrt_module import TENSORRT, TENSORRT_RTX, import_tensorrt
+
+    required_gpu("tensorrt")
+    try:
+        runtime = import_tensorrt(TENSORRT)
+    except DependencyError as error:
+        try:
+            runtime = import_tensorrt(TENSORRT_RTX)
+        except DependencyError:
+            raise error from None
+    cuda = Cuda()
+    with DeviceProbe(cuda, runtime, "float16") as probe:
+        rate, how = probe.products()
+    if rate is None:
+        raise RuntimeError(how)
+    return f"{runtime.title}, {cuda.device_name}; runs the engines that flamingo-rt build puts into a bundle"
 
 
 def _try_cuda() -> str:

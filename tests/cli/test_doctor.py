@@ -26,7 +26,7 @@ def test_the_json_has_system_libraries_and_backends(run, packaged) -> None:
     assert set(report["system"]) == {"flamingo-rt", "python", "system", "processor", "cores"}
     assert report["system"]["cores"] >= 1
     assert {"numpy", "onnxruntime", "torch"} <= set(report["libraries"])
-    assert set(report["backends"]) == {"ort", "ort-cuda", "ort-tensorrt-rtx", "torch"}
+    assert set(report["backends"]) == {"ort", "ort-cuda", "ort-tensorrt-rtx", "tensorrt", "torch"}
     for name in ("ort", "torch"):
         state = report["backends"][name]
         assert set(state) == {"works", "detail"}
@@ -95,9 +95,9 @@ def test_a_missing_builder_is_shown_with_its_extra(run, packaged, monkeypatch) -
     assert "pip install 'flamingo-rt[tensorrt-rtx]'" in state["detail"]
 
 
-@pytest.mark.parametrize("backend", ["ort-cuda", "ort-tensorrt-rtx"])
+@pytest.mark.parametrize("backend", ["ort-cuda", "ort-tensorrt-rtx", "tensorrt"])
 def test_a_backend_that_needs_a_gpu_says_that_there_is_none(run, packaged, monkeypatch, backend) -> None:
-    monkeypatch.setattr("flamingo_rt.engines.ort_providers.find_gpu", lambda: None)
+    monkeypatch.setattr("flamingo_rt.engines.gpu.find_gpu", lambda: None)
     state = json.loads(run("doctor", "--json").out)["backends"][backend]
     assert state == {
         "works": False, "detail": f"no NVIDIA GPU is found: the {backend} backend needs one and its driver",

@@ -210,5 +210,5 @@ def install(monkeypatch: Any, gpu: FakeGpu) -> FakeOnnxRuntime:
     for name, module in modules.items():
         monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.setattr("flamingo_rt.engines.ort_providers.import_onnxruntime", lambda extra="cpu": runtime)
-    monkeypatch.setattr("flamingo_rt.engines.ort_providers.find_gpu", lambda: Gpu("Fake", "8.9", 1 << 30, False))
+    monkeypatch.setattr("flamingo_rt.engines.gpu.find_gpu", lambda: Gpu("Fake", "8.9", 1 << 30, False))
     return runtime

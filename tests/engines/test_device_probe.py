@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 from fake_gpu import FakeGpu
 from runners import Runner
 
 from flamingo_rt.bench import BenchOptions, measure
 from flamingo_rt.bench.rates import HostProbe, probe_of
+from flamingo_rt.cli.doctor import _try_tensorrt
 from flamingo_rt.engines import device_probe
+from flamingo_rt.engines.gpu import Gpu
 from flamingo_rt.engines.tensorrt_callbacks import Caught, make_log
 from flamingo_rt.engines.tensorrt_module import TENSORRT_RTX, import_tensorrt
-from flamingo_rt.errors import DataError
+from flamingo_rt.errors import DataError, DependencyError
 
 LITTLE = 1 << 16
 
@@ -41,6 +45,16 @@ def test_products_are_computed_by_the_engines_runtime_in_its_type(runner: Runner
     assert rate > 0
     assert how == "MatMul of TensorRT 10.15.1, 32³, float32"
     assert gpu.called("execute")[0][1] == "product"
+
+
+def test_doctor_multiplies_with_tensorrt(runner: Runner, monkeypatch) -> None:
+    monkeypatch.setattr("flamingo_rt.engines.gpu.find_gpu", lambda: Gpu("Fake", "8.9", 1 << 30, False))
+    runner.engine("tensorrt")  # installs the stand-ins
+    assert _try_tensorrt() == "TensorRT 10.15.1, Fake; runs the engines that flamingo-rt build puts into a bundle"
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+    with pytest.raises(DependencyError, match="tensorrt cannot be imported"):
+        _try_tensorrt()
 
 
 def test_a_product_that_is_not_compiled_leaves_the_bandwidth(runner: Runner, monkeypatch) -> None:

@@ -98,7 +98,7 @@ def test_a_bundle_that_cuda_has_no_kernels_for_runs_on_the_cpu_with_a_warning(bu
 
 
 def test_onnxruntime_with_cuda_but_no_gpu_runs_on_the_cpu_with_a_warning(bundles, on_cuda, monkeypatch, caplog) -> None:
-    monkeypatch.setattr("flamingo_rt.engines.ort_providers.find_gpu", lambda: None)
+    monkeypatch.setattr("flamingo_rt.engines.gpu.find_gpu", lambda: None)
     assert flamingo_rt.load(bundles["ort"].path).engine.name == "ort"
     (warning,) = caplog.messages
     assert "not on the GPU: no NVIDIA GPU is found" in warning

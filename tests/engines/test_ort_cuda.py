@@ -211,7 +211,7 @@ def test_onnxruntime_without_cuda_names_the_extra(on_cuda) -> None:
 
 
 def test_without_a_gpu_it_says_so(on_cuda, monkeypatch) -> None:
-    monkeypatch.setattr("flamingo_rt.engines.ort_providers.find_gpu", lambda: None)
+    monkeypatch.setattr("flamingo_rt.engines.gpu.find_gpu", lambda: None)
     with pytest.raises(DependencyError, match="no NVIDIA GPU is found: the ort-cuda backend needs one"):
         on_cuda.engine("ort-fp16")
 
