@@ -24,12 +24,13 @@ MEMSET_BYTES = 1 << 30  # PyCUDA's count of bytes to set has 32 bits
 
 
 def import_pycuda() -> Any:
-    """PyCUDA's driver module. Raises `DependencyError` that names the extra, or when there is no GPU or driver."""
+    """PyCUDA's driver module. Raises `DependencyError` that names the extras, or when there is no GPU or driver."""
     try:
         import pycuda.driver as driver
     except ImportError as error:  # its extension links to the driver, so this is also a machine without one
         raise DependencyError(
-            f"PyCUDA cannot be imported ({error}): it needs an NVIDIA driver and pip install 'flamingo-rt[tensorrt]'"
+            f"PyCUDA cannot be imported ({error}): it needs an NVIDIA driver, and is part of 'flamingo-rt[gpu]' and "
+            "'flamingo-rt[tensorrt]'"
         ) from error
     try:
         driver.init()
@@ -82,6 +83,8 @@ class Cuda:
         self._driver, self._bindings = import_pycuda(), import_graphs()
         device = self._driver.Device(0)
         self.device_name = str(device.name())
+        integrated = self._driver.device_attribute.INTEGRATED
+        self._integrated = bool(device.get_attribute(integrated))  # it has the machine's memory for its own
         self._context = device.retain_primary_context()
         with self.current():
             self._stream = self._driver.Stream()
@@ -113,6 +116,10 @@ class Cuda:
                 f"the GPU has too little memory: {what} takes {bytes / 1e6:,.1f} MB more, {free / 1e6:,.1f} MB of "
                 f"{total / 1e6:,.1f} MB are free; {remedy}"
             ) from error
+
+    def free_bytes(self) -> int | None:
+        """Device memory that is free; None where it is the machine's, whose own count knows what can be dropped."""
+        return None if self._integrated else int(self._driver.mem_get_info()[0])
 
     def pinned(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
         """An array in memory of the host that the GPU reads and writes by itself."""
@@ -159,6 +166,12 @@ class Cuda:
         end.record(self._stream)
         end.synchronize()
         return start.time_till(end) / 1e3  # milliseconds
+
+    def mark(self) -> Any:
+        """A mark behind what was put on the stream so far, whose ``synchronize`` waits until that is done."""
+        event = self._driver.Event(self._driver.event_flags.DISABLE_TIMING)
+        event.record(self._stream)
+        return event
 
     def wait_for(self, stream: int) -> None:
         """Wait until another stream's work is done, given its handle; 1 and 2 are the default streams."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -34,11 +34,17 @@ class CacheBuffer:
     shape: tuple[int, ...]
     dtype: np.dtype
     appended: bool
+    offset: int = 0  # bytes into the memory, of one row of several
 
     @property
     def address(self) -> int:
         """Of the first number."""
-        return self.memory.address
+        return self.memory.address + self.offset
+
+    def row(self, index: int) -> CacheBuffer:
+        """One row, in the same memory. Only where the cache is in place is that one piece."""
+        shape = (1, *self.shape[1:])
+        return replace(self, shape=shape, offset=self.offset + index * math.prod(shape) * self.dtype.itemsize)
 
     @property
     def slot_bytes(self) -> int:
@@ -64,9 +70,12 @@ class CacheBuffer:
 class DeviceCache:
     """`flamingo_rt.cache.Cache` in device memory. All of it is 0 at first: unused slots must hold numbers."""
 
-    def __init__(self, cuda: Cuda, language_model: GraphSpec, form: str, rows: int, capacity: int) -> None:
-        """``language_model`` has the cache in ``form``. Raises `DataError` when the device has too little memory."""
-        self._cuda, self._appended, self._capacity = cuda, form == APPENDED, capacity
+    def __init__(
+        self, cuda: Cuda, language_model: GraphSpec, form: str, rows: int, capacity: int, remedy: str
+    ) -> None:
+        """``language_model`` has the cache in ``form``. Raises `DataError` when the device has too little memory, with
+        the ``remedy`` for not even one row."""
+        self._cuda, self._appended, self._capacity, self._remedy = cuda, form == APPENDED, capacity, remedy
         self._specs = [spec for spec in language_model.inputs if "C" in spec.shape]
         self._buffers: dict[str, CacheBuffer] = {}
         with cuda.current():
@@ -77,6 +86,10 @@ class DeviceCache:
     def buffers(self) -> dict[str, CacheBuffer]:
         """By the name of the past."""
         return dict(self._buffers)
+
+    def row(self, index: int) -> dict[str, CacheBuffer]:
+        """As `CacheOfRows.row`, of a cache in place."""
+        return {name: buffer.row(index) for name, buffer in self._buffers.items()}
 
     def restore(self, arrays: Mapping[str, np.ndarray], length: int) -> None:
         """As `Cache.restore`."""
@@ -163,7 +176,7 @@ class DeviceCache:
             fits = (free + held) // (token * self._capacity)
             if fits:
                 return f"{fits} of these rows would fit: ask for no more at a time"
-            return f"{(free + held) // token:,} tokens would fit: flamingo-rt build --capacity, or use fewer shots"
+            return f"{(free + held) // token:,} tokens would fit: {self._remedy}"
 
         bytes = math.prod(shape) * np.dtype(spec.array_dtype).itemsize
         total = rows * self._capacity * token

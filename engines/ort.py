@@ -19,12 +19,14 @@ MAX_THREADS = 1024
 ORT_TYPES = {"float32": "float"}  # where its names differ
 
 
-def import_onnxruntime() -> Any:
-    """The module, or a `DependencyError` that names the extra."""
+def import_onnxruntime(extra: str = "cpu") -> Any:
+    """The module, or a `DependencyError` that names the ``extra``."""
     try:
         import onnxruntime
     except ImportError as error:
-        raise DependencyError(f"onnxruntime cannot be imported ({error}): pip install 'flamingo-rt[cpu]'") from error
+        raise DependencyError(
+            f"onnxruntime cannot be imported ({error}): pip install 'flamingo-rt[{extra}]'"
+        ) from error
     return onnxruntime
 
 
@@ -79,7 +81,7 @@ class OrtEngine(HostEngine):
                 session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
             except Exception as error:  # onnxruntime's exceptions share no base of their own
                 raise DataError(f"ONNX Runtime {runtime.__version__} cannot load {path}: {error}") from error
-            _check_interface(path, session, self._forms[name])
+            check_interface(path, session, self._forms[name])
             self._sessions[name] = session
 
     def bind(
@@ -115,7 +117,7 @@ class OrtEngine(HostEngine):
         return call
 
 
-def _check_interface(path: Path, session: Any, spec: GraphSpec) -> None:
+def check_interface(path: Path, session: Any, spec: GraphSpec) -> None:
     """Raise `DataError` unless a graph has the inputs and outputs that the configuration asks for."""
     for found, expected in ((session.get_inputs(), spec.inputs), (session.get_outputs(), spec.outputs)):
         values = {value.name: (tuple(value.shape), value.type) for value in found}

@@ -16,7 +16,7 @@ from flamingo_rt.runtime.model import Model
 
 logger = logging.getLogger(__name__)
 
-BACKENDS = ("auto", "ort", "tensorrt", "torch")
+BACKENDS = ("auto", "ort", "ort-cuda", "ort-tensorrt-rtx", "tensorrt", "torch")
 PACKAGED_BUNDLE = Path(__file__).parent / "models" / "tiny"
 
 
@@ -27,9 +27,10 @@ def load(
     """Open a model.
 
     ``path`` is a bundle or a checkpoint folder; by default the bundle in this package. ``backend``: ``ort`` runs a
-    bundle on ONNX Runtime's CPU kernels, ``tensorrt`` the engines that ``flamingo-rt build`` put into it, on a GPU,
-    ``torch`` runs a checkpoint in PyTorch. ``auto`` takes the one that fits the folder: engines if there are any and
-    they run here, and where they do not, it logs a warning that says why.
+    bundle on ONNX Runtime's CPU kernels, ``ort-cuda`` on its CUDA kernels, ``ort-tensorrt-rtx`` on TensorRT-RTX as its
+    plugin, ``tensorrt`` the engines that ``flamingo-rt build`` put into it, on a GPU, ``torch`` runs a checkpoint in
+    PyTorch. ``auto`` takes the first that runs here: engines, if the bundle has any; ``ort-cuda``, if the installed
+    onnxruntime has CUDA; the CPU. What it passed over for that it says in a warning.
 
     ``threads`` is the number of cores for one operator of ``ort``. ``image_cache_bytes`` is how much is kept of
     pictures that were encoded, for when they come again; 0 keeps nothing. Without ``spin``, waiting threads of ``ort``
@@ -51,7 +52,7 @@ def load(
             )
         return _from_bundle(read_bundle(folder), backend, threads, image_cache_bytes, spin)
     if (folder / "config.json").is_file():
-        if backend in ("ort", "tensorrt"):
+        if backend not in ("auto", "torch"):
             raise UsageError(
                 f"{folder} is a checkpoint and the {backend} backend runs a bundle: make one with "
                 f"flamingo-rt export --ckpt {folder} --out BUNDLE"
@@ -63,18 +64,53 @@ def load(
 def _from_bundle(
     bundle: Bundle, backend: str, threads: int | None, image_cache_bytes: int, spin: bool
 ) -> Model:
-    engine: Engine | None = None
-    if backend == "tensorrt" or (backend == "auto" and _built_targets(bundle)):
-        try:
-            engine = _tensorrt_engine(bundle)
-        except FlamingoError as error:
-            if backend == "tensorrt":
-                raise
-            logger.warning("%s: ONNX Runtime runs it on the CPU, its engines do not run: %s", bundle.path, error)
-    if engine is None:
-        engine = _ort_engine(bundle, threads, spin)
+    engine = _best_engine(bundle, threads, spin) if backend == "auto" else _engine(bundle, backend, threads, spin)
     tokenizer = _tokenizer(bundle.tokenizer_path, bundle.config)
     return Model(engine, bundle.config, tokenizer, bundle.identity, image_cache_bytes)
+
+
+def _engine(bundle: Bundle, backend: str, threads: int | None, spin: bool) -> Engine:
+    if backend == "tensorrt":
+        return _tensorrt_engine(bundle)
+    return _ort_engine(bundle, threads, spin) if backend == "ort" else _ort_gpu_engine(bundle, backend)
+
+
+def _best_engine(bundle: Bundle, threads: int | None, spin: bool) -> Engine:
+    """The first of the backends that runs here. One that was meant to and does not is named in a warning."""
+    from flamingo_rt.engines.ort_providers import CUDA_BACKEND, has_cuda_kernels
+
+    passed_over = []
+    for backend, fits, doing in (
+        ("tensorrt", lambda: bool(_built_targets(bundle)), "its engines run it"),
+        (CUDA_BACKEND, has_cuda_kernels, "ONNX Runtime runs it on the GPU"),
+    ):
+        if not fits():
+            continue
+        try:
+            engine = _engine(bundle, backend, threads, spin)
+        except FlamingoError as error:
+            passed_over.append((_NOT_RUNNING[backend], error))
+            continue
+        _report(bundle, doing, passed_over)
+        return engine
+    _report(bundle, "ONNX Runtime runs it on the CPU", passed_over)  # first: should it fail too, this is known
+    return _engine(bundle, "ort", threads, spin)
+
+
+_NOT_RUNNING = {"tensorrt": "its engines do not run", "ort-cuda": "not on the GPU"}
+
+
+def _report(bundle: Bundle, doing: str, passed_over: list[tuple[str, FlamingoError]]) -> None:
+    """One line: which backend, and why none of those before it."""
+    why = "".join(f"; {what}: {error}" for what, error in passed_over)
+    logger.log(logging.WARNING if passed_over else logging.INFO, "%s: %s%s", bundle.path, doing, why)
+
+
+def _ort_gpu_engine(bundle: Bundle, backend: str) -> Engine:
+    from flamingo_rt.engines.ort_cuda import OrtCudaEngine
+    from flamingo_rt.engines.ort_providers import PROVIDERS
+
+    return OrtCudaEngine(bundle, PROVIDERS[backend]())
 
 
 def _ort_engine(bundle: Bundle, threads: int | None, spin: bool) -> Engine:

@@ -72,7 +72,7 @@ class CacheFilling:
     def decoder(self, batch: int, capacity: int) -> Decoder:
         """An empty decoder for ``batch`` rows of ``capacity`` tokens. Raises `DataError` when it does not fit into
         memory."""
-        check_memory(self._specs, batch, capacity, 1, prefill=Prefill(self._model.config, capacity))
+        check_memory(self._model.engine, batch, capacity, 1, prefill=Prefill(self._model.config, capacity))
         return Decoder(self._model.engine, self._model.config, self._specs, batch, capacity)
 
     def rows(self, batch: int, tokens: int) -> list[Row]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from flamingo_rt.cli.backend_option import backend_option
 from flamingo_rt.cli.dependencies import needs_extra
 from flamingo_rt.cli.progress import ProgressBar
 from flamingo_rt.errors import DataError, DependencyError, UsageError
@@ -49,8 +50,7 @@ class Counts(click.ParamType):
 @click.option("--quantize", type=click.Choice(SCHEMES_OF["ort"]), help="With --preset: quantize the weights.")
 @click.option("--work", type=FILE, metavar="FOLDER",
               help="With --preset: where its bundle is kept.  [default: the user's cache]")
-@click.option("--backend", default="auto", show_default=True,
-              help="auto, ort (bundles, CPU), tensorrt (their engines, GPU) or torch (checkpoints).")
+@backend_option
 @click.option("--threads", type=click.IntRange(1, 1024), help="Cores for one operator. Default: all.")
 @click.option("--spin/--no-spin", default=True, show_default=True,
               help="Let threads that wait for the next operator spin; without, other work gets the cores.")

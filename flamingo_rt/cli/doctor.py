@@ -19,9 +19,11 @@ LIBRARIES = {
     "opencv-python-headless": "clips and training",
     "tokenizers": "always",
     "onnxruntime": "backend ort, extra cpu",
+    "onnxruntime-gpu": "backends ort and ort-cuda, extra gpu",
+    "onnxruntime-ep-nv-tensorrt-rtx-cu13": "backend ort-tensorrt-rtx, extra gpu-rtx",
     "tensorrt": "build for TensorRT, extra tensorrt",
     "tensorrt-rtx-cu13": "build for TensorRT-RTX, extra tensorrt-rtx",
-    "pycuda": "backend tensorrt",
+    "pycuda": "all backends on GPUs",
     "cuda-bindings": "backend tensorrt, CUDA graphs",
     "torch": "backend torch, extras export and train",
     "onnx": "extra export",
@@ -45,7 +47,12 @@ def command(as_json: bool) -> None:
       flamingo-rt doctor
     """
     libraries = {name: _version(name) for name in LIBRARIES}
-    backends = {"ort": _try(_try_ort), "torch": _try(_try_torch)}
+    backends = {
+        "ort": _try(_try_ort),
+        **{name: _try(lambda name=name: _try_ort_gpu(name)) for name in ("ort-cuda", "ort-tensorrt-rtx")},
+        "torch": _try(_try_torch),
+    }
+    warnings = _warnings(libraries)
     builders = {target: _try(lambda target=target: _try_builder(target)) for target in ("tensorrt", "tensorrt-rtx")}
     cuda = _try(_try_cuda)
     system = {
@@ -57,7 +64,8 @@ def command(as_json: bool) -> None:
     }
     if as_json:
         click.echo(json.dumps(
-            {"system": system, "libraries": libraries, "backends": backends, "builders": builders, "cuda": cuda}
+            {"system": system, "libraries": libraries, "backends": backends, "builders": builders, "cuda": cuda,
+             "warnings": warnings}
         ))
         return
     from rich.console import Console
@@ -73,6 +81,8 @@ def command(as_json: bool) -> None:
     for name, version in libraries.items():
         table.add_row(name, version or "[dim]not installed[/]", LIBRARIES[name])
     console.print(table)
+    for warning in warnings:
+        console.print(f"[yellow]{escape(warning)}[/]")
     for title, states in (("Backends", backends), ("Builders of engines", builders), ("Devices", {"CUDA": cuda})):
         table = Table(title.split()[0].lower().rstrip("s"), "works", "", title=title, title_justify="left")
         for name, state in states.items():
@@ -85,6 +95,16 @@ def _version(distribution: str) -> str | None:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def _warnings(libraries: dict[str, str | None]) -> list[str]:
+    """What is installed and should not be so."""
+    if libraries.get("onnxruntime") and libraries.get("onnxruntime-gpu"):
+        return [
+            "onnxruntime and onnxruntime-gpu are both installed, and overwrite each other's files: pip uninstall "
+            "onnxruntime onnxruntime-gpu, then install one of them"
+        ]
+    return []
 
 
 def _try(check: object) -> dict[str, object]:
@@ -108,8 +128,31 @@ def _try_ort() -> str:
     return f"onnxruntime {runtime.__version__}, CPU; runs bundles"
 
 
+def _try_ort_gpu(backend: str) -> str:
+    """Multiply two matrices on the GPU."""
+    import tempfile
+    from pathlib import Path
+
+    import numpy as np
+
+    from flamingo_rt.bench.matrix_rate import matmul_model
+    from flamingo_rt.engines.cuda import Cuda
+    from flamingo_rt.engines.ort_providers import PROVIDERS
+
+    provider = PROVIDERS[backend]()
+    cuda, matrix = Cuda(), np.random.default_rng(0).standard_normal((64, 64), dtype=np.float32)
+    with tempfile.TemporaryDirectory() as folder, cuda.current():
+        path = Path(folder) / "product.onnx"
+        path.write_bytes(matmul_model(matrix))
+        product = provider.open(path, cuda.stream).run(None, {"x": matrix})[0]
+    if not np.allclose(product, matrix @ matrix, atol=1e-3):
+        raise RuntimeError("a product of two matrices came out wrong")
+    runs = f"runs bundles of {' and '.join(provider.lowerings)}"
+    return f"onnxruntime {provider.runtime.__version__}, {provider.title}, {cuda.device_name}; {runs}"
+
+
 def _try_cuda() -> str:
-    """A copy to the GPU and back through PyCUDA, which backend tensorrt needs besides TensorRT."""
+    """A copy to the GPU and back through PyCUDA, which every backend on a GPU needs."""
     import numpy as np
 
     from flamingo_rt.engines.cuda import Cuda, import_graphs

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from flamingo_rt.cli.backend_option import backend_option
 from flamingo_rt.cli.shots import shot_options, shot_parts, split_shots
 from flamingo_rt.errors import UsageError
 
@@ -29,8 +30,7 @@ if TYPE_CHECKING:
 @click.option("--prompt-file", metavar="FILE", help="Shots that flamingo-rt prompt compile has read already.")
 @click.option("--choices", metavar="A,B,C", help="Rank these answers instead of writing one.")
 @click.option("--model", "path", metavar="FOLDER", help="A bundle, or a checkpoint. Default: the model in the package.")
-@click.option("--backend", default="auto", show_default=True,
-              help="auto, ort (bundles, CPU), tensorrt (their engines, GPU) or torch (checkpoints).")
+@backend_option
 @click.option("--threads", type=click.IntRange(1, 1024), help="Cores for one operator. Default: all.")
 @click.option("--spin/--no-spin", default=True, show_default=True,
               help="Let threads that wait for the next operator spin; without, other work gets the cores.")

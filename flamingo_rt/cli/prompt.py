@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from flamingo_rt.cli.backend_option import backend_option
 from flamingo_rt.cli.shots import shot_options, shot_parts, split_shots
 from flamingo_rt.errors import DataError, UsageError
 
@@ -27,7 +28,7 @@ def command() -> None:
 @click.option("--model", "path", metavar="FOLDER", help="A bundle. Default: the model in the package.")
 @shot_options(required=True)
 @click.option("--out", required=True, type=click.Path(path_type=Path), metavar="FILE", help="The file to write.")
-@click.option("--backend", default="auto", show_default=True, help="auto, ort (CPU) or tensorrt (GPU).")
+@backend_option
 @click.option("--threads", type=click.IntRange(1, 1024), help="Cores for one operator. Default: all.")
 @click.option("--overwrite", is_flag=True, help="Replace --out when it exists.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object: file, bytes, tokens, pictures.")

@@ -33,7 +33,11 @@ class GreedySteps(Protocol):
 
 
 class Engine(Protocol):
-    """The three graphs of `flamingo_rt.contract`, ready to run."""
+    """The three graphs of `flamingo_rt.contract`, ready to run.
+
+    One that computes on a device with memory of its own also has ``available_bytes() -> int | None``: how much of that
+    is free, None where it is the machine's.
+    """
 
     name: str
     # With the cache in place, whatever form an engine's own graphs have.

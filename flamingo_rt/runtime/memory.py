@@ -15,6 +15,7 @@ import numpy as np
 from flamingo_rt.config import FlamingoConfig
 from flamingo_rt.contract import LANGUAGE_MODEL, RESAMPLER, GraphSpec
 from flamingo_rt.errors import DataError
+from flamingo_rt.runtime.engine import Engine
 from flamingo_rt.system_memory import available_bytes, readable_bytes
 
 
@@ -35,17 +36,25 @@ class Prefill:
 
 
 def check_memory(
-    specs: dict[str, GraphSpec], rows: int, capacity: int, visuals: int, kind: str = "rows",
-    prefill: Prefill | None = None,
+    engine: Engine, rows: int, capacity: int, visuals: int, kind: str = "rows", prefill: Prefill | None = None,
 ) -> None:
     """Raise `DataError` when ``rows`` rows of ``capacity`` tokens and at most ``visuals`` visuals each, and their
-    ``prefill``, need more memory than there is; it says how many would fit. ``kind`` is what the caller calls them:
-    rows or beams."""
+    ``prefill``, need more memory than there is where the ``engine`` computes; it says how many would fit. ``kind`` is
+    what the caller calls them: rows or beams.
+
+    On a device what prefill computes is not counted: runtimes hold memory for that from before, nobody knows how much,
+    and what they cannot get in the end is an error of its own."""
+    free_there = getattr(engine, "available_bytes", None)
+    on_device = free_there() if free_there is not None else None
+    specs, place = engine.specs, "" if on_device is None else " on the GPU"
+    if on_device is not None:
+        prefill = None
+
     def needed(rows: int, capacity: int) -> int:
         computed = prefill.bytes(rows, capacity) if prefill else 0
         return needed_bytes(specs, rows, capacity, visuals) + computed
 
-    available = available_bytes()
+    available = available_bytes() if on_device is None else on_device
     if available is None or needed(rows, capacity) <= available:
         return
     fitting = _most(rows, lambda count: needed(count, capacity) <= available)
@@ -57,8 +66,8 @@ def check_memory(
     batch = f"{rows} {kind}" if rows > 1 else "one row"
     parts = "cache, pictures and reading the prompt take" if prefill else "cache and pictures take"
     raise DataError(
-        f"{batch} of {capacity:,} tokens cannot be kept in memory: {parts} {readable_bytes(needed(rows, capacity))}, "
-        f"{readable_bytes(available)} are available; {remedy}"
+        f"{batch} of {capacity:,} tokens cannot be kept in memory{place}: {parts} "
+        f"{readable_bytes(needed(rows, capacity))}, {readable_bytes(available)} are available; {remedy}"
     )
 
 

@@ -96,7 +96,7 @@ class Model:
         prompt = build_prompt(parts, self.tokenizer)
         self._check([prompt], None)
         check_memory(
-            self._specs, 1, len(prompt), len(prompt.visuals), prefill=Prefill(self.config, len(prompt))
+            self.engine, 1, len(prompt), len(prompt.visuals), prefill=Prefill(self.config, len(prompt))
         )
         decoder = self._decoder(1, len(prompt), None)
         decoder.prefill(self._rows([prompt], timer))
@@ -157,7 +157,7 @@ class Model:
                 "shorten them"
             )
         prefill = Prefill(self.config, len(prompt), start - len(prompt))
-        check_memory(self._specs, 1, start + longest, self._most_visuals([prompt], prefix), prefill=prefill)
+        check_memory(self.engine, 1, start + longest, self._most_visuals([prompt], prefix), prefill=prefill)
         decoder = self._decoder(1, start + longest, prefix)
         rows = self._rows([prompt], timer)
         with timer.stage("prefill"):
@@ -202,7 +202,7 @@ class Model:
             self.config, max(len(prompt) for prompt in built), before,
             together=options.beams == 1 and (not before or self.engine.continues_batches),
         )
-        check_memory(self._specs, count, capacity, self._most_visuals(built, prefix), kind, prefill)
+        check_memory(self.engine, count, capacity, self._most_visuals(built, prefix), kind, prefill)
         before_ids = prefix._ids if prefix else np.empty(0, dtype=np.int64)
         growing = [
             GrowingRow(row, np.concatenate([before_ids, row.input_ids]), self._answer(options, limit))

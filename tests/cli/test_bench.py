@@ -66,7 +66,7 @@ def test_a_plot_is_drawn_beside_the_report(bench, bundle: Path, tmp_path: Path, 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--backend", "tpu"], "unknown backend 'tpu'; known: auto, ort, tensorrt, torch"),
+        (["--backend", "tpu"], "unknown backend 'tpu'; known: auto, ort, ort-cuda, ort-tensorrt-rtx, tensorrt, torch"),
         (["--backend", "torch"], "is a bundle and the torch backend runs a checkpoint"),
         (["--preset", "huge"], "unknown preset 'huge'"),
         (["--preset", "tiny", "--backend", "torch"], "leave --backend out"),

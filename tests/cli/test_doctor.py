@@ -22,12 +22,13 @@ def test_the_json_has_system_libraries_and_backends(run, packaged) -> None:
     outcome = run("doctor", "--json")
     assert outcome.code == 0
     report = json.loads(outcome.out)
-    assert set(report) == {"system", "libraries", "backends", "builders", "cuda"}
+    assert set(report) == {"system", "libraries", "backends", "builders", "cuda", "warnings"}
     assert set(report["system"]) == {"flamingo-rt", "python", "system", "processor", "cores"}
     assert report["system"]["cores"] >= 1
     assert {"numpy", "onnxruntime", "torch"} <= set(report["libraries"])
-    assert set(report["backends"]) == {"ort", "torch"}
-    for state in report["backends"].values():
+    assert set(report["backends"]) == {"ort", "ort-cuda", "ort-tensorrt-rtx", "torch"}
+    for name in ("ort", "torch"):
+        state = report["backends"][name]
         assert set(state) == {"works", "detail"}
         assert state["works"] is True, state["detail"]
 
@@ -92,3 +93,19 @@ def test_a_missing_builder_is_shown_with_its_extra(run, packaged, monkeypatch) -
     state = json.loads(run("doctor", "--json").out)["builders"]["tensorrt-rtx"]
     assert state["works"] is False
     assert "pip install 'flamingo-rt[tensorrt-rtx]'" in state["detail"]
+
+
+@pytest.mark.parametrize("backend", ["ort-cuda", "ort-tensorrt-rtx"])
+def test_a_backend_that_needs_a_gpu_says_that_there_is_none(run, packaged, monkeypatch, backend) -> None:
+    monkeypatch.setattr("flamingo_rt.engines.ort_providers.find_gpu", lambda: None)
+    state = json.loads(run("doctor", "--json").out)["backends"][backend]
+    assert state == {
+        "works": False, "detail": f"no NVIDIA GPU is found: the {backend} backend needs one and its driver",
+    }
+
+
+def test_two_kinds_of_onnxruntime_at_once_are_pointed_out(run, packaged, monkeypatch) -> None:
+    monkeypatch.setattr("flamingo_rt.cli.doctor._version", lambda name: "1.31.1")
+    assert "both installed" in run("doctor").out
+    (warning,) = json.loads(run("doctor", "--json").out)["warnings"]
+    assert "pip uninstall onnxruntime onnxruntime-gpu" in warning

@@ -324,7 +324,7 @@ def test_a_clip_that_cannot_be_read_is_named(infer, tmp_path, kind) -> None:
         ([], ["--image", "--prompt"]),
         (["--shot", "a.png", "Output: a"], ["nothing to answer"]),
         (["--prompt", "a", "--question", "b"], ["--prompt", "--question"]),
-        (["--prompt", "a", "--backend", "cuda"], ["'cuda'", "auto, ort, tensorrt, torch"]),
+        (["--prompt", "a", "--backend", "cuda"], ["'cuda'", "auto, ort, ort-cuda, ort-tensorrt-rtx, tensorrt, torch"]),
         (["--prompt", "a", "--temperature", "-1"], ["temperature", "-1", "0 (greedy) or more"]),
         (["--prompt", "a", "--temperature", "nan"], ["temperature", "nan"]),
         (["--prompt", "a", "--top-p", "0"], ["top_p", "0"]),

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fake_gpu import FakeGpu
-from runners import LOWERINGS, Runner
+from fake_onnxruntime import install
+from runners import OnCuda, Runner
 from small_model import small_checkpoint
 
 import flamingo_rt
@@ -71,10 +72,22 @@ def counted() -> tuple[Callable, dict[str, int]]:
 # The runner, on stand-ins for TensorRT and CUDA
 
 
+class Bundles(dict):
+    """By lowering, in float32, and by lowering and type, such as ``ort-fp16``; exported when they are asked for."""
+
+    def __init__(self, exported: Callable[[str, str], Path]) -> None:
+        self._exported = exported
+
+    def __missing__(self, name: str) -> Bundle:
+        lowering, compute = (name.removesuffix("-fp16"), "fp16") if name.endswith("-fp16") else (name, "fp32")
+        self[name] = read_bundle(self._exported(lowering, compute))
+        return self[name]
+
+
 @pytest.fixture(scope="session")
 def bundles(exported) -> dict[str, Bundle]:
     """The same small model in each lowering. A slot of its cache is 64 bytes a row: aligned in batches of four."""
-    return {lowering: read_bundle(exported(lowering, "fp32")) for lowering in ("ort", *LOWERINGS)}
+    return Bundles(exported)
 
 
 @pytest.fixture
@@ -87,9 +100,19 @@ def runner(bundles, tmp_path, gpu, monkeypatch) -> Runner:
     return Runner(bundles, tmp_path, gpu, monkeypatch)
 
 
+@pytest.fixture
+def on_cuda(bundles, gpu, monkeypatch) -> OnCuda:
+    return OnCuda(bundles, install(monkeypatch, gpu))
+
+
 @pytest.fixture(scope="session")
 def ort(bundles) -> Model:
     return flamingo_rt.load(bundles["ort"].path, "ort", threads=1)
+
+
+@pytest.fixture(scope="session")
+def ort_half(bundles) -> Model:
+    return flamingo_rt.load(bundles["ort-fp16"].path, "ort", threads=1)
 
 
 @pytest.fixture(scope="session")

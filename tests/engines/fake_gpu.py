@@ -13,7 +13,7 @@ from __future__ import annotations
 import ctypes
 import time
 from enum import Enum
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 
@@ -32,7 +32,7 @@ class FakeGpu:
         self.capturing: list | None = None
         self.calls: list[tuple] = []
         self._kept: dict[int, np.ndarray] = {}
-        self.capture_fails = False
+        self.capture_fails = self.integrated = False
 
     def called(self, name: str) -> list[tuple]:
         """The calls of a name."""
@@ -67,6 +67,7 @@ class FakeGpu:
     def synchronize(self) -> None:
         assert self.current == 1
         assert self.capturing is None, "a wait for the stream cannot be captured"
+        self.calls.append(("synchronize",))
         work, self.queue = self.queue, []
         for each in work:
             each()
@@ -98,6 +99,9 @@ def pycuda_driver(gpu: FakeGpu) -> ModuleType:
         def name(self) -> str:
             return "Fake"
 
+        def get_attribute(self, attribute: str) -> int:
+            return {"INTEGRATED": int(gpu.integrated)}[attribute]
+
         def retain_primary_context(self) -> Context:
             gpu.calls.append(("retain_primary_context",))
             return Context()
@@ -120,6 +124,29 @@ def pycuda_driver(gpu: FakeGpu) -> ModuleType:
 
         synchronize = staticmethod(gpu.synchronize)
 
+    class Event:
+        """Where the stream has come to it, and, unless that was turned off, when."""
+
+        def __init__(self, flags: str = "") -> None:
+            self._timed = flags != "DISABLE_TIMING"
+
+        def record(self, stream: Stream) -> None:
+            self._done = False
+            gpu.put(self._finish)
+
+        def _finish(self) -> None:
+            self._done, self._time = True, time.perf_counter()
+
+        def time_till(self, event: Event) -> float:
+            assert self._timed and event._timed
+            return (event._time - self._time) * 1e3
+
+        def synchronize(self) -> None:
+            gpu.calls.append(("wait for a mark",))
+            assert gpu.current == 1
+            while not self._done:
+                gpu.queue.pop(0)()
+
     class Memcpy2D:
         def set_src_device(self, address: int) -> None:
             self.source = address
@@ -139,18 +166,6 @@ def pycuda_driver(gpu: FakeGpu) -> ModuleType:
                     gpu.bytes_at(target + index * pitches[1], width)[:] = piece
 
             gpu.put(work)
-
-    class Event:
-        """Holds the time at which the stream came to it."""
-
-        def record(self, stream: Stream) -> None:
-            assert isinstance(stream, Stream)
-            gpu.put(lambda: setattr(self, "time", time.perf_counter()))
-
-        synchronize = staticmethod(gpu.synchronize)
-
-        def time_till(self, event: Event) -> float:
-            return (event.time - self.time) * 1e3
 
     def mem_alloc(bytes: int) -> Allocation:
         assert gpu.current == 1
@@ -190,11 +205,13 @@ def pycuda_driver(gpu: FakeGpu) -> ModuleType:
 
     driver.memcpy_htod = driver.memcpy_dtoh = copy_now
     driver.init = lambda: None
+    driver.device_attribute = SimpleNamespace(INTEGRATED="INTEGRATED")
     driver.Device, driver.Context, driver.Stream, driver.Memcpy2D = Device, Context, Stream, Memcpy2D
+    driver.Event, driver.event_flags = Event, SimpleNamespace(DISABLE_TIMING="DISABLE_TIMING")
     driver.mem_alloc, driver.pagelocked_empty = mem_alloc, pagelocked_empty
     driver.mem_get_info = lambda: (gpu.memory - gpu.used, gpu.memory)
     driver.memcpy_htod_async, driver.memcpy_dtoh_async = memcpy_htod_async, memcpy_dtoh_async
-    driver.memset_d8_async, driver.memcpy_dtod_async, driver.Event = memset_d8_async, memcpy_dtod_async, Event
+    driver.memset_d8_async, driver.memcpy_dtod_async = memset_d8_async, memcpy_dtod_async
     return driver
 
 

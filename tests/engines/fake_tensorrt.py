@@ -127,7 +127,7 @@ class OnnxCompute:
         self, gpu: FakeGpu, shapes: dict[str, tuple], addresses: dict[str, int], dtypes: dict[str, str]
     ) -> None:
         sizes = self.sizes(shapes)
-        arrays = {}
+        arrays, views = {}, {}
         for tensor in (*self._spec.inputs, *self._spec.outputs):
             shape = tensor.resolve(sizes)
             dtype = np.dtype(dtypes[tensor.name])
@@ -135,7 +135,7 @@ class OnnxCompute:
             assert not np.issubdtype(view.dtype, np.floating) or tensor.name not in shapes or np.isfinite(view).all(), (
                 f"{tensor.name} holds NaN"
             )
-            arrays[tensor.name] = view.astype(tensor.array_dtype, copy=False)
+            views[tensor.name], arrays[tensor.name] = view, view.astype(tensor.array_dtype, copy=False)
         names = [tensor.name for tensor in self._spec.outputs]
         for tensor in self._spec.outputs:
             past = tensor.name.replace("present", "past_key_values")
@@ -146,6 +146,9 @@ class OnnxCompute:
                     assert name.replace("present", "past_key_values") == other, f"{name} is written over {other}"
                     assert array.shape == arrays[name].shape, f"{name} and {other} overlap"
         self._engine._bind(self._spec.name, arrays, {name: arrays[name] for name in names})()
+        for name in names:
+            if arrays[name] is not views[name]:  # integers of 32 bits
+                views[name][...] = arrays[name]
 
 
 def multiply(gpu: FakeGpu, shapes: dict, addresses: dict[str, int], dtypes: dict[str, str]) -> None:

@@ -1,4 +1,4 @@
-"""Runners of TensorRT engines on the stand-ins, and what their results are compared by."""
+"""Models on the stand-ins, and what their results are compared by."""
 
 from __future__ import annotations
 
@@ -6,20 +6,25 @@ from pathlib import Path
 
 import numpy as np
 from fake_gpu import FakeGpu
+from fake_onnxruntime import FakeOnnxRuntime
 from fake_tensorrt import OnnxCompute, install, write_engine
 
 from flamingo_rt.bundle import Bundle
 from flamingo_rt.contract import (
     IN_PLACE,
+    LANGUAGE_MODEL,
     Limits,
     graph_specs,
     size_ranges,
 )
 from flamingo_rt.engines.engine_files import BuildOptions, EngineFolder
 from flamingo_rt.engines.ort import OrtEngine
+from flamingo_rt.engines.ort_cuda import OrtCudaEngine
+from flamingo_rt.engines.ort_providers import CudaProvider, Provider
 from flamingo_rt.engines.tensorrt_module import import_tensorrt
 from flamingo_rt.engines.tensorrt_runner import TensorRtEngine
 from flamingo_rt.processing.tokenizer import TextTokenizer
+from flamingo_rt.runtime.engine import Engine
 from flamingo_rt.runtime.model import Model
 
 LOWERINGS = ("tensorrt", "tensorrt-classic")
@@ -35,15 +40,16 @@ class Runner:
     def engines(self, lowering: str, integers: str = "INT64", limits: Limits = LIMITS) -> EngineFolder:
         """The files of engines, and the modules that read them."""
         bundle = self.bundles[lowering]
-        specs = graph_specs(bundle.config, "float32", bundle.cache_form)
+        specs = graph_specs(bundle.config, bundle.compute, bundle.cache_form)
         paths = {name: bundle.graph_path(name) for name in bundle.graphs}
-        ort = OrtEngine(paths, bundle.config, threads=1, cache=bundle.cache_form)
+        ort = OrtEngine(paths, bundle.config, threads=1, dtype=bundle.compute, cache=bundle.cache_form)
         install(self._monkeypatch, self.gpu, {name: OnnxCompute(ort, spec) for name, spec in specs.items()})
         for name, cases in size_ranges(bundle.config, limits, bundle.cache_form).items():
             fixed = {"C": limits.capacity} if bundle.cache_form == IN_PLACE else {}
             write_engine(self._folder / f"{name}.engine", name, specs[name], cases, fixed, integers)
         return EngineFolder(
-            self._folder, "tensorrt", "10.15.1", "Fake", ("8.9",), lowering, "float32", limits, BuildOptions()
+            self._folder, "tensorrt", "10.15.1", "Fake", ("8.9",), bundle.graphs[LANGUAGE_MODEL].lowering,
+            bundle.compute, limits, BuildOptions(),
         )
 
     def engine(self, lowering: str, **changes) -> TensorRtEngine:
@@ -51,10 +57,26 @@ class Runner:
         return TensorRtEngine(self.bundles[lowering], engines, import_tensorrt("tensorrt"))
 
     def model(self, lowering: str, **changes) -> Model:
-        bundle = self.bundles[lowering]
-        config = bundle.config
-        tokenizer = TextTokenizer(bundle.tokenizer_path, config.tokens, config.language.vocab_size)
-        return Model(self.engine(lowering, **changes), config, tokenizer)
+        return model_of(self.engine(lowering, **changes), self.bundles[lowering])
+
+
+class OnCuda:
+    """Makes models on the stand-in ``runtime`` for onnxruntime-gpu."""
+
+    def __init__(self, bundles: dict[str, Bundle], runtime: FakeOnnxRuntime) -> None:
+        self.bundles, self.runtime = bundles, runtime
+
+    def engine(self, name: str, provider: type[Provider] = CudaProvider) -> OrtCudaEngine:
+        return OrtCudaEngine(self.bundles[name], provider())
+
+    def model(self, name: str, provider: type[Provider] = CudaProvider) -> Model:
+        return model_of(self.engine(name, provider), self.bundles[name])
+
+
+def model_of(engine: Engine, bundle: Bundle) -> Model:
+    """A model of a bundle on an engine."""
+    config = bundle.config
+    return Model(engine, config, TextTokenizer(bundle.tokenizer_path, config.tokens, config.language.vocab_size))
 
 
 def assert_same(found, expected) -> None:

@@ -1,4 +1,4 @@
-"""Opening a bundle that has engines: when they run, and what is said when they do not."""
+"""Opening a bundle with a GPU: which backend takes it, and what is said when the better ones do not."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_engines_that_do_not_run_here_are_left_for_the_cpu_with_a_warning(with_e
     monkeypatch.setattr("flamingo_rt.engines.gpu.find_gpu", lambda: None)
     assert flamingo_rt.load(with_engines).engine.name == "ort"
     (warning,) = caplog.messages
-    assert "ONNX Runtime runs it on the CPU, its engines do not run: no NVIDIA GPU is found" in warning
+    assert "ONNX Runtime runs it on the CPU; its engines do not run: no NVIDIA GPU is found" in warning
 
 
 def test_asked_for_engines_that_do_not_run_are_an_error(with_engines, monkeypatch) -> None:
@@ -68,3 +68,50 @@ def test_a_bundle_without_engines_shows_the_command_that_builds_them(with_engine
 def test_a_checkpoint_has_no_engines(bundles) -> None:
     with pytest.raises(UsageError, match="the tensorrt backend runs a bundle: .*flamingo-rt export"):
         flamingo_rt.load(bundles["ort"].path.parent / "checkpoint", "tensorrt")
+
+
+# Without engines, or where they do not run
+
+
+@pytest.mark.parametrize("backend", ["auto", "ort-cuda"])
+def test_onnx_runtime_with_cuda_runs_a_bundle_on_the_gpu(bundles, on_cuda, backend, ort_half, text, caplog) -> None:
+    model = flamingo_rt.load(bundles["ort-fp16"].path, backend)
+    assert model.engine.name == "ort-cuda"
+    found, expected = (each.generate(text, max_new_tokens=4).result() for each in (model, ort_half))
+    assert_same([found], [expected])
+    assert not caplog.messages
+
+
+def test_engines_that_do_not_run_are_left_for_cuda(with_engines, on_cuda, monkeypatch, caplog) -> None:
+    monkeypatch.setattr("flamingo_rt.engines.gpu.find_gpu", lambda: Gpu("Other", "8.7", 1 << 30, True))
+    assert flamingo_rt.load(with_engines).engine.name == "ort-cuda"
+    (warning,) = caplog.messages
+    assert "ONNX Runtime runs it on the GPU; its engines do not run: " in warning
+
+
+def test_a_bundle_that_cuda_has_no_kernels_for_runs_on_the_cpu_with_a_warning(bundles, on_cuda, caplog) -> None:
+    on_cuda.runtime.without_kernels |= {"GroupQueryAttention"}
+    assert flamingo_rt.load(bundles["ort"].path).engine.name == "ort"
+    (warning,) = caplog.messages
+    assert "ONNX Runtime runs it on the CPU; not on the GPU: " in warning
+    assert "3 GroupQueryAttention" in warning
+
+
+def test_onnxruntime_with_cuda_but_no_gpu_runs_on_the_cpu_with_a_warning(bundles, on_cuda, monkeypatch, caplog) -> None:
+    monkeypatch.setattr("flamingo_rt.engines.ort_providers.find_gpu", lambda: None)
+    assert flamingo_rt.load(bundles["ort"].path).engine.name == "ort"
+    (warning,) = caplog.messages
+    assert "not on the GPU: no NVIDIA GPU is found" in warning
+
+
+def test_plain_onnxruntime_lacks_nothing(bundles, caplog) -> None:
+    assert flamingo_rt.load(bundles["ort"].path).engine.name == "ort"
+    assert not caplog.messages
+
+
+def test_asked_for_cuda_that_does_not_run_is_an_error(bundles, on_cuda) -> None:
+    on_cuda.runtime.available = ["CPUExecutionProvider"]
+    with pytest.raises(DependencyError, match="has no CUDA"):
+        flamingo_rt.load(bundles["ort-fp16"].path, "ort-cuda")
+    with pytest.raises(UsageError, match="the ort-cuda backend runs a bundle"):
+        flamingo_rt.load(bundles["ort"].path.parent / "checkpoint", "ort-cuda")

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from runners import LIMITS, LOWERINGS, assert_same
+from runners import LIMITS, LOWERINGS, assert_same, model_of
 
 from flamingo_rt.contract import (
     LANGUAGE_MODEL,
@@ -22,6 +22,7 @@ from flamingo_rt.contract import (
     present_name,
 )
 from flamingo_rt.engines.cuda import Cuda
+from flamingo_rt.engines.ort import OrtEngine
 from flamingo_rt.engines.tensorrt_module import import_tensorrt
 from flamingo_rt.engines.tensorrt_runner import TensorRtEngine
 from flamingo_rt.errors import DataError, DependencyError
@@ -89,6 +90,20 @@ class TestSameTokensAsOnnxRuntime:
             logits.append((outputs["logits"][0], inputs[past_name(1, "key")][0, :, :7]))
         for found, expected in zip(*logits, strict=True):
             np.testing.assert_allclose(found, expected, rtol=0, atol=1e-3)
+
+
+def test_engines_in_half_precision_give_its_tokens(runner, bundles, pictures) -> None:
+    bundle = bundles["tensorrt-fp16"]
+    cpu = model_of(
+        OrtEngine({name: bundle.graph_path(name) for name in bundle.graphs}, bundle.config, 1, dtype=bundle.compute),
+        bundle,
+    )
+    for options in ({}, {"speculation": 0}, {"beams": 3}):
+        found, expected = (
+            model.generate([pictures[0], "Output:"], max_new_tokens=12, **options).result()
+            for model in (runner.model("tensorrt-fp16"), cpu)
+        )
+        assert_same([found], [expected])
 
 
 def test_a_step_is_captured_on_its_second_run_and_then_replayed(runner, gpu, text) -> None:

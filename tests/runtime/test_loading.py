@@ -36,7 +36,8 @@ def test_a_checkpoint_runs_in_pytorch(backend, checkpoint_folder, torch_model, p
 
 
 def test_an_unknown_backend_is_answered_with_the_known_ones(bundle_folder):
-    with pytest.raises(UsageError, match="unknown backend 'tpu'; known: auto, ort, tensorrt, torch"):
+    known = "auto, ort, ort-cuda, ort-tensorrt-rtx, tensorrt, torch"
+    with pytest.raises(UsageError, match=f"unknown backend 'tpu'; known: {known}"):
         flamingo_rt.load(bundle_folder, "tpu")
 
 
