@@ -9,6 +9,7 @@ from runners import Runner
 from flamingo_rt.bench import BenchOptions, measure
 from flamingo_rt.bench.rates import HostProbe, probe_of
 from flamingo_rt.engines import device_probe
+from flamingo_rt.engines.device_engine import DeviceEngine
 from flamingo_rt.engines.tensorrt_callbacks import Caught, make_log
 from flamingo_rt.engines.tensorrt_module import TENSORRT_RTX, import_tensorrt
 from flamingo_rt.errors import DataError
@@ -52,6 +53,12 @@ def test_a_product_that_is_not_compiled_leaves_the_bandwidth(runner: Runner, mon
     monkeypatch.setattr(device_probe, "compiled_product", refuse)
     with probe_of(engine, None, 1) as probe:
         assert probe.products() == (None, "not measured: TensorRT cannot compile it")
+        assert probe.bandwidth()[0] > 0
+
+
+def test_an_engine_of_another_runtime_has_the_bandwidth_alone(runner: Runner) -> None:
+    with DeviceEngine.device_probe(runner.engine("tensorrt")) as probe:
+        assert probe.products() == (None, "not measured: this backend has no product of its own to measure")
         assert probe.bandwidth()[0] > 0
 
 
