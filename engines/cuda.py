@@ -158,6 +158,12 @@ class Cuda:
         """Wait until all that was put on the stream is done."""
         self._stream.synchronize()
 
+    def mark(self) -> Any:
+        """A mark behind what was put on the stream so far, whose ``synchronize`` waits until that is done."""
+        event = self._driver.Event(self._driver.event_flags.DISABLE_TIMING)
+        event.record(self._stream)
+        return event
+
     def seconds(self, enqueue: Callable[[], None]) -> float:
         """How long the device takes for what ``enqueue`` puts on the stream, by its own clock; waits for it."""
         start, end = self._driver.Event(), self._driver.Event()
@@ -166,12 +172,6 @@ class Cuda:
         end.record(self._stream)
         end.synchronize()
         return start.time_till(end) / 1e3  # milliseconds
-
-    def mark(self) -> Any:
-        """A mark behind what was put on the stream so far, whose ``synchronize`` waits until that is done."""
-        event = self._driver.Event(self._driver.event_flags.DISABLE_TIMING)
-        event.record(self._stream)
-        return event
 
     def wait_for(self, stream: int) -> None:
         """Wait until another stream's work is done, given its handle; 1 and 2 are the default streams."""

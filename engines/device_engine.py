@@ -14,6 +14,7 @@ from flamingo_rt.engines.device_cache import DeviceCache
 from flamingo_rt.engines.device_probe import DeviceProbe
 from flamingo_rt.engines.device_run import DeviceRun
 from flamingo_rt.engines.device_steps import DeviceGreedySteps
+from flamingo_rt.engines.tensorrt_module import TensorRT
 from flamingo_rt.host_engine import HostGreedySteps
 
 
@@ -22,15 +23,18 @@ class DeviceEngine(ABC):
     the graphs have: that is what a saved prompt has too."""
 
     specs: dict[str, GraphSpec]
+    reads_device_arrays = True
     _cuda: Cuda
+    _tensorrt: TensorRT | None = None  # what compiles a product to be timed
 
     @abstractmethod
     def cache(self, rows: int, capacity: int) -> DeviceCache:
         """On the device. Raises `DataError` for more tokens than the graphs take, or than there is memory for."""
 
     def device_probe(self) -> DeviceProbe:
-        """What measures how fast the GPU is; here its memory alone."""
-        return DeviceProbe(self._cuda)
+        """What measures how fast the GPU is."""
+        dtype = next(spec.dtype for spec in self.specs[LANGUAGE_MODEL].inputs if "C" in spec.shape)
+        return DeviceProbe(self._cuda, self._tensorrt, dtype)
 
     def available_bytes(self) -> int | None:
         """Device memory that is free, or None where it is the machine's own."""

@@ -26,7 +26,7 @@ ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 class DeviceProbe:
     """What a GPU can do, for the length of a ``with`` block."""
 
-    def __init__(self, cuda: Cuda, tensorrt: TensorRT | None = None, dtype: str = "float16") -> None:
+    def __init__(self, cuda: Cuda, tensorrt: TensorRT | None, dtype: str) -> None:
         """``dtype`` is what the engines compute in. Without ``tensorrt`` products are not measured."""
         self._cuda, self._tensorrt, self._dtype = cuda, tensorrt, dtype
         self._product: _Product | None = None

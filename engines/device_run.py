@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from flamingo_rt.contract import GraphSpec, TensorSpec
+from flamingo_rt.device_arrays import DeviceArray, device_array, is_device_array
 from flamingo_rt.engines.cuda import ALIGNMENT, Cuda, aligned
-from flamingo_rt.engines.device_arrays import DeviceArray, device_array, is_device_array
 from flamingo_rt.engines.device_cache import CacheBuffer
 
 Addresses = dict[str, int]

@@ -24,7 +24,6 @@ from flamingo_rt.engines.compiled_graph import CompiledGraph, Loader, Profile
 from flamingo_rt.engines.cuda import ALIGNMENT, Cuda, DeviceMemory, Graph, aligned
 from flamingo_rt.engines.device_cache import DeviceCache
 from flamingo_rt.engines.device_engine import DeviceEngine
-from flamingo_rt.engines.device_probe import DeviceProbe
 from flamingo_rt.engines.device_run import Addresses, BoundGraph, DeviceRun
 from flamingo_rt.engines.engine_files import EngineFolder, build_command
 from flamingo_rt.engines.tensorrt_callbacks import Caught, make_log
@@ -47,7 +46,7 @@ class TensorRtEngine(DeviceEngine):
         model's.
         """
         self._cuda, form = Cuda(), CACHE_FORMS[engines.lowering]
-        self._tensorrt, self._compute = tensorrt, engines.compute
+        self._tensorrt = tensorrt
         self.specs, self._form = graph_specs(bundle.config, engines.compute), form
         self.description = f"{tensorrt.title}, {engines.path.name}"
         log = make_log(tensorrt.module, Caught())
@@ -62,10 +61,6 @@ class TensorRtEngine(DeviceEngine):
                 name: loader.load(engines.engine_path(name), spec, bundle.graph_path(name) if stripped else None)
                 for name, spec in graph_specs(bundle.config, engines.compute, form).items()
             }
-
-    def device_probe(self) -> DeviceProbe:
-        """As `DeviceEngine.device_probe`, with the products of this TensorRT."""
-        return DeviceProbe(self._cuda, self._tensorrt, self._compute)
 
     def cache(self, rows: int, capacity: int) -> DeviceCache:
         """On the device. Raises `DataError` for more tokens than the engine was built for, or than there is memory for.

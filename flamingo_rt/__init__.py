@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from flamingo_rt.errors import DataError, DependencyError, FlamingoError, ParityError, UsageError
     from flamingo_rt.loading import load
-    from flamingo_rt.processing.media import Image, Video
+    from flamingo_rt.processing.media import Image, PixelValues, Video
     from flamingo_rt.runtime.model import Model, PromptState
     from flamingo_rt.runtime.options import GenerationOptions, GenerationResult, Score
 
@@ -33,6 +33,7 @@ _HOMES = {
     "Image": "processing.media",
     "Model": "runtime.model",
     "ParityError": "errors",
+    "PixelValues": "processing.media",
     "PromptState": "runtime.model",
     "Score": "runtime.options",
     "UsageError": "errors",
@@ -42,7 +43,7 @@ _HOMES = {
 
 __all__ = [
     "DataError", "DependencyError", "FlamingoError", "GenerationOptions", "GenerationResult", "Image", "Model",
-    "ParityError", "PromptState", "Score", "UsageError", "Video", "load",
+    "ParityError", "PixelValues", "PromptState", "Score", "UsageError", "Video", "load",
 ]
 
 

@@ -17,9 +17,16 @@ class HostEngine:
 
     steps_ahead = 0  # a call returns when its step is done
     continues_batches = False
+    reads_device_arrays = False
 
     def __init__(self, specs: dict[str, GraphSpec]) -> None:
         self.specs = specs
+
+    def available_bytes(self) -> None:
+        """It computes in the machine's memory."""
+
+    def device_probe(self) -> None:
+        """It computes on the CPU."""
 
     def cache(self, rows: int, capacity: int) -> HostCache:
         """In host memory, where the kernels read and write it."""

@@ -18,12 +18,14 @@ FOLDERS = {
 
 # What each part of the project may import of the project, besides itself.
 BASE = {
-    "errors", "config", "files", "contract", "cache", "host_engine", "presets", "progress", "protobuf", "system_memory",
+    "errors", "config", "files", "contract", "cache", "device_arrays", "host_engine", "presets", "progress", "protobuf",
+    "system_memory",
 }
 RUNTIME = BASE | {"bundle", "processing", "engines"}
 ALLOWED = {
     "errors": set(),
     "config": {"errors"},
+    "device_arrays": set(),
     "files": {"errors"},
     "progress": set(),
     "protobuf": set(),
@@ -33,7 +35,7 @@ ALLOWED = {
     "cache": {"contract"},
     "host_engine": {"contract", "cache"},
     "bundle": {"errors", "config", "contract"},
-    "processing": {"errors", "config"},
+    "processing": {"errors", "config", "device_arrays"},
     "engines": BASE | {"bundle"},
     "runtime": BASE | {"processing"},
     "model": {"errors", "config", "contract", "cache", "host_engine"},

@@ -68,9 +68,8 @@ class HostProbe:
 def probe_of(
     engine: Engine, threads: int | None, cores: int, buffer_bytes: int = BUFFER_BYTES
 ) -> Measured:
-    """What measures the device that an engine runs on: its own ``device_probe``, or the CPU's where it has none."""
-    own = getattr(engine, "device_probe", None)
-    return own() if own is not None else HostProbe(engine.name, threads, cores, buffer_bytes)
+    """What measures the device that an engine runs on, or the CPU."""
+    return engine.device_probe() or HostProbe(engine.name, threads, cores, buffer_bytes)
 
 
 class RateProbe:

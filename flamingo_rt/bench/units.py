@@ -8,8 +8,9 @@ from flamingo_rt.bench.results import DecodeResult, Report, Stage
 PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 # Distributions behind a backend; those that are not installed are left out.
 RUNTIMES = {
-    "ort": ("onnxruntime", "onnxruntime-gpu"), "torch": ("torch",), "tensorrt": ("tensorrt", "tensorrt-rtx-cu13"),
-    "ort-cuda": ("onnxruntime-gpu",), "ort-tensorrt-rtx": ("onnxruntime",),
+    "ort": ("onnxruntime", "onnxruntime-gpu"),  # whichever it is that is installed
+    "torch": ("torch",), "tensorrt": ("tensorrt", "tensorrt-rtx-cu13"), "ort-cuda": ("onnxruntime-gpu",),
+    "ort-tensorrt-rtx": ("onnxruntime",),
 }
 STAGES = {"images": "image decode, resize", "vision": "vision encoder", "resampler": "resampler", "prefill": "prefill"}
 

@@ -135,15 +135,15 @@ def _try_ort_gpu(backend: str) -> str:
 
     import numpy as np
 
-    from flamingo_rt.bench.matrix_rate import matmul_model
     from flamingo_rt.engines.cuda import Cuda
+    from flamingo_rt.engines.matmul_graph import matmul_graph
     from flamingo_rt.engines.ort_providers import PROVIDERS
 
     provider = PROVIDERS[backend]()
     cuda, matrix = Cuda(), np.random.default_rng(0).standard_normal((64, 64), dtype=np.float32)
     with tempfile.TemporaryDirectory() as folder, cuda.current():
         path = Path(folder) / "product.onnx"
-        path.write_bytes(matmul_model(matrix))
+        path.write_bytes(matmul_graph(len(matrix), weight=matrix))
         product = provider.open(path, cuda.stream).run(None, {"x": matrix})[0]
     if not np.allclose(product, matrix @ matrix, atol=1e-3):
         raise RuntimeError("a product of two matrices came out wrong")

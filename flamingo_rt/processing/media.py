@@ -1,27 +1,50 @@
-"""The media a prompt can hold: one picture, or one video clip. Types only; `pictures` and `video` read them."""
+"""The media a prompt can hold: one picture, one video clip, or pixel values of either. Types only; `pictures`, `video`
+and `given_pixels` read them."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import PIL.Image
 
+from flamingo_rt.device_arrays import is_device_array
 from flamingo_rt.errors import UsageError
 
 MAX_FRAMES = 1024
 
-PictureSource = str | os.PathLike | bytes | PIL.Image.Image | np.ndarray
+
+class DlpackArray(Protocol):
+    """An array of another library that DLPack hands on: torch, JAX, CuPy."""
+
+    def __dlpack__(self, **options: Any) -> Any: ...
+
+    def __dlpack_device__(self) -> tuple[int, int]: ...
+
+
+class CudaArray(Protocol):
+    """An array in device memory that says where it lies: numba, PyCUDA, camera frames."""
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]: ...
+
+
+Array = np.ndarray | DlpackArray | CudaArray
+PictureSource = str | os.PathLike | bytes | PIL.Image.Image | Array
 VideoSource = str | os.PathLike | Sequence[PictureSource]
 
 
 # Compared by identity: two arrays have no single truth value to compare by.
 @dataclass(frozen=True, eq=False)
 class Image:
-    """One picture: a path, the bytes of a picture file, a Pillow image, or uint8 [H, W, 3] or [H, W]."""
+    """One picture: a path, the bytes of a picture file, a Pillow image, or an array, uint8 [H, W, 3] or [H, W].
+
+    An array is numpy's or one of another library, such as a tensor or a camera frame. One in device memory is copied to
+    the host, by its library, and preprocessed there: `PixelValues` can stay.
+    """
 
     source: PictureSource
 
@@ -33,7 +56,8 @@ class Image:
 
 @dataclass(frozen=True, eq=False)
 class Video:
-    """One clip: the path of a video file, or a sequence of pictures. The model sees ``frames`` of its frames.
+    """One clip: the path of a video file, a sequence of pictures, or an array, uint8 [T, H, W, 3]. The model sees
+    ``frames`` of its frames; no others are decoded or copied from a device.
 
     Raises `UsageError` when ``frames`` is not an integer from 1 to `MAX_FRAMES`.
     """
@@ -53,14 +77,45 @@ class Video:
         return f"<clip of {len(self.source)} pictures>"
 
 
+@dataclass(frozen=True, eq=False)
+class PixelValues:
+    """A picture or a clip that is preprocessed already: float32 [3, H, W], or [F, 3, H, W] for a clip, of which the
+    model sees all frames. H and W are the model's image size, the channels RGB, normalised: ``Model.config.vision`` and
+    ``Model.config.preprocessing`` say how, docs/device-arrays.md has an example.
+
+    In host memory: numpy, or what DLPack hands on, such as a tensor; it is a picture like any other. In device memory,
+    by DLPack or ``__cuda_array_interface__``: an engine that computes there reads it where it is, C-contiguous and
+    aligned to 256 bytes; it may be written again when the call that was given it (`Model.generate`, `Model.prompt`, …)
+    has returned. Its content is not looked at: it is encoded each time, once a call however often it stands there.
+    """
+
+    array: Array
+
+    @property
+    def label(self) -> str:
+        """The pixel values' name in messages."""
+        return source_label(self.array)
+
+
+Visual = Image | Video | PixelValues
+
+
+def is_array(value: Any) -> bool:
+    """Whether it is an array, of any library and in any memory."""
+    return hasattr(value, "__dlpack__") or is_device_array(value)
+
+
 def source_label(source: Any) -> str:
     """A short name for any source: its path, or what it is."""
     if isinstance(source, (str, os.PathLike)):
         return os.fsdecode(source)
     if isinstance(source, bytes):
         return "<bytes>"
-    if isinstance(source, np.ndarray):
-        return f"<array {source.dtype} {list(source.shape)}>"
+    if is_array(source):
+        kind = "array" if isinstance(source, np.ndarray) else type(source).__name__
+        about = [str(source.dtype)] if hasattr(source, "dtype") else []
+        about += [str(list(source.shape))] if hasattr(source, "shape") else []
+        return f"<{' '.join([kind, *about])}{' in device memory' if is_device_array(source) else ''}>"
     if isinstance(source, PIL.Image.Image):
         return f"<PIL image {source.mode} {source.width}x{source.height}>"
     return f"<{type(source).__name__}>"

@@ -16,8 +16,9 @@ import PIL.Image
 from PIL.Image import Transpose
 
 from flamingo_rt.errors import DataError
+from flamingo_rt.processing.arrays import host_array
 from flamingo_rt.processing.files import open_file
-from flamingo_rt.processing.media import PictureSource, source_label
+from flamingo_rt.processing.media import PictureSource, is_array, source_label
 from flamingo_rt.processing.shared_context import SharedContext
 
 MAX_PIXELS = 100_000_000
@@ -71,9 +72,10 @@ _NO_STDERR = SharedContext(_discarded_stderr)
 def open_picture(source: PictureSource) -> PIL.Image.Image:
     """Read a picture: its first frame, turned upright by its EXIF orientation, over white where it is transparent.
 
-    ``source`` is a path, the bytes of a picture file, a Pillow image, or an array, uint8 [H, W, 3] RGB or
-    [H, W] grey. Returns a new RGB image of at most `MAX_PIXELS` pixels. Deeper greys are scaled to 8 bits,
-    see `_eight_bits`. Raises `DataError` for anything else; the size is checked before anything is decoded.
+    ``source`` is a path, the bytes of a picture file, a Pillow image, or an array of any library, uint8 [H, W, 3] RGB
+    or [H, W] grey; one in device memory is copied by `host_array`. Returns a new RGB image of at most `MAX_PIXELS`
+    pixels. Deeper greys are scaled to 8 bits, see `_eight_bits`. Raises `DataError` for anything else; the size is
+    checked before anything is decoded.
     """
     label = source_label(source)
     if isinstance(source, (str, os.PathLike)):
@@ -86,8 +88,8 @@ def open_picture(source: PictureSource) -> PIL.Image.Image:
     if isinstance(source, PIL.Image.Image):
         with _QUIET:
             return _to_rgb(source, label)
-    if isinstance(source, np.ndarray):
-        return _from_array(source, label)
+    if is_array(source):
+        return _from_array(host_array(source, label), label)
     raise DataError(
         f"{label} is not a picture; give a path, the bytes of a picture file, a Pillow image or a uint8 array"
     )
@@ -117,7 +119,10 @@ def _read(file: BinaryIO, label: str) -> PIL.Image.Image:
 def _from_array(array: np.ndarray, label: str) -> PIL.Image.Image:
     shape_fits = array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)
     if array.dtype != np.uint8 or not shape_fits:
-        raise DataError(f"{label} is not a picture; give uint8 values, shape [H, W, 3] (RGB) or [H, W] (grey)")
+        raise DataError(
+            f"{label} is not a picture; give uint8 values, shape [H, W, 3] (RGB) or [H, W] (grey), or PixelValues of "
+            "what is preprocessed already"
+        )
     _check_size(array.shape[1], array.shape[0], label)
     return PIL.Image.fromarray(np.ascontiguousarray(array)).convert("RGB")
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from flamingo_rt.errors import UsageError
-from flamingo_rt.processing.media import Image, Video
+from flamingo_rt.processing.media import Visual
 from flamingo_rt.processing.tokenizer import TextTokenizer
 
-Part = str | Image | Video
+Part = str | Visual
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Prompt:
 
     input_ids: np.ndarray
     media_index: np.ndarray
-    visuals: tuple[Image | Video, ...]
+    visuals: tuple[Visual, ...]
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -38,14 +38,14 @@ def build_prompt(parts: Part | Sequence[Part], tokenizer: TextTokenizer, *, star
     """
     visuals, pieces = [], [""]  # a text before, between and behind the visuals
     for part in [parts] if isinstance(parts, str) or not isinstance(parts, Iterable) else parts:
-        if isinstance(part, (Image, Video)):
+        if isinstance(part, Visual):
             visuals.append(part)
             pieces.append("")
         elif isinstance(part, str):
             pieces[-1] += part
         else:
             kind = type(part).__name__
-            raise UsageError(f"a prompt holds str, Image and Video, not {kind}: wrap a path in Image(...)")
+            raise UsageError(f"a prompt holds str, Image, Video and PixelValues, not {kind}: wrap a path in Image(...)")
     image = tokenizer.tokens.image
     for piece in pieces:
         if image in piece:

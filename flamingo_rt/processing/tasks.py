@@ -1,8 +1,8 @@
 """Prompts in the form a model was trained on: captions and answers to questions, with examples ("shots") before them.
 
 Each function returns the parts of a prompt. Spaces around a text are dropped: the model's form has its own. All raise
-`UsageError` for an empty text, one that holds the image or end-of-chunk token, and a picture that is no `Image` or
-`Video`.
+`UsageError` for an empty text, one that holds the image or end-of-chunk token, and a picture that is no `Image`,
+`Video` or `PixelValues`.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from typing import Any
 
 from flamingo_rt.config import FlamingoConfig
 from flamingo_rt.errors import UsageError
-from flamingo_rt.processing.media import Image, Video
+from flamingo_rt.processing.media import Visual
 from flamingo_rt.processing.prompt import Part
 
-Visuals = Image | Video | Sequence[Image | Video]
+Visuals = Visual | Sequence[Visual]
 
 
 def caption_shot(config: FlamingoConfig, visuals: Visuals, caption: str) -> list[Part]:
@@ -62,10 +62,10 @@ def _checked(config: FlamingoConfig, name: str, text: str) -> str:
     return text.strip()
 
 
-def _visuals(visuals: Any, may_be_empty: bool = False) -> list[Image | Video]:
+def _visuals(visuals: Any, may_be_empty: bool = False) -> list[Visual]:
     listed = list(visuals) if isinstance(visuals, (list, tuple)) else [visuals]
     for visual in listed:
-        if not isinstance(visual, (Image, Video)):
+        if not isinstance(visual, Visual):
             raise UsageError(f"the picture is {type(visual).__name__}: wrap a path in Image(...) or Video(...)")
     if not (listed or may_be_empty):
         raise UsageError("there is no picture: give an Image or a Video")

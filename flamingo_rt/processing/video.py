@@ -13,7 +13,7 @@ import PIL.Image
 from flamingo_rt.errors import DataError, DependencyError
 from flamingo_rt.processing import pictures
 from flamingo_rt.processing.files import open_file
-from flamingo_rt.processing.media import Video
+from flamingo_rt.processing.media import Video, is_array
 from flamingo_rt.processing.pictures import open_picture
 from flamingo_rt.processing.shared_context import SharedContext
 
@@ -37,8 +37,8 @@ def read_frames(video: Video) -> list[PIL.Image.Image]:
         return _read_file(source, video)
     if isinstance(source, Sequence) and not isinstance(source, (bytes, bytearray)):
         return _read_sequence(source, video)
-    if isinstance(source, np.ndarray) and source.ndim == 4:  # [T, H, W, 3]
-        return _read_sequence(list(source), video)
+    if is_array(source) and len(getattr(source, "shape", ())) == 4:  # [T, H, W, 3]
+        return _read_sequence(source, video)
     raise DataError(f"{video.label} is not a clip; give the path of a video file or a sequence of pictures")
 
 
@@ -51,7 +51,7 @@ def frame_indices(count: int, frames: int) -> list[int]:
 
 
 def _read_sequence(source: Sequence[Any], video: Video) -> list[PIL.Image.Image]:
-    if not source:
+    if not len(source):
         raise DataError(f"{video.label} has no frames; give one picture or more")
     indices = frame_indices(len(source), video.frames)
     opened: dict[int, PIL.Image.Image] = {}

@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from flamingo_rt.config import FlamingoConfig
-from flamingo_rt.processing.media import Image, Video
+from flamingo_rt.device_arrays import DeviceFrames, is_device_array
+from flamingo_rt.processing.given_pixels import given_frames
+from flamingo_rt.processing.media import Image, PixelValues, Visual
 from flamingo_rt.processing.pictures import open_picture
 from flamingo_rt.processing.preprocess import pixel_values
 
 
-def visual_pixels(visual: Image | Video, config: FlamingoConfig) -> np.ndarray:
-    """float32 [F, 3, H, W]: the frames of a clip, or one for a picture. Raises `DataError`."""
+def visual_pixels(visual: Visual, config: FlamingoConfig) -> np.ndarray | DeviceFrames:
+    """float32 [F, 3, H, W]: the frames of a clip, or one for a picture; in host memory, but for `PixelValues` in device
+    memory. Raises `DataError`."""
+    size = config.vision.image_size
+    if isinstance(visual, PixelValues):
+        return given_frames(visual, size)
     if isinstance(visual, Image):
         frames = [open_picture(visual.source)]
     else:
         from flamingo_rt.processing.video import read_frames  # brings OpenCV, which a picture does not need
 
         frames = read_frames(visual)
-    size = config.vision.image_size
     return np.stack([pixel_values(frame, config.preprocessing, size) for frame in frames])
+
+
+def lies_on_device(visual: Visual) -> bool:
+    """Whether something of it is in device memory."""
+    source = visual.array if isinstance(visual, PixelValues) else visual.source
+    if isinstance(source, Sequence) and not isinstance(source, (str, bytes)):
+        return any(is_device_array(frame) for frame in source)
+    return is_device_array(source)

@@ -33,20 +33,26 @@ class GreedySteps(Protocol):
 
 
 class Engine(Protocol):
-    """The three graphs of `flamingo_rt.contract`, ready to run.
-
-    One that computes on a device with memory of its own also has ``available_bytes() -> int | None``: how much of that
-    is free, None where it is the machine's.
-    """
+    """The three graphs of `flamingo_rt.contract`, ready to run."""
 
     name: str
     # With the cache in place, whatever form an engine's own graphs have.
     specs: dict[str, GraphSpec]
     # Whether several rows of a filled cache can be continued with several tokens each in one call.
     continues_batches: bool
+    # Whether `bind` takes pixel values in device memory: what `flamingo_rt.device_arrays` can say where it lies.
+    reads_device_arrays: bool
     # How many greedy steps are begun before it is known what the one before them chose; 0 where a step is done as soon
     # as it was begun, and one too many would cost time.
     steps_ahead: int
+
+    def available_bytes(self) -> int | None:
+        """Free memory of a device that has its own, where this engine computes; None where that is the machine's."""
+        ...
+
+    def device_probe(self) -> Any | None:
+        """What measures how fast that device is (`flamingo_rt.bench.rates.Measured`); None where it is the CPU."""
+        ...
 
     def cache(self, rows: int, capacity: int) -> Cache:
         """A cache of its own with room for ``capacity`` tokens in each of ``rows`` rows."""

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 
 from flamingo_rt.contract import ENCODED_AT_ONCE, RESAMPLER, VISION_ENCODER, GraphSpec
+from flamingo_rt.device_arrays import DeviceFrames
 from flamingo_rt.runtime.engine import Engine
 from flamingo_rt.runtime.timing import StageTimer
 
@@ -23,10 +24,11 @@ def encode_visuals(
 
 
 def encode_frames(
-    engine: Engine, specs: dict[str, GraphSpec], pixels: Sequence[np.ndarray], timer: StageTimer
+    engine: Engine, specs: dict[str, GraphSpec], pixels: Sequence[np.ndarray] | Sequence[DeviceFrames],
+    timer: StageTimer,
 ) -> list[np.ndarray]:
     """Features [F, S, Dv] of visuals given as pixel values [F, 3, H, W] each: their frames one after the other,
-    `ENCODED_AT_ONCE` in a run."""
+    `ENCODED_AT_ONCE` in a run. Those of one visual, which may lie in device memory, are read where they are."""
     if not pixels:
         return []
     spec = specs[VISION_ENCODER].output("features")

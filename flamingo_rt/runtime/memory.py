@@ -44,8 +44,7 @@ def check_memory(
 
     On a device what prefill computes is not counted: runtimes hold memory for that from before, nobody knows how much,
     and what they cannot get in the end is an error of its own."""
-    free_there = getattr(engine, "available_bytes", None)
-    on_device = free_there() if free_there is not None else None
+    on_device = engine.available_bytes()
     specs, place = engine.specs, "" if on_device is None else " on the GPU"
     if on_device is not None:
         prefill = None

@@ -59,9 +59,9 @@ class PromptState:
 class Model:
     """A Flamingo model behind an engine. `flamingo_rt.load` makes one.
 
-    A prompt is a text, an `Image`, a `Video`, or a list of those in reading order. Every method raises `DataError` for
-    a picture that cannot be read, a prompt longer than the context, more visuals than the model allows and more rows
-    than there is memory for, and `UsageError` for wrong arguments.
+    A prompt is a text, an `Image`, a `Video`, `PixelValues`, or a list of those in reading order. Every method raises
+    `DataError` for a picture that cannot be read, a prompt longer than the context, more visuals than the model allows
+    and more rows than there is memory for, and `UsageError` for wrong arguments.
     """
 
     def __init__(

@@ -1,4 +1,7 @@
-"""From the pictures and clips of prompts to their media: decoded in threads while others are encoded, each once."""
+"""From the pictures and clips of prompts to their media: decoded in threads while others are encoded, each once.
+
+What lies in device memory is read in the thread that asks: its library knows by the thread which stream makes it.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +9,19 @@ import hashlib
 import os
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, nullcontext
+from functools import partial
 
 import numpy as np
 
 from flamingo_rt.config import FlamingoConfig
 from flamingo_rt.contract import ENCODED_AT_ONCE, GraphSpec
-from flamingo_rt.processing.media import Image, Video
-from flamingo_rt.processing.visuals import visual_pixels
+from flamingo_rt.device_arrays import DeviceFrames
+from flamingo_rt.errors import DataError, UsageError
+from flamingo_rt.processing.media import Image, PixelValues, Visual, is_array
+from flamingo_rt.processing.visuals import lies_on_device, visual_pixels
 from flamingo_rt.runtime.engine import Engine
 from flamingo_rt.runtime.media import VisualMedia, encode_frames, resample
 from flamingo_rt.runtime.media_cache import MediaCache
@@ -28,6 +34,10 @@ AHEAD = 2 * THREADS  # visuals that are decoded, or being decoded, before they a
 # A decoder of clips has threads of its own, and an opened Pillow picture may stand in several places of a prompt.
 _ONE_AT_A_TIME = threading.Lock()
 
+# Of its content, or, in device memory, of the array's identity: that is good for one call, and not kept in the cache.
+Key = bytes | int
+Decoded = tuple[Key, np.ndarray | DeviceFrames]
+
 
 class VisualReader:
     """Reads and encodes visuals; what was encoded before is taken from a cache, by content."""
@@ -37,14 +47,16 @@ class VisualReader:
     ) -> None:
         self._engine, self._config, self._specs, self._cache = engine, config, specs, cache
 
-    def read(self, visuals: Sequence[Image | Video], timer: StageTimer) -> list[VisualMedia]:
+    def read(self, visuals: Sequence[Visual], timer: StageTimer) -> list[VisualMedia]:
         """The media of each visual, in order; equal ones are encoded once. Stages: images (the time that decoding is
-        waited for), vision, resampler. Raises `DataError` for the first that cannot be read."""
+        waited for), vision, resampler. Raises `DataError` for the first that cannot be read, `UsageError` for pixel
+        values in device memory where the engine reads none."""
         unique = list({id(visual): visual for visual in visuals}.values())
-        keys: dict[int, bytes] = {}
-        found: dict[bytes, VisualMedia] = {}
-        features: dict[bytes, np.ndarray] = {}
-        waiting: dict[bytes, np.ndarray] = {}  # pixel values
+        self._check_places(unique)
+        keys: dict[int, Key] = {}
+        found: dict[Key, VisualMedia] = {}
+        features: dict[Key, np.ndarray] = {}
+        waiting: dict[Key, np.ndarray] = {}  # pixel values
         with timer.stage("images"):
             pass  # a prompt without pictures has waited 0 milliseconds
         if unique:
@@ -55,11 +67,14 @@ class VisualReader:
                 with timer.stage("images"):
                     key, pixels = next(decoded)
                 keys[id(visual)] = key
-                known = self._cache.get(key)
+                known = self._cache.get(key) if isinstance(key, bytes) else None
                 if known is not None:
                     found[key] = known
                 elif key not in features:
-                    waiting[key] = pixels
+                    if isinstance(pixels, DeviceFrames):
+                        features[key] = self._encode_in_place(visual, pixels, timer)
+                    else:
+                        waiting[key] = pixels
                 # Batches are the same in every run: sums in another order would round differently.
                 if sum(map(len, waiting.values())) >= ENCODED_AT_ONCE or visual is unique[-1]:
                     arrays = encode_frames(self._engine, self._specs, list(waiting.values()), timer)
@@ -67,32 +82,57 @@ class VisualReader:
                     waiting.clear()
         media = resample(self._engine, self._specs, list(features.values()), timer)
         for key, encoded in zip(features, media, strict=True):
-            self._cache.put(key, encoded)
+            if isinstance(key, bytes):
+                self._cache.put(key, encoded)
             found[key] = encoded
         return [found[keys[id(visual)]] for visual in visuals]
 
+    def _check_places(self, visuals: Sequence[Visual]) -> None:
+        for visual in visuals:
+            if isinstance(visual, PixelValues) and lies_on_device(visual) and not self._engine.reads_device_arrays:
+                raise UsageError(
+                    f"{visual.label} cannot be read by the {self._engine.name} backend, which computes in host memory: "
+                    "give PixelValues(array.cpu()) (CuPy: array.get()), or load a backend that computes on the GPU "
+                    "(flamingo-rt doctor says which work here)"
+                )
 
-def _decoded(visuals: Sequence[Image | Video], config: FlamingoConfig) -> Iterator[tuple[bytes, np.ndarray]]:
+    def _encode_in_place(self, visual: Visual, frames: DeviceFrames, timer: StageTimer) -> np.ndarray:
+        """Features [F, S, Dv] of frames in device memory: alone, as others are not in the same piece of it."""
+        try:
+            return encode_frames(self._engine, self._specs, [frames], timer)[0]
+        except ValueError as error:  # what an engine cannot read where it is
+            raise DataError(f"{visual.label}: {error}; copy it to memory of its own (torch: clone())") from error
+
+
+def _decoded(visuals: Sequence[Visual], config: FlamingoConfig) -> Iterator[Decoded]:
     """Each visual's key and pixel values, in order, decoded in threads. Leaves no thread behind when it is closed."""
     if len(visuals) == 1:  # a thread would only take time to start
         yield _decode(visuals[0], config)
         return
     pool = ThreadPoolExecutor(THREADS, thread_name_prefix="flamingo-rt-pictures")
     try:
-        running: deque[Future[tuple[bytes, np.ndarray]]] = deque()
+        running: deque[Callable[[], Decoded]] = deque()
         for visual in visuals:
-            running.append(pool.submit(_decode, visual, config))
+            work = partial(_decode, visual, config)
+            running.append(work if lies_on_device(visual) else pool.submit(work).result)
             if len(running) == AHEAD:
-                yield running.popleft().result()
+                yield running.popleft()()
         while running:
-            yield running.popleft().result()
+            yield running.popleft()()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _decode(visual: Image | Video, config: FlamingoConfig) -> tuple[bytes, np.ndarray]:
-    """The key of a visual's content, and its pixel values float32 [F, 3, H, W]."""
-    alone = isinstance(visual, Image) and isinstance(visual.source, (str, os.PathLike, bytes, np.ndarray))
-    with nullcontext() if alone else _ONE_AT_A_TIME:
+def _decode(visual: Visual, config: FlamingoConfig) -> Decoded:
+    """The key of a visual, and its pixel values [F, 3, H, W]."""
+    with nullcontext() if _may_run_beside(visual) else _ONE_AT_A_TIME:
         pixels = visual_pixels(visual, config)
+    if isinstance(pixels, DeviceFrames):
+        return id(pixels.array), pixels
     return hashlib.blake2b(pixels, digest_size=32).digest(), pixels
+
+
+def _may_run_beside(visual: Visual) -> bool:
+    if isinstance(visual, Image):
+        return isinstance(visual.source, (str, os.PathLike, bytes)) or is_array(visual.source)
+    return isinstance(visual, PixelValues)

@@ -125,27 +125,24 @@ def pycuda_driver(gpu: FakeGpu) -> ModuleType:
         synchronize = staticmethod(gpu.synchronize)
 
     class Event:
-        """Where the stream has come to it, and, unless that was turned off, when."""
+        """Holds the time at which the stream came to it. Whoever waits for it waits for what is before it alone."""
 
         def __init__(self, flags: str = "") -> None:
-            self._timed = flags != "DISABLE_TIMING"
+            assert flags in ("", "DISABLE_TIMING")
+            self.time: float | None = None
 
         def record(self, stream: Stream) -> None:
-            self._done = False
-            gpu.put(self._finish)
-
-        def _finish(self) -> None:
-            self._done, self._time = True, time.perf_counter()
-
-        def time_till(self, event: Event) -> float:
-            assert self._timed and event._timed
-            return (event._time - self._time) * 1e3
+            assert isinstance(stream, Stream)
+            gpu.put(lambda: setattr(self, "time", time.perf_counter()))
 
         def synchronize(self) -> None:
             gpu.calls.append(("wait for a mark",))
             assert gpu.current == 1
-            while not self._done:
+            while self.time is None:
                 gpu.queue.pop(0)()
+
+        def time_till(self, event: Event) -> float:
+            return (event.time - self.time) * 1e3
 
     class Memcpy2D:
         def set_src_device(self, address: int) -> None:

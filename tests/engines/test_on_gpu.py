@@ -10,6 +10,7 @@ import pytest
 from small_model import small_checkpoint
 
 import flamingo_rt
+from flamingo_rt import Image, PixelValues
 from flamingo_rt.checkpoints import open_checkpoint
 from flamingo_rt.engines.cuda import Cuda, import_pycuda
 from flamingo_rt.engines.device_probe import DeviceProbe
@@ -18,6 +19,7 @@ from flamingo_rt.engines.ort_providers import CUDA_BACKEND, PROVIDERS
 from flamingo_rt.engines.tensorrt_module import TENSORRT, TENSORRT_RTX, import_tensorrt
 from flamingo_rt.errors import DependencyError
 from flamingo_rt.export.pipeline import export_model
+from flamingo_rt.processing.visuals import visual_pixels
 from flamingo_rt.runtime.model import Model
 
 
@@ -68,7 +70,9 @@ def test_onnx_runtime_on_a_gpu_gives_the_tokens_of_the_cpu(tmp_path) -> None:
         except DependencyError as error:
             print(f"{backend}: {error}")
             continue
-        assert _tokens(flamingo_rt.load(exact, backend)) == expected
+        model = flamingo_rt.load(exact, backend)
+        assert _tokens(model) == expected
+        _assert_pixels_are_read_on_the_device(model)
         ran.append(backend)
         if backend == CUDA_BACKEND:
             assert all(_tokens(flamingo_rt.load(half, backend)))
@@ -94,6 +98,18 @@ def test_the_gpus_memory_and_products_are_measured(target) -> None:
         assert probe.products()[0] > 1e12
 
 
+def _assert_pixels_are_read_on_the_device(model: Model) -> None:
+    from pycuda import gpuarray
+
+    picture = Image(np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8))
+    with Cuda().current():
+        placed = PixelValues(gpuarray.to_gpu(visual_pixels(picture, model.config)))
+    found, expected = (
+        model.generate([visual, "Output:"], max_new_tokens=8).result() for visual in (placed, picture)
+    )
+    assert found.tokens == expected.tokens
+
+
 @pytest.mark.parametrize("target", [TENSORRT, TENSORRT_RTX])
 @pytest.mark.parametrize("lowering", ["tensorrt", "tensorrt-classic"])
 def test_engines_give_the_tokens_of_onnx_runtime(target, lowering, tmp_path) -> None:
@@ -109,8 +125,6 @@ def test_engines_give_the_tokens_of_onnx_runtime(target, lowering, tmp_path) -> 
         [sys.executable, "-m", "flamingo_rt", "build", "--model", bundles[lowering].path, "--target", target],
         check=True,
     )
-    found, expected = (
-        _tokens(flamingo_rt.load(bundles[name].path, backend))
-        for name, backend in ((lowering, "tensorrt"), ("ort", "ort"))
-    )
-    assert found == expected
+    model = flamingo_rt.load(bundles[lowering].path, "tensorrt")
+    assert _tokens(model) == _tokens(flamingo_rt.load(bundles["ort"].path, "ort"))
+    _assert_pixels_are_read_on_the_device(model)

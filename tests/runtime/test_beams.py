@@ -1,5 +1,7 @@
 """Beam search against one that computes everything anew: on the model, and on random chains for the rules."""
 
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -23,9 +25,11 @@ TOKENS = 6
 
 @pytest.fixture(scope="session")
 def next_logprobs(flamingo, tokenizer, config):
-    """Log-probabilities after a prompt and more tokens, by the model without a cache."""
+    """Log-probabilities after a prompt and more tokens, by the model without a cache; those of the same tokens, which
+    several searches and engines ask for, once."""
 
-    def of(parts, penalty=1.0):
+    @functools.cache
+    def of_parts(parts, penalty):
         prompt = build_prompt(parts, tokenizer)
         keys = values = None
         with torch.no_grad():
@@ -35,8 +39,9 @@ def next_logprobs(flamingo, tokenizer, config):
                 keys = [torch.cat(layer, dim=2) for layer in zip(*(keys for keys, _ in pairs), strict=True)]
                 values = [torch.cat(layer, dim=2) for layer in zip(*(values for _, values in pairs), strict=True)]
 
+        @functools.cache
         @torch.no_grad()
-        def logprobs(tokens):
+        def logprobs(*tokens):
             ids = [*prompt.input_ids.tolist(), *tokens]
             phi = [*prompt.media_index.tolist(), *[int(prompt.media_index[-1])] * len(tokens)]
             logits = flamingo.decode(
@@ -46,9 +51,9 @@ def next_logprobs(flamingo, tokenizer, config):
             seen = np.isin(np.arange(len(scores)), ids)
             return penalise_repetition(scores, seen, penalty)
 
-        return logprobs
+        return lambda tokens: logprobs(*tokens)
 
-    return of
+    return lambda parts, penalty=1.0: of_parts(tuple(parts) if isinstance(parts, list) else parts, penalty)
 
 
 @pytest.fixture(scope="session")

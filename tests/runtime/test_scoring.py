@@ -1,5 +1,6 @@
 """Scores of closed answers against the model without a cache, one token at a time."""
 
+import functools
 from dataclasses import replace
 
 import pytest
@@ -18,8 +19,10 @@ LOGPROB_SHARE = 1e-5  # and a sum of -70 carries as many roundings as its tokens
 
 @pytest.fixture(scope="module")
 def slow_score(flamingo, tokenizer, config):
-    """Sum of the log-probabilities of a continuation's tokens: the whole prompt again for each."""
+    """Sum of the log-probabilities of a continuation's tokens: the whole prompt again for each. It is
+    the same for all engines, and computed once."""
 
+    @functools.cache
     @torch.no_grad()
     def score(parts, continuation):
         prompt = build_prompt(parts, tokenizer)
@@ -38,7 +41,7 @@ def slow_score(flamingo, tokenizer, config):
             phi.append(phi[-1])
         return total
 
-    return score
+    return lambda parts, continuation: score(tuple(parts) if isinstance(parts, list) else parts, continuation)
 
 
 @pytest.fixture(scope="module")

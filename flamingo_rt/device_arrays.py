@@ -3,18 +3,23 @@
 Through DLPack (``__dlpack__``, version 0 of its structure), else ``__cuda_array_interface__`` (version 2 and 3). DLPack
 is first because its producer makes our stream wait for its own; of the other, only version 3 names a stream. The memory
 is used as it is; nothing is copied. Not run on a GPU so far.
+
+A producer takes the stream and the device that are current in the thread which asks: ask in the thread that gave the
+array.
 """
 
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 DLPACK_CUDA, DLPACK_CUDA_MANAGED = 2, 13  # DLDeviceType
+NO_STREAM = -1  # for `device_array` of what is only looked at, not read: DLPack's producer then does not wait
 DLPACK_TYPES = {  # DLDataType: code and bits; numpy has no bfloat16, its bits are kept as uint16
     (0, 32): "int32", (0, 64): "int64", (2, 16): "float16", (2, 32): "float32", (4, 16): "uint16",
 }
@@ -32,18 +37,41 @@ class DeviceArray:
     owner: Any
 
 
+@dataclass(frozen=True, eq=False)
+class DeviceFrames:
+    """Frames [F, ...] of an array of another library, whose shape may lack the first axis. Slices are other places in
+    the same memory, so nothing is asked of the library but where its array lies: some have no slices that are views."""
+
+    array: Any
+    shape: tuple[int, ...]
+    first: int = 0
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, frames: slice) -> DeviceFrames:
+        start, stop, _ = frames.indices(len(self))
+        return replace(self, shape=(max(0, stop - start), *self.shape[1:]), first=self.first + start)
+
+
 def is_device_array(value: Any) -> bool:
-    """Whether it is an array in device memory."""
+    """Whether it is an array in device memory, or frames of one."""
     if isinstance(value, np.ndarray):
         return False
-    return _on_device(value) or _interface(value) is not None
+    return isinstance(value, DeviceFrames) or _on_device(value) or _interface(value) is not None
 
 
 def device_array(value: Any, stream: int) -> DeviceArray:
-    """The array as it lies in device memory. ``stream`` is the handle of the stream that will read it.
+    """The array, or the frames of one, as it lies in device memory. ``stream`` is the handle of the stream that will
+    read it.
 
-    Raises `ValueError` for one that is not C-contiguous, or of a type that the graphs do not have.
+    Raises `ValueError` for one that is not C-contiguous, on another GPU than the first, or of a type that the graphs do
+    not have, and what its library raises (torch: `BufferError` for one that requires gradients).
     """
+    if isinstance(value, DeviceFrames):
+        whole = device_array(value.array, stream)
+        offset = value.first * math.prod(value.shape[1:]) * whole.dtype.itemsize
+        return replace(whole, address=whole.address + offset, shape=value.shape)
     return _from_dlpack(value, stream) if _on_device(value) else _from_interface(_interface(value), value)
 
 
@@ -97,6 +125,8 @@ def _from_dlpack(value: Any, stream: int) -> DeviceArray:
     name = DLPACK_TYPES.get((tensor.code, tensor.bits))
     if name is None or tensor.lanes != 1:
         raise ValueError(f"a device array of DLPack type {tensor.code} with {tensor.bits} bits cannot be read")
+    if tensor.device_id:
+        raise ValueError(f"a device array on GPU {tensor.device_id} cannot be read: engines run on GPU 0")
     shape = tuple(tensor.shape[axis] for axis in range(tensor.ndim))
     _check_contiguous(shape, tensor.strides[: tensor.ndim] if tensor.strides else None, 1)
     return DeviceArray((tensor.data or 0) + tensor.byte_offset, shape, np.dtype(name), None, (value, capsule))
