@@ -85,16 +85,16 @@ class CompiledGraph:
         self.dtypes = self._checked_dtypes()
         self.profiles = [Profile(self, index) for index in range(engine.num_optimization_profiles)]
 
-    def profile(self, shapes: Shapes) -> Profile:
-        """The one for these shapes of the inputs: a later one if it takes them, as it is for fewer sizes.
+    def profile(self, shapes: Shapes, repeated: bool) -> Profile:
+        """One that takes these shapes of the inputs. For what is ``repeated`` the last, which is for fewer sizes; for
+        what is run once the first, so that the other stays as steps have set it up.
 
         Raises `DataError` when no profile takes them.
         """
-        misfit = None
-        for profile in reversed(self.profiles):
-            misfit = profile.misfit(shapes)
-            if misfit is None:
+        for profile in reversed(self.profiles) if repeated else self.profiles:
+            if profile.misfit(shapes) is None:
                 return profile
+        misfit = self.profiles[0].misfit(shapes)  # of the one for more sizes
         raise DataError(
             f"{self.path} was compiled for other sizes: {misfit}; ask for less, or build it for more: "
             f"{self._loader.rebuild}"

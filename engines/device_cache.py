@@ -41,6 +41,16 @@ class CacheBuffer:
         """Of the first number."""
         return self.memory.address + self.offset
 
+    @property
+    def rows(self) -> int:
+        """Of the batch."""
+        return self.shape[1 if self.appended else 0]
+
+    @property
+    def capacity(self) -> int:
+        """Tokens that a row has room for."""
+        return self.shape[0 if self.appended else 2]
+
     def row(self, index: int) -> CacheBuffer:
         """One row, in the same memory. Only where the cache is in place is that one piece."""
         shape = (1, *self.shape[1:])
@@ -71,16 +81,24 @@ class DeviceCache:
     """`flamingo_rt.cache.Cache` in device memory. All of it is 0 at first: unused slots must hold numbers."""
 
     def __init__(
-        self, cuda: Cuda, language_model: GraphSpec, form: str, rows: int, capacity: int, remedy: str
+        self, cuda: Cuda, language_model: GraphSpec, form: str, rows: int, capacity: int, remedy: str,
+        buffers: Mapping[str, CacheBuffer] | None = None,
     ) -> None:
-        """``language_model`` has the cache in ``form``. Raises `DataError` when the device has too little memory, with
-        the ``remedy`` for not even one row."""
+        """``language_model`` has the cache in ``form``. ``buffers`` are those of a cache that is gone, of as many rows
+        and at least that capacity. Raises `DataError` when the device has too little memory, with the ``remedy`` for
+        not even one row."""
         self._cuda, self._appended, self._capacity, self._remedy = cuda, form == APPENDED, capacity, remedy
         self._specs = [spec for spec in language_model.inputs if "C" in spec.shape]
         self._buffers: dict[str, CacheBuffer] = {}
         with cuda.current():
-            for spec in self._specs:
-                self._buffers[spec.name] = self._zeros(spec, rows)
+            if buffers is not None:
+                self._buffers.update(buffers)
+                self._capacity = next(iter(buffers.values())).capacity
+                for buffer in buffers.values():
+                    cuda.zero(buffer.memory)
+            else:
+                for spec in self._specs:
+                    self._buffers[spec.name] = self._zeros(spec, rows)
             cuda.synchronize()
 
     def buffers(self) -> dict[str, CacheBuffer]:
@@ -93,8 +111,7 @@ class DeviceCache:
 
     def restore(self, arrays: Mapping[str, np.ndarray], length: int) -> None:
         """As `Cache.restore`."""
-        rows = next(iter(self._buffers.values())).shape[1 if self._appended else 0]
-        self.load(range(rows), arrays, length)
+        self.load(range(next(iter(self._buffers.values())).rows), arrays, length)
 
     def load(self, rows: Sequence[int], arrays: Mapping[str, np.ndarray], length: int) -> None:
         """Write the first ``length`` tokens of one row's past [1, Hk, length, d] to some rows."""

@@ -10,10 +10,11 @@ import numpy as np
 
 from flamingo_rt.contract import LANGUAGE_MODEL, GraphSpec
 from flamingo_rt.engines.cuda import Cuda
-from flamingo_rt.engines.device_cache import DeviceCache
+from flamingo_rt.engines.device_cache import CacheBuffer, DeviceCache
 from flamingo_rt.engines.device_probe import DeviceProbe
 from flamingo_rt.engines.device_run import DeviceRun
 from flamingo_rt.engines.device_steps import DeviceGreedySteps
+from flamingo_rt.engines.kept_cache import Buffers, KeptCache
 from flamingo_rt.engines.tensorrt_module import TensorRT
 from flamingo_rt.host_engine import HostGreedySteps
 
@@ -22,14 +23,19 @@ class DeviceEngine(ABC):
     """An `Engine` on one GPU. ``specs`` are the graphs' names, types and shapes, with the cache in place whatever form
     the graphs have: that is what a saved prompt has too."""
 
-    specs: dict[str, GraphSpec]
     reads_device_arrays = True
-    _cuda: Cuda
     _tensorrt: TensorRT | None = None  # what compiles a product to be timed
 
-    @abstractmethod
+    def __init__(self, cuda: Cuda, specs: dict[str, GraphSpec]) -> None:
+        self._cuda, self.specs, self._kept = cuda, specs, KeptCache()
+
     def cache(self, rows: int, capacity: int) -> DeviceCache:
         """On the device. Raises `DataError` for more tokens than the graphs take, or than there is memory for."""
+        return self._kept.cache(rows, capacity, lambda buffers: self._cache(rows, capacity, buffers))
+
+    @abstractmethod
+    def _cache(self, rows: int, capacity: int, buffers: Buffers | None) -> DeviceCache:
+        """As `cache`, of a kept cache's ``buffers`` if there are some."""
 
     def device_probe(self) -> DeviceProbe:
         """What measures how fast the GPU is."""
@@ -39,7 +45,8 @@ class DeviceEngine(ABC):
     def available_bytes(self) -> int | None:
         """Device memory that is free, or None where it is the machine's own."""
         with self._cuda.current():
-            return self._cuda.free_bytes()
+            free = self._cuda.free_bytes()
+        return None if free is None else free + self._kept.spare_bytes
 
     def bind(
         self, graph: str, inputs: Mapping[str, Any], outputs: Mapping[str, Any], constant: Collection[str] = ()
@@ -67,12 +74,21 @@ class DeviceEngine(ABC):
     def greedy_steps(
         self, inputs: Mapping[str, Any], outputs: Mapping[str, Any], constant: Collection[str] = ()
     ) -> DeviceGreedySteps | HostGreedySteps:
-        """As `Engine.greedy_steps`, with the cache on the device."""
-        run = self.bind(LANGUAGE_MODEL, inputs, outputs, constant)
-        if not self.steps_ahead or not isinstance(run, DeviceRun):
-            return HostGreedySteps(run, inputs, outputs)
+        """As `Engine.greedy_steps`, with the cache on the device. Steps over a cache that was kept are those of the
+        answer before."""
+        past = {name: value for name, value in inputs.items() if isinstance(value, CacheBuffer)}
+        if not self.steps_ahead or not past:
+            return HostGreedySteps(self.bind(LANGUAGE_MODEL, inputs, outputs, constant), inputs, outputs)
+        shapes = tuple((name, inputs[name].shape) for name in inputs if name not in past)
+        steps = self._kept.steps(past, shapes)
+        if steps is not None:
+            steps.renew(inputs)
+            return steps
         with self._cuda.current():
-            return DeviceGreedySteps(self._cuda, run, inputs["cache_length"], self.steps_ahead)
+            run = self._bound(LANGUAGE_MODEL, inputs, outputs, constant)
+            steps = DeviceGreedySteps(self._cuda, run, inputs["cache_length"], self.steps_ahead)
+        self._kept.keep(past, shapes, steps)
+        return steps
 
     def _on_host(self, graph: str) -> Collection[str]:
         """The inputs that a graph reads in host memory."""

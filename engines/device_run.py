@@ -88,12 +88,8 @@ class DeviceRun(ABC):
             **{name: array.address for name, array in self._foreign.items()},
             **kept_addresses,
         }
-        for name, tensor in self._constant.items():
-            tensor.staged[...] = tensor.array
-            if name not in graph.on_host:
-                cuda.upload(tensor.address, tensor.staged)
+        self.renew({name: tensor.array for name, tensor in self._constant.items()})
         self._uploaded = [places[s.name] for s in host_inputs if s.name not in {*constant, *graph.on_host}]
-        cuda.synchronize()
 
     @property
     def dtypes(self) -> Mapping[str, np.dtype]:
@@ -112,6 +108,14 @@ class DeviceRun(ABC):
         """Where the graph has an input or output that is not the cache: on the device, or, of an input that it reads
         there, in host memory."""
         return self._addresses[name]
+
+    def renew(self, inputs: Mapping[str, np.ndarray]) -> None:
+        """Take new content of the constant inputs, of the same shapes."""
+        for name, tensor in self._constant.items():
+            tensor.staged[...] = inputs[name]
+            if name not in self._bound.on_host:
+                self._cuda.upload(tensor.address, tensor.staged)
+        self._cuda.synchronize()
 
     def stage(self) -> None:
         """Take what the inputs hold now. Not before a run that reads what was staged before has been waited for."""

@@ -5,6 +5,7 @@ host reads them while the next one runs already. Not run on a GPU so far.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +47,11 @@ class DeviceGreedySteps:
         ]
         self._under_way: deque[_Slot] = deque()
         self._begun = False
+
+    def renew(self, inputs: Mapping[str, np.ndarray]) -> None:
+        """Take new content of what is the same in all steps; none is under way."""
+        with self._cuda.current():
+            self._run.renew(inputs)
 
     def begin(self, tokens: np.ndarray) -> None:
         """As `GreedySteps.begin`."""

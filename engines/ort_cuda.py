@@ -25,6 +25,7 @@ from flamingo_rt.engines.cuda import Cuda
 from flamingo_rt.engines.device_cache import DeviceCache
 from flamingo_rt.engines.device_engine import DeviceEngine
 from flamingo_rt.engines.device_run import BoundGraph, DeviceRun
+from flamingo_rt.engines.kept_cache import Buffers
 from flamingo_rt.engines.ort import check_interface
 from flamingo_rt.engines.ort_providers import Provider
 from flamingo_rt.errors import DataError, UsageError
@@ -48,10 +49,10 @@ class OrtCudaEngine(DeviceEngine):
                 f"{bundle.path} was exported with --lowering {lowering}, which the {provider.backend} backend does not "
                 f"run: export with --lowering {' or '.join(provider.lowerings)}"
             )
-        self.name, self._provider, self._cuda = provider.backend, provider, Cuda()
+        super().__init__(Cuda(), graph_specs(bundle.config, bundle.compute))
+        self.name, self._provider = provider.backend, provider
         # GroupQueryAttention continues a filled cache with several tokens for one row alone.
         self.continues_batches = lowering != "ort"
-        self.specs = graph_specs(bundle.config, bundle.compute)
         self._capacity = bundle.config.language.context if provider.fixed_capacity else None
         self._sessions, self._graphs = {}, {}
         with self._cuda.current():
@@ -65,11 +66,11 @@ class OrtCudaEngine(DeviceEngine):
                 self._sessions[name] = session
                 self._graphs[name] = _bound_graph(session, self.specs[name])
 
-    def cache(self, rows: int, capacity: int) -> DeviceCache:
-        """As `DeviceEngine.cache`. A provider that takes one capacity alone gets that whatever is asked for."""
+    def _cache(self, rows: int, capacity: int, buffers: Buffers | None) -> DeviceCache:
+        """A provider that takes one capacity alone gets that whatever is asked for."""
         return DeviceCache(
             self._cuda, self.specs[LANGUAGE_MODEL], IN_PLACE, rows, self._capacity or capacity,
-            "use fewer shots or a smaller max_new_tokens",
+            "use fewer shots or a smaller max_new_tokens", buffers,
         )
 
     def _on_host(self, graph: str) -> Collection[str]:

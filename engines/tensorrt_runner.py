@@ -26,6 +26,7 @@ from flamingo_rt.engines.device_cache import DeviceCache
 from flamingo_rt.engines.device_engine import DeviceEngine
 from flamingo_rt.engines.device_run import Addresses, BoundGraph, DeviceRun
 from flamingo_rt.engines.engine_files import EngineFolder, build_command
+from flamingo_rt.engines.kept_cache import Buffers
 from flamingo_rt.engines.tensorrt_callbacks import Caught, make_log
 from flamingo_rt.engines.tensorrt_module import TensorRT
 from flamingo_rt.errors import DataError
@@ -45,9 +46,8 @@ class TensorRtEngine(DeviceEngine):
         Raises `DependencyError` without PyCUDA or a GPU, `DataError` when an engine cannot be loaded or is none of this
         model's.
         """
-        self._cuda, form = Cuda(), CACHE_FORMS[engines.lowering]
-        self._tensorrt = tensorrt
-        self.specs, self._form = graph_specs(bundle.config, engines.compute), form
+        super().__init__(Cuda(), graph_specs(bundle.config, engines.compute))
+        self._tensorrt, self._form = tensorrt, CACHE_FORMS[engines.lowering]
         self.description = f"{tensorrt.title}, {engines.path.name}"
         log = make_log(tensorrt.module, Caught())
         rebuild = build_command(bundle.path, engines.target, engines)
@@ -59,13 +59,11 @@ class TensorRtEngine(DeviceEngine):
             stripped = engines.options.weight_stripped
             self._graphs = {
                 name: loader.load(engines.engine_path(name), spec, bundle.graph_path(name) if stripped else None)
-                for name, spec in graph_specs(bundle.config, engines.compute, form).items()
+                for name, spec in graph_specs(bundle.config, engines.compute, self._form).items()
             }
 
-    def cache(self, rows: int, capacity: int) -> DeviceCache:
-        """On the device. Raises `DataError` for more tokens than the engine was built for, or than there is memory for.
-
-        An engine that writes in place takes one capacity alone, so all of it is there whatever is asked for."""
+    def _cache(self, rows: int, capacity: int, buffers: Buffers | None) -> DeviceCache:
+        """An engine that writes in place takes one capacity alone, so all of it is there whatever is asked for."""
         graph = self._graphs[LANGUAGE_MODEL]
         past = next(spec for spec in graph.spec.inputs if "C" in spec.shape)
         least, most = graph.range(past.name, past.shape.index("C"))
@@ -76,7 +74,7 @@ class TensorRtEngine(DeviceEngine):
             )
         return DeviceCache(
             self._cuda, graph.spec, self._form, rows, max(least, capacity),
-            "flamingo-rt build --capacity, or use fewer shots",
+            "flamingo-rt build --capacity, or use fewer shots", buffers,
         )
 
     def _bound(
@@ -96,7 +94,7 @@ class _Run(DeviceRun):
         super().__init__(cuda, BoundGraph(graph.spec, graph.dtypes), inputs, outputs, constant)
         self._graph = graph
         self._use = object()  # a profile keeps what was last set up: not this, which would keep the cache
-        self._profile: Profile = graph.profile(self._shapes)
+        self._profile: Profile = graph.profile(self._shapes, self._repeated)
         self._captured: Graph | None = None
         self._capture = self._repeated  # what is run once gains nothing by it
 

@@ -96,6 +96,21 @@ def _trace(
     module: nn.Module, spec: GraphSpec, config: FlamingoConfig, lowering: Lowering, fake: FakeTensorMode,
     bind: GraphPass, fold_factors: bool,
 ) -> Any:
+    program = _exported(module, spec, config, lowering, fake)
+    with _quiet():
+        bind(program.model)
+        program.optimize()
+        simplify(program.model.graph, fold_factors)
+        lowering.finish(program.model)
+    _tidy(program.model, spec)
+    return program.model
+
+
+def _exported(
+    module: nn.Module, spec: GraphSpec, config: FlamingoConfig, lowering: Lowering, fake: FakeTensorMode
+) -> torch.onnx.ONNXProgram:
+    """What PyTorch's exporter makes of a graph, which takes nearly all of the time: nothing in it has a value yet, so
+    it is the same for all models of a configuration."""
     tensors, dynamic = {}, {}
     with fake:
         for tensor in spec.inputs:
@@ -104,7 +119,7 @@ def _trace(
             free = [axis for axis, size in enumerate(tensor.shape) if isinstance(size, str)]
             dynamic[tensor.name] = dict.fromkeys(free, Dim.DYNAMIC)
     with torch.no_grad(), _quiet(), fake:
-        program = torch.onnx.export(
+        return torch.onnx.export(
             module,
             _arguments(spec, config, tensors),
             input_names=[tensor.name for tensor in spec.inputs],
@@ -115,13 +130,6 @@ def _trace(
             verbose=False,
             optimize=False,
         )
-    with _quiet():
-        bind(program.model)
-        program.optimize()
-        simplify(program.model.graph, fold_factors)
-        lowering.finish(program.model)
-    _tidy(program.model, spec)
-    return program.model
 
 
 def _arguments(spec: GraphSpec, config: FlamingoConfig, by_name: dict[str, Any]) -> tuple[Any, ...]:

@@ -3,6 +3,7 @@ written one by one, and read by the comparison a graph or two at a time."""
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import math
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from flamingo_rt.export.cases import CASES, STEPS, Reference, compute_reference
 from flamingo_rt.export.distances import tabled_tensors
 from flamingo_rt.export.folding import folded_tensors
 from flamingo_rt.export.graphs import check_lowering, trace_graphs
-from flamingo_rt.export.half_precision import compared_with, half_tolerance, in_half, rounding_cost
+from flamingo_rt.export.half_precision import RoundedConstants, compared_with, half_tolerance, in_half, rounding_cost
 from flamingo_rt.export.ort import NAME
 from flamingo_rt.export.parity import TOLERANCE, Deviation
 from flamingo_rt.export.parity import compare as run_cases
@@ -157,7 +158,8 @@ def _export_compared(
     reference = None
     if compare:
         expected = compared_with(stored, precision.matrices) if precision.half else stored
-        with progress("PyTorch's answers", STEPS) as advance:
+        constants = RoundedConstants(precision.matrices) if precision.half else contextlib.nullcontext()
+        with progress("PyTorch's answers", STEPS) as advance, constants:
             reference = compute_reference(streamed_model(expected.config, expected.tensors), advance)
     _write_graphs(stored, folder, lowering, precision, lambda name, graph: None, progress)
     if reference is None:

@@ -1,8 +1,14 @@
 """The ``tensorrt`` lowering: attention as ONNX's own operators of opset 24, which TensorRT fuses.
 
-TensorScatter becomes KVCacheUpdate, which writes the cache in place, and Attention one fused kernel. The mask is
-explicit: what ``is_causal`` means beside a cache differs between runtimes. The fused kernels exist in half precision
-alone, so a float32 graph has its attention in basic operators.
+What TensorRT-RTX 1.7.1.116 does with them was tried, by compiling. TensorScatter becomes KVCacheUpdate, which writes
+the cache in place and takes one of fixed capacity alone. Attention becomes one fused kernel, in float16 and bfloat16
+(with heads of 32 to 128 numbers; of 8 it is refused). In float32 it is refused ("not supported by a dedicated kernel"),
+so a float32 graph has its attention in basic operators. `softmax_precision` is refused too: what a softmax is computed
+in is the kernel's to say. Norms ask for float32 themselves (`stash_type`), and are compiled with casts around them.
+That TensorRT 10.15 and later have the same layers is from NVIDIA's documentation.
+
+The mask is explicit: what ``is_causal`` means beside a cache differs between runtimes, and TensorRT takes one of the
+two alone.
 """
 
 from __future__ import annotations
@@ -65,7 +71,7 @@ class FusedAttention(nn.Module):
 
 
 def fused(dtype: torch.dtype) -> bool:
-    """Whether TensorRT has kernels for Attention in this type."""
+    """Whether TensorRT (RTX 1.7.1 was tried) has kernels for Attention in this type."""
     return dtype in (torch.float16, torch.bfloat16)
 
 

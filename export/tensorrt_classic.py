@@ -1,10 +1,16 @@
 """The ``tensorrt-classic`` lowering: basic operators of opset 17, for TensorRT 8.6 to 10.14.
 
-These versions cannot write into an input. So the graph reads the cache and gives the keys and values of the new tokens
-alone, and whoever runs it puts them in their place. The cache is laid out slot first, [C, B, Hk, d]: a slot of all rows
-is contiguous, so an output can be bound at its place in the cache, and an input of fewer slots is the same memory with
-a smaller shape: a step reads what is cached, not the capacity. Scores over the cache and over the new tokens are joined
-before the softmax; joining the keys would copy the cache.
+By NVIDIA's documentation, these versions have no layer that writes into an input (KVCacheUpdate came with 10.15), and
+8.6 reads operators up to opset 17. None of them was run here; the graphs were compiled with TensorRT-RTX 1.7.1.116,
+which takes them too. So the graph reads the cache and gives the keys and values of the new tokens alone, and whoever
+runs it puts them in their place. The cache is laid out slot first, [C, B, Hk, d]: a slot of all rows is contiguous, so
+an output can be bound at its place in the cache, and an input of fewer slots is the same memory with a smaller shape: a
+step reads what is cached, not the capacity. Scores over the cache and over the new tokens are joined before the
+softmax; joining the keys would copy the cache.
+
+Norms and softmax are float32 in the graph. TensorRT 8.6, told to use FP16, chooses the type of each layer by itself and
+may compute them in half precision all the same (NVIDIA's documentation, "weak typing"); later versions keep the types
+of the graph.
 """
 
 from __future__ import annotations

@@ -1,6 +1,18 @@
-"""Settings of the whole suite: the same examples in every run."""
+"""Settings of the whole suite: the same examples in every run, and no graph traced twice."""
 
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
 from hypothesis import settings
+from traced_once import tracing_once
 
 settings.register_profile("same", derandomize=True, deadline=None)
 settings.load_profile("same")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def graphs_traced_once() -> Iterator[None]:
+    with tracing_once():
+        yield

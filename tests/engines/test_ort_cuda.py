@@ -145,10 +145,12 @@ def test_the_parts_of_a_run_can_be_called_one_by_one(on_cuda, gpu) -> None:
     assert found.any()
 
 
-def test_memory_is_given_back(on_cuda, gpu) -> None:
+def test_memory_is_given_back_with_the_model(on_cuda, gpu) -> None:
     model = on_cuda.model("ort-fp16")
     model.generate("Output:", max_new_tokens=6).result()
     on_cuda.runtime.sessions.clear()
+    assert gpu.used, "the cache is kept"
+    del model
     gc.collect()
     assert gpu.used == 0
 

@@ -161,12 +161,16 @@ def test_media_is_uploaded_once(runner, gpu, pictures, monkeypatch) -> None:
     assert uploads.count(media) == 2 * 2 * layers, "keys and values, for the prompt and for all steps"
 
 
-def test_memory_is_given_back(runner, gpu) -> None:
+def test_memory_is_given_back_with_the_model(runner, gpu) -> None:
     model = runner.model("tensorrt")
-    idle = gpu.used
-    model.generate("Output:", max_new_tokens=6).result()
+    assert gpu.used == 0
+    for rows in (1, 2, 2):
+        model.generate_batch(["Output:"] * rows, max_new_tokens=6)
+        cache = rows * 96 * 6 * 64
+        assert cache <= gpu.used < 2 * cache, "one cache is kept"
+    del model
     gc.collect()
-    assert gpu.used == idle == 0
+    assert gpu.used == 0
 
 
 def test_too_little_memory_says_what_would_fit(runner, gpu) -> None:

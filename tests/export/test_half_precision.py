@@ -28,7 +28,7 @@ from flamingo_rt.config import (
 from flamingo_rt.contract import GRAPHS, LANGUAGE_MODEL, graph_specs
 from flamingo_rt.engines.ort import OrtEngine
 from flamingo_rt.errors import ParityError, UsageError
-from flamingo_rt.export.half_precision import compared_with, in_half
+from flamingo_rt.export.half_precision import RoundedConstants, compared_with, in_half
 from flamingo_rt.export.pipeline import export_model
 from flamingo_rt.processing.media import Image
 from flamingo_rt.runtime.memory import needed_bytes
@@ -159,6 +159,14 @@ def test_types_that_do_not_go_together_are_refused(checkpointed: StoredModel, tm
     with pytest.raises(UsageError, match=message):
         export_model(checkpointed, tmp_path / "out", **options)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_comparison_multiplies_with_the_constants_that_a_graph_holds() -> None:
+    x, gain = torch.ones(3), 1.7015043497085571
+    rounded = torch.tensor(gain).half().float()
+    with RoundedConstants(torch.float16):
+        assert all(torch.equal(product, x * rounded) for product in (x * gain, gain * x, x.mul(gain)))
+    assert not torch.equal(x * gain, x * rounded)
 
 
 def multiplied(tensor: LazyTensor, factor: float) -> LazyTensor:

@@ -43,7 +43,7 @@ TOLERANCE = {"fp32": 2e-5, "fp16": 5e-4, "bf16": 4e-3}
 def config_with(language: dict) -> FlamingoConfig:
     config = small_config()
     vision = ViTConfig(image_size=28, patch_size=14, width=32, layers=1, heads=2, ff_width=48)
-    return replace(config, vision=vision, language=replace(config.language, **language))
+    return replace(config, vision=vision, language=replace(config.language, layers=2, **language))
 
 
 @pytest.fixture(scope="module")
