@@ -1,7 +1,7 @@
 """Everything that only a machine with an NVIDIA GPU can show, in ten minutes: right, how fast, beside the peer.
 
     python benchmarks/gpu.py --work FOLDER                    # on the GPU's machine; FOLDER keeps bundles and engines
-    python benchmarks/gpu.py --work FOLDER --prepare          # before, anywhere: what needs no GPU (5 GB a lowering)
+    python benchmarks/gpu.py --work FOLDER --prepare          # before, anywhere: what needs no GPU, 5 GB; takes minutes
     python benchmarks/gpu.py --smoke                          # the same parts, small, on this machine's CPU
 
 What is installed is used, nothing is fetched: ``pip install -e .[export,train]`` with a CUDA build of PyTorch, then for

@@ -13,18 +13,14 @@ from typing import Any
 
 from flamingo_rt.bench.machine import describe_machine
 from flamingo_rt.bench.units import scaled
+from flamingo_rt.contract import CACHE_FORMS
 from flamingo_rt.engines.cuda import Cuda
 from flamingo_rt.engines.device_probe import DeviceProbe
 from flamingo_rt.engines.gpu import find_gpu
+from flamingo_rt.engines.ort_providers import PROVIDERS
 from flamingo_rt.engines.tensorrt_module import MODULES, import_tensorrt
 from flamingo_rt.errors import FlamingoError
-from flamingo_rt.loading import BACKENDS
 from gpu_parts.rows import reporting, tell
-
-ORT_BACKENDS = {  # what stands behind each, and the lowerings that it runs
-    "ort-cuda": ("CUDAExecutionProvider", ("ort", "tensorrt")),
-    "ort-tensorrt-rtx": ("onnxruntime_ep_nv_tensorrt_rtx", ("tensorrt",)),
-}
 
 
 def describe() -> None:
@@ -75,34 +71,22 @@ def copied_by_torch(why_not_ours: str) -> tuple[float | None, str]:
     return best, f"copies by PyTorch {torch.__version__}, read and written ({why_not_ours})"
 
 
-def available(gpu: bool) -> dict[str, Any]:
+def available() -> dict[str, Any]:
     """By target of engines and by backend: the lowerings, the best first, or why there are none."""
-    found: dict[str, Any] = {"ort": ["ort", "tensorrt", "tensorrt-classic"]}
+    found: dict[str, Any] = {"ort": list(CACHE_FORMS)}
     for target in MODULES:
         try:
             found[target] = list(import_tensorrt(target).lowerings)
             Cuda()
         except FlamingoError as error:
             found[target] = str(error)
-    for backend, (needs, lowerings) in ORT_BACKENDS.items():
-        found[backend] = list(lowerings)
-        if backend not in BACKENDS:
-            found[backend] = f"this flamingo-rt has no backend {backend}"
-        elif not gpu:
-            found[backend] = "no NVIDIA GPU is found"
-        elif not _has(needs):
-            found[backend] = f"the installed onnxruntime has no {needs}"
+    for backend, provider in PROVIDERS.items():
+        try:
+            found[backend] = list(provider().lowerings)
+            Cuda()
+        except FlamingoError as error:
+            found[backend] = str(error)
     return found
-
-
-def _has(needs: str) -> bool:
-    import importlib.util
-
-    if not needs.endswith("Provider"):
-        return importlib.util.find_spec(needs) is not None
-    import onnxruntime
-
-    return needs in onnxruntime.get_available_providers()
 
 
 def peer(python: str) -> str:
@@ -122,7 +106,7 @@ def main() -> None:
         describe()
         bandwidth()
         gpu = find_gpu()
-        tell("backends", "see the result file", key="available", available=available(gpu is not None),
+        tell("backends", "see the result file", key="available", available=available(),
              gpu=None if gpu is None else gpu.name,
              peer=peer(options.peer_python) if options.peer_python else "no --peer-python")
 

@@ -124,29 +124,40 @@ def parts_of(
 def prepared_parts(
     size: Size, work: Path, lowerings: Sequence[str], numbers: Sequence[str]
 ) -> list[Part | Skipped]:
-    """What needs no GPU: bundles of the large model, and with compute capabilities the engines of TensorRT-RTX."""
+    """What needs no GPU: bundles of the large model and of those whose numbers are compared, and with compute
+    capabilities the large one's engines of TensorRT-RTX."""
     parts: list[Part | Skipped] = []
     for lowering in lowerings:
         target = "tensorrt-rtx" if numbers and lowering != "ort" else None
         system = System("tensorrt" if target else "ort", lowering, size.compute, target)
         parts += making(size, system, work, numbers)
+        for model in size.compared:
+            for compute in dict.fromkeys((size.compute, "bf16")):
+                parts.append(export_part(model, System("ort", lowering, compute), work))
     return parts
 
 
 def making(size: Size, system: System, work: Path, numbers: Sequence[str] = ()) -> list[Part]:
     """The large model's bundle, and its engines where the system has any."""
-    common = ("--work", str(work), "--model", size.model, "--system", system.slug)
-    command = (sys.executable, "-m", f"{MODULE}.bundles", *common)
-    parts = [Part(EXPORT, f"{system.lowering} graphs, {system.compute}", command, share=20.0, least=20.0,
-                  done=ready(work, size.model, system, engines=False))]
+    export = export_part(size.model, system, work)
+    parts = [export]
     if system.target is not None:
         ahead = ("--compute-capability", ",".join(numbers)) if numbers else ()
         parts.append(Part(
-            BUILD, system.name, (*command, "--engines", *ahead), share=25.0, least=30.0,
+            BUILD, system.name, (*export.command, "--engines", *ahead), share=22.0, least=30.0,
             needs=(bundle_path(work, size.model, system) / "manifest.json",),
             done=ready(work, size.model, system, engines=True),
         ))
     return parts
+
+
+def export_part(model: str, system: System, work: Path) -> Part:
+    """One bundle."""
+    command = (
+        sys.executable, "-m", f"{MODULE}.bundles", "--work", str(work), "--model", model, "--system", system.slug,
+    )
+    done = ready(work, model, system, engines=False)
+    return Part(EXPORT, f"{model}, {system.lowering} graphs, {system.compute}", command, 26.0, least=20.0, done=done)
 
 
 def workload_parts(size: Size, work: Path) -> list[Part]:
@@ -160,7 +171,7 @@ def speed_parts(size: Size, system: System, work: Path) -> list[Part]:
         "--shots", str(size.shots), "--context", str(size.context), *amounts(size),
     )
     needs = (system_path(work, size.model, system) / "manifest.json",)
-    return [Part(SPEED, system.name, command, share=15.0, least=20.0, needs=needs)]
+    return [Part(SPEED, system.name, command, share=12.0, least=20.0, needs=needs)]
 
 
 def correct_parts(size: Size, system: System, work: Path) -> list[Part]:
@@ -169,7 +180,7 @@ def correct_parts(size: Size, system: System, work: Path) -> list[Part]:
             sys.executable, "-m", f"{MODULE}.correct", "--work", str(work), "--model", model, "--system", system.slug,
         )
 
-    return [Part(CORRECT, f"{system.name}: {model}", command(model), share=4.0, least=10.0) for model in size.compared]
+    return [Part(CORRECT, f"{system.name}: {model}", command(model), share=5.0, least=10.0) for model in size.compared]
 
 
 def peer_parts(size: Size, work: Path, python: str | None, missing: str | None) -> list[Part | Skipped]:
@@ -184,7 +195,7 @@ def peer_parts(size: Size, work: Path, python: str | None, missing: str | None) 
         title = "own PyTorch model, a stand-in"
         command = (sys.executable, "-m", f"{MODULE}.own_torch", "--work", str(work), "--model", size.model, *shots)
         found = [Skipped(PEER, "open_flamingo", missing or "no --peer-python")]
-    eager = Part(PEER, f"{title}, {size.compute}, {EAGER}", command, share=10.0, least=20.0, needs=needs)
+    eager = Part(PEER, f"{title}, {size.compute}, {EAGER}", command, share=8.0, least=20.0, needs=needs)
     how = COMPILED if size.compiler == "inductor" else f"backend {size.compiler}, {COMPILED}"
     compiled = Part(
         PEER, f"{title}, {size.compute}, {how}", (*command, "--compile", size.compiler), share=16.0, least=30.0,

@@ -69,6 +69,14 @@ def test_a_product_that_is_not_compiled_leaves_the_bandwidth(runner: Runner, mon
         assert probe.bandwidth()[0] > 0
 
 
+def test_an_engine_of_another_runtime_has_the_bandwidth_alone(runner: Runner) -> None:
+    engine = runner.engine("tensorrt")
+    engine._tensorrt = None
+    with probe_of(engine, None, 1) as probe:
+        assert probe.products() == (None, "not measured: this backend has no product of its own to measure")
+        assert probe.bandwidth()[0] > 0
+
+
 def test_too_little_device_memory_is_explained(runner: Runner, gpu: FakeGpu) -> None:
     engine = runner.engine("tensorrt")
     gpu.memory = gpu.used + LITTLE
