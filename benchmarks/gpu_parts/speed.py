@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import argparse
-import statistics
 import time
 from pathlib import Path
 
@@ -16,8 +15,6 @@ from ours import Ours, check, measure_compiled
 from flamingo_rt.bench import BenchOptions, Report, measure
 from flamingo_rt.bench.machine import core_count
 from flamingo_rt.bench.units import scaled
-from flamingo_rt.bench.workload import CacheFilling, Pictures
-from flamingo_rt.runtime.model import Model
 from gpu_parts.rows import reporting, tell
 from gpu_parts.systems import System, system_path
 from gpu_parts.timed import plan_for, tell_case
@@ -34,7 +31,7 @@ def tell_bench(report: Report) -> None:
     else:
         tell("products beside it", "not measured", note=rates.flops_by)
     for result in report.decode:
-        steps = f"{scaled(result.against.bytes, 'B')}, {result.milliseconds.runs} steps, each with its logits"
+        steps = f"{scaled(result.against.bytes, 'B')}, {result.milliseconds.runs} greedy steps"
         tell(f"decode, context {result.context}", round(result.milliseconds.median, 4), "ms", note=steps,
              bytes=result.against.bytes)
         moved = result.against.bytes / result.milliseconds.median * 1e3
@@ -51,24 +48,6 @@ def tell_bench(report: Report) -> None:
     if report.compiled_ratio is not None:
         most = max(result.shots for result in report.shots)
         tell(f"bench: {most} shots compiled cost, of what none cost", round(report.compiled_ratio, 3), "times")
-
-
-def tell_greedy(model: Model, report: Report, options: argparse.Namespace) -> None:
-    """Rows of greedy decoding at the same contexts: a step may begin before the host has seen the token before it."""
-    filling = CacheFilling(model, Pictures(seed=0).take(1)[0])
-    for result in report.decode:
-        decoder = filling.decoder(1, result.context + options.tokens)
-        decoder.prefill(filling.rows(1, result.context))
-        found = []
-        for _ in range(options.runs + 1):
-            decoder.lengths[:] = result.context  # again from the same cache, as `bench` does it
-            start = time.perf_counter()
-            steps = sum(1 for _ in decoder.greedy(filling.text_ids(1), options.tokens))
-            found.append((time.perf_counter() - start) / steps * 1e3)
-        middle = statistics.median(found[1:])
-        tell(f"greedy, context {result.context}", round(middle, 4), "ms", samples=found[1:],
-             note=f"{options.tokens} tokens in a row, {'run ahead' if decoder.runs_ahead else 'one after the other'}")
-        tell_share(f"greedy, context {result.context}", result.against.bytes / middle * 1e3, report)
 
 
 def tell_share(what: str, moved: float, report: Report) -> None:
@@ -106,9 +85,7 @@ def main() -> None:
             shots=(0, options.shots), batch=(1,), context=(64, context), tokens=options.tokens, runs=options.runs,
             seconds=options.seconds,
         )
-        report = measure(ours.model, wanted, folder=path)
-        tell_bench(report)
-        tell_greedy(ours.model, report, options)
+        tell_bench(measure(ours.model, wanted, folder=path))
 
 
 if __name__ == "__main__":

@@ -117,7 +117,8 @@ class _Runs:
         return decoders, found
 
     def steps(self, filled: Mapping[int, Decoder]) -> dict[tuple[int, int], dict[str, list[float]]]:
-        """One-token steps by (batch, context): the first batch at every context, the others at the first."""
+        """Greedy steps, from the tokens of one to those of the next, by (batch, context): the first batch at every
+        context, the others at the first."""
         contexts, batches = self._options.context or (), self._options.batch
         pairs = [(batches[0], context) for context in contexts] + [(batch, contexts[0]) for batch in batches[1:]]
         runs = {pair: self._stepping(*pair, filled) for pair in pairs}
@@ -132,12 +133,11 @@ class _Runs:
 
         def run() -> Mapping[str, list[float]]:
             decoder.lengths[:] = context  # again from the same cache: what was written behind it is overwritten
-            times = []
-            for _ in range(self._options.tokens):
-                tokens = self._filling.text_ids(batch)
-                start = self._clock()
-                decoder.step(tokens)
-                times.append((self._clock() - start) * 1e3)
+            times, before = [], self._clock()
+            for _ in decoder.greedy(self._filling.text_ids(batch), self._options.tokens):
+                now = self._clock()
+                times.append((now - before) * 1e3)
+                before = now
             return {"step": times}
 
         return run

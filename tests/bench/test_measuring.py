@@ -13,8 +13,8 @@ from flamingo_rt.bench.model_facts import model_facts
 from flamingo_rt.bench.rates import RateProbe
 from flamingo_rt.bench.workload import caption_tokens
 from flamingo_rt.errors import DataError, UsageError
+from flamingo_rt.host_engine import HostGreedySteps
 from flamingo_rt.loading import PACKAGED_BUNDLE, load
-from flamingo_rt.runtime.decoder import Decoder
 from flamingo_rt.runtime.model import Model
 
 ROOT = Path(__file__).parents[2]
@@ -88,15 +88,15 @@ def test_no_picture_is_seen_twice_and_no_cold_prompt_continues_another(packaged,
 
 
 def test_every_run_decodes_at_the_same_context(packaged, monkeypatch) -> None:
-    lengths, step = [], Decoder.step
+    cached, launch = [], HostGreedySteps.launch
 
-    def recording(self, tokens):
-        lengths.append(tuple(self.lengths.tolist()))
-        return step(self, tokens)
+    def recording(self, lengths):
+        cached.append(tuple(lengths.tolist()))
+        launch(self, lengths)
 
-    monkeypatch.setattr(Decoder, "step", recording)
+    monkeypatch.setattr(HostGreedySteps, "launch", recording)
     measure(packaged, BenchOptions(shots=(0,), batch=(2,), context=(7,), tokens=3, runs=2), buffer_bytes=BUFFER)
-    assert lengths == [(7, 7), (8, 8), (9, 9)] * 3
+    assert cached == [(7, 7), (8, 8), (9, 9)] * 3
 
 
 def test_the_machine_is_measured_between_the_runs_too(packaged, monkeypatch) -> None:
