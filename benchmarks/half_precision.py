@@ -32,7 +32,7 @@ from flamingo_rt.runtime.model import Model
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 CHECKPOINT = Path(__file__).parent.parent / "models" / "tiny"
-GRAPHS_KEEP = (NORMS, *SOFTMAX.values())  # what TensorRT's layers compute in float32 inside
+GRAPHS_KEEP = (NORMS, *SOFTMAX.values())  # what graphs of basic operators compute in float32
 
 
 @dataclass(frozen=True)

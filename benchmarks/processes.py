@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -42,13 +44,13 @@ def run(
     start = time.perf_counter()
     process = subprocess.Popen(
         list(command), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL if quiet else None, text=True,
-        env={**os.environ, **(environment or {})},
+        env={**os.environ, **(environment or {})}, start_new_session=limit is not None,
     )
     pieces: list[str] = []
     first: list[float] = []
     reader = threading.Thread(target=_read, args=(process, start, pieces, first, echo, on_line))
     reader.start()
-    timer = threading.Timer(limit, process.kill) if limit is not None else None
+    timer = threading.Timer(limit, _kill_group, (process,)) if limit is not None else None
     if timer is not None:
         timer.start()
     try:
@@ -64,6 +66,12 @@ def run(
     unit = 1 if sys.platform == "darwin" else 1024
     return Finished(tuple(command), os.waitstatus_to_exitcode(status), seconds, usage.ru_maxrss * unit,
                     "".join(pieces).strip(), first[0] if first else None)
+
+
+def _kill_group(process: subprocess.Popen[str]) -> None:
+    """A process and its children, which would keep its output open."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def _read(

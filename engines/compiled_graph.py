@@ -107,10 +107,12 @@ class CompiledGraph:
 
     def new_context(self, profile: int) -> Any:
         """An execution context of its own. Raises `DataError` when there is too little device memory for it."""
+        cuda = self._loader.cuda
         context = self.engine.create_execution_context()
+        if context is None and cuda.make_room():
+            context = self.engine.create_execution_context()
         if context is None:
             raise self.failure("gets no execution context, most likely for want of device memory")
-        cuda = self._loader.cuda
         if not context.set_optimization_profile_async(profile, cuda.stream):
             raise self.failure(f"refuses its optimization profile {profile}")
         cuda.synchronize()

@@ -2,7 +2,8 @@
 cuda-bindings, on the same stream.
 
 The primary context is the one that torch, CuPy and the CUDA runtime use: their device memory can be read here, and what
-is here can be read there. It is made current for the length of an operation only, so any thread may call.
+is here can be read there. It is made current for the length of an operation only; operations of several threads follow
+one another.
 
 Not run on a GPU so far: the calls are those of the documentation of PyCUDA 2026.1 and cuda-bindings 13.5.
 """
@@ -10,6 +11,7 @@ Not run on a GPU so far: the calls are those of the documentation of PyCUDA 2026
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -29,8 +31,7 @@ def import_pycuda() -> Any:
         import pycuda.driver as driver
     except ImportError as error:  # its extension links to the driver, so this is also a machine without one
         raise DependencyError(
-            f"PyCUDA cannot be imported ({error}): it needs an NVIDIA driver, and is part of 'flamingo-rt[gpu]' and "
-            "'flamingo-rt[tensorrt]'"
+            f"PyCUDA cannot be imported ({error}): it needs an NVIDIA driver, and pip install pycuda cuda-bindings"
         ) from error
     try:
         driver.init()
@@ -81,13 +82,21 @@ class Cuda:
     def __init__(self) -> None:
         """Raises `DependencyError` without PyCUDA or a GPU."""
         self._driver, self._bindings = import_pycuda(), import_graphs()
-        device = self._driver.Device(0)
-        self.device_name = str(device.name())
-        integrated = self._driver.device_attribute.INTEGRATED
-        self._integrated = bool(device.get_attribute(integrated))  # it has the machine's memory for its own
-        self._context = device.retain_primary_context()
-        with self.current():
-            self._stream = self._driver.Stream()
+        # One thread at a time: what another puts on the stream meanwhile would become part of a graph being captured.
+        self._lock = threading.RLock()
+        self.make_room: Callable[[], bool] = lambda: False  # frees memory that is not in use; whether there was any
+        try:
+            device = self._driver.Device(0)
+            self.device_name = str(device.name())
+            integrated = self._driver.device_attribute.INTEGRATED
+            self._integrated = bool(device.get_attribute(integrated))  # it has the machine's memory for its own
+            self._context = device.retain_primary_context()
+            with self.current():
+                self._stream = self._driver.Stream()
+        except self._driver.Error as error:
+            raise DependencyError(
+                f"CUDA does not start on the GPU ({error}): is it full, or in use by one process alone? nvidia-smi says"
+            ) from error
 
     @property
     def stream(self) -> int:
@@ -96,12 +105,13 @@ class Cuda:
 
     @contextmanager
     def current(self) -> Iterator[None]:
-        """With the primary context as this thread's."""
-        self._context.push()
-        try:
-            yield
-        finally:
-            self._driver.Context.pop()
+        """With the primary context as this thread's, and no other thread at work here."""
+        with self._lock:
+            self._context.push()
+            try:
+                yield
+            finally:
+                self._driver.Context.pop()
 
     def allocate(self, bytes: int, what: str, fitting: Callable[[int], str] | None = None) -> DeviceMemory:
         """Device memory, not set to anything. Raises `DataError` when there is too little: it says for ``what``, and,
@@ -109,6 +119,8 @@ class Cuda:
         try:
             return DeviceMemory(self._driver.mem_alloc(bytes), bytes)
         except self._driver.MemoryError as error:
+            if self.make_room():
+                return self.allocate(bytes, what, fitting)
             self.synchronize()  # what the caller has so far goes with the error, and may be in use
             free, total = self._driver.mem_get_info()
             remedy = fitting(free) if fitting else "use fewer rows or shots, or a smaller model"
@@ -123,7 +135,13 @@ class Cuda:
 
     def pinned(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
         """An array in memory of the host that the GPU reads and writes by itself."""
-        return self._driver.pagelocked_empty(shape, dtype)
+        try:
+            return self._driver.pagelocked_empty(shape, dtype)
+        except self._driver.Error as error:
+            raise DataError(
+                f"{math.prod(shape) * np.dtype(dtype).itemsize / 1e6:,.1f} MB of the machine's memory cannot be pinned "
+                f"for the GPU ({error}): use fewer rows, or free memory"
+            ) from error
 
     def zero(self, memory: DeviceMemory) -> None:
         """Set all of it to 0."""

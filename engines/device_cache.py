@@ -7,7 +7,7 @@ A row's tokens are pieces of equal size at equal distances: of ``in-place`` [B, 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -90,10 +90,10 @@ class DeviceCache:
         self._cuda, self._appended, self._capacity, self._remedy = cuda, form == APPENDED, capacity, remedy
         self._specs = [spec for spec in language_model.inputs if "C" in spec.shape]
         self._buffers: dict[str, CacheBuffer] = {}
+        self.when_widened: Callable[[], object] = lambda: None  # called before its buffers are replaced
         with cuda.current():
             if buffers is not None:
                 self._buffers.update(buffers)
-                self._capacity = next(iter(buffers.values())).capacity
                 for buffer in buffers.values():
                     cuda.zero(buffer.memory)
             else:
@@ -143,6 +143,7 @@ class DeviceCache:
 
     def widen(self, rows: int, length: int) -> None:
         """As `Cache.widen`."""
+        self.when_widened()
         with self._cuda.current():
             for spec in self._specs:  # one at a time, so that only one is there twice
                 self._buffers[spec.name] = self._widened(self._buffers[spec.name], spec, rows, slice(0, length))

@@ -28,10 +28,16 @@ class DeviceEngine(ABC):
 
     def __init__(self, cuda: Cuda, specs: dict[str, GraphSpec]) -> None:
         self._cuda, self.specs, self._kept = cuda, specs, KeptCache()
+        cuda.make_room = self._kept.drop
 
     def cache(self, rows: int, capacity: int) -> DeviceCache:
         """On the device. Raises `DataError` for more tokens than the graphs take, or than there is memory for."""
+        capacity = self._capacity_for(capacity)
         return self._kept.cache(rows, capacity, lambda buffers: self._cache(rows, capacity, buffers))
+
+    @abstractmethod
+    def _capacity_for(self, capacity: int) -> int:
+        """What a cache must have for so many tokens. Raises `DataError` for more than the graphs take."""
 
     @abstractmethod
     def _cache(self, rows: int, capacity: int, buffers: Buffers | None) -> DeviceCache:

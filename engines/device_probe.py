@@ -75,7 +75,7 @@ class _Product:
     def __init__(self, cuda: Cuda, tensorrt: TensorRT, dtype: str) -> None:
         """Raises `DataError` when TensorRT does not compile or load it, or there is too little device memory."""
         log = make_log(tensorrt.module, Caught())
-        self._cuda, self._runtime = cuda, tensorrt.module.Runtime(log)
+        self._cuda, self._runtime, self._log, self._title = cuda, tensorrt.module.Runtime(log), log, tensorrt.title
         self._engine = self._runtime.deserialize_cuda_engine(compiled_product(tensorrt, dtype, log))
         self._context = self._engine.create_execution_context() if self._engine is not None else None
         if self._context is None:
@@ -86,14 +86,20 @@ class _Product:
             memory = cuda.allocate(SIZE * SIZE * ITEM_BYTES[dtype], "measuring the GPU's matrix products")
             if name != "y":  # zeros would take less power, and be faster
                 cuda.upload(memory.address, _as_dtype(numbers, dtype))
-            self._context.set_tensor_address(name, memory.address)
+            if not self._context.set_tensor_address(name, memory.address):
+                raise self._failure()
             self._memory[name] = memory
         cuda.synchronize()
 
     def run(self) -> None:
         """Put `REPEATS` products on the stream."""
         for _ in range(REPEATS):
-            self._context.execute_async_v3(self._cuda.stream)
+            if not self._context.execute_async_v3(self._cuda.stream):
+                raise self._failure()
+
+    def _failure(self) -> DataError:
+        said = "; ".join(self._log.errors) or "it says nothing about it"
+        return DataError(f"{self._title} cannot run a product that it compiled ({said})")
 
 
 def compiled_product(tensorrt: TensorRT, dtype: str, log: Any, capability: str | None = None) -> Any:

@@ -14,6 +14,7 @@ import numpy as np
 from flamingo_rt.contract import NEXT_LOGPROB, NEXT_TOKEN
 from flamingo_rt.engines.cuda import Cuda
 from flamingo_rt.engines.device_run import DeviceRun
+from flamingo_rt.errors import DataError
 
 TOKENS, LENGTHS = "input_ids", "cache_length"
 
@@ -34,6 +35,11 @@ class DeviceGreedySteps:
     def __init__(self, cuda: Cuda, run: DeviceRun, lengths: np.ndarray, ahead: int) -> None:
         """``lengths`` is the array that the run was bound to; a run may look at it when it is launched. At most
         ``ahead`` steps are begun before the one before them is taken. To be made within `Cuda.current`."""
+        if run.dtypes[TOKENS] != run.dtypes[NEXT_TOKEN]:
+            raise DataError(
+                f"the language model reads tokens as {run.dtypes[TOKENS]} and gives them as {run.dtypes[NEXT_TOKEN]}: "
+                "build its engines again, of one version"
+            )
         run.leave_copies_out()
         self._cuda, self._run, self._lengths = cuda, run, lengths
         rows, dtypes = len(lengths), run.dtypes

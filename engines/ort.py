@@ -27,6 +27,11 @@ def import_onnxruntime(extra: str = "cpu") -> Any:
         raise DependencyError(
             f"onnxruntime cannot be imported ({error}): pip install 'flamingo-rt[{extra}]'"
         ) from error
+    if not hasattr(onnxruntime, "InferenceSession"):  # what is left when one of two that share their files goes
+        raise DependencyError(
+            f"onnxruntime is installed in parts: pip uninstall onnxruntime onnxruntime-gpu, then pip install "
+            f"'flamingo-rt[{extra}]'"
+        )
     return onnxruntime
 
 

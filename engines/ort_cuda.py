@@ -66,10 +66,13 @@ class OrtCudaEngine(DeviceEngine):
                 self._sessions[name] = session
                 self._graphs[name] = _bound_graph(session, self.specs[name])
 
-    def _cache(self, rows: int, capacity: int, buffers: Buffers | None) -> DeviceCache:
+    def _capacity_for(self, capacity: int) -> int:
         """A provider that takes one capacity alone gets that whatever is asked for."""
+        return self._capacity or capacity
+
+    def _cache(self, rows: int, capacity: int, buffers: Buffers | None) -> DeviceCache:
         return DeviceCache(
-            self._cuda, self.specs[LANGUAGE_MODEL], IN_PLACE, rows, self._capacity or capacity,
+            self._cuda, self.specs[LANGUAGE_MODEL], IN_PLACE, rows, capacity,
             "use fewer shots or a smaller max_new_tokens", buffers,
         )
 

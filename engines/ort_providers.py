@@ -109,8 +109,8 @@ class CudaProvider(Provider):
         super().__init__(_import("gpu"))
         if self.name not in self.runtime.get_available_providers():
             raise DependencyError(
-                f"the onnxruntime {self.runtime.__version__} that is installed has no CUDA: pip uninstall onnxruntime, "
-                "then pip install 'flamingo-rt[gpu]'"
+                f"the onnxruntime {self.runtime.__version__} that is installed has no CUDA: pip uninstall onnxruntime "
+                "onnxruntime-gpu, then pip install 'flamingo-rt[gpu]'"
             )
         _load_libraries(self.runtime)
 

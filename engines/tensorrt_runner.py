@@ -62,7 +62,7 @@ class TensorRtEngine(DeviceEngine):
                 for name, spec in graph_specs(bundle.config, engines.compute, self._form).items()
             }
 
-    def _cache(self, rows: int, capacity: int, buffers: Buffers | None) -> DeviceCache:
+    def _capacity_for(self, capacity: int) -> int:
         """An engine that writes in place takes one capacity alone, so all of it is there whatever is asked for."""
         graph = self._graphs[LANGUAGE_MODEL]
         past = next(spec for spec in graph.spec.inputs if "C" in spec.shape)
@@ -72,8 +72,11 @@ class TensorRtEngine(DeviceEngine):
                 f"{capacity:,} tokens are asked for, {graph.path} holds {most:,}: use fewer shots or a smaller "
                 "max_new_tokens, or build it for more (flamingo-rt build --capacity)"
             )
+        return max(least, capacity)
+
+    def _cache(self, rows: int, capacity: int, buffers: Buffers | None) -> DeviceCache:
         return DeviceCache(
-            self._cuda, graph.spec, self._form, rows, max(least, capacity),
+            self._cuda, self._graphs[LANGUAGE_MODEL].spec, self._form, rows, capacity,
             "flamingo-rt build --capacity, or use fewer shots", buffers,
         )
 

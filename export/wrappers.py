@@ -101,5 +101,5 @@ def chosen(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
     Written out, since TensorRT's parser makes of ReduceLogSumExp one that overflows: it does not subtract the largest.
     """
-    highest, token = logits.topk(1)  # of equals the first, in ONNX as here
+    highest, token = logits.topk(1)  # of equals ONNX gives the first
     return logits, token[..., 0], -(logits - highest).exp().sum(-1).log()

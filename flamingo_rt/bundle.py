@@ -118,6 +118,11 @@ def read_bundle(path: Path) -> Bundle:
     version = manifest.get("format_version") if isinstance(manifest, dict) else None
     if type(version) is not int or version < 1:
         raise DataError(f"{path / MANIFEST} is damaged: format_version is {version!r}; export the model again")
+    if version < FORMAT_VERSION:
+        raise DataError(
+            f"bundle {path} has format {version}, of an older flamingo-rt; this one reads {FORMAT_VERSION}: export the "
+            "model again"
+        )
     if version > FORMAT_VERSION:
         raise DataError(
             f"bundle {path} has format {version}, this flamingo-rt reads up to {FORMAT_VERSION}: upgrade flamingo-rt"

@@ -89,7 +89,7 @@ def _best_engine(bundle: Bundle, threads: int | None, spin: bool) -> Engine:
         try:
             engine = _engine(bundle, backend, threads, spin)
         except FlamingoError as error:
-            passed_over.append((_NOT_RUNNING[backend], error))
+            passed_over.append((_NOT_RUNNING[backend], str(error)))  # the error would keep what was loaded
             continue
         _report(bundle, doing, passed_over)
         return engine
@@ -100,7 +100,7 @@ def _best_engine(bundle: Bundle, threads: int | None, spin: bool) -> Engine:
 _NOT_RUNNING = {"tensorrt": "its engines do not run", "ort-cuda": "not on the GPU"}
 
 
-def _report(bundle: Bundle, doing: str, passed_over: list[tuple[str, FlamingoError]]) -> None:
+def _report(bundle: Bundle, doing: str, passed_over: list[tuple[str, str]]) -> None:
     """One line: which backend, and why none of those before it."""
     why = "".join(f"; {what}: {error}" for what, error in passed_over)
     logger.log(logging.WARNING if passed_over else logging.INFO, "%s: %s%s", bundle.path, doing, why)
@@ -147,7 +147,7 @@ def _tensorrt_engine(bundle: Bundle) -> Engine:
             tensorrt = import_tensorrt(target)
             return TensorRtEngine(bundle, read_engines(bundle, target, tensorrt.version, gpu), tensorrt)
         except FlamingoError as error:
-            refused = refused or error
+            refused = refused or type(error)(str(error))  # without what was loaded
     raise refused or AssertionError("no target was tried")
 
 

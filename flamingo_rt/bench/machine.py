@@ -14,7 +14,7 @@ from flamingo_rt.bench.accelerators import Gpu, Jetson, jetson, nvidia_gpus
 
 LIBRARIES = (
     "numpy", "Pillow", "tokenizers", "onnxruntime", "onnxruntime-gpu", "torch", "tensorrt", "tensorrt-rtx-cu13",
-    "pycuda", "cuda-bindings",
+    "onnxruntime-ep-nv-tensorrt-rtx-cu13", "pycuda", "cuda-bindings",
 )
 RESET_PEAK = "5"  # proc(5), /proc/pid/clear_refs
 

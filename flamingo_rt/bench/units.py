@@ -10,7 +10,7 @@ PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 RUNTIMES = {
     "ort": ("onnxruntime", "onnxruntime-gpu"),  # whichever it is that is installed
     "torch": ("torch",), "tensorrt": ("tensorrt", "tensorrt-rtx-cu13"), "ort-cuda": ("onnxruntime-gpu",),
-    "ort-tensorrt-rtx": ("onnxruntime",),
+    "ort-tensorrt-rtx": ("onnxruntime", "onnxruntime-ep-nv-tensorrt-rtx-cu13"),
 }
 STAGES = {"images": "image decode, resize", "vision": "vision encoder", "resampler": "resampler", "prefill": "prefill"}
 

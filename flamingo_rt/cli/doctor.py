@@ -24,7 +24,7 @@ LIBRARIES = {
     "tensorrt": "build for TensorRT, extra tensorrt",
     "tensorrt-rtx-cu13": "build for TensorRT-RTX, extra tensorrt-rtx",
     "pycuda": "all backends on GPUs",
-    "cuda-bindings": "backend tensorrt, CUDA graphs",
+    "cuda-bindings": "backends on GPUs, CUDA graphs",
     "torch": "backend torch, extras export and train",
     "onnx": "extra export",
     "onnxscript": "extra export",

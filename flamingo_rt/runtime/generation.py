@@ -107,6 +107,7 @@ def search_rows(
             logits = decoder.prefill([row.row])
         beams = BeamSearch(options, row.answer, row.ids, logits.shape[-1])
         row.answer = search(decoder, logits, beams, options.beams, timer, row.counts)
+        del decoder  # and its cache, before the next one is made
         yield [row.answer.text if each is row else "" for each in rows]
 
 

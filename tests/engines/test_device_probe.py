@@ -17,6 +17,8 @@ from flamingo_rt.engines.tensorrt_callbacks import Caught, make_log
 from flamingo_rt.engines.tensorrt_module import TENSORRT_RTX, import_tensorrt
 from flamingo_rt.errors import DataError, DependencyError
 
+# What a stand-in finds when Python frees its memory is a warning otherwise.
+pytestmark = pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
 LITTLE = 1 << 16
 
 

@@ -216,9 +216,20 @@ def test_without_a_gpu_it_says_so(on_cuda, monkeypatch) -> None:
         on_cuda.engine("ort-fp16")
 
 
-def test_without_pycuda_the_extra_is_named(on_cuda, monkeypatch) -> None:
+def test_a_gpu_that_does_not_start_is_an_error_that_auto_passes_over(on_cuda, gpu, monkeypatch) -> None:
+    driver = sys.modules["pycuda.driver"]
+
+    def full(self):
+        raise driver.Error("cuDevicePrimaryCtxRetain failed: out of memory")
+
+    monkeypatch.setattr(driver.Device, "retain_primary_context", full)
+    with pytest.raises(DependencyError, match="does not start on the GPU .*out of memory.*nvidia-smi"):
+        on_cuda.engine("ort-fp16")
+
+
+def test_without_pycuda_it_is_said_what_to_install(on_cuda, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "pycuda.driver", None)
-    with pytest.raises(DependencyError, match=r"flamingo-rt\[gpu\]"):
+    with pytest.raises(DependencyError, match="pip install pycuda"):
         on_cuda.engine("ort-fp16")
 
 

@@ -179,7 +179,7 @@ def test_unused_slots_of_the_cache_are_not_looked_at(export) -> None:
                 for row, length in enumerate((4, 2)):
                     slots = inputs[name][length:, row] if cache == APPENDED else inputs[name][row, :, length:]
                     slots[:] = fill
-            outputs = {tensor.name: np.zeros(tensor.resolve(sizes), np.float32) for tensor in spec.outputs}
+            outputs = {tensor.name: np.zeros(tensor.resolve(sizes), tensor.dtype) for tensor in spec.outputs}
             engine._bind(LANGUAGE_MODEL, inputs, outputs)()
             answers.append(outputs["logits"])
         assert np.abs(answers[0]).max() > 0.1

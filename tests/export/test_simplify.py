@@ -301,7 +301,7 @@ def test_the_whole_language_model_has_no_operator_that_moves_numbers_in_vain(tra
     assert counts["MatMul"] == 3 * 4 + 2 * 4 + 1
     assert counts["Reshape"] == 3 * 4
     assert counts["Split"] == counts["GroupQueryAttention"] == 3
-    assert sum(counts.values()) <= 210
+    assert sum(counts.values()) <= 217, "seven of them choose the greedy token"
 
 
 def test_the_resampler_computes_all_keys_and_values_in_one_product(traced: Any) -> None:
