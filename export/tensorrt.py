@@ -9,6 +9,11 @@ That TensorRT 10.15 and later have the same layers is from NVIDIA's documentatio
 
 The mask is explicit: what ``is_causal`` means beside a cache differs between runtimes, and TensorRT takes one of the
 two alone.
+
+TensorRT-RTX 1.7.1 makes of a step of one new token an attention that reads the cache where it lies. In front of that
+of several tokens it copies the cache, whatever was tried: masks of other shapes and of booleans, lengths
+(`nonpad_kv_seqlen`) with and without one, three-dimensional inputs, reshaped and transposed keys. So an engine has
+sizes for one token apart (`contract.size_ranges`).
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ A compiled engine takes sizes within limits alone: `Limits`, and the ranges that
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from flamingo_rt.config import FlamingoConfig
 from flamingo_rt.errors import UsageError
@@ -162,9 +162,10 @@ def _language_model(config: FlamingoConfig, dtype: str, cache: str) -> GraphSpec
 PREFILL, DECODE = "prefill", "decode"
 CLIP_FRAMES = 8  # of a clip, at most, where the resampler has no time embeddings that would bound them
 LOGITS = 64  # positions of a row whose logits are wanted at once, at most
-# New tokens of a row that decoding takes at most: one, and those that were guessed ahead. With one alone, and one row,
-# all sizes would be fixed, and TensorRT-RTX 1.7 holds the weights a second time, laid out for that.
-DECODE_TOKENS = 8
+# Of TensorRT-RTX 1.7: where a row takes one new token always, its attention reads the cache where it lies; where it may
+# take several, it copies the whole cache in each step. And where all sizes are fixed, it holds the weights a second
+# time, laid out for that: so there may be two rows, even where one was asked for.
+DECODE_ROWS = 2
 
 
 @dataclass(frozen=True)
@@ -218,11 +219,12 @@ Cases = dict[str, dict[str, SizeRange]]
 
 def size_ranges(config: FlamingoConfig, limits: Limits, cache: str = IN_PLACE) -> dict[str, Cases]:
     """For each graph, the sizes that its engine takes. The language model has two cases, `PREFILL` and `DECODE`
-    (`DECODE_TOKENS` a row at most, and likeliest one); a cache in place has its whole capacity always."""
+    (one token a row; several, that were guessed, are a small prefill); a cache in place has its whole capacity
+    always."""
     latents, attends_to_all = config.resampler.latents, config.cross_attention.attend == "all"
     at_once = min(ENCODED_AT_ONCE, limits.batch * limits.visuals * limits.frames)
     visuals = min(ENCODED_AT_ONCE, limits.batch * limits.visuals)
-    rows, steps = SizeRange(1, 1, limits.batch), SizeRange(1, 1, min(DECODE_TOKENS, limits.tokens))
+    rows, one = SizeRange(1, 1, limits.batch), SizeRange(1, 1, 1)
     whole = SizeRange(limits.capacity, limits.capacity, limits.capacity)
     cached = whole if cache == IN_PLACE else SizeRange(1, max(1, limits.capacity // 2), limits.capacity)
     seen = SizeRange(latents, latents, limits.visuals * latents)
@@ -236,7 +238,7 @@ def size_ranges(config: FlamingoConfig, limits: Limits, cache: str = IN_PLACE) -
             },
             # After prefill a token looks at the last visual alone, unless the model attends to all.
             DECODE: {
-                "B": rows, "T": steps, "K": steps,
+                "B": replace(rows, most=max(DECODE_ROWS, limits.batch)), "T": one, "K": one,
                 "S": seen if attends_to_all else SizeRange(latents, latents, latents), "C": cached,
             },
         },

@@ -63,7 +63,9 @@ def test_without_time_embeddings_frames_are_free() -> None:
 
 def test_decoding_takes_a_few_tokens_and_the_last_visual() -> None:
     ranges = size_ranges(TINY, Limits.of(TINY, visuals=5))[LANGUAGE_MODEL]
-    assert ranges[DECODE]["T"] == ranges[DECODE]["K"] == SizeRange(1, 1, 8)
+    assert ranges[DECODE]["T"] == ranges[DECODE]["K"] == SizeRange(1, 1, 1)
+    most = [size_ranges(TINY, Limits.of(TINY, batch=rows))[LANGUAGE_MODEL][DECODE]["B"].most for rows in (1, 3)]
+    assert most == [2, 3]
     assert ranges[DECODE]["S"] == SizeRange(24, 24, 24)
     assert ranges[PREFILL]["S"] == SizeRange(24, 24, 120)
 

@@ -25,6 +25,7 @@ from flamingo_rt.progress import Progress, silent
 
 EVERY_GPU = ("86", "89", "120")
 CAPACITY = 256
+ATTENTION = re.compile(r"Name: _gem[mv]_mha")  # of several new tokens, and of one
 CACHE_TENSOR = re.compile(r"Name: (present\.\d+\.(?:key|value))( \[profile 1\])?,")
 
 
@@ -38,7 +39,19 @@ class Inspected:
 
     def attention_kernels(self, graph: str) -> int:
         """How many of a graph's compiled layers are fused attention, of all its profiles."""
-        return sum(layer.startswith("Name: _gemm_mha") for layer in self.compiled[graph])
+        return sum(bool(ATTENTION.match(layer)) for layer in self.compiled[graph])
+
+    def cache_readers(self, graph: str, profile: str) -> list[str]:
+        """The compiled layers of a profile that read the cache and do not write it, by name."""
+        found = []
+        for layer in self.compiled[graph]:
+            inputs, _, outputs = layer.partition("Outputs: [")
+            read, written = (
+                {name for name, where in CACHE_TENSOR.findall(part) if where == profile} for part in (inputs, outputs)
+            )
+            if read - written:
+                found.append(layer.removeprefix("Name: ").partition(" ")[0])
+        return found
 
     def written_in_place(self, graph: str) -> set[tuple[str, str]]:
         """The cache tensors that a compiled layer has among its inputs and its outputs: name and profile."""

@@ -61,11 +61,11 @@ def test_the_language_model_has_two_cases_in_one_engine(bundle_of) -> None:
     built = dict(runtime.module.asked("build"))
     prefill, decode = built[LANGUAGE_MODEL]
     assert prefill["input_ids"] == ((1, 1), (1, 64), (3, 80))
-    assert decode["input_ids"] == ((1, 1), (1, 1), (3, 8))
+    assert decode["input_ids"] == ((1, 1), (1, 1), (3, 1))
     assert prefill["media_key_values.0.key"] == ((1, 2, 5, 16), (1, 2, 5, 16), (3, 2, 20, 16))
     assert decode["media_key_values.0.key"] == ((1, 2, 5, 16), (1, 2, 5, 16), (3, 2, 5, 16))
     assert prefill["past_key_values.0.key"] == ((1, 1, 2, 8), (45, 1, 2, 8), (90, 3, 2, 8))
-    assert decode["logits_index"] == ((1, 1), (1, 1), (3, 8))
+    assert decode["logits_index"] == ((1, 1), (1, 1), (3, 1))
     assert [len(built[name]) for name in (VISION_ENCODER, RESAMPLER)] == [1, 1]
     assert built[VISION_ENCODER][0]["pixel_values"][2] == (4, 3, 32, 32)
     assert built[RESAMPLER][0]["features"][2][:2] == (4, 4)

@@ -64,6 +64,9 @@ def check_layers(bundle: Bundle, build: Inspected) -> None:
     assert build.attention_kernels(LANGUAGE_MODEL) == PROFILES * (language + cross)
     assert build.attention_kernels(RESAMPLER) == resampler
     assert build.written_in_place(LANGUAGE_MODEL) == whole_cache(language)
+    readers = build.cache_readers(LANGUAGE_MODEL, " [profile 1]")
+    assert len(readers) == language, "of one new token, attention alone: no layer copies the cache"
+    assert all(name.startswith("_gemv_mha") for name in readers)
 
 
 @pytest.mark.parametrize("form", FORMS)
