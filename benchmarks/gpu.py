@@ -5,9 +5,9 @@
     python benchmarks/gpu.py --smoke                          # the same parts, small, on this machine's CPU
 
 What is installed is used, nothing is fetched: ``pip install -e .[export,train]`` with a CUDA build of PyTorch, then for
-the backends ``.[tensorrt]`` or ``.[tensorrt-rtx]`` (for clocks and power nvidia-ml-py). The peer is open_flamingo, in
-this environment or, with ``--peer-python``, in its own: ``benchmarks/peers/make.sh``, there too with a CUDA build of
-PyTorch. Without it this project's own PyTorch model stands in, and is named so.
+the backends ``.[cuda]`` and ``.[tensorrt]`` or ``.[tensorrt-rtx]`` (for clocks and power nvidia-ml-py). The peer is
+open_flamingo, in this environment or, with ``--peer-python``, in its own: ``benchmarks/peers/make.sh``, there too with
+a CUDA build of PyTorch. Without it this project's own PyTorch model stands in, and is named so.
 
 The parts, each a process of its own (`gpu_parts/`), so that a crash or a want of memory is a row and not the end:
 

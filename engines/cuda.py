@@ -26,12 +26,13 @@ MEMSET_BYTES = 1 << 30  # PyCUDA's count of bytes to set has 32 bits
 
 
 def import_pycuda() -> Any:
-    """PyCUDA's driver module. Raises `DependencyError` that names the extras, or when there is no GPU or driver."""
+    """PyCUDA's driver module. Raises `DependencyError` that names the extra, or when there is no GPU or driver."""
     try:
         import pycuda.driver as driver
     except ImportError as error:  # its extension links to the driver, so this is also a machine without one
         raise DependencyError(
-            f"PyCUDA cannot be imported ({error}): it needs an NVIDIA driver, and pip install pycuda cuda-bindings"
+            f"PyCUDA cannot be imported ({error}): it needs an NVIDIA driver, and pip install 'flamingo-rt[cuda]', "
+            "which compiles it: with a C++ compiler and the CUDA toolkit"
         ) from error
     try:
         driver.init()

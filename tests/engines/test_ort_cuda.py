@@ -229,7 +229,7 @@ def test_a_gpu_that_does_not_start_is_an_error_that_auto_passes_over(on_cuda, gp
 
 def test_without_pycuda_it_is_said_what_to_install(on_cuda, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "pycuda.driver", None)
-    with pytest.raises(DependencyError, match="pip install pycuda"):
+    with pytest.raises(DependencyError, match=r"flamingo-rt\[cuda\]"):
         on_cuda.engine("ort-fp16")
 
 
