@@ -29,7 +29,8 @@ CUDA_BACKEND, RTX_BACKEND = "ort-cuda", "ort-tensorrt-rtx"
 RTX_PLUGIN = "onnxruntime_ep_nv_tensorrt_rtx"
 
 # What may run on the CPU: what shapes, positions, masks and indices are computed with. ONNX Runtime moves such a node
-# there only when all it reads is there already; for each of them CUDA has kernels.
+# there only when all it reads is there already; CUDA has kernels for each of them, if not for every type. That none
+# computes a whole activation there is not checked: it is told by the operator alone.
 HOST_OPERATORS = frozenset((
     "Abs", "Add", "And", "Cast", "Clip", "Concat", "ConstantOfShape", "Cos", "Div", "Equal", "Expand", "Gather",
     "GatherElements", "Greater", "GreaterOrEqual", "Identity", "Less", "LessOrEqual", "Max", "Min", "Mod", "Mul", "Neg",
