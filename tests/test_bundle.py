@@ -93,6 +93,12 @@ def test_a_file_cut_short_is_found(bundle):
         read_bundle(bundle)
 
 
+def test_an_older_format_asks_for_a_new_export(bundle):
+    write(bundle, {**manifest_of(bundle), "format_version": FORMAT_VERSION - 1})
+    with pytest.raises(DataError, match=f"has format {FORMAT_VERSION - 1}, of an older .*: export the model again"):
+        read_bundle(bundle)
+
+
 def test_a_newer_format_asks_for_an_upgrade(bundle):
     write(bundle, {**manifest_of(bundle), "format_version": FORMAT_VERSION + 1})
     with pytest.raises(DataError, match=f"has format {FORMAT_VERSION + 1}, .* up to {FORMAT_VERSION}: upgrade"):

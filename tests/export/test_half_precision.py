@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -207,13 +205,3 @@ def test_an_engine_takes_arrays_of_its_own_type_alone(halves) -> None:
     outputs = {out.name: np.zeros(out.resolve({"M": 1}), dtype=out.array_dtype) for out in spec.outputs}
     with pytest.raises(ValueError, match="features must be a C-contiguous float16 array"):
         engine.bind("resampler", {"features": features}, outputs)
-
-
-def test_a_bundle_written_before_graphs_had_a_type_to_compute_in_is_read(bundle: Path, tmp_path) -> None:
-    manifest = json.loads((bundle / "manifest.json").read_text())
-    for entry in manifest["graphs"].values():
-        del entry["compute"]
-    copy = tmp_path / "copy"
-    shutil.copytree(bundle, copy)
-    (copy / "manifest.json").write_text(json.dumps(manifest | {"format_version": 2}))
-    assert read_bundle(copy).compute == "float32"
