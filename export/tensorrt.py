@@ -11,9 +11,10 @@ The mask is explicit: what ``is_causal`` means beside a cache differs between ru
 two alone.
 
 TensorRT-RTX 1.7.1 makes of a step of one new token an attention that reads the cache where it lies. In front of that
-of several tokens it copies the cache, whatever was tried: masks of other shapes and of booleans, lengths
-(`nonpad_kv_seqlen`) with and without one, three-dimensional inputs, reshaped and transposed keys. So an engine has
-sizes for one token apart (`contract.size_ranges`).
+of several tokens it copies the cache, whatever was tried: masks of other shapes and of booleans, three-dimensional
+inputs, reshaped and transposed keys. So an engine has sizes for one token apart (`contract.size_ranges`). Its parser
+drops lengths (`nonpad_kv_seqlen`) without a word: only a mask keeps attention from unused slots. With an explicit
+`scale` of 1 keys are no longer written in place.
 """
 
 from __future__ import annotations
