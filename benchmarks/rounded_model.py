@@ -11,14 +11,13 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from flamingo_rt.checkpoints import StoredModel
-from flamingo_rt.contract import LANGUAGE_MODEL, RESAMPLER, VISION_ENCODER, graph_specs
+from flamingo_rt.contract import VISION_ENCODER, graph_specs
 from flamingo_rt.export.distances import tabled_tensors, tabulate_distances
 from flamingo_rt.export.folding import fold_standardisation, folded_tensors
 from flamingo_rt.export.half_precision import in_half
@@ -97,8 +96,10 @@ class Rounding(TorchFunctionMode):
 
     def _is_head(self, within: nn.Module | None) -> bool:
         """Tied, it is a product in the language model itself; else its own layer."""
-        untied = isinstance(within, nn.Linear) and isinstance(self._within[-2], LanguageModel)
-        return untied or isinstance(within, LanguageModel)
+        around = self._within[-2] if len(self._within) > 1 else None  # layers are called by themselves too
+        return isinstance(within, LanguageModel) or (
+            isinstance(within, nn.Linear) and isinstance(around, LanguageModel)
+        )
 
     def _norm(self, module: nn.Module, x: Tensor) -> Tensor:
         exact = NORMS in self.kept
@@ -150,34 +151,11 @@ class RoundedEngine(TorchEngine):
         self.specs = graph_specs(model.config, str(dtype).removeprefix("torch."))
         self._dtype, self._within = dtype, within
 
-    def bind(
-        self, graph: str, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray],
-        constant: Collection[str] = (),
-    ) -> Callable[[], None]:
-        compute = {
-            VISION_ENCODER: self._vision_encoder, RESAMPLER: self._resampler, LANGUAGE_MODEL: self._language_model
-        }[graph]
-        sources, targets = ({name: _tensor(array) for name, array in arrays.items()} for arrays in (inputs, outputs))
+    def _computed(self, graph: str, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if graph == VISION_ENCODER:
-            pixels = sources["pixel_values"]
-
-        @torch.no_grad()
-        def call() -> None:
-            if graph == VISION_ENCODER:
-                sources["pixel_values"] = pixels.to(self._dtype)
-            with self._within():
-                found = compute(sources)
-            for name, tensor in found.items():
-                if tensor.data_ptr() != targets[name].data_ptr():
-                    targets[name].copy_(tensor)
-
-        return call
-
-
-def _tensor(array: np.ndarray) -> Tensor:
-    """What an array of `TensorSpec.array_dtype` holds."""
-    tensor = torch.from_numpy(array)
-    return tensor.view(torch.bfloat16) if array.dtype == np.uint16 else tensor
+            inputs = {name: tensor.to(self._dtype) for name, tensor in inputs.items()}
+        with self._within():
+            return super()._computed(graph, inputs)
 
 
 def cosine(one: Tensor, other: Tensor) -> Tensor:

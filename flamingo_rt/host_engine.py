@@ -13,8 +13,9 @@ Arrays = Mapping[str, np.ndarray]
 
 
 class HostEngine:
-    """The part of `flamingo_rt.runtime.engine.Engine` that does not depend on what computes; a subclass has `bind`."""
+    """The part of `flamingo_rt.runtime.engine.Engine` that does not depend on what computes."""
 
+    bind: Callable[..., Callable[[], None]]  # a subclass's method, as `Engine.bind`
     steps_ahead = 0  # a call returns when its step is done
     continues_batches = False
     reads_device_arrays = False
@@ -31,12 +32,6 @@ class HostEngine:
     def cache(self, rows: int, capacity: int) -> HostCache:
         """In host memory, where the kernels read and write it."""
         return HostCache(self.specs[LANGUAGE_MODEL], rows, capacity)
-
-    def bind(
-        self, graph: str, inputs: Arrays, outputs: Arrays, constant: Collection[str] = ()
-    ) -> Callable[[], None]:
-        """As `Engine.bind`."""
-        raise NotImplementedError
 
     def greedy_steps(self, inputs: Arrays, outputs: Arrays, constant: Collection[str] = ()) -> HostGreedySteps:
         """As `Engine.greedy_steps`."""

@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import contextlib
+from pathlib import Path
 
 import half_precision
+import numpy as np
 import pytest
 import torch
-from rounded_model import KINDS, SOFTMAX, Rounding, mean, model_in, total
+from rounded_model import KINDS, SOFTMAX, RoundedEngine, Rounding, mean, model_in, total
 from small_model import small_checkpoint
 
+from flamingo_rt import Image
 from flamingo_rt.checkpoints import StoredModel, open_checkpoint
 from flamingo_rt.model import vit
+from flamingo_rt.model.engine import TorchEngine
+from flamingo_rt.processing.tokenizer import TextTokenizer
+from flamingo_rt.runtime.model import Model
 
 
 @pytest.fixture(scope="module")
-def stored(tmp_path_factory: pytest.TempPathFactory) -> StoredModel:
-    return open_checkpoint(small_checkpoint(tmp_path_factory.mktemp("rounded") / "small"))
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_checkpoint(tmp_path_factory.mktemp("rounded") / "small")
+
+
+@pytest.fixture(scope="module")
+def stored(checkpoint: Path) -> StoredModel:
+    return open_checkpoint(checkpoint)
 
 
 def shown(stored: StoredModel) -> tuple[torch.Tensor, ...]:
@@ -38,6 +49,28 @@ def test_norms_and_softmax_written_out_are_those_of_pytorch(stored: StoredModel)
     exact = logits(stored, torch.float32, None)
     torch.testing.assert_close(exact, stored.load()(*shown(stored))[0], rtol=0, atol=1e-4)
     torch.testing.assert_close(logits(stored, torch.float32, ()), exact, rtol=0, atol=1e-4)
+
+
+def rounded_engine(stored: StoredModel) -> RoundedEngine:
+    """Of a model whose layers are written out, and rounded to float32 alone."""
+    model = model_in(stored, torch.float32)
+    mode = Rounding(model, torch.float32, KINDS)
+    return RoundedEngine(model, torch.float32, lambda: mode)
+
+
+@pytest.mark.parametrize("speculation", [0, 7])
+def test_a_model_without_rounding_answers_as_the_model(checkpoint: Path, stored: StoredModel, speculation: int) -> None:
+    tokenizer = TextTokenizer(checkpoint / "tokenizer.json", stored.config.tokens, stored.config.language.vocab_size)
+    picture = Image(np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8))
+    found, expected = (
+        Model(engine, stored.config, tokenizer)
+        .generate([picture, "Output:"], max_new_tokens=6, speculation=speculation).result().tokens
+        for engine in (
+            rounded_engine(stored),
+            TorchEngine(stored.load()),
+        )
+    )
+    assert found == expected
 
 
 def test_every_kind_of_layer_is_found(stored: StoredModel) -> None:

@@ -6,9 +6,7 @@ weights, a loop with a cache of fixed size. A stand-in, and named as such: it is
 
 from __future__ import annotations
 
-import argparse
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,7 +23,7 @@ from flamingo_rt.model.flamingo import Flamingo, on_meta_device
 from flamingo_rt.model.language import ScoreBias
 from flamingo_rt.processing.visuals import visual_pixels
 from gpu_parts.rows import reporting, tell
-from gpu_parts.timed import plan_for, tell_case
+from gpu_parts.timed import plan_for, tell_case, torch_options
 
 
 class FixedCache:
@@ -106,16 +104,8 @@ class Loop:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--work", type=Path, required=True)
+    parser = torch_options(__doc__.splitlines()[0])
     parser.add_argument("--model", required=True)
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--dtype", choices=list(DTYPES), default="fp16")
-    parser.add_argument("--compile", metavar="BACKEND", help="of torch.compile, such as inductor")
-    parser.add_argument("--shots", type=lambda text: tuple(map(int, text.split(","))), default=(0, 32))
-    parser.add_argument("--tokens", type=int, default=32)
-    parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=10.0)
     options = parser.parse_args()
     with reporting():
         workload = read_workload(options.work / "workload" / "workload.json")

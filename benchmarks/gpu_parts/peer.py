@@ -23,20 +23,12 @@ from transformers import logging
 from transformers_generation import DTYPES, answer_settings, checked_types, prompt_tensors, timed, weight_bytes
 
 from gpu_parts.rows import reporting, tell
-from gpu_parts.timed import plan_for, tell_case
+from gpu_parts.timed import plan_for, tell_case, torch_options
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--work", type=Path, required=True)
+    parser = torch_options(__doc__.splitlines()[0])
     parser.add_argument("--shape", type=Path, required=True, help="JSON with the fields of Shape")
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--dtype", choices=list(DTYPES), default="fp16")
-    parser.add_argument("--compile", metavar="BACKEND", help="of torch.compile, such as inductor")
-    parser.add_argument("--shots", type=lambda text: tuple(map(int, text.split(","))), default=(0, 32))
-    parser.add_argument("--tokens", type=int, default=32)
-    parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=10.0)
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     logging.set_verbosity_error()

@@ -72,19 +72,22 @@ class TorchEngine(HostEngine):
         constant: Collection[str] = (),
     ) -> Callable[[], None]:
         """A call that reads ``inputs`` and writes ``outputs`` in place, each time it is made."""
-        compute = {
-            VISION_ENCODER: self._vision_encoder, RESAMPLER: self._resampler, LANGUAGE_MODEL: self._language_model
-        }[graph]
-        sources = {name: torch.from_numpy(array) for name, array in inputs.items()}
-        targets = {name: torch.from_numpy(array) for name, array in outputs.items()}
+        sources, targets = ({name: _tensor(array) for name, array in arrays.items()} for arrays in (inputs, outputs))
 
         @torch.no_grad()
         def call() -> None:
-            for name, tensor in compute(sources).items():
+            for name, tensor in self._computed(graph, sources).items():
                 if name in targets and tensor.data_ptr() != targets[name].data_ptr():
                     targets[name].copy_(tensor)
 
         return call
+
+    def _computed(self, graph: str, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """All outputs of a graph."""
+        compute = {
+            VISION_ENCODER: self._vision_encoder, RESAMPLER: self._resampler, LANGUAGE_MODEL: self._language_model
+        }[graph]
+        return compute(inputs)
 
     def _vision_encoder(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {"features": self.model.vision(inputs["pixel_values"])}
@@ -111,3 +114,9 @@ class TorchEngine(HostEngine):
             NEXT_LOGPROB: logits.log_softmax(-1).amax(-1),
             **{present_name(layer, part): tensor for (layer, part), tensor in zip(parts, past, strict=True)},
         }
+
+
+def _tensor(array: np.ndarray) -> Tensor:
+    """What an array of `TensorSpec.array_dtype` holds."""
+    tensor = torch.from_numpy(array)
+    return tensor.view(torch.bfloat16) if array.dtype == np.uint16 else tensor
