@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
@@ -28,7 +29,8 @@ class DeviceEngine(ABC):
 
     def __init__(self, cuda: Cuda, specs: dict[str, GraphSpec]) -> None:
         self._cuda, self.specs, self._kept = cuda, specs, KeptCache()
-        cuda.make_room = self._kept.drop
+        drop = weakref.WeakMethod(self._kept.drop)  # kept steps hold ``cuda``: no circle around memory
+        cuda.make_room = lambda: (kept := drop()) is not None and kept()
 
     def cache(self, rows: int, capacity: int) -> DeviceCache:
         """On the device. Raises `DataError` for more tokens than the graphs take, or than there is memory for."""
