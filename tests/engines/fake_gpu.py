@@ -11,6 +11,7 @@ which were read in their documentation.
 from __future__ import annotations
 
 import ctypes
+import itertools
 import time
 from enum import Enum
 from types import ModuleType, SimpleNamespace
@@ -233,7 +234,19 @@ def cuda_bindings_driver(gpu: FakeGpu) -> ModuleType:
             return (bindings.CUresult.CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED, None)
         return (success, captured)
 
-    def launch(graph: list, stream: int) -> tuple:
+    numbers, executables = itertools.count(1), {}
+
+    def instantiate(graph: list, flags: int) -> tuple:
+        number = next(numbers)
+        executables[number] = graph
+        return (success, number)
+
+    def destroy(executable: int) -> tuple:
+        del executables[executable]
+        return (success,)
+
+    def launch(executable: int, stream: int) -> tuple:
+        graph = executables[executable]  # one that was destroyed is not there
         gpu.calls.append(("launch",))
         gpu.put(lambda: [work() for work in graph])
         return (success,)
@@ -243,7 +256,7 @@ def cuda_bindings_driver(gpu: FakeGpu) -> ModuleType:
         return (success,)
 
     bindings.cuStreamBeginCapture, bindings.cuStreamEndCapture, bindings.cuGraphLaunch = begin, end, launch
-    bindings.cuGraphInstantiate = lambda graph, flags: (success, graph)
-    bindings.cuGraphDestroy = bindings.cuGraphExecDestroy = lambda graph: (success,)
+    bindings.cuGraphInstantiate, bindings.cuGraphExecDestroy = instantiate, destroy
+    bindings.cuGraphDestroy = lambda graph: (success,)
     bindings.cuStreamSynchronize = wait
     return bindings

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -85,3 +88,13 @@ def assert_same(found, expected) -> None:
     assert [result.tokens for result in found] == [result.tokens for result in expected]
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(one.logprobs, other.logprobs, rtol=0, atol=1e-3)
+
+
+@contextmanager
+def without_collector() -> Iterator[None]:
+    """Without the collector of circles: a GPU's memory cannot wait for it."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()

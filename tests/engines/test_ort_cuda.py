@@ -5,13 +5,12 @@
 
 from __future__ import annotations
 
-import gc
 import sys
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from runners import assert_same
+from runners import assert_same, without_collector
 
 from flamingo_rt.contract import LANGUAGE_MODEL, RESAMPLER, graph_specs, layer_parts, past_name
 from flamingo_rt.engines.device_run import BoundGraph
@@ -150,12 +149,9 @@ def test_memory_is_given_back_with_the_model(on_cuda, gpu) -> None:
     model.generate("Output:", max_new_tokens=6).result()
     on_cuda.runtime.sessions.clear()
     assert gpu.used, "the cache is kept"
-    gc.disable()  # without its help: a GPU's memory cannot wait for it
-    try:
+    with without_collector():
         del model
         assert gpu.used == 0
-    finally:
-        gc.enable()
 
 
 def test_bfloat16_is_bound_by_its_number(on_cuda, gpu, ort) -> None:

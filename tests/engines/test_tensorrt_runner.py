@@ -5,13 +5,12 @@
 
 from __future__ import annotations
 
-import gc
 import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from runners import LIMITS, LOWERINGS, assert_same, model_of
+from runners import LIMITS, LOWERINGS, assert_same, model_of, without_collector
 
 from flamingo_rt.contract import (
     LANGUAGE_MODEL,
@@ -168,12 +167,9 @@ def test_memory_is_given_back_with_the_model(runner, gpu) -> None:
         model.generate_batch(["Output:"] * rows, max_new_tokens=6)
         cache = rows * 96 * 6 * 64
         assert cache <= gpu.used < 2 * cache, "one cache is kept"
-    gc.disable()  # without its help: a GPU's memory cannot wait for it
-    try:
+    with without_collector():
         del model
         assert gpu.used == 0
-    finally:
-        gc.enable()
 
 
 def test_too_little_memory_says_what_would_fit(runner, gpu) -> None:
