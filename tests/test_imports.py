@@ -18,8 +18,8 @@ FOLDERS = {
 
 # What each part of the project may import of the project, besides itself.
 BASE = {
-    "errors", "config", "files", "contract", "cache", "device_arrays", "host_engine", "presets", "progress", "protobuf",
-    "system_memory",
+    "errors", "config", "files", "contract", "cache", "device_arrays", "host_engine", "presets", "printable",
+    "progress", "protobuf", "system_memory",
 }
 RUNTIME = BASE | {"bundle", "processing", "engines"}
 ALLOWED = {
@@ -27,6 +27,7 @@ ALLOWED = {
     "config": {"errors"},
     "device_arrays": set(),
     "files": {"errors"},
+    "printable": set(),
     "progress": set(),
     "protobuf": set(),
     "system_memory": set(),
