@@ -1,4 +1,5 @@
-"""Writing so that a kill or a full disk never costs what was there before: write beside, then rename."""
+"""Writing so that a kill or a full disk never costs what was there before: write beside, then rename. Everything that
+this project writes for a user goes through here."""
 
 from __future__ import annotations
 
@@ -12,22 +13,33 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from flamingo_rt.errors import DataError, UsageError
+from flamingo_rt.unfinished import is_leftover_name, put_in_place, unfinished_folder
 
 
 @contextmanager
 def replacing_file(path: Path) -> Iterator[Path]:
-    """Yield a path beside ``path``; on success it replaces ``path`` in one step, on failure it is removed."""
-    beside = path.with_name(f".{path.name}.partial")
+    """Yield a path of the same name in a private folder beside ``path``, for a file to be made at; on success it
+    replaces ``path`` in one step, on failure it is removed. Raises `DataError` when ``path`` cannot be written."""
+    _check_place(path, "path")
     with _explained(path):
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            beside.unlink(missing_ok=True)  # what a killed run left
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with unfinished_folder(path.parent) as folder:
+            beside = folder / path.name
             yield beside
             _flush(beside)
             os.replace(beside, path)
-        except BaseException:
-            beside.unlink(missing_ok=True)
-            raise
+
+
+def check_file(path: Path, overwrite: bool, option: str = "--out") -> None:
+    """Refuse a file to write, the value of ``option``, before any work is done for it.
+
+    Raises `UsageError` when it exists, `DataError` where no file can be written.
+    """
+    if path.is_dir():
+        raise UsageError(f"{path} already exists and is a folder: choose another {option}")
+    if path.exists() and not overwrite:
+        raise UsageError(f"{path} already exists: choose another {option}, or replace it with --overwrite")
+    _check_place(path, option)
 
 
 def check_output(path: Path, overwrite: bool, sources: Iterable[Path] = ()) -> None:
@@ -44,21 +56,46 @@ def check_output(path: Path, overwrite: bool, sources: Iterable[Path] = ()) -> N
         raise UsageError(f"{path} is a link: give the folder it points to")
     if path.is_dir() and overwrite and not _is_output(path):
         raise UsageError(f"{path} holds more than a bundle or a checkpoint, and is not replaced: choose another --out")
-    if path.resolve() in (Path.cwd(), *Path.cwd().parents):
+    working = _working_folder()
+    if working is not None and path.resolve() in (working, *working.parents):
         raise UsageError(f"{path} is the folder you are in, or one above it: choose another --out")
     if path.exists() and not path.is_dir():
         raise UsageError(f"{path} is a file, not a folder: choose another --out")
-    above = next(folder for folder in path.absolute().parents if folder.exists())
+    _check_place(path, "--out")
+
+
+def _check_place(path: Path, option: str) -> None:
+    """Raise `DataError`, which asks for another ``option``, unless something can be made at ``path``."""
+    above = _existing_folder(path)
     if not above.is_dir():
-        raise DataError(f"cannot write {path}: {above} is a file, not a folder; choose another --out")
-    if not os.access(above, os.W_OK):
-        raise DataError(f"cannot write {path}: {above} may not be written to; choose another --out")
+        raise DataError(f"cannot write {path}: {above} is a file, not a folder; choose another {option}")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise DataError(f"cannot write {path}: {above} may not be written to; choose another {option}")
+
+
+def _existing_folder(path: Path) -> Path:
+    """The nearest folder above ``path`` that is there. Raises `DataError` in a working folder that is not."""
+    try:
+        return next(folder for folder in path.absolute().parents if folder.exists())
+    except FileNotFoundError as error:
+        raise _without_working_folder(path) from error
+
+
+def _working_folder() -> Path | None:
+    """None when it was removed."""
+    try:
+        return Path.cwd()
+    except FileNotFoundError:
+        return None
+
+
+def _without_working_folder(path: Path) -> DataError:
+    return DataError(f"cannot write {path}: the working folder was removed; change to another, or give a whole path")
 
 
 def check_space(path: Path, needed: int) -> None:
     """Raise `DataError` when the disk of ``path`` has no room for ``needed`` bytes, before they are computed."""
-    above = next(folder for folder in path.absolute().parents if folder.exists())
-    free = shutil.disk_usage(above).free
+    free = shutil.disk_usage(_existing_folder(path)).free
     if free < needed:
         raise DataError(
             f"cannot write {path}: {needed / 1e6:.1f} MB are needed, its disk has {free / 1e6:.1f} MB left; free some, "
@@ -66,7 +103,6 @@ def check_space(path: Path, needed: int) -> None:
         )
 
 
-_LEFT = re.compile(r"\.tensorrt\S*\.(partial|old)")  # by a build that was killed
 # What this project writes into a bundle, a checkpoint or a folder of engines, and the keys by which its JSON files are
 # told from others'.
 _WRITTEN = re.compile(
@@ -82,7 +118,10 @@ _MARKS = {
 def _is_output(path: Path) -> bool:
     """Whether a folder is empty, or one that this project wrote: nobody's photographs and no other library's model are
     to be replaced."""
-    entries = [entry for entry in path.iterdir() if entry.name != "engines" or not _holds_engines(entry)]
+    entries = [
+        entry for entry in path.iterdir()
+        if not is_leftover_name(entry.name) and (entry.name != "engines" or not _holds_engines(entry))
+    ]
     ours = all(entry.is_file() and _WRITTEN.fullmatch(entry.name) for entry in entries)
     return not entries or (ours and any(_is_marked(path / name, keys) for name, keys in _MARKS.items()))
 
@@ -90,7 +129,7 @@ def _is_output(path: Path) -> bool:
 def _holds_engines(path: Path) -> bool:
     """Whether a folder holds folders of engines, and what killed builds left of some."""
     return path.is_dir() and all(
-        entry.is_dir() and (_is_output(entry) or _LEFT.fullmatch(entry.name)) for entry in path.iterdir()
+        entry.is_dir() and (_is_output(entry) or is_leftover_name(entry.name)) for entry in path.iterdir()
     )
 
 
@@ -109,25 +148,17 @@ def new_directory(path: Path, overwrite: bool = False) -> Iterator[Path]:
     Raises `UsageError` when ``path`` exists and may not be replaced, `DataError` when the disk is full.
     """
     check_output(path, overwrite)
-    beside, old = (path.with_name(f".{path.name}.{suffix}") for suffix in ("partial", "old"))
     with _explained(path):
-        try:
-            shutil.rmtree(beside, ignore_errors=True)  # what a killed run left
-            beside.mkdir(parents=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with unfinished_folder(path.parent) as folder:
+            beside = folder / path.name
+            beside.mkdir()
             yield beside
             for file in beside.rglob("*"):
                 if file.is_file():
                     _flush(file)
-            if path.exists():
-                shutil.rmtree(old, ignore_errors=True)
-                os.replace(path, old)
-            os.replace(beside, path)
-        except BaseException:
-            shutil.rmtree(beside, ignore_errors=True)
-            if old.exists() and not path.exists():
-                os.replace(old, path)
-            raise
-        shutil.rmtree(old, ignore_errors=True)
+            check_output(path, overwrite)  # again: another process may have written there meanwhile
+            put_in_place(beside, path)
 
 
 def _flush(path: Path) -> None:
@@ -143,5 +174,13 @@ def _explained(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise DataError(f"no space left while writing {path}: nothing was changed; free some, run again") from error
-        remedy = "" if error.errno else "; is the disk full? Nothing was changed; free some, run again"
-        raise DataError(f"writing {path} failed: {error}{remedy}") from error
+        if error.errno is None:
+            raise DataError(
+                f"writing {path} failed: {error}; is the disk full? Nothing was changed; free some, run again"
+            ) from error
+        if error.errno == errno.ENOTEMPTY:  # of the last rename
+            raise DataError(f"{path} was written by another process meanwhile, and stays as it is now") from error
+        if error.errno == errno.ENOENT and _working_folder() is None:
+            raise _without_working_folder(path) from error
+        # Its own text would name the private folder, which is gone.
+        raise DataError(f"writing {path} failed: {error.strerror}; nothing was changed") from error

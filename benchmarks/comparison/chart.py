@@ -13,6 +13,7 @@ from typing import Any
 from comparison.report import measured
 from comparison.results import Record, case_of, first_token, per_token
 from comparison.systems import SYSTEMS
+from flamingo_rt.files import replacing_file
 
 # Ours in blue, darker the fewer bits; the others in grey and sand.
 SHADES = {"ours-fp32": "#7fb2dc", "ours-int8": "#3d8cc9", "ours-int4": "#0f5c99", "ours-torch": "#a9c4da",
@@ -53,7 +54,8 @@ def draw(results: Record, path: Path) -> None:
     bars(axes[1], [""] * len(labels), [value / 1e3 for value in first], colours,
          "seconds to the first, one picture", "{:.2g}")
     lines(axes[2], systems)
-    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None, dpi=150, facecolor="white")
+    with replacing_file(path) as beside:
+        figure.savefig(beside, metadata={"Date": None} if path.suffix == ".svg" else None, dpi=150, facecolor="white")
     pyplot.close(figure)
 
 

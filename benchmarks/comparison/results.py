@@ -8,12 +8,13 @@ A run that is made again replaces its record; everything else stays. Samples are
 from __future__ import annotations
 
 import json
-import os
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from flamingo_rt.files import replacing_file
 
 FORMAT = 1
 Record = dict[str, Any]
@@ -56,8 +57,7 @@ def merged(results: Record, part: str, name: str, record: Record) -> Record:
 
 
 def write_results(path: Path, results: Record) -> None:
-    """Write beside and rename: a kill leaves what was there. One record a line, so that changes can be read."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """A kill leaves what was there. One record a line, so that changes can be read."""
     lines = []
     for key, value in results.items():
         if key in ("builds", "runs") and value:
@@ -65,9 +65,8 @@ def write_results(path: Path, results: Record) -> None:
             lines.append(f" {json.dumps(key)}: {{\n{entries}\n }}")
         else:
             lines.append(f" {json.dumps(key)}: {json.dumps(value)}")
-    beside = path.with_name(f".{path.name}.partial")
-    beside.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
-    os.replace(beside, path)
+    with replacing_file(path) as beside:
+        beside.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
 
 
 def case_of(record: Record, shots: int, part: str = "cases") -> Record | None:

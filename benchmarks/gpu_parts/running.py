@@ -11,6 +11,7 @@ from typing import Any
 
 from processes import Finished, run
 
+from flamingo_rt.files import replacing_file
 from gpu_parts.plan import Part, Skipped
 from gpu_parts.rows import Row, parsed
 
@@ -88,10 +89,8 @@ def hindrance(part: Part, limit: float | None) -> str:
 
 
 def write(path: Path, about: Result, rows: Sequence[Row]) -> None:
-    """Beside and renamed: a kill leaves what was there. One row a line."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """A kill leaves what was there. One row a line."""
     lines = ",\n".join(f"  {json.dumps(row)}" for row in rows)
     head = "".join(f" {json.dumps(key)}: {json.dumps(value)},\n" for key, value in about.items())
-    beside = path.with_name(f".{path.name}.partial")
-    beside.write_text(f"{{\n{head} \"rows\": [\n{lines}\n ]\n}}\n", encoding="utf-8")
-    os.replace(beside, path)
+    with replacing_file(path) as beside:
+        beside.write_text(f"{{\n{head} \"rows\": [\n{lines}\n ]\n}}\n", encoding="utf-8")

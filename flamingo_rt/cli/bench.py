@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -162,16 +161,10 @@ def _random_bundle(
 
 def _check_plot(plot: Path, overwrite: bool) -> None:
     """Refuse a chart that could not be drawn or written, before anything is measured."""
+    from flamingo_rt.files import check_file
+
     if plot.suffix.lower() not in PLOTS:
         raise UsageError(f"--plot {plot} ends in {plot.suffix or 'nothing'!r}: give a name that ends in .svg or .html")
-    if plot.is_dir():
-        raise UsageError(f"--plot {plot} is a folder: give the name of a file")
-    if plot.exists() and not overwrite:
-        raise UsageError(f"{plot} already exists: choose another --plot, or replace it with --overwrite")
-    above = next(folder for folder in plot.absolute().parents if folder.exists())
-    if not above.is_dir():
-        raise DataError(f"cannot write {plot}: {above} is a file, not a folder; choose another --plot")
-    if not os.access(above, os.W_OK):
-        raise DataError(f"cannot write {plot}: {above} may not be written to; choose another --plot")
+    check_file(plot, overwrite, "--plot")
     if importlib.util.find_spec("matplotlib") is None:
         raise DependencyError("--plot needs matplotlib, which is not installed: pip install 'flamingo-rt[bench]'")

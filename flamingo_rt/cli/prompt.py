@@ -11,7 +11,7 @@ import click
 
 from flamingo_rt.cli.backend_option import backend_option
 from flamingo_rt.cli.shots import shot_options, shot_parts, split_shots
-from flamingo_rt.errors import DataError, UsageError
+from flamingo_rt.errors import DataError
 
 
 @click.group()
@@ -45,11 +45,10 @@ def compile_shots(
       flamingo-rt prompt compile --task caption --shot a.png "a red star" --shot b.png "a heart" --out shots.prompt
     """
     examples = split_shots(shots, task)
-    if out.exists() and (out.is_dir() or not overwrite):
-        remedy = "choose another --out" if out.is_dir() else "choose another --out, or replace it with --overwrite"
-        raise UsageError(f"{out} already exists: {remedy}")
+    from flamingo_rt.files import check_file
     from flamingo_rt.loading import load
 
+    check_file(out, overwrite)
     model = load(path, backend, threads)
     state = model.prompt(shot_parts(model, examples, task))
     again = ["flamingo-rt", "prompt", "compile", "--model", "BUNDLE", *(["--task", task] if task else [])]

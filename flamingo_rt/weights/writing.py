@@ -22,8 +22,10 @@ REMEDY = "free some space and run again"
 def write_tensors(tensors: dict[str, Tensor], file: Path, target: Path, metadata: dict[str, str] | None = None) -> None:
     """Write a safetensors file that will be renamed to ``target``. Raises `DataError`, on a full disk for instance."""
     try:
+        file.touch()
+        mode = file.stat().st_mode & 0o777  # what the user's umask gives a new file
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file, metadata)
-        file.chmod(0o644)  # safetensors leaves it to its owner alone
+        file.chmod(mode)  # safetensors leaves it to its owner alone
     except (SafetensorError, OSError) as error:  # the first is what safetensors makes of the second
         raise DataError(f"cannot write {target}: {error}; {REMEDY}") from error
 

@@ -94,3 +94,16 @@ def test_a_checkpoint_is_told_to_be_exported(run, checkpoint, pictures, tmp_path
     outcome = run("prompt", "compile", "--model", checkpoint, "--shot", pictures[0], "a", "--out", tmp_path / "x")
     assert outcome.code == 2
     assert "flamingo-rt export" in outcome.err
+
+
+def test_a_folder_that_may_not_be_written_to_is_said_before_the_work_and_names_the_file(
+    run, bundle, pictures, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setattr("flamingo_rt.files.os.access", lambda path, mode: False)
+    monkeypatch.setattr("flamingo_rt.loading.load", lambda *arguments, **options: pytest.fail("the model was loaded"))
+    out = tmp_path / "x.prompt"
+    outcome = run("prompt", "compile", "--model", bundle, "--shot", pictures[0], "Output: two", "--out", out)
+    assert outcome.code == 1
+    assert outcome.err == (
+        f"flamingo-rt: cannot write {out}: {tmp_path} may not be written to; choose another --out\n"
+    )

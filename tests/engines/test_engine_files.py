@@ -155,7 +155,9 @@ def test_a_record_that_is_none_is_refused(bundle, text) -> None:
 
 def test_what_a_killed_build_left_is_not_read(bundle) -> None:
     engines = built(bundle)
-    engines.path.rename(engines.path.with_name(f".{engines.path.name}.partial"))
+    left = engines.path.with_name(".flamingo-rt-0a1b2c3d.partial")
+    left.mkdir()
+    engines.path.rename(left / engines.path.name)
     with pytest.raises(DataError, match="has no engines for TensorRT:"):
         read_engines(bundle, TENSORRT, "10.3.0", ORIN)
 

@@ -361,7 +361,7 @@ def test_a_bundle_with_engines_can_be_exported_anew(bundle_of) -> None:
 
     bundle = bundle_of()
     build_of(bundle, rtx(), ("86",)).run()
-    (bundle.path / "engines" / ".tensorrt-orin.partial").mkdir()
+    (bundle.path / "engines" / ".flamingo-rt-0a1b2c3d.partial").mkdir()
     with new_directory(bundle.path, overwrite=True) as folder:
         (folder / "manifest.json").write_text("{}")
     assert not (bundle.path / "engines").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import weakref
 from pathlib import Path
@@ -63,10 +64,15 @@ def test_what_does_not_fit_is_divided_in_order(tmp_path):
     assert all(torch.equal(found[name].read(), tensor) for name, tensor in tensors.items())
 
 
-def test_written_files_can_be_read_by_others(tmp_path):
-    write_shards(lazy(TENSORS), tmp_path, tmp_path, shard_bytes=50)
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_written_files_have_the_permissions_that_the_user_gives_new_files(tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        write_shards(lazy(TENSORS), tmp_path, tmp_path, shard_bytes=50)
+    finally:
+        os.umask(before)
     for file in tmp_path.glob("*.safetensors"):
-        assert file.stat().st_mode & 0o777 == 0o644
+        assert file.stat().st_mode & 0o777 == mode
 
 
 def test_one_file_is_in_memory_at_a_time(tmp_path):

@@ -1,0 +1,143 @@
+"""Unfinished output lies in a folder of its own beside its target, which nobody else may enter: no name in it can be
+foreseen, and no link can be planted. While its run lives the folder is locked; what killed runs left is told by that.
+
+    .flamingo-rt-<random>.partial/NAME     output that is being written; left over, it is removed
+    .flamingo-rt-<random>.replaced/NAME    what was there, for the moment between two renames; left over, it goes back
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import stat
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+PREFIX, PARTIAL, REPLACED = ".flamingo-rt-", ".partial", ".replaced"
+_NAME = re.compile(r"\.flamingo-rt-[a-z0-9_]{8}\.(partial|replaced)")
+_ABANDONED_SECONDS = 86400  # where a file system has no locks, age alone tells
+
+
+def is_leftover_name(name: str) -> bool:
+    """Whether a folder of this name can only be unfinished output, of this run or another."""
+    return _NAME.fullmatch(name) is not None
+
+
+@contextmanager
+def unfinished_folder(parent: Path) -> Iterator[Path]:
+    """Yield a new, locked folder in ``parent`` for output on its way; what is still in it at the end is removed.
+
+    What runs that were killed left in ``parent`` is removed first. Raises `OSError`.
+    """
+    _clear_leftovers(parent)
+    folder, lock = _locked_folder(parent, PARTIAL)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        _release(lock)
+
+
+def put_in_place(new: Path, target: Path) -> None:
+    """Rename the folder ``new`` to ``target``; what is there goes once it has been replaced, and comes back otherwise.
+
+    Raises `OSError`.
+    """
+    if not os.path.lexists(target):
+        os.replace(new, target)
+        return
+    aside, lock = _locked_folder(target.parent, REPLACED)
+    try:
+        os.replace(target, aside / target.name)
+        try:
+            os.replace(new, target)
+        except BaseException:
+            if not os.path.lexists(target):
+                os.replace(aside / target.name, target)
+            raise
+    finally:
+        _discard(aside)
+        _release(lock)
+
+
+def _locked_folder(parent: Path, suffix: str) -> tuple[Path, int | None]:
+    """A new folder, and the descriptor that holds its lock; None where there are no locks."""
+    while True:
+        folder = Path(tempfile.mkdtemp(suffix, PREFIX, parent))
+        try:
+            lock = _lock(folder)
+        except (BlockingIOError, FileNotFoundError):  # taken for a leftover before it was locked
+            continue
+        if lock is None or folder.is_dir():
+            return folder, lock
+        _release(lock)
+
+
+def _lock(folder: Path) -> int | None:
+    """Lock a folder for as long as the descriptor is open. Raises `BlockingIOError` when another process has it."""
+    if fcntl is None:
+        return None
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise
+    except OSError:  # some network file systems lock no folders
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _release(lock: int | None) -> None:
+    if lock is not None:
+        os.close(lock)
+
+
+def _clear_leftovers(parent: Path) -> None:
+    """Remove what killed runs of this user left, and put back what they had moved aside."""
+    with suppress(OSError), os.scandir(parent) as entries:
+        names = [entry.name for entry in entries if is_leftover_name(entry.name)]
+    for name in names:
+        folder = parent / name
+        with suppress(OSError):  # another process may be at it too
+            if not _is_own_folder(folder):
+                continue
+            lock = _lock(folder)
+            try:
+                if lock is not None or time.time() - folder.lstat().st_mtime > _ABANDONED_SECONDS:
+                    _put_back(folder)
+                    _discard(folder)
+            finally:
+                _release(lock)
+
+
+def _is_own_folder(folder: Path) -> bool:
+    found = folder.lstat()
+    return stat.S_ISDIR(found.st_mode) and (not hasattr(os, "geteuid") or found.st_uid == os.geteuid())
+
+
+def _put_back(folder: Path) -> None:
+    """Undo a replacement that a kill ended between its two renames."""
+    if folder.name.endswith(REPLACED):
+        for entry in folder.iterdir():
+            if not os.path.lexists(folder.parent / entry.name):
+                os.replace(entry, folder.parent / entry.name)
+
+
+def _discard(folder: Path) -> None:
+    """Remove a folder; under the other name first, so that half of one that was replaced is never put back."""
+    if folder.name.endswith(REPLACED):
+        partial = folder.with_name(folder.name.removesuffix(REPLACED) + PARTIAL)
+        os.replace(folder, partial)
+        folder = partial
+    shutil.rmtree(folder, ignore_errors=True)
