@@ -15,6 +15,7 @@ import numpy as np
 from flamingo_rt.contract import GraphSpec, TensorSpec
 from flamingo_rt.engines.cuda import ALIGNMENT, Cuda
 from flamingo_rt.errors import DataError
+from flamingo_rt.graph_files import read_graph
 
 # What an engine may have for a type of the contract: TensorRT before 10 has no 64-bit integers and takes 32 bits.
 ACCEPTED = {"int64": ("INT64", "INT32"), "float32": ("FLOAT",), "float16": ("HALF",), "bfloat16": ("BF16",)}
@@ -174,7 +175,8 @@ class Loader:
             raise self.failure(path, "cannot be loaded")
         if weights is not None:
             refitter = self.module.Refitter(engine, self.log)
-            parsed = self.module.OnnxParserRefitter(refitter, self.log).refit_from_file(str(weights))
+            graph = read_graph(weights)
+            parsed = self.module.OnnxParserRefitter(refitter, self.log).refit_from_bytes(graph.model, graph.beside)
             if not parsed or not refitter.refit_cuda_engine():
                 raise self.failure(path, f"does not take the weights of {weights}")
         return CompiledGraph(engine, self, path, spec)

@@ -12,6 +12,7 @@ from flamingo_rt.config import FlamingoConfig
 from flamingo_rt.contract import IN_PLACE, LANGUAGE_MODEL, GraphSpec, graph_specs
 from flamingo_rt.engines.appended import appended
 from flamingo_rt.errors import DataError, DependencyError, UsageError
+from flamingo_rt.graph_files import GraphFile, native, read_graph
 from flamingo_rt.host_engine import HostEngine
 
 NAME = "ort"
@@ -64,26 +65,16 @@ class OrtEngine(HostEngine):
             )
         if threads is not None and not (isinstance(threads, int) and 1 <= threads <= MAX_THREADS):
             raise UsageError(f"threads is {threads!r}; it must be an integer from 1 to {MAX_THREADS}")
-        runtime = import_onnxruntime()
-        options = runtime.SessionOptions()
-        options.log_severity_level = 3
-        if threads is not None:
-            options.intra_op_num_threads = threads
-        if not spin:
-            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        if frugal:
-            options.add_session_config_entry("session.disable_prepacking", "1")
-            options.enable_cpu_mem_arena = options.enable_mem_pattern = False
-            # Every level above folds the casts of weights; the default order computes all of them before the rest.
-            options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
-            options.execution_order = runtime.ExecutionOrder.PRIORITY_BASED
+        self._runtime = runtime = import_onnxruntime()
         super().__init__(graph_specs(config, dtype))
         self._forms = graph_specs(config, dtype, cache)
         self._sessions = {}
         # The largest first: while one is loaded, part of its file is in memory too.
         for name, path in sorted(graphs.items(), key=lambda entry: entry[0] != LANGUAGE_MODEL):
+            graph, options = read_graph(path), _session_options(runtime, threads, frugal, spin)
+            set_weights_folder(options, graph)
             try:
-                session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+                session = runtime.InferenceSession(graph.model, options, providers=["CPUExecutionProvider"])
             except Exception as error:  # onnxruntime's exceptions share no base of their own
                 raise DataError(f"ONNX Runtime {runtime.__version__} cannot load {path}: {error}") from error
             check_interface(path, session, self._forms[name])
@@ -116,10 +107,47 @@ class OrtEngine(HostEngine):
         kept = (dict(inputs), dict(outputs))  # the binding holds addresses, not references
 
         def call() -> None:
-            session.run_with_iobinding(binding)
+            try:
+                session.run_with_iobinding(binding)
+            except Exception as error:  # onnxruntime's exceptions share no base of their own
+                raise run_failure(self._runtime, graph, error) from error
 
         call.buffers = kept  # type: ignore[attr-defined]
         return call
+
+
+def _session_options(runtime: Any, threads: int | None, frugal: bool, spin: bool) -> Any:
+    options = runtime.SessionOptions()
+    options.log_severity_level = 3
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    if not spin:
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if frugal:
+        options.add_session_config_entry("session.disable_prepacking", "1")
+        options.enable_cpu_mem_arena = options.enable_mem_pattern = False
+        # Every level above folds the casts of weights; the default order computes all of them before the rest.
+        options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.execution_order = runtime.ExecutionOrder.PRIORITY_BASED
+    return options
+
+
+def set_weights_folder(options: Any, graph: GraphFile) -> None:
+    """Let a session of ``graph.model`` take its weights from the folder they are in, and the bytes for ONNX: ONNX
+    Runtime has a format of its own too, which nothing here has looked through."""
+    options.add_session_config_entry("session.load_model_format", "ONNX")
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", native(graph.folder))
+
+
+def run_failure(
+    runtime: Any, graph: str, error: Exception, where: str = "on the CPU", memory: str = "the machine",
+    remedy: str = "the graph is damaged or not of this configuration; export the model again",
+) -> DataError:
+    """What becomes of an error inside a run: it names the graph, and says what to do."""
+    said = " ".join(str(error).split())
+    if "allocate" in said or "bad_alloc" in said:
+        remedy = f"{memory} has too little memory: use fewer rows or shots, or a smaller model"
+    return DataError(f"ONNX Runtime {runtime.__version__} cannot run the {graph} {where}: {said}; {remedy}")
 
 
 def check_interface(path: Path, session: Any, spec: GraphSpec) -> None:

@@ -26,9 +26,9 @@ from flamingo_rt.engines.device_cache import DeviceCache
 from flamingo_rt.engines.device_engine import DeviceEngine
 from flamingo_rt.engines.device_run import BoundGraph, DeviceRun
 from flamingo_rt.engines.kept_cache import Buffers
-from flamingo_rt.engines.ort import check_interface
+from flamingo_rt.engines.ort import check_interface, run_failure
 from flamingo_rt.engines.ort_providers import Provider
-from flamingo_rt.errors import DataError, UsageError
+from flamingo_rt.errors import UsageError
 
 BFLOAT16 = 16  # TensorProto.DataType: numpy has no such type
 HOST_MEMORY = "Cpu"  # what ONNX Runtime calls it
@@ -118,12 +118,9 @@ class _OrtRun(DeviceRun):
             self._session.run_with_iobinding(self._binding, self._options)
         except Exception as error:  # onnxruntime's exceptions share no base of their own
             self._cuda.synchronize()  # the caller's buffers go with the error, and may be in use
-            remedy = "run it with --backend ort"
-            if "allocate" in str(error):
-                remedy = "the GPU has too little memory: use fewer rows or shots, or a smaller model"
-            raise DataError(
-                f"ONNX Runtime {self._provider.runtime.__version__} cannot run the {self._bound.spec.name} with "
-                f"{self._provider.title}: {error}; {remedy}"
+            raise run_failure(
+                self._provider.runtime, self._bound.spec.name, error, f"with {self._provider.title}", "the GPU",
+                "run it with --backend ort",
             ) from error
 
 

@@ -22,8 +22,9 @@ from typing import Any
 
 from flamingo_rt.contract import CACHE_FORMS, IN_PLACE
 from flamingo_rt.engines.gpu import required_gpu
-from flamingo_rt.engines.ort import import_onnxruntime
+from flamingo_rt.engines.ort import import_onnxruntime, set_weights_folder
 from flamingo_rt.errors import DataError, DependencyError
+from flamingo_rt.graph_files import read_graph
 
 CUDA_BACKEND, RTX_BACKEND = "ort-cuda", "ort-tensorrt-rtx"
 RTX_PLUGIN = "onnxruntime_ep_nv_tensorrt_rtx"
@@ -41,13 +42,14 @@ HOST_OPERATORS = frozenset((
 
 class Provider(ABC):
     """One execution provider, ready to be used. ``lowerings`` are those whose graphs it runs; ``fixed_capacity`` says
-    that it takes a cache of one size alone."""
+    that it takes a cache of one size alone, ``reads_files`` that it may look for weights by itself, beside the graph's
+    file, which it is given wherever that is possible."""
 
     backend: str
     name: str
     title: str
     lowerings = tuple(name for name, form in CACHE_FORMS.items() if form == IN_PLACE)
-    fixed_capacity = False
+    fixed_capacity = reads_files = False
 
     def __init__(self, runtime: Any) -> None:
         self.runtime = runtime
@@ -64,9 +66,12 @@ class Provider(ABC):
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         if capacity is not None:
             options.add_free_dimension_override_by_name("C", capacity)
+        graph = read_graph(path)
+        set_weights_folder(options, graph)
+        source = str(path) if self.reads_files and not graph.linked and isinstance(graph.beside, str) else graph.model
         providers = self._add_to(options, stream)
         try:
-            session = runtime.InferenceSession(str(path), options, providers=providers, enable_fallback=0)
+            session = runtime.InferenceSession(source, options, providers=providers, enable_fallback=0)
         except Exception as error:  # onnxruntime's exceptions share no base of their own
             raise DataError(
                 f"ONNX Runtime {runtime.__version__} cannot load {path} with {self.title}: {error}; run it with "
@@ -133,7 +138,7 @@ class RtxProvider(Provider):
 
     backend, name, title = RTX_BACKEND, "NvTensorRTRTXExecutionProvider", "TensorRT-RTX"
     lowerings = ("tensorrt",)
-    fixed_capacity = True
+    fixed_capacity = reads_files = True
 
     def __init__(self) -> None:
         """Raises `DependencyError` where there is no GPU, no plugin, or it does not load."""

@@ -29,6 +29,7 @@ from flamingo_rt.engines.tensorrt_callbacks import SCALE, Caught, make_log, make
 from flamingo_rt.engines.tensorrt_module import TensorRT, check_graphs
 from flamingo_rt.errors import DataError, UsageError
 from flamingo_rt.files import check_output, check_space, new_directory
+from flamingo_rt.graph_files import read_graph
 from flamingo_rt.progress import Progress, silent
 from flamingo_rt.system_memory import available_bytes, readable_bytes
 
@@ -190,15 +191,12 @@ class _Compiler:
         del parser  # it must not outlive the network, nor die before the engine is built
 
     def _parse(self, name: str, network: Any) -> Any:
-        path = self._bundle.graph_path(name)
-        try:
-            model = path.read_bytes()
-            if self._bundle.cache_form == IN_PLACE:  # such a layer takes a cache of one capacity alone
-                model = with_sizes(model, {"C": self._build.limits.capacity})
-        except (OSError, ValueError) as error:
-            raise DataError(f"cannot read {path} ({error}): copy the bundle or export it again") from error
+        graph = read_graph(self._bundle.graph_path(name))
+        model = graph.model
+        if self._bundle.cache_form == IN_PLACE:  # such a layer takes a cache of one capacity alone
+            model = with_sizes(model, {"C": self._build.limits.capacity})
         parser = self._module.OnnxParser(network, self._log)
-        parsed = parser.parse(model, str(path))
+        parsed = parser.parse(model, graph.beside)
         self._caught.check()
         if not parsed or parser.num_errors:
             raise self._refusal(name, [_parser_error(parser.get_error(i)) for i in range(parser.num_errors)])

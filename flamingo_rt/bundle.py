@@ -89,8 +89,8 @@ def write_manifest(
 ) -> None:
     """Describe and hash all files in ``folder``."""
     files = {
-        str(file.relative_to(folder)): {"sha256": sha256(file), "bytes": file.stat().st_size}
-        for file in sorted(folder.rglob("*"))
+        file.name: {"sha256": sha256(file), "bytes": file.stat().st_size}
+        for file in sorted(folder.iterdir())
         if file.is_file() and file.name != MANIFEST
     }
     manifest = {
@@ -147,6 +147,8 @@ def read_bundle(path: Path) -> Bundle:
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise DataError(f"{path / MANIFEST} is damaged ({error!r}): export the model again") from error
     for name, (digest, size) in hashes.items():
+        if not is_file_name(name):
+            raise DataError(f"{path / MANIFEST} names a file outside the bundle: {name!r}; do not use this bundle")
         try:
             _verify(path, name, digest, size)
         except (OSError, ValueError, RuntimeError) as error:  # a name no file can have, a loop of links, no permission
@@ -154,10 +156,14 @@ def read_bundle(path: Path) -> Bundle:
     return Bundle(path, FlamingoConfig.from_dict(manifest.get("config")), graphs, parity, quantization, rounding)
 
 
+def is_file_name(name: str) -> bool:
+    """Whether a name can only be that of a file in the folder it is looked for in, on every system. Where that file
+    really is does not matter, its SHA-256 is known: caches (Hugging Face's) hold links."""
+    return name not in ("", ".", "..") and not any(character in name for character in "/\\:\0")
+
+
 def _verify(path: Path, name: str, digest: str, size: int) -> None:
     file = path / name
-    if not file.resolve().is_relative_to(path.resolve()):
-        raise DataError(f"{path / MANIFEST} names a file outside the bundle: {name}")
     if not file.is_file():
         raise DataError(f"bundle {path} lacks {name}: copy it again, or export the model again")
     found = file.stat().st_size

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 VARINT, FIXED64, LENGTH, FIXED32 = 0, 1, 2, 5
+MOST_KEY, MOST_VALUE = 2**32 - 1, 2**64 - 1
 
 
 def fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
@@ -15,13 +16,24 @@ def fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
 
     Raises `ValueError` when the bytes are no message.
     """
+    return ((number, value) for number, value, _ in encoded_fields(data))
+
+
+def encoded_fields(data: memoryview) -> Iterator[tuple[int, int | memoryview, memoryview]]:
+    """`fields`, each with all of its bytes.
+
+    Strict where other readers cut a number to the bits that they keep: what is read here must be what they read.
+    """
     position = 0
     while position < len(data):
+        start = position
         key, position = _varint(data, position)
+        if key > MOST_KEY or position - start > 5:
+            raise ValueError("a field has an impossible number")
         number, wire = key >> 3, key & 7
         if wire == VARINT:
             value, position = _varint(data, position)
-            yield number, value
+            yield number, value, data[start:position]
             continue
         if wire == LENGTH:
             size, position = _varint(data, position)
@@ -31,8 +43,9 @@ def fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
             raise ValueError(f"unknown wire type {wire}")
         if position + size > len(data):
             raise ValueError("the message is cut short")
-        yield number, data[position : position + size]
+        content = data[position : position + size]
         position += size
+        yield number, content, data[start:position]
 
 
 def integers(value: int | memoryview) -> list[int]:
@@ -61,6 +74,8 @@ def _varint(data: memoryview, position: int) -> tuple[int, int]:
         position += 1
         value |= (byte & 0x7F) << shift
         if byte < 0x80:
+            if value > MOST_VALUE:
+                raise ValueError("a number has more than 64 bits")
             return value, position
         shift += 7
     raise ValueError("the message is cut short")

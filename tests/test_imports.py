@@ -19,7 +19,7 @@ FOLDERS = {
 # What each part of the project may import of the project, besides itself.
 BASE = {
     "errors", "config", "files", "contract", "cache", "device_arrays", "host_engine", "presets", "printable",
-    "progress", "protobuf", "system_memory",
+    "progress", "protobuf", "system_memory", "graph_files",
 }
 RUNTIME = BASE | {"bundle", "processing", "engines"}
 ALLOWED = {
@@ -27,6 +27,7 @@ ALLOWED = {
     "config": {"errors"},
     "device_arrays": set(),
     "files": {"errors", "unfinished"},
+    "graph_files": {"errors", "protobuf"},
     "printable": set(),
     "progress": set(),
     "protobuf": set(),

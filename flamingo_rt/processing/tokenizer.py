@@ -19,7 +19,7 @@ class TextTokenizer:
     def __init__(self, path: Path, tokens: TokensConfig, vocab_size: int) -> None:
         """Raises `DataError` when the file is damaged, lacks a special token, or holds more tokens than the model."""
         try:
-            self._tokenizer = Tokenizer.from_file(str(path))
+            self._tokenizer = Tokenizer.from_buffer(path.read_bytes())  # the library opens no path that is not UTF-8
         except Exception as error:  # the library raises a bare Exception
             raise DataError(f"cannot read {path}: {error}; the file is damaged or not a tokenizer.json") from error
         if self._tokenizer.get_vocab_size() > vocab_size:

@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import onnxruntime as real
 from fake_gpu import FakeGpu, cuda_bindings_driver, pycuda_driver
+
+from flamingo_rt.contract import LANGUAGE_MODEL, RESAMPLER, VISION_ENCODER
 
 CUDA, RTX, CPU = "CUDAExecutionProvider", "NvTensorRTRTXExecutionProvider", "CPUExecutionProvider"
 
@@ -64,9 +65,11 @@ class FakeOnnxRuntime:
         module = self
 
         class InferenceSession(FakeSession):
-            def __init__(self, path: str, options: Options, providers: list | None, enable_fallback: int) -> None:
+            def __init__(
+                self, model: str | bytes, options: Options, providers: list | None, enable_fallback: int
+            ) -> None:
                 assert enable_fallback == 0, "a session that cannot be made is made again on the CPU"
-                super().__init__(module, path, options, options.providers if providers is None else providers)
+                super().__init__(module, model, options, options.providers if providers is None else providers)
                 module.sessions.append(self)
 
         self.InferenceSession = InferenceSession
@@ -85,7 +88,7 @@ class FakeOnnxRuntime:
 class FakeSession:
     """`InferenceSession`."""
 
-    def __init__(self, module: FakeOnnxRuntime, path: str, options: Options, providers: list) -> None:
+    def __init__(self, module: FakeOnnxRuntime, model: str | bytes, options: Options, providers: list) -> None:
         assert module.gpu.current == 1, "no context is current, or several are"
         ((self.provider, asked),) = providers
         assert asked["user_compute_stream"] == "7"
@@ -93,11 +96,16 @@ class FakeSession:
         assert options.entries["session.record_ep_graph_assignment_info"] == "1"
         own = real.SessionOptions()
         own.log_severity_level, own.intra_op_num_threads = 3, 1
-        own.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+        for key, value in options.entries.items():
+            own.add_session_config_entry(key, value)
         for letter, size in options.sizes.items():
             own.add_free_dimension_override_by_name(letter, size)
-        self._session = real.InferenceSession(path, own, providers=[CPU])
-        self.module, self.graph = module, Path(path).stem
+        self._session = real.InferenceSession(model, own, providers=[CPU])
+        self.module, self.model = module, model
+        names = {value.name for value in (*self._session.get_inputs(), *self._session.get_outputs())}
+        self.graph = (
+            LANGUAGE_MODEL if "logits" in names else VISION_ENCODER if "pixel_values" in names else RESAMPLER
+        )
         self.bindings: list[FakeBinding] = []
         self.get_inputs, self.get_outputs = self._session.get_inputs, self._session.get_outputs
         self.run = self._session.run

@@ -1,0 +1,161 @@
+"""Graphs of bundles as ONNX Runtime and TensorRT are given them: bytes that were looked through, and the folder in
+which the one file with their weights really is.
+
+A bundle may be a stranger's. Its graphs may take their weights from ``<graph>.onnx.data`` alone, which the manifest
+names, and hold no operators that load code. Libraries would follow any ``location`` (ONNX Runtime before 1.24), or
+refuse a link that is harmless (since then), such as those of the Hugging Face cache. So none is left to them: links
+are followed here, and what was looked through is what is loaded.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from flamingo_rt.errors import DataError
+from flamingo_rt.protobuf import encoded_fields, field, fields
+
+MOST_BYTES = 2**31 - 1  # of a message of Protocol Buffers
+MOST_NESTED = 100  # messages one within another, as the libraries have it
+EXTERNAL = 1  # TensorProto.DataLocation
+NUMBER = re.compile(rb"[0-9]{1,18}")
+
+# Messages of onnx.proto that hold tensors or nodes, and the numbers of the fields in which they do.
+MODEL, TRAINING, FUNCTION, GRAPH, NODE, ATTRIBUTE, SPARSE_TENSOR, TENSOR, ENTRY = range(9)
+CHILDREN = {
+    MODEL: {7: GRAPH, 20: TRAINING, 25: FUNCTION},
+    TRAINING: {1: GRAPH, 2: GRAPH},
+    FUNCTION: {7: NODE, 11: ATTRIBUTE},
+    GRAPH: {1: NODE, 5: TENSOR, 15: SPARSE_TENSOR},
+    NODE: {5: ATTRIBUTE},
+    ATTRIBUTE: {5: TENSOR, 6: GRAPH, 10: TENSOR, 11: GRAPH, 22: SPARSE_TENSOR, 23: SPARSE_TENSOR},
+    SPARSE_TENSOR: {1: TENSOR, 2: TENSOR},
+    TENSOR: {13: ENTRY},  # external_data
+    ENTRY: {},
+}
+NODE_OPERATOR, NODE_DOMAIN = 4, 7
+TENSOR_EXTERNAL_DATA, TENSOR_DATA_LOCATION = 13, 14
+ENTRY_KEY, ENTRY_VALUE = 1, 2
+LOCATION = b"location"
+
+# ONNX's own operators compute. Of ONNX Runtime's those that are exported; others load engines (EPContext), run Python
+# (PythonOp) or need libraries of their own.
+STANDARD_DOMAINS = (b"", b"ai.onnx")
+CONTRIBUTED_DOMAIN = b"com.microsoft"
+CONTRIBUTED = frozenset((b"GatherBlockQuantized", b"GroupQueryAttention", b"MatMulNBits", b"MultiHeadAttention"))
+
+
+@dataclass(frozen=True)
+class GraphFile:
+    """A graph that was looked through. ``model`` is its content, whose weights are in a file in ``folder``, under the
+    name that it has there; ``linked`` says that something of it is not where ``path`` says."""
+
+    path: Path
+    model: bytes
+    folder: Path
+    linked: bool
+
+    @property
+    def beside(self) -> str | bytes:
+        """A path in ``folder``, for libraries that look for weights beside the graph."""
+        return native(self.folder / self.path.name)
+
+
+def native(path: Path) -> str | bytes:
+    """A path as C++ takes it: text, or the file system's bytes where those are no UTF-8."""
+    text = str(path)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return os.fsencode(text)
+    return text
+
+
+def read_graph(path: Path) -> GraphFile:
+    """Read a ``.onnx`` file and look through it; its weights, if it has any outside, are in ``<path>.data``.
+
+    Raises `DataError` when it cannot be read, takes weights from elsewhere, or holds operators that are not exported.
+    """
+    data = path.with_name(f"{path.name}.data")
+    try:
+        if path.stat().st_size > MOST_BYTES:
+            raise ValueError(f"it has more than {MOST_BYTES:,} bytes")
+        model = path.read_bytes()
+        there = data.resolve() if data.exists() else None
+        folder = (there or path.resolve()).parent
+        _check(MODEL, memoryview(model), data.name.encode(), there.stat().st_size if there else 0)
+        linked = folder != path.resolve().parent or path.resolve().name != path.name
+        if there is not None and there.name != data.name:
+            model, linked = _with_location(MODEL, memoryview(model), there.name.encode()), True
+    except (OSError, ValueError) as error:  # a name that is no UTF-8 is a ValueError
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise DataError(f"cannot load {path}: {reason}; copy the bundle or export the model again") from error
+    return GraphFile(path, model, folder, linked)
+
+
+def _check(kind: int, message: memoryview, data_name: bytes, data_size: int, depth: int = 0) -> None:
+    """Raise `ValueError` for weights outside of the file ``data_name`` and operators that are not exported."""
+    if depth > MOST_NESTED:
+        raise ValueError(f"its graphs are nested more than {MOST_NESTED} deep")
+    if kind == TENSOR:
+        _check_tensor(message, data_name, data_size)
+        return
+    children, texts = CHILDREN[kind], {}
+    for number, value in fields(message):
+        if isinstance(value, int):
+            continue
+        if number in children:
+            _check(children[number], value, data_name, data_size, depth + 1)
+        elif kind == NODE and number in (NODE_OPERATOR, NODE_DOMAIN):
+            texts[number] = bytes(value)
+    if kind == NODE:
+        _check_operator(texts.get(NODE_DOMAIN, b""), texts.get(NODE_OPERATOR, b""))
+
+
+def _check_operator(domain: bytes, operator: bytes) -> None:
+    if domain not in STANDARD_DOMAINS and not (domain == CONTRIBUTED_DOMAIN and operator in CONTRIBUTED):
+        raise ValueError(f"it has the operator {_shown(operator)} of {_shown(domain)}, which is not exported")
+
+
+def _check_tensor(tensor: memoryview, data_name: bytes, data_size: int) -> None:
+    external, found = False, {}
+    for number, value in fields(tensor):
+        if number == TENSOR_DATA_LOCATION and isinstance(value, int):
+            external = value & 0xFFFFFFFF == EXTERNAL
+        elif number == TENSOR_EXTERNAL_DATA and not isinstance(value, int):
+            entry = {part: bytes(text) for part, text in fields(value) if not isinstance(text, int)}
+            key = entry.get(ENTRY_KEY, b"")
+            if key in found or key not in (LOCATION, b"offset", b"length", b"checksum"):
+                raise ValueError(f"a tensor of it says {_shown(key)}, or says it twice, of where it is")
+            found[key] = entry.get(ENTRY_VALUE, b"")
+    if not (external or found):
+        return
+    if found.get(LOCATION) != data_name:
+        other = _shown(found.get(LOCATION, b""))
+        raise ValueError(f"it takes weights from {other}, not from {_shown(data_name)} alone")
+    offset, length = (found.get(key, b"0") for key in (b"offset", b"length"))
+    if not NUMBER.fullmatch(offset) or not NUMBER.fullmatch(length) or int(offset) + int(length) > data_size:
+        raise ValueError(
+            f"it takes {_shown(length)} bytes at {_shown(offset)} of {_shown(data_name)}, which has {data_size}"
+        )
+
+
+def _with_location(kind: int, message: memoryview, location: bytes) -> bytes:
+    """The message with every ``location`` of external data replaced; everything else stays as it is encoded."""
+    if kind == ENTRY:
+        parts = dict(fields(message))
+        return field(ENTRY_KEY, LOCATION) + field(ENTRY_VALUE, location) if parts.get(ENTRY_KEY) == LOCATION else (
+            bytes(message)
+        )
+    children = CHILDREN[kind]
+    return b"".join(
+        field(number, _with_location(children[number], value, location))
+        if number in children and not isinstance(value, int) else encoded
+        for number, value, encoded in encoded_fields(message)
+    )
+
+
+def _shown(text: bytes) -> str:
+    return repr(text.decode(errors="replace"))

@@ -1,0 +1,326 @@
+"""Graphs from strangers: weights come from their one file, operators compute, and links lead nowhere unlooked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper
+
+from flamingo_rt.contract import GRAPHS
+from flamingo_rt.errors import DataError
+from flamingo_rt.graph_files import MOST_NESTED, read_graph
+from flamingo_rt.loading import PACKAGED_BUNDLE
+from flamingo_rt.protobuf import LENGTH, VARINT, field
+
+NAME = "graph.onnx.data"
+VALUES = np.arange(4, dtype=np.float32)
+
+
+def external(name: str, entries: dict[str, str] | None = None, location: str = NAME) -> TensorProto:
+    """A float32 tensor [4] that lies outside."""
+    tensor = TensorProto(name=name, data_type=TensorProto.FLOAT, dims=[4], data_location=TensorProto.EXTERNAL)
+    for key, value in ({"location": location, "offset": "0", "length": "16"} | (entries or {})).items():
+        tensor.external_data.add(key=key, value=value)
+    return tensor
+
+
+def inline(name: str, kind: int = TensorProto.FLOAT) -> TensorProto:
+    return helper.make_tensor(name, kind, [4], [0, 1, 2, 3])
+
+
+def graph(nodes=(), initializers=(), name: str = "inner") -> onnx.GraphProto:
+    nodes = nodes or [helper.make_node("Identity", ["x"], ["y"])]
+    values = [helper.make_tensor_value_info(each, TensorProto.FLOAT, [4]) for each in "xy"]
+    return helper.make_graph(list(nodes), name, values[:1], values[1:], list(initializers))
+
+
+def model_of(main: onnx.GraphProto) -> onnx.ModelProto:
+    return helper.make_model(main, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+
+
+def constant(**attributes) -> onnx.NodeProto:
+    return helper.make_node("Constant", [], ["c"], **attributes)
+
+
+def in_initializer(tensor):
+    return model_of(graph(initializers=[tensor]))
+
+
+def in_constant(tensor):
+    return model_of(graph([constant(value=tensor)]))
+
+
+def in_list_of_tensors(tensor):
+    return model_of(graph([constant(values=[inline("a"), tensor])]))
+
+
+def in_subgraph(tensor):
+    inner = graph(initializers=[tensor])
+    return model_of(graph([helper.make_node("If", ["x"], ["y"], then_branch=inner, else_branch=graph())]))
+
+
+def in_list_of_graphs(tensor):
+    return model_of(graph([helper.make_node("If", ["x"], ["y"], branches=[graph(), graph(initializers=[tensor])])]))
+
+
+def in_sparse_values(tensor):
+    model = model_of(graph())
+    model.graph.sparse_initializer.append(helper.make_sparse_tensor(tensor, inline("i", TensorProto.INT64), [8]))
+    return model
+
+
+def in_sparse_indices(tensor):
+    model = model_of(graph())
+    model.graph.sparse_initializer.append(helper.make_sparse_tensor(inline("v"), tensor, [8]))
+    return model
+
+
+def in_sparse_attribute(tensor):
+    sparse = helper.make_sparse_tensor(tensor, inline("i", TensorProto.INT64), [8])
+    return model_of(graph([constant(sparse_value=sparse)]))
+
+
+def in_sparse_attributes(tensor):
+    sparse = helper.make_sparse_tensor(tensor, inline("i", TensorProto.INT64), [8])
+    return model_of(graph([constant(sparse_values=[sparse])]))
+
+
+def in_function(tensor):
+    model = model_of(graph())
+    function = model.functions.add(name="f", domain="")
+    function.node.append(constant(value=tensor))
+    return model
+
+
+def in_functions_default(tensor):
+    model = model_of(graph())
+    function = model.functions.add(name="f", domain="")
+    function.attribute_proto.append(helper.make_attribute("value", tensor))
+    return model
+
+
+def in_training_start(tensor):
+    model = model_of(graph())
+    model.training_info.add().initialization.initializer.append(tensor)
+    return model
+
+
+def in_training_step(tensor):
+    model = model_of(graph())
+    model.training_info.add().algorithm.initializer.append(tensor)
+    return model
+
+
+PLACES = [value for name, value in list(globals().items()) if name.startswith("in_")]
+
+
+def written(folder: Path, model: onnx.ModelProto | bytes, data: bytes | None = VALUES.tobytes()) -> Path:
+    path = folder / "graph.onnx"
+    path.write_bytes(model if isinstance(model, bytes) else model.SerializeToString())
+    if data is not None:
+        (folder / NAME).write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_weights_from_elsewhere_are_refused_wherever_a_tensor_can_be(tmp_path, place) -> None:
+    (tmp_path / "other").write_bytes(VALUES.tobytes())
+    read = read_graph(written(tmp_path, place(external("w"))))
+    assert (read.folder, read.linked) == (tmp_path, False)
+    with pytest.raises(DataError, match=r"graph.onnx: it takes weights from 'other', not from 'graph.onnx.data' alone"):
+        read_graph(written(tmp_path, place(external("w", location="other"))))
+
+
+@pytest.mark.parametrize("location", [
+    "", "../graph.onnx.data", "./graph.onnx.data", "sub/graph.onnx.data", "/etc/hostname", "graph.onnx.data/", "C:x",
+    "*/_ORT_MEM_ADDR_/*", "GRAPH.ONNX.DATA", "graph.onnx.data\0", "graph.onnx", "..\\graph.onnx.data",
+])
+def test_no_other_spelling_of_a_location_is_taken(tmp_path, location) -> None:
+    with pytest.raises(DataError, match="it takes weights from "):
+        read_graph(written(tmp_path, in_initializer(external("w", location=location))))
+
+
+@pytest.mark.parametrize("entries", [
+    {"offset": "1"}, {"length": "17"}, {"offset": "17", "length": "0"}, {"offset": "-1"}, {"length": "-1"},
+    {"offset": "18446744073709551616"}, {"offset": "18446744073709551600"}, {"offset": "0x0"}, {"offset": " 0"},
+    {"length": ""}, {"offset": "1e0"}, {"prepacked_0": "w|0|16"}, {"basepath": "/etc"}, {"": "x"},
+])
+def test_a_place_outside_of_the_file_and_unknown_words_are_refused(tmp_path, entries) -> None:
+    with pytest.raises(DataError, match=r"which has 16|of where it is"):
+        read_graph(written(tmp_path, in_initializer(external("w", entries))))
+
+
+def test_a_location_that_is_given_twice_or_not_at_all_is_refused(tmp_path) -> None:
+    twice, nowhere = external("w"), external("w")
+    twice.external_data.add(key="location", value="other")
+    del nowhere.external_data[:]
+    for tensor, said in ((twice, "says it twice"), (nowhere, "it takes weights from ''")):
+        with pytest.raises(DataError, match=said):
+            read_graph(written(tmp_path, in_initializer(tensor)))
+
+
+def test_a_tensor_is_looked_at_that_does_not_say_that_it_is_outside(tmp_path) -> None:
+    tensor = external("w", location="other")
+    tensor.data_location = TensorProto.DEFAULT
+    with pytest.raises(DataError, match="it takes weights from 'other'"):
+        read_graph(written(tmp_path, in_initializer(tensor)))
+
+
+def test_weights_that_are_not_there_are_said_to_be_too_few(tmp_path) -> None:
+    with pytest.raises(DataError, match="of 'graph.onnx.data', which has 0"):
+        read_graph(written(tmp_path, in_initializer(external("w")), data=None))
+    assert read_graph(written(tmp_path, in_initializer(inline("w")))).model
+
+
+def varint(value: int) -> bytes:
+    encoded = bytearray()
+    while value > 0x7F:
+        encoded.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*encoded, value])
+
+
+HIDDEN = graph(initializers=[external("w", location="other")]).SerializeToString()
+
+
+@pytest.mark.parametrize("hidden", [
+    varint((7 << 3 | LENGTH) + 2**32) + varint(len(HIDDEN)) + HIDDEN,
+    bytes([7 << 3 | LENGTH | 0x80, 0x80, 0x80, 0x80, 0x80, 0]) + varint(len(HIDDEN)) + HIDDEN,
+    varint(7 << 3 | 3) + HIDDEN + varint(7 << 3 | 4),
+    varint(7 << 3 | LENGTH) + varint(len(HIDDEN) + 1) + HIDDEN,
+    varint(1 << 3 | VARINT) + bytes([0xFF] * 9 + [0x7F]),
+    field(7, field(5, field(13, "") + varint(14 << 3 | VARINT) + varint(2**32 + 1))),
+], ids=["number of a field beyond 32 bits", "number in six bytes", "group", "cut short", "beyond 64 bits",
+        "enumeration beyond 32 bits"])
+def test_what_another_reader_would_read_otherwise_is_refused(tmp_path, hidden) -> None:
+    """Numbers that are cut to their lower bits elsewhere: a graph could show itself there alone."""
+    with pytest.raises(DataError, match="cannot load .*graph.onnx"):
+        read_graph(written(tmp_path, model_of(graph()).SerializeToString() + hidden))
+
+
+def test_a_second_graph_which_readers_merge_with_the_first_is_looked_at(tmp_path) -> None:
+    model = model_of(graph()).SerializeToString() + field(7, HIDDEN)
+    assert onnx.load_from_string(model).graph.initializer[0].external_data[0].value == "other"
+    with pytest.raises(DataError, match="it takes weights from 'other'"):
+        read_graph(written(tmp_path, model))
+
+
+@pytest.mark.parametrize("content", [b"\x00", b"not a graph", b"\xff" * 100, b"x" * 999])
+def test_what_is_no_graph_is_refused_by_name(tmp_path, content) -> None:
+    with pytest.raises(DataError, match="cannot load .*graph.onnx: .*export the model again"):
+        read_graph(written(tmp_path, content))
+
+
+def test_graphs_within_graphs_end_somewhere(tmp_path) -> None:
+    content = b""
+    for _ in range(MOST_NESTED):
+        content = field(1, field(5, field(6, content)))
+    with pytest.raises(DataError, match="nested more than"):
+        read_graph(written(tmp_path, field(7, content)))
+
+
+@pytest.mark.parametrize(("domain", "operator"), [
+    ("com.microsoft", "EPContext"), ("com.microsoft", "PythonOp"), ("com.microsoft", "ATen"), ("ai.onnx.contrib", "X"),
+    ("trt.plugins", "X"), ("", "Identity"), ("ai.onnx", "Identity"), ("com.microsoft", "MatMulNBits"),
+])
+def test_operators_that_load_code_are_refused(tmp_path, domain, operator) -> None:
+    node = helper.make_node(operator, ["x"], ["y"], domain=domain)
+    inner = model_of(graph([helper.make_node("If", ["x"], ["y"], then_branch=graph([node]), else_branch=graph())]))
+    path = written(tmp_path, inner)
+    if operator in ("Identity", "MatMulNBits"):
+        read_graph(path)
+    else:
+        with pytest.raises(DataError, match=f"has the operator '{operator}' of '{domain}', which is not exported"):
+            read_graph(path)
+
+
+# Links
+
+
+def session(path: Path) -> onnxruntime.InferenceSession:
+    from flamingo_rt.engines.ort import set_weights_folder
+
+    options, read = onnxruntime.SessionOptions(), read_graph(path)
+    set_weights_folder(options, read)
+    return onnxruntime.InferenceSession(read.model, options, providers=["CPUExecutionProvider"])
+
+
+def sum_model() -> onnx.ModelProto:
+    return model_of(graph([helper.make_node("Add", ["x", "w"], ["y"])], [external("w")], name="sum"))
+
+
+@pytest.mark.parametrize("linked", [("graph.onnx", NAME), (NAME,), ("graph.onnx",)], ids=["both", "data", "graph"])
+@pytest.mark.parametrize("stores", [1, 2])
+def test_linked_graphs_and_weights_are_loaded_from_where_they_are(tmp_path, linked, stores) -> None:
+    folder = tmp_path / "snapshots" / "rev"
+    folder.mkdir(parents=True)
+    path = written(folder, sum_model())
+    for index, name in enumerate(linked):
+        store = tmp_path / f"blobs{index % stores}"
+        store.mkdir(exist_ok=True)
+        (folder / name).rename(store / f"{index}a1b2c3")
+        (folder / name).symlink_to(Path("..") / ".." / store.name / f"{index}a1b2c3")
+    assert read_graph(path).linked
+    np.testing.assert_array_equal(session(path).run(None, {"x": VALUES})[0], 2 * VALUES)
+
+
+def test_a_folder_reached_through_a_link_is_no_different(tmp_path) -> None:
+    written(tmp_path, sum_model())
+    (tmp_path / "link").symlink_to(tmp_path)
+    assert not read_graph(tmp_path / "link" / "graph.onnx").linked
+    np.testing.assert_array_equal(session(tmp_path / "link" / "graph.onnx").run(None, {"x": VALUES})[0], 2 * VALUES)
+
+
+def test_a_loop_of_links_is_refused(tmp_path) -> None:
+    path = written(tmp_path, sum_model(), data=None)
+    (tmp_path / NAME).symlink_to(NAME)
+    with pytest.raises(DataError, match="cannot load .*graph.onnx"):
+        read_graph(path)
+
+
+def test_a_folder_whose_name_is_not_utf_8_is_no_obstacle(tmp_path) -> None:
+    import os
+
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    try:
+        folder.mkdir()
+    except OSError:
+        pytest.skip("this file system takes UTF-8 alone")
+    path = written(folder, sum_model())
+    assert read_graph(path).beside == os.fsencode(path)
+    np.testing.assert_array_equal(session(path).run(None, {"x": VALUES})[0], 2 * VALUES)
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_nothing_but_the_location_changes_for_a_linked_graph(tmp_path, name) -> None:
+    source = PACKAGED_BUNDLE / f"{name}.onnx"
+    (tmp_path / source.name).symlink_to(source)
+    (tmp_path / "blob").symlink_to(PACKAGED_BUNDLE / f"{name}.onnx.data")
+    real = tmp_path / "a-longer-name-than-it-had-before"
+    real.write_bytes((PACKAGED_BUNDLE / f"{name}.onnx.data").read_bytes())
+    (tmp_path / f"{name}.onnx.data").symlink_to(real)
+    found = onnx.load_from_string(read_graph(tmp_path / source.name).model)
+    expected = onnx.load(source, load_external_data=False)
+    entries = [entry for tensor in expected.graph.initializer for entry in tensor.external_data]
+    assert entries
+    for entry in entries:
+        if entry.key == "location":
+            entry.value = real.name
+    assert found == expected
+
+
+def test_ort_format_is_not_taken_for_onnx(tmp_path) -> None:
+    """ONNX Runtime's own format is another way in: its bytes are recognized by a mark, whatever the file is called."""
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "model.ort")
+    options.add_session_config_entry("session.save_model_format", "ORT")
+    model = model_of(graph()).SerializeToString()
+    onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    content = (tmp_path / "model.ort").read_bytes()
+    assert onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    with pytest.raises(DataError):
+        read_graph(written(tmp_path, content))
