@@ -60,9 +60,10 @@ class Ours:
 
     def __init__(
         self, path: Path, backend: str, threads: int, workload: dict[str, Any],
-        tokens: type[OneLetterTokens] = OneLetterTokens,
+        tokens: type[OneLetterTokens] = OneLetterTokens, trust_engines: bool = False,
     ) -> None:
-        self.model = load(path, backend, threads, image_cache_bytes=0)  # every answer encodes its pictures
+        # Without a cache: every answer encodes its pictures.
+        self.model = load(path, backend, threads, image_cache_bytes=0, trust_engines=trust_engines)
         self.model.tokenizer = tokens(self.model.tokenizer)
         self._pictures = workload["pictures"]
         self.stages: list[dict[str, float]] = []

@@ -3,27 +3,33 @@
     engines/<target>-<device>/   vision_encoder.engine   resampler.engine   language_model.engine
                                  engine.json   timing.cache (TensorRT only)
 
-Engines are no part of what the bundle's manifest hashes: a bundle is the same with and without them.
+Engines are no part of what the bundle's manifest hashes: a bundle is the same with and without them. They are code:
+those that this user did not build (`local_builds`) are used only when that is asked for.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shlex
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from flamingo_rt.bundle import Bundle, sha256
-from flamingo_rt.config import read_json
-from flamingo_rt.contract import GRAPHS, Limits
+from flamingo_rt.contract import CACHE_FORMS, FLOAT_DTYPES, GRAPHS, Limits
 from flamingo_rt.engines.gpu import Gpu
+from flamingo_rt.engines.local_builds import OWN_ALONE, EngineTrust, is_local_build
 from flamingo_rt.engines.tensorrt_module import TENSORRT_RTX, TITLES, version_numbers
 from flamingo_rt.errors import DataError
 
 RECORD, TIMING_CACHE = "engine.json", "timing.cache"
 FORMAT_VERSION = 1
+MOST_RECORD_BYTES = 1 << 20  # a record has 2 kB
+# They become part of commands that are shown.
+_CAPABILITY, _VERSION = re.compile(r"[0-9]{1,2}\.[0-9]"), re.compile(r"[0-9][0-9A-Za-z.+_-]{0,40}")
 
 
 @dataclass(frozen=True)
@@ -72,23 +78,51 @@ def engine_folder_name(target: str, device: str | None, capabilities: tuple[str,
     return f"{target}-{re.sub('[^a-z0-9]+', '-', device.lower()).strip('-')}"
 
 
-def write_record(folder: Path, engines: EngineFolder, bundle: Bundle) -> None:
-    """Describe and hash the engines in ``folder``, which becomes ``engines.path``."""
+@dataclass(frozen=True)
+class _Record:
+    """What ``engine.json`` says: the engines, the identity of the bundle they were built from, and each engine's
+    SHA-256 and size. ``content`` are its bytes."""
+
+    engines: EngineFolder
+    bundle: str
+    hashes: Mapping[str, tuple[str, int]]
+    content: bytes
+
+
+def write_record(folder: Path, engines: EngineFolder, bundle: Bundle) -> bytes:
+    """Describe and hash the engines in ``folder``, which becomes ``engines.path``. Returns the record."""
+    timings = folder / TIMING_CACHE
     files = {f"{name}.engine": folder / f"{name}.engine" for name in GRAPHS}
     record = {
         "format_version": FORMAT_VERSION,
         "bundle": bundle.identity,
         **{key: value for key, value in asdict(engines).items() if key != "path"},
         "engines": {name: {"sha256": sha256(file), "bytes": file.stat().st_size} for name, file in files.items()},
+        "timings": sha256(timings) if timings.exists() else None,
     }
-    (folder / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    content = (json.dumps(record, indent=1) + "\n").encode()
+    (folder / RECORD).write_bytes(content)
+    return content
 
 
-def read_engines(bundle: Bundle, target: str, version: str, gpu: Gpu) -> EngineFolder:
-    """The verified engines of ``bundle`` that ``version`` of ``target`` can run on ``gpu``.
+def read_timings(folder: Path) -> bytes:
+    """What TensorRT remembered of timings when this user built the engines in ``folder``; nothing of anybody else's."""
+    try:
+        content, timings = _content(folder / RECORD), (folder / TIMING_CACHE).read_bytes()
+        known = is_local_build(content) and json.loads(content)["timings"] == hashlib.sha256(timings).hexdigest()
+    except (OSError, ValueError, LookupError, TypeError):  # there are none yet
+        return b""
+    return timings if known else b""
+
+
+def read_engines(
+    bundle: Bundle, target: str, version: str, gpu: Gpu, trust: EngineTrust = OWN_ALONE
+) -> EngineFolder:
+    """The verified engines of ``bundle`` that ``version`` of ``target`` can run on ``gpu``: this user's own, and as far
+    as ``trust`` goes others'.
 
     Raises `DataError` with the command that builds them when there are none, or those there are were built from another
-    bundle, for another GPU or version, or are damaged.
+    bundle, for another GPU or version, by somebody else, or are damaged.
     """
     top, rebuild = bundle.engines_path, build_command(bundle.path, target)
     found = sorted(file.parent for file in top.glob(f"{target}-*/{RECORD}") if not file.parent.name.startswith("."))
@@ -97,18 +131,20 @@ def read_engines(bundle: Bundle, target: str, version: str, gpu: Gpu) -> EngineF
         raise DataError(f"bundle {bundle.path} has no engines for {TITLES[target]}: {rebuild}")
     refused: list[str] = []
     for folder in found:
-        engines, identity, hashes = _read_record(folder, target, rebuild)
+        record = _read_record(folder, target, rebuild)
+        engines = record.engines
         again = build_command(bundle.path, target, engines)
         if not _made_for(engines, gpu):
             refused.append(f"{folder.name} is for {_described(engines)}")
             continue
-        if identity != bundle.identity:
+        if record.bundle != bundle.identity:
             raise DataError(f"{folder} was built from another bundle, or from this one before a new export: {again}")
         if not _runs_with(engines, version):
             raise DataError(
                 f"{folder} was built with {TITLES[target]} {engines.version}, here is {version}: {again}"
             )
-        _verify(engines, hashes, again)
+        _check_trust(record, trust, again)
+        _verify(engines, record.hashes, again)
         return engines
     raise DataError(
         f"bundle {bundle.path} has no engines for {gpu.name} (compute capability {gpu.capability}), "
@@ -148,12 +184,39 @@ def _runs_with(engines: EngineFolder, version: str) -> bool:
     return engines.options.version_compatible and built[:1] == here[:1] and built <= here
 
 
-def _read_record(folder: Path, target: str, rebuild: str) -> tuple[EngineFolder, str, dict[str, tuple[str, int]]]:
-    """What a folder's record says: the engines, the bundle's identity, each file's hash and size."""
+def _check_trust(record: _Record, trust: EngineTrust, rebuild: str) -> None:
+    """Raise `DataError` for engines that this user did not build and did not say to trust."""
+    if is_local_build(record.content):
+        return
+    path = record.engines.path
+    if not trust.engines:
+        raise DataError(
+            f"{path} was not built by this user on this machine, and engines are code: build your own ({rebuild}), or, "
+            "if you trust whoever built them, use --trust-engines (load(..., trust_engines=True))"
+        )
+    if record.engines.options.version_compatible and not trust.host_code:
+        raise DataError(
+            f"{path} is version-compatible: its engines bring a runtime that runs on the host as any program does, and "
+            f"were not built by this user on this machine: build your own ({rebuild}), or, if you trust whoever built "
+            "them, use --allow-engine-host-code too (load(..., allow_host_code=True))"
+        )
+
+
+def _content(file: Path) -> bytes:
+    """Of a record. Raises `OSError`, and `ValueError` for what is too large for one."""
+    if file.stat().st_size > MOST_RECORD_BYTES:
+        raise ValueError(f"{file} has more than {MOST_RECORD_BYTES:,} bytes")
+    return file.read_bytes()
+
+
+def _read_record(folder: Path, target: str, rebuild: str) -> _Record:
     try:
-        record = read_json(folder / RECORD)
-    except DataError as error:
-        raise DataError(f"{error}: {rebuild}") from error
+        content = _content(folder / RECORD)
+        record = json.loads(content)
+    except OSError as error:
+        raise DataError(f"cannot read {folder / RECORD}: {error.strerror or error}: {rebuild}") from error
+    except (ValueError, RecursionError) as error:  # no JSON, or too deeply nested
+        raise DataError(f"{folder / RECORD} is not valid JSON ({error}): {rebuild}") from error
     try:
         written = record["format_version"]
         if written != FORMAT_VERSION:
@@ -161,16 +224,25 @@ def _read_record(folder: Path, target: str, rebuild: str) -> tuple[EngineFolder,
         if record["target"] != target:
             raise ValueError(f"target {record['target']!r}")
         device = record["device"]
+        capabilities = tuple(_fitting(text, _CAPABILITY) for text in list(record["capabilities"]))
+        if record["lowering"] not in CACHE_FORMS or record["compute"] not in FLOAT_DTYPES:
+            raise ValueError(f"graphs {record['lowering']!r}, {record['compute']!r}")
         engines = EngineFolder(
-            folder, target, str(record["version"]), None if device is None else str(device),
-            tuple(map(str, record["capabilities"])), str(record["lowering"]), str(record["compute"]),
+            folder, target, _fitting(record["version"], _VERSION), None if device is None else str(device),
+            capabilities, record["lowering"], record["compute"],
             Limits(**_typed(record["limits"], int)), BuildOptions(**_typed(record["options"], bool)),
         )
         entries = {name: record["engines"][f"{name}.engine"] for name in GRAPHS}
         hashes = {name: (str(entry["sha256"]), int(entry["bytes"])) for name, entry in entries.items()}
-        return engines, str(record["bundle"]), hashes
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        return _Record(engines, str(record["bundle"]), hashes, content)
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise DataError(f"{folder / RECORD} cannot be used ({error!r}): {rebuild}") from error
+
+
+def _fitting(text: Any, form: re.Pattern[str]) -> str:
+    if not isinstance(text, str) or not form.fullmatch(text):
+        raise ValueError(f"{text!r}")
+    return text
 
 
 def _typed(values: Any, kind: type) -> dict[str, Any]:
@@ -180,7 +252,7 @@ def _typed(values: Any, kind: type) -> dict[str, Any]:
     return dict(values)
 
 
-def _verify(engines: EngineFolder, hashes: dict[str, tuple[str, int]], rebuild: str) -> None:
+def _verify(engines: EngineFolder, hashes: Mapping[str, tuple[str, int]], rebuild: str) -> None:
     for name, (digest, size) in hashes.items():
         file = engines.engine_path(name)
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,11 @@ from flamingo_rt.engines.engine_files import (
     BuildOptions,
     EngineFolder,
     engine_folder_name,
+    read_timings,
     write_record,
 )
 from flamingo_rt.engines.gpu import Gpu
+from flamingo_rt.engines.local_builds import remember_build
 from flamingo_rt.engines.onnx_sizes import with_sizes
 from flamingo_rt.engines.tensorrt_callbacks import SCALE, Caught, make_log, make_monitor
 from flamingo_rt.engines.tensorrt_module import TensorRT, check_graphs
@@ -32,6 +35,8 @@ from flamingo_rt.files import check_output, check_space, new_directory
 from flamingo_rt.graph_files import read_graph
 from flamingo_rt.progress import Progress, silent
 from flamingo_rt.system_memory import available_bytes, readable_bytes
+
+logger = logging.getLogger(__name__)
 
 SHOWN_ERRORS = 4  # of those that TensorRT gives for one graph
 
@@ -130,7 +135,7 @@ class Build:
             if self.destination.gpu is not None:
                 check_running(needs, self.limits, self.destination.gpu.memory_bytes)
         self._check_folder(folder.path)
-        timings = _read_timings(folder.path / TIMING_CACHE)
+        timings = read_timings(folder.path)
         with new_directory(folder.path, overwrite=True) as beside:
             compiler = _Compiler(self, needs, timings)
             for name in GRAPHS:
@@ -139,9 +144,8 @@ class Build:
             if compiler.timings:
                 (beside / TIMING_CACHE).write_bytes(compiler.timings)
             with progress("checksums", 0):
-                write_record(beside, folder, self.bundle)
+                _remember(write_record(beside, folder, self.bundle), folder.path)
         return folder
-
 
     def _check_folder(self, path: Path) -> None:
         """Raise before the work where the engines cannot be written."""
@@ -290,8 +294,9 @@ def _weight_bytes(path: Path) -> int:
     return path.with_name(f"{path.name}.data").stat().st_size
 
 
-def _read_timings(path: Path) -> bytes:
+def _remember(record: bytes, path: Path) -> None:
+    """That the user built it; what was built is of use without that too."""
     try:
-        return path.read_bytes()
-    except OSError:  # there are none yet
-        return b""
+        remember_build(record, path)
+    except DataError as error:
+        logger.warning("%s: that you built it cannot be remembered (%s): it will run with --trust-engines", path, error)

@@ -54,7 +54,8 @@ class TensorRtEngine(DeviceEngine):
         with self._cuda.current():
             runtime = tensorrt.module.Runtime(log)
             if engines.options.version_compatible:
-                runtime.engine_host_code_allowed = True  # such an engine brings the code that runs it
+                # Such an engine brings the code that runs it; `read_engines` has seen to it that the user wants that.
+                runtime.engine_host_code_allowed = True
             loader = Loader(tensorrt.module, runtime, log, self._cuda, rebuild)
             stripped = engines.options.weight_stripped
             self._graphs = {

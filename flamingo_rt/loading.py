@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from flamingo_rt.bundle import MANIFEST, Bundle, is_bundle, read_bundle
 from flamingo_rt.config import FlamingoConfig
+from flamingo_rt.engines.local_builds import EngineTrust
 from flamingo_rt.errors import DataError, DependencyError, FlamingoError, UsageError
 from flamingo_rt.processing.tokenizer import TextTokenizer
 from flamingo_rt.runtime.engine import Engine
@@ -22,7 +24,8 @@ PACKAGED_BUNDLE = Path(__file__).parent / "models" / "tiny"
 
 def load(
     path: str | os.PathLike | None = None, backend: str = "auto", threads: int | None = None,
-    image_cache_bytes: int = DEFAULT_BYTES, spin: bool = True,
+    image_cache_bytes: int = DEFAULT_BYTES, spin: bool = True, trust_engines: bool = False,
+    allow_host_code: bool = False,
 ) -> Model:
     """Open a model.
 
@@ -36,11 +39,15 @@ def load(
     pictures that were encoded, for when they come again; 0 keeps nothing. Without ``spin``, waiting threads of ``ort``
     leave the cores to other work at once; a token may take longer.
 
+    Engines are code. Those that this user built on this machine are used; others' with ``trust_engines`` alone, and
+    version-compatible ones, which bring a runtime that runs on the host, with ``allow_host_code`` as well.
+
     Raises `UsageError` for an unknown backend or one that does not fit, `DataError` for a damaged folder and
     `DependencyError` when the backend's library is missing.
     """
     if backend not in BACKENDS:
         raise UsageError(f"unknown backend {backend!r}; known: {', '.join(BACKENDS)}")
+    trust = EngineTrust(trust_engines, allow_host_code)
     folder = PACKAGED_BUNDLE if path is None else Path(path)
     if not folder.exists():
         raise DataError(f"there is no model at {folder}: give a bundle written by flamingo-rt export, or a checkpoint")
@@ -50,7 +57,7 @@ def load(
                 f"{folder} is a bundle and the torch backend runs a checkpoint: give the checkpoint it was exported "
                 "from, or take --backend ort"
             )
-        return _from_bundle(read_bundle(folder), backend, threads, image_cache_bytes, spin)
+        return _from_bundle(read_bundle(folder), backend, threads, image_cache_bytes, spin, trust)
     if (folder / "config.json").is_file():
         if backend not in ("auto", "torch"):
             raise UsageError(
@@ -62,20 +69,19 @@ def load(
 
 
 def _from_bundle(
-    bundle: Bundle, backend: str, threads: int | None, image_cache_bytes: int, spin: bool
+    bundle: Bundle, backend: str, threads: int | None, image_cache_bytes: int, spin: bool, trust: EngineTrust
 ) -> Model:
-    engine = _best_engine(bundle, threads, spin) if backend == "auto" else _engine(bundle, backend, threads, spin)
+    def open_engine(name: str) -> Engine:
+        if name == "tensorrt":
+            return _tensorrt_engine(bundle, trust)
+        return _ort_engine(bundle, threads, spin) if name == "ort" else _ort_gpu_engine(bundle, name)
+
+    engine = _best_engine(bundle, open_engine) if backend == "auto" else open_engine(backend)
     tokenizer = _tokenizer(bundle.tokenizer_path, bundle.config)
     return Model(engine, bundle.config, tokenizer, bundle.identity, image_cache_bytes)
 
 
-def _engine(bundle: Bundle, backend: str, threads: int | None, spin: bool) -> Engine:
-    if backend == "tensorrt":
-        return _tensorrt_engine(bundle)
-    return _ort_engine(bundle, threads, spin) if backend == "ort" else _ort_gpu_engine(bundle, backend)
-
-
-def _best_engine(bundle: Bundle, threads: int | None, spin: bool) -> Engine:
+def _best_engine(bundle: Bundle, open_engine: Callable[[str], Engine]) -> Engine:
     """The first of the backends that runs here. One that was meant to and does not is named in a warning."""
     from flamingo_rt.engines.ort_providers import CUDA_BACKEND, has_cuda_kernels
 
@@ -87,14 +93,14 @@ def _best_engine(bundle: Bundle, threads: int | None, spin: bool) -> Engine:
         if not fits():
             continue
         try:
-            engine = _engine(bundle, backend, threads, spin)
+            engine = open_engine(backend)
         except FlamingoError as error:
             passed_over.append((_NOT_RUNNING[backend], str(error)))  # the error would keep what was loaded
             continue
         _report(bundle, doing, passed_over)
         return engine
     _report(bundle, "ONNX Runtime runs it on the CPU", passed_over)  # first: should it fail too, this is known
-    return _engine(bundle, "ort", threads, spin)
+    return open_engine("ort")
 
 
 _NOT_RUNNING = {"tensorrt": "its engines do not run", "ort-cuda": "not on the GPU"}
@@ -133,7 +139,7 @@ def _built_targets(bundle: Bundle) -> list[str]:
     return [target for target, there in built.items() if there]
 
 
-def _tensorrt_engine(bundle: Bundle) -> Engine:
+def _tensorrt_engine(bundle: Bundle, trust: EngineTrust) -> Engine:
     """The engines of the bundle that run here. Raises what stands in the way of the first kind of them."""
     from flamingo_rt.engines.engine_files import read_engines
     from flamingo_rt.engines.gpu import required_gpu
@@ -145,7 +151,7 @@ def _tensorrt_engine(bundle: Bundle) -> Engine:
     for target in _built_targets(bundle) or [TENSORRT]:
         try:
             tensorrt = import_tensorrt(target)
-            return TensorRtEngine(bundle, read_engines(bundle, target, tensorrt.version, gpu), tensorrt)
+            return TensorRtEngine(bundle, read_engines(bundle, target, tensorrt.version, gpu, trust), tensorrt)
         except FlamingoError as error:
             refused = refused or type(error)(str(error))  # without what was loaded
     raise refused or AssertionError("no target was tried")

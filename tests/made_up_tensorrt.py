@@ -26,6 +26,7 @@ class MadeUpTensorRT:
         self.no_gpu = False
         self.refuses_sizes = False
         self.models: list[bytes] = []
+        self.timings: bytes | None = None  # what it remembers instead of what it was given
         fake = self
 
         class ILogger:
@@ -77,7 +78,7 @@ class MadeUpTensorRT:
                 return not ignore_mismatch
 
             def get_timing_cache(self) -> SimpleNamespace:
-                return SimpleNamespace(serialize=lambda: self.cache + b"+")
+                return SimpleNamespace(serialize=lambda: fake.timings or self.cache + b"+")
 
             def add_optimization_profile(self, profile: Profile) -> int:
                 self.profiles.append(profile)

@@ -1,6 +1,8 @@
-"""``--backend``, of the commands that run a model."""
+"""``--backend`` and what engines may do, of the commands that run a model."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import click
 
@@ -9,3 +11,16 @@ backend_option = click.option(
     help="ort (bundles, CPU), ort-cuda or ort-tensorrt-rtx (bundles, GPU), tensorrt (their engines, GPU), torch "
     "(checkpoints), or auto: the first of tensorrt, ort-cuda and ort that runs here.",
 )
+
+
+def trust_options(command: Callable) -> Callable:
+    """``--trust-engines`` and ``--allow-engine-host-code``, as ``trust_engines`` and ``allow_host_code``."""
+    host_code = click.option(
+        "--allow-engine-host-code", "allow_host_code", is_flag=True,
+        help="With --trust-engines: also version-compatible engines, which bring a runtime that runs as any program.",
+    )
+    engines = click.option(
+        "--trust-engines", is_flag=True,
+        help="Run engines of the bundle that you did not build on this machine. Engines are code.",
+    )
+    return engines(host_code(command))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from flamingo_rt.cli.backend_option import backend_option
+from flamingo_rt.cli.backend_option import backend_option, trust_options
 from flamingo_rt.cli.dependencies import needs_extra
 from flamingo_rt.cli.progress import ProgressBar
 from flamingo_rt.errors import DataError, DependencyError, UsageError
@@ -50,6 +50,7 @@ class Counts(click.ParamType):
 @click.option("--work", type=FILE, metavar="FOLDER",
               help="With --preset: where its bundle is kept.  [default: the user's cache]")
 @backend_option
+@trust_options
 @click.option("--threads", type=click.IntRange(1, 1024), help="Cores for one operator. Default: all.")
 @click.option("--spin/--no-spin", default=True, show_default=True,
               help="Let threads that wait for the next operator spin; without, other work gets the cores.")
@@ -68,8 +69,8 @@ class Counts(click.ParamType):
 @click.option("--overwrite", is_flag=True, help="Replace --plot when it exists.")
 def command(
     path: str | None, preset_name: str | None, dtype: str | None, quantize: str | None, work: Path | None,
-    compute: str | None, backend: str, threads: int | None, spin: bool, as_json: bool, plot: Path | None,
-    overwrite: bool, **wanted: Any,
+    compute: str | None, backend: str, trust_engines: bool, allow_host_code: bool, threads: int | None, spin: bool,
+    as_json: bool, plot: Path | None, overwrite: bool, **wanted: Any,
 ) -> None:
     """Measure a model here: each stage, decoding, shots, and how near they come to what this machine can do.
 
@@ -94,7 +95,8 @@ def command(
     options, progress = BenchOptions(threads=threads, spin=spin, **wanted), ProgressBar()
     if bundle is not None:
         path = _made(bundle, progress)
-    model = _loaded(path, bundle, backend, threads, spin)
+    trust = {"trust_engines": trust_engines, "allow_host_code": allow_host_code}
+    model = _loaded(path, bundle, backend, threads, spin, trust)
     report = measure(model, options, folder=path or PACKAGED_BUNDLE, progress=progress)
     if as_json:
         click.echo(json.dumps(report.to_dict()))
@@ -116,7 +118,8 @@ def _made(bundle: RandomBundle, progress: ProgressBar) -> str:
 
 
 def _loaded(
-    path: str | None, bundle: RandomBundle | None, backend: str, threads: int | None, spin: bool
+    path: str | None, bundle: RandomBundle | None, backend: str, threads: int | None, spin: bool,
+    trust: dict[str, bool],
 ) -> Model:
     """The model, whose process's peak memory counts from here; ``bundle`` is what it was made as, if it was."""
     from flamingo_rt.bench.machine import reset_peak
@@ -124,7 +127,7 @@ def _loaded(
 
     reset_peak()  # making a bundle is no part of running it
     try:
-        return load(path, backend, threads, spin=spin)
+        return load(path, backend, threads, spin=spin, **trust)
     except DataError as error:
         if bundle is None:
             raise

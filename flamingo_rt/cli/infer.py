@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from flamingo_rt.cli.backend_option import backend_option
+from flamingo_rt.cli.backend_option import backend_option, trust_options
 from flamingo_rt.cli.shots import shot_options, shot_parts, split_shots
 from flamingo_rt.errors import UsageError
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 @click.option("--choices", metavar="A,B,C", help="Rank these answers instead of writing one.")
 @click.option("--model", "path", metavar="FOLDER", help="A bundle, or a checkpoint. Default: the model in the package.")
 @backend_option
+@trust_options
 @click.option("--threads", type=click.IntRange(1, 1024), help="Cores for one operator. Default: all.")
 @click.option("--spin/--no-spin", default=True, show_default=True,
               help="Let threads that wait for the next operator spin; without, other work gets the cores.")
@@ -52,7 +53,8 @@ if TYPE_CHECKING:
 def command(
     images: tuple[str, ...], videos: tuple[str, ...], frames: int, prompt: str | None, question: str | None,
     shots: tuple[tuple[str, str], ...], task: str | None, prompt_file: str | None, choices: str | None,
-    path: str | None, backend: str, threads: int | None, spin: bool, as_json: bool, **generation: Any,
+    path: str | None, backend: str, trust_engines: bool, allow_host_code: bool, threads: int | None, spin: bool,
+    as_json: bool, **generation: Any,
 ) -> None:
     """Answer a prompt about pictures.
 
@@ -75,7 +77,10 @@ def command(
 
     options = GenerationOptions(**generation)
     start = time.perf_counter()
-    model = load(path, backend, threads, image_cache_bytes=0, spin=spin)  # no picture will come again
+    model = load(  # no picture will come again
+        path, backend, threads, image_cache_bytes=0, spin=spin, trust_engines=trust_engines,
+        allow_host_code=allow_host_code,
+    )
     loading = (time.perf_counter() - start) * 1e3
     visuals = [Image(file) for file in images] + [Video(file, frames) for file in videos]
     prefix = model.load_prompt(prompt_file) if prompt_file is not None else None

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from flamingo_rt.cli.backend_option import backend_option
+from flamingo_rt.cli.backend_option import backend_option, trust_options
 from flamingo_rt.cli.shots import shot_options, shot_parts, split_shots
 from flamingo_rt.errors import DataError
 
@@ -29,12 +29,13 @@ def command() -> None:
 @shot_options(required=True)
 @click.option("--out", required=True, type=click.Path(path_type=Path), metavar="FILE", help="The file to write.")
 @backend_option
+@trust_options
 @click.option("--threads", type=click.IntRange(1, 1024), help="Cores for one operator. Default: all.")
 @click.option("--overwrite", is_flag=True, help="Replace --out when it exists.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object: file, bytes, tokens, pictures.")
 def compile_shots(
     path: str | None, shots: tuple[tuple[str, str], ...], task: str | None, out: Path, backend: str,
-    threads: int | None, overwrite: bool, as_json: bool,
+    trust_engines: bool, allow_host_code: bool, threads: int | None, overwrite: bool, as_json: bool,
 ) -> None:
     """Run a model over shots and keep what it remembers; infer --prompt-file then runs the query alone.
 
@@ -49,7 +50,7 @@ def compile_shots(
     from flamingo_rt.loading import load
 
     check_file(out, overwrite)
-    model = load(path, backend, threads)
+    model = load(path, backend, threads, trust_engines=trust_engines, allow_host_code=allow_host_code)
     state = model.prompt(shot_parts(model, examples, task))
     again = ["flamingo-rt", "prompt", "compile", "--model", "BUNDLE", *(["--task", task] if task else [])]
     for file, text in shots:

@@ -136,6 +136,9 @@ def test_a_missing_engine_is_refused(bundle) -> None:
     lambda record: record.update(options=[]), lambda record: record.update(capabilities=8),
     lambda record: record["engines"].clear(), lambda record: record.update(target="tensorrt-rtx"),
     lambda record: record["options"].update(weight_stripped="no"),
+    lambda record: record.update(capabilities=["8.7 $(touch x)"]), lambda record: record.update(version="10\x1b]52;c;"),
+    lambda record: record.update(lowering="unknown"), lambda record: record.update(compute=["float16"]),
+    lambda record: record["engines"]["resampler.engine"].update(bytes=float("inf")),
 ])
 def test_a_damaged_record_is_refused(bundle, change) -> None:
     file = built(bundle).path / "engine.json"
@@ -146,7 +149,8 @@ def test_a_damaged_record_is_refused(bundle, change) -> None:
         read_engines(bundle, TENSORRT, "10.3.0", ORIN)
 
 
-@pytest.mark.parametrize("text", ["", "[1", "[]", "null", "3"])
+@pytest.mark.parametrize("text", ["", "[1", "[]", "null", "3", "[" * 100_000, " " * 2_000_000],
+                         ids=["empty", "cut", "list", "null", "number", "deep", "large"])
 def test_a_record_that_is_none_is_refused(bundle, text) -> None:
     (built(bundle).path / "engine.json").write_text(text)
     with pytest.raises(DataError, match=r"engine.json .*: flamingo-rt build"):

@@ -13,6 +13,7 @@ from flamingo_rt.contract import GRAPHS, LANGUAGE_MODEL, RESAMPLER, VISION_ENCOD
 from flamingo_rt.engines import tensorrt_builder
 from flamingo_rt.engines.engine_files import BuildOptions, read_engines
 from flamingo_rt.engines.gpu import Gpu
+from flamingo_rt.engines.local_builds import EngineTrust
 from flamingo_rt.engines.tensorrt_builder import Build, Destination
 from flamingo_rt.engines.tensorrt_callbacks import SCALE
 from flamingo_rt.engines.tensorrt_module import TENSORRT, TensorRT
@@ -134,11 +135,36 @@ def test_timings_go_from_graph_to_graph_and_to_the_next_build(bundle_of) -> None
 
 def test_timings_of_another_version_are_left_out(bundle_of) -> None:
     bundle, runtime = bundle_of("tensorrt-classic"), tensorrt("10.3.0")
-    engines = build_of(bundle, tensorrt("10.3.0")).run()
-    (engines.path / "timing.cache").write_bytes(b"of another version")
+    older = tensorrt("10.3.0")
+    older.module.timings = b"of another version"
+    engines = build_of(bundle, older).run()
     build_of(bundle, runtime).run()
     assert runtime.module.asked("timings")[:2] == [(b"of another version",), (b"",)]
     assert (engines.path / "timing.cache").read_bytes() == b"+++"
+
+
+def test_timings_that_were_changed_or_are_of_another_user_are_left_out(bundle_of, tmp_path, monkeypatch) -> None:
+    bundle = bundle_of("tensorrt-classic")
+    engines, again, others = build_of(bundle, tensorrt("10.3.0")).run(), tensorrt("10.3.0"), tensorrt("10.3.0")
+    (engines.path / "timing.cache").write_bytes(b"a stranger's")
+    build_of(bundle, again).run()
+    assert again.module.asked("timings")[0] == (b"",)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "another-user"))
+    build_of(bundle, others).run()
+    assert others.module.asked("timings")[0] == (b"",)
+
+
+def test_a_build_that_cannot_be_remembered_is_there_all_the_same(bundle_of, tmp_path, monkeypatch, caplog) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
+    bundle = bundle_of("tensorrt-classic")
+    engines = build_of(bundle, tensorrt("10.3.0")).run()
+    assert (engines.path / "engine.json").exists()
+    (warning,) = caplog.messages
+    assert "cannot be remembered" in warning and "--trust-engines" in warning
+    with pytest.raises(DataError, match="--trust-engines"):
+        read_engines(bundle, TENSORRT, "10.3.0", ORIN)
+    assert read_engines(bundle, TENSORRT, "10.3.0", ORIN, EngineTrust(engines=True)) == engines
 
 
 def test_rtx_has_no_timings(bundle_of) -> None:
