@@ -54,6 +54,10 @@ def import_graphs() -> Any | None:
     return driver
 
 
+class CallError(RuntimeError):
+    """A call of cuda-bindings that failed."""
+
+
 class DeviceMemory:
     """A piece of device memory; freed with its last reference."""
 
@@ -94,7 +98,7 @@ class Cuda:
             self._context = device.retain_primary_context()
             with self.current():
                 self._stream = self._driver.Stream()
-        except self._driver.Error as error:
+        except (self._driver.Error, DataError) as error:
             raise DependencyError(
                 f"CUDA does not start on the GPU ({error}): is it full, or in use by one process alone? nvidia-smi says"
             ) from error
@@ -106,11 +110,19 @@ class Cuda:
 
     @contextmanager
     def current(self) -> Iterator[None]:
-        """With the primary context as this thread's, and no other thread at work here."""
+        """With the primary context as this thread's, and no other thread at work here.
+
+        Raises `DataError` for what CUDA says within: of a run that goes wrong it may say so at any later call.
+        """
         with self._lock:
             self._context.push()
             try:
                 yield
+            except (self._driver.Error, CallError) as error:
+                raise DataError(
+                    f"the GPU failed in a run of the model: {error}; start the program again, and if it happens again "
+                    "look at nvidia-smi, build the engines or export the model again, or run it with --backend ort"
+                ) from error
             finally:
                 self._driver.Context.pop()
 
@@ -203,7 +215,7 @@ class Cuda:
     def capture(self, enqueue: Callable[[], None]) -> Graph | None:
         """What ``enqueue`` puts on the stream, as a graph, without doing it. None where graphs cannot be had.
 
-        Raises what ``enqueue`` raises, and `RuntimeError` when what it does cannot be captured.
+        Raises what ``enqueue`` raises, and `CallError` when what it does cannot be captured.
         """
         bindings = self._bindings
         if bindings is None:
@@ -226,10 +238,10 @@ class Cuda:
 
 
 def _check(bindings: Any, result: tuple[Any, ...], call: str) -> Any:
-    """What a call of cuda-bindings returned behind its status. Raises `RuntimeError` for any but success."""
+    """What a call of cuda-bindings returned behind its status. Raises `CallError` for any but success."""
     status, *values = result
     if status != bindings.CUresult.CUDA_SUCCESS:
-        raise RuntimeError(f"{call} failed: {status}")
+        raise CallError(f"{call} failed: {status}")
     return values[0] if values else None
 
 

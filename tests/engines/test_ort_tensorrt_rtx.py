@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from types import SimpleNamespace
 
 import pytest
 from runners import OnCuda, assert_same
 
+from flamingo_rt.bundle import read_bundle
 from flamingo_rt.contract import LANGUAGE_MODEL
 from flamingo_rt.engines.ort_providers import RTX_PLUGIN, RtxProvider
 from flamingo_rt.errors import DependencyError, UsageError
@@ -64,3 +66,19 @@ def test_a_plugin_that_runs_on_none_of_the_gpus_says_so(with_plugin, monkeypatch
     monkeypatch.setattr(with_plugin.runtime, "register_execution_provider_library", lambda name, path: None)
     with pytest.raises(DependencyError, match="runs on none of the GPUs here"):
         RtxProvider()
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_it_is_given_the_graphs_file_or_where_that_is_a_link_its_bytes(with_plugin, tmp_path, text, linked) -> None:
+    """It may look for weights beside the file by itself; the CUDA kernels get bytes in any case."""
+    source, expected = with_plugin.bundles["tensorrt"].path, with_plugin.model("tensorrt", RtxProvider)
+    for file in source.iterdir():
+        if linked:
+            (tmp_path / file.name).symlink_to(file)
+        else:
+            shutil.copy(file, tmp_path)
+    with_plugin.runtime.sessions.clear()
+    model = OnCuda({"tensorrt": read_bundle(tmp_path)}, with_plugin.runtime).model("tensorrt", RtxProvider)
+    assert {type(session.model) for session in with_plugin.runtime.sessions} == {bytes if linked else str}
+    found = [each.generate(text, max_new_tokens=4).result() for each in (model, expected)]
+    assert_same(found[:1], found[1:])

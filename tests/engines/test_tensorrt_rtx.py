@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,11 +16,13 @@ from flamingo_rt.checkpoints import open_checkpoint
 from flamingo_rt.contract import GRAPHS, LANGUAGE_MODEL, RESAMPLER, VISION_ENCODER
 from flamingo_rt.engines.engine_files import read_engines
 from flamingo_rt.engines.gpu import Gpu
-from flamingo_rt.engines.tensorrt_callbacks import SCALE
+from flamingo_rt.engines.tensorrt_callbacks import SCALE, Caught, make_log
 from flamingo_rt.engines.tensorrt_module import TENSORRT_RTX
 from flamingo_rt.errors import DataError
 from flamingo_rt.export.pipeline import export_model
 from flamingo_rt.export.quantized_export import Quantize
+from flamingo_rt.graph_files import read_graph
+from flamingo_rt.loading import PACKAGED_BUNDLE
 
 module = pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed: flamingo-rt[tensorrt-rtx]")
 
@@ -130,3 +134,24 @@ def test_a_graph_that_the_parser_refuses_is_refused_with_the_node(bundle_of, mon
     monkeypatch.setattr("flamingo_rt.engines.tensorrt_builder.with_sizes", lambda model, sizes: model)
     with pytest.raises(DataError, match=r"node \S+ \(TensorScatter\): .*static sequence length"):
         plan(bundle, ("89",), capacity=96).run()
+
+
+@pytest.mark.parametrize("folder", ["linked", "not UTF-8"])
+def test_graphs_in_folders_as_people_have_them_are_parsed_with_their_weights(tmp_path: Path, folder: str) -> None:
+    """Links into a store, as the Hugging Face cache has them, and a folder whose name is no text."""
+    made = tmp_path / "snapshot" if folder == "linked" else Path(os.fsdecode(os.fsencode(tmp_path) + b"/mod\xe8le"))
+    try:
+        made.mkdir()
+    except OSError:
+        pytest.skip("this file system takes UTF-8 alone")
+    for index, name in enumerate((f"{RESAMPLER}.onnx", f"{RESAMPLER}.onnx.data")):
+        if folder == "linked":
+            shutil.copy(PACKAGED_BUNDLE / name, tmp_path / f"{index}a1b2c3")
+            (made / name).symlink_to(Path("..") / f"{index}a1b2c3")
+        else:
+            shutil.copy(PACKAGED_BUNDLE / name, made / name)
+    graph, log = read_graph(made / f"{RESAMPLER}.onnx"), make_log(module, Caught())
+    network = module.Builder(log).create_network(0)
+    parser = module.OnnxParser(network, log)
+    assert parser.parse(graph.model, graph.beside), log.errors
+    assert (parser.num_errors, network.num_inputs) == (0, 1)

@@ -217,3 +217,21 @@ def test_without_pycuda_it_is_said_what_to_install_for_tensorrt(runner, monkeypa
     monkeypatch.setitem(sys.modules, "pycuda.driver", None)
     with pytest.raises(DependencyError, match=r"flamingo-rt\[cuda\]"):
         TensorRtEngine(runner.bundles["tensorrt"], engines, import_tensorrt("tensorrt"))
+
+
+@pytest.mark.parametrize("call", ["wait", "launch"])
+def test_what_cuda_says_of_a_run_is_an_error_with_a_remedy(runner, text, monkeypatch, call) -> None:
+    """A wrong access shows at a later call: where the host waits, or where the next graph is launched."""
+    model = runner.model("tensorrt")
+    driver, bindings = sys.modules["pycuda.driver"], sys.modules["cuda.bindings.driver"]
+
+    def fail(event) -> None:
+        raise driver.Error("cuEventSynchronize failed: an illegal memory access was encountered")
+
+    if call == "wait":
+        monkeypatch.setattr(driver.Event, "synchronize", fail)
+    else:
+        failed = bindings.CUresult.CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED
+        monkeypatch.setattr(bindings, "cuGraphLaunch", lambda executable, stream: (failed,))
+    with pytest.raises(DataError, match=r"the GPU failed in a run of the model: cu.* failed: .*--backend ort"):
+        model.generate(text, max_new_tokens=8).result()
