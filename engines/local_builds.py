@@ -70,10 +70,10 @@ def is_local_build(record: bytes) -> bool:
 
 def state_folder() -> Path | None:
     """The folder where programs keep what they must remember of this user; None where there is none."""
-    # A relative one would be found in whatever folder this runs in.
-    named = os.environ.get("XDG_STATE_HOME") or os.environ.get("LOCALAPPDATA" if sys.platform == "win32" else "")
-    if named and Path(named).is_absolute():
-        return Path(named) / "flamingo-rt"
+    for name in ("XDG_STATE_HOME", *(["LOCALAPPDATA"] if sys.platform == "win32" else [])):
+        named = Path(os.environ.get(name, ""))
+        if named.is_absolute():  # a relative one would be found in whatever folder this runs in
+            return named / "flamingo-rt"
     try:
         home = Path.home()
     except RuntimeError:

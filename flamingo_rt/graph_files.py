@@ -17,7 +17,7 @@ from pathlib import Path
 from flamingo_rt.errors import DataError
 from flamingo_rt.protobuf import encoded_fields, field, fields
 
-MOST_BYTES = 2**31 - 1  # of a message of Protocol Buffers
+MOST_BYTES = 1 << 24  # without weights; one of 80 layers has about 1 MB
 MOST_NESTED = 100  # messages one within another, as the libraries have it
 EXTERNAL = 1  # TensorProto.DataLocation
 NUMBER = re.compile(rb"[0-9]{1,18}")
@@ -86,7 +86,7 @@ def read_graph(path: Path) -> GraphFile:
         there = data.resolve() if data.exists() else None
         folder = (there or path.resolve()).parent
         _check(MODEL, memoryview(model), data.name.encode(), there.stat().st_size if there else 0)
-        linked = folder != path.resolve().parent or path.resolve().name != path.name
+        linked = path.is_symlink() or folder != path.parent.resolve()
         if there is not None and there.name != data.name:
             model, linked = _with_location(MODEL, memoryview(model), there.name.encode()), True
     except (OSError, ValueError) as error:  # a name that is no UTF-8 is a ValueError

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 
 from flamingo_rt.contract import GRAPHS
 from flamingo_rt.errors import DataError
-from flamingo_rt.graph_files import MOST_NESTED, read_graph
+from flamingo_rt.graph_files import MOST_BYTES, MOST_NESTED, read_graph
 from flamingo_rt.loading import PACKAGED_BUNDLE
 from flamingo_rt.protobuf import LENGTH, VARINT, field
 
@@ -213,6 +213,14 @@ def test_a_second_graph_which_readers_merge_with_the_first_is_looked_at(tmp_path
 def test_what_is_no_graph_is_refused_by_name(tmp_path, content) -> None:
     with pytest.raises(DataError, match="cannot load .*graph.onnx: .*export the model again"):
         read_graph(written(tmp_path, content))
+
+
+def test_a_graph_of_weights_without_end_is_not_read(tmp_path) -> None:
+    path = tmp_path / "graph.onnx"
+    with path.open("wb") as file:
+        file.truncate(MOST_BYTES + 1)
+    with pytest.raises(DataError, match="has more than"):
+        read_graph(path)
 
 
 def test_graphs_within_graphs_end_somewhere(tmp_path) -> None:
