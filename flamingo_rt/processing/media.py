@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 import PIL.Image
@@ -35,6 +35,7 @@ class CudaArray(Protocol):
 Array = np.ndarray | DlpackArray | CudaArray
 PictureSource = str | os.PathLike | bytes | PIL.Image.Image | Array
 VideoSource = str | os.PathLike | Sequence[PictureSource]
+Channels = Literal["RGB", "BGR"]
 
 
 # Compared by identity: two arrays have no single truth value to compare by.
@@ -42,11 +43,18 @@ VideoSource = str | os.PathLike | Sequence[PictureSource]
 class Image:
     """One picture: a path, the bytes of a picture file, a Pillow image, or an array, uint8 [H, W, 3] or [H, W].
 
-    An array is numpy's or one of another library, such as a tensor or a camera frame. One in device memory is copied to
-    the host, by its library, and preprocessed there: `PixelValues` can stay.
+    An array is numpy's or one of another library, such as a tensor or a camera frame. Its channels are RGB, or those of
+    ``channels``: OpenCV's frames are "BGR". One in device memory is copied to the host, by its library, and
+    preprocessed there: `PixelValues` can stay.
+
+    Raises `UsageError` when ``channels`` is neither "RGB" nor "BGR", and for "BGR" of what is no array.
     """
 
     source: PictureSource
+    channels: Channels = "RGB"
+
+    def __post_init__(self) -> None:
+        _check_channels(self.channels, is_array(self.source), self.label)
 
     @property
     def label(self) -> str:
@@ -57,17 +65,21 @@ class Image:
 @dataclass(frozen=True, eq=False)
 class Video:
     """One clip: the path of a video file, a sequence of pictures, or an array, uint8 [T, H, W, 3]. The model sees
-    ``frames`` of its frames; no others are decoded or copied from a device.
+    ``frames`` of its frames; no others are decoded or copied from a device. ``channels`` is the order of arrays'
+    channels, as in `Image`.
 
-    Raises `UsageError` when ``frames`` is not an integer from 1 to `MAX_FRAMES`.
+    Raises `UsageError` when ``frames`` is not an integer from 1 to `MAX_FRAMES`, when ``channels`` is neither "RGB" nor
+    "BGR", and for "BGR" of a file.
     """
 
     source: VideoSource
     frames: int = 8
+    channels: Channels = "RGB"
 
     def __post_init__(self) -> None:
         if isinstance(self.frames, bool) or not isinstance(self.frames, int) or not 1 <= self.frames <= MAX_FRAMES:
             raise UsageError(f"a clip cannot be read as {self.frames!r} frames: give an integer from 1 to {MAX_FRAMES}")
+        _check_channels(self.channels, not isinstance(self.source, (str, os.PathLike, bytes)), self.label)
 
     @property
     def label(self) -> str:
@@ -98,6 +110,13 @@ class PixelValues:
 
 
 Visual = Image | Video | PixelValues
+
+
+def _check_channels(channels: Any, may_be_bgr: bool, label: str) -> None:
+    if channels not in get_args(Channels):
+        raise UsageError(f"the channels of {label} are {channels!r}: give 'RGB' or, for frames of OpenCV, 'BGR'")
+    if channels != "RGB" and not may_be_bgr:
+        raise UsageError(f"{label} is no array: its channels are known, leave channels={channels!r} out")
 
 
 def is_array(value: Any) -> bool:
