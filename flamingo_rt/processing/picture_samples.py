@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import PIL.Image
@@ -13,7 +13,8 @@ import PIL.TiffImagePlugin
 from flamingo_rt.errors import DataError
 from flamingo_rt.processing.picture_strips import UINT32_WHITE, Samples, boxes
 
-BITS_PER_SAMPLE, PHOTOMETRIC, EXTRA_SAMPLES, SAMPLE_FORMAT = 258, 262, 338, 339  # TIFF tags
+# TIFF tags
+BITS_PER_SAMPLE, COMPRESSION, PHOTOMETRIC, PLANAR, EXTRA_SAMPLES, SAMPLE_FORMAT = 258, 259, 262, 284, 338, 339
 UNSIGNED, SIGNED = 1, 2  # TIFF's SampleFormat
 SAMPLE_KINDS = {1: "unsigned", 2: "signed", 3: "float", 5: "complex", 6: "complex float"}
 PHOTOMETRICS = {0: "WhiteIsZero", 1: "BlackIsZero", 2: "RGB", 3: "palette", 4: "mask", 5: "CMYK", 6: "YCbCr",
@@ -38,6 +39,9 @@ def _tiff(image: PIL.Image.Image, label: str) -> Samples:
     bits, formats = tags.get(BITS_PER_SAMPLE, (1,)), tags.get(SAMPLE_FORMAT, (UNSIGNED,))
     deep_grey = image.mode in ("I", "F") or image.mode.startswith("I;16")
     downwards = deep_grey and tags.get(PHOTOMETRIC, 0) == 0  # Pillow turns greys of at most 8 bits round itself
+    if tags.get(PLANAR) == 2 and tags.get(COMPRESSION, 1) == 1 and (max(bits) > 8 and not deep_grey or
+                                                                    set(tags.get(EXTRA_SAMPLES, ())) & {0, 1}):
+        raise unreadable(label, f"a TIFF of {max(bits)}-bit samples in separate planes, not compressed")
     if SIGNED in formats and max(bits) < 32:  # of 32 bits: as Pillow itself writes mode I
         raise unreadable(label, f"a TIFF of signed {max(bits)}-bit samples, which does not say which value is white")
     if image.mode.startswith("I;16"):
@@ -93,27 +97,42 @@ def _jpeg2000(image: PIL.Image.Image, label: str) -> Samples:
     start = head.find(CODESTREAM)
     if start < 0 or len(head) < start + 44:
         raise unreadable(label, "a JPEG 2000 file without a codestream in its first MiB")
-    right, bottom, left, top, *_, count = struct.unpack_from(">IIIIIIIIH", head, start + 8)
+    right, bottom, left, top, *tile, _, _, count = struct.unpack_from(">IIIIIIIIH", head, start + 8)
     if (right - left, bottom - top) != image.size:
         raise unreadable(label, f"a JPEG 2000 file whose header says {image.width} x {image.height} pixels, its "
                                 f"codestream {right - left} x {bottom - top}")
-    depths = [1 + (head[start + 42 + 3 * band] & 0x7F) for band in range(count)]
+    components = [head[start + 42 + 3 * band :][:3] for band in range(min(count, 4))]
+    depths = [1 + (precision & 0x7F) for precision, _, _ in components]
+    if any(side % step for _, across, down in components
+           for side, step in ((image.width, across), (tile[0], across), (image.height, down), (tile[1], down)) if step):
+        raise unreadable(label, "a JPEG 2000 file whose size is no multiple of its subsampling")
     if JP2_PALETTE in head[:start]:
         raise unreadable(label, "a JPEG 2000 file with a palette")
     if image.mode == "I;16":
         return Samples(((2 ** depths[0] - 1) << max(0, 16 - depths[0]),))  # Pillow moves the bits up to 16
+    if max(depths) > 8:  # Pillow rounds in 8 bits: white becomes black
+        raise unreadable(label, f"a JPEG 2000 file of {count} components of {max(depths)} bits")
     if min(depths) >= 8:
         return Samples()
     return Samples(tuple((2 ** min(depth, 8) - 1) << max(0, 8 - depth) for depth in depths))  # or to 8
 
 
-def settle_png_transparency(image: PIL.Image.Image, reopen: Callable[[], PIL.Image.Image]) -> None:
-    """Make the transparent value of a PNG picture, not decoded yet, what Pillow's conversions take it for.
+def settle(image: PIL.Image.Image, reopen: Callable[[], PIL.Image.Image]) -> None:
+    """Put right, in a picture file that is opened and not decoded yet, what Pillow would decode or convert wrongly.
+    ``reopen`` opens the file again."""
+    if image.format == "PNG":
+        _settle_transparency(image, reopen)
+    elif image.format == "GIF" and image.mode == "L":
+        image.palette = None  # the frame's own table is a ramp of greys; Pillow would apply the screen's
+    elif image.format == "TIFF" and image.tile and image.tile[0][0] == "libtiff":  # it gives the machine's byte order
+        native = {"F;32BF": "F;32NF", "F;32F": "F;32NF", "I;32BS": "I;32NS", "I;32S": "I;32NS"}
+        image.tile = [_with_args(tile, (native.get(tile[3][0], tile[3][0]), *tile[3][1:])) for tile in image.tile]
 
-    The file states it at the file's own depth, Pillow compares it with 8-bit samples. ``reopen`` opens the file again:
-    16-bit colours are decoded twice, once to their high bytes and once to their low ones.
-    """
-    transparent, depth = image.info.get("transparency"), str(image.tile[0][3]) if image.tile else ""
+
+def _settle_transparency(image: PIL.Image.Image, reopen: Callable[[], PIL.Image.Image]) -> None:
+    """Make the transparent value of a PNG what Pillow takes it for: the file states it at its own depth, Pillow compares
+    it with 8-bit samples. 16-bit colours are decoded twice, once to their high bytes and once to their low ones."""
+    transparent, depth = image.info.get("transparency"), image.tile[0][3] if image.tile else ""
     if image.mode == "L" and isinstance(transparent, int):
         bits = {"L;2": 2, "L;4": 4}.get(depth, 8)
         image.info["transparency"] = (transparent & (2**bits - 1)) * 255 // (2**bits - 1)
@@ -128,8 +147,7 @@ def settle_png_transparency(image: PIL.Image.Image, reopen: Callable[[], PIL.Ima
 def _opaque(high: PIL.Image.Image, low: PIL.Image.Image, transparent: tuple[int, ...]) -> PIL.Image.Image:
     """Alpha, mode L, of a PNG picture of 16-bit colours: 0 where all three samples are those of ``transparent``.
     ``low`` is the file opened a second time."""
-    decoder, extent, offset, _ = low.tile[0]
-    low.tile = [(decoder, extent, offset, "RGB;16L")]  # little-endian: takes the second byte of each sample
+    low.tile = [_with_args(low.tile[0], "RGB;16L")]  # little-endian: takes the second byte of each sample
     alpha = PIL.Image.new("L", high.size)
     for box in boxes(high.size):
         same = np.ones((box[3] - box[1], box[2] - box[0]), bool)
@@ -137,6 +155,11 @@ def _opaque(high: PIL.Image.Image, low: PIL.Image.Image, transparent: tuple[int,
             same &= (np.asarray(image.crop(box)) == [value >> shift & 255 for value in transparent]).all(-1)
         alpha.paste(PIL.Image.fromarray(np.where(same, 0, 255).astype(np.uint8)), box[:2])
     return alpha
+
+
+def _with_args(tile: tuple[Any, ...], args: Any) -> tuple[Any, ...]:
+    """A piece of an undecoded picture with other arguments for its decoder; Pillow before 11 has plain tuples."""
+    return tile._replace(args=args) if hasattr(tile, "_replace") else (*tile[:3], args)
 
 
 def _at(file: BinaryIO, offset: int, count: int) -> bytes:
@@ -157,6 +180,8 @@ def unread_kind(file: BinaryIO) -> str | None:
     head = _at(file, 0, 4)
     if head[:2] in (b"II", b"MM"):
         return _tiff_kind(file)
+    if head[:2] == b"\xff\xd8":
+        return "a JPEG of a kind that Pillow does not know, such as 12 bits or lossless, or one with a damaged header"
     return {b"PF": "a colour PFM", b"P7": "a PAM"}.get(head[:2])
 
 

@@ -20,7 +20,7 @@ from flamingo_rt.errors import DataError
 from flamingo_rt.processing.arrays import host_array
 from flamingo_rt.processing.files import open_file
 from flamingo_rt.processing.media import Channels, PictureSource, is_array, source_label
-from flamingo_rt.processing.picture_samples import settle_png_transparency, stated_samples, unread_kind, unreadable
+from flamingo_rt.processing.picture_samples import settle, stated_samples, unread_kind, unreadable
 from flamingo_rt.processing.picture_strips import is_plain, rgb_over_white
 from flamingo_rt.processing.shared_context import SharedContext
 
@@ -71,7 +71,8 @@ def _discarded_stderr() -> Iterator[None]:
         os.close(kept)
 
 
-REREAD = ("PNG", "JPEG2000")  # depths and transparent colours are not known any more once Pillow has decoded them
+# What `settle` and `stated_samples` look at is not known any more once Pillow has decoded a picture of these.
+REREAD = ("PNG", "GIF", "TIFF", "JPEG2000")
 HOLD_THEIR_DECODER = ("WEBP", "AVIF")  # as long as they live: twice the picture's memory
 
 _ONE_LARGE = threading.Lock()
@@ -114,7 +115,7 @@ def _read(file: BinaryIO, label: str) -> PIL.Image.Image:
             _check_size(image, label)
             with _ONE_LARGE if image.width * image.height > LARGE_PIXELS else nullcontext():
                 try:
-                    settle_png_transparency(image, lambda: _opened(file, label))
+                    settle(image, lambda: _opened(file, label))
                 except DataError:
                     raise
                 except Exception as error:
@@ -149,7 +150,7 @@ def _opened(file: BinaryIO, label: str) -> PIL.Image.Image:
 def _of_pillow(image: PIL.Image.Image, label: str) -> PIL.Image.Image:
     """The picture in a Pillow image, which is left as it is, but that Pillow decodes it."""
     file = getattr(image, "fp", None)
-    if image.format in REREAD and getattr(image, "tile", None) and file is not None:
+    if image.format in REREAD and getattr(image, "tile", None) and file is not None and image.tell() == 0:
         place = file.tell()
         file.seek(0)
         content = file.read()
