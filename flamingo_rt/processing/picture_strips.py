@@ -10,7 +10,7 @@ import PIL.Image
 
 from flamingo_rt.errors import DataError
 
-STRIP_PIXELS = 2**20
+STRIP_PIXELS = 2**18
 UINT32_WHITE = 2**32 - 1
 GUESSED_WHITES = (1, 255, 65535)  # of modes I and F, where nothing says it; 1 for F alone
 
