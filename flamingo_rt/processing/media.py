@@ -15,6 +15,9 @@ from flamingo_rt.device_arrays import is_device_array
 from flamingo_rt.errors import UsageError
 
 MAX_FRAMES = 1024
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".tif", ".tiff", ".bmp", ".ppm", ".pgm", ".pbm", ".pfm",
+                    ".jp2", ".j2k", ".avif", ".heic")
+CLIP_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".mpeg", ".wmv", ".apng")
 
 
 class DlpackArray(Protocol):
@@ -138,3 +141,29 @@ def source_label(source: Any) -> str:
     if isinstance(source, PIL.Image.Image):
         return f"<PIL image {source.mode} {source.width}x{source.height}>"
     return f"<{type(source).__name__}>"
+
+
+def how_to_wrap(value: Any) -> str:
+    """What a value is that stands where a picture or clip should, and how to write it: for messages."""
+    if isinstance(value, (str, os.PathLike)):
+        path = os.fsdecode(value)
+        kind = "Video" if path.lower().endswith(CLIP_SUFFIXES) else "Image"
+        return f"the path {path!r}: write {kind}({path!r})"
+    if isinstance(value, bytes):
+        return "bytes: write Image(...) around those of a picture file"
+    if isinstance(value, PIL.Image.Image):
+        return f"a Pillow image ({value.mode}, {value.width}x{value.height}): write Image(...) around it"
+    if is_array(value):
+        kind = "Video" if len(getattr(value, "shape", ())) == 4 else "Image"
+        return f"an array, {source_label(value)}: write {kind}(...) around it"
+    if isinstance(value, (list, tuple)):
+        return f"a {type(value).__name__}: write Video(...) around the frames of a clip, or give its parts one by one"
+    return f"{type(value).__name__}: write Image(...) around a picture, Video(...) around a clip"
+
+
+def names_a_file(text: str) -> bool:
+    """Whether a text is the path of a picture or clip: it ends as their files' names do, and is one word or the path
+    of a file that is there."""
+    if not text.lower().endswith((*PICTURE_SUFFIXES, *CLIP_SUFFIXES)):
+        return False
+    return not any(character.isspace() for character in text) or os.path.isfile(text)

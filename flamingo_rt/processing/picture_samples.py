@@ -130,8 +130,8 @@ def settle(image: PIL.Image.Image, reopen: Callable[[], PIL.Image.Image]) -> Non
 
 
 def _settle_transparency(image: PIL.Image.Image, reopen: Callable[[], PIL.Image.Image]) -> None:
-    """Make the transparent value of a PNG what Pillow takes it for: the file states it at its own depth, Pillow compares
-    it with 8-bit samples. 16-bit colours are decoded twice, once to their high bytes and once to their low ones."""
+    """Make the transparent value of a PNG what Pillow takes it for: the file states it at its own depth, Pillow
+    compares it with 8-bit samples. 16-bit colours are decoded twice, to their high bytes and to their low ones."""
     transparent, depth = image.info.get("transparency"), image.tile[0][3] if image.tile else ""
     if image.mode == "L" and isinstance(transparent, int):
         bits = {"L;2": 2, "L;4": 4}.get(depth, 8)
