@@ -5,54 +5,19 @@
 
 from __future__ import annotations
 
-import io
 import struct
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import product
-from pathlib import Path
 
 import numpy as np
 import PIL.Image
+from coded_picture_cases import avifs, jpeg2000s, jpegs, webps
+from picture_arithmetic import HEIGHT, WIDTH, Case, lab_to_rgb, samples, shown, ycc_to_rgb
 from picture_writers import bmp, gif, packed, png, tiff
 
-HEIGHT, WIDTH = 5, 7  # odd, so that rows are padded and passes incomplete
-UNKNOWN_OF_MM = ((0, 16), (1, 12), (1, 32))  # TIFF's photometric and bits that Pillow reads of little-endian files alone
-FIXTURES = Path(__file__).parents[1] / "fixtures" / "pictures"
-
-
-@dataclass(frozen=True)
-class Case:
-    """A picture file and what it shows: uint8 [H, W, 3] to within ``tolerance``, or the words of its refusal."""
-
-    container: str
-    mode: str
-    depth: str
-    about: str
-    content: bytes
-    expected: np.ndarray | str
-    tolerance: int = 0
-
-    @property
-    def name(self) -> str:
-        return " ".join(filter(None, [self.container, self.mode, self.depth, self.about]))
-
-
-def samples(bits: int, channels: int = 0, seed: int = 0) -> np.ndarray:
-    """Samples [H, W] or [H, W, C] over the whole range of ``bits``, both ends among them."""
-    shape = (HEIGHT, WIDTH, channels) if channels else (HEIGHT, WIDTH)
-    values = np.random.default_rng(seed).integers(0, 2**bits, shape, dtype=np.int64)
-    values[0, 0], values[0, 1] = 0, 2**bits - 1
-    return values
-
-
-def shown(values: np.ndarray, white: float, alpha: np.ndarray | None = None) -> np.ndarray:
-    """Greys [H, W] or colours [H, W, 3] from 0 to ``white`` over white, alpha [H, W] from 0 to 1: uint8 [H, W, 3]."""
-    colours = np.asarray(values, np.float64) / white
-    colours = np.stack([colours] * 3, -1) if colours.ndim == 2 else colours
-    opaque = 1.0 if alpha is None else np.asarray(alpha)[..., None]
-    return np.rint(255 * (colours * opaque + 1 - opaque)).clip(0, 255).astype(np.uint8)
+# TIFF's photometric and bits that Pillow reads of little-endian files alone.
+UNKNOWN_OF_MM = ((0, 16), (1, 12), (1, 32))
 
 
 def pngs() -> Iterator[Case]:
@@ -71,7 +36,8 @@ def pngs() -> Iterator[Case]:
             rgb[1, 2] = [0, 0, 1]
             if bits == 16:
                 rgb[1, 3], rgb[1, 4] = [256, 512, 768], [511, 767, 1023]  # equal in one of the two bytes
-            yield Case("PNG", "RGB", f"{bits}", about, png(rgb, bits, 2, interlaced=interlaced), shown(rgb, white), near)
+            yield Case("PNG", "RGB", f"{bits}", about, png(rgb, bits, 2, interlaced=interlaced),
+                       shown(rgb, white), near)
             for hidden in ((0, 0, 0), tuple(rgb[1, 3]), tuple(rgb[2, 3])):
                 yield Case("PNG", "RGB tRNS", f"{bits}", f"{'/'.join(map(str, hidden))} {about}",
                            png(rgb, bits, 2, struct.pack(">3H", *hidden), interlaced=interlaced),
@@ -84,31 +50,14 @@ def pngs() -> Iterator[Case]:
         for bits in (1, 2, 4, 8):
             indices, colours = samples(bits), np.random.default_rng(1).integers(0, 256, (2**bits, 3), dtype=np.uint8)
             plte = colours.tobytes()
-            yield Case("PNG", "palette", f"{bits}", about, png(indices, bits, 3, b"", plte, interlaced), colours[indices])
-            for kind, trns in (("one", bytes([255] * (2**bits - 1) + [0])), ("each", bytes(7 * index % 256 for index in range(1, 2**bits))),
-                               ("first", b"\0")):
-                trns = trns[: 2**bits]
+            yield Case("PNG", "palette", f"{bits}", about, png(indices, bits, 3, b"", plte, interlaced),
+                       colours[indices])
+            last, each = bytes([255] * (2**bits - 1) + [0]), bytes(7 * index % 256 for index in range(1, 2**bits))
+            for kind, trns in (("one", last), ("each", each), ("first", b"\0")):
                 alpha = np.frombuffer(trns.ljust(2**bits, b"\xff"), np.uint8)
-                yield Case("PNG", "palette tRNS", f"{bits}", f"{kind} {about}", png(indices, bits, 3, trns, plte, interlaced),
+                yield Case("PNG", "palette tRNS", f"{bits}", f"{kind} {about}",
+                           png(indices, bits, 3, trns, plte, interlaced),
                            shown(colours[indices], 255, alpha[indices] / 255), 1)
-
-
-def lab_to_rgb(lab: np.ndarray) -> np.ndarray:
-    """CIE 15 and IEC 61966-2-1: L*a*b* of D50, adapted to sRGB's D65 by Bradford's matrices."""
-    fy = (lab[..., 0] + 16) / 116
-    f = np.stack([fy + lab[..., 1] / 500, fy, fy - lab[..., 2] / 200], -1)
-    xyz = np.where(f > 6 / 29, f**3, 3 * (6 / 29) ** 2 * (f - 4 / 29)) * [0.96422, 1.0, 0.82521]
-    to_rgb = np.array([[3.1338561, -1.6168667, -0.4906146], [-0.9787684, 1.9161415, 0.0334540],
-                       [0.0719453, -0.2289914, 1.4052427]])  # of XYZ at D50
-    linear = (xyz @ to_rgb.T).clip(0, 1)
-    return np.rint(255 * np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)).astype(np.uint8)
-
-
-def ycc_to_rgb(ycc: np.ndarray) -> np.ndarray:
-    """ITU-R BT.601 with full range, as in JFIF and TIFF's default coefficients."""
-    y, cb, cr = (ycc[..., band].astype(np.float64) for band in range(3))
-    cb, cr = cb - 128, cr - 128
-    return np.rint(np.stack([y + 1.402 * cr, y - 0.344136 * cb - 0.714136 * cr, y + 1.772 * cb], -1)).clip(0, 255).astype(np.uint8)
 
 
 def mild_ycc() -> np.ndarray:
@@ -163,7 +112,8 @@ def tiffs() -> Iterator[Case]:
             premultiplied = np.concatenate([np.rint(rgba[..., :3] * alpha).astype(np.int64), rgba[..., 3:]], -1)
             yield Case("TIFF", "RGB+unspecified", f"{bits}", where, written(rgba, bits, 2, {338: [0]}, planar),
                        refused or shown(rgba[..., :3], white), near)
-            yield Case("TIFF", "RGB+associated alpha", f"{bits}", where, written(premultiplied, bits, 2, {338: [1]}, planar),
+            yield Case("TIFF", "RGB+associated alpha", f"{bits}", where,
+                       written(premultiplied, bits, 2, {338: [1]}, planar),
                        refused or shown(premultiplied[..., :3] / white + 1 - alpha, 1), 2)
             yield Case("TIFF", "RGB+unassociated alpha", f"{bits}", where, written(rgba, bits, 2, {338: [2]}, planar),
                        deep or shown(rgba[..., :3], white, alpha[..., 0]), 1 + near)
@@ -190,8 +140,8 @@ def tiffs() -> Iterator[Case]:
                    lab_to_rgb(lab * [100 / 255, 1, 1]), 3)
     bilevel = samples(1)
     reversed_bits = [int(f"{byte:08b}"[::-1], 2) for byte in b"".join(packed(bilevel, 1))]
-    yield Case("TIFF", "BlackIsZero", "1", "low bits first", tiff([bytes(reversed_bits)], size, [1], 1, tags={266: [2]}),
-               shown(bilevel, 1))
+    yield Case("TIFF", "BlackIsZero", "1", "low bits first",
+               tiff([bytes(reversed_bits)], size, [1], 1, tags={266: [2]}), shown(bilevel, 1))
 
 
 def bmps() -> Iterator[Case]:
@@ -218,33 +168,37 @@ def bmps() -> Iterator[Case]:
     rgb5 = samples(5, 3)
     rgb565 = rgb5.copy()
     rgb565[..., 1] = samples(6)
-    words = (rgb5 << [10, 5, 0]).sum(-1)
-    yield Case("BMP", "RGB 555", "16", "", bmp(packed(words, 16, "<", 4), size, 16), shown(rgb5, 31), 1)
-    yield Case("BMP", "RGB 555", "16", "bitfields",
-               bmp(packed(words, 16, "<", 4), size, 16, compression=3, masks=(0x7C00, 0x3E0, 0x1F)), shown(rgb5, 31), 1)
+
+    def fields(colours, shifts, masks=(0, 0, 0)):
+        lines = packed((colours << shifts).sum(-1), 16, "<", 4)
+        return bmp(lines, size, 16, compression=3, masks=masks) if any(masks) else bmp(lines, size, 16)
+
+    yield Case("BMP", "RGB 555", "16", "", fields(rgb5, [10, 5, 0]), shown(rgb5, 31), 1)
+    yield Case("BMP", "RGB 555", "16", "bitfields", fields(rgb5, [10, 5, 0], (0x7C00, 0x3E0, 0x1F)),
+               shown(rgb5, 31), 1)
     yield Case("BMP", "RGB 565", "16", "bitfields",
-               bmp(packed((rgb565 << [11, 5, 0]).sum(-1), 16, "<", 4), size, 16, compression=3, masks=(0xF800, 0x7E0, 0x1F)),
+               fields(rgb565, [11, 5, 0], (0xF800, 0x7E0, 0x1F)),
                shown(rgb565 / [31, 63, 31], 1), 1)
-    yield Case("BMP", "RGB 444", "16", "bitfields",
-               bmp(packed((samples(4, 3) << [8, 4, 0]).sum(-1), 16, "<", 4), size, 16, compression=3, masks=(0xF00, 0xF0, 0xF)),
-               "cannot be decoded")
+    yield Case("BMP", "RGB 444", "16", "bitfields", fields(samples(4, 3), [8, 4, 0], (0xF00, 0xF0, 0xF)),
+               "cannot be decoded: Unsupported BMP bitfields layout")
     rgb = samples(8, 3)
     for top_down, core in ((False, False), (True, False), (False, True)):
         yield Case("BMP", "RGB", "24", "top down" if top_down else "OS/2" if core else "",
                    bmp(packed(rgb[..., ::-1], 8, align=4), size, 24, top_down=top_down, core=core), shown(rgb, 255))
     rgba = samples(8, 4)
-    yield Case("BMP", "RGB+unused", "32", "", bmp(packed(rgba[..., [2, 1, 0, 3]], 8), size, 32), shown(rgba[..., :3], 255))
-    for red, green, blue, alpha in ((16, 8, 0, None), (24, 16, 8, None), (16, 8, 0, 24), (0, 8, 16, 24), (24, 16, 8, 0)):
-        shifts = [red, green, blue] + ([alpha] if alpha is not None else [])
+    yield Case("BMP", "RGB+unused", "32", "", bmp(packed(rgba[..., [2, 1, 0, 3]], 8), size, 32),
+               shown(rgba[..., :3], 255))
+    for shifts in ([16, 8, 0], [24, 16, 8], [16, 8, 0, 24], [0, 8, 16, 24], [24, 16, 8, 0]):
+        opaque = len(shifts) == 3
         pixels = (rgba[..., : len(shifts)] << shifts).sum(-1)
-        masks = [255 << shift for shift in shifts] + ([0] if alpha is None else [])
-        yield Case("BMP", "RGB" if alpha is None else "RGBA", "32", f"bitfields {'/'.join(map(str, shifts))}",
+        masks = [255 << shift for shift in shifts] + [0] * opaque
+        yield Case("BMP", "RGB" if opaque else "RGBA", "32", f"bitfields {'/'.join(map(str, shifts))}",
                    bmp(packed(pixels, 32, "<"), size, 32, compression=3, masks=masks),
-                   shown(rgba[..., :3], 255, None if alpha is None else rgba[..., 3] / 255), 0 if alpha is None else 1)
+                   shown(rgba[..., :3], 255, None if opaque else rgba[..., 3] / 255), 0 if opaque else 1)
     for bits in (4, 8):
         indices, colours = samples(bits), random.integers(0, 256, (2**bits, 3), dtype=np.uint8)
         palette = np.concatenate([colours[:, ::-1], colours[:, :1] * 0], -1).tobytes()
-        runs = [b"".join(bytes([1, index << 4 if bits == 4 else index]) for index in row) + b"\0\0" for row in indices[::-1].tolist()]
+        runs = [b"".join(bytes([1, index << (8 - bits)]) for index in row) + b"\0\0" for row in indices[::-1].tolist()]
         yield Case("BMP", "palette", f"{bits}", "run lengths",
                    bmp([*runs, b"\0\1"], size, bits, palette, compression=2 if bits == 4 else 1), colours[indices])
 
@@ -264,7 +218,8 @@ def netpbms() -> Iterator[Case]:
         for magic, data in (("P3" if channels else "P2", plain(values)),
                             ("P6" if channels else "P5", b"".join(packed(values, wide)))):
             yield Case("PPM" if channels else "PGM", "RGB" if channels else "grey", f"0..{most}", magic,
-                       f"{magic}\n# a comment\n{head}{most}\n".encode() + data, shown(values, most), 1 if most not in (1, 255) else 0)
+                       f"{magic}\n# a comment\n{head}{most}\n".encode() + data, shown(values, most),
+                       0 if most in (1, 255) else 1)
     for scale, order in ((1.0, ">"), (-1.0, "<"), (-255.0, "<"), (2.5, ">")):
         values = samples(8) / 255 * abs(scale)
         data = values[::-1].astype(f"{order}f4").tobytes()
@@ -305,107 +260,6 @@ def gifs() -> Iterator[Case]:
         seen[1 : 1 + HEIGHT, 2 : 2 + WIDTH][within] = 255
         yield Case("GIF", f"{name} transparent", "7", "frame within its screen",
                    gif(indices, (WIDTH + 5, HEIGHT + 4), (2, 1), table.tobytes(), background=77, transparent=127), seen)
-
-
-def encoded(image: PIL.Image.Image, kind: str, **options: object) -> bytes:
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
-
-
-def smooth(channels: int = 3) -> np.ndarray:
-    """uint8 [32, 48, C]: a slow gradient, which lossy codecs keep to within little."""
-    down, across = np.mgrid[0:32, 0:48]
-    bands = [40 + 4 * down, 30 + 4 * across, 200 - 2 * down - across, 60 + 3 * down + 2 * across]
-    return np.stack(bands[:channels], -1).astype(np.uint8)
-
-
-def jpegs() -> Iterator[Case]:
-    rgb, options = smooth(), {"quality": 97}
-    for progressive in (False, True):
-        about = "progressive" if progressive else ""
-        yield Case("JPEG", "grey", "8", about,
-                   encoded(PIL.Image.fromarray(rgb[..., 0]), "JPEG", progressive=progressive, **options),
-                   shown(rgb[..., 0], 255), 4)
-        for subsampling in ("4:4:4", "4:2:2", "4:2:0"):
-            content = encoded(PIL.Image.fromarray(rgb), "JPEG", subsampling=subsampling, progressive=progressive, **options)
-            yield Case("JPEG", f"YCbCr {subsampling}", "8", about, content, rgb, 8)
-    inks = smooth(4)
-    for place in (0, 1):
-        content = encoded(PIL.Image.fromarray(inks, "CMYK") if place == 0 else PIL.Image.merge("CMYK", [
-            PIL.Image.new("L", (48, 32), value) for value in (90, 140, 120, 60)]), "JPEG", **options)
-        stored = 255 - np.asarray(inks if place == 0 else np.broadcast_to([90, 140, 120, 60], inks.shape)).astype(float)
-        yield Case("JPEG", "CMYK (Adobe)", "8", "gradient" if place == 0 else "flat", content,
-                   shown(stored[..., :3] * stored[..., 3:] / 255, 255), 6)
-    at = content.index(b"Adobe\0d")
-    ycck = content[: at + 11] + b"\2" + content[at + 12 :]  # the transform: the same samples as YCCK
-    cmy = 255 - ycc_to_rgb(stored[..., :3]).astype(float)
-    yield Case("JPEG", "YCCK (Adobe)", "8", "", ycck, shown(cmy * stored[..., 3:] / 255, 255), 4)
-    ycc = np.broadcast_to(np.array([150, 120, 140], np.uint8), (16, 16, 3))
-    plain = encoded(PIL.Image.merge("YCbCr", [PIL.Image.new("L", (16, 16), int(v)) for v in ycc[0, 0]]), "JPEG", **options)
-    marker = b"\xff\xee\0\x0eAdobe\0d\0\0\0\0\0"
-    yield Case("JPEG", "RGB (Adobe)", "8", "", plain[:2] + marker + plain[plain.index(b"\xff\xdb") :],
-               np.ascontiguousarray(ycc), 2)
-    yield Case("JPEG", "grey", "12", "", plain[: plain.index(b"\xff\xc0") + 4] + b"\x0c" + plain[plain.index(b"\xff\xc0") + 5 :],
-               "12 bits")
-
-
-def webps() -> Iterator[Case]:
-    rgb, rgba = samples(8, 3).astype(np.uint8), samples(8, 4).astype(np.uint8)
-    over = shown(rgba[..., :3], 255, rgba[..., 3] / 255)
-    yield Case("WebP", "RGB lossless", "8", "", encoded(PIL.Image.fromarray(rgb), "WEBP", lossless=True), rgb)
-    yield Case("WebP", "RGBA lossless", "8", "", encoded(PIL.Image.fromarray(rgba), "WEBP", lossless=True, exact=True), over, 1)
-    yield Case("WebP", "YCbCr lossy", "8", "", encoded(PIL.Image.fromarray(smooth()), "WEBP", quality=100), smooth(), 8)
-    alpha = smooth(4)
-    yield Case("WebP", "YCbCr lossy+alpha", "8", "", encoded(PIL.Image.fromarray(alpha), "WEBP", quality=100),
-               shown(alpha[..., :3], 255, alpha[..., 3] / 255), 8)
-    frames = [PIL.Image.fromarray(rgba), PIL.Image.fromarray(rgba[::-1].copy())]
-    yield Case("WebP", "RGBA lossless", "8", "animated",
-               encoded(frames[0], "WEBP", lossless=True, exact=True, save_all=True, append_images=frames[1:]), over, 1)
-
-
-def jpeg2000s() -> Iterator[Case]:
-    for bits, channels in product((1, 2, 4, 7, 8, 10, 12, 16), (1, 3)):
-        file = FIXTURES / f"{bits}bit{channels}.jp2"
-        values = samples(bits, channels if channels > 1 else 0)
-        expected = "components of" if channels == 3 and bits > 8 else shown(values, 2**bits - 1)
-        yield Case("JPEG2000", "grey" if channels == 1 else "RGB", f"{bits}", "JP2", file.read_bytes(), expected)
-        content = file.read_bytes()
-        yield Case("JPEG2000", "grey" if channels == 1 else "RGB", f"{bits}", "codestream",
-                   content[content.index(b"\xff\x4f\xff\x51") :], expected)
-    values = samples(8, 2)
-    image = PIL.Image.merge("LA", [PIL.Image.fromarray(values[..., band].astype(np.uint8)) for band in (0, 1)])
-    yield Case("JPEG2000", "grey+alpha", "8", "", encoded(image, "JPEG2000"),
-               shown(values[..., 0], 255, values[..., 1] / 255), 1)
-    rgba = samples(8, 4)
-    yield Case("JPEG2000", "RGBA", "8", "", encoded(PIL.Image.fromarray(rgba.astype(np.uint8)), "JPEG2000"),
-               shown(rgba[..., :3], 255, rgba[..., 3] / 255), 1)
-    grey = encoded(PIL.Image.fromarray(samples(8).astype(np.uint8)), "JPEG2000")
-    colours = b"\0\2\3\7\7\7" + bytes([10, 20, 30, 200, 100, 0])
-    palette = struct.pack(">I4s", 8 + len(colours), b"pclr") + colours
-    at = grey.index(b"jp2h") - 4
-    longer = struct.pack(">I", struct.unpack_from(">I", grey, at)[0] + len(palette))
-    end = at + struct.unpack_from(">I", grey, at)[0]
-    yield Case("JPEG2000", "palette", "8", "", grey[:at] + longer + grey[at + 4 : end] + palette + grey[end:], "palette")
-
-
-def avifs() -> Iterator[Case]:
-    import cv2
-
-    rgb, alpha = smooth(), smooth(4)
-    yield Case("AVIF", "RGB", "8", "4:4:4", encoded(PIL.Image.fromarray(rgb), "AVIF", quality=100, subsampling="4:4:4"), rgb, 3)
-    yield Case("AVIF", "RGB", "8", "4:2:0", encoded(PIL.Image.fromarray(rgb), "AVIF", quality=100), rgb, 8)
-    yield Case("AVIF", "grey", "8", "", encoded(PIL.Image.fromarray(rgb[..., 0]), "AVIF", quality=100), shown(rgb[..., 0], 255), 3)
-    for premultiplied in (False, True):
-        yield Case("AVIF", "RGBA", "8", "premultiplied" if premultiplied else "",
-                   encoded(PIL.Image.fromarray(alpha), "AVIF", quality=100, subsampling="4:4:4", alpha_premultiplied=premultiplied),
-                   shown(alpha[..., :3], 255, alpha[..., 3] / 255), 4)
-    for bits in (10, 12):
-        white = 2**bits - 1
-        deep = np.rint(rgb.astype(float) * white / 255).astype(np.uint16)
-        done, content = cv2.imencode(".avif", deep[..., ::-1], [cv2.IMWRITE_AVIF_DEPTH, bits, cv2.IMWRITE_AVIF_QUALITY, 100])
-        assert done
-        yield Case("AVIF", "RGB", f"{bits}", "", content.tobytes(), rgb, 8)
 
 
 def cases() -> list[Case]:

@@ -94,5 +94,5 @@ def gif(indices: np.ndarray, screen: tuple[int, int], place: tuple[int, int] = (
     blocks = b"".join(bytes([len(stream[at : at + 255])]) + stream[at : at + 255] for at in range(0, len(stream), 255))
     control = b"" if transparent is None else b"\x21\xf9\x04\x01\0\0" + bytes([transparent, 0])
     return (b"GIF89a" + struct.pack("<HHBBB", *screen, 0xF6 if table else 0x70, background, 0) + table + control
-            + b"\x2c" + struct.pack("<HHHHB", *place, width, height, (0x86 if local else 0) | (0x40 if interlaced else 0))
+            + b"\x2c" + struct.pack("<HHHHB", *place, width, height, 0x86 * bool(local) | 0x40 * interlaced)
             + local + b"\x07" + blocks + b"\0;")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from picture_cases import Case, cases
+from picture_arithmetic import Case
+from picture_cases import cases
 
 from flamingo_rt.errors import DataError
 from flamingo_rt.processing.pictures import open_picture
