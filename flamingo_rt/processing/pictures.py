@@ -25,7 +25,7 @@ from flamingo_rt.processing.picture_strips import is_plain, rgb_over_white
 from flamingo_rt.processing.shared_context import SharedContext
 
 MAX_PIXELS = 100_000_000
-# Decoders that hold 16 bytes a pixel and more: twice what the others do, which is 12 at most.
+# In bytes a pixel, these decoders hold up to 17, 20 and 25, the others 13 (docs/pictures.md): at most 1.3 GB.
 FEWER_PIXELS = {"WEBP": 60_000_000, "AVIF": 60_000_000, "JPEG2000": 40_000_000}
 LARGE_PIXELS = 40_000_000  # above: decoded one at a time, however many threads read pictures
 
@@ -151,10 +151,13 @@ def _of_pillow(image: PIL.Image.Image, label: str) -> PIL.Image.Image:
     """The picture in a Pillow image, which is left as it is, but that Pillow decodes it."""
     file = getattr(image, "fp", None)
     if image.format in REREAD and getattr(image, "tile", None) and file is not None and image.tell() == 0:
-        place = file.tell()
-        file.seek(0)
-        content = file.read()
-        file.seek(place)
+        try:
+            place = file.tell()
+            file.seek(0)
+            content = file.read()
+            file.seek(place)
+        except (OSError, ValueError) as error:  # ValueError: closed
+            raise _damaged(label, error) from error
         return _read(io.BytesIO(content), label)
     _check_size(image, label)
     picture = _to_rgb(image, label)

@@ -52,6 +52,19 @@ def jpegs() -> Iterator[Case]:
     yield Case("JPEG", "YCbCr 4:2:0", "12", "", plain[:precision] + b"\x0c" + plain[precision + 1 :], "12 bits")
 
 
+def coded_tiffs() -> Iterator[Case]:
+    """Compressions of TIFF, all decoded by libtiff; the samples in them are those of the other TIFFs."""
+    rgb, grey, bilevel = samples(8, 3).astype(np.uint8), samples(16).astype(np.uint16), samples(1).astype(bool)
+    for compression in ("tiff_lzw", "packbits", "tiff_adobe_deflate", "tiff_deflate"):
+        yield Case("TIFF", "RGB", "8", compression, coded(rgb, "TIFF", compression=compression), rgb)
+        yield Case("TIFF", "BlackIsZero", "16", compression, coded(grey, "TIFF", compression=compression),
+                   shown(grey, 65535))
+    for compression in ("group3", "group4", "tiff_ccitt", "packbits"):
+        yield Case("TIFF", "BlackIsZero", "1", compression, coded(bilevel, "TIFF", compression=compression),
+                   shown(bilevel, 1))
+    yield Case("TIFF", "YCbCr", "8", "jpeg", coded(smooth(), "TIFF", compression="jpeg", quality=97), smooth(), 8)
+
+
 def webps() -> Iterator[Case]:
     rgb, rgba = samples(8, 3).astype(np.uint8), samples(8, 4).astype(np.uint8)
     over = shown(rgba[..., :3], 255, rgba[..., 3] / 255)

@@ -12,7 +12,7 @@ from itertools import product
 
 import numpy as np
 import PIL.Image
-from coded_picture_cases import avifs, jpeg2000s, jpegs, webps
+from coded_picture_cases import avifs, coded_tiffs, jpeg2000s, jpegs, webps
 from picture_arithmetic import HEIGHT, WIDTH, Case, lab_to_rgb, samples, shown, ycc_to_rgb
 from picture_writers import bmp, gif, packed, png, tiff
 
@@ -265,21 +265,26 @@ def gifs() -> Iterator[Case]:
 def cases() -> list[Case]:
     """All of them. The containers that this Pillow reads: AVIF is missing in older ones."""
     PIL.Image.init()
-    makers = [pngs, jpegs, webps, gifs, tiffs, bmps, netpbms, jpeg2000s] + ([avifs] if "AVIF" in PIL.Image.OPEN else [])
+    makers = [pngs, jpegs, webps, gifs, tiffs, coded_tiffs, bmps, netpbms, jpeg2000s]
+    makers += [avifs] if "AVIF" in PIL.Image.OPEN else []
     return [case for make in makers for case in make()]
 
 
 def table(listed: list[Case]) -> str:
     """Markdown: how many combinations of each container, mode and depth are compared, and how many refused."""
-    rows: dict[tuple[str, str], Counter] = {}
+    rows: dict[tuple[str, str], tuple[Counter, Counter]] = {}
     for case in listed:
-        counts = rows.setdefault((case.container, case.mode), Counter())
-        counts[case.depth if not isinstance(case.expected, str) else f"{case.depth} refused"] += 1
-    lines = ["| container | mode | bits (combinations) |", "|---|---|---|"]
-    lines += [f"| {container} | {mode} | {', '.join(f'{depth} ({count})' for depth, count in counts.items())} |"
-              for (container, mode), counts in rows.items()]
+        counts = rows.setdefault((case.container, case.mode), (Counter(), Counter()))
+        counts[isinstance(case.expected, str)][case.depth] += 1
+    lines = ["| container | mode | read: bits (combinations) | refused |", "|---|---|---|---|"]
+    lines += [f"| {container} | {mode} | {_counted(read)} | {_counted(refused)} |"
+              for (container, mode), (read, refused) in rows.items()]
     refused = sum(isinstance(case.expected, str) for case in listed)
     return "\n".join([*lines, "", f"{len(listed)} combinations: {len(listed) - refused} compared, {refused} refused"])
+
+
+def _counted(depths: Counter) -> str:
+    return ", ".join(f"{depth} ({count})" for depth, count in depths.items())
 
 
 if __name__ == "__main__":

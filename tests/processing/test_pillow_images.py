@@ -129,3 +129,12 @@ def test_a_decoded_16_bit_png_whose_transparent_colour_is_lost_is_refused() -> N
     image.load()
     with pytest.raises(DataError, match="transparent colour has 16: give the file itself"):
         open_picture(image)
+
+
+def test_an_opened_file_that_is_closed_is_refused() -> None:
+    for case in (next(case for case in OPENED if case.container == container) for container in ("PNG", "TIFF", "GIF")):
+        file = io.BytesIO(case.content)
+        image = PIL.Image.open(file)
+        file.close()
+        with pytest.raises(DataError, match="cannot be decoded: .*closed"):
+            open_picture(image)
