@@ -155,7 +155,8 @@ def how_to_wrap(value: Any) -> str:
         return f"a Pillow image ({value.mode}, {value.width}x{value.height}): write Image(...) around it"
     if is_array(value):
         kind = "Video" if len(getattr(value, "shape", ())) == 4 else "Image"
-        return f"an array, {source_label(value)}: write {kind}(...) around it"
+        return (f"an array, {source_label(value)}: write {kind}(...) around it, or PixelValues(...) if it is "
+                "preprocessed")
     if isinstance(value, (list, tuple)):
         return f"a {type(value).__name__}: write Video(...) around the frames of a clip, or give its parts one by one"
     return f"{type(value).__name__}: write Image(...) around a picture, Video(...) around a clip"
@@ -164,6 +165,6 @@ def how_to_wrap(value: Any) -> str:
 def names_a_file(text: str) -> bool:
     """Whether a text is the path of a picture or clip: it ends as their files' names do, and is one word or the path
     of a file that is there."""
-    if not text.lower().endswith((*PICTURE_SUFFIXES, *CLIP_SUFFIXES)):
+    if os.path.splitext(text)[1].lower() not in (*PICTURE_SUFFIXES, *CLIP_SUFFIXES):
         return False
     return not any(character.isspace() for character in text) or os.path.isfile(text)

@@ -13,7 +13,7 @@ import PIL.TiffImagePlugin
 from flamingo_rt.errors import DataError
 from flamingo_rt.processing.picture_strips import UINT32_WHITE, Samples, boxes
 
-# TIFF tags
+# TIFF tags.
 BITS_PER_SAMPLE, COMPRESSION, PHOTOMETRIC, PLANAR, EXTRA_SAMPLES, SAMPLE_FORMAT = 258, 259, 262, 284, 338, 339
 UNSIGNED, SIGNED = 1, 2  # TIFF's SampleFormat
 SAMPLE_KINDS = {1: "unsigned", 2: "signed", 3: "float", 5: "complex", 6: "complex float"}
@@ -60,7 +60,8 @@ def _netpbm(image: PIL.Image.Image, label: str) -> Samples:
 def _png(image: PIL.Image.Image, label: str) -> Samples:
     colour = image.info.get("transparency")
     if image.mode == "RGB" and isinstance(colour, tuple) and max(colour) > 255 and not image.tile:
-        raise unreadable(label, "a decoded PNG of 8 bits whose transparent colour has 16: give the file itself")
+        raise DataError(f"{label} is a PNG of which Pillow has decoded 8 of 16 bits a colour, and its transparent "
+                        f"colour {colour} cannot be found in them any more: give the file itself")
     return Samples((65535,)) if image.mode == "I" else Samples()  # Pillow before 11: 16-bit greys
 
 
@@ -94,8 +95,8 @@ def _jpeg2000(image: PIL.Image.Image, label: str) -> Samples:
     if not image.tile or file is None:  # decoded already: its depths are not known any more
         return Samples()
     head = _at(file, 0, JP2_HEADER_BYTES)
-    start = head.find(CODESTREAM)
-    if start < 0 or len(head) < start + 44:
+    start = _codestream_start(head)
+    if head[start : start + 4] != CODESTREAM or len(head) < start + 44:
         raise unreadable(label, "a JPEG 2000 file without a codestream in its first MiB")
     right, bottom, left, top, *tile, _, _, count = struct.unpack_from(">IIIIIIIIH", head, start + 8)
     if (right - left, bottom - top) != image.size:
@@ -115,6 +116,22 @@ def _jpeg2000(image: PIL.Image.Image, label: str) -> Samples:
     if min(depths) >= 8:
         return Samples()
     return Samples(tuple((2 ** min(depth, 8) - 1) << max(0, 8 - depth) for depth in depths))  # or to 8
+
+
+def _codestream_start(head: bytes) -> int:
+    """Where the codestream begins in a JPEG 2000 file: behind the boxes before it, if there are any."""
+    if head.startswith(CODESTREAM):
+        return 0
+    at = 0
+    while len(head) >= at + 16:
+        length, kind, extended = struct.unpack_from(">I4sQ", head, at)
+        if kind == b"jp2c":
+            return at + (16 if length == 1 else 8)
+        length = extended if length == 1 else length
+        if length < 8:  # 0: the last box, which was no codestream
+            break
+        at += length
+    return len(head)
 
 
 def settle(image: PIL.Image.Image, reopen: Callable[[], PIL.Image.Image]) -> None:
@@ -158,7 +175,7 @@ def _opaque(high: PIL.Image.Image, low: PIL.Image.Image, transparent: tuple[int,
 
 
 def _with_args(tile: tuple[Any, ...], args: Any) -> tuple[Any, ...]:
-    """A piece of an undecoded picture with other arguments for its decoder; Pillow before 11 has plain tuples."""
+    """A piece of an undecoded picture with other arguments for its decoder; some versions have plain tuples."""
     return tile._replace(args=args) if hasattr(tile, "_replace") else (*tile[:3], args)
 
 

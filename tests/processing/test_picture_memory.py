@@ -97,6 +97,14 @@ def test_the_size_of_a_jpeg_2000_file_is_that_of_its_codestream(tmp_path: Path) 
         open_picture(bytes(content))
 
 
+def test_bytes_in_a_box_before_it_are_not_taken_for_the_codestream(tmp_path: Path) -> None:
+    PIL.Image.new("L", (10, 10), 77).save(tmp_path / "a.jp2")
+    content = (tmp_path / "a.jp2").read_bytes()
+    at, note = content.index(b"jp2c") - 4, b"\xff\x4f\xff\x51" + bytes(60)
+    noted = content[:at] + struct.pack(">I4s", 8 + len(note), b"free") + note + content[at:]
+    assert open_picture(noted).getpixel((3, 3)) == (77, 77, 77)
+
+
 def test_strips_give_what_the_whole_picture_gives(monkeypatch: pytest.MonkeyPatch) -> None:
     from flamingo_rt.processing import picture_strips
 

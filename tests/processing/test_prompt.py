@@ -226,7 +226,7 @@ def test_a_text_of_several_words_is_the_path_of_a_picture_if_it_is_there(tokeniz
 
 
 @pytest.mark.parametrize("text", ["Question: is it photo.png", "photo.png<|endofchunk|>", " photo.png", "a .png file",
-                                  "photo.png?", "png", "\0 .png"])
+                                  "photo.png?", "png", ".png", "\0 a.png"])
 def test_a_text_that_holds_a_name_of_a_picture_is_a_text(text, tokenizer):
     build_prompt([A, text], tokenizer)
 
