@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 import PIL.Image
@@ -15,6 +15,9 @@ from flamingo_rt.device_arrays import is_device_array
 from flamingo_rt.errors import UsageError
 
 MAX_FRAMES = 1024
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".tif", ".tiff", ".bmp", ".ppm", ".pgm", ".pbm", ".pfm",
+                    ".jp2", ".j2k", ".avif", ".heic")
+CLIP_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".mpeg", ".wmv", ".apng")
 
 
 class DlpackArray(Protocol):
@@ -35,6 +38,7 @@ class CudaArray(Protocol):
 Array = np.ndarray | DlpackArray | CudaArray
 PictureSource = str | os.PathLike | bytes | PIL.Image.Image | Array
 VideoSource = str | os.PathLike | Sequence[PictureSource]
+Channels = Literal["RGB", "BGR"]
 
 
 # Compared by identity: two arrays have no single truth value to compare by.
@@ -42,11 +46,18 @@ VideoSource = str | os.PathLike | Sequence[PictureSource]
 class Image:
     """One picture: a path, the bytes of a picture file, a Pillow image, or an array, uint8 [H, W, 3] or [H, W].
 
-    An array is numpy's or one of another library, such as a tensor or a camera frame. One in device memory is copied to
-    the host, by its library, and preprocessed there: `PixelValues` can stay.
+    An array is numpy's or one of another library, such as a tensor or a camera frame. Its channels are RGB, or those of
+    ``channels``: OpenCV's frames are "BGR". One in device memory is copied to the host, by its library, and
+    preprocessed there: `PixelValues` can stay.
+
+    Raises `UsageError` when ``channels`` is neither "RGB" nor "BGR", and for "BGR" of what is no array.
     """
 
     source: PictureSource
+    channels: Channels = "RGB"
+
+    def __post_init__(self) -> None:
+        _check_channels(self.channels, is_array(self.source), self.label)
 
     @property
     def label(self) -> str:
@@ -57,17 +68,21 @@ class Image:
 @dataclass(frozen=True, eq=False)
 class Video:
     """One clip: the path of a video file, a sequence of pictures, or an array, uint8 [T, H, W, 3]. The model sees
-    ``frames`` of its frames; no others are decoded or copied from a device.
+    ``frames`` of its frames; no others are decoded or copied from a device. ``channels`` is the order of arrays'
+    channels, as in `Image`.
 
-    Raises `UsageError` when ``frames`` is not an integer from 1 to `MAX_FRAMES`.
+    Raises `UsageError` when ``frames`` is not an integer from 1 to `MAX_FRAMES`, when ``channels`` is neither "RGB" nor
+    "BGR", and for "BGR" of a file.
     """
 
     source: VideoSource
     frames: int = 8
+    channels: Channels = "RGB"
 
     def __post_init__(self) -> None:
         if isinstance(self.frames, bool) or not isinstance(self.frames, int) or not 1 <= self.frames <= MAX_FRAMES:
             raise UsageError(f"a clip cannot be read as {self.frames!r} frames: give an integer from 1 to {MAX_FRAMES}")
+        _check_channels(self.channels, not isinstance(self.source, (str, os.PathLike, bytes)), self.label)
 
     @property
     def label(self) -> str:
@@ -100,6 +115,13 @@ class PixelValues:
 Visual = Image | Video | PixelValues
 
 
+def _check_channels(channels: Any, may_be_bgr: bool, label: str) -> None:
+    if channels not in get_args(Channels):
+        raise UsageError(f"the channels of {label} are {channels!r}: give 'RGB' or, for frames of OpenCV, 'BGR'")
+    if channels != "RGB" and not may_be_bgr:
+        raise UsageError(f"{label} is no array: its channels are known, leave channels={channels!r} out")
+
+
 def is_array(value: Any) -> bool:
     """Whether it is an array, of any library and in any memory."""
     return hasattr(value, "__dlpack__") or is_device_array(value)
@@ -119,3 +141,30 @@ def source_label(source: Any) -> str:
     if isinstance(source, PIL.Image.Image):
         return f"<PIL image {source.mode} {source.width}x{source.height}>"
     return f"<{type(source).__name__}>"
+
+
+def how_to_wrap(value: Any) -> str:
+    """What a value is that stands where a picture or clip should, and how to write it: for messages."""
+    if isinstance(value, (str, os.PathLike)):
+        path = os.fsdecode(value)
+        kind = "Video" if path.lower().endswith(CLIP_SUFFIXES) else "Image"
+        return f"the path {path!r}: write {kind}({path!r})"
+    if isinstance(value, bytes):
+        return "bytes: write Image(...) around those of a picture file"
+    if isinstance(value, PIL.Image.Image):
+        return f"a Pillow image ({value.mode}, {value.width}x{value.height}): write Image(...) around it"
+    if is_array(value):
+        kind = "Video" if len(getattr(value, "shape", ())) == 4 else "Image"
+        return (f"an array, {source_label(value)}: write {kind}(...) around it, or PixelValues(...) if it is "
+                "preprocessed")
+    if isinstance(value, (list, tuple)):
+        return f"a {type(value).__name__}: write Video(...) around the frames of a clip, or give its parts one by one"
+    return f"{type(value).__name__}: write Image(...) around a picture, Video(...) around a clip"
+
+
+def names_a_file(text: str) -> bool:
+    """Whether a text is the path of a picture or clip: it ends as their files' names do, and is one word or the path
+    of a file that is there."""
+    if os.path.splitext(text)[1].lower() not in (*PICTURE_SUFFIXES, *CLIP_SUFFIXES):
+        return False
+    return not any(character.isspace() for character in text) or os.path.isfile(text)

@@ -6,6 +6,7 @@ import io
 import logging
 import os
 import re
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -18,10 +19,15 @@ from PIL.Image import Transpose
 from flamingo_rt.errors import DataError
 from flamingo_rt.processing.arrays import host_array
 from flamingo_rt.processing.files import open_file
-from flamingo_rt.processing.media import PictureSource, is_array, source_label
+from flamingo_rt.processing.media import Channels, PictureSource, is_array, source_label
+from flamingo_rt.processing.picture_samples import settle, stated_samples, unread_kind, unreadable
+from flamingo_rt.processing.picture_strips import is_plain, rgb_over_white
 from flamingo_rt.processing.shared_context import SharedContext
 
 MAX_PIXELS = 100_000_000
+# In bytes a pixel, these decoders hold up to 17, 20 and 25, the others 13 (docs/pictures.md): at most 1.3 GB.
+FEWER_PIXELS = {"WEBP": 60_000_000, "AVIF": 60_000_000, "JPEG2000": 40_000_000}
+LARGE_PIXELS = 40_000_000  # above: decoded one at a time, however many threads read pictures
 
 # Only formats that begin with a signature and decode in this process: EPS, for one, would start Ghostscript.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "JPEG2000", "AVIF")
@@ -65,19 +71,26 @@ def _discarded_stderr() -> Iterator[None]:
         os.close(kept)
 
 
+# What `settle` and `stated_samples` look at is not known any more once Pillow has decoded a picture of these.
+REREAD = ("PNG", "GIF", "TIFF", "JPEG2000")
+HOLD_THEIR_DECODER = ("WEBP", "AVIF")  # as long as they live: twice the picture's memory
+
+_ONE_LARGE = threading.Lock()
 _QUIET = SharedContext(_ignored_warnings)
 _NO_STDERR = SharedContext(_discarded_stderr)
 
 
-def open_picture(source: PictureSource) -> PIL.Image.Image:
+def open_picture(source: PictureSource, channels: Channels = "RGB") -> PIL.Image.Image:
     """Read a picture: its first frame, turned upright by its EXIF orientation, over white where it is transparent.
 
-    ``source`` is a path, the bytes of a picture file, a Pillow image, or an array of any library, uint8 [H, W, 3] RGB
-    or [H, W] grey; one in device memory is copied by `host_array`. Returns a new RGB image of at most `MAX_PIXELS`
-    pixels. Deeper greys are scaled to 8 bits, see `_eight_bits`. Raises `DataError` for anything else; the size is
-    checked before anything is decoded.
+    ``source`` is a path, the bytes of a picture file, a Pillow image, or an array of any library, uint8 [H, W, 3] in
+    the order of ``channels`` or [H, W] grey; one in device memory is copied by `host_array`. Returns an RGB image of at
+    most `MAX_PIXELS` pixels that shares no memory with the source. Raises `DataError` for anything else; the size is
+    checked before anything is decoded. docs/pictures.md says what is read, and how.
     """
     label = source_label(source)
+    if channels != "RGB" and not is_array(source):
+        raise DataError(f"{label} is no array: {channels} is the order of an array's channels; leave it out")
     if isinstance(source, (str, os.PathLike)):
         with open_file(source) as file:
             return _read(file, label)
@@ -87,9 +100,9 @@ def open_picture(source: PictureSource) -> PIL.Image.Image:
         return _read(io.BytesIO(source), label)
     if isinstance(source, PIL.Image.Image):
         with _QUIET:
-            return _to_rgb(source, label)
+            return _of_pillow(source, label)
     if is_array(source):
-        return _from_array(host_array(source, label), label)
+        return _from_array(host_array(source, label), channels, label)
     raise DataError(
         f"{label} is not a picture; give a path, the bytes of a picture file, a Pillow image or a uint8 array"
     )
@@ -98,58 +111,91 @@ def open_picture(source: PictureSource) -> PIL.Image.Image:
 def _read(file: BinaryIO, label: str) -> PIL.Image.Image:
     with _QUIET:
         PIL.Image.init()
-        known = [name for name in FORMATS if name in PIL.Image.OPEN]
+        with _opened(file, label) as image:
+            _check_size(image, label)
+            with _ONE_LARGE if image.width * image.height > LARGE_PIXELS else nullcontext():
+                try:
+                    settle(image, lambda: _opened(file, label))
+                except DataError:
+                    raise
+                except Exception as error:
+                    raise _damaged(label, error) from error
+                picture = _to_rgb(image, label)
+                return picture.copy() if picture is image and image.format in HOLD_THEIR_DECODER else picture
+
+
+def _opened(file: BinaryIO, label: str) -> PIL.Image.Image:
+    """A picture file with its header read. Raises `DataError` for what is none, of another format or of a kind that
+    Pillow does not read."""
+    known = [name for name in FORMATS if name in PIL.Image.OPEN]
+    file.seek(0)
+    try:
+        return PIL.Image.open(file, formats=known)
+    except PIL.Image.DecompressionBombError as error:  # Pillow's own limit, met before ours can be
+        count = re.search(r"\d+", str(error))
+        raise _too_large(label, f"{int(count[0]):,} pixels" if count else "too many pixels") from error
+    except PIL.UnidentifiedImageError as error:
+        kind = unread_kind(file)
+        if kind:
+            raise unreadable(label, kind) from error
+        file.seek(0)
+        raise DataError(
+            f"{label} is not a picture this can read, or its header is damaged: it begins with {file.read(12)!r}; "
+            f"give one of {', '.join(known)}"
+        ) from error
+    except Exception as error:  # decoders raise anything at all for damaged bytes
+        raise _damaged(label, error) from error
+
+
+def _of_pillow(image: PIL.Image.Image, label: str) -> PIL.Image.Image:
+    """The picture in a Pillow image, which is left as it is, but that Pillow decodes it."""
+    file = getattr(image, "fp", None)
+    if image.format in REREAD and getattr(image, "tile", None) and file is not None and image.tell() == 0:
         try:
-            image = PIL.Image.open(file, formats=known)
-        except PIL.Image.DecompressionBombError as error:  # Pillow's own limit, met before ours can be
-            count = re.search(r"\d+", str(error))
-            raise _too_large(label, f"{int(count[0]):,} pixels" if count else "too many pixels") from error
-        except PIL.UnidentifiedImageError as error:
+            place = file.tell()
             file.seek(0)
-            raise DataError(
-                f"{label} is not a picture this can read, or its header is damaged: it begins with {file.read(12)!r}; "
-                f"give one of {', '.join(known)}"
-            ) from error
-        except Exception as error:  # decoders raise anything at all for damaged bytes
+            content = file.read()
+            file.seek(place)
+        except (OSError, ValueError) as error:  # ValueError: closed
             raise _damaged(label, error) from error
-        with image:
-            return _to_rgb(image, label)
+        return _read(io.BytesIO(content), label)
+    _check_size(image, label)
+    picture = _to_rgb(image, label)
+    return picture.copy() if picture is image else picture
 
 
-def _from_array(array: np.ndarray, label: str) -> PIL.Image.Image:
+def _from_array(array: np.ndarray, channels: Channels, label: str) -> PIL.Image.Image:
     shape_fits = array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)
     if array.dtype != np.uint8 or not shape_fits:
         raise DataError(
-            f"{label} is not a picture; give uint8 values, shape [H, W, 3] (RGB) or [H, W] (grey), or PixelValues of "
-            "what is preprocessed already"
+            f"{label} is not a picture; give uint8 values, shape [H, W, 3] (RGB, or BGR with channels='BGR') or [H, W] "
+            "(grey), or PixelValues of what is preprocessed already"
         )
-    _check_size(array.shape[1], array.shape[0], label)
-    return PIL.Image.fromarray(np.ascontiguousarray(array)).convert("RGB")
+    _check_extent(array.shape[1], array.shape[0], MAX_PIXELS, label)
+    if array.ndim == 2:
+        return PIL.Image.fromarray(np.ascontiguousarray(array)).convert("RGB")
+    return PIL.Image.fromarray(np.ascontiguousarray(array if channels == "RGB" else array[:, :, ::-1]))
 
 
 def _to_rgb(image: PIL.Image.Image, label: str) -> PIL.Image.Image:
-    """Decode ``image`` and make it 8-bit RGB. Raises `DataError`, also for what its lazy decoder raises."""
-    _check_size(image.width, image.height, label)
+    """Decode ``image`` and make it upright 8-bit RGB: the image itself if it is that already.
+
+    Raises `DataError`, also for what Pillow's decoders raise.
+    """
     try:
+        samples = stated_samples(image, label)
         # Only libtiff prints, so that other threads lose their stderr for no other format.
         with _NO_STDERR if image.format == "TIFF" else nullcontext():
             image.load()
         turn = UPRIGHT.get(_orientation(image))  # after loading: Pillow turns TIFF pictures itself while it loads
-        if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-            image = _eight_bits(image, label)
-        if image.mode == "La":  # premultiplied; Pillow converts it to LA only
-            image = image.convert("LA")
-        if image.mode in ("LA", "PA", "RGBA", "RGBa") or "transparency" in image.info:
-            image = image.convert("RGBA")
-            image = PIL.Image.alpha_composite(PIL.Image.new("RGBA", image.size, "white"), image)
-        picture = image.convert("RGB")
+        picture = image if is_plain(image, samples) else rgb_over_white(image, samples, label)
         if turn is not None:
             picture = picture.transpose(turn)
+            picture.info = {}  # an orientation kept here would turn the picture again when it is next opened
     except DataError:
         raise
     except Exception as error:  # decoders raise anything at all for damaged bytes
         raise _damaged(label, error) from error
-    picture.info = {}  # an orientation kept here would turn the picture again when it is next opened
     return picture
 
 
@@ -160,41 +206,19 @@ def _orientation(image: PIL.Image.Image) -> object:
         return None
 
 
-def _eight_bits(image: PIL.Image.Image, label: str) -> PIL.Image.Image:
-    """Scale a grey picture of 12, 16 or 32 bits or of floats to 8 bits, linearly, its white to 255.
-
-    White is known for 12 and 16 bits. Modes I and F do not say theirs, so it is the least of 1 (F only), 255
-    and 65535 that holds every value. Raises `DataError` for values below 0, above 65535 or not finite.
-    """
-    values = np.asarray(image).astype(np.float64)  # [H, W]
-    low, high = float(values.min()), float(values.max())
-    if not (low >= 0 and high <= 65535):  # written so that NaN fails it
-        raise DataError(
-            f"{label} has values from {low:g} to {high:g} (mode {image.mode}), and which of them is white is not "
-            f"known; scale it to 8 bits first"
-        )
-    if image.mode.startswith("I;16"):
-        bits = getattr(image, "tag_v2", {}).get(258)  # TIFF's BitsPerSample
-        white = 4095 if bits == (12,) else 65535
-    elif image.format in ("PPM", "PNG"):  # Pillow gives these in mode I only when they have 16 bits
-        white = 65535
-    else:
-        white = next(level for level in (1, 255, 65535) if high <= level and (level > 1 or image.mode == "F"))
-    transparent = image.info.get("transparency")  # PNG: the one grey that is transparent
-    if isinstance(transparent, int):
-        values[values == transparent] = white
-    return PIL.Image.fromarray(np.rint(values * (255 / white)).astype(np.uint8))
+def _check_size(image: PIL.Image.Image, label: str) -> None:
+    _check_extent(image.width, image.height, FEWER_PIXELS.get(image.format or "", MAX_PIXELS), label)
 
 
-def _check_size(width: int, height: int, label: str) -> None:
+def _check_extent(width: int, height: int, most: int, label: str) -> None:
     if width < 1 or height < 1:
         raise DataError(f"{label} is {width} x {height} pixels: there is nothing in it; give another picture")
-    if width * height > MAX_PIXELS:
-        raise _too_large(label, f"{width:,} x {height:,} pixels")
+    if width * height > min(most, MAX_PIXELS):
+        raise _too_large(label, f"{width:,} x {height:,} pixels", min(most, MAX_PIXELS))
 
 
-def _too_large(label: str, extent: str) -> DataError:
-    return DataError(f"{label} has {extent}, more than the {MAX_PIXELS:,} that are read; make it smaller first")
+def _too_large(label: str, extent: str, most: int = MAX_PIXELS) -> DataError:
+    return DataError(f"{label} has {extent}, more than the {most:,} that are read; make it smaller first")
 
 
 def _damaged(label: str, error: Exception) -> DataError:

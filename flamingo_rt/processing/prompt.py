@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import PIL.Image
 
 from flamingo_rt.errors import UsageError
-from flamingo_rt.processing.media import Visual
+from flamingo_rt.processing.media import Visual, how_to_wrap, is_array, names_a_file
 from flamingo_rt.processing.tokenizer import TextTokenizer
 
 Part = str | Visual
@@ -34,18 +37,32 @@ def build_prompt(parts: Part | Sequence[Part], tokenizer: TextTokenizer, *, star
     of a text, as LLaMA's does, so parts tokenized one by one could give other tokens. A prompt that continues a prefix
     is a text of its own.
 
-    Raises `UsageError` for an empty prompt, a part of another type, or an ``<image>`` written in a text.
+    Raises `UsageError` for an empty prompt, a part of another type, an ``<image>`` written in a text, or a text that is
+    the path of a picture or clip (`names_a_file`).
     """
+    listed = _listed(parts)
+    for part in listed:
+        if isinstance(part, str) and names_a_file(part):
+            raise UsageError(f"a text of the prompt is {how_to_wrap(part)}, on the command line --image or --video; "
+                             "a path that is meant as text goes into the text beside it")
+    return _tokenized(listed, tokenizer, start)
+
+
+def _listed(parts: Any) -> list[Any]:
+    alone = isinstance(parts, (str, bytes, os.PathLike, PIL.Image.Image)) or is_array(parts)
+    return [parts] if alone or not isinstance(parts, Iterable) else list(parts)
+
+
+def _tokenized(parts: Sequence[Part], tokenizer: TextTokenizer, start: bool) -> Prompt:
     visuals, pieces = [], [""]  # a text before, between and behind the visuals
-    for part in [parts] if isinstance(parts, str) or not isinstance(parts, Iterable) else parts:
+    for part in parts:
         if isinstance(part, Visual):
             visuals.append(part)
             pieces.append("")
         elif isinstance(part, str):
             pieces[-1] += part
         else:
-            kind = type(part).__name__
-            raise UsageError(f"a prompt holds str, Image, Video and PixelValues, not {kind}: wrap a path in Image(...)")
+            raise UsageError(f"a prompt holds str, Image, Video and PixelValues, not {how_to_wrap(part)}")
     image = tokenizer.tokens.image
     for piece in pieces:
         if image in piece:
@@ -69,9 +86,9 @@ def continuation_ids(
 
     Where the text changes the prompt's last token by joining it, the ids are those of the text alone.
     """
-    listed = [parts] if isinstance(parts, str) or not isinstance(parts, Iterable) else list(parts)
+    listed = _listed(parts)
     before = build_prompt(listed, tokenizer, start=start).input_ids
-    whole = build_prompt([*listed, text], tokenizer, start=start).input_ids
+    whole = _tokenized([*listed, text], tokenizer, start).input_ids
     if len(whole) > len(before) and np.array_equal(whole[: len(before)], before):
         return whole[len(before) :]
     return np.array(tokenizer.encode(text), dtype=np.int64)

@@ -12,7 +12,7 @@ from typing import Any
 
 from flamingo_rt.config import FlamingoConfig
 from flamingo_rt.errors import UsageError
-from flamingo_rt.processing.media import Visual
+from flamingo_rt.processing.media import Visual, how_to_wrap
 from flamingo_rt.processing.prompt import Part
 
 Visuals = Visual | Sequence[Visual]
@@ -66,7 +66,7 @@ def _visuals(visuals: Any, may_be_empty: bool = False) -> list[Visual]:
     listed = list(visuals) if isinstance(visuals, (list, tuple)) else [visuals]
     for visual in listed:
         if not isinstance(visual, Visual):
-            raise UsageError(f"the picture is {type(visual).__name__}: wrap a path in Image(...) or Video(...)")
+            raise UsageError(f"the picture is {how_to_wrap(visual)}")
     if not (listed or may_be_empty):
         raise UsageError("there is no picture: give an Image or a Video")
     return listed

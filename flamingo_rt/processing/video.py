@@ -57,7 +57,7 @@ def _read_sequence(source: Sequence[Any], video: Video) -> list[PIL.Image.Image]
     opened: dict[int, PIL.Image.Image] = {}
     for index in sorted(set(indices)):
         try:
-            opened[index] = open_picture(source[index])
+            opened[index] = open_picture(source[index], video.channels)
         except DataError as error:
             raise DataError(f"frame {index} of {video.label}: {error}") from error
     return [opened[index] for index in indices]

@@ -21,7 +21,7 @@ def visual_pixels(visual: Visual, config: FlamingoConfig) -> np.ndarray | Device
     if isinstance(visual, PixelValues):
         return given_frames(visual, size)
     if isinstance(visual, Image):
-        frames = [open_picture(visual.source)]
+        frames = [open_picture(visual.source, visual.channels)]
     else:
         from flamingo_rt.processing.video import read_frames  # brings OpenCV, which a picture does not need
 

@@ -14,10 +14,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flamingo_rt.errors import DataError
+from flamingo_rt.config import FlamingoConfig
+from flamingo_rt.errors import DataError, UsageError
 from flamingo_rt.processing import pictures
-from flamingo_rt.processing.media import Image
+from flamingo_rt.processing.media import Image, Video
 from flamingo_rt.processing.pictures import open_picture
+from flamingo_rt.processing.video import read_frames
+from flamingo_rt.processing.visuals import visual_pixels
 
 RAMP16 = np.linspace(0, 65535, 20).round().astype(np.uint16).reshape(4, 5)
 RAMP8 = np.rint(RAMP16 / 257).astype(np.uint8)
@@ -82,6 +85,33 @@ def test_arrays_are_rgb_or_grey():
     np.testing.assert_array_equal(pixels(COLOURS), COLOURS)
     np.testing.assert_array_equal(pixels(COLOURS[::-1, ::2]), COLOURS[::-1, ::2])
     np.testing.assert_array_equal(pixels(RAMP8), grey(RAMP8))
+
+
+def test_arrays_of_opencv_are_bgr_if_one_says_so():
+    np.testing.assert_array_equal(np.asarray(open_picture(COLOURS, "BGR")), COLOURS[..., ::-1])
+    np.testing.assert_array_equal(np.asarray(open_picture(RAMP8, "BGR")), grey(RAMP8))
+    read = visual_pixels(Image(COLOURS, channels="BGR"), FlamingoConfig())
+    np.testing.assert_array_equal(read, visual_pixels(Image(COLOURS[..., ::-1]), FlamingoConfig()))
+    for clip in (np.stack([COLOURS, COLOURS]), [COLOURS, COLOURS]):
+        frames = read_frames(Video(clip, frames=2, channels="BGR"))
+        np.testing.assert_array_equal(np.stack(frames), np.stack([COLOURS[..., ::-1]] * 2))
+
+
+@pytest.mark.parametrize("source", ["a.png", b"x", PIL.Image.new("RGB", (2, 2))], ids=["path", "bytes", "Pillow"])
+def test_what_is_no_array_has_channels_of_its_own(source):
+    with pytest.raises(UsageError, match="is no array"):
+        Image(source, channels="BGR")
+    with pytest.raises(DataError, match="frame 0 .* is no array"):
+        read_frames(Video([source], channels="BGR"))
+    with pytest.raises(UsageError, match="is no array"):
+        Video("a.mp4", channels="BGR")
+
+
+@pytest.mark.parametrize("channels", ["bgr", "RGBA", None, 3, ["BGR"]], ids=str)
+def test_channels_of_another_name_are_refused(channels):
+    for make in (Image, Video):
+        with pytest.raises(UsageError, match="'RGB' or, for frames of OpenCV, 'BGR'"):
+            make(COLOURS, channels=channels)
 
 
 def test_grey_is_repeated_over_the_channels():

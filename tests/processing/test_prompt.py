@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -187,14 +188,51 @@ def test_ids_are_those_of_the_joined_text_and_phi_counts_its_visuals(parts, star
     assert prompt.media_index[-1] == len(prompt.visuals)
 
 
-@pytest.mark.parametrize(
-    "parts, name",
-    [(["x", Path("a.png")], "PosixPath"), (Path("a.png"), "PosixPath"), (["x", None], "NoneType"), (None, "NoneType"),
-     (b"x", "int"), ([["x"]], "list")],
-)
-def test_a_part_of_another_type_is_named(parts, name, tokenizer):
-    with pytest.raises(UsageError, match=f"not {name}: wrap a path in Image"):
-        build_prompt(parts, tokenizer)
+PILLOW = PIL.Image.new("RGB", (3, 2))
+
+
+@pytest.mark.parametrize("part, said", [
+    (Path("a.png"), r"the path 'a.png': write Image\('a.png'\)"),
+    (Path("a.MP4"), r"the path 'a.MP4': write Video\('a.MP4'\)"),
+    (PILLOW, r"a Pillow image \(RGB, 3x2\): write Image\(...\) around it"),
+    (np.zeros((2, 3, 3), np.uint8), r"an array, <array uint8 \[2, 3, 3\]>: write Image\(...\) around it"),
+    (np.zeros((4, 2, 3, 3), np.uint8), r"an array, <array uint8 \[4, 2, 3, 3\]>: write Video\(...\) around it"),
+    (b"x", r"bytes: write Image\(...\)"),
+    (None, "NoneType: write Image"),
+    (["x"], r"a list: write Video\(...\) around the frames of a clip, or give its parts one by one"),
+], ids=["path", "clip", "Pillow", "picture array", "clip array", "bytes", "None", "list"])
+def test_a_part_of_another_type_is_named_with_how_to_write_it(part, said, tokenizer):
+    with pytest.raises(UsageError, match=f"PixelValues, not {said}"):
+        build_prompt(["x", part], tokenizer)
+    if not isinstance(part, list):
+        with pytest.raises(UsageError, match=f"PixelValues, not {said}"):
+            build_prompt(part, tokenizer)
+
+
+@pytest.mark.parametrize("text, kind", [("photo.png", "Image"), ("../a/Photo.JPG", "Image"), ("clip.mp4", "Video"),
+                                        ("http://host/a.webp", "Image")])
+def test_a_text_that_is_the_path_of_a_picture_is_refused(text, kind, tokenizer):
+    for parts in ([text, "Output:"], [A, text], text):
+        with pytest.raises(UsageError, match=rf"is the path '{text}': write {kind}\('{text}'\)"):
+            build_prompt(parts, tokenizer)
+
+
+def test_a_text_of_several_words_is_the_path_of_a_picture_if_it_is_there(tokenizer, tmp_path):
+    path = str(tmp_path / "my photo.png")
+    assert len(build_prompt(path, tokenizer)) > 1
+    Path(path).touch()
+    with pytest.raises(UsageError, match="is the path"):
+        build_prompt(path, tokenizer)
+
+
+@pytest.mark.parametrize("text", ["Question: is it photo.png", "photo.png<|endofchunk|>", " photo.png", "a .png file",
+                                  "photo.png?", "png", ".png", "\0 a.png"])
+def test_a_text_that_holds_a_name_of_a_picture_is_a_text(text, tokenizer):
+    build_prompt([A, text], tokenizer)
+
+
+def test_an_answer_to_choose_may_be_the_name_of_a_picture(tokenizer):
+    assert continuation_ids([A, "Which file?"], "photo.png", tokenizer).tolist() == tokenizer.encode("photo.png")
 
 
 @settings(max_examples=60, deadline=None)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import PIL.Image
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -99,7 +101,9 @@ def test_a_text_with_a_token_of_the_form_is_refused(build, token) -> None:
 
 
 @pytest.mark.parametrize(("visuals", "said"), [
-    ("a.png", "the picture is str: wrap a path in Image"), (Path("a.png"), "PosixPath"), ([A, None], "NoneType"),
+    ("a.png", r"the picture is the path 'a.png': write Image\('a.png'\)"), (Path("a.png"), r"Image\('a.png'\)"),
+    ([A, None], "NoneType"), (PIL.Image.new("L", (2, 2)), r"a Pillow image \(L, 2x2\): write Image"),
+    (np.zeros((2, 2, 3), np.uint8), r"an array, .* write Image"),
     ([], "there is no picture"),
 ])
 @pytest.mark.parametrize("build", [

@@ -167,6 +167,6 @@ def test_a_backend_in_host_memory_refuses_them_before_it_reads_anything(torch_mo
 def test_a_prompt_of_wrong_pixel_values_is_refused(torch_model, pixels):
     with pytest.raises(DataError, match=r"float32 \[3, 32, 32\]"):
         torch_model.generate([PixelValues(pixels[0][:, :16]), "a"])
-    with pytest.raises(UsageError, match="str, Image, Video and PixelValues, not ndarray"):
+    with pytest.raises(UsageError, match=r"str, Image, Video and PixelValues, not an array, .* or PixelValues\(...\)"):
         torch_model.generate([pixels[0], "a"])
     assert flamingo_rt.PixelValues is PixelValues
