@@ -3,9 +3,11 @@ and `given_pixels` read them."""
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any, Protocol
 
 import numpy as np
@@ -57,17 +59,28 @@ class Image:
 @dataclass(frozen=True, eq=False)
 class Video:
     """One clip: the path of a video file, a sequence of pictures, or an array, uint8 [T, H, W, 3]. The model sees
-    ``frames`` of its frames; no others are decoded or copied from a device.
+    ``frames`` of its frames; no others are copied from a device.
 
-    Raises `UsageError` when ``frames`` is not an integer from 1 to `MAX_FRAMES`.
+    They are those shown at the centres of ``frames`` equal intervals of the clip's time (of a sequence: of its length).
+    With ``fps``, which files alone have, they are ``fps`` a second, unless that makes more than ``frames``.
+
+    Raises `UsageError` when ``frames`` is not an integer from 1 to `MAX_FRAMES`, or ``fps`` not a number above 0.
     """
 
     source: VideoSource
     frames: int = 8
+    fps: float | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.frames, bool) or not isinstance(self.frames, int) or not 1 <= self.frames <= MAX_FRAMES:
+        if not _is_number(self.frames, Integral) or not 1 <= self.frames <= MAX_FRAMES:
             raise UsageError(f"a clip cannot be read as {self.frames!r} frames: give an integer from 1 to {MAX_FRAMES}")
+        object.__setattr__(self, "frames", int(self.frames))
+        if self.fps is None:
+            return
+        if not _is_number(self.fps, Real) or not 0 < self.fps < math.inf:
+            raise UsageError(f"a clip cannot be read at {self.fps!r} frames a second: give a number above 0")
+        if not isinstance(self.source, (str, os.PathLike)):
+            raise UsageError(f"{self.label} has no time that fps could refer to: leave fps out, or give a video file")
 
     @property
     def label(self) -> str:
@@ -98,6 +111,10 @@ class PixelValues:
 
 
 Visual = Image | Video | PixelValues
+
+
+def _is_number(value: Any, kind: type) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 def is_array(value: Any) -> bool:

@@ -66,6 +66,7 @@ def _discarded_stderr() -> Iterator[None]:
 
 
 _QUIET = SharedContext(_ignored_warnings)
+NO_WARNINGS = _QUIET  # animations are read by Pillow too
 _NO_STDERR = SharedContext(_discarded_stderr)
 
 
