@@ -136,21 +136,24 @@ def _declared_by_elements(file: BinaryIO) -> Declared:
                 break
             if name == TRACKS:
                 for track, within, last in _elements(file, at, until):
-                    leaves = {leaf: (where, behind) for leaf, where, behind in _elements(file, within, last)}
-                    if track == TRACK and _number(file, leaves.get(TRACK_TYPE)) == 1:  # the first video
+                    leaves = _leaves(file, (within, last)) if track == TRACK else {}
+                    if _number(file, leaves.get(TRACK_TYPE)) == 1:  # FFmpeg and OpenCV take the first video
                         return _declared_by_video(file, leaves.get(VIDEO))
     return Declared()
+
+
+def _leaves(file: BinaryIO, extent: tuple[int, int]) -> dict[int, tuple[int, int]]:
+    return {leaf: (where, behind) for leaf, where, behind in _elements(file, *extent)}
 
 
 def _declared_by_video(file: BinaryIO, extent: tuple[int, int] | None) -> Declared:
     if extent is None:
         return Declared()
-    leaves = {leaf: (where, behind) for leaf, where, behind in _elements(file, *extent)}
-    yaw = 0.0
+    leaves, yaw = _leaves(file, extent), 0.0
     if PROJECTION in leaves:
-        for leaf, where, behind in _elements(file, *leaves[PROJECTION]):
-            if leaf == POSE_YAW and behind > where:
-                yaw = struct.unpack(">f" if behind - where == 4 else ">d", _read(file, where, behind - where))[0]
+        where, behind = _leaves(file, leaves[PROJECTION]).get(POSE_YAW, (0, 0))
+        if behind > where:
+            yaw = struct.unpack(">f" if behind - where == 4 else ">d", _read(file, where, behind - where))[0]
     # FFmpeg takes a picture that is turned half around its upright axis as one seen from behind.
     return Declared(mirrored=math.isclose(abs(yaw), 180), transparent=_number(file, leaves.get(ALPHA_MODE)) == 1)
 

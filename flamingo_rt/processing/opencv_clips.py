@@ -49,6 +49,7 @@ class OpencvClip:
             int(capture.get(side)) for side in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT)
         )
         check_frame_size(self._width, self._height, label)
+        self._black = self._coloured = False
 
     def frames(self) -> Iterator[ClipFrame]:
         """Decode to the end or to the first data that cannot be decoded. Raises `DataError` for what OpenCV raises."""
@@ -68,7 +69,15 @@ class OpencvClip:
             raise self._undecodable(str(error)) from error
         if not read or pixels is None:
             raise self._undecodable("no picture comes out")
+        self._coloured = self._coloured or bool(pixels.any())
+        self._black = self._black or not self._coloured
         return PIL.Image.frombuffer("RGB", pixels.shape[1::-1], pixels, "raw", "BGR", pixels.strides[0], 1)
+
+    def check_pictures(self) -> None:
+        """Raise `DependencyError` when all pictures that were given are black: OpenCV 5.0 makes such of interlaced
+        frames, and reports no error."""
+        if self._black and not self._coloured:
+            raise _needs_pyav(self._label, "is black in all frames, or interlaced")
 
     def _undecodable(self, reason: str) -> DataError:
         index = int(self._capture.get(_opencv().CAP_PROP_POS_FRAMES)) - 1
@@ -101,7 +110,9 @@ def open_clip(path: str, label: str) -> Iterator[OpencvClip]:
             if _codec(capture) not in OPAQUE_BY_HABIT:
                 raise _needs_pyav(label, "may have transparent parts")
             LOG.warning("%r may have transparent parts, which OpenCV does not show: pip install '%s'", label, EXTRA)
-        yield OpencvClip(capture, label)
+        clip = OpencvClip(capture, label)
+        yield clip
+        clip.check_pictures()
     finally:
         capture.release()
 

@@ -151,9 +151,9 @@ def _transpose(matrix: bytes, label: str) -> Transpose | None:
     largest = max(map(abs, (a, b, c, d)))
     if largest == 0:  # no matrix at all
         return None
-    signs = tuple(round(number / largest) for number in (a, b, c, d))
-    uneven = max(abs(number / largest - sign) for number, sign in zip((a, b, c, d), signs, strict=True) if sign == 0)
-    if signs not in TRANSPOSES or uneven > 0.02:
+    # Of a quarter turn, one diagonal is zero; a scale may differ across and down.
+    signs = tuple((number > 0) - (number < 0) if abs(number) > 0.02 * largest else 0 for number in (a, b, c, d))
+    if signs not in TRANSPOSES:
         raise DataError(f"{label} is to be shown turned by {math.degrees(math.atan2(b, a)):.0f} degrees, which is no "
                         "multiple of 90: turn its pictures themselves, for example with ffmpeg's rotate filter")
     return TRANSPOSES[signs]
