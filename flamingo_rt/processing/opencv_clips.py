@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import PIL.Image
 
 from flamingo_rt.errors import DataError, DependencyError
@@ -29,7 +31,9 @@ CONFINED = f"format_whitelist;{','.join(FORMATS)}|protocol_whitelist;{','.join(P
 
 # First and last letters of the codes by which OpenCV names layouts with alpha (FFmpeg's table of raw formats): packed
 # ones, and planes with their count and depth, which big-endian ones write from behind.
-PACKED_WITH_ALPHA = frozenset({b"RGBA", b"BGRA", b"ARGB", b"ABGR", b"RBA@", b"@RBA", b"BRA@", b"@BRA", b"AYUV", b"VUYA"})
+PACKED_WITH_ALPHA = frozenset(
+    {b"RGBA", b"BGRA", b"ARGB", b"ABGR", b"RBA@", b"@RBA", b"BRA@", b"@BRA", b"AYUV", b"VUYA", b"UYVA"}
+)
 PLANES_WITH_ALPHA = (b"Y2", b"Y4", b"G4")
 PALETTE = b"PAL8"
 PNG_CODEC = b"MPNG"  # the one codec of palettes that may be transparent
@@ -49,7 +53,9 @@ class OpencvClip:
             int(capture.get(side)) for side in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT)
         )
         check_frame_size(self._width, self._height, label)
-        self._black = self._coloured = False
+        self._first: bytes | None = None  # of a picture, its digest
+        self._pictures = 0
+        self._alike = True
 
     def frames(self) -> Iterator[ClipFrame]:
         """Decode to the end or to the first data that cannot be decoded. Raises `DataError` for what OpenCV raises."""
@@ -57,6 +63,8 @@ class OpencvClip:
         try:
             while self._capture.grab():
                 start = self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
+                if self._pictures == 0 and _loses_interlaced_frames():
+                    self._picture()  # to be compared with those that are asked for
                 yield ClipFrame(self._width, self._height, start, self._picture)
         except cv2.error as error:
             raise self._undecodable(str(error)) from error
@@ -69,15 +77,21 @@ class OpencvClip:
             raise self._undecodable(str(error)) from error
         if not read or pixels is None:
             raise self._undecodable("no picture comes out")
-        self._coloured = self._coloured or bool(pixels.any())
-        self._black = self._black or not self._coloured
+        if _loses_interlaced_frames():
+            self._compare(pixels)
         return PIL.Image.frombuffer("RGB", pixels.shape[1::-1], pixels, "raw", "BGR", pixels.strides[0], 1)
 
     def check_pictures(self) -> None:
-        """Raise `DependencyError` when all pictures that were given are black: OpenCV 5.0 makes such of interlaced
-        frames, and reports no error."""
-        if self._black and not self._coloured:
-            raise _needs_pyav(self._label, "is black in all frames, or interlaced")
+        """Raise `DependencyError` when all of several pictures came out alike, as those of interlaced frames do where
+        OpenCV cannot convert them: it gives what lay in its memory, and reports no error."""
+        if self._pictures > 1 and self._alike:
+            raise _needs_pyav(self._label, "shows the same picture in all frames, or is interlaced")
+
+    def _compare(self, pixels: np.ndarray) -> None:
+        digest = hashlib.blake2b(np.ascontiguousarray(pixels), digest_size=16).digest()
+        self._first = self._first or digest
+        self._pictures += 1
+        self._alike = self._alike and digest == self._first
 
     def _undecodable(self, reason: str) -> DataError:
         index = int(self._capture.get(_opencv().CAP_PROP_POS_FRAMES)) - 1
@@ -100,9 +114,8 @@ def open_clip(path: str, label: str) -> Iterator[OpencvClip]:
     if header.transparent:
         raise _needs_pyav(label, "has transparent parts")
     with _CONFINED:  # of the process: held no longer than opening takes
-        # Bytes: OpenCV ends the process for a name that is not UTF-8. FFmpeg: other backends take a name for a device
-        # or a numbered series.
-        capture = cv2.VideoCapture(b"file:" + os.fsencode(os.path.abspath(path)), cv2.CAP_FFMPEG)
+        # FFmpeg: other backends take a name for a device or a numbered series.
+        capture = cv2.VideoCapture(_file_url(path, label), cv2.CAP_FFMPEG)
     try:
         if not capture.isOpened():
             raise not_a_clip(label)
@@ -115,6 +128,27 @@ def open_clip(path: str, label: str) -> Iterator[OpencvClip]:
         clip.check_pictures()
     finally:
         capture.release()
+
+
+def _file_url(path: str, label: str) -> str | bytes:
+    """The form in which no name is taken for another protocol. Raises `DataError` for a name that is not UTF-8 before
+    OpenCV 4.12; any OpenCV would end the process for it as a str."""
+    url = f"file:{os.path.abspath(path)}"
+    try:
+        url.encode("utf-8")
+    except UnicodeEncodeError as error:
+        if _version() < (4, 12):
+            raise DataError(f"{label!r} has a name that is not UTF-8, which OpenCV cannot open: rename it") from error
+        return os.fsencode(url)
+    return url
+
+
+def _loses_interlaced_frames() -> bool:
+    return _version() >= (5, 0)
+
+
+def _version() -> tuple[int, ...]:
+    return tuple(int(part) for part in _opencv().__version__.split(".")[:2])
 
 
 def _needs_pyav(label: str, what: str) -> DependencyError:

@@ -96,8 +96,8 @@ def test_a_name_with_a_number_in_it_is_no_series_of_pictures(folder):
         read_frames(Video("img-%d.png"))
 
 
-NAMES = ["take:1.mp4", "concat:secret.mp4", "subfile,,start,0,end,0,,:secret.mp4", "file:secret.mp4", "cache:secret.mp4",
-         "secret|.mp4", "format_whitelist;hls|a.mp4", "a%20b.mp4", "-.mp4", "é☃.mp4"]
+NAMES = ["take:1.mp4", "concat:secret.mp4", "subfile,,start,0,end,0,,:secret.mp4", "file:secret.mp4",
+         "cache:secret.mp4", "secret|.mp4", "format_whitelist;hls|a.mp4", "a%20b.mp4", "-.mp4", "é☃.mp4"]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -40,7 +40,8 @@ def write_clip(
         if times is not None:
             stream.codec_context.time_base = Fraction(1, 1000)
         for index, pixels in enumerate(frames):
-            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), "rgba" if pixels.shape[2] == 4 else "rgb24")
+            order = "rgba" if pixels.shape[2] == 4 else "rgb24"
+            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), order)
             if times is not None:
                 picture.pts, picture.time_base = round(times[index] * 1000), Fraction(1, 1000)
             output.mux(stream.encode(picture))
