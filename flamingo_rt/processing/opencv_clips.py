@@ -53,17 +53,18 @@ class OpencvClip:
             int(capture.get(side)) for side in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT)
         )
         check_frame_size(self._width, self._height, label)
-        self._first: bytes | None = None  # of a picture, its digest
-        self._pictures = 0
-        self._alike = True
+        self._index = -1  # of the frame that was decoded last
+        self._first_picture = b""  # its digest
+        self._compared = self._moves = False  # others with it
 
     def frames(self) -> Iterator[ClipFrame]:
         """Decode to the end or to the first data that cannot be decoded. Raises `DataError` for what OpenCV raises."""
         cv2 = _opencv()
         try:
             while self._capture.grab():
+                self._index += 1
                 start = self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
-                if self._pictures == 0 and _loses_interlaced_frames():
+                if self._index == 0 and _loses_interlaced_frames():
                     self._picture()  # to be compared with those that are asked for
                 yield ClipFrame(self._width, self._height, start, self._picture)
         except cv2.error as error:
@@ -84,18 +85,20 @@ class OpencvClip:
     def check_pictures(self) -> None:
         """Raise `DependencyError` when all of several pictures came out alike, as those of interlaced frames do where
         OpenCV cannot convert them: it gives what lay in its memory, and reports no error."""
-        if self._pictures > 1 and self._alike:
+        if self._compared and not self._moves:
             raise _needs_pyav(self._label, "shows the same picture in all frames, or is interlaced")
 
     def _compare(self, pixels: np.ndarray) -> None:
+        if self._moves:
+            return
         digest = hashlib.blake2b(np.ascontiguousarray(pixels), digest_size=16).digest()
-        self._first = self._first or digest
-        self._pictures += 1
-        self._alike = self._alike and digest == self._first
+        if self._index == 0:
+            self._first_picture = digest
+        else:
+            self._compared, self._moves = True, digest != self._first_picture
 
     def _undecodable(self, reason: str) -> DataError:
-        index = int(self._capture.get(_opencv().CAP_PROP_POS_FRAMES)) - 1
-        return DataError(f"frame {index} of {self._label} cannot be decoded: {' '.join(reason.split())}; "
+        return DataError(f"frame {self._index} of {self._label} cannot be decoded: {' '.join(reason.split())}; "
                          "convert it or copy it again")
 
 
