@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from flamingo_rt.processing.shared_context import SharedContext
 if TYPE_CHECKING:
     import cv2
 
+LONGEST = 1e9  # seconds, 32 years
 EXTRA = "flamingo-rt[video]"
 OPENCV_SILENT = 0  # LOG_LEVEL_SILENT
 FFMPEG_LOG_LEVEL = "OPENCV_FFMPEG_LOGLEVEL"
@@ -64,6 +66,8 @@ class OpencvClip:
             while self._capture.grab():
                 self._index += 1
                 start = self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
+                if abs(start) > LONGEST:  # OpenCV 4 reckons so with the time of a start that is not known
+                    start = math.nan
                 if self._index == 0 and _loses_interlaced_frames():
                     self._picture()  # to be compared with those that are asked for
                 yield ClipFrame(self._width, self._height, start, self._picture)
