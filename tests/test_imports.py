@@ -63,6 +63,7 @@ OWNERS = {
     "onnx_ir": {"export"},
     "safetensors": {"weights", "training", "cli"},
     "cv2": {"processing", "training"},
+    "av": {"processing"},
     "sklearn": {"training"},
     "tokenizers": {"processing", "importing", "training", "export"},
     "PIL": {"processing", "training", "bench"},

@@ -17,6 +17,7 @@ LIBRARIES = {
     "numpy": "always",
     "Pillow": "always",
     "opencv-python-headless": "clips and training",
+    "av": "clips, all kinds of them; extra video",
     "tokenizers": "always",
     "onnxruntime": "backend ort, extra cpu",
     "onnxruntime-gpu": "backends ort and ort-cuda, extra gpu",

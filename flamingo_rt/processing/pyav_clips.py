@@ -138,7 +138,8 @@ def _has_alpha(frame: av.VideoFrame) -> bool:
 
 
 def _converted(frame: av.VideoFrame, mode: str) -> PIL.Image.Image:
-    plane = frame.reformat(format="rgb24" if mode == "RGB" else "rgba").planes[0]
+    # Chroma by the filter that OpenCV takes, so that both libraries give the same pictures.
+    plane = frame.reformat(format="rgb24" if mode == "RGB" else "rgba", interpolation="BICUBIC").planes[0]
     return PIL.Image.frombuffer(mode, (frame.width, frame.height), plane, "raw", mode, plane.line_size, 1).copy()
 
 
