@@ -16,12 +16,16 @@ from flamingo_rt.errors import DataError
 from flamingo_rt.processing import pictures
 from flamingo_rt.processing.clip import ClipFrame, check_frame_size, not_a_clip
 from flamingo_rt.processing.containers import FORMATS, PROTOCOLS
+from flamingo_rt.processing.pictures import open_picture
 
 if TYPE_CHECKING:
     import av
 
 # FFmpeg's own VP8 and VP9 decoders drop the second stream, of transparency; libvpx gives both.
 DECODERS_WITH_ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
+
+# Threads that decode a frame each hold one each: larger frames are decoded one at a time.
+THREADED_PIXELS = 4096 * 2304
 
 # The display matrix's a, b, c, d, by their signs: (x, y) is shown at (a x + c y, b x + d y), y downwards.
 TRANSPOSES = {
@@ -80,7 +84,8 @@ class PyavClip:
         if name is not None and self._stream.metadata.get("alpha_mode") == "1":
             native = av.CodecContext.create(name, "r")
         native.options = {"max_pixels": str(pictures.MAX_PIXELS)}
-        native.thread_type = "AUTO"
+        large = self._stream.codec_context.width * self._stream.codec_context.height > THREADED_PIXELS
+        native.thread_type = "SLICE" if large else "AUTO"
         return native
 
     def _declared_turn(self) -> av.sidedata.sidedata.SideData | None:
@@ -98,12 +103,7 @@ class PyavClip:
 
     def _picture(self, frame: av.VideoFrame, matrix: Any) -> PIL.Image.Image:
         transpose = _transpose(bytes(matrix), self._label) if matrix is not None else None
-        if _has_alpha(frame):
-            image = _converted(frame, "RGBA")
-            white = PIL.Image.new("RGBA", image.size, "white")
-            image = PIL.Image.alpha_composite(white, image).convert("RGB")
-        else:
-            image = _converted(frame, "RGB")
+        image = open_picture(_converted(frame, "RGBA")) if _has_alpha(frame) else _converted(frame, "RGB")
         return image if transpose is None else image.transpose(transpose)
 
 
@@ -140,7 +140,7 @@ def _has_alpha(frame: av.VideoFrame) -> bool:
 def _converted(frame: av.VideoFrame, mode: str) -> PIL.Image.Image:
     # Chroma by the filter that OpenCV takes, so that both libraries give the same pictures.
     plane = frame.reformat(format="rgb24" if mode == "RGB" else "rgba", interpolation="BICUBIC").planes[0]
-    return PIL.Image.frombuffer(mode, (frame.width, frame.height), plane, "raw", mode, plane.line_size, 1).copy()
+    return PIL.Image.frombuffer(mode, (frame.width, frame.height), plane, "raw", mode, plane.line_size, 1)
 
 
 def _transpose(matrix: bytes, label: str) -> Transpose | None:
