@@ -54,7 +54,8 @@ if TYPE_CHECKING:
 def command(
     images: tuple[str, ...], videos: tuple[str, ...], frames: int, fps: float | None, prompt: str | None,
     question: str | None, shots: tuple[tuple[str, str], ...], task: str | None, prompt_file: str | None,
-    choices: str | None, path: str | None, backend: str, threads: int | None, spin: bool, as_json: bool, **generation: Any,
+    choices: str | None, path: str | None, backend: str, threads: int | None, spin: bool, as_json: bool,
+    **generation: Any,
 ) -> None:
     """Answer a prompt about pictures.
 

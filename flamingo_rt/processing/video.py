@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import PIL.Image
@@ -20,12 +21,10 @@ from flamingo_rt.processing.pictures import open_picture
 Frame = TypeVar("Frame")
 Preprocess = Callable[[PIL.Image.Image], Frame]
 
-# What is decoded of one clip is bounded by its file's size: a header of a few bytes can name the same frame again and
-# again. A still hour of 1080p takes 100,000 pixels a byte. Each frame counts for at least SMALLEST_FRAME.
-PIXELS_PER_BYTE = 1_000_000
-LEAST_PIXELS = 10**10  # 80 minutes of frames that count as the smallest, at 20 a second
-MOST_PIXELS = 10**12  # 4.5 hours of 1080p at 30 frames a second
-SMALLEST_FRAME = 100_000
+# What is decoded of one clip is bounded by its file's size: a header of a few bytes can show the same frames again and
+# again. A still hour of 1080p takes some 100,000 pixels and a tenth of a frame a byte.
+PIXELS_PER_BYTE, LEAST_PIXELS, MOST_PIXELS = 200_000, 10**10, 10**12  # 10^12: 4.5 hours of 1080p, 30 frames a second
+BYTES_PER_FRAME, LEAST_FRAMES, MOST_FRAMES = 8, 10_000, 1_000_000
 
 Opener = Callable[[], AbstractContextManager[Clip]]
 
@@ -68,8 +67,7 @@ def _read_file(path: str, video: Video, preprocess: Preprocess[Frame]) -> list[F
         beginning = file.read(16)
         file_size = file.seek(0, os.SEEK_END)
     reader, quiet = _reader(beginning)
-    limit = min(LEAST_PIXELS + PIXELS_PER_BYTE * file_size, MOST_PIXELS)
-    reading = _Reading(lambda: reader.open_clip(path, video.label), video.label, limit, preprocess)
+    reading = _Reading(lambda: reader.open_clip(path, video.label), video.label, _Bounds.of(file_size), preprocess)
     with quiet:
         reading.run_to_the_end(video.frames)
         indices = _chosen(reading, video)
@@ -102,11 +100,24 @@ def _chosen(reading: _Reading, video: Video) -> list[int]:
     return frame_indices(count, video.frames)
 
 
+@dataclass(frozen=True)
+class _Bounds:
+    """What is decoded of one clip, at most."""
+
+    frames: int
+    pixels: int
+
+    @classmethod
+    def of(cls, file_size: int) -> _Bounds:
+        pixels = min(LEAST_PIXELS + PIXELS_PER_BYTE * file_size, MOST_PIXELS)
+        return cls(min(LEAST_FRAMES + file_size // BYTES_PER_FRAME, MOST_FRAMES), pixels)
+
+
 class _Reading:
     """The frames of a clip that are kept, preprocessed, by index, and the times of all."""
 
-    def __init__(self, opener: Opener, label: str, limit: int, preprocess: Preprocess[Any]) -> None:
-        self._opener, self._label, self._limit, self._preprocess = opener, label, limit, preprocess
+    def __init__(self, opener: Opener, label: str, bounds: _Bounds, preprocess: Preprocess[Any]) -> None:
+        self._opener, self._label, self._bounds, self._preprocess = opener, label, bounds, preprocess
         self.kept: dict[int, Any] = {}
         self.starts: list[float] = []
         self.end: float | None = None
@@ -123,11 +134,11 @@ class _Reading:
             self._run(clip, set(indices), max(indices))
 
     def _run(self, clip: Clip, wanted: set[int], last: int | None) -> None:
-        decoded = 0
+        pixels = 0
         for index, frame in enumerate(clip.frames()):
             check_frame_size(frame.width, frame.height, self._label)
-            decoded += max(frame.width * frame.height, SMALLEST_FRAME)
-            if decoded > self._limit:
+            pixels += frame.width * frame.height
+            if index == self._bounds.frames or pixels > self._bounds.pixels:
                 raise DataError(f"{self._label} goes on after {index:,} frames of {frame.width:,} x {frame.height:,} "
                                 "pixels, more than are decoded of a file of its size: cut it shorter, or convert it")
             self.starts.append(frame.start)

@@ -9,7 +9,7 @@ import weakref
 import numpy as np
 import PIL.Image
 import pytest
-from written_clips import frame, write_clip
+from written_clips import frame, level, write_clip
 
 from flamingo_rt.config import PreprocessingConfig
 from flamingo_rt.errors import DataError
@@ -128,8 +128,7 @@ def repeated_edit(clip, times):
     assert content.count(b"elst") == 1
     at = content.index(b"elst")
     size = struct.unpack(">I", content[at - 4 : at])[0]
-    duration = struct.unpack(">I", content[at + 12 : at + 16])[0] or 1600
-    entries = struct.pack(">II", 0, times) + struct.pack(">IiI", duration, 0, 65536) * times
+    entries = struct.pack(">II", 0, times) + bytes(content[at + 12 : at + 24]) * times
     added = 8 + len(entries) - size
     content[at - 4 : at - 4 + size] = struct.pack(">I", 8 + len(entries)) + b"elst" + entries
     for kind in (b"edts", b"trak", b"moov"):
@@ -139,20 +138,35 @@ def repeated_edit(clip, times):
     return clip
 
 
-def test_a_clip_with_more_in_it_than_its_size_allows_is_refused(tmp_path, reader, monkeypatch):
+def test_a_clip_that_shows_its_frames_again_and_again_ends(tmp_path, reader, monkeypatch):
+    clip = repeated_edit(write_clip(tmp_path / "a.mp4"), 8_000)  # 128,000 frames in 98 kB
+    monkeypatch.setattr(video, "LEAST_FRAMES", 500)
+    monkeypatch.setattr(video, "BYTES_PER_FRAME", 1000)
+    with pytest.raises(DataError, match="goes on after 598 frames of 64 x 48 pixels, more than are decoded"):
+        read_frames(Video(clip))
+
+
+def test_edits_are_followed(tmp_path, reader):
+    """Three times the 16 frames: the centres of four quarters of 48."""
+    clip = repeated_edit(write_clip(tmp_path / "a.mp4"), 3)
+    found = [np.asarray(picture, int)[-1, -1, 0] for picture in read_frames(Video(clip, frames=4))]
+    np.testing.assert_allclose(found, [level(index % 16) for index in (6, 18, 30, 42)], atol=6)
+
+
+def test_pixels_are_bounded_by_the_size_of_the_file(tmp_path, reader, monkeypatch):
     clip = write_clip(tmp_path / "a.mp4")
-    monkeypatch.setattr(video, "LEAST_PIXELS", 10 * video.SMALLEST_FRAME)
     monkeypatch.setattr(video, "PIXELS_PER_BYTE", 0)
+    monkeypatch.setattr(video, "LEAST_PIXELS", 10 * 64 * 48)
     with pytest.raises(DataError, match="goes on after 10 frames of 64 x 48 pixels, more than are decoded"):
         read_frames(Video(clip))
-    monkeypatch.setattr(video, "LEAST_PIXELS", 16 * video.SMALLEST_FRAME)
+    monkeypatch.setattr(video, "LEAST_PIXELS", 16 * 64 * 48)
     assert len(read_frames(Video(clip))) == 8
 
 
 def test_an_animation_is_bounded_too(tmp_path, monkeypatch):
     images = [PIL.Image.fromarray(frame(index)) for index in range(8)]
     images[0].save(tmp_path / "a.gif", save_all=True, append_images=images[1:], duration=100)
-    monkeypatch.setattr(video, "LEAST_PIXELS", 5 * video.SMALLEST_FRAME)
-    monkeypatch.setattr(video, "PIXELS_PER_BYTE", 0)
+    monkeypatch.setattr(video, "BYTES_PER_FRAME", 10**9)
+    monkeypatch.setattr(video, "LEAST_FRAMES", 5)
     with pytest.raises(DataError, match="goes on after 5 frames"):
         read_frames(Video(tmp_path / "a.gif"))
