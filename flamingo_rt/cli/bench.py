@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flamingo_rt.cli.backend_option import backend_option
-from flamingo_rt.cli.dependencies import needs_extra
+from flamingo_rt.cli.dependencies import needs_extra, require_working_folder
 from flamingo_rt.cli.progress import ProgressBar
 from flamingo_rt.errors import DataError, DependencyError, UsageError
 from flamingo_rt.export.choices import SCHEMES_OF
@@ -168,6 +168,8 @@ def _check_plot(plot: Path, overwrite: bool) -> None:
         raise UsageError(f"--plot {plot} is a folder: give the name of a file")
     if plot.exists() and not overwrite:
         raise UsageError(f"{plot} already exists: choose another --plot, or replace it with --overwrite")
+    if not plot.is_absolute():
+        require_working_folder()
     above = next(folder for folder in plot.absolute().parents if folder.exists())
     if not above.is_dir():
         raise DataError(f"cannot write {plot}: {above} is a file, not a folder; choose another --plot")

@@ -10,6 +10,7 @@ import platform
 import click
 
 from flamingo_rt import __version__
+from flamingo_rt.cli.dependencies import require_working_folder
 from flamingo_rt.errors import DataError, DependencyError, FlamingoError
 
 # Distribution -> what it is for.
@@ -197,6 +198,7 @@ def _try_cuda() -> str:
 
 def _try_torch() -> str:
     """One product, and what a checkpoint needs."""
+    require_working_folder()
     import safetensors
     import torch
 
