@@ -47,3 +47,9 @@ def not_a_clip(label: str) -> DataError:
     """The error for a file that is no clip, or none in a container that is read."""
     return DataError(f"{label} is not a video this can read, or it is damaged or cut short; convert it, for example to "
                      "H.264 in MP4")
+
+
+def not_a_quarter_turn(label: str, degrees: float) -> DataError:
+    """The error for a clip that is to be shown at another angle."""
+    return DataError(f"{label} is to be shown turned by {degrees:.0f} degrees, which is no multiple of 90: turn its "
+                     "pictures themselves, for example with ffmpeg's rotate filter")

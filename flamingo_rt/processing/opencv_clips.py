@@ -14,7 +14,7 @@ import numpy as np
 import PIL.Image
 
 from flamingo_rt.errors import DataError, DependencyError
-from flamingo_rt.processing.clip import ClipFrame, check_frame_size, not_a_clip
+from flamingo_rt.processing.clip import ClipFrame, check_frame_size, not_a_clip, not_a_quarter_turn
 from flamingo_rt.processing.containers import FORMATS, PROTOCOLS, declared
 from flamingo_rt.processing.files import open_file
 from flamingo_rt.processing.shared_context import SharedContext
@@ -31,8 +31,8 @@ FFMPEG_OPTIONS = "OPENCV_FFMPEG_CAPTURE_OPTIONS"
 # OpenCV's form: options apart by |, name and value by ;
 CONFINED = f"format_whitelist;{','.join(FORMATS)}|protocol_whitelist;{','.join(PROTOCOLS)}"
 
-# First and last letters of the codes by which OpenCV names layouts with alpha (FFmpeg's table of raw formats): packed
-# ones, and planes with their count and depth, which big-endian ones write from behind.
+# The codes by which OpenCV names layouts with alpha, of FFmpeg's table of raw formats: packed ones whole, and how those
+# of planes begin, or end where they are big-endian.
 PACKED_WITH_ALPHA = frozenset(
     {b"RGBA", b"BGRA", b"ARGB", b"ABGR", b"RBA@", b"@RBA", b"BRA@", b"@BRA", b"AYUV", b"VUYA", b"UYVA"}
 )
@@ -69,12 +69,16 @@ class OpencvClip:
                 if abs(start) > LONGEST:  # OpenCV 4 reckons so with the time of a start that is not known
                     start = math.nan
                 if self._index == 0 and _loses_interlaced_frames():
-                    self._picture()  # to be compared with those that are asked for
+                    self._pixels()  # to be compared with those that are asked for
                 yield ClipFrame(self._width, self._height, start, self._picture)
         except cv2.error as error:
             raise self._undecodable(str(error)) from error
 
     def _picture(self) -> PIL.Image.Image:
+        pixels = self._pixels()
+        return PIL.Image.frombuffer("RGB", pixels.shape[1::-1], pixels, "raw", "BGR", pixels.strides[0], 1)
+
+    def _pixels(self) -> np.ndarray:
         cv2 = _opencv()
         try:
             read, pixels = self._capture.retrieve()  # uint8 [H, W, 3], BGR
@@ -84,7 +88,7 @@ class OpencvClip:
             raise self._undecodable("no picture comes out")
         if _loses_interlaced_frames():
             self._compare(pixels)
-        return PIL.Image.frombuffer("RGB", pixels.shape[1::-1], pixels, "raw", "BGR", pixels.strides[0], 1)
+        return pixels
 
     def check_pictures(self) -> None:
         """Raise `DependencyError` when all of several pictures came out alike, as those of interlaced frames do where
@@ -126,6 +130,9 @@ def open_clip(path: str, label: str) -> Iterator[OpencvClip]:
     try:
         if not capture.isOpened():
             raise not_a_clip(label)
+        angle = capture.get(cv2.CAP_PROP_ORIENTATION_META)
+        if angle % 90:
+            raise not_a_quarter_turn(label, angle)
         if _has_alpha(capture):
             if _codec(capture) not in OPAQUE_BY_HABIT:
                 raise _needs_pyav(label, "may have transparent parts")

@@ -14,7 +14,7 @@ from PIL.Image import Transpose
 
 from flamingo_rt.errors import DataError
 from flamingo_rt.processing import pictures
-from flamingo_rt.processing.clip import ClipFrame, check_frame_size, not_a_clip
+from flamingo_rt.processing.clip import ClipFrame, check_frame_size, not_a_clip, not_a_quarter_turn
 from flamingo_rt.processing.containers import FORMATS, PROTOCOLS
 from flamingo_rt.processing.pictures import open_picture
 
@@ -55,6 +55,9 @@ class PyavClip:
     def __init__(self, container: av.container.InputContainer, label: str) -> None:
         self._container, self._label = container, label
         self._stream = container.streams.video[0]
+        if self._stream.codec_context is None:
+            raise DataError(f"{label} is of a codec that PyAV's FFmpeg cannot decode; convert it, for example to H.264 "
+                            "in MP4")
         width, height = self._stream.codec_context.width, self._stream.codec_context.height
         check_frame_size(width, height, label)
         if not (width and height):
@@ -68,8 +71,8 @@ class PyavClip:
         import av
 
         decoder = self._decoder()
-        turn = self._declared_turn() if decoder is not self._stream.codec_context else None
         try:
+            turn = self._declared_turn() if decoder is not self._stream.codec_context else None
             for packet in self._container.demux(self._stream):
                 for frame in decoder.decode(packet):
                     yield self._frame(frame, turn)
@@ -102,9 +105,20 @@ class PyavClip:
         return ClipFrame(frame.width, frame.height, start, lambda: self._picture(frame, matrix))
 
     def _picture(self, frame: av.VideoFrame, matrix: Any) -> PIL.Image.Image:
+        import av
+
         transpose = _transpose(bytes(matrix), self._label) if matrix is not None else None
-        image = open_picture(_converted(frame, "RGBA")) if _has_alpha(frame) else _converted(frame, "RGB")
+        try:
+            image = open_picture(_converted(frame, "RGBA")) if self._has_alpha(frame) else _converted(frame, "RGB")
+        except (av.error.FFmpegError, ValueError) as error:
+            raise DataError(f"{self._label} cannot be converted to RGB: {' '.join(str(error).split())}; convert it, "
+                            "for example to H.264 in MP4") from error
         return image if transpose is None else image.transpose(transpose)
+
+    def _has_alpha(self, frame: av.VideoFrame) -> bool:
+        if frame.format.has_palette:  # others than PNG's are opaque, whatever their fourth byte is
+            return self._stream.codec_context.name == "png"
+        return any(component.is_alpha for component in frame.format.components)
 
 
 @contextmanager
@@ -133,10 +147,6 @@ def _frames_of_duration(container: av.container.InputContainer, stream: av.Video
     return int(container.duration / 1e6 * float(stream.average_rate) + 0.5)
 
 
-def _has_alpha(frame: av.VideoFrame) -> bool:
-    return any(component.is_alpha for component in frame.format.components) or frame.format.has_palette
-
-
 def _converted(frame: av.VideoFrame, mode: str) -> PIL.Image.Image:
     # Chroma by the filter that OpenCV takes, so that both libraries give the same pictures.
     plane = frame.reformat(format="rgb24" if mode == "RGB" else "rgba", interpolation="BICUBIC").planes[0]
@@ -155,6 +165,5 @@ def _transpose(matrix: bytes, label: str) -> Transpose | None:
     # Of a quarter turn, one diagonal is zero; a scale may differ across and down.
     signs = tuple((number > 0) - (number < 0) if abs(number) > 0.02 * largest else 0 for number in (a, b, c, d))
     if signs not in TRANSPOSES:
-        raise DataError(f"{label} is to be shown turned by {math.degrees(math.atan2(b, a)):.0f} degrees, which is no "
-                        "multiple of 90: turn its pictures themselves, for example with ffmpeg's rotate filter")
+        raise not_a_quarter_turn(label, math.degrees(math.atan2(b, a)))
     return TRANSPOSES[signs]

@@ -107,6 +107,7 @@ PEAK = """
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read as Linux tells it")
 def test_more_frames_take_little_more_memory(tmp_path, reader):
     """11 frames of 4 megapixels are 176 MB as Pillow holds them."""

@@ -177,6 +177,12 @@ def test_damaged_files_give_frames_or_a_data_error(tmp_path, clip):
     check()
 
 
+def test_a_codec_that_nobody_knows_is_refused(tmp_path):
+    path = write_clip(tmp_path / "a.mp4", codec="mp4v")
+    path.write_bytes(path.read_bytes().replace(b"mp4v", b"zzzz"))
+    assert "convert it, for example to H.264" in refusal(path)
+
+
 def test_frames_too_large_are_refused(clip, monkeypatch):
     monkeypatch.setattr(pictures, "MAX_PIXELS", 500)
     assert "more than the 500" in refusal(clip)
