@@ -179,7 +179,7 @@ def test_damaged_files_give_frames_or_a_data_error(tmp_path, clip):
 
 def test_a_codec_that_nobody_knows_is_refused(tmp_path):
     path = write_clip(tmp_path / "a.mp4", codec="mp4v")
-    path.write_bytes(path.read_bytes().replace(b"mp4v", b"zzzz"))
+    path.write_bytes(path.read_bytes().replace(b"mp4v", b"zzzz").replace(b"esds", b"zzzz"))
     assert "convert it, for example to H.264" in refusal(path)
 
 
