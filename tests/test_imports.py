@@ -65,6 +65,7 @@ OWNERS = {
     "onnx_ir": {"export"},
     "safetensors": {"weights", "training", "cli"},
     "cv2": {"processing", "training"},
+    "av": {"processing"},
     "sklearn": {"training"},
     "tokenizers": {"processing", "importing", "training", "export"},
     "PIL": {"processing", "training", "bench"},
@@ -109,7 +110,7 @@ def test_a_module_imports_only_what_its_place_allows(part: str, file: Path) -> N
             assert part in OWNERS[head], f"{file} may not import {name}"
 
 
-HEAVY = ("torch", "onnx", "onnxruntime", "cv2", "sklearn", "rich", "PIL", "tokenizers", "numpy", "matplotlib")
+HEAVY = ("torch", "onnx", "onnxruntime", "cv2", "av", "sklearn", "rich", "PIL", "tokenizers", "numpy", "matplotlib")
 
 
 def loaded_after(code: str) -> set[str]:
@@ -133,7 +134,7 @@ def test_answering_with_the_packaged_model_loads_no_torch_and_no_opencv() -> Non
     code = f"sys.argv = ['flamingo-rt', 'infer', '--image', {str(picture)!r}]\nfrom flamingo_rt.cli import main\nmain()"
     loaded = loaded_after(code)
     assert "onnxruntime" in loaded
-    assert not loaded & {"torch", "onnx", "cv2", "sklearn", "rich"}
+    assert not loaded & {"torch", "onnx", "cv2", "av", "sklearn", "rich"}
 
 
 def test_every_public_name_resolves() -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flamingo_rt.cli.backend_option import backend_option, trust_options
-from flamingo_rt.cli.dependencies import needs_extra
+from flamingo_rt.cli.dependencies import needs_extra, require_working_folder
 from flamingo_rt.cli.progress import ProgressBar
 from flamingo_rt.errors import DataError, DependencyError, UsageError
 from flamingo_rt.export.choices import SCHEMES_OF
@@ -168,6 +168,8 @@ def _check_plot(plot: Path, overwrite: bool) -> None:
 
     if plot.suffix.lower() not in PLOTS:
         raise UsageError(f"--plot {plot} ends in {plot.suffix or 'nothing'!r}: give a name that ends in .svg or .html")
+    if not plot.is_absolute():
+        require_working_folder()
     check_file(plot, overwrite, "--plot")
     if importlib.util.find_spec("matplotlib") is None:
         raise DependencyError("--plot needs matplotlib, which is not installed: pip install 'flamingo-rt[bench]'")

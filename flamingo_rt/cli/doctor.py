@@ -10,6 +10,7 @@ import platform
 import click
 
 from flamingo_rt import __version__
+from flamingo_rt.cli.dependencies import require_working_folder
 from flamingo_rt.errors import DataError, DependencyError, FlamingoError
 
 # Distribution -> what it is for.
@@ -17,6 +18,7 @@ LIBRARIES = {
     "numpy": "always",
     "Pillow": "always",
     "opencv-python-headless": "clips and training",
+    "av": "clips, all kinds of them; extra video",
     "tokenizers": "always",
     "onnxruntime": "backend ort, extra cpu",
     "onnxruntime-gpu": "backends ort and ort-cuda, extra gpu",
@@ -196,6 +198,7 @@ def _try_cuda() -> str:
 
 def _try_torch() -> str:
     """One product, and what a checkpoint needs."""
+    require_working_folder()
     import safetensors
     import torch
 

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 @click.option("--image", "images", multiple=True, metavar="FILE", help="A picture to ask about; repeatable.")
 @click.option("--video", "videos", multiple=True, metavar="FILE", help="A clip to ask about; repeatable.")
 @click.option("--frames", default=8, show_default=True, help="Frames to take from each clip.")
+@click.option("--fps", type=float, metavar="RATE",
+              help="Take RATE frames a second, and --frames at most. Default: --frames, evenly spaced in time.")
 @click.option("--prompt", metavar="TEXT",
               help="Text after the pictures. Default: what the model was taught to caption after, such as 'Output:'.")
 @click.option("--question", metavar="TEXT",
@@ -51,10 +53,10 @@ if TYPE_CHECKING:
 @click.option("--stop", multiple=True, metavar="TEXT", help="End the answer before this text; repeatable.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object: text, tokens, timings per stage.")
 def command(
-    images: tuple[str, ...], videos: tuple[str, ...], frames: int, prompt: str | None, question: str | None,
-    shots: tuple[tuple[str, str], ...], task: str | None, prompt_file: str | None, choices: str | None,
-    path: str | None, backend: str, trust_engines: bool, allow_host_code: bool, threads: int | None, spin: bool,
-    as_json: bool, **generation: Any,
+    images: tuple[str, ...], videos: tuple[str, ...], frames: int, fps: float | None, prompt: str | None,
+    question: str | None, shots: tuple[tuple[str, str], ...], task: str | None, prompt_file: str | None,
+    choices: str | None, path: str | None, backend: str, trust_engines: bool, allow_host_code: bool,
+    threads: int | None, spin: bool, as_json: bool, **generation: Any,
 ) -> None:
     """Answer a prompt about pictures.
 
@@ -82,7 +84,7 @@ def command(
         allow_host_code=allow_host_code,
     )
     loading = (time.perf_counter() - start) * 1e3
-    visuals = [Image(file) for file in images] + [Video(file, frames) for file in videos]
+    visuals = [Image(file) for file in images] + [Video(file, frames, fps) for file in videos]
     prefix = model.load_prompt(prompt_file) if prompt_file is not None else None
     parts = shot_parts(model, examples, task)
     if task == "caption":

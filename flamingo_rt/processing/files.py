@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 from typing import BinaryIO
 
 from flamingo_rt.errors import DataError
+
+# A scheme, and the slash that `pathlib` leaves of two; one letter is a drive of Windows.
+ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/|data:")
 
 
 def open_file(path: str | os.PathLike) -> BinaryIO:
@@ -26,8 +30,22 @@ def open_file(path: str | os.PathLike) -> BinaryIO:
             raise DataError(f"{name} is empty (0 bytes); was it copied or downloaded completely?")
         return open(name, "rb")
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise DataError(f"{name!r} does not exist; check the path (the current directory is {os.getcwd()})") from error
+        raise _missing(name) from error
     except PermissionError as error:
         raise DataError(f"{name} may not be read: permission denied; give this user read access to it") from error
     except (OSError, ValueError) as error:  # ValueError: a path with a null byte
+        if ADDRESS.match(name):  # too long for a name
+            raise _missing(name) from error
         raise DataError(f"{name!r} cannot be opened: {getattr(error, 'strerror', None) or error}") from error
+
+
+def _missing(name: str) -> DataError:
+    if ADDRESS.match(name):
+        shown = name if len(name) <= 100 else f"{name[:100]}..."
+        return DataError(f"{shown!r} is an address, and nothing is fetched: save it to a file first, and give that "
+                         "file's path")
+    try:
+        where = f"the current directory is {os.getcwd()}"
+    except OSError:
+        where = "the current directory is gone"
+    return DataError(f"{name!r} does not exist; check the path ({where})")

@@ -3,9 +3,11 @@ and `given_pixels` read them."""
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
@@ -68,21 +70,32 @@ class Image:
 @dataclass(frozen=True, eq=False)
 class Video:
     """One clip: the path of a video file, a sequence of pictures, or an array, uint8 [T, H, W, 3]. The model sees
-    ``frames`` of its frames; no others are decoded or copied from a device. ``channels`` is the order of arrays'
-    channels, as in `Image`.
+    ``frames`` of its frames; no others are copied from a device. ``channels`` is the order of arrays' channels, as in
+    `Image`.
 
-    Raises `UsageError` when ``frames`` is not an integer from 1 to `MAX_FRAMES`, when ``channels`` is neither "RGB" nor
-    "BGR", and for "BGR" of a file.
+    They are those shown at the centres of ``frames`` equal intervals of the clip's time (of a sequence: of its length).
+    With ``fps``, which files alone have, they are ``fps`` a second, unless that makes more than ``frames``.
+
+    Raises `UsageError` when ``frames`` is not an integer from 1 to `MAX_FRAMES`, ``fps`` not a number above 0 or asked
+    of no file, when ``channels`` is neither "RGB" nor "BGR", and for "BGR" of a file.
     """
 
     source: VideoSource
     frames: int = 8
+    fps: float | None = None
     channels: Channels = "RGB"
 
     def __post_init__(self) -> None:
-        if isinstance(self.frames, bool) or not isinstance(self.frames, int) or not 1 <= self.frames <= MAX_FRAMES:
+        if not _is_number(self.frames, Integral) or not 1 <= self.frames <= MAX_FRAMES:
             raise UsageError(f"a clip cannot be read as {self.frames!r} frames: give an integer from 1 to {MAX_FRAMES}")
+        object.__setattr__(self, "frames", int(self.frames))
         _check_channels(self.channels, not isinstance(self.source, (str, os.PathLike, bytes)), self.label)
+        if self.fps is None:
+            return
+        if not _is_number(self.fps, Real) or not 0 < self.fps < math.inf:
+            raise UsageError(f"a clip cannot be read at {self.fps!r} frames a second: give a number above 0")
+        if not isinstance(self.source, (str, os.PathLike)):
+            raise UsageError(f"{self.label} has no time that fps could refer to: leave fps out, or give a video file")
 
     @property
     def label(self) -> str:
@@ -120,6 +133,10 @@ def _check_channels(channels: Any, may_be_bgr: bool, label: str) -> None:
         raise UsageError(f"the channels of {label} are {channels!r}: give 'RGB' or, for frames of OpenCV, 'BGR'")
     if channels != "RGB" and not may_be_bgr:
         raise UsageError(f"{label} is no array: its channels are known, leave channels={channels!r} out")
+
+
+def _is_number(value: Any, kind: type) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 def is_array(value: Any) -> bool:

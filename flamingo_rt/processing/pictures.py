@@ -77,6 +77,7 @@ HOLD_THEIR_DECODER = ("WEBP", "AVIF")  # as long as they live: twice the picture
 
 _ONE_LARGE = threading.Lock()
 _QUIET = SharedContext(_ignored_warnings)
+NO_WARNINGS = _QUIET  # animations are read by Pillow too
 _NO_STDERR = SharedContext(_discarded_stderr)
 
 

@@ -1,160 +1,149 @@
-"""From a clip to the frames the model sees, evenly spaced. The one file of the runtime that uses OpenCV."""
+"""From a clip to the frames the model sees, evenly spaced in time."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
-import numpy as np
 import PIL.Image
 
-from flamingo_rt.errors import DataError, DependencyError
-from flamingo_rt.processing import pictures
+from flamingo_rt.errors import DataError
+from flamingo_rt.processing import animations, opencv_clips, pyav_clips
+from flamingo_rt.processing.clip import Clip, check_frame_size
 from flamingo_rt.processing.files import open_file
+from flamingo_rt.processing.frame_times import frame_indices, frames_in_time, read_timeline
 from flamingo_rt.processing.media import Video, is_array
 from flamingo_rt.processing.pictures import open_picture
-from flamingo_rt.processing.shared_context import SharedContext
 
-if TYPE_CHECKING:
-    import cv2
+Frame = TypeVar("Frame")
+Preprocess = Callable[[PIL.Image.Image], Frame]
 
-OPENCV_SILENT = 0  # LOG_LEVEL_SILENT
-FFMPEG_LOG_LEVEL = "OPENCV_FFMPEG_LOGLEVEL"
-FFMPEG_QUIET = "-8"  # AV_LOG_QUIET
+# What is decoded of one clip is bounded by its file's size: a header of a few bytes can show the same frames again and
+# again. A still hour of 1080p takes some 100,000 pixels and a tenth of a frame a byte.
+PIXELS_PER_BYTE, LEAST_PIXELS, MOST_PIXELS = 200_000, 10**10, 10**12  # 10^12: 4.5 hours of 1080p, 30 frames a second
+BYTES_PER_FRAME, LEAST_FRAMES, MOST_FRAMES = 8, 10_000, 1_000_000
+
+Opener = Callable[[], AbstractContextManager[Clip]]
 
 
-def read_frames(video: Video) -> list[PIL.Image.Image]:
-    """Read ``video.frames`` RGB pictures, evenly spaced over the clip, as `frame_indices` says.
+def read_frames(video: Video, preprocess: Preprocess[Frame] = lambda picture: picture) -> list[Frame]:
+    """Read ``video.frames`` RGB pictures, or fewer with ``video.fps``, as `frames_in_time` says; each is preprocessed
+    as it comes, so that no more than one is held whole.
 
-    A file is decoded from its start to its end, because the frame count in its header may be missing or wrong;
-    what follows undecodable data is not part of the clip. Raises `DataError` when the clip is missing, empty
-    or cannot be decoded, and `DependencyError` when a file is to be read without OpenCV.
+    A file is decoded from its start to its end, because the frame count in its header may be missing or wrong; what
+    follows undecodable data is not part of the clip. Pictures of a sequence, and frames without timestamps, are taken
+    by index, as `frame_indices` says. Animated pictures are read by Pillow, other files by PyAV, or by OpenCV without
+    it. Raises `DataError` when the clip is missing, empty, cannot be decoded or has more in it than is decoded, and
+    `DependencyError` when a file needs a library that is not installed.
     """
     source = video.source
     if isinstance(source, (str, os.PathLike)):
-        return _read_file(source, video)
+        return _read_file(os.fsdecode(source), video, preprocess)
     if isinstance(source, Sequence) and not isinstance(source, (bytes, bytearray)):
-        return _read_sequence(source, video)
+        return _read_sequence(source, video, preprocess)
     if is_array(source) and len(getattr(source, "shape", ())) == 4:  # [T, H, W, 3]
-        return _read_sequence(source, video)
+        return _read_sequence(source, video, preprocess)
     raise DataError(f"{video.label} is not a clip; give the path of a video file or a sequence of pictures")
 
 
-def frame_indices(count: int, frames: int) -> list[int]:
-    """Which of a clip's ``count`` frames to take: those at the centres of ``frames`` equal intervals.
-
-    Ascending; with fewer frames than asked each is repeated, as evenly as can be.
-    """
-    return [(2 * interval + 1) * count // (2 * frames) for interval in range(frames)]
-
-
-def _read_sequence(source: Sequence[Any], video: Video) -> list[PIL.Image.Image]:
+def _read_sequence(source: Sequence[Any], video: Video, preprocess: Preprocess[Frame]) -> list[Frame]:
     if not len(source):
         raise DataError(f"{video.label} has no frames; give one picture or more")
     indices = frame_indices(len(source), video.frames)
-    opened: dict[int, PIL.Image.Image] = {}
+    kept: dict[int, Frame] = {}
     for index in sorted(set(indices)):
         try:
-            opened[index] = open_picture(source[index], video.channels)
+            kept[index] = preprocess(open_picture(source[index], video.channels))
         except DataError as error:
             raise DataError(f"frame {index} of {video.label}: {error}") from error
-    return [opened[index] for index in indices]
+    return [kept[index] for index in indices]
 
 
-def _read_file(path: str | os.PathLike, video: Video) -> list[PIL.Image.Image]:
-    open_file(path).close()
-    _opencv()
-    with _QUIET:
-        stated = _stated_count(os.fsdecode(path), video.label)
-        count, decoded = _decode(path, frame_indices(stated, video.frames) if stated > 0 else [], video.label)
-        if count == 0:
-            raise DataError(f"{video.label} has no frame that can be decoded; convert it, for example to H.264 in MP4")
-        indices = frame_indices(count, video.frames)
-        if count != stated:  # the header was wrong: now the count is known
-            _, decoded = _decode(path, indices, video.label)
-    if not decoded.keys() >= set(indices):
+def _read_file(path: str, video: Video, preprocess: Preprocess[Frame]) -> list[Frame]:
+    with open_file(path) as file:
+        beginning = file.read(16)
+        file_size = file.seek(0, os.SEEK_END)
+    reader, quiet = _reader(beginning)
+    reading = _Reading(lambda: reader.open_clip(path, video.label), video.label, _Bounds.of(file_size), preprocess)
+    with quiet:
+        reading.run_to_the_end(video.frames)
+        indices = _chosen(reading, video)
+        if not reading.kept.keys() >= set(indices):  # the header was wrong, or the rate varies: now the times are known
+            reading.run_again(indices)
+    if not reading.kept.keys() >= set(indices):
         raise DataError(f"{video.label} decodes differently from one reading to the next; convert it or copy it again")
-    return [decoded[index] for index in indices]
+    return [reading.kept[index] for index in indices]
 
 
-def _stated_count(path: str, label: str) -> int:
-    """The number of frames in the file's header, which may be anything."""
-    cv2 = _opencv()
-    with _capture(path, label) as capture:
-        count = capture.get(cv2.CAP_PROP_FRAME_COUNT)
-        width, height = (int(capture.get(side)) for side in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT))
-    if width * height > pictures.MAX_PIXELS:
-        raise DataError(f"{label} has frames of {width:,} x {height:,} pixels, more than the "
-                        f"{pictures.MAX_PIXELS:,} that are read; make it smaller first")
-    return int(count) if 0 < count < 2**31 else 0
+def _reader(beginning: bytes) -> tuple[Any, AbstractContextManager[Any]]:
+    """The module that reads a file which begins so, and what keeps it quiet."""
+    if animations.is_animation(beginning):
+        return animations, nullcontext()
+    if pyav_clips.installed():
+        return pyav_clips, nullcontext()
+    return opencv_clips, opencv_clips.QUIET
 
 
-def _decode(
-    path: str | os.PathLike, wanted: Collection[int], label: str
-) -> tuple[int, dict[int, PIL.Image.Image]]:
-    """Decode every frame; returns how many there are and those of the ``wanted`` indices that exist, RGB."""
-    cv2 = _opencv()
-    wanted = set(wanted)
-    frames: dict[int, PIL.Image.Image] = {}
-    count = 0
-    try:
-        with _capture(os.fsdecode(path), label) as capture:
-            while capture.grab():
-                if count in wanted:
-                    read, frame = capture.retrieve()  # uint8 [H, W, 3], BGR
-                    if not read or frame is None:
-                        raise DataError(f"frame {count} of {label} cannot be decoded; convert or copy it again")
-                    frames[count] = PIL.Image.fromarray(np.ascontiguousarray(frame[:, :, ::-1]))
-                count += 1
-    except cv2.error as error:
-        reason = " ".join(str(error).split())
-        raise DataError(f"{label} cannot be decoded at frame {count}: {reason}; convert it or copy it again") from error
-    return count, frames
+def _chosen(reading: _Reading, video: Video) -> list[int]:
+    count = len(reading.starts)
+    if count == 0:
+        raise DataError(f"{video.label} has no frame that can be decoded; convert it, for example to H.264 in MP4")
+    timeline = read_timeline(reading.starts, reading.end)
+    if timeline is not None:
+        return frames_in_time(timeline, video.frames, video.fps)
+    if video.fps is not None:
+        raise DataError(f"{video.label} does not say when its frames are shown: leave fps out, to take "
+                        f"{video.frames} frames by their number")
+    return frame_indices(count, video.frames)
 
 
-@contextmanager
-def _capture(path: str, label: str) -> Iterator[cv2.VideoCapture]:
-    """An opened capture. Only through FFmpeg: other backends take a name for a device or a numbered series."""
-    cv2 = _opencv()
-    capture = cv2.VideoCapture(path, cv2.CAP_FFMPEG)
-    try:
-        if not capture.isOpened():
-            raise DataError(f"{label} is not a video this can read, or it is damaged or cut short; "
-                            f"convert it, for example to H.264 in MP4")
-        yield capture
-    finally:
-        capture.release()
+@dataclass(frozen=True)
+class _Bounds:
+    """What is decoded of one clip, at most."""
+
+    frames: int
+    pixels: int
+
+    @classmethod
+    def of(cls, file_size: int) -> _Bounds:
+        pixels = min(LEAST_PIXELS + PIXELS_PER_BYTE * file_size, MOST_PIXELS)
+        return cls(min(LEAST_FRAMES + file_size // BYTES_PER_FRAME, MOST_FRAMES), pixels)
 
 
-def _opencv() -> Any:
-    try:
-        import cv2
-    except ImportError as error:
-        raise DependencyError("reading video files needs OpenCV: pip install opencv-python-headless") from error
-    return cv2
+class _Reading:
+    """The frames of a clip that are kept, preprocessed, by index, and the times of all."""
 
+    def __init__(self, opener: Opener, label: str, bounds: _Bounds, preprocess: Preprocess[Any]) -> None:
+        self._opener, self._label, self._bounds, self._preprocess = opener, label, bounds, preprocess
+        self.kept: dict[int, Any] = {}
+        self.starts: list[float] = []
+        self.end: float | None = None
 
-@contextmanager
-def _silent_opencv() -> Iterator[None]:
-    """Keep OpenCV and FFmpeg from writing to stderr.
+    def run_to_the_end(self, frames: int) -> None:
+        """Decode all frames; keep those that are wanted if the header is right and the rate constant."""
+        with self._opener() as clip:
+            self._run(clip, set(frame_indices(clip.stated_frames, frames)) if clip.stated_frames else set(), None)
 
-    FFmpeg's level is taken from the environment at its first use in the process; an application that used OpenCV's
-    videos before keeps the level it had.
-    """
-    cv2 = _opencv()
-    logs = getattr(cv2.utils, "logging", cv2)  # OpenCV 5, 4
-    level = logs.getLogLevel()
-    given = os.environ.get(FFMPEG_LOG_LEVEL)
-    logs.setLogLevel(OPENCV_SILENT)
-    os.environ.setdefault(FFMPEG_LOG_LEVEL, FFMPEG_QUIET)
-    try:
-        yield
-    finally:
-        logs.setLogLevel(level)
-        if given is None:
-            os.environ.pop(FFMPEG_LOG_LEVEL, None)
+    def run_again(self, indices: Collection[int]) -> None:
+        """Decode up to the last of the indices, and keep these."""
+        self.kept, self.starts = {}, []
+        with self._opener() as clip:
+            self._run(clip, set(indices), max(indices))
 
-
-_QUIET = SharedContext(_silent_opencv)
+    def _run(self, clip: Clip, wanted: set[int], last: int | None) -> None:
+        pixels = 0
+        for index, frame in enumerate(clip.frames()):
+            check_frame_size(frame.width, frame.height, self._label)
+            pixels += frame.width * frame.height
+            if index == self._bounds.frames or pixels > self._bounds.pixels:
+                raise DataError(f"{self._label} goes on after {index:,} frames of {frame.width:,} x {frame.height:,} "
+                                "pixels, more than are decoded of a file of its size: cut it shorter, or convert it")
+            self.starts.append(frame.start)
+            self.end = frame.end
+            if index in wanted:
+                self.kept[index] = self._preprocess(frame.picture())
+            if index == last:
+                return

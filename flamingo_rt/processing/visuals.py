@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import PIL.Image
 
 from flamingo_rt.config import FlamingoConfig
 from flamingo_rt.device_arrays import DeviceFrames, is_device_array
@@ -20,13 +21,15 @@ def visual_pixels(visual: Visual, config: FlamingoConfig) -> np.ndarray | Device
     size = config.vision.image_size
     if isinstance(visual, PixelValues):
         return given_frames(visual, size)
-    if isinstance(visual, Image):
-        frames = [open_picture(visual.source, visual.channels)]
-    else:
-        from flamingo_rt.processing.video import read_frames  # brings OpenCV, which a picture does not need
 
-        frames = read_frames(visual)
-    return np.stack([pixel_values(frame, config.preprocessing, size) for frame in frames])
+    def preprocess(picture: PIL.Image.Image) -> np.ndarray:
+        return pixel_values(picture, config.preprocessing, size)
+
+    if isinstance(visual, Image):
+        return preprocess(open_picture(visual.source, visual.channels))[None]
+    from flamingo_rt.processing.video import read_frames  # brings a reader of clips, which a picture does not need
+
+    return np.stack(read_frames(visual, preprocess))
 
 
 def lies_on_device(visual: Visual) -> bool:

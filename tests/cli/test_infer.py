@@ -162,6 +162,7 @@ def test_a_clip_is_read_in_as_many_frames_as_asked(tokens, tmp_path, expected) -
     writer.release()
     assert tokens("--video", clip, "--frames", 3) == expected(Video(clip, 3), "Output:")
     assert tokens("--video", clip) == expected(Video(clip, 8), "Output:")
+    assert tokens("--video", clip, "--fps", 2) == expected(Video(clip, 8, fps=2), "Output:")
 
 
 def test_an_answer_ends_before_a_stop_text(infer, model) -> None:
@@ -341,6 +342,7 @@ def test_a_clip_that_cannot_be_read_is_named(infer, tmp_path, kind) -> None:
         (["--prompt", "a", "--choices", "yes,,no"], ["choices", "not empty"]),
         (["--prompt", "a <image> b"], ["<image>", "picture itself"]),
         (["--video", "clip.avi", "--frames", "0"], ["0", "from 1 to 1024"]),
+        (["--video", "clip.avi", "--fps", "nan"], ["nan frames a second", "above 0"]),
         (["--prompt", "a", "--backend", "torch"], ["is a bundle", "--backend ort"]),
         (["--task", "caption", "--image", "a.png", "--question", "b"], ["--task caption", "--question", "--task vqa"]),
         (["--task", "caption", "--image", "a.png", "--prompt", "b"], ["--task caption", "--prompt"]),

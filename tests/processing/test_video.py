@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flamingo_rt.errors import DataError, DependencyError, UsageError
-from flamingo_rt.processing import pictures, video
+from flamingo_rt.processing import opencv_clips, pictures, pyav_clips
 from flamingo_rt.processing.media import Video
-from flamingo_rt.processing.video import frame_indices, read_frames
+from flamingo_rt.processing.video import read_frames
 
 FRAME_COUNT = 16
 
@@ -32,6 +32,14 @@ def write_clip(path, count=FRAME_COUNT, codec="FFV1"):
         writer.write(np.full((16, 32, 3), (200, 20, level(index)), np.uint8))
     writer.release()
     return path
+
+
+@pytest.fixture(params=["pyav", "opencv"], autouse=True)
+def reader(request, monkeypatch):
+    """Every clip is read by both libraries."""
+    if request.param == "opencv":
+        monkeypatch.setitem(sys.modules, "av", None)
+    return request.param
 
 
 @pytest.fixture(scope="module")
@@ -69,8 +77,9 @@ def test_short_file_repeats_its_frames(tmp_path):
 
 
 @pytest.mark.parametrize("stated", [0, 1, 5, 17, 1000])
-def test_wrong_frame_count_in_the_header_changes_nothing(clip, monkeypatch, stated):
-    monkeypatch.setattr(video, "_stated_count", lambda *_: stated)
+def test_wrong_frame_count_in_the_header_changes_nothing(clip, monkeypatch, reader, stated):
+    kind = pyav_clips.PyavClip if reader == "pyav" else opencv_clips.OpencvClip
+    monkeypatch.setattr(kind, "stated_frames", property(lambda self: stated, lambda self, value: None), raising=False)
     expect(read_frames(Video(clip)), [1, 3, 5, 7, 9, 11, 13, 15])
 
 
@@ -98,18 +107,6 @@ def test_sequence_may_mix_sources_and_be_short(tmp_path):
 def test_refused_frame_is_named():
     with pytest.raises(DataError, match=r"frame 1 of <clip of 2 pictures>: .*none\.png"):
         read_frames(Video([np.zeros((4, 4, 3), np.uint8), "none.png"], frames=2))
-
-
-@given(count=st.integers(1, 1000), frames=st.integers(1, 64))
-@settings(derandomize=True, max_examples=100, deadline=None, database=None)
-def test_indices_are_centres_of_equal_intervals(count, frames):
-    indices = frame_indices(count, frames)
-    centres = (np.arange(frames) + 0.5) * count / frames
-    assert len(indices) == frames and all(0 <= index < count for index in indices)
-    offsets = centres - np.array(indices)  # a frame covers [index, index + 1)
-    assert (offsets > -1e-9).all() and (offsets < 1 + 1e-9).all()
-    repeats = [indices.count(index) for index in range(count)]
-    assert max(repeats) - min(repeats) <= 1
 
 
 # --- refused
@@ -141,13 +138,14 @@ def test_clip_without_a_frame_is_refused(tmp_path):
     refusal(path)
 
 
-def test_text_and_truncated_files_named_mp4_are_refused_without_noise(tmp_path):
+def test_text_and_truncated_files_named_mp4_are_refused_without_noise(tmp_path, reader):
     """In a process of its own: FFmpeg takes its log level once, and writing the clips has set it in this one."""
     text, cut = tmp_path / "text.mp4", write_clip(tmp_path / "cut.mp4", codec="mp4v")
     text.write_text("hello world")
     cut.write_bytes(cut.read_bytes()[:-500])
     code = (
         "import sys\n"
+        f"if {reader == 'opencv'}: sys.modules['av'] = None\n"
         "from flamingo_rt.processing.video import DataError, Video, read_frames\n"
         "for path in sys.argv[1:]:\n"
         "    try: read_frames(Video(path))\n"
@@ -179,9 +177,15 @@ def test_damaged_files_give_frames_or_a_data_error(tmp_path, clip):
     check()
 
 
+def test_a_codec_that_nobody_knows_is_refused(tmp_path):
+    path = write_clip(tmp_path / "a.mp4", codec="mp4v")
+    path.write_bytes(path.read_bytes().replace(b"mp4v", b"zzzz").replace(b"esds", b"zzzz"))
+    assert "convert it, for example to H.264" in refusal(path)
+
+
 def test_frames_too_large_are_refused(clip, monkeypatch):
     monkeypatch.setattr(pictures, "MAX_PIXELS", 500)
-    assert "32 x 16" in refusal(clip)
+    assert "more than the 500" in refusal(clip)
 
 
 @pytest.mark.parametrize("source", [b"RIFF", None, 3, np.zeros((4, 4, 3), np.uint8)], ids=["bytes", "none", "3", "one"])
@@ -195,17 +199,23 @@ def test_frames_must_be_an_integer_within_bounds(frames):
         Video("a.mp4", frames=frames)
 
 
-def test_without_opencv_the_error_names_the_package(clip, monkeypatch):
+def test_without_a_library_the_error_names_both(clip, monkeypatch):
     monkeypatch.setitem(sys.modules, "cv2", None)
+    monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(DependencyError, match="pip install opencv-python-headless"):
         read_frames(Video(clip))
 
 
-def test_log_settings_are_restored(clip, monkeypatch):
+@pytest.mark.parametrize("given_options", [None, "rtsp_transport;udp"])
+def test_settings_of_the_process_are_restored(clip, monkeypatch, given_options):
     import cv2
 
     logs = getattr(cv2.utils, "logging", cv2)  # OpenCV 5, 4
-    monkeypatch.delenv(video.FFMPEG_LOG_LEVEL, raising=False)
+    monkeypatch.delenv(opencv_clips.FFMPEG_LOG_LEVEL, raising=False)
+    monkeypatch.delenv(opencv_clips.FFMPEG_OPTIONS, raising=False)
+    if given_options is not None:
+        monkeypatch.setenv(opencv_clips.FFMPEG_OPTIONS, given_options)
     before = logs.getLogLevel()
     read_frames(Video(clip))
-    assert video.FFMPEG_LOG_LEVEL not in os.environ and logs.getLogLevel() == before
+    assert opencv_clips.FFMPEG_LOG_LEVEL not in os.environ and logs.getLogLevel() == before
+    assert os.environ.get(opencv_clips.FFMPEG_OPTIONS) == given_options
