@@ -40,13 +40,17 @@ TRANSPOSES = {
 }
 
 
+# As in setup.cfg. Earlier ones end the process when options are given to files of some containers; 19 takes others.
+OLDEST, BELOW = (17, 1), (19, 0)
+
+
 def installed() -> bool:
-    """Whether PyAV is there and its libraries load."""
+    """Whether PyAV is there, its libraries load, and it is of a version that this uses."""
     try:
-        import av  # noqa: F401
+        import av
     except ImportError:
         return False
-    return True
+    return OLDEST <= tuple(int(part) for part in av.__version__.split(".")[:2]) < BELOW
 
 
 class PyavClip:

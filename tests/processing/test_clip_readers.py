@@ -6,6 +6,7 @@ import sys
 import textwrap
 import weakref
 
+import av
 import numpy as np
 import PIL.Image
 import pytest
@@ -13,7 +14,7 @@ from written_clips import frame, level, write_clip
 
 from flamingo_rt.config import PreprocessingConfig
 from flamingo_rt.errors import DataError
-from flamingo_rt.processing import video
+from flamingo_rt.processing import pyav_clips, video
 from flamingo_rt.processing.media import Video
 from flamingo_rt.processing.preprocess import pixel_values
 from flamingo_rt.processing.video import read_frames
@@ -24,6 +25,13 @@ def reader(request, monkeypatch):
     if request.param == "opencv":
         monkeypatch.setitem(sys.modules, "av", None)
     return request.param
+
+
+@pytest.mark.parametrize("version, used", [("16.1.0", False), ("17.0.1", False), ("17.1.0", True), ("18.1.0", True),
+                                           ("19.0.2", False)])
+def test_pyav_is_used_in_the_versions_that_work(monkeypatch, version, used):
+    monkeypatch.setattr(av, "__version__", version)
+    assert pyav_clips.installed() is used
 
 
 # --- agreement
