@@ -151,6 +151,13 @@ def test_python_m_of_this_package_goes_on_without_the_working_folder(hostile: Pa
     assert imported(hostile) == []
 
 
+def test_python_m_of_this_package_needs_no_working_folder(tmp_path: Path) -> None:
+    gone = f"mkdir gone && cd gone && rmdir ../gone && exec '{sys.executable}' -m flamingo_rt --version"
+    done = subprocess.run(["sh", "-c", gone], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("flamingo-rt")
+
+
 def test_an_interpreter_that_is_not_known_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", None)
     with pytest.raises(DataError, match="cannot be started: .*which Python interpreter"), BandwidthProbe(1):
