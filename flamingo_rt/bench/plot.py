@@ -137,8 +137,7 @@ def stage_chart(axes: Axes, report: Report) -> None:
     axes.set_xlabel("ms (decode: a step), on a logarithmic scale")
     axes.set_title("Stages, and how near their ceiling")
     axes.grid(axis="x")
-    axes.legend(loc="upper left", bbox_to_anchor=(0.0, -0.13), ncols=2, fontsize=9, handletextpad=0.3,
-                borderaxespad=0.0)
+    axes.figure.legend(loc="outside lower right", ncols=2, fontsize=9, handletextpad=0.3)
 
 
 def roofline_chart(axes: Axes, report: Report) -> None:
@@ -173,8 +172,8 @@ def roofline_chart(axes: Axes, report: Report) -> None:
     axes.set_ylabel("attained, FLOP/s")
     axes.set_title("Roofline: stages under what the machine can do")
     axes.grid()
-    axes.legend(loc="upper left", bbox_to_anchor=(0.0, -0.13), fontsize=9, handletextpad=0.1, labelspacing=0.4,
-                markerscale=0.7, title="of its ceiling", alignment="left", ncols=2, borderaxespad=0.0)
+    axes.figure.legend(loc="outside lower left", ncols=2, fontsize=9, handletextpad=0.1, labelspacing=0.4,
+                       markerscale=0.7, title="of its ceiling", alignment="left")
 
 
 def _shades(points: Sequence[tuple[str, str, Against]]) -> list[tuple[float, ...]]:

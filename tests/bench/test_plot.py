@@ -165,6 +165,7 @@ def test_a_logarithmic_axis_has_no_bars_since_it_has_no_zero(made_up) -> None:
 @pytest.mark.parametrize("name", CHARTS)
 def test_every_text_of_a_chart_is_in_the_picture(made_up, name: str, many: bool) -> None:
     figure = draw_one(with_many_points(made_up) if many else made_up, name)
+    figure.set_dpi(72)  # as SVG
     figure.draw_without_rendering()
     (left, bottom), (right, top) = figure.get_tightbbox().get_points()  # inches, around all that is drawn
     width, height = figure.get_size_inches()
