@@ -18,10 +18,12 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from flamingo_rt.checkpoints import expected_shapes
+from flamingo_rt.child_process import child_environment, python_command
 from flamingo_rt.config import FlamingoConfig
 from flamingo_rt.contract import CACHE_FORMS, GRAPHS, LANGUAGE_MODEL, RESAMPLER, VISION_ENCODER, Limits
 from flamingo_rt.engines.build_memory import memory_needs
@@ -69,19 +71,19 @@ def measured(work: Path) -> list[dict]:
             random_model(config), folder, lowering="tensorrt", compute="fp16", overwrite=True, compare=False
         )
         weights = Path(f"{bundle.graph_path(LANGUAGE_MODEL)}.data").stat().st_size
-        peak, output = watched([
-            sys.executable, "-m", "flamingo_rt", "build", "--model", str(folder), "--target", "tensorrt-rtx",
-            "--compute-capability", "86", "--force", "--json",
-        ])
+        peak, output = watched(python_command(
+            "flamingo_rt", "build", "--model", str(folder), "--target", "tensorrt-rtx", "--compute-capability", "86",
+            "--force", "--json",
+        ))
         estimate = json.loads(output)["memory"]["building"]
         rows.append({"layers": layers, "weights": weights, "peak": peak, "estimate": estimate})
         shutil.rmtree(folder)
     return rows
 
 
-def watched(command: list[str]) -> tuple[int, str]:
+def watched(command: Sequence[str]) -> tuple[int, str]:
     """The most anonymous memory that a process has had, looked at every few milliseconds, and its output."""
-    process, peak = subprocess.Popen(command, stdout=subprocess.PIPE, text=True), 0
+    process, peak = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=child_environment()), 0
     status = Path(f"/proc/{process.pid}/status")
     while process.poll() is None:
         found = [line.split()[1] for line in status.read_text().splitlines() if line.startswith("RssAnon:")]

@@ -25,6 +25,8 @@ from processes import folder_bytes
 from processes import run as run_process
 from random_sources import ensure_sources
 
+from flamingo_rt.child_process import python_command
+
 
 def measure(command: list[str]) -> tuple[float, int, str]:
     """Seconds, peak resident bytes and output of a process. Ends this program when it fails."""
@@ -48,7 +50,7 @@ def main() -> None:
     picture = options.work / "picture.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (300, 400, 3), dtype=np.uint8)).save(picture)
     files = ["--vision", str(sources / "vision.safetensors"), "--language", str(sources / "language")]
-    tool, rows = [sys.executable, "-m", "flamingo_rt"], []
+    tool, rows = list(python_command("flamingo_rt")), []
 
     def run(name: str, dtype: str, command: list[str], weights: int, out: Path | None) -> None:
         seconds, peak, output = measure(tool + command)

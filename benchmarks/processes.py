@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from flamingo_rt.child_process import child_environment
+
 TAIL = 3000  # characters of output that a failure is explained with
 
 
@@ -38,13 +40,14 @@ def run(
     command: Sequence[str], environment: Mapping[str, str] | None = None, echo: bool = False, quiet: bool = False,
     limit: float | None = None, on_line: Callable[[str], None] = lambda line: None,
 ) -> Finished:
-    """Run a command to its end, or for ``limit`` seconds and then kill it; ``environment`` is added to ours, ``echo``
+    """Run a command to its end, or for ``limit`` seconds and then kill it; ``environment`` is added to ours
+    (`child_environment`), ``echo``
     shows output as it comes, but not a last line of JSON, and ``on_line`` is given each line. Standard error goes to
     ours, or with ``quiet`` nowhere."""
     start = time.perf_counter()
     process = subprocess.Popen(
         list(command), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL if quiet else None, text=True,
-        env={**os.environ, **(environment or {})}, start_new_session=limit is not None,
+        env=child_environment(environment), start_new_session=limit is not None,
     )
     pieces: list[str] = []
     first: list[float] = []

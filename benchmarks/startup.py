@@ -13,12 +13,13 @@ import os
 import platform
 import statistics
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import click
 import onnxruntime
+
+from flamingo_rt.child_process import child_environment, python_command
 
 PICTURE = Path(__file__).parent.parent / "examples" / "scene.png"
 COMMANDS = {"help": ["--help"], "infer": ["infer", "--image", str(PICTURE)]}
@@ -32,7 +33,8 @@ def main(runs: int) -> None:
     for repetition in range(runs + 1):
         for name, arguments in COMMANDS.items():
             start = time.perf_counter()
-            subprocess.run([sys.executable, "-m", "flamingo_rt", *arguments], check=True, stdout=subprocess.DEVNULL)
+            command = python_command("flamingo_rt", *arguments)
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=child_environment())
             if repetition:
                 seconds[name].append(time.perf_counter() - start)
     machine = f"{os.cpu_count()} cores, {platform.machine()}"

@@ -15,6 +15,7 @@ import contextlib
 import ctypes
 import importlib
 import io
+import sys
 from abc import ABC, abstractmethod
 from collections import Counter
 from pathlib import Path
@@ -180,8 +181,11 @@ def has_cuda_kernels() -> bool:
 def _import(extra: str) -> Any:
     runtime = import_onnxruntime(extra)
     if not hasattr(runtime.InferenceSession, "get_provider_graph_assignment_info"):  # since 1.24.1
+        # For Python 3.10 there is none that can: 1.23 was the last.
+        newer = "" if sys.version_info >= (3, 11) else "with Python 3.11 or newer, "
         raise DependencyError(
-            f"onnxruntime {runtime.__version__} cannot say what it runs on the GPU: pip install 'flamingo-rt[{extra}]'"
+            f"onnxruntime {runtime.__version__} cannot say what it runs on the GPU: {newer}pip install "
+            f"'flamingo-rt[{extra}]'"
         )
     return runtime
 

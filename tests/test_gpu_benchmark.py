@@ -84,9 +84,9 @@ def test_without_a_peer_our_own_model_stands_in_and_is_named_so(tmp_path: Path) 
     skipped, eager, compiled = plan.peer_parts(LARGE, tmp_path, "python", "no module named open_flamingo")
     assert skipped == Skipped("peer", "open_flamingo", "no module named open_flamingo")
     assert "a stand-in" in eager.system and "a stand-in" in compiled.system
-    assert eager.command[2] == "gpu_parts.own_torch"
+    assert "gpu_parts.own_torch" in eager.command
     eager, compiled = plan.peer_parts(LARGE, tmp_path, "python", "")
-    assert eager.command[:3] == ("python", "-m", "gpu_parts.peer")
+    assert eager.command[:2] == ("python", str(plan.PEER_SCRIPT))
     assert compiled.command[-2:] == ("--compile", "inductor")
     assert json.loads((tmp_path / "peer-openflamingo-3b.json").read_text())["interval"] == 1
 

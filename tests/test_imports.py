@@ -25,6 +25,7 @@ RUNTIME = BASE | {"bundle", "processing", "engines"}
 ALLOWED = {
     "errors": set(),
     "config": {"errors"},
+    "child_process": set(),
     "device_arrays": set(),
     "files": {"errors", "unfinished"},
     "graph_files": {"errors", "protobuf"},
@@ -49,7 +50,7 @@ ALLOWED = {
     "export": RUNTIME | {"runtime", "model", "checkpoints", "training", "weights"},
     "loading": RUNTIME | {"runtime", "model", "checkpoints"},
     # Of export and checkpoints, for models with random weights.
-    "bench": RUNTIME | {"runtime", "export", "checkpoints", "__init__"},
+    "bench": RUNTIME | {"runtime", "export", "checkpoints", "child_process", "__init__"},
     "cli": RUNTIME | {
         "runtime", "model", "checkpoints", "importing", "training", "export", "loading", "bench", "__init__",
     },

@@ -32,6 +32,7 @@ def import_pyplot() -> Any:
     matplotlib.rcParams |= {
         "font.family": "DejaVu Sans", "font.size": 9, "text.color": TEXT, "axes.labelcolor": TEXT,
         "xtick.color": TEXT, "ytick.color": TEXT, "axes.edgecolor": GRID, "svg.hashsalt": "flamingo-rt",
+        "text.parse_math": False,  # a dollar sign is one
     }
     from matplotlib import pyplot
 
@@ -97,9 +98,14 @@ def lines(axes: Any, systems: list[tuple[str, Record]]) -> None:
     if not ends:
         axes.text(0.5, 0.5, "no shots measured yet", ha="center", va="center", transform=axes.transAxes)
         return
+    from matplotlib.ticker import LogLocator
+
     axes.set_yscale("log")
     axes.grid(axis="y", color=GRID, linewidth=0.8)
+    low, high = axes.get_ylim()
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0,) if high / low > 60 else (1.0, 2.0, 5.0)))
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.yaxis.set_minor_formatter("")
     shots = sorted({case["shots"] for _, record in systems for case in record["cases"]})
     axes.set_xticks([log2(number + 1) for number in shots], [str(number) for number in shots])
     label_ends(axes, ends)

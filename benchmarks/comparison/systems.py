@@ -14,9 +14,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from comparison.shapes import SMALL, import_options
+from flamingo_rt.child_process import python_command
 
 BENCHMARKS = Path(__file__).parent.parent
-TOOL = (sys.executable, "-m", "flamingo_rt")
+TOOL = python_command("flamingo_rt")
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from typing import Any
 
 from flamingo_rt.bench.machine import describe_machine
 from flamingo_rt.bench.units import scaled
+from flamingo_rt.child_process import child_environment
 from flamingo_rt.contract import CACHE_FORMS
 from flamingo_rt.engines.cuda import Cuda
 from flamingo_rt.engines.device_probe import DeviceProbe
@@ -21,6 +22,8 @@ from flamingo_rt.engines.ort_providers import PROVIDERS
 from flamingo_rt.engines.tensorrt_module import MODULES, import_tensorrt
 from flamingo_rt.errors import FlamingoError
 from gpu_parts.rows import reporting, tell
+
+IMPORT_PEER = "import sys; sys.path[:] = filter(None, sys.path); import open_flamingo, torch"
 
 
 def describe() -> None:
@@ -92,7 +95,10 @@ def available() -> dict[str, Any]:
 def peer(python: str) -> str:
     """Why the peer cannot run; nothing where it can."""
     try:
-        done = subprocess.run([python, "-c", "import open_flamingo, torch"], capture_output=True, text=True)
+        done = subprocess.run(
+            [python, "-c", IMPORT_PEER], capture_output=True, text=True,
+            env=child_environment({"PYTHONSAFEPATH": "1"}),  # which Python 3.10 does not know
+        )
     except OSError as error:
         return f"{python}: {error.strerror}"
     return "" if done.returncode == 0 else f"{python}: {(done.stderr.strip().splitlines() or ['it fails'])[-1]}"

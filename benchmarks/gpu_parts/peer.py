@@ -1,7 +1,7 @@
 """How fast is the real open_flamingo on a device? Random weights of the given shape, the workload's prompts, its cache
 on. Runs in the peer's environment: nothing of flamingo_rt is imported.
 
-    PYTHONPATH=benchmarks:benchmarks/peers PEER/bin/python -m gpu_parts.peer --work FOLDER --shape FILE --device cuda
+    PYTHONPATH=benchmarks:benchmarks/peers PEER/bin/python benchmarks/gpu_parts/peer.py --work FOLDER --shape FILE
 
 With ``--compile inductor`` torch.compile compiles its language model, for dynamic shapes, since its cache grows by a
 token each step; compiling is part of the warm-up. Its ``generate`` is the transformers library's, as ever.

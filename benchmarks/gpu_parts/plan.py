@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +10,13 @@ from typing import Any
 
 from comparison.shapes import SMALL, shape_of
 
+from flamingo_rt.child_process import python_command
 from flamingo_rt.config import ViTConfig
 from gpu_parts.bundles import ready
 from gpu_parts.systems import PACKAGED, System, bundle_path, system_path, systems_of
 
 MODULE = "gpu_parts"
+PEER_SCRIPT = Path(__file__).parent / "peer.py"  # a file: its Python may be of a version without -P
 FACTS, EXPORT, BUILD, SPEED, CORRECT, PEER = "facts", "export", "build", "speed", "correct", "peer"
 EAGER, COMPILED = "eager", "compiled"
 
@@ -69,7 +70,7 @@ class Skipped:
 
 def facts_part(peer_python: str | None) -> Part:
     peer = ("--peer-python", peer_python) if peer_python else ()
-    return Part(FACTS, "", (sys.executable, "-m", f"{MODULE}.facts", *peer), share=6.0)
+    return Part(FACTS, "", python_command(f"{MODULE}.facts", *peer), share=6.0)
 
 
 def smoke_systems() -> list[System]:
@@ -153,8 +154,8 @@ def making(size: Size, system: System, work: Path, numbers: Sequence[str] = ()) 
 
 def export_part(model: str, system: System, work: Path) -> Part:
     """One bundle."""
-    command = (
-        sys.executable, "-m", f"{MODULE}.bundles", "--work", str(work), "--model", model, "--system", system.slug,
+    command = python_command(
+        f"{MODULE}.bundles", "--work", str(work), "--model", model, "--system", system.slug,
     )
     done = ready(work, model, system, engines=False)
     return Part(EXPORT, f"{model}, {system.lowering} graphs, {system.compute}", command, 26.0, least=20.0, done=done)
@@ -166,8 +167,8 @@ def workload_parts(size: Size, work: Path) -> list[Part]:
 
 
 def speed_parts(size: Size, system: System, work: Path) -> list[Part]:
-    command = (
-        sys.executable, "-m", f"{MODULE}.speed", "--work", str(work), "--model", size.model, "--system", system.slug,
+    command = python_command(
+        f"{MODULE}.speed", "--work", str(work), "--model", size.model, "--system", system.slug,
         "--shots", str(size.shots), "--context", str(size.context), *amounts(size),
     )
     needs = (system_path(work, size.model, system) / "manifest.json",)
@@ -176,8 +177,8 @@ def speed_parts(size: Size, system: System, work: Path) -> list[Part]:
 
 def correct_parts(size: Size, system: System, work: Path) -> list[Part]:
     def command(model: str) -> tuple[str, ...]:
-        return (
-            sys.executable, "-m", f"{MODULE}.correct", "--work", str(work), "--model", model, "--system", system.slug,
+        return python_command(
+            f"{MODULE}.correct", "--work", str(work), "--model", model, "--system", system.slug,
         )
 
     return [Part(CORRECT, f"{system.name}: {model}", command(model), share=5.0, least=10.0) for model in size.compared]
@@ -189,11 +190,11 @@ def peer_parts(size: Size, work: Path, python: str | None, missing: str | None) 
     shots = ("--shots", f"0,{size.shots}", "--device", size.device, "--dtype", size.compute, *amounts(size))
     if python is not None and not missing:
         title = "open_flamingo"
-        command = (python, "-m", f"{MODULE}.peer", "--work", str(work), "--shape", str(write_shape(size, work)), *shots)
+        command = (python, str(PEER_SCRIPT), "--work", str(work), "--shape", str(write_shape(size, work)), *shots)
         found: list[Part | Skipped] = []
     else:
         title = "own PyTorch model, a stand-in"
-        command = (sys.executable, "-m", f"{MODULE}.own_torch", "--work", str(work), "--model", size.model, *shots)
+        command = python_command(f"{MODULE}.own_torch", "--work", str(work), "--model", size.model, *shots)
         found = [Skipped(PEER, "open_flamingo", missing or "no --peer-python")]
     eager = Part(PEER, f"{title}, {size.compute}, {EAGER}", command, share=8.0, least=20.0, needs=needs)
     how = COMPILED if size.compiler == "inductor" else f"backend {size.compiler}, {COMPILED}"

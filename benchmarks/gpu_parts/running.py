@@ -11,6 +11,7 @@ from typing import Any
 
 from processes import Finished, run
 
+from flamingo_rt.child_process import child_environment
 from flamingo_rt.files import replacing_file
 from gpu_parts.plan import Part, Skipped
 from gpu_parts.rows import Row, parsed
@@ -54,7 +55,7 @@ class Session:
             return
         print(f"== {part.name}{': ' if part.system else ''}{part.system}", flush=True)
         environment = {"PYTHONPATH": os.pathsep.join(
-            [str(BENCHMARKS), str(BENCHMARKS / "peers"), *filter(None, [os.environ.get("PYTHONPATH")])]
+            [str(BENCHMARKS), str(BENCHMARKS / "peers"), *filter(None, [child_environment().get("PYTHONPATH")])]
         )}
         told: list[Row] = []
 

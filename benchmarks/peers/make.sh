@@ -4,11 +4,11 @@ set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 venv=${1:-"$here/.venv"}
 
-"${PYTHON:-python3}" -m venv "$venv"
-"$venv/bin/python" -m pip install --quiet -r "$here/requirements.txt"
-"$venv/bin/python" -m pip install --quiet --no-deps -r "$here/requirements-no-deps.txt"
+"${PYTHON:-python3}" -I -m venv "$venv"
+"$venv/bin/python" -I -m pip install --quiet -r "$here/requirements.txt"
+"$venv/bin/python" -I -m pip install --quiet --no-deps -r "$here/requirements-no-deps.txt"
 
-site=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')
+site=$("$venv/bin/python" -I -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')
 rm -rf "$site/torchvision"
 cp -R "$here/torchvision_stand_in" "$site/torchvision"
-"$venv/bin/python" -c 'import open_flamingo'
+"$venv/bin/python" -I -c 'import open_flamingo'

@@ -6,12 +6,12 @@ process's. Reading is tried in the ways that are fast somewhere, in as many thre
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+from flamingo_rt.child_process import child_environment, python_command
 from flamingo_rt.errors import DataError
 
 BUFFER_BYTES = 512 << 20  # far more than any cache holds
@@ -26,11 +26,11 @@ class BandwidthProbe:
         self._threads, self._bytes = threads, buffer_bytes
 
     def __enter__(self) -> BandwidthProbe:
-        command = [sys.executable, "-m", "flamingo_rt.bench.bandwidth", str(self._threads), str(self._bytes)]
         try:
+            command = python_command("flamingo_rt.bench.bandwidth", str(self._threads), str(self._bytes))
             self._process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-                env=os.environ | ONE_THREAD, start_new_session=True,  # Ctrl-C is for us; it ends with its stdin
+                env=child_environment(ONE_THREAD), start_new_session=True,  # Ctrl-C is for us; it ends with its stdin
             )
         except OSError as error:
             raise DataError(f"the process that measures memory bandwidth cannot be started: {error}") from error

@@ -13,10 +13,12 @@ from flamingo_rt.bench.units import machine_line, model_line, products_rate, sca
 from flamingo_rt.files import replacing_file
 
 STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1180px; margin: 2rem auto; padding: 0 1rem }
+body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1180px; margin: 2rem auto; padding: 0 1rem;
+  overflow-wrap: anywhere }
 h1 { font-size: 1.5rem; margin-bottom: .2rem } h2 { font-size: 1.1rem; margin-top: 2rem } p { margin: .2rem 0 }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(480px, 1fr)); gap: 1rem }
-.charts svg { width: 100%; height: auto } .quiet { color: #666 }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(480px, 100%), 1fr)); gap: 1.5rem;
+  margin-top: 1rem }
+figure { margin: 0 } .charts svg { width: 100%; height: auto } .quiet { color: #555 }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .92rem }
 th, td { padding: .2rem .9rem .2rem 0; text-align: right; border-bottom: 1px solid #e3e3e3; white-space: nowrap }
 th:first-child, td:first-child { text-align: left } .wide { overflow-x: auto }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from flamingo_rt.bench.rates import Rates
 from flamingo_rt.bench.results import DecodeResult, Report, Stage
+from flamingo_rt.printable import printable
 
 PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 # Distributions behind a backend; those that are not installed are left out.
@@ -49,12 +50,12 @@ def decode_name(result: DecodeResult) -> str:
 
 
 def model_line(report: Report) -> str:
-    """Model, types, size, backend."""
+    """Model, types, size, backend; one line, whatever the model is called."""
     model = report.model
     kinds = sorted({model.quantization[graph] or dtype for graph, dtype in model.dtype.items()})
     size = [scaled(model.bytes, "B")] if model.bytes is not None else []
     threads = f"{model.threads} thread{'s' if model.threads > 1 else ''}" if model.threads else "all cores"
-    return ", ".join([model.name, " and ".join(kinds), *size, f"backend {model.backend}", threads])
+    return ", ".join([printable(model.name), " and ".join(kinds), *size, f"backend {model.backend}", threads])
 
 
 def machine_line(report: Report) -> str:
@@ -64,7 +65,7 @@ def machine_line(report: Report) -> str:
     cores = f"{machine.cores} core" + ("s" if machine.cores > 1 else "")
     gpus = [gpu.name for gpu in machine.gpus or ()]
     board = [machine.jetson.board, machine.jetson.power_mode or ""] if machine.jetson else []
-    return ", ".join(part for part in [machine.cpu, cores, *memory, *gpus, *board] if part)
+    return ", ".join(printable(part) for part in [machine.cpu, cores, *memory, *gpus, *board] if part)
 
 
 def software_line(report: Report) -> str:

@@ -364,7 +364,7 @@ def test_arrays_that_are_no_pictures_are_refused(array):
     refusal(array)
 
 
-@pytest.mark.parametrize("source", [None, 7, ["a.png"], io.BytesIO(b"")], ids=str)
+@pytest.mark.parametrize("source", [None, 7, ["a.png"], io.BytesIO(b"")], ids=lambda source: type(source).__name__)
 def test_other_types_are_refused(source):
     assert "give a path" in refusal(source)
 
