@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,15 @@ from flamingo_rt.errors import DataError
 # The transformers library's names of activations -> ours.
 ACTIVATIONS = {
     "gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu"
+}
+
+# What no family computes, and its value where it asks for nothing; the transformers library has these keys for any
+# model, or for others whose files may claim to be one of ours.
+NOWHERE = {
+    "per_layer_config": None, "quantization_config": None, "pruned_heads": {}, "sliding_window": None,
+    "attn_logit_softcapping": None, "final_logit_softcapping": None, "query_pre_attn_scalar": None,
+    "attention_multiplier": None, "embedding_multiplier": 1.0, "residual_multiplier": 1.0, "logits_scaling": 1.0,
+    "qk_norm": False, "use_qk_norm": False, "qk_layernorm": False,
 }
 
 LARGEST = 10_000_000  # no size of a model is beyond it
@@ -78,6 +87,24 @@ class Settings:
         for key in ("rope_scaling", "rope_parameters"):
             section = self.section(key)
             section.must({"rope_type": "default", "type": "default"})
+
+    def only(self, known: Collection[str]) -> None:
+        """Refuse keys that are not known; those that are null or false ask for nothing."""
+        for key, value in self._data.items():
+            if key not in known and value is not None and value is not False:
+                raise self.refused(key, "this key is not known: take it out if the result does not depend on it")
+
+    def refused(self, key: str, why: str) -> DataError:
+        """An error that names the value of ``key`` and says what would be right."""
+        return DataError(f"{self._name(key)} is {self.get(key)!r}; {why}")
+
+    def agree(self, found: Mapping[str, int]) -> None:
+        """Refuse sizes that are not those ``found`` in the tensors: a library would leave layers out, or make other
+        positions."""
+        for key, value in found.items():
+            stated = self.get(key, value)
+            if stated not in (value, [value, value]):  # of a square, as one number or two
+                raise self.refused(key, f"the tensors have {value}")
 
     def must(self, supported: Mapping[str, Any]) -> None:
         """Refuse settings that change the computation in a way this project does not have."""
