@@ -82,11 +82,16 @@ class Settings:
             raise DataError(f"{self._name(key)} is {value!r}; known: {', '.join(known)}")
         return value
 
-    def plain_rotary(self) -> None:
-        """Refuse rotary embeddings that are stretched."""
+    def plain_rotary(self) -> Settings:
+        """The parameters of rotary embeddings: ``rope_scaling``, which the library takes first, or ``rope_parameters``.
+        Refuses those that are stretched, and others for each kind of layer."""
         for key in ("rope_scaling", "rope_parameters"):
             section = self.section(key)
             section.must({"rope_type": "default", "type": "default"})
+            for name, value in section._data.items():
+                if isinstance(value, dict):
+                    raise section.refused(name, "rotary embeddings that differ between layers cannot be imported")
+        return self.section("rope_scaling" if self.get("rope_scaling") else "rope_parameters")
 
     def only(self, known: Collection[str]) -> None:
         """Refuse keys that are not known; those that are null or false ask for nothing."""

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from flamingo_rt.errors import DataError
 from flamingo_rt.importing.clip import vision_config, vision_preprocessing, vision_tensors
+from flamingo_rt.importing.clip_preprocessing import IDLE, READ
 from flamingo_rt.importing.sources import Source
 from flamingo_rt.model.vit import ViT
 from flamingo_rt.presets import CLIP_PREPROCESSING
@@ -281,6 +282,33 @@ def test_open_clips_configuration_counts_for_its_own_files_alone(tmp_path: Path,
 def test_open_clips_configuration_states_the_norms_constant(tmp_path: Path) -> None:
     write(tmp_path, "open_clip_config.json", {"model_cfg": {"vision_cfg": {"norm_kwargs": {"eps": 1e-3}}}})
     assert vision_config(source(named("visual.", open_clip_tensors()), tmp_path)).norm_eps == 1e-3
+
+
+KEYS = json.loads((Path(__file__).parent.parent / "fixtures" / "config_keys.json").read_text())
+# Of CLIPVisionConfig: honoured, or refused where they are not the tensors', by the tests above.
+DECISIVE = {
+    "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_channels", "image_size",
+    "patch_size", "hidden_act", "layer_norm_eps", "pruned_heads",
+}
+
+
+def test_no_other_key_that_the_transformers_library_knows_changes_the_encoder(tmp_path: Path) -> None:
+    known = {key for version in KEYS.values() for key in version["clip"]}
+    assert len(KEYS) >= 2 and known >= DECISIVE
+    sizes = {"num_attention_heads": 2, "hidden_act": "gelu"}
+    found = source(named("vision_model.", open_clip_tensors()), write(tmp_path, "config.json", sizes))
+    expected = vision_config(found)
+    for value in ("gelu", 7, True, {"a": 1}, None):
+        write(tmp_path, "config.json", {**dict.fromkeys(known - DECISIVE, value), **sizes})
+        assert vision_config(found) == expected
+    write(tmp_path, "config.json", {**sizes, "pruned_heads": {"0": [1]}})
+    with pytest.raises(DataError, match=r"config\.json: pruned_heads is"):
+        vision_config(found)
+
+
+def test_every_key_that_the_transformers_library_knows_of_a_processor_is_known() -> None:
+    known = {key for version in KEYS.values() for key in version["CLIPImageProcessor"]}
+    assert known <= {*READ, *IDLE}
 
 
 # Preprocessing
