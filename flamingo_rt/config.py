@@ -325,7 +325,7 @@ class FlamingoConfig:
 def read_json(path: Path) -> Any:
     """Parse a JSON file; raises `DataError` naming it when it is missing or damaged."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))  # some editors begin a file with a byte order mark
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:  # too deeply nested

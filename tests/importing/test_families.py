@@ -86,6 +86,7 @@ def changes(config: LanguageConfig, other: LanguageConfig) -> dict[str, object]:
         ("llama", "num_attention_heads", 2, {"heads": 2, "kv_heads": 2, "head_width": 16}),
         ("llama", "num_key_value_heads", 2, {"kv_heads": 2}),
         ("llama", "head_dim", 16, {"head_width": 16}),
+        ("llama", "head_dim", 100, {"head_width": 100}),  # OpenLLaMA-3B's
         ("llama", "rope_scaling", {"rope_type": "default"}, {}),
         ("llama", "rope_scaling", {"type": "default"}, {}),
         ("llama", "num_hidden_layers", 5, {"layers": 5}),
