@@ -44,12 +44,15 @@ def read_tokenizer(path: Path, eos_id: int | None) -> tuple[Tokenizer, TokensCon
     for text in (eos, pad):
         if tokenizer.token_to_id(text) is None:
             raise DataError(f"{folder}: tokenizer_config.json names the token {text!r}, tokenizer.json lacks it")
-    asked = _tokenizer_config(folder).get("add_bos_token") is True and named.get("bos_token") in there
-    stated_bos = named["bos_token"] if asked else ""  # the library puts it first even where tokenizer.json does not
+    # Whether a beginning is put first: what the configuration says counts before what tokenizer.json does.
+    asked = _tokenizer_config(folder).get("add_bos_token")
+    bos = "" if asked is False else _bos(tokenizer)
+    if asked is True and not bos and named.get("bos_token") in there:
+        bos = named["bos_token"]
     # A tokenizer without padding and truncation, whatever the file asked for: prompts are read as they are.
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    return tokenizer, TokensConfig(IMAGE, END_OF_CHUNK, _bos(tokenizer) or stated_bos, eos, pad)
+    return tokenizer, TokensConfig(IMAGE, END_OF_CHUNK, bos, eos, pad)
 
 
 def _token(tokenizer: Tokenizer, number: int | None) -> str:
