@@ -22,6 +22,8 @@ NOWHERE = {
     "qk_norm": False, "use_qk_norm": False, "qk_layernorm": False,
 }
 
+SQUARES = ("image_size", "patch_size")  # as one number, or as two equal ones
+
 LARGEST = 10_000_000  # no size of a model is beyond it
 
 
@@ -108,7 +110,7 @@ class Settings:
         positions."""
         for key, value in found.items():
             stated = self.get(key, value)
-            if stated not in (value, [value, value]):  # of a square, as one number or two
+            if stated != value and not (key in SQUARES and stated == [value, value]):
                 raise self.refused(key, f"the tensors have {value}")
 
     def must(self, supported: Mapping[str, Any]) -> None:
