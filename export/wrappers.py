@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flamingo_rt.contract import FLOAT_DTYPES
+from flamingo_rt.contract import FLOAT_DTYPES, cached_head_width
 from flamingo_rt.export.distances import TabledBias
 from flamingo_rt.model.flamingo import Flamingo
-from flamingo_rt.model.language import Attend
+from flamingo_rt.model.language import Attend, ScoreBias
 from flamingo_rt.model.layers import Attention
 
 
@@ -28,6 +29,25 @@ class OverCache:
     def __init__(self, past: Sequence[Tensor], cache_length: Tensor) -> None:
         self.past, self.cache_length = past, cache_length
         self.present: list[Tensor] = []
+
+
+class PaddedHeads:
+    """`CachedAttend` over a cache whose heads are wider than the model's: ``attend`` gets queries, keys and values with
+    zeros behind each head, which add nothing to a score and give zeros, and are cut off again. It divides by the root
+    of the width that it sees, so the queries are multiplied by what that is too much."""
+
+    def __init__(self, attend: CachedAttend, head_width: int, cached_width: int) -> None:
+        self.attend, self.head_width, self.cached_width = attend, head_width, cached_width
+        self.present = attend.present
+
+    def __call__(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, positions: Tensor,
+        bias: ScoreBias | None, bias_query: Tensor,
+    ) -> Tensor:
+        query = query * (self.cached_width / self.head_width) ** 0.5
+        query, key, value = (F.pad(x, (0, self.cached_width - self.head_width)) for x in (query, key, value))
+        out = self.attend(layer, query, key, value, positions, bias, bias_query)
+        return out[..., : self.head_width]
 
 
 # From (past, cache_length [B]) to the self-attention of one forward pass.
@@ -89,7 +109,10 @@ class LanguageModelGraph(nn.Module):
         media: Sequence[Tensor], past: Sequence[Tensor],
     ) -> tuple[Tensor, ...]:
         positions = cache_length[:, None] + torch.arange(input_ids.shape[1], device=input_ids.device)
-        attend = self.lowering.attend(past, cache_length)
+        language = self.model.config.language
+        attend, cached_width = self.lowering.attend(past, cache_length), cached_head_width(language)
+        if cached_width != language.head_width:
+            attend = PaddedHeads(attend, language.head_width, cached_width)
         logits = self.model.decode(
             input_ids, positions, media_index, list(media[::2]), list(media[1::2]), attend, logits_index
         )

@@ -16,6 +16,7 @@ from typing import Any, Literal, Union
 
 from flamingo_rt.errors import DataError
 
+Interpolation = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "squared_relu", "swiglu"]
 
 
@@ -213,16 +214,20 @@ class LanguageConfig:
 class PreprocessingConfig:
     """From a picture to ``pixel_values``. ``resize``: ``pad`` keeps the aspect and pads with the mean (the paper);
     ``crop`` resizes the short side and crops the centre (CLIP); ``squash`` ignores the aspect.
-    ``mean`` and ``std`` are per channel, for values in 0..1.
+    ``interpolation`` is one of Pillow's filters. ``mean`` and ``std`` are per channel, for values in 0..1. ``fill`` is
+    another colour to pad with, in 0..1 (open_clip's ``longest``); None is the mean.
     """
 
     resize: Literal["pad", "crop", "squash"] = "pad"
-    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    interpolation: Interpolation = "bicubic"
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    fill: tuple[float, float, float] | None = None
 
     def __post_init__(self) -> None:
         require(all(value > 0 for value in self.std), f"preprocessing std {self.std} is not above 0")
+        fill = self.fill or ()
+        require(all(0 <= value <= 1 for value in fill), f"preprocessing fill {fill} is not within 0 and 1")
 
 
 @dataclass(frozen=True)
@@ -302,10 +307,13 @@ class FlamingoConfig:
     def from_dict(cls, data: Any) -> FlamingoConfig:
         """The inverse of `to_dict`. Raises `DataError` that names the key for anything missing, unknown or mistyped.
 
-        Models written before there were ``prompts`` were trained with the default.
+        Models written before there were ``prompts`` were trained with the default; before there was a ``fill``, all
+        padded with the mean.
         """
-        if isinstance(data, dict) and "prompts" not in data:
-            data = data | {"prompts": dataclasses.asdict(PromptsConfig())}
+        if isinstance(data, dict):
+            data = {"prompts": dataclasses.asdict(PromptsConfig())} | data
+            if isinstance(data.get("preprocessing"), dict):
+                data |= {"preprocessing": {"fill": None} | data["preprocessing"]}
         return _parse(cls, data, "config")
 
     @classmethod
@@ -317,7 +325,7 @@ class FlamingoConfig:
 def read_json(path: Path) -> Any:
     """Parse a JSON file; raises `DataError` naming it when it is missing or damaged."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))  # some editors begin a file with a byte order mark
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:  # too deeply nested

@@ -8,7 +8,7 @@ C the capacity of the cache in tokens. S is V times the latents of a visual.
 
 A graph has its cache in one of two forms. ``in-place``: past and present are the whole cache [B, Hk, C, d] and may
 share memory. ``appended``: the past [C, B, Hk, d] is read, and present [T, B, Hk, d] holds the new tokens alone:
-whoever runs the graph puts them where they belong.
+whoever runs the graph puts them where they belong. d is `cached_head_width`: what lies beyond a head's own width is 0.
 
 Beside its logits the language model gives the likeliest token at each of those positions, and its log-probability: a
 greedy loop needs no more, and where the graph runs on a device the logits stay there.
@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from flamingo_rt.config import FlamingoConfig
+from flamingo_rt.config import FlamingoConfig, LanguageConfig
 from flamingo_rt.errors import UsageError
 
 VISION_ENCODER, RESAMPLER, LANGUAGE_MODEL = "vision_encoder", "resampler", "language_model"
@@ -33,6 +33,10 @@ CACHE_FORMS = {"ort": IN_PLACE, "tensorrt": IN_PLACE, "tensorrt-classic": APPEND
 # Pictures and frames in one run of the vision encoder, and visuals in one of the resampler. The tokens of a few fill
 # their matrix products already; more would only take memory, and let what is decoded meanwhile wait for longer.
 ENCODED_AT_ONCE = 4
+
+# Heads of the self-attention cache are a multiple of this wide. ONNX Runtime's GroupQueryAttention refuses others, and
+# TensorRT-RTX 1.7.1 has no kernel for them: it compiles heads of 40 and 104 numbers, and refuses 36 and 100.
+HEAD_WIDTH_STEP = 8
 
 Dimension = int | str
 FLOAT_DTYPES = ("float32", "float16", "bfloat16")
@@ -101,6 +105,11 @@ def layer_parts(layers: int) -> list[tuple[int, str]]:
     return [(layer, part) for layer in range(layers) for part in ("key", "value")]
 
 
+def cached_head_width(language: LanguageConfig) -> int:
+    """Numbers of a head in the self-attention cache: its width, rounded up to whole `HEAD_WIDTH_STEP`."""
+    return -(-language.head_width // HEAD_WIDTH_STEP) * HEAD_WIDTH_STEP
+
+
 def graph_specs(config: FlamingoConfig, dtype: str = "float32", cache: str = IN_PLACE) -> dict[str, GraphSpec]:
     """The three graphs of a model, by name. ``dtype`` (of `FLOAT_DTYPES`) is what they compute in, and what features,
     media and cache are; pixel values and logits are float32 always. ``cache`` is the form of the cache."""
@@ -133,7 +142,7 @@ def _resampler(config: FlamingoConfig, dtype: str) -> GraphSpec:
 
 def _language_model(config: FlamingoConfig, dtype: str, cache: str) -> GraphSpec:
     language = config.language
-    heads, width = language.kv_heads, language.head_width
+    heads, width = language.kv_heads, cached_head_width(language)
     past = present = ("B", heads, "C", width)
     if cache == APPENDED:
         past, present = ("C", "B", heads, width), ("T", "B", heads, width)

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from flamingo_rt.config import CrossAttentionConfig, FlamingoConfig, NFNetConfig, ViTConfig
+from flamingo_rt.contract import cached_head_width
 
 FLOAT = 4  # bytes of a float32: pixel values, and what graphs compute with unless they do in half precision
 
@@ -133,7 +134,7 @@ def _cross_parameters(cross: CrossAttentionConfig, width: int) -> int:
 def cache_bytes(config: FlamingoConfig, tokens: int, number: int = FLOAT) -> int:
     """Self-attention keys and values of ``tokens`` tokens of a row, in numbers of ``number`` bytes."""
     language = config.language
-    return tokens * language.layers * 2 * language.kv_heads * language.head_width * number
+    return tokens * language.layers * 2 * language.kv_heads * cached_head_width(language) * number
 
 
 def media_bytes(config: FlamingoConfig, number: int = FLOAT) -> int:

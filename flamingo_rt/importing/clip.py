@@ -7,7 +7,7 @@ import re
 
 from flamingo_rt.config import PreprocessingConfig, ViTConfig
 from flamingo_rt.errors import DataError
-from flamingo_rt.importing.clip_config import stated_beside
+from flamingo_rt.importing.clip_config import Found, Stated, stated_beside
 from flamingo_rt.importing.sources import Source, Take
 
 # Width of a head: 64, but for the largest models of open_clip, by their width (its model_configs: H, g, bigG, e).
@@ -48,34 +48,43 @@ def vision_config(source: Source, activation: str | None = None, post_norm: bool
     ``activation`` overrides what the configuration says; without either it is ``quick_gelu``, OpenAI's, which every
     released OpenFlamingo model has. ``post_norm`` is `ViTConfig.post_norm`. Raises `DataError`.
     """
-    prefix, names = _naming(source)
-    shape = source.shape(prefix + names["patches.weight"])
-    places = source.shape(prefix + names["positions"])
-    side = math.isqrt(places[0] - 1)
-    if len(shape) != 4 or shape[1] != 3 or side < 1 or side * side != places[0] - 1:
-        raise DataError(
-            f"{source.path}: patches {list(shape)} and positions {list(places)} are not those of a square picture "
-            "with a class token: another architecture?"
-        )
-    width, patch = shape[0], shape[2]
-    blocks = prefix + names["blocks"]
-    stated = stated_beside(source.path, names is _TRANSFORMERS)
-    head_width = stated.head_width or LARGE_HEAD_WIDTHS.get(width, HEAD_WIDTH)
-    heads = stated.heads or (width // head_width if width % head_width == 0 else 0)
-    if not heads or width % heads:
+    found, stated = _sizes(source), _stated(source)
+    head_width = stated.head_width or LARGE_HEAD_WIDTHS.get(found.width, HEAD_WIDTH)
+    heads = stated.heads or (found.width // head_width if found.width % head_width == 0 else 0)
+    if not heads or found.width % heads:
         parts = f"{heads} heads" if stated.heads else f"heads of {head_width}"
-        raise DataError(f"{source.path}: a width of {width} cannot be split into {parts}")
+        raise DataError(f"{source.path}: a width of {found.width} cannot be split into {parts}")
     return ViTConfig(
-        image_size=side * patch, patch_size=patch, width=width,
-        layers=source.layers(blocks), heads=heads,
-        ff_width=source.rows(f"{blocks}.0.{names['ff.up']}.weight"),
-        activation=activation or stated.activation or "quick_gelu", norm_eps=stated.norm_eps, post_norm=post_norm,
+        image_size=found.image_size, patch_size=found.patch_size, width=found.width, layers=found.layers, heads=heads,
+        ff_width=found.ff_width, activation=activation or stated.activation or "quick_gelu", norm_eps=stated.norm_eps,
+        post_norm=post_norm,
     )
 
 
 def vision_preprocessing(source: Source) -> PreprocessingConfig:
-    """CLIP's, with the mean and deviation that the configuration beside the weights states. Raises `DataError`."""
-    return stated_beside(source.path, _naming(source)[1] is _TRANSFORMERS).preprocessing
+    """CLIP's, or what the configuration beside the weights states. Raises `DataError` for what cannot be honoured."""
+    return _stated(source).preprocessing
+
+
+def _stated(source: Source) -> Stated:
+    return stated_beside(source.path, _naming(source)[1] is _TRANSFORMERS, _sizes(source))
+
+
+def _sizes(source: Source) -> Found:
+    prefix, names = _naming(source)
+    shape = source.shape(prefix + names["patches.weight"])
+    places = source.shape(prefix + names["positions"])
+    side = math.isqrt(places[0] - 1)
+    if len(shape) != 4 or shape[1] != 3 or shape[2] != shape[3] or side < 1 or side * side != places[0] - 1:
+        raise DataError(
+            f"{source.path}: patches {list(shape)} and positions {list(places)} are not those of a square picture "
+            "with a class token: another architecture?"
+        )
+    blocks = prefix + names["blocks"]
+    return Found(
+        image_size=side * shape[2], patch_size=shape[2], width=shape[0], layers=source.layers(blocks),
+        ff_width=source.rows(f"{blocks}.0.{names['ff.up']}.weight"),
+    )
 
 
 def vision_tensors(source: Source, config: ViTConfig) -> dict[str, Take]:

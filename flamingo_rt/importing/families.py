@@ -8,14 +8,16 @@ from flamingo_rt.importing.gpt_neox import GPT_NEOX
 from flamingo_rt.importing.llama import LLAMA
 from flamingo_rt.importing.mpt import MPT
 from flamingo_rt.importing.opt import OPT
-from flamingo_rt.importing.settings import Settings
+from flamingo_rt.importing.settings import NOWHERE, Settings
 
 FAMILIES: dict[str, Family] = {"mpt": MPT, "mosaic_gpt": MPT, "gpt_neox": GPT_NEOX, "llama": LLAMA, "opt": OPT}
 
 
 def family_of(settings: Settings) -> Family:
-    """The family that a ``config.json`` names. Raises `DataError` that lists the known ones."""
+    """The family that a ``config.json`` names. Raises `DataError` that lists the known ones, and for a key of what none
+    of them computes."""
     kind = settings.get("model_type")
     if not isinstance(kind, str) or kind not in FAMILIES:
         raise DataError(f"{settings.path}: model_type is {kind!r}; language models known: {', '.join(FAMILIES)}")
+    settings.must(NOWHERE)
     return FAMILIES[kind]

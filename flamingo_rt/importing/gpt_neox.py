@@ -10,8 +10,7 @@ from flamingo_rt.importing.sources import Source, Take
 
 def _config(settings: Settings, rows: int) -> LanguageConfig:
     width, heads = settings.integer("hidden_size"), settings.integer("num_attention_heads")
-    settings.plain_rotary()
-    rope = settings.section("rope_parameters")
+    rope = settings.plain_rotary()
     bias = settings.flag("attention_bias", True)
     fraction = settings.number("rotary_pct", settings.number("partial_rotary_factor", 0.25))
     base = settings.number("rotary_emb_base", settings.number("rope_theta", 10000.0))

@@ -11,8 +11,9 @@ from flamingo_rt.importing.sources import Source, Take
 def _config(settings: Settings, rows: int) -> LanguageConfig:
     width, heads = settings.integer("hidden_size"), settings.integer("num_attention_heads")
     settings.must({"hidden_act": "silu", "mlp_bias": False})
-    settings.plain_rotary()
-    rope = settings.section("rope_parameters")
+    rope = settings.plain_rotary()
+    for section in (settings, rope):
+        section.must({"partial_rotary_factor": 1.0})
     bias = settings.flag("attention_bias", False)
     return LanguageConfig(
         vocab_size=rows, width=width, layers=settings.integer("num_hidden_layers"), heads=heads,

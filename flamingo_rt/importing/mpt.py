@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from flamingo_rt.config import LanguageConfig
 from flamingo_rt.importing.family import Family, fused, head_width, plain
-from flamingo_rt.importing.settings import Settings
+from flamingo_rt.importing.settings import NOWHERE, Settings
 from flamingo_rt.importing.sources import Source, Take
 
 _NAMES = {
@@ -33,12 +33,13 @@ def _config(settings: Settings, rows: int) -> LanguageConfig:
     attention.must({
         "alibi": True, f"{prefix}clip_qkv": None, "softmax_scale": None, "prefix_lm": False,
         "attn_uses_sequence_id": False, "attn_type": "multihead_attention", "rope": False, "qk_gn": False,
-        "sliding_window_size": -1,
+        "sliding_window_size": -1, f"{prefix}kv_n_heads": settings.integer("n_heads", 16),
     })
+    attention.must(NOWHERE)
     ff = settings.section("ffn_config")
     ff.must({"ffn_type": "mptmlp"})
     ff.section("ffn_act_fn").must({"name": "gelu", "approximate": "none"})
-    settings.must({"embedding_fraction": 1.0, "logit_scale": None, "no_bias": True})
+    settings.must({"embedding_fraction": 1.0, "logit_scale": None, "no_bias": True, "block_overrides": None})
     settings.choice("norm_type", "low_precision_layernorm", ("low_precision_layernorm", "layernorm"))
     width, heads = settings.integer("d_model", 2048), settings.integer("n_heads", 16)
     return LanguageConfig(

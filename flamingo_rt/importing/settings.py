@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,17 @@ from flamingo_rt.errors import DataError
 ACTIVATIONS = {
     "gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu"
 }
+
+# What no family computes, and its value where it asks for nothing; the transformers library has these keys for any
+# model, or for others whose files may claim to be one of ours.
+NOWHERE = {
+    "per_layer_config": None, "quantization_config": None, "pruned_heads": {}, "sliding_window": None,
+    "attn_logit_softcapping": None, "final_logit_softcapping": None, "query_pre_attn_scalar": None,
+    "attention_multiplier": None, "embedding_multiplier": 1.0, "residual_multiplier": 1.0, "logits_scaling": 1.0,
+    "qk_norm": False, "use_qk_norm": False, "qk_layernorm": False,
+}
+
+SQUARES = ("image_size", "patch_size")  # as one number, or as two equal ones
 
 LARGEST = 10_000_000  # no size of a model is beyond it
 
@@ -73,11 +84,34 @@ class Settings:
             raise DataError(f"{self._name(key)} is {value!r}; known: {', '.join(known)}")
         return value
 
-    def plain_rotary(self) -> None:
-        """Refuse rotary embeddings that are stretched."""
+    def plain_rotary(self) -> Settings:
+        """The parameters of rotary embeddings: ``rope_scaling``, which the library takes first, or ``rope_parameters``.
+        Refuses those that are stretched, and others for each kind of layer."""
         for key in ("rope_scaling", "rope_parameters"):
             section = self.section(key)
             section.must({"rope_type": "default", "type": "default"})
+            for name, value in section._data.items():
+                if isinstance(value, dict):
+                    raise section.refused(name, "rotary embeddings that differ between layers cannot be imported")
+        return self.section("rope_scaling" if self.get("rope_scaling") else "rope_parameters")
+
+    def only(self, known: Collection[str]) -> None:
+        """Refuse keys that are not known; those that are null or false ask for nothing."""
+        for key, value in self._data.items():
+            if key not in known and value is not None and value is not False:
+                raise self.refused(key, "this key is not known: take it out if the result does not depend on it")
+
+    def refused(self, key: str, why: str) -> DataError:
+        """An error that names the value of ``key`` and says what would be right."""
+        return DataError(f"{self._name(key)} is {self.get(key)!r}; {why}")
+
+    def agree(self, found: Mapping[str, int]) -> None:
+        """Refuse sizes that are not those ``found`` in the tensors: a library would leave layers out, or make other
+        positions."""
+        for key, value in found.items():
+            stated = self.get(key, value)
+            if stated != value and not (key in SQUARES and stated == [value, value]):
+                raise self.refused(key, f"the tensors have {value}")
 
     def must(self, supported: Mapping[str, Any]) -> None:
         """Refuse settings that change the computation in a way this project does not have."""

@@ -11,6 +11,11 @@ from flamingo_rt.config import TokensConfig, read_json
 from flamingo_rt.errors import DataError
 
 IMAGE, END_OF_CHUNK, PAD = "<image>", "<|endofchunk|>", "<PAD>"
+# What to do with a file of the sentencepiece library, as LLaMA was distributed with.
+SENTENCEPIECE = (
+    ": AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER) of the transformers library, with sentencepiece "
+    "installed, makes a tokenizer.json of it"
+)
 
 
 def read_tokenizer(path: Path, eos_id: int | None) -> tuple[Tokenizer, TokensConfig]:
@@ -39,12 +44,15 @@ def read_tokenizer(path: Path, eos_id: int | None) -> tuple[Tokenizer, TokensCon
     for text in (eos, pad):
         if tokenizer.token_to_id(text) is None:
             raise DataError(f"{folder}: tokenizer_config.json names the token {text!r}, tokenizer.json lacks it")
-    asked = _tokenizer_config(folder).get("add_bos_token") is True and named.get("bos_token") in there
-    stated_bos = named["bos_token"] if asked else ""  # the library puts it first even where tokenizer.json does not
+    # Whether a beginning is put first: what the configuration says counts before what tokenizer.json does.
+    asked = _tokenizer_config(folder).get("add_bos_token")
+    bos = "" if asked is False else _bos(tokenizer)
+    if asked is True and not bos and named.get("bos_token") in there:
+        bos = named["bos_token"]
     # A tokenizer without padding and truncation, whatever the file asked for: prompts are read as they are.
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    return tokenizer, TokensConfig(IMAGE, END_OF_CHUNK, _bos(tokenizer) or stated_bos, eos, pad)
+    return tokenizer, TokensConfig(IMAGE, END_OF_CHUNK, bos, eos, pad)
 
 
 def _token(tokenizer: Tokenizer, number: int | None) -> str:
@@ -62,6 +70,8 @@ def _bos(tokenizer: Tokenizer) -> str:
 
 def _load(path: Path) -> Tokenizer:
     file = path / "tokenizer.json" if path.is_dir() else path
+    if file.suffix == ".model":
+        raise DataError(f"{file} is no tokenizer.json{SENTENCEPIECE}")
     if file.is_file():
         try:
             return Tokenizer.from_file(str(file))
@@ -69,10 +79,7 @@ def _load(path: Path) -> Tokenizer:
             raise DataError(f"cannot read {file}: {error}; it is damaged or not a tokenizer.json") from error
     if (path / "vocab.json").is_file() and (path / "merges.txt").is_file():
         return _byte_level(path)
-    hint = "" if not (path / "tokenizer.model").is_file() else (
-        "; tokenizer.model is there: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER) of the "
-        "transformers library makes a tokenizer.json of it"
-    )
+    hint = "; tokenizer.model is there" + SENTENCEPIECE if (path / "tokenizer.model").is_file() else ""
     raise DataError(
         f"{path} holds no tokenizer.json, and no vocab.json with merges.txt: give the folder of the language model's "
         f"tokenizer with --tokenizer{hint}"

@@ -32,7 +32,10 @@ NAME = "torch"
 
 
 class BufferAttend:
-    """`Attend` over cache buffers written in place. past: per layer key and value [B, Hk, C, d]; cache_length [B]."""
+    """`Attend` over cache buffers written in place. past: per layer key and value [B, Hk, C, d]; cache_length [B].
+
+    Of a cache whose heads are wider than the model's (`cached_head_width`) it uses the first numbers of each.
+    """
 
     def __init__(self, past: Sequence[Tensor], cache_length: Tensor) -> None:
         self.past, self.cache_length = past, cache_length
@@ -41,7 +44,8 @@ class BufferAttend:
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, positions: Tensor,
         bias: ScoreBias | None, bias_query: Tensor,
     ) -> Tensor:
-        keys, values = self.past[2 * layer], self.past[2 * layer + 1]
+        width = query.shape[-1]
+        keys, values = (past[..., :width] for past in self.past[2 * layer : 2 * layer + 2])
         tokens = query.shape[1]
         for row, start in enumerate(self.cache_length.tolist()):
             keys[row, :, start : start + tokens] = key[row].transpose(0, 1)

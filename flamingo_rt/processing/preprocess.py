@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import typing
+
 import numpy as np
 import PIL.Image
 from PIL.Image import Resampling
 
-from flamingo_rt.config import PreprocessingConfig
+from flamingo_rt.config import Interpolation, PreprocessingConfig
 from flamingo_rt.errors import DataError
 
-FILTERS = {"bicubic": Resampling.BICUBIC, "bilinear": Resampling.BILINEAR}
+FILTERS = {name: Resampling[name.upper()] for name in typing.get_args(Interpolation)}
 
 # Above this many pixels `crop` resizes only the part it keeps: a 1 x 10,000 picture would become 224 x 2,240,000.
 MAX_RESIZED_PIXELS = 50_000_000
@@ -18,7 +20,7 @@ MAX_RESIZED_PIXELS = 50_000_000
 def pixel_values(picture: PIL.Image.Image, config: PreprocessingConfig, size: int) -> np.ndarray:
     """Make the input of the vision encoder, float32 [3, size, size], of an RGB picture.
 
-    ``pad`` fits the whole picture in, centred; the padding is exactly 0, which is the mean colour.
+    ``pad`` fits the whole picture in, centred; the padding is exactly 0, which is the mean colour, or ``fill``.
     ``crop`` computes what CLIP's transform does with torchvision. ``squash`` ignores the aspect.
     Raises `DataError` when the picture is not RGB or has no pixels.
     """
@@ -29,15 +31,16 @@ def pixel_values(picture: PIL.Image.Image, config: PreprocessingConfig, size: in
         )
     resample = FILTERS[config.interpolation]
     if config.resize == "pad":
-        return _pad(_normalise(picture.resize(_fitting(picture.size, size), resample), config), size)
+        fitted = np.asarray(picture.resize(_fitting(picture.size, size), resample))
+        return _pad(_normalise(fitted, config), size, config)
     if config.resize == "crop":
-        return _normalise(_crop(picture, size, resample), config)
-    return _normalise(picture.resize((size, size), resample), config)
+        return _normalise(np.asarray(_crop(picture, size, resample)), config)
+    return _normalise(np.asarray(picture.resize((size, size), resample)), config)
 
 
-def _normalise(picture: PIL.Image.Image, config: PreprocessingConfig) -> np.ndarray:
-    """float32 [3, H, W]; in torchvision's order of operations, so that it rounds alike."""
-    values = np.asarray(picture).transpose(2, 0, 1).astype(np.float32) / np.float32(255)  # [3, H, W], 0..1
+def _normalise(levels: np.ndarray, config: PreprocessingConfig) -> np.ndarray:
+    """[H, W, 3] of 0..255 -> float32 [3, H, W]; in torchvision's order of operations, so that it rounds alike."""
+    values = levels.transpose(2, 0, 1).astype(np.float32) / np.float32(255)  # [3, H, W], 0..1
     mean = np.asarray(config.mean, np.float32)[:, None, None]
     std = np.asarray(config.std, np.float32)[:, None, None]
     return np.ascontiguousarray((values - mean) / std)
@@ -50,10 +53,12 @@ def _fitting(extent: tuple[int, int], size: int) -> tuple[int, int]:
     return width, height
 
 
-def _pad(values: np.ndarray, size: int) -> np.ndarray:
+def _pad(values: np.ndarray, size: int, config: PreprocessingConfig) -> np.ndarray:
     _, height, width = values.shape
     top, left = (size - height) // 2, (size - width) // 2
     padded = np.zeros((3, size, size), np.float32)
+    if config.fill is not None:
+        padded += _normalise(255 * np.array(config.fill).reshape(1, 1, 3), config)
     padded[:, top : top + height, left : left + width] = values
     return padded
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from flamingo_rt.config import FlamingoConfig
-from flamingo_rt.contract import LANGUAGE_MODEL, RESAMPLER, GraphSpec
+from flamingo_rt.contract import LANGUAGE_MODEL, RESAMPLER, GraphSpec, cached_head_width
 from flamingo_rt.errors import DataError
 from flamingo_rt.runtime.engine import Engine
 from flamingo_rt.system_memory import available_bytes, readable_bytes
@@ -87,7 +87,7 @@ def prefill_bytes(config: FlamingoConfig, rows: int, tokens: int, total: int) ->
     int64.
     """
     language, cross = config.language, config.cross_attention
-    attention = 3 * (language.heads + 2 * language.kv_heads) * language.head_width
+    attention = 3 * (language.heads + 2 * language.kv_heads) * cached_head_width(language)
     feed_forward = (7 if language.activation == "swiglu" else 2) * language.ff_width
     gated = 2 * max(cross.ff_multiplier * language.width, cross.heads * cross.head_width)
     vectors = 4 * (3 * language.width + max(attention, feed_forward, gated))

@@ -34,11 +34,14 @@ def slice_of(name: str) -> FlamingoConfig:
     )
 
 
-def export_slice(name: str, form: str, out: Path) -> Bundle:
-    """The slice of a preset as a bundle for TensorRT, its weights in one of `FORMS`."""
+def export_slice(name: str, form: str, out: Path, **language: object) -> Bundle:
+    """The slice of a preset as a bundle for TensorRT, its weights in one of `FORMS`; with ``language``, fields of its
+    language model are others."""
     compute, scheme = FORMS[form]
+    config = slice_of(name)
+    config = replace(config, language=replace(config.language, **language))
     return export_model(
-        _repeating(slice_of(name)), out, lowering="tensorrt", compute=compute, compare=False,
+        _repeating(config), out, lowering="tensorrt", compute=compute, compare=False,
         quantize=None if scheme is None else Quantize(scheme),
     )
 

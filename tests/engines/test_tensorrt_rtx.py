@@ -123,6 +123,13 @@ def test_graphs_with_attention_in_basic_operators_are_compiled(bundle_of, loweri
     assert plan(bundle_of(lowering, compute), EVERY_GPU, capacity=96).run().lowering == lowering
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("head_width", [36, 100])
+def test_heads_that_no_kernel_takes_are_padded_to_those_that_one_does(tmp_path: Path, head_width: int) -> None:
+    bundle = export_slice("openflamingo-3b", "fp16", tmp_path / "bundle", head_width=head_width)
+    check_layers(bundle, inspected(plan(bundle, ("89",))))
+
+
 def test_a_head_too_narrow_for_the_fused_kernels_is_refused_with_what_the_compiler_says(bundle_of) -> None:
     with pytest.raises(DataError, match=r"language_model.onnx: .*Attention operation was not supported"):
         plan(bundle_of(), ("89",), capacity=96).run()

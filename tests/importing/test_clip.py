@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from flamingo_rt.errors import DataError
 from flamingo_rt.importing.clip import vision_config, vision_preprocessing, vision_tensors
+from flamingo_rt.importing.clip_preprocessing import IDLE, READ
 from flamingo_rt.importing.sources import Source
 from flamingo_rt.model.vit import ViT
 from flamingo_rt.presets import CLIP_PREPROCESSING
@@ -204,9 +206,58 @@ def test_transformers_configuration_states_the_heads(tmp_path: Path, nested: boo
 
 
 def test_a_configuration_may_leave_out_what_is_usual(tmp_path: Path) -> None:
+    """The transformers library writes no value that is its default, such as 12 heads."""
     write(tmp_path, "config.json", {"vision_config": {"hidden_act": "gelu"}})
+    config = vision_config(source(named("vision_model.", open_clip_tensors(width=96)), tmp_path))
+    assert (config.heads, config.norm_eps, config.activation) == (12, 1e-5, "gelu")
+    with pytest.raises(DataError, match="a width of 128 cannot be split into 12 heads"):
+        vision_config(source(named("vision_model.", open_clip_tensors()), tmp_path))
+
+
+def test_what_older_files_say_twice_counts_as_the_library_counts_it(tmp_path: Path) -> None:
+    """`vision_config_dict` replaces all of `vision_config`; in it the library's defaults are left out."""
+    sizes = {"num_attention_heads": 16, "hidden_act": "gelu", "layer_norm_eps": 1e-3}
+    write(tmp_path, "config.json", {"vision_config": sizes, "vision_config_dict": {"num_attention_heads": 2}})
     config = vision_config(source(named("vision_model.", open_clip_tensors()), tmp_path))
-    assert (config.heads, config.norm_eps, config.activation) == (WIDTH // 64, 1e-5, "gelu")
+    assert (config.heads, config.activation, config.norm_eps) == (2, "quick_gelu", 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("file", "sections", "key", "value"),
+    [
+        *(("config.json", ("vision_config",), *pair) for pair in (
+            ("num_hidden_layers", LAYERS - 1), ("hidden_size", 64), ("intermediate_size", 64), ("num_channels", 1),
+            ("image_size", 336), ("patch_size", 2),
+        )),
+        *(("open_clip_config.json", ("model_cfg", "vision_cfg"), *pair) for pair in (
+            ("layers", LAYERS - 1), ("width", 64), ("image_size", 336), ("patch_size", 2), ("mlp_ratio", 4.0),
+            ("layers", [3, 4, 6, 3]),
+        )),
+    ],
+)
+def test_stated_sizes_that_are_not_the_tensors_are_refused(
+    tmp_path: Path, file: str, sections: tuple[str, ...], key: str, value: object
+) -> None:
+    """The library would leave the last layer out, or make other positions of those in the file."""
+    content = {key: value}
+    for section in reversed(sections):
+        content = {section: content}
+    write(tmp_path, file, content)
+    with pytest.raises(DataError, match=re.escape(f"{tmp_path / file}: {'.'.join(sections)}.{key} is {value!r}; ")):
+        vision_config(source(named("vision_model.", open_clip_tensors()), tmp_path))
+
+
+def test_stated_sizes_that_are_the_tensors_change_nothing(tmp_path: Path) -> None:
+    tensors = open_clip_tensors()
+    sizes = {
+        "hidden_size": WIDTH, "intermediate_size": FF_WIDTH, "num_hidden_layers": LAYERS, "num_channels": 3,
+        "image_size": [PATCH * GRID, PATCH * GRID], "patch_size": PATCH, "num_attention_heads": 2,
+        "projection_dim": 99, "attention_dropout": 0.5, "initializer_range": 0.5, "dtype": "bfloat16",
+        "torch_dtype": "float16", "sliding_window": None,
+    }
+    write(tmp_path, "config.json", sizes)
+    found = source(named("vision_model.", tensors), tmp_path)
+    assert vision_config(found) == vision_config(source(named("vision_model.", tensors)))
 
 
 def test_another_models_configuration_beside_a_file_of_open_clips_is_not_taken_for_the_encoders(tmp_path: Path) -> None:
@@ -231,6 +282,33 @@ def test_open_clips_configuration_counts_for_its_own_files_alone(tmp_path: Path,
 def test_open_clips_configuration_states_the_norms_constant(tmp_path: Path) -> None:
     write(tmp_path, "open_clip_config.json", {"model_cfg": {"vision_cfg": {"norm_kwargs": {"eps": 1e-3}}}})
     assert vision_config(source(named("visual.", open_clip_tensors()), tmp_path)).norm_eps == 1e-3
+
+
+KEYS = json.loads((Path(__file__).parent.parent / "fixtures" / "config_keys.json").read_text())
+# Of CLIPVisionConfig: honoured, or refused where they are not the tensors', by the tests above.
+DECISIVE = {
+    "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_channels", "image_size",
+    "patch_size", "hidden_act", "layer_norm_eps", "pruned_heads",
+}
+
+
+def test_no_other_key_that_the_transformers_library_knows_changes_the_encoder(tmp_path: Path) -> None:
+    known = {key for version in KEYS.values() for key in version["clip"]}
+    assert len(KEYS) >= 2 and known >= DECISIVE
+    sizes = {"num_attention_heads": 2, "hidden_act": "gelu"}
+    found = source(named("vision_model.", open_clip_tensors()), write(tmp_path, "config.json", sizes))
+    expected = vision_config(found)
+    for value in ("gelu", 7, True, {"a": 1}, None):
+        write(tmp_path, "config.json", {**dict.fromkeys(known - DECISIVE, value), **sizes})
+        assert vision_config(found) == expected
+    write(tmp_path, "config.json", {**sizes, "pruned_heads": {"0": [1]}})
+    with pytest.raises(DataError, match=r"config\.json: pruned_heads is"):
+        vision_config(found)
+
+
+def test_every_key_that_the_transformers_library_knows_of_a_processor_is_known() -> None:
+    known = {key for version in KEYS.values() for key in version["CLIPImageProcessor"]}
+    assert known <= {*READ, *IDLE}
 
 
 # Preprocessing
@@ -273,20 +351,63 @@ def test_what_a_processor_does_as_this_project_does_is_accepted(tmp_path: Path) 
     assert vision_preprocessing(found) == CLIP_PREPROCESSING
 
 
+def test_settings_inside_a_processors_file_count_before_those_of_the_older_kind(tmp_path: Path) -> None:
+    found = pictures(tmp_path, "vision_model.", image_mean=STD)
+    write(tmp_path, "processor_config.json", {"processor_class": "CLIPProcessor"})
+    assert vision_preprocessing(found).mean == STD
+    inner = {"image_mean": MEAN, "size": {"height": 12, "width": 12}, "resample": 2}
+    write(tmp_path, "processor_config.json", {"processor_class": "CLIPProcessor", "image_processor": inner})
+    expected = replace(CLIP_PREPROCESSING, mean=MEAN, resize="squash", interpolation="bilinear")
+    assert vision_preprocessing(found) == expected
+    write(tmp_path, "processor_config.json", {"image_processor": {**inner, "do_resize": False}})
+    with pytest.raises(DataError, match=r"processor_config\.json: image_processor\.do_resize is False"):
+        vision_preprocessing(found)
+
+
 @pytest.mark.parametrize(
     ("naming", "key", "value"),
     [
-        ("open_clip", "interpolation", "bilinear"),
-        ("open_clip", "interpolation", "random"),
-        ("open_clip", "resize_mode", "squash"),
+        ("open_clip", "interpolation", "lanczos"),
+        ("open_clip", "resize_mode", "stretch"),
+        ("open_clip", "mode", "L"),
+        ("open_clip", "size", 224),
+        ("open_clip", "size", [12, 24]),
+        ("open_clip", "size", [12]),
+        ("open_clip", "std", [0.5, 0.0, 0.5]),
         ("open_clip", "mean", [0.5, 0.5]),
         ("open_clip", "std", 0.5),
         ("open_clip", "mean", [0.5, None, 0.5]),
-        ("vision_model.", "resample", 2),
+        ("vision_model.", "resample", 6),
+        ("vision_model.", "resample", "bicubic"),
+        ("vision_model.", "resample", True),
         ("vision_model.", "do_center_crop", False),
         ("vision_model.", "do_resize", False),
-        ("vision_model.", "do_normalize", False),
+        ("vision_model.", "do_pad", True),
+        ("vision_model.", "do_rescale", "yes"),
+        ("vision_model.", "do_convert_rgb", 1),
+        ("vision_model.", "rescale_factor", 0),
+        ("vision_model.", "rescale_factor", -1.0),
         ("vision_model.", "image_mean", "0.5"),
+        ("vision_model.", "image_std", [0.5, -0.5, 0.5]),
+        ("vision_model.", "size", 224),
+        ("vision_model.", "size", {"shortest_edge": 16}),
+        ("vision_model.", "size", {"longest_edge": 12}),
+        ("vision_model.", "size", {"shortest_edge": 12, "longest_edge": 12}),
+        ("vision_model.", "size", {"max_height": 12, "max_width": 12}),
+        ("vision_model.", "size", {"height": 12, "width": 24}),
+        ("vision_model.", "size", {"height": 12}),
+        ("vision_model.", "size", [12]),
+        ("vision_model.", "size", 12.0),
+        ("vision_model.", "size", {"shortest_edge": True}),
+        ("vision_model.", "crop_size", 224),
+        ("vision_model.", "crop_size", {"height": 224, "width": 224}),
+        ("vision_model.", "crop_size", {"shortest_edge": 12}),
+        ("vision_model.", "image_processor_type", "SiglipImageProcessor"),
+        ("vision_model.", "feature_extractor_type", "ViTFeatureExtractor"),
+        ("vision_model.", "use_square_size", True),
+        ("vision_model.", "do_flip_channel_order", True),
+        ("vision_model.", "crop_pct", 0.9),
+        ("vision_model.", "auto_map", {"AutoImageProcessor": "own.py"}),
     ],
 )
 def test_pictures_that_cannot_be_made_so_are_refused(tmp_path: Path, naming: str, key: str, value: object) -> None:
@@ -309,11 +430,17 @@ def test_a_colour_that_is_no_number_is_named(tmp_path: Path, key: str, value: ob
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("no_ln_pre", True), ("attentional_pool", True), ("ls_init_value", 1e-5), ("timm_model_name", "vit_base")],
+    [
+        ("no_ln_pre", True), ("attentional_pool", True), ("ls_init_value", 1e-5), ("timm_model_name", "vit_base"),
+        ("pool_type", "none"), ("final_ln_after_pool", True), ("act_kwargs", {"approximate": "tanh"}),
+        ("qk_norm", True), ("scaled_cosine_attn", True), ("scale_heads", True), ("scale_attn_inner", True),
+        ("scale_attn", True), ("scale_fc", True), ("norm_kwargs.bias", True),
+    ],
 )
 def test_an_encoder_of_another_form_is_refused(tmp_path: Path, key: str, value: object) -> None:
-    write(tmp_path, "open_clip_config.json", {"model_cfg": {"vision_cfg": {key: value}}})
-    with pytest.raises(DataError, match=f"vision_cfg.{key} is {value!r}"):
+    outer, _, inner = key.partition(".")
+    write(tmp_path, "open_clip_config.json", {"model_cfg": {"vision_cfg": {outer: {inner: value} if inner else value}}})
+    with pytest.raises(DataError, match=re.escape(f"vision_cfg.{key} is {value!r}")):
         vision_config(source(named("visual.", open_clip_tensors()), tmp_path))
 
 

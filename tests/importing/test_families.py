@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from torch import Tensor
 from flamingo_rt.config import LanguageConfig
 from flamingo_rt.errors import DataError
 from flamingo_rt.importing.families import FAMILIES, family_of
-from flamingo_rt.importing.settings import Settings
+from flamingo_rt.importing.settings import NOWHERE, Settings
 from flamingo_rt.importing.sources import Source
 from flamingo_rt.weights.lazy import LazyTensor
 
@@ -85,6 +86,7 @@ def changes(config: LanguageConfig, other: LanguageConfig) -> dict[str, object]:
         ("llama", "num_attention_heads", 2, {"heads": 2, "kv_heads": 2, "head_width": 16}),
         ("llama", "num_key_value_heads", 2, {"kv_heads": 2}),
         ("llama", "head_dim", 16, {"head_width": 16}),
+        ("llama", "head_dim", 100, {"head_width": 100}),  # OpenLLaMA-3B's
         ("llama", "rope_scaling", {"rope_type": "default"}, {}),
         ("llama", "rope_scaling", {"type": "default"}, {}),
         ("llama", "num_hidden_layers", 5, {"layers": 5}),
@@ -93,6 +95,11 @@ def changes(config: LanguageConfig, other: LanguageConfig) -> dict[str, object]:
         ("llama", "rms_norm_eps", 1e-3, {"norm_eps": 1e-3}),
         ("llama", "rope_theta", 500, {"rotary_base": 500.0}),
         ("llama", "rope_parameters", {"rope_theta": 500, "rope_type": "default"}, {"rotary_base": 500.0}),
+        ("llama", "rope_scaling", {"rope_theta": 500, "rope_type": "default"}, {"rotary_base": 500.0}),
+        ("llama", "partial_rotary_factor", 1.0, {}),
+        ("gpt_neox", "rope_scaling", {"rope_theta": 500, "partial_rotary_factor": 0.5},
+         {"rotary_base": 500.0, "rotary_fraction": 0.5}),
+        ("mpt", "attn_config", {"kv_n_heads": 4}, {}),
         ("llama", "attention_bias", True, {"attention_bias": True, "attention_output_bias": True}),
         ("llama", "tie_word_embeddings", True, {"tied_head": True}),
         ("opt", "hidden_size", 64, {"width": 64, "head_width": 16}),
@@ -161,6 +168,97 @@ def test_keys_that_change_no_answer_are_ignored(kind: str) -> None:
     assert configure(kind, **idle) == configure(kind)
 
 
+@pytest.mark.parametrize(("key", "value"), [
+    ("rope_scaling", {"rope_type": "default", "rope_theta": 700.0}), ("rope_scaling", {"rope_type": "default"}),
+])
+def test_of_both_places_of_rotary_parameters_the_librarys_counts(key: str, value: dict) -> None:
+    """`rope_scaling` replaces `rope_parameters`; what it lacks is what stands beside it."""
+    both = {"rope_theta": 600.0, "rope_parameters": {"rope_theta": 500.0}, key: value}
+    assert configure("llama", **both).rotary_base == value.get("rope_theta", 600.0)
+
+
+# Every key that the transformers library knows, of releases before and after 5.0
+
+KEYS = json.loads((Path(__file__).parent.parent / "fixtures" / "config_keys.json").read_text())
+# Honoured or refused: each has a line in a table of this file.
+DECISIVE = {
+    "llama": {
+        "hidden_size", "num_attention_heads", "num_key_value_heads", "num_hidden_layers", "intermediate_size",
+        "head_dim", "max_position_embeddings", "rms_norm_eps", "rope_theta", "rope_scaling", "rope_parameters",
+        "attention_bias", "mlp_bias", "hidden_act", "tie_word_embeddings", "pruned_heads",
+    },
+    "gpt_neox": {
+        "hidden_size", "num_attention_heads", "num_hidden_layers", "intermediate_size", "max_position_embeddings",
+        "layer_norm_eps", "rotary_pct", "rotary_emb_base", "rope_theta", "partial_rotary_factor", "rope_scaling",
+        "rope_parameters", "hidden_act", "attention_bias", "use_parallel_residual", "tie_word_embeddings",
+        "pruned_heads",
+    },
+    "opt": {
+        "hidden_size", "num_attention_heads", "num_hidden_layers", "ffn_dim", "max_position_embeddings",
+        "activation_function", "do_layer_norm_before", "_remove_final_layer_norm", "enable_bias",
+        "layer_norm_elementwise_affine", "word_embed_proj_dim", "tie_word_embeddings", "pruned_heads",
+    },
+    "mpt": {
+        "d_model", "n_heads", "n_layers", "expansion_ratio", "max_seq_len", "layer_norm_epsilon", "attn_config",
+        "logit_scale", "no_bias", "embedding_fraction", "norm_type", "tie_word_embeddings", "pruned_heads",
+    },
+    "mpt.attn_config": {
+        "attn_type", "clip_qkv", "softmax_scale", "prefix_lm", "qk_ln", "attn_uses_sequence_id", "alibi",
+        "alibi_bias_max", "pruned_heads",
+    },
+}
+# About training, generation, what is returned, or who wrote the file; `model_type` and `vocab_size` are read elsewhere.
+IDLE = {
+    "_attn_implementation_autoset", "_name_or_path", "add_cross_attention", "architectures", "attention_dropout",
+    "attn_impl", "attn_pdrop", "bad_words_ids", "begin_suppress_tokens", "bos_token_id", "chunk_size_feed_forward",
+    "classifier_dropout", "cross_attention_hidden_size", "decoder_start_token_id", "diversity_penalty", "do_sample",
+    "dropout", "dtype", "early_stopping", "emb_pdrop", "encoder_no_repeat_ngram_size", "eos_token_id",
+    "exponential_decay_length_penalty", "finetuning_task", "forced_bos_token_id", "forced_eos_token_id",
+    "hidden_dropout", "id2label", "init_device", "init_std", "initializer_range", "is_decoder", "is_encoder_decoder",
+    "label2id", "layerdrop", "learned_pos_emb", "length_penalty", "max_length", "min_length", "no_repeat_ngram_size",
+    "num_beam_groups", "num_beams", "num_return_sequences", "output_attentions", "output_hidden_states",
+    "output_scores", "pad_token_id", "prefix", "pretraining_tp", "problem_type", "remove_invalid_values",
+    "repetition_penalty", "resid_pdrop", "return_dict", "return_dict_in_generate", "sep_token_id", "suppress_tokens",
+    "task_specific_params", "temperature", "tf_legacy_loss", "tie_encoder_decoder", "tokenizer_class", "top_k", "top_p",
+    "torch_dtype", "torchscript", "transformers_version", "typical_p", "use_bfloat16", "use_cache", "verbose",
+    "model_type", "vocab_size",
+}
+
+
+@pytest.mark.parametrize("family", DECISIVE)
+def test_every_key_of_the_library_is_honoured_refused_or_idle(family: str) -> None:
+    """An idle key changes nothing whatever its value; every other is in `DECISIVE`."""
+    known = {key for version in KEYS.values() for key in version[family]}
+    assert len(KEYS) >= 2 and known >= DECISIVE[family]
+    kind, _, section = family.partition(".")
+    for key in sorted(known - DECISIVE[family] - {"model_type"}):
+        assert key in IDLE or (section and key == "tie_word_embeddings"), key
+        for value in ("gelu", 7, 0.5, True, {"a": 1}, None):
+            change = {section: {key: value}} if section else {key: value}
+            assert configure(kind, **change) == configure(kind), (key, value)
+
+
+@pytest.mark.parametrize("family", DECISIVE)
+def test_every_key_that_changes_the_computation_is_in_a_table(family: str) -> None:
+    kind, _, section = family.partition(".")
+    tested = set(NOWHERE)
+    for test in (test_a_key_changes_its_own_sizes_and_nothing_else, test_a_value_that_cannot_be_honoured_is_refused):
+        for row in test.pytestmark[0].args[1]:
+            outer, _, inner = row[1].partition(".")
+            if row[0] == kind and section in ("", outer):
+                tested |= {inner, *(row[2] if isinstance(row[2], dict) else ())} if section else {outer}
+    assert DECISIVE[family] <= tested
+
+
+@pytest.mark.parametrize("kind", SMALL)
+@pytest.mark.parametrize(("key", "neutral"), NOWHERE.items())
+def test_what_no_family_computes_is_refused(kind: str, key: str, neutral: object) -> None:
+    for value in (neutral, None):
+        assert configure(kind, **{key: value}) == configure(kind)
+    value = {"0": [1]} if neutral == {} else True if neutral is False else 0.25
+    assert_refused(kind, key, value)
+
+
 # What cannot be imported
 
 
@@ -179,6 +277,10 @@ def test_keys_that_change_no_answer_are_ignored(kind: str) -> None:
         ("mpt", "ffn_config.ffn_type", "mptglu"),
         ("mpt", "ffn_config.ffn_act_fn.name", "relu"),
         ("mpt", "ffn_config.ffn_act_fn.approximate", "tanh"),
+        ("mpt", "attn_config.kv_n_heads", 2),
+        ("mpt", "attn_config.attn_logit_softcapping", 30.0),
+        ("mpt", "block_overrides", {"order": []}),
+        ("mpt", "logit_scale", 0.5),
         ("mpt", "logit_scale", "inv_sqrt_d_model"),
         ("mpt", "embedding_fraction", 0.5),
         ("mpt", "no_bias", False),
@@ -198,6 +300,10 @@ def test_keys_that_change_no_answer_are_ignored(kind: str) -> None:
         ("llama", "rope_scaling.type", "linear"),
         ("llama", "rope_scaling.rope_type", "dynamic"),
         ("llama", "rope_parameters.rope_type", "llama3"),
+        ("llama", "rope_parameters.full_attention", {"rope_theta": 500}),
+        ("llama", "rope_parameters.partial_rotary_factor", 0.5),
+        ("llama", "rope_scaling.partial_rotary_factor", 0.5),
+        ("llama", "partial_rotary_factor", 0.5),
         ("llama", "hidden_act", "gelu"),
         ("llama", "mlp_bias", True),
         ("opt", "do_layer_norm_before", False),

@@ -156,6 +156,18 @@ def test_the_beginning_of_text_is_what_the_tokenizer_puts_first(folder: Path, si
     assert read_tokenizer(folder, None)[1].bos == expected
 
 
+@pytest.mark.parametrize(("asked", "expected"), [(False, ""), (True, "w4"), (None, "w4")])
+def test_a_configuration_that_asks_for_no_beginning_counts_before_the_tokenizer(
+    folder: Path, asked: bool | None, expected: str
+) -> None:
+    def edit(tokenizer: Tokenizer) -> None:
+        tokenizer.post_processor = processors.TemplateProcessing("w4 $A", special_tokens=[("w4", 4)])
+
+    change(folder, edit)
+    say(folder, eos_token="w2", add_bos_token=asked)
+    assert read_tokenizer(folder, None)[1].bos == expected
+
+
 @pytest.mark.parametrize("asked", [{}, {"add_bos_token": False}, {"add_bos_token": None}, {"add_bos_token": "true"}])
 def test_a_named_beginning_that_the_tokenizer_does_not_put_first_is_none(folder: Path, asked: dict) -> None:
     say(folder, eos_token="w2", bos_token="w4", **asked)
@@ -222,6 +234,8 @@ def test_a_sentencepiece_model_alone_is_refused_with_the_way_out(tmp_path: Path)
     (tmp_path / "tokenizer.model").write_bytes(b"\n\x0e\n\x05<unk>")
     with pytest.raises(DataError, match="tokenizer.model is there.*save_pretrained.*tokenizer.json"):
         read_tokenizer(tmp_path, 2)
+    with pytest.raises(DataError, match=r"tokenizer\.model is no tokenizer\.json.*save_pretrained"):
+        read_tokenizer(tmp_path / "tokenizer.model", 2)
 
 
 @pytest.mark.parametrize("left", [None, "vocab.json", "merges.txt"])
