@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
 import platform
 
 import click
 
 from flamingo_rt import __version__
+from flamingo_rt.cores import core_count
 from flamingo_rt.errors import DataError, DependencyError, FlamingoError
 
 # Distribution -> what it is for.
@@ -61,7 +61,7 @@ def command(as_json: bool) -> None:
         "python": platform.python_version(),
         "system": platform.platform(),
         "processor": platform.machine(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": core_count(),
     }
     if as_json:
         click.echo(json.dumps(

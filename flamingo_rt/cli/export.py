@@ -10,16 +10,18 @@ from typing import Any
 import click
 
 from flamingo_rt.cli.dependencies import needs_extra
-from flamingo_rt.cli.openflamingo import FILE, SOURCES, open_sources, source_options
+from flamingo_rt.cli.numbers import Number
+from flamingo_rt.cli.openflamingo import SOURCES, open_sources, source_options
+from flamingo_rt.cli.paths import READ, WRITTEN
 from flamingo_rt.cli.progress import ProgressBar
 from flamingo_rt.cli.quantize_options import check_options, cost_lines, quantize_of, quantize_options
 from flamingo_rt.errors import UsageError
 
 
 @click.command()
-@click.option("--ckpt", required=True, type=FILE, metavar="FOLDER|FILE",
+@click.option("--ckpt", required=True, type=READ, metavar="FOLDER|FILE",
               help="A checkpoint folder; or OpenFlamingo's checkpoint.pt, with --vision and --language.")
-@click.option("--out", required=True, type=FILE, metavar="FOLDER", help="The bundle to write.")
+@click.option("--out", required=True, type=WRITTEN, metavar="FOLDER", help="The bundle to write.")
 @source_options(required=False)
 @click.option("--lowering", default="ort", show_default=True,
               help="Form of the graphs: ort (ONNX Runtime), tensorrt (10.15 and later, RTX), tensorrt-classic (8.6 to "
@@ -29,7 +31,7 @@ from flamingo_rt.errors import UsageError
 @click.option("--dtype", type=click.Choice(["fp32", "fp16", "bf16"]),
               help="Type the matrices are stored in. Default: what --compute says.")
 @quantize_options
-@click.option("--tolerance", type=float,
+@click.option("--tolerance", type=Number(0, 1e9, min_open=True),
               help="Largest deviation from PyTorch that is accepted, without --quantize. Default: 0.0001; with "
                    "--compute fp16 or bf16, 8 of its units.")
 @click.option("--overwrite", is_flag=True, help="Replace --out when it exists.")

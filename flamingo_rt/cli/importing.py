@@ -9,7 +9,8 @@ from typing import Any
 import click
 
 from flamingo_rt.cli.dependencies import needs_extra
-from flamingo_rt.cli.openflamingo import FILE, open_sources, source_options
+from flamingo_rt.cli.openflamingo import open_sources, source_options
+from flamingo_rt.cli.paths import READ, WRITTEN
 from flamingo_rt.cli.progress import ProgressBar
 
 
@@ -25,9 +26,9 @@ def command() -> None:
 
 
 @command.command()
-@click.option("--checkpoint", required=True, type=FILE, metavar="FILE", help="OpenFlamingo's checkpoint.pt.")
+@click.option("--checkpoint", required=True, type=READ, metavar="FILE", help="OpenFlamingo's checkpoint.pt.")
 @source_options(required=True)
-@click.option("--out", required=True, type=FILE, metavar="FOLDER", help="The checkpoint to write.")
+@click.option("--out", required=True, type=WRITTEN, metavar="FOLDER", help="The checkpoint to write.")
 @click.option("--dtype", default="fp32", show_default=True, type=click.Choice(["fp32", "fp16", "bf16"]),
               help="Type of the matrices; norms, biases and gates stay fp32.")
 @click.option("--overwrite", is_flag=True, help="Replace --out when it exists.")

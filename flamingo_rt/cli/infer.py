@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from flamingo_rt.cli.backend_option import backend_option
+from flamingo_rt.cli.backend_option import backend_option, threads_option
+from flamingo_rt.cli.paths import MEDIA, READ
 from flamingo_rt.cli.shots import shot_options, shot_parts, split_shots
 from flamingo_rt.errors import UsageError
 
@@ -19,19 +21,23 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--image", "images", multiple=True, metavar="FILE", help="A picture to ask about; repeatable.")
-@click.option("--video", "videos", multiple=True, metavar="FILE", help="A clip to ask about; repeatable.")
-@click.option("--frames", default=8, show_default=True, help="Frames to take from each clip.")
+@click.option("--image", "images", type=MEDIA, multiple=True, metavar="FILE",
+              help="A picture to ask about; repeatable.")
+@click.option("--video", "videos", type=MEDIA, multiple=True, metavar="FILE", help="A clip to ask about; repeatable.")
+@click.option("--frames", type=click.IntRange(1, 1024), default=8, show_default=True,
+              help="Frames to take from each clip.")
 @click.option("--prompt", metavar="TEXT",
               help="Text after the pictures. Default: what the model was taught to caption after, such as 'Output:'.")
 @click.option("--question", metavar="TEXT",
               help="A question; sets the prompt to the model's form, such as 'Question: TEXT Answer:'.")
 @shot_options(required=False)
-@click.option("--prompt-file", metavar="FILE", help="Shots that flamingo-rt prompt compile has read already.")
+@click.option("--prompt-file", type=READ, metavar="FILE",
+              help="Shots that flamingo-rt prompt compile has read already.")
 @click.option("--choices", metavar="A,B,C", help="Rank these answers instead of writing one.")
-@click.option("--model", "path", metavar="FOLDER", help="A bundle, or a checkpoint. Default: the model in the package.")
+@click.option("--model", "path", type=READ, metavar="FOLDER",
+              help="A bundle, or a checkpoint. Default: the model in the package.")
 @backend_option
-@click.option("--threads", type=click.IntRange(1, 1024), help="Cores for one operator. Default: all.")
+@threads_option
 @click.option("--spin/--no-spin", default=True, show_default=True,
               help="Let threads that wait for the next operator spin; without, other work gets the cores.")
 @click.option("--max-new-tokens", default=64, show_default=True, help="Longest answer.")
@@ -51,8 +57,8 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object: text, tokens, timings per stage.")
 def command(
     images: tuple[str, ...], videos: tuple[str, ...], frames: int, prompt: str | None, question: str | None,
-    shots: tuple[tuple[str, str], ...], task: str | None, prompt_file: str | None, choices: str | None,
-    path: str | None, backend: str, threads: int | None, spin: bool, as_json: bool, **generation: Any,
+    shots: tuple[tuple[str, str], ...], task: str | None, prompt_file: Path | None, choices: str | None,
+    path: Path | None, backend: str, threads: int | None, spin: bool, as_json: bool, **generation: Any,
 ) -> None:
     """Answer a prompt about pictures.
 
@@ -74,10 +80,10 @@ def command(
     from flamingo_rt.runtime.options import GenerationOptions
 
     options = GenerationOptions(**generation)
+    visuals = [Image(file) for file in images] + [Video(file, frames) for file in videos]
     start = time.perf_counter()
     model = load(path, backend, threads, image_cache_bytes=0, spin=spin)  # no picture will come again
     loading = (time.perf_counter() - start) * 1e3
-    visuals = [Image(file) for file in images] + [Video(file, frames) for file in videos]
     prefix = model.load_prompt(prompt_file) if prompt_file is not None else None
     parts = shot_parts(model, examples, task)
     if task == "caption":

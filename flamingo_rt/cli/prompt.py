@@ -9,7 +9,8 @@ from pathlib import Path
 
 import click
 
-from flamingo_rt.cli.backend_option import backend_option
+from flamingo_rt.cli.backend_option import backend_option, threads_option
+from flamingo_rt.cli.paths import READ, WRITTEN
 from flamingo_rt.cli.shots import shot_options, shot_parts, split_shots
 from flamingo_rt.errors import DataError, UsageError
 
@@ -25,15 +26,15 @@ def command() -> None:
 
 
 @command.command("compile")
-@click.option("--model", "path", metavar="FOLDER", help="A bundle. Default: the model in the package.")
+@click.option("--model", "path", type=READ, metavar="FOLDER", help="A bundle. Default: the model in the package.")
 @shot_options(required=True)
-@click.option("--out", required=True, type=click.Path(path_type=Path), metavar="FILE", help="The file to write.")
+@click.option("--out", required=True, type=WRITTEN, metavar="FILE", help="The file to write.")
 @backend_option
-@click.option("--threads", type=click.IntRange(1, 1024), help="Cores for one operator. Default: all.")
+@threads_option
 @click.option("--overwrite", is_flag=True, help="Replace --out when it exists.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object: file, bytes, tokens, pictures.")
 def compile_shots(
-    path: str | None, shots: tuple[tuple[str, str], ...], task: str | None, out: Path, backend: str,
+    path: Path | None, shots: tuple[tuple[str, str], ...], task: str | None, out: Path, backend: str,
     threads: int | None, overwrite: bool, as_json: bool,
 ) -> None:
     """Run a model over shots and keep what it remembers; infer --prompt-file then runs the query alone.

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import click
 
 from flamingo_rt.cli.dependencies import needs_extra
+from flamingo_rt.cli.numbers import Number, count
+from flamingo_rt.cli.paths import READ, WRITTEN
 
 if TYPE_CHECKING:
     from flamingo_rt.training.trainer import Progress
@@ -29,13 +31,13 @@ def command() -> None:
 
 @command.command("flamingo")
 @click.option("--preset", "preset_name", default="tiny", show_default=True, help="Sizes of the model.")
-@click.option("--out", required=True, type=click.Path(path_type=Path), metavar="FOLDER", help="Checkpoint to write.")
-@click.option("--steps", type=click.IntRange(1), help="Optimizer steps.  [default: 3600]")
-@click.option("--learning-rate", type=click.FloatRange(0, min_open=True), help="Peak learning rate.")
-@click.option("--seed", type=click.IntRange(0), help="Seed of weights and data.  [default: 0]")
-@click.option("--start-from", type=click.Path(path_type=Path), metavar="FOLDER",
+@click.option("--out", required=True, type=WRITTEN, metavar="FOLDER", help="Checkpoint to write.")
+@click.option("--steps", type=count(), help="Optimizer steps.  [default: 3600]")
+@click.option("--learning-rate", type=Number(0, 1e9, min_open=True), help="Peak learning rate.")
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Seed of weights and data.  [default: 0]")
+@click.option("--start-from", type=READ, metavar="FOLDER",
               help="Go on from a checkpoint's weights, with a new schedule.")
-@click.option("--questions", type=click.IntRange(0), help="Questions about each picture.  [default: 2]")
+@click.option("--questions", type=click.IntRange(0, 1000), help="Questions about each picture.  [default: 2]")
 @click.option("--resume", is_flag=True, help="Continue an unfinished run for the same --out.")
 @click.option("--overwrite", is_flag=True, help="Replace --out when it exists.")
 def flamingo(

@@ -8,6 +8,7 @@ from typing import Literal
 
 from flamingo_rt.errors import UsageError
 
+MOST, MOST_SEED, MOST_TEMPERATURE = 2**31 - 1, 2**63 - 1, 1e12  # more is a slip of the finger
 SPECULATION = 7  # tokens guessed ahead, where nothing else is asked for
 
 StopReason = Literal["end_of_chunk", "stop_string", "max_new_tokens", "context"]
@@ -51,12 +52,14 @@ class GenerationOptions:
             if not isinstance(getattr(self, name), Real):
                 raise UsageError(f"{name} is {getattr(self, name)!r}; it must be a number")
         checks = {
-            "max_new_tokens": (self.max_new_tokens >= 1, "1 or more"),
-            "temperature": (0.0 <= self.temperature < float("inf"), "0 (greedy) or more"),
-            "top_k": (self.top_k >= 0, "0 (off) or more"),
+            "max_new_tokens": (1 <= self.max_new_tokens <= MOST, f"from 1 to {MOST}"),
+            "temperature": (
+                0.0 <= self.temperature <= MOST_TEMPERATURE, f"0 (greedy) or more, up to {MOST_TEMPERATURE:g}"
+            ),
+            "top_k": (0 <= self.top_k <= MOST, f"from 0 (off) to {MOST}"),
             "top_p": (0.0 < self.top_p <= 1.0, "above 0 and at most 1"),
             "repetition_penalty": (0.01 <= self.repetition_penalty <= 100.0, "from 0.01 to 100; 1 is off"),
-            "seed": (self.seed >= 0, "0 or more"),
+            "seed": (0 <= self.seed <= MOST_SEED, f"from 0 to {MOST_SEED}"),
             "stop": (
                 isinstance(self.stop, (tuple, list)) and all(isinstance(text, str) and text for text in self.stop),
                 "a tuple of texts that are not empty",
