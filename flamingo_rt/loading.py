@@ -66,7 +66,8 @@ def _from_bundle(
 ) -> Model:
     engine = _best_engine(bundle, threads, spin) if backend == "auto" else _engine(bundle, backend, threads, spin)
     tokenizer = _tokenizer(bundle.tokenizer_path, bundle.config)
-    return Model(engine, bundle.config, tokenizer, bundle.identity, image_cache_bytes)
+    usual = None if bundle.validation is None else bundle.validation.probability
+    return Model(engine, bundle.config, tokenizer, bundle.identity, image_cache_bytes, usual)
 
 
 def _engine(bundle: Bundle, backend: str, threads: int | None, spin: bool) -> Engine:

@@ -63,7 +63,7 @@ def flamingo(
     options = replace(TrainingOptions(), **{name: value for name, value in given.items() if value is not None})
     with _Report(options.steps) as report:
         train(config, options, out, start_from=start_from, resume=resume, overwrite=overwrite, on_step=report.step)
-    click.echo(f"wrote {out}; next: flamingo-rt export --ckpt {out} --out BUNDLE")
+    click.echo(f"wrote {out}; next: flamingo-rt export --ckpt {out} --validation scenes --out BUNDLE")
 
 
 class _Report:

@@ -82,6 +82,11 @@ class GenerationResult:
     """One finished answer. ``tokens`` are without the stop token; ``logprobs`` are of the model, before temperature
     and penalties, one for each token. ``timings`` in milliseconds: images, vision, resampler, prefill, decode.
 
+    ``probability`` is the model's own of this answer, of all its tokens and the stop token together: 0 to 1.
+    ``unlike_validation`` says whether it is below what 95% of the model's captions of its own kind of pictures reach,
+    as its bundle records it: then the picture is likely one that the model knows nothing of. None where that cannot be
+    said: the bundle records nothing, the answer is no caption, was drawn or penalised, or was cut before it fell below.
+
     ``steps`` are the runs of the language model after the prefill, of the whole batch where rows run together. Of the
     ``drafted`` tokens that speculation guessed, ``accepted`` were those that the model chose.
     """
@@ -95,11 +100,16 @@ class GenerationResult:
     steps: int = 0
     drafted: int = 0
     accepted: int = 0
+    probability: float = 1.0
+    unlike_validation: bool | None = None
 
 
 @dataclass(frozen=True)
 class Score:
     """One candidate answer: the sum of its tokens' log-probabilities, and its share among the candidates.
+
+    ``total_probability``, the same in every score of a call, is the model's that its answer begins with any of the
+    candidates: where it is next to nothing, their order says next to nothing.
 
     ``timings`` in milliseconds are of the whole call: images, vision, resampler, prefill, choices.
     """
@@ -109,3 +119,4 @@ class Score:
     probability: float
     tokens: tuple[int, ...]
     timings: dict[str, float]
+    total_probability: float

@@ -12,6 +12,7 @@ import pytest
 from flamingo_rt.cli import COMMANDS, cli, paths
 from flamingo_rt.cli.numbers import Counts
 from flamingo_rt.cli.paths import LONGEST_NAME, ROOM_BESIDE, PathType
+from flamingo_rt.cores import core_count
 
 # Options whose value is any text. One that is not here has a type that refuses what it cannot be.
 TEXTS = {
@@ -160,3 +161,10 @@ def test_a_relative_path_is_refused_where_the_folder_is_gone(monkeypatch) -> Non
     with pytest.raises(click.BadParameter, match="current folder was removed"):
         PathType().convert("a.png", None, None)
     assert PathType().convert("/a.png", None, None) == Path("/a.png")
+
+
+@pytest.mark.parametrize("words", [("infer",), ("prompt", "compile"), ("bench",)], ids=" ".join)
+def test_more_threads_than_cores_are_refused_before_a_model_is_read(run, words) -> None:
+    outcome = run(*words, *NEEDED[words], "--threads", core_count() + 1)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert f"threads is {core_count() + 1}; it must be an integer from 1 to {core_count()}" in outcome.err
