@@ -71,8 +71,9 @@ def main() -> None:
     except click.ClickException as error:
         _show(error)
         sys.exit(error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted", err=True)
+    except (click.Abort, KeyboardInterrupt) as error:
+        said = str(error.__cause__ or error)  # click raises its own error over an interrupt
+        click.echo(f"interrupted: {printable(said)}" if said else "interrupted", err=True)
         sys.exit(130)
     except FlamingoError as error:
         click.echo(f"flamingo-rt: {error}", err=True)

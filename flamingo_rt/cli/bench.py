@@ -12,6 +12,7 @@ import click
 
 from flamingo_rt.cli.backend_option import backend_option, threads_option
 from flamingo_rt.cli.dependencies import needs_extra
+from flamingo_rt.cli.interrupts import on_interrupt
 from flamingo_rt.cli.numbers import Counts
 from flamingo_rt.cli.paths import READ, WRITTEN
 from flamingo_rt.cli.progress import ProgressBar
@@ -81,10 +82,11 @@ def command(
     from flamingo_rt.bench import BenchOptions, measure
 
     options, progress = BenchOptions(threads=threads, spin=spin, **wanted), ProgressBar()
-    if bundle is not None:
-        path = _made(bundle, progress)
-    model = _loaded(path, bundle, backend, threads, spin)
-    report = measure(model, options, folder=path or PACKAGED_BUNDLE, progress=progress)
+    with on_interrupt(lambda: "nothing was printed" + ("" if plot is None else f", {plot} was not drawn")):
+        if bundle is not None:
+            path = _made(bundle, progress)
+        model = _loaded(path, bundle, backend, threads, spin)
+        report = measure(model, options, folder=path or PACKAGED_BUNDLE, progress=progress)
     if as_json:
         click.echo(json.dumps(report.to_dict()))
     else:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from flamingo_rt.cli.interrupts import on_interrupt
 from flamingo_rt.cli.numbers import count
 from flamingo_rt.cli.paths import READ
 from flamingo_rt.cli.progress import ProgressBar
@@ -83,7 +84,8 @@ def command(
         if as_json:
             click.echo(json.dumps({"memory": vars(needs), "available": available}))
         return
-    engines = build.run(ProgressBar(), force)
+    with on_interrupt(lambda: "no engine was written; those that were there are as they were"):
+        engines = build.run(ProgressBar(), force)
     sizes = {name: engines.engine_path(name).stat().st_size for name in GRAPHS}
     if as_json:
         click.echo(json.dumps({

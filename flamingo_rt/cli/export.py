@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flamingo_rt.cli.dependencies import needs_extra
+from flamingo_rt.cli.interrupts import saying_what_was_written
 from flamingo_rt.cli.numbers import Number
 from flamingo_rt.cli.openflamingo import SOURCES, open_sources, source_options
 from flamingo_rt.cli.paths import MEDIA, READ, WRITTEN
@@ -90,7 +91,8 @@ def command(
     else:
         read = (ckpt, sources["vision"], sources["language"], sources["tokenizer"])
         model, paths = open_sources(ckpt, **sources), tuple(path for path in read if path is not None)
-    with needs_extra("export"):  # PyTorch imports the exporter's libraries when it exports
+    # PyTorch imports the libraries of the exporter when it exports.
+    with saying_what_was_written(out), needs_extra("export"):
         bundle = export_model(
             model, out, sources=paths, lowering=lowering, compute=compute, dtype=dtype, overwrite=overwrite,
             tolerance=tolerance, quantize=quantize_of(options, model.config),

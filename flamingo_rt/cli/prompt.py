@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from flamingo_rt.cli.backend_option import backend_option, threads_option
+from flamingo_rt.cli.interrupts import saying_what_was_written
 from flamingo_rt.cli.paths import READ, WRITTEN
 from flamingo_rt.cli.shots import shot_options, shot_parts, split_shots
 from flamingo_rt.errors import DataError, UsageError
@@ -51,15 +52,16 @@ def compile_shots(
         raise UsageError(f"{out} already exists: {remedy}")
     from flamingo_rt.loading import load
 
-    model = load(path, backend, threads)
-    state = model.prompt(shot_parts(model, examples, task))
-    again = ["flamingo-rt", "prompt", "compile", "--model", "BUNDLE", *(["--task", task] if task else [])]
-    for file, text in shots:
-        again += ["--shot", file, text]
-    state.save(out, {
-        "shots": [{"file": file, "sha256": _sha256(file), "text": text} for file, text in shots], "task": task,
-        "command": shlex.join([*again, "--out", str(out), "--overwrite"]),
-    })
+    with saying_what_was_written(out):
+        model = load(path, backend, threads)
+        state = model.prompt(shot_parts(model, examples, task))
+        again = ["flamingo-rt", "prompt", "compile", "--model", "BUNDLE", *(["--task", task] if task else [])]
+        for file, text in shots:
+            again += ["--shot", file, text]
+        state.save(out, {
+            "shots": [{"file": file, "sha256": _sha256(file), "text": text} for file, text in shots], "task": task,
+            "command": shlex.join([*again, "--out", str(out), "--overwrite"]),
+        })
     size = out.stat().st_size
     if as_json:
         click.echo(json.dumps({"file": str(out), "bytes": size, "tokens": len(state), "pictures": len(shots)}))

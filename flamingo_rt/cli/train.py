@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from flamingo_rt.cli.dependencies import needs_extra
+from flamingo_rt.cli.interrupts import command_again, on_interrupt
 from flamingo_rt.cli.numbers import Number, count
 from flamingo_rt.cli.paths import READ, WRITTEN
 
@@ -56,14 +57,21 @@ def flamingo(
 
     config = preset(preset_name)
     with needs_extra("train"):
-        from flamingo_rt.training.trainer import TrainingOptions, train
+        from flamingo_rt.training.trainer import TrainingOptions, state_path, train
     given = {"steps": steps, "learning_rate": learning_rate, "seed": seed, "questions": questions}
     if start_from is not None:
         given["vision_task_weight"] = 0.0  # the vision encoder has learnt to see
     options = replace(TrainingOptions(), **{name: value for name, value in given.items() if value is not None})
-    with _Report(options.steps) as report:
+    with on_interrupt(lambda: _left(state_path(out))), _Report(options.steps) as report:
         train(config, options, out, start_from=start_from, resume=resume, overwrite=overwrite, on_step=report.step)
     click.echo(f"wrote {out}; next: flamingo-rt export --ckpt {out} --validation scenes --out BUNDLE")
+
+
+def _left(state: Path) -> str:
+    """What an interrupted run left, and what to do with it."""
+    if not state.exists():
+        return "nothing was saved yet; the state is saved every half minute"
+    return f"the state is in {state}; go on with: {command_again('--resume')}"
 
 
 class _Report:

@@ -53,6 +53,14 @@ def asks_for_caption(config: FlamingoConfig, parts: Part | Sequence[Part]) -> bo
     return bool(visuals) and "".join(listed[visuals[-1] + 1 :]).strip() == config.prompts.caption.strip()
 
 
+def asks_about_a_picture(config: FlamingoConfig, text: str) -> bool:
+    """Whether a text is the model's own that asks for a caption, or its form of a question."""
+    before, after = (part.strip() for part in config.prompts.question.split("{}"))
+    text = text.strip()
+    framed = len(text) > len(before) + len(after) and text.startswith(before) and text.endswith(after)
+    return text == config.prompts.caption.strip() or (framed and bool(before or after))
+
+
 def _question(config: FlamingoConfig, question: str) -> str:
     return config.prompts.ask(_checked(config, "question", question))
 
