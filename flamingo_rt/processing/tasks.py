@@ -57,8 +57,9 @@ def asks_about_a_picture(config: FlamingoConfig, text: str) -> bool:
     """Whether a text is the model's own that asks for a caption, or its form of a question."""
     before, after = (part.strip() for part in config.prompts.question.split("{}"))
     text = text.strip()
-    framed = len(text) > len(before) + len(after) and text.startswith(before) and text.endswith(after)
-    return text == config.prompts.caption.strip() or (framed and bool(before or after))
+    framed = text.startswith(before) and text.endswith(after) and bool(before or after)
+    asked = text[len(before) : len(text) - len(after)].strip()
+    return text == config.prompts.caption.strip() or (framed and bool(asked))
 
 
 def _question(config: FlamingoConfig, question: str) -> str:

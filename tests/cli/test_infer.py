@@ -54,7 +54,8 @@ def test_the_json_holds_the_result_and_the_time_of_every_stage(infer, model, pic
     assert (outcome.code, outcome.err) == (0, "")
     answer = json.loads(outcome.out)
     assert set(answer) == {
-        "text", "tokens", "logprobs", "stop_reason", "prompt_tokens", "steps", "drafted", "accepted", "timings_ms",
+        "text", "tokens", "logprobs", "probability", "unlike_validation", "stop_reason", "prompt_tokens", "steps",
+        "drafted", "accepted", "timings_ms",
         "model", "backend",
     }
     result = model.generate([Image(pictures[0]), "Output:"], max_new_tokens=5).result()
@@ -206,7 +207,9 @@ def test_choices_are_ranked_best_first(infer, model, pictures) -> None:
     question = ("--image", pictures[0], "--question", "Is it red?", "--choices", "yes, no,a blue square")
     scores = model.score([Image(pictures[0]), "Question: Is it red? Answer:"], ["yes", "no", "a blue square"])
     answer = json.loads(infer(*question, "--json").out)
-    assert set(answer) == {"text", "tokens", "timings_ms", "choices", "model", "backend"}
+    assert set(answer) == {
+        "text", "tokens", "timings_ms", "choices", "total_probability", "normalized", "model", "backend"
+    }
     assert (answer["text"], answer["tokens"]) == (scores[0].text, list(scores[0].tokens))
     assert set(answer["timings_ms"]) == {"load", "images", "vision", "resampler", "prefill", "choices"}
     assert [choice["text"] for choice in answer["choices"]] == [score.text for score in scores]
