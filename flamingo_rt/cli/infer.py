@@ -98,13 +98,13 @@ def command(
     else:
         forms = model.config.prompts
         query = [*visuals, prompt if prompt is not None else forms.ask(question) if question else forms.caption]
-    if not visuals:
-        hint_at_missing_picture(model, query[-1], after_shots=bool(examples) or prefix is not None)
     parts = [*shot_parts(model, examples, task), *query]
     if ranked is not None:
         _rank(model, parts, prefix, ranked, normalize_choices, loading, as_json)
     else:
         _answer(model, parts, prefix, options, loading, as_json)
+    if not visuals:
+        hint_at_missing_picture(model, query[-1], after_shots=bool(examples) or prefix is not None)
 
 
 def _check_query(task: str | None, prompt: str | None, question: str | None, has_visuals: bool) -> None:
