@@ -54,9 +54,8 @@ class OrtEngine(HostEngine):
         for the next operator ``spin``, a fraction of a millisecond at most: a token has hundreds, and a thread would
         be woken for each. Without, the cores are left to other work; `benchmarks/choices.py` measures what that costs.
 
-        Raises `DependencyError` without onnxruntime, `DataError` when a graph cannot be loaded, `UsageError` for graphs
-        in bfloat16, for which the CPU kernels
-        have none, and for more threads than cores.
+        Raises `DependencyError` without onnxruntime, `DataError` when a graph cannot be loaded, `UsageError` for more
+        threads than cores and for graphs in bfloat16: the CPU kernels have none.
         """
         if dtype == "bfloat16":
             raise UsageError(
