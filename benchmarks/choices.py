@@ -27,11 +27,11 @@ from comparison.results import FORMAT, result_path, write_results
 from onnx import TensorProto, helper, numpy_helper
 
 from flamingo_rt.bench.bandwidth import BandwidthProbe
-from flamingo_rt.bench.machine import core_count
 from flamingo_rt.bench.statistics import Spread, sample
 from flamingo_rt.bundle import Bundle, read_bundle
 from flamingo_rt.config import FlamingoConfig
 from flamingo_rt.contract import LANGUAGE_MODEL, layer_parts, past_name, present_name
+from flamingo_rt.cores import core_count
 from flamingo_rt.engines.ort import OrtEngine
 from flamingo_rt.errors import FlamingoError
 from flamingo_rt.export.blocks import Blocks

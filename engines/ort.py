@@ -10,13 +10,13 @@ import numpy as np
 
 from flamingo_rt.config import FlamingoConfig
 from flamingo_rt.contract import IN_PLACE, LANGUAGE_MODEL, GraphSpec, graph_specs
+from flamingo_rt.cores import check_threads
 from flamingo_rt.engines.appended import appended
 from flamingo_rt.errors import DataError, DependencyError, UsageError
 from flamingo_rt.graph_files import GraphFile, native, read_graph
 from flamingo_rt.host_engine import HostEngine
 
 NAME = "ort"
-MAX_THREADS = 1024
 ORT_TYPES = {"float32": "float"}  # where its names differ
 
 
@@ -55,16 +55,15 @@ class OrtEngine(HostEngine):
         for the next operator ``spin``, a fraction of a millisecond at most: a token has hundreds, and a thread would
         be woken for each. Without, the cores are left to other work; `benchmarks/choices.py` measures what that costs.
 
-        Raises `DependencyError` without onnxruntime, `DataError` when a graph cannot be loaded, `UsageError` for graphs
-        in bfloat16: the CPU kernels have none.
+        Raises `DependencyError` without onnxruntime, `DataError` when a graph cannot be loaded, `UsageError` for more
+        threads than cores and for graphs in bfloat16: the CPU kernels have none.
         """
         if dtype == "bfloat16":
             raise UsageError(
                 "ONNX Runtime has no CPU kernels for graphs that compute in bf16: export with --compute fp32 for CPUs "
                 "(with --dtype bf16, the same weights)"
             )
-        if threads is not None and not (isinstance(threads, int) and 1 <= threads <= MAX_THREADS):
-            raise UsageError(f"threads is {threads!r}; it must be an integer from 1 to {MAX_THREADS}")
+        check_threads(threads)
         self._runtime = runtime = import_onnxruntime()
         super().__init__(graph_specs(config, dtype))
         self._forms = graph_specs(config, dtype, cache)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -22,6 +22,7 @@ CALIBRATED = 64  # prompts to calibrate with, at most: all are in memory at once
 MEASURED = 16  # prompts to measure with, at most
 MEASURE_EVERY = 4  # of a file
 SEED = 4
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -84,11 +85,7 @@ def read_prompts(file: Path) -> Calibration:
 
     Raises `DataError` for a file that cannot be read, holds fewer than two prompts or a line that is not such a list.
     """
-    try:
-        lines = file.read_text(encoding="utf-8").split("\n")
-    except (OSError, ValueError) as error:
-        raise DataError(f"cannot read calibration prompts from {file}: {error}") from error
-    prompts = [_prompt(file, number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    prompts = parse_prompts(file)
     if len(prompts) < 2:
         raise DataError(
             f"{file} holds {len(prompts)} calibration prompts: give two or more, one to measure with, each on a line "
@@ -96,10 +93,19 @@ def read_prompts(file: Path) -> Calibration:
         )
     measure = prompts[::MEASURE_EVERY]
     calibrate = [prompt for index, prompt in enumerate(prompts) if index % MEASURE_EVERY]
-    return Calibration(_spread(calibrate, CALIBRATED), _spread(measure, MEASURED), f"of {file.name}")
+    return Calibration(spread(calibrate, CALIBRATED), spread(measure, MEASURED), f"of {file.name}")
 
 
-def _spread(prompts: list[CalibrationPrompt], most: int) -> list[CalibrationPrompt]:
+def parse_prompts(file: Path) -> list[CalibrationPrompt]:
+    """All prompts of a file. Raises `DataError` when it cannot be read, or for a line that is no prompt."""
+    try:
+        lines = file.read_text(encoding="utf-8").split("\n")
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot read calibration prompts from {file}: {error}") from error
+    return [_prompt(file, number, line) for number, line in enumerate(lines, 1) if line.strip()]
+
+
+def spread(prompts: list[T], most: int) -> list[T]:
     """At most ``most`` of the prompts, from all over the list."""
     return [prompts[index * len(prompts) // most] for index in range(most)] if len(prompts) > most else prompts
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from flamingo_rt.bundle import Bundle, GraphEntry, write_manifest
+from flamingo_rt.bundle import Bundle, GraphEntry, Validation, write_manifest
 from flamingo_rt.checkpoints import DTYPES, TOKENIZER, StoredModel
 from flamingo_rt.contract import CACHE_FORMS, GRAPHS, LANGUAGE_MODEL, RESAMPLER, VISION_ENCODER
 from flamingo_rt.engines.ort import OrtEngine
@@ -28,11 +28,13 @@ from flamingo_rt.export.parity import TOLERANCE, Deviation
 from flamingo_rt.export.parity import compare as run_cases
 from flamingo_rt.export.quantized_export import Quantize, QuantizedExport
 from flamingo_rt.export.reference import streamed_model
+from flamingo_rt.export.validation import ValidationPrompts, validate
 from flamingo_rt.export.weights import Weights, external_bytes, save_graph
 from flamingo_rt.export.widening import write_widened
 from flamingo_rt.files import check_output, check_space, new_directory
 from flamingo_rt.processing.tokenizer import TextTokenizer
 from flamingo_rt.progress import Progress, silent
+from flamingo_rt.runtime.model import Model
 
 GRAPH_DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 # The stages that run graphs: not all weights in memory at once.
@@ -82,6 +84,7 @@ def export_model(
     quantize: Quantize | None = None,
     compare: bool = True,
     tolerance: float | None = None,
+    validation: ValidationPrompts | None = None,
     overwrite: bool = False,
     progress: Progress = silent,
 ) -> Bundle:
@@ -91,7 +94,8 @@ def export_model(
     (fp32, fp16, bf16) is what the graphs compute in: half precision is for GPUs. ``dtype`` is the type the matrices are
     stored in, by default the same. Graphs are compared with PyTorch on the stored values, with ``tolerance``, by
     default `TOLERANCE`, or `half_tolerance`. ``quantize`` stores the weights in fewer bits and measures what it costs.
-    Without ``compare`` nothing is compared or measured: for weights that are random anyway.
+    Without ``compare`` nothing is compared or measured: for weights that are random anyway. ``validation`` are pictures
+    of the model's own kind: how likely its captions of them are is measured with the graphs, and recorded.
 
     Raises `DataError` for a model that cannot be used, `ParityError` when a graph deviates by more than ``tolerance``
     or quantization costs more than its limits, `UsageError` when ``out`` exists or options are unknown or conflict.
@@ -122,12 +126,16 @@ def export_model(
             quantized = QuantizedExport(quantize, lowering, precision.half, stored, tokenizer, compare, progress)
             _write_graphs(stored, folder, lowering, precision, quantized.change, progress)
             measured = Measured({}, quantized.record(graph_paths(folder)), None)
+        usual = None
+        if validation is not None:
+            frugal = lowering != NAME or (quantize is None and precision.stored != "fp32")
+            usual = _validated(validation, stored, tokenizer, folder, precision, lowering, frugal, progress)
         with progress("checksums", 0):
             scheme = None if quantize is None else quantize.scheme
             entry = GraphEntry("", lowering, GRAPH_DTYPES[precision.stored], scheme, GRAPH_DTYPES[precision.compute])
             entries = {name: replace(entry, file=path.name) for name, path in graph_paths(folder).items()}
-            write_manifest(folder, model.config, entries, *astuple(measured))
-    return Bundle(out, model.config, entries, *astuple(measured))
+            write_manifest(folder, model.config, entries, *astuple(measured), usual)
+    return Bundle(out, model.config, entries, *astuple(measured), usual)
 
 
 @dataclass(frozen=True)
@@ -179,6 +187,22 @@ def _export_compared(
         frugal = precision.stored != "fp32"
         _compare(reference, paths, stored, parity, cache, frugal, progress)
     return Measured(parity.largest, None, rounding)
+
+
+def _validated(
+    validation: ValidationPrompts, stored: StoredModel, tokenizer: TextTokenizer, folder: Path, precision: Precision,
+    lowering: str, frugal: bool, progress: Progress,
+) -> Validation:
+    """How likely the written graphs' captions are; those of half precision are run in float32."""
+    twins = {name: write_widened(path) for name, path in graph_paths(folder).items()} if precision.half else {}
+    paths = graph_paths(folder) | twins
+    engine = OrtEngine(paths, stored.config, frugal=frugal, cache=CACHE_FORMS[lowering])
+    with progress("captions of validation pictures", len(validation.prompts)) as advance:
+        measured = validate(Model(engine, stored.config, tokenizer), validation, advance)
+    del engine  # it has the files mapped
+    for twin in twins.values():
+        twin.unlink()
+    return measured
 
 
 def _write_graphs(

@@ -36,10 +36,33 @@ class GraphEntry:
 
 
 @dataclass(frozen=True)
+class Validation:
+    """How likely the model's captions of its own kind of pictures were: 95% of ``captions``, ``origin``, had a
+    probability of at least ``probability`` (0 to 1), the 5th percentile."""
+
+    probability: float
+    captions: int
+    origin: str
+
+    @staticmethod
+    def parse(data: Any) -> Validation | None:
+        """From the manifest's optional entry; keys that are not known are for newer versions. Raises `ValueError`."""
+        if data is None:
+            return None
+        found = Validation(*(data[name] for name in ("probability", "captions", "origin")))
+        number = isinstance(found.probability, (int, float)) and not isinstance(found.probability, bool)
+        if not (number and 0.0 <= found.probability <= 1.0 and type(found.captions) is int and found.captions > 0
+                and isinstance(found.origin, str)):
+            raise ValueError(f"validation {data!r}")
+        return found
+
+
+@dataclass(frozen=True)
 class Bundle:
     """A verified bundle on disk. ``parity`` is the largest deviation from PyTorch per graph, measured at export;
     ``quantization``, for a quantized bundle, is how its weights are stored and what that cost; ``rounding``, for one
-    that computes in half precision, is the largest deviation per graph that this makes in PyTorch."""
+    that computes in half precision, is the largest deviation per graph that this makes in PyTorch; ``validation``,
+    where it was measured, is how likely its captions are."""
 
     path: Path
     config: FlamingoConfig
@@ -47,6 +70,7 @@ class Bundle:
     parity: dict[str, float]
     quantization: dict[str, Any] | None = None
     rounding: dict[str, float] | None = None
+    validation: Validation | None = None
 
     def graph_path(self, name: str) -> Path:
         """The ``.onnx`` file of a graph."""
@@ -86,6 +110,7 @@ def is_bundle(path: Path) -> bool:
 def write_manifest(
     folder: Path, config: FlamingoConfig, graphs: dict[str, GraphEntry], parity: dict[str, float],
     quantization: dict[str, Any] | None = None, rounding: dict[str, float] | None = None,
+    validation: Validation | None = None,
 ) -> None:
     """Describe and hash all files in ``folder``."""
     files = {
@@ -100,6 +125,7 @@ def write_manifest(
         "parity": parity,
         "quantization": quantization,
         "rounding": rounding,
+        **({} if validation is None else {"validation": asdict(validation)}),
         "files": files,
     }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
@@ -136,6 +162,7 @@ def read_bundle(path: Path) -> Bundle:
             rounding = {name: float(value) for name, value in rounding.items()}
         if quantization is not None and not isinstance(quantization, dict):
             raise ValueError(f"quantization {quantization!r}")
+        validation = Validation.parse(manifest.get("validation"))
         names = [name for entry in graphs.values() for name in (entry.file, f"{entry.file}.data")]
         for name in [TOKENIZER, *names]:
             files[name]  # noqa: B018 - a KeyError is the check
@@ -153,7 +180,8 @@ def read_bundle(path: Path) -> Bundle:
             _verify(path, name, digest, size)
         except (OSError, ValueError, RuntimeError) as error:  # a name no file can have, a loop of links, no permission
             raise DataError(f"bundle {path}: cannot read {name!r} ({error}); copy or export it again") from error
-    return Bundle(path, FlamingoConfig.from_dict(manifest.get("config")), graphs, parity, quantization, rounding)
+    config = FlamingoConfig.from_dict(manifest.get("config"))
+    return Bundle(path, config, graphs, parity, quantization, rounding, validation)
 
 
 def is_file_name(name: str) -> bool:

@@ -78,7 +78,8 @@ def _from_bundle(
 
     engine = _best_engine(bundle, open_engine) if backend == "auto" else open_engine(backend)
     tokenizer = _tokenizer(bundle.tokenizer_path, bundle.config)
-    return Model(engine, bundle.config, tokenizer, bundle.identity, image_cache_bytes)
+    usual = None if bundle.validation is None else bundle.validation.probability
+    return Model(engine, bundle.config, tokenizer, bundle.identity, image_cache_bytes, usual)
 
 
 def _best_engine(bundle: Bundle, open_engine: Callable[[str], Engine]) -> Engine:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flamingo_rt.bundle import FORMAT_VERSION, GraphEntry, read_bundle, write_manifest
+from flamingo_rt.bundle import FORMAT_VERSION, GraphEntry, Validation, read_bundle, write_manifest
 from flamingo_rt.contract import GRAPHS
 from flamingo_rt.errors import DataError
 from flamingo_rt.presets import preset
@@ -253,6 +253,40 @@ def test_how_a_bundle_is_quantized_is_read_as_it_was_written(scheme, bundle):
 def test_a_record_of_quantization_that_is_none_is_refused(value, bundle):
     write(bundle, {**manifest_of(bundle), "quantization": value})
     with pytest.raises(DataError, match="manifest.json is damaged .*quantization.*export the model again"):
+        read_bundle(bundle)
+
+
+VALIDATION = Validation(0.9, 300, "about drawn scenes")
+
+
+def test_what_a_bundle_was_validated_with_is_read_as_it_was_written(bundle):
+    assert "validation" not in manifest_of(bundle) and read_bundle(bundle).validation is None
+    write_manifest(bundle, CONFIG, ENTRIES, PARITY, validation=VALIDATION)
+    assert read_bundle(bundle).validation == VALIDATION
+
+
+def test_entries_of_newer_versions_are_no_obstacle(bundle):
+    record = {"probability": 0.9, "captions": 300, "origin": "about drawn scenes"}
+    write(bundle, {**manifest_of(bundle), "validation": {**record, "more": [1]}, "unknown": {"key": 1}})
+    assert read_bundle(bundle).validation == VALIDATION
+
+
+@pytest.mark.parametrize("change", [
+    {"probability": 1.1}, {"probability": -0.1}, {"probability": "0.9"}, {"probability": True},
+    {"probability": float("nan")}, {"probability": None}, {"captions": 0}, {"captions": 2.5}, {"captions": True},
+    {"origin": 3}, {"origin": None},
+])
+def test_a_record_of_validation_that_is_none_is_refused(change, bundle):
+    record = {"probability": 0.9, "captions": 300, "origin": "about drawn scenes", **change}
+    write(bundle, {**manifest_of(bundle), "validation": record})
+    with pytest.raises(DataError, match="manifest.json is damaged .*validation.*export the model again"):
+        read_bundle(bundle)
+
+
+@pytest.mark.parametrize("record", ["0.9", 0.9, [], {}, {"probability": 0.9}])
+def test_a_record_of_validation_in_another_form_is_refused(record, bundle):
+    write(bundle, {**manifest_of(bundle), "validation": record})
+    with pytest.raises(DataError, match="manifest.json is damaged"):
         read_bundle(bundle)
 
 

@@ -18,7 +18,7 @@ FOLDERS = {
 
 # What each part of the project may import of the project, besides itself.
 BASE = {
-    "errors", "config", "files", "contract", "cache", "device_arrays", "host_engine", "presets", "printable",
+    "errors", "config", "cores", "files", "contract", "cache", "device_arrays", "host_engine", "presets", "printable",
     "progress", "protobuf", "system_memory", "graph_files",
 }
 RUNTIME = BASE | {"bundle", "processing", "engines"}
@@ -26,6 +26,7 @@ ALLOWED = {
     "errors": set(),
     "config": {"errors"},
     "child_process": set(),
+    "cores": {"errors"},
     "device_arrays": set(),
     "files": {"errors", "unfinished"},
     "graph_files": {"errors", "protobuf"},

@@ -13,8 +13,8 @@ from measuring import measure_case, read_workload, wanted_cases
 from ours import Ours, check, measure_compiled
 
 from flamingo_rt.bench import BenchOptions, Report, measure
-from flamingo_rt.bench.machine import core_count
 from flamingo_rt.bench.units import scaled
+from flamingo_rt.cores import core_count
 from gpu_parts.rows import reporting, tell
 from gpu_parts.systems import System, system_path
 from gpu_parts.timed import plan_for, tell_case

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from flamingo_rt import __version__
 from flamingo_rt.bench.accelerators import Gpu, Jetson, jetson, nvidia_gpus
+from flamingo_rt.cores import core_count
 
 LIBRARIES = (
     "numpy", "Pillow", "tokenizers", "onnxruntime", "onnxruntime-gpu", "torch", "tensorrt", "tensorrt-rtx-cu13",
@@ -49,11 +50,6 @@ def describe_machine() -> Machine:
         python=platform.python_version(), libraries={"flamingo-rt": __version__} | {n: _version(n) for n in LIBRARIES},
         gpus=nvidia_gpus(), jetson=jetson(),
     )
-
-
-def core_count() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def cpu_name(root: Path = Path("/")) -> str:

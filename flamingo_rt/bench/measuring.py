@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from flamingo_rt.bench.bandwidth import BUFFER_BYTES
-from flamingo_rt.bench.machine import core_count, describe_machine, memory_now
+from flamingo_rt.bench.machine import describe_machine, memory_now
 from flamingo_rt.bench.model_facts import model_facts
 from flamingo_rt.bench.notes import notes_on
 from flamingo_rt.bench.options import BenchOptions
@@ -23,6 +23,7 @@ from flamingo_rt.bench.statistics import Clock, Run, Spread, sample
 from flamingo_rt.bench.theory import Theory, Work
 from flamingo_rt.bench.workload import CacheFilling, Pictures, caption_tokens, query_parts, shot_parts
 from flamingo_rt.contract import LANGUAGE_MODEL
+from flamingo_rt.cores import core_count
 from flamingo_rt.progress import Progress, silent
 from flamingo_rt.runtime.decoder import Decoder
 from flamingo_rt.runtime.model import Model, PromptState

@@ -6,11 +6,13 @@ from dataclasses import dataclass, replace
 from numbers import Integral, Real
 
 from flamingo_rt.bench.workload import caption_tokens
+from flamingo_rt.cores import check_threads
 from flamingo_rt.errors import UsageError
 from flamingo_rt.runtime.model import Model
 
 SHOTS, CONTEXTS = (0, 4, 8, 16, 32), (64, 1500)
 MOST = 100_000  # of anything; more is a slip of the finger
+MOST_SECONDS = 10_000_000
 
 
 @dataclass(frozen=True)
@@ -46,10 +48,9 @@ class BenchOptions:
             object.__setattr__(self, name, tuple(dict.fromkeys(values)))
         for name, least in (("tokens", 1), ("runs", 1), ("warmup", 0)):
             _check(name, getattr(self, name), least, MOST)
-        if self.threads is not None:
-            _check("threads", self.threads, 1, 1024)
-        if not isinstance(self.seconds, Real) or not 0 < self.seconds < float("inf"):
-            raise UsageError(f"seconds is {self.seconds!r}; it must be a number above 0")
+        check_threads(self.threads)
+        if not isinstance(self.seconds, Real) or not 0 < self.seconds <= MOST_SECONDS:
+            raise UsageError(f"seconds is {self.seconds!r}; it must be a number above 0, up to {MOST_SECONDS:,}")
 
     def for_model(self, model: Model) -> BenchOptions:
         """These options with every default filled in. Raises `UsageError` for what does not fit the model."""

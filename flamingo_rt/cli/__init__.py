@@ -10,7 +10,9 @@ import sys
 import click
 
 from flamingo_rt import __version__
+from flamingo_rt.cli.paths import leave_gone_folder
 from flamingo_rt.errors import FlamingoError
+from flamingo_rt.printable import printable
 
 # Command -> module and one line of help: `flamingo-rt --help` must not import the commands.
 COMMANDS = {
@@ -24,6 +26,8 @@ COMMANDS = {
     "describe": ("flamingo_rt.cli.describe", "Show a model's parts and parameters."),
     "doctor": ("flamingo_rt.cli.doctor", "Show what is installed and which backends work here."),
 }
+
+LONGEST_MESSAGE = 600  # characters of what click says
 
 
 class _Commands(click.Group):
@@ -61,13 +65,15 @@ def main() -> None:
     for name in ("SIGTERM", "SIGHUP"):  # a closed terminal: as Ctrl-C, so that nothing half-written is left
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.default_int_handler)
+    leave_gone_folder()
     try:
         cli.main(standalone_mode=False)
     except click.ClickException as error:
-        error.show()
+        _show(error)
         sys.exit(error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted", err=True)
+    except (click.Abort, KeyboardInterrupt) as error:
+        said = str(error.__cause__ or error)  # click raises its own error over an interrupt
+        click.echo(f"interrupted: {printable(said)}" if said else "interrupted", err=True)
         sys.exit(130)
     except FlamingoError as error:
         click.echo(f"flamingo-rt: {error}", err=True)
@@ -82,3 +88,12 @@ def main() -> None:
     except OSError as error:
         click.echo(f"flamingo-rt: {error}", err=True)
         sys.exit(1)
+
+
+def _show(error: click.ClickException) -> None:
+    """What click says of a command line that cannot be read, which may quote an option's value: as a terminal may show
+    it, and shortened."""
+    message = printable(error.format_message(), lines=True)
+    if len(message) > LONGEST_MESSAGE:
+        message = f"{message[: LONGEST_MESSAGE // 2]} … {message[-LONGEST_MESSAGE // 4 :]}"
+    click.UsageError(message, getattr(error, "ctx", None)).show()

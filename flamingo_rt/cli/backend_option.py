@@ -1,10 +1,12 @@
-"""``--backend`` and what engines may do, of the commands that run a model."""
+"""``--backend``, ``--threads`` and what engines may do, of the commands that run a model."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 import click
+
+from flamingo_rt.cores import check_threads
 
 backend_option = click.option(
     "--backend", default="auto", show_default=True,
@@ -24,3 +26,15 @@ def trust_options(command: Callable) -> Callable:
         help="Run engines of the bundle that you did not build on this machine. Engines are code.",
     )
     return engines(host_code(command))
+
+
+def _threads(context: click.Context, parameter: click.Parameter, threads: int | None) -> int | None:
+    """Refuse too many before a model is read."""
+    check_threads(threads)
+    return threads
+
+
+threads_option = click.option(
+    "--threads", type=click.IntRange(1, 1024), callback=_threads,
+    help="Cores for one operator, at most those that there are. Default: all.",
+)

@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from flamingo_rt.cli.backend_option import backend_option, trust_options
-from flamingo_rt.cli.dependencies import needs_extra, require_working_folder
+from flamingo_rt.cli.backend_option import backend_option, threads_option, trust_options
+from flamingo_rt.cli.dependencies import needs_extra
+from flamingo_rt.cli.interrupts import on_interrupt
+from flamingo_rt.cli.numbers import Counts
+from flamingo_rt.cli.paths import READ, WRITTEN
 from flamingo_rt.cli.progress import ProgressBar
 from flamingo_rt.errors import DataError, DependencyError, UsageError
 from flamingo_rt.export.choices import SCHEMES_OF
@@ -20,38 +23,24 @@ if TYPE_CHECKING:
     from flamingo_rt.bench.results import Report
     from flamingo_rt.runtime.model import Model
 
-FILE = click.Path(path_type=Path)
 PLOTS = (".svg", ".html")
 PLAIN_WIDTH = 120  # of the tables where there is no terminal
 
 
-class Counts(click.ParamType):
-    """Integers separated by commas."""
-
-    name = "counts"
-
-    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> tuple[int, ...]:
-        if isinstance(value, tuple):
-            return value
-        try:
-            return tuple(int(entry) for entry in value.split(","))
-        except ValueError:
-            self.fail(f"{value!r} is not a list of integers such as 1,2,4", parameter, context)
-
-
 @click.command()
-@click.option("--model", "path", metavar="FOLDER", help="A bundle, or a checkpoint. Default: the model in the package.")
+@click.option("--model", "path", type=READ, metavar="FOLDER",
+              help="A bundle, or a checkpoint. Default: the model in the package.")
 @click.option("--preset", "preset_name", metavar="NAME",
               help="Random weights of this model's shape instead, such as openflamingo-3b; needs the extra export.")
 @click.option("--dtype", type=click.Choice(["fp32", "fp16", "bf16"]), help="With --preset: type of the matrices.")
 @click.option("--compute", type=click.Choice(["fp32", "fp16", "bf16"]),
               help="With --preset: type the graphs compute in; fp16 and bf16 are for GPUs.")
 @click.option("--quantize", type=click.Choice(SCHEMES_OF["ort"]), help="With --preset: quantize the weights.")
-@click.option("--work", type=FILE, metavar="FOLDER",
+@click.option("--work", type=WRITTEN, metavar="FOLDER",
               help="With --preset: where its bundle is kept.  [default: the user's cache]")
 @backend_option
 @trust_options
-@click.option("--threads", type=click.IntRange(1, 1024), help="Cores for one operator. Default: all.")
+@threads_option
 @click.option("--spin/--no-spin", default=True, show_default=True,
               help="Let threads that wait for the next operator spin; without, other work gets the cores.")
 @click.option("--shots", type=Counts(), metavar="A,B,C",
@@ -65,10 +54,10 @@ class Counts(click.ParamType):
 @click.option("--warmup", default=1, show_default=True, help="Runs before those, which do not count.")
 @click.option("--seconds", default=60.0, show_default=True, help="Begin no further run of a measurement after this.")
 @click.option("--json", "as_json", is_flag=True, help="The last line is one JSON object with everything.")
-@click.option("--plot", type=FILE, metavar="FILE", help="Draw charts: .svg, or .html with tables too.")
+@click.option("--plot", type=WRITTEN, metavar="FILE", help="Draw charts: .svg, or .html with tables too.")
 @click.option("--overwrite", is_flag=True, help="Replace --plot when it exists.")
 def command(
-    path: str | None, preset_name: str | None, dtype: str | None, quantize: str | None, work: Path | None,
+    path: Path | None, preset_name: str | None, dtype: str | None, quantize: str | None, work: Path | None,
     compute: str | None, backend: str, trust_engines: bool, allow_host_code: bool, threads: int | None, spin: bool,
     as_json: bool, plot: Path | None, overwrite: bool, **wanted: Any,
 ) -> None:
@@ -93,11 +82,12 @@ def command(
     from flamingo_rt.bench import BenchOptions, measure
 
     options, progress = BenchOptions(threads=threads, spin=spin, **wanted), ProgressBar()
-    if bundle is not None:
-        path = _made(bundle, progress)
     trust = {"trust_engines": trust_engines, "allow_host_code": allow_host_code}
-    model = _loaded(path, bundle, backend, threads, spin, trust)
-    report = measure(model, options, folder=path or PACKAGED_BUNDLE, progress=progress)
+    with on_interrupt(lambda: "nothing was printed" + ("" if plot is None else f", {plot} was not drawn")):
+        if bundle is not None:
+            path = _made(bundle, progress)
+        model = _loaded(path, bundle, backend, threads, spin, trust)
+        report = measure(model, options, folder=path or PACKAGED_BUNDLE, progress=progress)
     if as_json:
         click.echo(json.dumps(report.to_dict()))
     else:
@@ -109,16 +99,16 @@ def command(
         click.echo(f"wrote {plot}", err=True)
 
 
-def _made(bundle: RandomBundle, progress: ProgressBar) -> str:
+def _made(bundle: RandomBundle, progress: ProgressBar) -> Path:
     """The folder of the bundle, which is made unless it is there."""
     if not bundle.ready():
         with needs_extra("export"):
             bundle.make(lambda text: click.echo(text, err=True), progress)
-    return str(bundle.path)
+    return bundle.path
 
 
 def _loaded(
-    path: str | None, bundle: RandomBundle | None, backend: str, threads: int | None, spin: bool,
+    path: Path | None, bundle: RandomBundle | None, backend: str, threads: int | None, spin: bool,
     trust: dict[str, bool],
 ) -> Model:
     """The model, whose process's peak memory counts from here; ``bundle`` is what it was made as, if it was."""
@@ -144,7 +134,7 @@ def _print(report: Report) -> None:
 
 
 def _random_bundle(
-    path: str | None, name: str | None, dtype: str | None, quantize: str | None, work: Path | None,
+    path: Path | None, name: str | None, dtype: str | None, quantize: str | None, work: Path | None,
     compute: str | None, backend: str,
 ) -> RandomBundle | None:
     given = {"--dtype": dtype, "--quantize": quantize, "--work": work, "--compute": compute}
@@ -168,8 +158,6 @@ def _check_plot(plot: Path, overwrite: bool) -> None:
 
     if plot.suffix.lower() not in PLOTS:
         raise UsageError(f"--plot {plot} ends in {plot.suffix or 'nothing'!r}: give a name that ends in .svg or .html")
-    if not plot.is_absolute():
-        require_working_folder()
     check_file(plot, overwrite, "--plot")
     if importlib.util.find_spec("matplotlib") is None:
         raise DependencyError("--plot needs matplotlib, which is not installed: pip install 'flamingo-rt[bench]'")

@@ -8,9 +8,12 @@ from pathlib import Path
 
 import click
 
+from flamingo_rt.cli.interrupts import on_interrupt
+from flamingo_rt.cli.numbers import count
+from flamingo_rt.cli.paths import READ
 from flamingo_rt.cli.progress import ProgressBar
 
-COUNT = click.IntRange(min=1)
+COUNT = count()
 
 
 def _numbers(context: click.Context, parameter: click.Parameter, text: str | None) -> tuple[str, ...]:
@@ -22,7 +25,7 @@ def _numbers(context: click.Context, parameter: click.Parameter, text: str | Non
 
 
 @click.command()
-@click.option("--model", required=True, type=click.Path(path_type=Path), metavar="BUNDLE",
+@click.option("--model", required=True, type=READ, metavar="BUNDLE",
               help="A bundle exported with --lowering tensorrt or tensorrt-classic.")
 @click.option("--target", required=True, type=click.Choice(["tensorrt", "tensorrt-rtx"]), help="What runs the engines.")
 @click.option("--compute-capability", "numbers", callback=_numbers, metavar="LIST",
@@ -81,7 +84,8 @@ def command(
         if as_json:
             click.echo(json.dumps({"memory": vars(needs), "available": available}))
         return
-    engines = build.run(ProgressBar(), force)
+    with on_interrupt(lambda: "no engine was written; those that were there are as they were"):
+        engines = build.run(ProgressBar(), force)
     sizes = {name: engines.engine_path(name).stat().st_size for name in GRAPHS}
     if as_json:
         click.echo(json.dumps({

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
 import platform
 
 import click
 
 from flamingo_rt import __version__
-from flamingo_rt.cli.dependencies import require_working_folder
+from flamingo_rt.cores import core_count
 from flamingo_rt.errors import DataError, DependencyError, FlamingoError
 
 # Distribution -> what it is for.
@@ -63,7 +62,7 @@ def command(as_json: bool) -> None:
         "python": platform.python_version(),
         "system": platform.platform(),
         "processor": platform.machine(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": core_count(),
     }
     if as_json:
         click.echo(json.dumps(
@@ -198,7 +197,6 @@ def _try_cuda() -> str:
 
 def _try_torch() -> str:
     """One product, and what a checkpoint needs."""
-    require_working_folder()
     import safetensors
     import torch
 

@@ -4,22 +4,32 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from flamingo_rt.cli.dependencies import needs_extra
-from flamingo_rt.cli.openflamingo import FILE, SOURCES, open_sources, source_options
+from flamingo_rt.cli.interrupts import saying_what_was_written
+from flamingo_rt.cli.numbers import Number
+from flamingo_rt.cli.openflamingo import SOURCES, open_sources, source_options
+from flamingo_rt.cli.paths import MEDIA, READ, WRITTEN
 from flamingo_rt.cli.progress import ProgressBar
 from flamingo_rt.cli.quantize_options import check_options, cost_lines, quantize_of, quantize_options
 from flamingo_rt.errors import UsageError
 
+if TYPE_CHECKING:
+    from flamingo_rt.bundle import Bundle
+    from flamingo_rt.config import FlamingoConfig
+    from flamingo_rt.export.validation import ValidationPrompts
+
+SCENES = "scenes"  # drawn scenes, of --validation; a file of that name is ./scenes
 
 @click.command()
-@click.option("--ckpt", required=True, type=FILE, metavar="FOLDER|FILE",
+@click.option("--ckpt", required=True, type=READ, metavar="FOLDER|FILE",
               help="A checkpoint folder; or OpenFlamingo's checkpoint.pt, with --vision and --language.")
-@click.option("--out", required=True, type=FILE, metavar="FOLDER", help="The bundle to write.")
+@click.option("--out", required=True, type=WRITTEN, metavar="FOLDER", help="The bundle to write.")
 @source_options(required=False)
 @click.option("--lowering", default="ort", show_default=True,
               help="Form of the graphs: ort (ONNX Runtime), tensorrt (10.15 and later, RTX), tensorrt-classic (8.6 to "
@@ -29,14 +39,18 @@ from flamingo_rt.errors import UsageError
 @click.option("--dtype", type=click.Choice(["fp32", "fp16", "bf16"]),
               help="Type the matrices are stored in. Default: what --compute says.")
 @quantize_options
-@click.option("--tolerance", type=float,
+@click.option("--validation", type=MEDIA, metavar="FILE|scenes",
+              help="Measure how likely the model's captions of its own kind of pictures are, and record it: infer then "
+                   "hints at a picture of another kind. Prompts of a file as of --calibration, or scenes: drawn ones, "
+                   "for a model of flamingo-rt train.")
+@click.option("--tolerance", type=Number(0, 1e9, min_open=True),
               help="Largest deviation from PyTorch that is accepted, without --quantize. Default: 0.0001; with "
                    "--compute fp16 or bf16, 8 of its units.")
 @click.option("--overwrite", is_flag=True, help="Replace --out when it exists.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object: bundle, bytes, deviation, quantization.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object: bundle, bytes, deviation and more.")
 def command(
-    ckpt: Path, out: Path, lowering: str, compute: str, dtype: str | None, tolerance: float | None, overwrite: bool,
-    as_json: bool, **options: Any,
+    ckpt: Path, out: Path, lowering: str, compute: str, dtype: str | None, validation: str | None,
+    tolerance: float | None, overwrite: bool, as_json: bool, **options: Any,
 ) -> None:
     """Write a deployable bundle from a checkpoint: three ONNX graphs, tokenizer and manifest.
 
@@ -46,6 +60,7 @@ def command(
     \b
     Examples:
       flamingo-rt export --ckpt models/tiny --out bundle
+      flamingo-rt export --ckpt models/tiny --validation scenes --out bundle
       flamingo-rt export --ckpt models/tiny --quantize int4 --out bundle-int4
       flamingo-rt export --ckpt models/tiny --compute fp16 --out bundle-gpu
       flamingo-rt export --ckpt checkpoint.pt --vision ViT-L-14.pt --language mpt-1b-redpajama-200b --out bundle
@@ -76,16 +91,19 @@ def command(
     else:
         read = (ckpt, sources["vision"], sources["language"], sources["tokenizer"])
         model, paths = open_sources(ckpt, **sources), tuple(path for path in read if path is not None)
-    with needs_extra("export"):  # PyTorch imports the exporter's libraries when it exports
+    # PyTorch imports the libraries of the exporter when it exports.
+    with saying_what_was_written(out), needs_extra("export"):
         bundle = export_model(
             model, out, sources=paths, lowering=lowering, compute=compute, dtype=dtype, overwrite=overwrite,
-            tolerance=tolerance, quantize=quantize_of(options, model.config), progress=ProgressBar(),
+            tolerance=tolerance, quantize=quantize_of(options, model.config),
+            validation=_validation(validation, model.config), progress=ProgressBar(),
         )
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
     if as_json:
         click.echo(json.dumps({
             "bundle": str(out), "bytes": size, "lowering": lowering, "compute": compute, "dtype": dtype or compute,
             "deviation": bundle.parity, "quantization": bundle.quantization, "rounding": bundle.rounding,
+            "validation": bundle.validation and asdict(bundle.validation),
         }))
         return
     if bundle.quantization is not None:
@@ -93,11 +111,28 @@ def command(
         click.echo(f"wrote {out} ({size / 1e6:.1f} MB), {options['quantize']}, rounded {rounding}")
         for line in cost_lines(bundle.quantization):
             click.echo(line)
+        _echo_validation(bundle)
         return
     widened = "" if compute == "fp32" else ", both computing in fp32"
     click.echo(f"wrote {out} ({size / 1e6:.1f} MB); largest deviation from PyTorch{widened}: {_listed(bundle.parity)}")
     if bundle.rounding is not None:
         click.echo(f"what computing in {compute} costs, in PyTorch: {_listed(bundle.rounding)}")
+    _echo_validation(bundle)
+
+
+def _validation(option: str | None, config: FlamingoConfig) -> ValidationPrompts | None:
+    """The pictures that ``--validation`` asks for."""
+    from flamingo_rt.export.validation import file_captions, scene_captions
+
+    if option is None:
+        return None
+    return scene_captions(config) if option == SCENES else file_captions(config, Path(option))
+
+
+def _echo_validation(bundle: Bundle) -> None:
+    if bundle.validation is not None:
+        of = bundle.validation
+        click.echo(f"of {of.captions} captions {of.origin}, 95% have a probability of at least {of.probability:.3g}")
 
 
 def _listed(deviations: Mapping[str, float]) -> str:

@@ -9,7 +9,9 @@ from typing import Any
 import click
 
 from flamingo_rt.cli.dependencies import needs_extra
-from flamingo_rt.cli.openflamingo import FILE, open_sources, source_options
+from flamingo_rt.cli.interrupts import saying_what_was_written
+from flamingo_rt.cli.openflamingo import open_sources, source_options
+from flamingo_rt.cli.paths import READ, WRITTEN
 from flamingo_rt.cli.progress import ProgressBar
 
 
@@ -25,9 +27,9 @@ def command() -> None:
 
 
 @command.command()
-@click.option("--checkpoint", required=True, type=FILE, metavar="FILE", help="OpenFlamingo's checkpoint.pt.")
+@click.option("--checkpoint", required=True, type=READ, metavar="FILE", help="OpenFlamingo's checkpoint.pt.")
 @source_options(required=True)
-@click.option("--out", required=True, type=FILE, metavar="FOLDER", help="The checkpoint to write.")
+@click.option("--out", required=True, type=WRITTEN, metavar="FOLDER", help="The checkpoint to write.")
 @click.option("--dtype", default="fp32", show_default=True, type=click.Choice(["fp32", "fp16", "bf16"]),
               help="Type of the matrices; norms, biases and gates stay fp32.")
 @click.option("--overwrite", is_flag=True, help="Replace --out when it exists.")
@@ -49,7 +51,7 @@ def openflamingo(checkpoint: Path, out: Path, dtype: str, overwrite: bool, as_js
     check_output(out, overwrite, [path for path in read if path is not None])
     stored = open_sources(checkpoint, **sources).stored_as(DTYPES[dtype])
     size = sum(tensor.nbytes for tensor in stored.tensors.values())
-    with ProgressBar()("weights", size) as advance:
+    with saying_what_was_written(out), ProgressBar()("weights", size) as advance:
         write_checkpoint(out, stored, overwrite, lambda name, count: advance(count))
     numbers = sum(tensor.nbytes // tensor.dtype.itemsize for tensor in stored.tensors.values())
     if as_json:

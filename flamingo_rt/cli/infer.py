@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from flamingo_rt.cli.backend_option import backend_option, trust_options
+from flamingo_rt.cli.backend_option import backend_option, threads_option, trust_options
+from flamingo_rt.cli.hints import hint_at_missing_picture, hint_at_unlike_picture, hint_at_unlikely_choices
+from flamingo_rt.cli.paths import MEDIA, READ
 from flamingo_rt.cli.shots import shot_options, shot_parts, split_shots
 from flamingo_rt.errors import UsageError
 
@@ -19,9 +22,11 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--image", "images", multiple=True, metavar="FILE", help="A picture to ask about; repeatable.")
-@click.option("--video", "videos", multiple=True, metavar="FILE", help="A clip to ask about; repeatable.")
-@click.option("--frames", default=8, show_default=True, help="Frames to take from each clip.")
+@click.option("--image", "images", type=MEDIA, multiple=True, metavar="FILE",
+              help="A picture to ask about; repeatable.")
+@click.option("--video", "videos", type=MEDIA, multiple=True, metavar="FILE", help="A clip to ask about; repeatable.")
+@click.option("--frames", type=click.IntRange(1, 1024), default=8, show_default=True,
+              help="Frames to take from each clip.")
 @click.option("--fps", type=float, metavar="RATE",
               help="Take RATE frames a second, and --frames at most. Default: --frames, evenly spaced in time.")
 @click.option("--prompt", metavar="TEXT",
@@ -29,12 +34,17 @@ if TYPE_CHECKING:
 @click.option("--question", metavar="TEXT",
               help="A question; sets the prompt to the model's form, such as 'Question: TEXT Answer:'.")
 @shot_options(required=False)
-@click.option("--prompt-file", metavar="FILE", help="Shots that flamingo-rt prompt compile has read already.")
-@click.option("--choices", metavar="A,B,C", help="Rank these answers instead of writing one.")
-@click.option("--model", "path", metavar="FOLDER", help="A bundle, or a checkpoint. Default: the model in the package.")
+@click.option("--prompt-file", type=READ, metavar="FILE",
+              help="Shots that flamingo-rt prompt compile has read already.")
+@click.option("--choices", metavar="A,B,C",
+              help="Rank these answers, two or more, separated by commas, instead of writing one.")
+@click.option("--normalize-choices", is_flag=True,
+              help="Rank by log-probability per token: longer answers are less likely by their length alone.")
+@click.option("--model", "path", type=READ, metavar="FOLDER",
+              help="A bundle, or a checkpoint. Default: the model in the package.")
 @backend_option
 @trust_options
-@click.option("--threads", type=click.IntRange(1, 1024), help="Cores for one operator. Default: all.")
+@threads_option
 @click.option("--spin/--no-spin", default=True, show_default=True,
               help="Let threads that wait for the next operator spin; without, other work gets the cores.")
 @click.option("--max-new-tokens", default=64, show_default=True, help="Longest answer.")
@@ -54,9 +64,9 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object: text, tokens, timings per stage.")
 def command(
     images: tuple[str, ...], videos: tuple[str, ...], frames: int, fps: float | None, prompt: str | None,
-    question: str | None, shots: tuple[tuple[str, str], ...], task: str | None, prompt_file: str | None,
-    choices: str | None, path: str | None, backend: str, trust_engines: bool, allow_host_code: bool,
-    threads: int | None, spin: bool, as_json: bool, **generation: Any,
+    question: str | None, shots: tuple[tuple[str, str], ...], task: str | None, prompt_file: Path | None,
+    choices: str | None, normalize_choices: bool, path: Path | None, backend: str, trust_engines: bool,
+    allow_host_code: bool, threads: int | None, spin: bool, as_json: bool, **generation: Any,
 ) -> None:
     """Answer a prompt about pictures.
 
@@ -72,32 +82,35 @@ def command(
       flamingo-rt infer --image photo.png --beams 3
     """
     _check_query(task, prompt, question, has_visuals=bool(images or videos))
+    ranked = _split_choices(choices, normalize_choices)
     examples = split_shots(shots, task)
     from flamingo_rt.loading import load
     from flamingo_rt.processing.media import Image, Video
     from flamingo_rt.runtime.options import GenerationOptions
 
     options = GenerationOptions(**generation)
+    visuals = [Image(file) for file in images] + [Video(file, frames, fps) for file in videos]
     start = time.perf_counter()
     model = load(  # no picture will come again
         path, backend, threads, image_cache_bytes=0, spin=spin, trust_engines=trust_engines,
         allow_host_code=allow_host_code,
     )
     loading = (time.perf_counter() - start) * 1e3
-    visuals = [Image(file) for file in images] + [Video(file, frames, fps) for file in videos]
     prefix = model.load_prompt(prompt_file) if prompt_file is not None else None
-    parts = shot_parts(model, examples, task)
     if task == "caption":
-        parts += model.caption_prompt(visuals)
+        query = model.caption_prompt(visuals)
     elif task == "vqa":
-        parts += model.question_prompt(visuals, question)
+        query = model.question_prompt(visuals, question)
     else:
         forms = model.config.prompts
-        parts += [*visuals, prompt if prompt is not None else forms.ask(question) if question else forms.caption]
-    if choices is not None:
-        _rank(model, parts, prefix, [choice.strip() for choice in choices.split(",")], loading, as_json)
+        query = [*visuals, prompt if prompt is not None else forms.ask(question) if question else forms.caption]
+    parts = [*shot_parts(model, examples, task), *query]
+    if ranked is not None:
+        _rank(model, parts, prefix, ranked, normalize_choices, loading, as_json)
     else:
         _answer(model, parts, prefix, options, loading, as_json)
+    if not visuals:
+        hint_at_missing_picture(model, query[-1], after_shots=bool(examples) or prefix is not None)
 
 
 def _check_query(task: str | None, prompt: str | None, question: str | None, has_visuals: bool) -> None:
@@ -115,6 +128,20 @@ def _check_query(task: str | None, prompt: str | None, question: str | None, has
         raise UsageError("--prompt and --question exclude each other: --question writes the prompt")
 
 
+def _split_choices(choices: str | None, normalize: bool) -> list[str] | None:
+    if choices is None:
+        if normalize:
+            raise UsageError("--normalize-choices goes with --choices A,B,C")
+        return None
+    listed = [choice.strip() for choice in choices.split(",")]
+    if len(listed) == 1 and listed[0]:
+        raise UsageError(f"--choices {choices!r} is one choice: give two or more, separated by commas, such as yes,no")
+    for choice in listed:
+        if choice and listed.count(choice) > 1:
+            raise UsageError(f"--choices names {choice!r} {listed.count(choice)} times: give each once")
+    return listed
+
+
 def _answer(
     model: Model, parts: list[Part], prefix: PromptState | None, options: Any, loading: float, as_json: bool
 ) -> None:
@@ -127,12 +154,15 @@ def _answer(
             sys.stdout.flush()
             started = started or bool(piece.strip())
         click.echo()
+        hint_at_unlike_picture(model, generation.result())
         return
     result = generation.result()
     click.echo(json.dumps({
         "text": result.text.strip(),
         "tokens": list(result.tokens),
         "logprobs": [round(value, 6) for value in result.logprobs],
+        "probability": round(result.probability, 6),
+        "unlike_validation": result.unlike_validation,
         "stop_reason": result.stop_reason,
         "prompt_tokens": result.prompt_tokens,
         "steps": result.steps,
@@ -142,6 +172,7 @@ def _answer(
         "model": model.config.name,
         "backend": model.engine.name,
     }))
+    hint_at_unlike_picture(model, result)
 
 
 def _rounded(loading: float, timings: dict[str, float]) -> dict[str, float]:
@@ -149,9 +180,10 @@ def _rounded(loading: float, timings: dict[str, float]) -> dict[str, float]:
 
 
 def _rank(
-    model: Model, parts: list[Part], prefix: PromptState | None, choices: list[str], loading: float, as_json: bool
+    model: Model, parts: list[Part], prefix: PromptState | None, choices: list[str], normalize: bool, loading: float,
+    as_json: bool,
 ) -> None:
-    scores = model.score(parts, choices, prefix=prefix)
+    scores = model.score(parts, choices, prefix=prefix, normalize=normalize)
     if as_json:
         click.echo(json.dumps({
             "text": scores[0].text,
@@ -160,10 +192,13 @@ def _rank(
             "choices": [
                 {"text": s.text, "logprob": round(s.logprob, 6), "probability": round(s.probability, 6)} for s in scores
             ],
+            "total_probability": float(f"{scores[0].total_probability:.6g}"),
+            "normalized": normalize,
             "model": model.config.name,
             "backend": model.engine.name,
         }))
-        return
-    width = max(len(score.text) for score in scores)
-    for score in scores:
-        click.echo(f"{score.text:<{width}}  {score.probability:6.1%}  log-probability {score.logprob:.3f}")
+    else:
+        width = max(len(score.text) for score in scores)
+        for score in scores:
+            click.echo(f"{score.text:<{width}}  {score.probability:6.1%}  log-probability {score.logprob:.3f}")
+    hint_at_unlikely_choices(scores)

@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-FILE = click.Path(path_type=Path)
+from flamingo_rt.cli.paths import READ
+
 # The names of what `source_options` adds to a command.
 SOURCES = ("vision", "language", "tokenizer", "vision_activation", "vision_post_norm", "preset")
 
@@ -16,11 +17,11 @@ SOURCES = ("vision", "language", "tokenizer", "vision_activation", "vision_post_
 def source_options(required: bool) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """``--vision``, ``--language`` and what goes with them."""
     options = (
-        click.option("--vision", required=required, type=FILE, metavar="FILE|FOLDER",
+        click.option("--vision", required=required, type=READ, metavar="FILE|FOLDER",
                      help="CLIP's weights: of open_clip, OpenAI (ViT-L-14.pt) or the transformers library."),
-        click.option("--language", required=required, type=FILE, metavar="FOLDER",
+        click.option("--language", required=required, type=READ, metavar="FOLDER",
                      help="The language model: config.json, weights, tokenizer.json."),
-        click.option("--tokenizer", type=FILE, metavar="FILE|FOLDER",
+        click.option("--tokenizer", type=READ, metavar="FILE|FOLDER",
                      help="Where tokenizer.json is, when it is not in --language."),
         click.option("--vision-activation", type=click.Choice(["quick_gelu", "gelu"]),
                      help="Default: what the configuration beside --vision says, else quick_gelu (OpenAI's)."),

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import click
 
-from flamingo_rt.cli.backend_option import backend_option, trust_options
+from flamingo_rt.cli.backend_option import backend_option, threads_option, trust_options
+from flamingo_rt.cli.interrupts import saying_what_was_written
+from flamingo_rt.cli.paths import READ, WRITTEN
 from flamingo_rt.cli.shots import shot_options, shot_parts, split_shots
 from flamingo_rt.errors import DataError
 
@@ -25,16 +27,16 @@ def command() -> None:
 
 
 @command.command("compile")
-@click.option("--model", "path", metavar="FOLDER", help="A bundle. Default: the model in the package.")
+@click.option("--model", "path", type=READ, metavar="FOLDER", help="A bundle. Default: the model in the package.")
 @shot_options(required=True)
-@click.option("--out", required=True, type=click.Path(path_type=Path), metavar="FILE", help="The file to write.")
+@click.option("--out", required=True, type=WRITTEN, metavar="FILE", help="The file to write.")
 @backend_option
 @trust_options
-@click.option("--threads", type=click.IntRange(1, 1024), help="Cores for one operator. Default: all.")
+@threads_option
 @click.option("--overwrite", is_flag=True, help="Replace --out when it exists.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object: file, bytes, tokens, pictures.")
 def compile_shots(
-    path: str | None, shots: tuple[tuple[str, str], ...], task: str | None, out: Path, backend: str,
+    path: Path | None, shots: tuple[tuple[str, str], ...], task: str | None, out: Path, backend: str,
     trust_engines: bool, allow_host_code: bool, threads: int | None, overwrite: bool, as_json: bool,
 ) -> None:
     """Run a model over shots and keep what it remembers; infer --prompt-file then runs the query alone.
@@ -50,15 +52,16 @@ def compile_shots(
     from flamingo_rt.loading import load
 
     check_file(out, overwrite)
-    model = load(path, backend, threads, trust_engines=trust_engines, allow_host_code=allow_host_code)
-    state = model.prompt(shot_parts(model, examples, task))
-    again = ["flamingo-rt", "prompt", "compile", "--model", "BUNDLE", *(["--task", task] if task else [])]
-    for file, text in shots:
-        again += ["--shot", file, text]
-    state.save(out, {
-        "shots": [{"file": file, "sha256": _sha256(file), "text": text} for file, text in shots], "task": task,
-        "command": shlex.join([*again, "--out", str(out), "--overwrite"]),
-    })
+    with saying_what_was_written(out):
+        model = load(path, backend, threads, trust_engines=trust_engines, allow_host_code=allow_host_code)
+        state = model.prompt(shot_parts(model, examples, task))
+        again = ["flamingo-rt", "prompt", "compile", "--model", "BUNDLE", *(["--task", task] if task else [])]
+        for file, text in shots:
+            again += ["--shot", file, text]
+        state.save(out, {
+            "shots": [{"file": file, "sha256": _sha256(file), "text": text} for file, text in shots], "task": task,
+            "command": shlex.join([*again, "--out", str(out), "--overwrite"]),
+        })
     size = out.stat().st_size
     if as_json:
         click.echo(json.dumps({"file": str(out), "bytes": size, "tokens": len(state), "pictures": len(shots)}))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from flamingo_rt.bundle import QUANTIZATIONS
+from flamingo_rt.cli.numbers import Number
+from flamingo_rt.cli.paths import READ
 from flamingo_rt.errors import UsageError
 from flamingo_rt.export.choices import BLOCKS, BLOCKS_OF, DEFAULT_BLOCK, LIMITS, ROUNDINGS, WITHOUT_4_BITS
 
@@ -35,14 +36,14 @@ def quantize_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--block", type=click.Choice([str(block) for block in BLOCKS]),
                      help="Numbers of a 4-bit matrix that share a scale: fewer are nearer, more are faster. Default: "
                           f"{DEFAULT_BLOCK}, of TensorRT's lowering {BLOCKS_OF['tensorrt'][-1]}, its most."),
-        click.option("--calibration", type=click.Path(path_type=Path), metavar="FILE",
+        click.option("--calibration", type=READ, metavar="FILE",
                      help='Prompts with their answers, one JSON list a line: [{"image": "a.png"}, "Output: a star"]. '
                           "Three of four calibrate, the fourth is measured on, 64 and 16 at most. Default: drawn "
                           "scenes."),
-        click.option("--min-cosine", type=float,
+        click.option("--min-cosine", type=Number(-1, 1),
                      help="Refuse a graph whose output's cosine with PyTorch's is below this. Default: "
                           f"{_usual('cosine')}."),
-        click.option("--max-changed", type=float,
+        click.option("--max-changed", type=Number(0, 1),
                      help="Refuse when a larger share of greedy tokens changes. Default: "
                           f"{_usual('changed')}."),
         click.option("--evaluate", type=click.IntRange(0, 10_000), metavar="SCENES",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from flamingo_rt.cli.paths import MEDIA
 from flamingo_rt.errors import UsageError
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ Shots = Sequence[tuple[str, ...]]
 def shot_options(required: bool) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """``--shot`` and ``--task``."""
     shot = click.option(
-        "--shot", "shots", type=(str, str), multiple=True, required=required, metavar="FILE TEXT",
+        "--shot", "shots", type=(MEDIA, str), multiple=True, required=required, metavar="FILE TEXT",
         help="An example before the prompt: a picture and its text, such as 'Output: a cat'; repeatable.",
     )
     task = click.option(

@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING
 import click
 
 from flamingo_rt.cli.dependencies import needs_extra
+from flamingo_rt.cli.interrupts import command_again, on_interrupt
+from flamingo_rt.cli.numbers import Number, count
+from flamingo_rt.cli.paths import READ, WRITTEN
 
 if TYPE_CHECKING:
     from flamingo_rt.training.trainer import Progress
@@ -29,13 +32,13 @@ def command() -> None:
 
 @command.command("flamingo")
 @click.option("--preset", "preset_name", default="tiny", show_default=True, help="Sizes of the model.")
-@click.option("--out", required=True, type=click.Path(path_type=Path), metavar="FOLDER", help="Checkpoint to write.")
-@click.option("--steps", type=click.IntRange(1), help="Optimizer steps.  [default: 3600]")
-@click.option("--learning-rate", type=click.FloatRange(0, min_open=True), help="Peak learning rate.")
-@click.option("--seed", type=click.IntRange(0), help="Seed of weights and data.  [default: 0]")
-@click.option("--start-from", type=click.Path(path_type=Path), metavar="FOLDER",
+@click.option("--out", required=True, type=WRITTEN, metavar="FOLDER", help="Checkpoint to write.")
+@click.option("--steps", type=count(), help="Optimizer steps.  [default: 3600]")
+@click.option("--learning-rate", type=Number(0, 1e9, min_open=True), help="Peak learning rate.")
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Seed of weights and data.  [default: 0]")
+@click.option("--start-from", type=READ, metavar="FOLDER",
               help="Go on from a checkpoint's weights, with a new schedule.")
-@click.option("--questions", type=click.IntRange(0), help="Questions about each picture.  [default: 2]")
+@click.option("--questions", type=click.IntRange(0, 1000), help="Questions about each picture.  [default: 2]")
 @click.option("--resume", is_flag=True, help="Continue an unfinished run for the same --out.")
 @click.option("--overwrite", is_flag=True, help="Replace --out when it exists.")
 def flamingo(
@@ -54,14 +57,21 @@ def flamingo(
 
     config = preset(preset_name)
     with needs_extra("train"):
-        from flamingo_rt.training.trainer import TrainingOptions, train
+        from flamingo_rt.training.trainer import TrainingOptions, state_path, train
     given = {"steps": steps, "learning_rate": learning_rate, "seed": seed, "questions": questions}
     if start_from is not None:
         given["vision_task_weight"] = 0.0  # the vision encoder has learnt to see
     options = replace(TrainingOptions(), **{name: value for name, value in given.items() if value is not None})
-    with _Report(options.steps) as report:
+    with on_interrupt(lambda: _left(state_path(out))), _Report(options.steps) as report:
         train(config, options, out, start_from=start_from, resume=resume, overwrite=overwrite, on_step=report.step)
-    click.echo(f"wrote {out}; next: flamingo-rt export --ckpt {out} --out BUNDLE")
+    click.echo(f"wrote {out}; next: flamingo-rt export --ckpt {out} --validation scenes --out BUNDLE")
+
+
+def _left(state: Path) -> str:
+    """What an interrupted run left, and what to do with it."""
+    if not state.exists():
+        return "nothing was saved yet; the state is saved every half minute"
+    return f"the state is in {state}; go on with: {command_again('--resume')}"
 
 
 class _Report:

@@ -16,6 +16,7 @@ from flamingo_rt.processing.media import Visual, how_to_wrap
 from flamingo_rt.processing.prompt import Part
 
 Visuals = Visual | Sequence[Visual]
+SHOWN_PARTS = 6  # of a shot, in a message
 
 
 def caption_shot(config: FlamingoConfig, visuals: Visuals, caption: str) -> list[Part]:
@@ -45,6 +46,22 @@ def question_prompt(
     return [*parts, *_visuals(visuals, may_be_empty=True), _question(config, question)]
 
 
+def asks_for_caption(config: FlamingoConfig, parts: Part | Sequence[Part]) -> bool:
+    """Whether a prompt ends in a picture or a clip and the model's text that asks for its caption."""
+    listed = [parts] if isinstance(parts, (str, Visual)) else list(parts)
+    visuals = [index for index, part in enumerate(listed) if isinstance(part, Visual)]
+    return bool(visuals) and "".join(listed[visuals[-1] + 1 :]).strip() == config.prompts.caption.strip()
+
+
+def asks_about_a_picture(config: FlamingoConfig, text: str) -> bool:
+    """Whether a text is the model's own that asks for a caption, or its form of a question."""
+    before, after = (part.strip() for part in config.prompts.question.split("{}"))
+    text = text.strip()
+    framed = text.startswith(before) and text.endswith(after) and bool(before or after)
+    asked = text[len(before) : len(text) - len(after)].strip()
+    return text == config.prompts.caption.strip() or (framed and bool(asked))
+
+
 def _question(config: FlamingoConfig, question: str) -> str:
     return config.prompts.ask(_checked(config, "question", question))
 
@@ -55,7 +72,8 @@ def _answer(config: FlamingoConfig, name: str, text: str) -> str:
 
 def _checked(config: FlamingoConfig, name: str, text: str) -> str:
     if not isinstance(text, str) or not text.strip():
-        raise UsageError(f"the {name} is {text!r}: give a text that is not empty")
+        shown = repr(text) if isinstance(text, str) else f"of type {type(text).__name__}"  # it may be a whole picture
+        raise UsageError(f"the {name} is {shown}: give a text that is not empty")
     for token in (config.tokens.image, config.tokens.end_of_chunk):
         if token in text:
             raise UsageError(f"the {name} {text!r} holds {token}: leave it out, the model's form adds it")
@@ -73,6 +91,11 @@ def _visuals(visuals: Any, may_be_empty: bool = False) -> list[Visual]:
 
 
 def _entries(shot: Any, names: str) -> Sequence[Any]:
-    if not isinstance(shot, (list, tuple)) or len(shot) != len(names.split(",")):
-        raise UsageError(f"a shot is {shot!r}: give ({names})")
+    """The parts of a shot, which may be pictures of any size: a message says how many there are and of which type."""
+    if not isinstance(shot, (list, tuple)):
+        raise UsageError(f"a shot is of type {type(shot).__name__}: give a tuple ({names})")
+    wanted = len(names.split(","))
+    if len(shot) != wanted:
+        kinds = ", ".join([*(type(part).__name__ for part in shot[:SHOWN_PARTS]), *["…"][: len(shot) > SHOWN_PARTS]])
+        raise UsageError(f"a shot has {len(shot)} parts ({kinds}), not {wanted}: give ({names})")
     return shot

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from copy import copy
 
 from flamingo_rt.processing.tokenizer import TextTokenizer
@@ -26,6 +27,12 @@ class Answer:
         self.logprobs: list[float] = []
         self.text = ""  # what has been given out
         self.stop_reason: StopReason | None = None
+        self._stop_logprob = 0.0  # of the token that ended it
+
+    @property
+    def probability(self) -> float:
+        """Of the tokens so far, and of the stop token that ended them, under the model: 0 to 1."""
+        return math.exp(min(0.0, math.fsum(self.logprobs) + self._stop_logprob))
 
     @property
     def stop_ids(self) -> frozenset[int]:
@@ -48,7 +55,7 @@ class Answer:
         if self.stop_reason is not None:
             return ""
         if token in self._tokenizer.stop_ids:
-            self.stop_reason = "end_of_chunk"
+            self.stop_reason, self._stop_logprob = "end_of_chunk", logprob
             return self._give(self._held())
         self.tokens.append(token)
         self.logprobs.append(logprob)

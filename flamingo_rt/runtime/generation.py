@@ -22,12 +22,23 @@ Choice = tuple[int, float]  # a token and its log-probability
 
 @dataclass
 class GrowingRow:
-    """A prompt and its answer so far. ``row`` is what is still to be read of it, ``ids`` int64 [T] all its tokens."""
+    """A prompt and its answer so far. ``row`` is what is still to be read of it, ``ids`` int64 [T] all its tokens,
+    ``usual_probability`` what answers to such prompts have at least; None where that is not known."""
 
     row: Row
     ids: np.ndarray
     answer: Answer
     counts: Counts = field(default_factory=Counts)
+    usual_probability: float | None = None
+
+    @property
+    def unlike_validation(self) -> bool | None:
+        """Whether the finished answer is less likely than usual; None where that cannot be said: what an answer that
+        was cut would have come to is not known, but for that it is no likelier than its beginning."""
+        if self.usual_probability is None:
+            return None
+        below = self.answer.probability < self.usual_probability
+        return below if below or self.answer.stop_reason == "end_of_chunk" else None
 
 
 class BatchGeneration:
@@ -48,7 +59,8 @@ class BatchGeneration:
             GenerationResult(
                 row.answer.text, tuple(row.answer.tokens), tuple(row.answer.logprobs),
                 row.answer.stop_reason or "max_new_tokens", len(row.ids), dict(self._timer.milliseconds),
-                row.counts.steps, row.counts.drafted, row.counts.accepted,
+                row.counts.steps, row.counts.drafted, row.counts.accepted, row.answer.probability,
+                row.unlike_validation,
             )
             for row in self._rows
         ]

@@ -26,7 +26,7 @@ from flamingo_rt.runtime.options import GenerationOptions, GenerationResult, Sco
 from flamingo_rt.runtime.prompt_file import CompiledPrompt, read_about, read_prompt, write_prompt
 from flamingo_rt.runtime.reading import VisualReader
 from flamingo_rt.runtime.sampling import log_softmax
-from flamingo_rt.runtime.scoring import choice_logprobs
+from flamingo_rt.runtime.scoring import choice_logprobs, total_probability
 from flamingo_rt.runtime.timing import StageTimer
 
 PromptParts = Part | Sequence[Part]
@@ -66,11 +66,14 @@ class Model:
 
     def __init__(
         self, engine: Engine, config: FlamingoConfig, tokenizer: TextTokenizer, identity: str | None = None,
-        image_cache_bytes: int = DEFAULT_BYTES,
+        image_cache_bytes: int = DEFAULT_BYTES, usual_probability: float | None = None,
     ) -> None:
         """``identity`` is the same for models that compute the same numbers: the hash of a bundle's manifest, which has
-        the hash of every file of it. ``image_cache_bytes`` are for the keys and values of pictures seen before."""
+        the hash of every file of it. ``image_cache_bytes`` are for the keys and values of pictures seen before.
+        ``usual_probability`` is what 95% of its captions of its own kind of pictures have at least, where that was
+        measured."""
         self.engine, self.config, self.tokenizer, self.identity = engine, config, tokenizer, identity
+        self.usual_probability = usual_probability
         self._specs = engine.specs
         self._step_costs = StepCosts()
         self._reader = VisualReader(engine, config, self._specs, MediaCache(image_cache_bytes))
@@ -137,13 +140,15 @@ class Model:
         return self._start(prompts, prefix, _options(options, changes)).results()
 
     def score(
-        self, parts: PromptParts, choices: Sequence[str], *, prefix: PromptState | None = None
+        self, parts: PromptParts, choices: Sequence[str], *, prefix: PromptState | None = None,
+        normalize: bool = False,
     ) -> list[Score]:
         """Rank a closed set of answers by log-likelihood after the prompt (paper §B.1.5): best first.
 
         The separator of the model's form, ``config.prompts.answer_separator``, is put between prompt and choice where
         neither has a space. A choice is tokenized as the continuation of the prompt; its score is the sum over its
-        tokens, not divided by their number.
+        tokens. With ``normalize`` it is divided by their number, for ranks and shares: a choice of more tokens is less
+        likely by that alone.
         """
         choices = self._checked_choices(choices)
         timer = StageTimer()
@@ -164,18 +169,19 @@ class Model:
             logits = decoder.prefill(rows)[0]
         with timer.stage("choices"):
             sums = choice_logprobs(decoder, logits, tokens)
-        shares = np.exp(log_softmax(np.array(sums)))
+        ranks = np.array(sums) / [len(ids) if normalize else 1 for ids in tokens]
+        shares, total = np.exp(log_softmax(ranks)), total_probability(tokens, sums)
         scores = [
-            Score(choice, total, float(share), tuple(ids.tolist()), dict(timer.milliseconds))
-            for choice, total, share, ids in zip(choices, sums, shares, tokens, strict=True)
+            Score(choice, logprob, float(share), tuple(ids.tolist()), dict(timer.milliseconds), total)
+            for choice, logprob, share, ids in zip(choices, sums, shares, tokens, strict=True)
         ]
-        return sorted(scores, key=lambda score: -score.logprob)
+        return [scores[index] for index in np.argsort(-ranks, kind="stable")]
 
     def _checked_choices(self, choices: Sequence[str]) -> list[str]:
         """The choices, of which there is one at least, and each a text. Raises `UsageError`."""
         listed = [] if isinstance(choices, str) else list(choices)
         if not listed or not all(isinstance(choice, str) and choice.strip() for choice in listed):
-            shown = choices if isinstance(choices, str) else listed
+            shown = [choice if isinstance(choice, str) else type(choice).__name__ for choice in listed] or choices
             raise UsageError(f"choices are {shown!r}: give a list of one or more texts that are not empty")
         if any(self.tokenizer.tokens.image in choice for choice in listed):
             raise UsageError(f"a choice holds {self.tokenizer.tokens.image}: pictures belong into the prompt")
@@ -205,8 +211,11 @@ class Model:
         check_memory(self.engine, count, capacity, self._most_visuals(built, prefix), kind, prefill)
         before_ids = prefix._ids if prefix else np.empty(0, dtype=np.int64)
         growing = [
-            GrowingRow(row, np.concatenate([before_ids, row.input_ids]), self._answer(options, limit))
-            for row, limit in zip(self._rows(built, timer), limits, strict=True)
+            GrowingRow(
+                row, np.concatenate([before_ids, row.input_ids]), self._answer(options, limit),
+                usual_probability=self._usual_probability(parts, options),
+            )
+            for parts, row, limit in zip(prompts, self._rows(built, timer), limits, strict=True)
         ]
         if options.beams > 1:
             pieces = search_rows(lambda: self._decoder(1, capacity, prefix), growing, options, timer)
@@ -218,6 +227,12 @@ class Model:
     def _answer(self, options: GenerationOptions, limit: int) -> Answer:
         reason = "max_new_tokens" if limit == options.max_new_tokens else "context"
         return Answer(self.tokenizer, options, limit, reason)
+
+    def _usual_probability(self, parts: PromptParts, options: GenerationOptions) -> float | None:
+        """What an answer to this prompt usually has at least: known of captions that the model finds likeliest itself.
+        Answers to questions are as likely for pictures that the model knows nothing of (benchmarks/confidence.py)."""
+        likeliest = options.temperature == 0.0 and options.repetition_penalty == 1.0
+        return self.usual_probability if likeliest and tasks.asks_for_caption(self.config, parts) else None
 
     def _decoder(self, rows: int, capacity: int, prefix: PromptState | None) -> Decoder:
         decoder = Decoder(self.engine, self.config, self._specs, rows, capacity)
@@ -232,13 +247,18 @@ class Model:
         for prompt in prompts:
             total, most = visuals + len(prompt.visuals), self.config.max_visuals
             if total > most:
-                raise DataError(f"the prompt has {total} pictures and clips, this model allows {most}: use fewer shots")
+                remedy = "use fewer shots" if self._has_shots(prompt, prefix) else "give fewer"
+                raise DataError(f"the prompt has {total} pictures and clips, this model allows {most}: {remedy}")
             length, context = tokens + len(prompt), self.config.language.context
             if length >= context:
+                remedy = "shorten it or use fewer shots" if self._has_shots(prompt, prefix) else "shorten it"
                 raise DataError(
-                    f"the prompt has {length} tokens, the context is {context} and must hold the answer too: "
-                    "shorten it or use fewer shots"
+                    f"the prompt has {length} tokens, the context is {context} and must hold the answer too: {remedy}"
                 )
+
+    def _has_shots(self, prompt: Prompt, prefix: PromptState | None) -> bool:
+        """Whether there are examples before the query: what was read before, or parts with an end of chunk."""
+        return prefix is not None or bool(np.isin(prompt.input_ids, list(self.tokenizer.stop_ids)).any())
 
     def _most_visuals(self, prompts: Sequence[Prompt], prefix: PromptState | None) -> int:
         """Of one row: what the prefix still looks at, and what its prompt adds."""

@@ -8,6 +8,7 @@ from typing import Literal
 
 from flamingo_rt.errors import UsageError
 
+MOST, MOST_SEED, MOST_TEMPERATURE = 2**31 - 1, 2**63 - 1, 1e12  # more is a slip of the finger
 SPECULATION = 7  # tokens guessed ahead, where nothing else is asked for
 
 StopReason = Literal["end_of_chunk", "stop_string", "max_new_tokens", "context"]
@@ -51,12 +52,14 @@ class GenerationOptions:
             if not isinstance(getattr(self, name), Real):
                 raise UsageError(f"{name} is {getattr(self, name)!r}; it must be a number")
         checks = {
-            "max_new_tokens": (self.max_new_tokens >= 1, "1 or more"),
-            "temperature": (0.0 <= self.temperature < float("inf"), "0 (greedy) or more"),
-            "top_k": (self.top_k >= 0, "0 (off) or more"),
+            "max_new_tokens": (1 <= self.max_new_tokens <= MOST, f"from 1 to {MOST}"),
+            "temperature": (
+                0.0 <= self.temperature <= MOST_TEMPERATURE, f"0 (greedy) or more, up to {MOST_TEMPERATURE:g}"
+            ),
+            "top_k": (0 <= self.top_k <= MOST, f"from 0 (off) to {MOST}"),
             "top_p": (0.0 < self.top_p <= 1.0, "above 0 and at most 1"),
             "repetition_penalty": (0.01 <= self.repetition_penalty <= 100.0, "from 0.01 to 100; 1 is off"),
-            "seed": (self.seed >= 0, "0 or more"),
+            "seed": (0 <= self.seed <= MOST_SEED, f"from 0 to {MOST_SEED}"),
             "stop": (
                 isinstance(self.stop, (tuple, list)) and all(isinstance(text, str) and text for text in self.stop),
                 "a tuple of texts that are not empty",
@@ -79,6 +82,11 @@ class GenerationResult:
     """One finished answer. ``tokens`` are without the stop token; ``logprobs`` are of the model, before temperature
     and penalties, one for each token. ``timings`` in milliseconds: images, vision, resampler, prefill, decode.
 
+    ``probability`` is the model's own of this answer, of all its tokens and the stop token together: 0 to 1.
+    ``unlike_validation`` says whether it is below what 95% of the model's captions of its own kind of pictures reach,
+    as its bundle records it: then the picture is likely one that the model knows nothing of. None where that cannot be
+    said: the bundle records nothing, the answer is no caption, was drawn or penalised, or was cut before it fell below.
+
     ``steps`` are the runs of the language model after the prefill, of the whole batch where rows run together. Of the
     ``drafted`` tokens that speculation guessed, ``accepted`` were those that the model chose.
     """
@@ -92,11 +100,16 @@ class GenerationResult:
     steps: int = 0
     drafted: int = 0
     accepted: int = 0
+    probability: float = 1.0
+    unlike_validation: bool | None = None
 
 
 @dataclass(frozen=True)
 class Score:
     """One candidate answer: the sum of its tokens' log-probabilities, and its share among the candidates.
+
+    ``total_probability``, the same in every score of a call, is the model's that its answer begins with any of the
+    candidates: where it is next to nothing, their order says next to nothing.
 
     ``timings`` in milliseconds are of the whole call: images, vision, resampler, prefill, choices.
     """
@@ -106,3 +119,4 @@ class Score:
     probability: float
     tokens: tuple[int, ...]
     timings: dict[str, float]
+    total_probability: float

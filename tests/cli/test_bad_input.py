@@ -102,14 +102,8 @@ def test_a_value_out_of_range_is_named(infer, arguments, named: str) -> None:
 def test_a_learning_rate_that_is_no_number_is_refused(run, tmp_path: Path) -> None:
     outcome = run("train", "flamingo", "--out", tmp_path / "out", "--learning-rate", "nan")
     assert outcome.code == 2
-    assert "learning_rate is nan" in outcome.err
-
-
-@pytest.mark.parametrize("option", [("infer", "--prompt", "x", "--model"), ("export", "--out", "o", "--ckpt")])
-def test_a_name_too_long_for_a_file_is_explained(run, option) -> None:
-    outcome = run(*option, "a" * 300)
-    assert outcome.code == 1
-    assert "File name too long" in outcome.err.splitlines()[-1]
+    assert "--learning-rate" in outcome.err
+    assert "nan" in outcome.err
 
 
 def test_the_doctors_table_shows_the_whole_remedy(run, monkeypatch) -> None:

@@ -139,7 +139,7 @@ def test_an_interrupt_ends_with_130(bench, monkeypatch) -> None:
 
     monkeypatch.setattr("flamingo_rt.runtime.model.Model.prompt", interrupt)
     outcome = bench(*QUICK)
-    assert (outcome.code, outcome.out, outcome.err.splitlines()[-1]) == (130, "", "interrupted")
+    assert (outcome.code, outcome.out, outcome.err.splitlines()[-1]) == (130, "", "interrupted: nothing was printed")
 
 
 def test_a_presets_bundle_is_made_once_and_then_reused(bench, bundle: Path, monkeypatch, tmp_path: Path) -> None:

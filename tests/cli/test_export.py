@@ -60,6 +60,7 @@ def test_an_exported_bundle_answers(run, checkpoint, bundle, tmp_path, monkeypat
     report = json.loads(outcome.out)
     assert set(report) == {
         "bundle", "bytes", "lowering", "compute", "dtype", "deviation", "quantization", "rounding",
+        "validation",
     }
     assert report["quantization"] is report["rounding"] is None
     assert (report["bundle"], report["lowering"], report["dtype"]) == (str(out), "ort", "fp32")
@@ -216,3 +217,9 @@ def test_a_signal_during_export_leaves_nothing_half_written(name: str, checkpoin
     assert process.returncode == 130
     assert errors.splitlines()[-1] == "interrupted"
     assert not list(tmp_path.iterdir())
+
+
+def test_a_validation_file_that_is_not_there_is_refused_before_any_work(run, checkpoint, tmp_path) -> None:
+    outcome = run("export", "--ckpt", checkpoint, "--out", tmp_path / "out", "--validation", tmp_path / "absent.jsonl")
+    assert (outcome.code, len(outcome.err.splitlines())) == (1, 1)
+    assert f"cannot read calibration prompts from {tmp_path / 'absent.jsonl'}" in outcome.err

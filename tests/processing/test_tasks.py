@@ -14,7 +14,14 @@ from hypothesis import strategies as st
 from flamingo_rt.config import FlamingoConfig, PromptsConfig, TokensConfig
 from flamingo_rt.errors import UsageError
 from flamingo_rt.processing.media import Image, Video
-from flamingo_rt.processing.tasks import caption_prompt, caption_shot, question_prompt, question_shot
+from flamingo_rt.processing.tasks import (
+    asks_about_a_picture,
+    asks_for_caption,
+    caption_prompt,
+    caption_shot,
+    question_prompt,
+    question_shot,
+)
 
 A, B, CLIP = Image("a.png"), Image("b.png"), Video("clip.mp4", frames=2)
 PAPER = FlamingoConfig()
@@ -116,7 +123,36 @@ def test_what_is_no_picture_is_refused(build, visuals, said) -> None:
         build(visuals)
 
 
+@pytest.mark.parametrize(("shot", "said"), [
+    ((Image(np.zeros((9, 9, 3), np.uint8)), np.zeros(99)), r"a shot has 2 parts \(Image, ndarray\), not 3: give"),
+    (np.zeros((9, 9, 3), np.uint8), "a shot is of type ndarray: give a tuple"),
+    ([A] * 40, r"a shot has 40 parts \(Image, Image, Image, Image, Image, Image, …\), not 3"),
+    ((A, np.zeros(99), "yes"), "the question is of type ndarray: give a text"),
+])
+def test_a_message_about_a_shot_says_what_it_has_and_shows_no_picture(shot, said) -> None:
+    with pytest.raises(UsageError, match=said) as error:
+        question_prompt(PAPER, A, "q?", [shot])
+    assert len(str(error.value)) < 200
+
+
+@pytest.mark.parametrize(("parts", "asks"), [
+    ([A, "Output:"], True), ([A, " Output: "], True), ([A, "Out", "put:"], True), ([A, "a cat", B, "Output:"], True),
+    ([CLIP, "Output:"], True), ("Output:", False), (["Output:"], False), ([A], False), ([A, ""], False),
+    ([A, "Output: a"], False), ([A, "Question: is it? Answer:"], False), (A, False), ([A, "see Output:"], False),
+])
+def test_a_prompt_asks_for_a_caption_when_it_ends_in_a_picture_and_the_models_text(parts, asks) -> None:
+    assert asks_for_caption(PAPER, parts) is asks
+
+
+@pytest.mark.parametrize(("text", "asks"), [
+    ("Output:", True), (" Output:", True), ("Question: is it red? Answer:", True), ("Question: Answer:", False),
+    ("Question: is it red?", False), ("The capital of France is", False), ("", False),
+])
+def test_a_text_asks_about_a_picture_when_it_is_in_one_of_the_models_forms(text, asks) -> None:
+    assert asks_about_a_picture(PAPER, text) is asks
+
+
 @pytest.mark.parametrize("shot", [(A,), (A, "p?"), A, "a.png", (A, "p?", "yes", "no")])
 def test_a_shot_of_another_length_is_refused(shot) -> None:
-    with pytest.raises(UsageError, match=r"a shot is .*: give \(picture, question, answer\)"):
+    with pytest.raises(UsageError, match=r"a shot (is|has) .*: give (a tuple )?\(picture, question, answer\)"):
         question_prompt(PAPER, A, "q?", [shot])

@@ -1,5 +1,7 @@
 """The growing answer: what is streamed is never taken back, never broken, and ends where it should."""
 
+import math
+
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -116,6 +118,23 @@ def test_an_end_token_ends_the_answer_and_is_not_part_of_it(end, tokenizer):
     assert growing.tokens == tokens
     assert growing.logprobs == [-1.0] * len(tokens)
     assert growing.text == "cat"
+
+
+def test_its_probability_is_that_of_all_its_tokens_and_the_one_that_ended_it(tokenizer):
+    growing = answer(tokenizer)
+    assert growing.probability == 1.0
+    growing.push(*tokenizer.encode("x"), -0.5)
+    assert growing.probability == pytest.approx(math.exp(-0.5))
+    growing.push(tokenizer.end_of_chunk_id, -2.0)
+    growing.push(*tokenizer.encode("x"), -9.0)  # after the end
+    assert growing.probability == pytest.approx(math.exp(-2.5))
+    assert growing.logprobs == [-0.5]
+
+
+def test_a_probability_that_rounding_would_push_above_one_is_one(tokenizer):
+    growing = answer(tokenizer)
+    growing.push(*tokenizer.encode("x"), 1e-9)
+    assert growing.probability == 1.0
 
 
 @pytest.mark.parametrize("reason", ["max_new_tokens", "context"])

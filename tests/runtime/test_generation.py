@@ -1,5 +1,6 @@
 """Generation on both engines against the model without a cache: the same tokens, alone, batched and continued."""
 
+import math
 from itertools import pairwise
 
 import numpy as np
@@ -207,6 +208,8 @@ class ScriptedEngine(HostEngine):
 
     def bind(self, graph, inputs, outputs, constant=()):
         def call() -> None:
+            if graph != LANGUAGE_MODEL:  # what it sees changes nothing
+                return
             positions = inputs["cache_length"][:, None] + inputs["logits_index"]
             if not self.said:
                 self.first = positions[:, 0].copy()
@@ -228,6 +231,60 @@ def test_rows_end_at_the_end_of_their_chunk_and_the_batch_with_its_last_row(conf
     assert [result.text for result in results] == ["zzz", "z", "zzzzz"]
     assert {result.stop_reason for result in results} == {"end_of_chunk"}
     assert engine.said == 6
+
+
+def judged(model: Model, usual, parts, **options):
+    """The result of a model that was validated with this probability."""
+    validated = Model(model.engine, model.config, model.tokenizer, usual_probability=usual)
+    return validated.generate(parts, **options).result()
+
+
+def test_a_caption_less_likely_than_usual_says_so(config, tokenizer, pictures):
+    engine = ScriptedEngine([[*tokenizer.encode("zz"), tokenizer.end_of_chunk_id]], config)
+    # Each of the three tokens, the last included, has the logit 9 among one of 5 and zeros.
+    each = 1 / (1 + math.exp(-4) + (config.language.vocab_size - 2) * math.exp(-9))
+
+    def result(usual, parts, **options):
+        engine.said = 0
+        return Model(engine, config, tokenizer, usual_probability=usual).generate(parts, **options).result()
+
+    caption = [pictures[0], "Output:"]
+    found = result(0.5, caption)
+    assert found.probability == pytest.approx(each**3, rel=1e-5)
+    assert found.unlike_validation is False
+    assert result(each**3 + 1e-4, caption).unlike_validation is True
+    # Cut before it fell below, it may yet.
+    assert result(each**3 + 1e-4, caption, max_new_tokens=2).unlike_validation is None
+    assert result(each**2 + 1e-4, caption, max_new_tokens=2).unlike_validation is True
+
+
+@pytest.mark.parametrize(("usual", "parts", "options"), [
+    (None, "caption", {}), (1.0, "text", {}), (1.0, "question", {}), (1.0, "caption", {"temperature": 0.5}),
+    (1.0, "caption", {"repetition_penalty": 1.1}),
+], ids=["no record", "text", "question", "temperature", "penalty"])
+def test_other_answers_are_not_judged(usual, parts, options, torch_model, pictures):
+    prompt = {"caption": [pictures[0], "Output:"], "text": "Output:", "question": [pictures[0], "Question: a Answer:"]}
+    assert judged(torch_model, usual, prompt[parts], max_new_tokens=3, **options).unlike_validation is None
+
+
+def test_each_row_of_a_batch_is_judged_by_its_own_prompt(torch_model, pictures):
+    model = Model(torch_model.engine, torch_model.config, torch_model.tokenizer, usual_probability=1.0)
+    results = model.generate_batch(["Output:", [pictures[0], "Output:"]], max_new_tokens=3)
+    assert [result.unlike_validation for result in results] == [None, True]
+    shots = model.prompt([pictures[1], "Output: a<|endofchunk|>"])
+    assert model.generate([pictures[0], "Output:"], prefix=shots, max_new_tokens=3).result().unlike_validation is True
+
+
+def test_too_many_pictures_are_shots_only_where_there_are_shots(torch_model, pictures, config):
+    many = [pictures[0]] * (config.max_visuals + 1)
+    with pytest.raises(DataError, match=r"7 pictures and clips, this model allows 6: give fewer$"):
+        torch_model.generate([*many, "Output:"])
+    with pytest.raises(DataError, match=r"7 pictures and clips, this model allows 6: use fewer shots$"):
+        torch_model.generate([pictures[0], "Output: a<|endofchunk|>", *many[1:], "Output:"])
+    with pytest.raises(DataError, match=r"7 pictures and clips, this model allows 6: use fewer shots$"):
+        torch_model.generate([*many[1:], "Output:"], prefix=torch_model.prompt([pictures[0], "Output: a"]))
+    with pytest.raises(DataError, match=r"must hold the answer too: shorten it$"):
+        torch_model.generate("z" * 500)
 
 
 def test_a_result_has_a_logprob_for_each_token_and_the_time_of_each_stage(model, prompts):

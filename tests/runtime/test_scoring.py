@@ -1,6 +1,7 @@
 """Scores of closed answers against the model without a cache, one token at a time."""
 
 import functools
+import math
 from dataclasses import replace
 
 import pytest
@@ -79,6 +80,29 @@ def test_the_best_comes_first_and_shares_sum_to_one(model, prompt):
 def test_one_choice_has_all_of_the_share(model, prompt):
     (score,) = model.score(prompt, ["yes"])
     assert score.probability == 1.0
+
+
+def test_normalized_scores_are_ranked_by_their_mean(model, prompt):
+    plain, scores = model.score(prompt, CHOICES), model.score(prompt, CHOICES, normalize=True)
+    assert by_text(scores) == pytest.approx(by_text(plain), abs=1e-9)
+    means = [score.logprob / len(score.tokens) for score in scores]
+    assert means == sorted(means, reverse=True)
+    assert [score.text for score in scores] != [score.text for score in plain]
+    shares = torch.tensor(means, dtype=torch.float64).softmax(0).tolist()
+    assert [score.probability for score in scores] == pytest.approx(shares)
+
+
+def test_the_total_probability_is_that_of_an_answer_that_begins_with_any_choice(model, prompt):
+    scores = model.score(prompt, CHOICES)
+    total = sum(math.exp(score.logprob) for score in scores)  # no choice begins with another
+    assert [score.total_probability for score in scores] == pytest.approx([total] * len(CHOICES))
+    assert 0 < total < 1
+
+
+@pytest.mark.parametrize("choices", [["yes", "yes, it is"], ["yes, it is", "yes"], ["yes", "yes"]])
+def test_a_choice_that_another_begins_with_counts_once(model, prompt, choices):
+    scores, (alone,) = model.score(prompt, choices), model.score(prompt, ["yes"])
+    assert scores[0].total_probability == pytest.approx(math.exp(alone.logprob), rel=1e-6)
 
 
 def test_a_choice_is_scored_the_same_whatever_stands_beside_it(model, prompt):

@@ -1,0 +1,54 @@
+"""One line on stderr where a command does what it was asked for, though that may not be what was meant."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+from flamingo_rt.printable import printable
+
+if TYPE_CHECKING:
+    from flamingo_rt.runtime.model import Model
+    from flamingo_rt.runtime.options import GenerationResult, Score
+
+LIKELY = 0.01  # probability of all choices together below which their order says next to nothing
+
+
+def hint(text: str) -> None:
+    """Say it, whatever the command writes to stdout."""
+    click.echo(f"hint: {printable(text)}", err=True)
+
+
+def hint_at_unlike_picture(model: Model, result: GenerationResult) -> None:
+    """Of a caption that is less likely than captions of the model's own kind of pictures."""
+    if result.unlike_validation and model.usual_probability is not None:
+        hint(
+            f"this caption has a probability of {result.probability:.3g}; 95% of those of pictures of the model's own "
+            f"kind have {model.usual_probability:.3g} or more: it may not know what is in this one"
+        )
+
+
+def hint_at_unlikely_choices(scores: Sequence[Score]) -> None:
+    """Of choices none of which the model would say."""
+    total = scores[0].total_probability
+    if total < LIKELY:
+        hint(
+            f"all {len(scores)} choices together have a probability of {total:.1g}: the model would say none of them, "
+            "and their order means little"
+        )
+
+
+def hint_at_missing_picture(model: Model, text: str, after_shots: bool) -> None:
+    """Of a query without a picture of its own, ``text``, where the model is asked about one: in a form
+    that asks about a picture, after shots, or when pictures are all that the model was validated on."""
+    from flamingo_rt.processing.tasks import asks_about_a_picture
+
+    remedy = "give --image FILE or --video FILE"
+    if after_shots:
+        hint(f"the query has no picture of its own, so it is about the last shot's: {remedy}")
+    elif asks_about_a_picture(model.config, text):
+        hint(f"the prompt asks about a picture and there is none: {remedy}")
+    elif model.usual_probability is not None:
+        hint(f"there is no picture, and this model was validated on pictures alone: {remedy}")

@@ -1,0 +1,60 @@
+"""What an interrupted command leaves behind, said when it ends."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+from click.core import ParameterSource
+
+Written = tuple[int, int, int] | None
+
+
+@contextmanager
+def on_interrupt(say: Callable[[], str]) -> Iterator[None]:
+    """Let an interrupt carry ``say()``, which `flamingo_rt.cli.main` prints."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt(say()) from error
+
+
+@contextmanager
+def saying_what_was_written(out: Path) -> Iterator[None]:
+    """The same, of a command that writes ``out`` whole or not at all."""
+    before = _written(out)
+
+    def say() -> str:
+        now = _written(out)
+        if now != before:
+            return f"{out} was written before that"
+        return f"{out} was not written" if now is None else f"{out} is as it was"
+
+    with on_interrupt(say):
+        yield
+
+
+def command_again(*more: str) -> str:
+    """The command line of the command that runs, as a shell takes it, and ``more`` flags that it does not have yet. For
+    commands whose options are flags or take one value."""
+    context = click.get_current_context()
+    words = context.command_path.split()
+    for parameter in context.command.params:
+        value = context.params.get(parameter.name or "")
+        if context.get_parameter_source(parameter.name or "") is not ParameterSource.COMMANDLINE or not value:
+            continue
+        flag = isinstance(parameter, click.Option) and parameter.is_flag
+        words += [parameter.opts[-1]] if flag else [parameter.opts[-1], str(value)]
+    return shlex.join([*words, *(flag for flag in more if flag not in words)])
+
+
+def _written(path: Path) -> Written:
+    """What tells a file or folder from one that replaces it; None where there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino, status.st_mtime_ns
