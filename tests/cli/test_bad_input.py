@@ -114,18 +114,6 @@ def test_the_doctors_table_shows_the_whole_remedy(run, monkeypatch) -> None:
     assert "flamingo-rt[export]" in run("doctor").out
 
 
-def test_a_working_folder_that_is_gone_is_named(run, tmp_path: Path, monkeypatch) -> None:
-    gone = tmp_path / "gone"
-    gone.mkdir()
-    monkeypatch.chdir(gone)
-    gone.rmdir()
-    for arguments in (["describe", "--preset", "tiny"], ["bench", "--plot", "a.svg"],
-                      ["train", "flamingo", "--preset", "tiny", "--out", tmp_path / "run"]):
-        outcome = run(*arguments)
-        assert outcome.code == 2
-        assert "the current directory is gone" in outcome.err
-
-
 @pytest.mark.parametrize("option", ["--image", "--video"])
 @pytest.mark.parametrize("address", ["https://example.org/a.mp4", "rtsp://example.org/a", "data:image/png;base64,AAAA"])
 def test_an_address_is_not_fetched(run, option: str, address: str) -> None:
