@@ -7,7 +7,6 @@ Sizes are in elements, widths are feature dimensions. Section numbers refer to t
 from __future__ import annotations
 
 import dataclasses
-import json
 import types
 import typing
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, Union
 
 from flamingo_rt.errors import DataError
+from flamingo_rt.json_files import read_json
 
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "squared_relu", "swiglu"]
 
@@ -312,16 +312,6 @@ class FlamingoConfig:
     def read(cls, path: Path) -> FlamingoConfig:
         """Read a JSON file. Raises `DataError`."""
         return cls.from_dict(read_json(path))
-
-
-def read_json(path: Path) -> Any:
-    """Parse a JSON file; raises `DataError` naming it when it is missing or damaged."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:  # too deeply nested
-        raise DataError(f"{path} is not valid JSON: {error}") from error
 
 
 def _parse(kind: Any, value: Any, where: str) -> Any:

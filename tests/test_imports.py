@@ -18,13 +18,14 @@ FOLDERS = {
 
 # What each part of the project may import of the project, besides itself.
 BASE = {
-    "errors", "config", "files", "contract", "cache", "device_arrays", "host_engine", "presets", "printable",
-    "progress", "protobuf", "system_memory",
+    "errors", "config", "files", "contract", "cache", "device_arrays", "host_engine", "json_files", "presets",
+    "printable", "progress", "protobuf", "system_memory",
 }
 RUNTIME = BASE | {"bundle", "processing", "engines"}
 ALLOWED = {
     "errors": set(),
-    "config": {"errors"},
+    "json_files": {"errors", "printable"},
+    "config": {"errors", "json_files"},
     "device_arrays": set(),
     "files": {"errors"},
     "printable": set(),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shlex
 from pathlib import Path
 
 import click
@@ -38,7 +37,7 @@ def compile_shots(
 ) -> None:
     """Run a model over shots and keep what it remembers; infer --prompt-file then runs the query alone.
 
-    The file belongs to one bundle: another model, export or precision refuses it and says what compiles it again.
+    The file belongs to one bundle: another model, export or precision refuses it.
 
     \b
     Example:
@@ -52,12 +51,8 @@ def compile_shots(
 
     model = load(path, backend, threads)
     state = model.prompt(shot_parts(model, examples, task))
-    again = ["flamingo-rt", "prompt", "compile", "--model", "BUNDLE", *(["--task", task] if task else [])]
-    for file, text in shots:
-        again += ["--shot", file, text]
     state.save(out, {
         "shots": [{"file": file, "sha256": _sha256(file), "text": text} for file, text in shots], "task": task,
-        "command": shlex.join([*again, "--out", str(out), "--overwrite"]),
     })
     size = out.stat().st_size
     if as_json:
