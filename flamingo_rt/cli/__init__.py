@@ -11,6 +11,7 @@ import click
 
 from flamingo_rt import __version__
 from flamingo_rt.errors import FlamingoError
+from flamingo_rt.printable import printable
 
 # Command -> module and one line of help: `flamingo-rt --help` must not import the commands.
 COMMANDS = {
@@ -64,13 +65,14 @@ def main() -> None:
     try:
         cli.main(standalone_mode=False)
     except click.ClickException as error:
+        error.message = printable(error.message, lines=True)  # may repeat an argument
         error.show()
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)
         sys.exit(130)
     except FlamingoError as error:
-        click.echo(f"flamingo-rt: {error}", err=True)
+        click.echo(f"flamingo-rt: {printable(str(error), lines=True)}", err=True)
         sys.exit(error.exit_code)
     except MemoryError:
         click.echo("flamingo-rt: out of memory: use a smaller model, a shorter prompt or fewer pictures", err=True)
@@ -80,5 +82,5 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
-        click.echo(f"flamingo-rt: {error}", err=True)
+        click.echo(f"flamingo-rt: {printable(str(error), lines=True)}", err=True)
         sys.exit(1)

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from flamingo_rt.cli.progress import ProgressBar
+from flamingo_rt.printable import printable
 
 COUNT = click.IntRange(min=1)
 
@@ -91,4 +92,4 @@ def command(
         }))
         return
     made_for = engines.device or f"compute capability {', '.join(engines.capabilities)}"
-    click.echo(f"wrote {engines.path} ({sum(sizes.values()) / 1e6:.1f} MB) for {made_for}")
+    click.echo(f"wrote {printable(str(engines.path))} ({sum(sizes.values()) / 1e6:.1f} MB) for {made_for}")

@@ -12,6 +12,7 @@ import click
 from flamingo_rt.cli.backend_option import backend_option
 from flamingo_rt.cli.shots import shot_options, shot_parts, split_shots
 from flamingo_rt.errors import UsageError
+from flamingo_rt.printable import printable
 
 if TYPE_CHECKING:
     from flamingo_rt.processing.prompt import Part
@@ -116,7 +117,7 @@ def _answer(
         started = False
         for piece in generation:
             # The prompt ends without a space, so the answer begins with one.
-            sys.stdout.write(piece if started else piece.lstrip())
+            sys.stdout.write(printable(piece if started else piece.lstrip(), lines=True))
             sys.stdout.flush()
             started = started or bool(piece.strip())
         click.echo()
@@ -157,6 +158,7 @@ def _rank(
             "backend": model.engine.name,
         }))
         return
-    width = max(len(score.text) for score in scores)
-    for score in scores:
-        click.echo(f"{score.text:<{width}}  {score.probability:6.1%}  log-probability {score.logprob:.3f}")
+    texts = [printable(score.text) for score in scores]
+    width = max(len(text) for text in texts)
+    for text, score in zip(texts, scores, strict=True):
+        click.echo(f"{text:<{width}}  {score.probability:6.1%}  log-probability {score.logprob:.3f}")

@@ -11,6 +11,7 @@ import click
 from flamingo_rt.cli.backend_option import backend_option
 from flamingo_rt.cli.shots import shot_options, shot_parts, split_shots
 from flamingo_rt.errors import DataError, UsageError
+from flamingo_rt.printable import printable
 
 
 @click.group()
@@ -59,7 +60,7 @@ def compile_shots(
         click.echo(json.dumps({"file": str(out), "bytes": size, "tokens": len(state), "pictures": len(shots)}))
         return
     count = f"{len(shots)} shot" + ("s" if len(shots) > 1 else "")
-    click.echo(f"wrote {out}: {count}, {len(state)} tokens, {size / 1e6:.1f} MB")
+    click.echo(f"wrote {printable(str(out))}: {count}, {len(state)} tokens, {size / 1e6:.1f} MB")
 
 
 def _sha256(file: str) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from flamingo_rt.cli.dependencies import needs_extra
+from flamingo_rt.printable import printable
 
 if TYPE_CHECKING:
     from flamingo_rt.training.trainer import Progress
@@ -61,7 +62,8 @@ def flamingo(
     options = replace(TrainingOptions(), **{name: value for name, value in given.items() if value is not None})
     with _Report(options.steps) as report:
         train(config, options, out, start_from=start_from, resume=resume, overwrite=overwrite, on_step=report.step)
-    click.echo(f"wrote {out}; next: flamingo-rt export --ckpt {out} --out BUNDLE")
+    shown = printable(str(out))
+    click.echo(f"wrote {shown}; next: flamingo-rt export --ckpt {shown} --out BUNDLE")
 
 
 class _Report:
