@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from flamingo_rt.bench.results import Against, Report
 from flamingo_rt.bench.statistics import Spread
 from flamingo_rt.bench.units import (
-from flamingo_rt.printable import printable
     decode_name,
     machine_line,
     milliseconds,
@@ -17,6 +16,7 @@ from flamingo_rt.printable import printable
     software_line,
     stage_name,
 )
+from flamingo_rt.printable import printable
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -97,7 +97,8 @@ def command(
         return
     widened = "" if compute == "fp32" else ", both computing in fp32"
     shown = printable(str(out))
-    click.echo(f"wrote {shown} ({size / 1e6:.1f} MB); largest deviation from PyTorch{widened}: {_listed(bundle.parity)}")
+    deviation = f"largest deviation from PyTorch{widened}: {_listed(bundle.parity)}"
+    click.echo(f"wrote {shown} ({size / 1e6:.1f} MB); {deviation}")
     if bundle.rounding is not None:
         click.echo(f"what computing in {compute} costs, in PyTorch: {_listed(bundle.rounding)}")
 
