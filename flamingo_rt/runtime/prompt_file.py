@@ -69,7 +69,7 @@ def read_about(path: str | os.PathLike) -> dict[str, Any]:
         about = parse_json(file.vector(ABOUT, "uint8", MOST_ABOUT_BYTES).tobytes())
     version = about.get("format_version") if isinstance(about, dict) else None
     if type(version) is not int or version < 1:
-        raise DataError(f"compiled prompt {path} is damaged: its format is {version!r}; compile it again")
+        raise DataError(f"compiled prompt {path} is damaged: its format is {repr(version)[:60]}; compile it again")
     if version > FORMAT_VERSION:
         raise DataError(
             f"compiled prompt {path} has format {version}, this flamingo-rt reads {FORMAT_VERSION}: upgrade, or "
