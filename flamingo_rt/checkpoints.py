@@ -13,6 +13,8 @@ from flamingo_rt.config import FlamingoConfig
 from flamingo_rt.errors import DataError
 from flamingo_rt.files import check_space, new_directory
 from flamingo_rt.model.flamingo import Flamingo, on_meta_device
+from flamingo_rt.model_memory import WEIGHTS as BYTES_A_WEIGHT
+from flamingo_rt.model_memory import require_memory
 from flamingo_rt.weights.lazy import LazyTensor
 from flamingo_rt.weights.reading import open_weights
 from flamingo_rt.weights.writing import write_shards
@@ -41,7 +43,8 @@ class StoredModel:
         })
 
     def load(self) -> Flamingo:
-        """The model in memory, in float32 and evaluation mode."""
+        """The model in memory, in float32 and evaluation mode. Raises `DataError` when there is too little of it."""
+        require_memory(self.config, BYTES_A_WEIGHT, "the model in float32")
         with on_meta_device():
             model = Flamingo(self.config)
         model.load_state_dict({name: tensor.to(torch.float32).read() for name, tensor in self.tensors.items()},

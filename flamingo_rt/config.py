@@ -7,7 +7,6 @@ Sizes are in elements, widths are feature dimensions. Section numbers refer to t
 from __future__ import annotations
 
 import dataclasses
-import json
 import types
 import typing
 from dataclasses import dataclass, field
@@ -15,6 +14,8 @@ from pathlib import Path
 from typing import Any, Literal, Union
 
 from flamingo_rt.errors import DataError
+from flamingo_rt.json_files import read_json
+from flamingo_rt.parameter_count import reckon_parameters
 
 Interpolation = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "squared_relu", "swiglu"]
@@ -26,11 +27,36 @@ def require(condition: bool, message: str) -> None:
         raise DataError(f"invalid configuration: {message}")
 
 
+# The largest size of each name. All are far beyond the models there are (flamingo-80b: width 8192, 80 layers,
+# ff_width 32768), and small enough that nothing computed from them overflows or takes long before it is refused.
+LARGEST = {
+    "image_size": 8192,  # 67 million pixels a picture
+    "layers": 1024, "depths": 1024,  # each is a module, made one after the other
+    "heads": 4096, "kv_heads": 4096, "head_width": 4096, "ff_multiplier": 64,
+    "ff_width": 1 << 20, "vocab_size": 1 << 22,  # the largest vocabularies have 256,000 tokens
+    "context": 1 << 24, "position_offset": 1 << 20,  # contexts of 10 million tokens were announced
+    "latents": 1 << 16, "max_frames": 1 << 16, "max_visuals": 1 << 20,
+    "stem_strides": 64, "strides": 64,
+}
+LARGEST_WIDTH = 1 << 18  # of every other size
+MOST_STAGES = 16
+MOST_PARAMETERS = 4 * 10**12  # fifty times flamingo-80b
+
+
 def require_sizes(config: Any, may_be_zero: tuple[str, ...] = ()) -> None:
-    """Raise `DataError` for an integer of ``config`` below 1, or below 0 for those that may be zero."""
+    """Raise `DataError` for an integer of ``config`` below 1 (below 0 for those that may be zero), or beyond `LARGEST`;
+    for a list of more than `MOST_STAGES`; and for a number that is not finite or not from 0 on."""
     for name in (entry.name for entry in dataclasses.fields(config)):
         value, least = getattr(config, name), 0 if name in may_be_zero else 1
+        most = LARGEST.get(name, LARGEST_WIDTH)
+        require(not isinstance(value, tuple) or len(value) <= MOST_STAGES,
+                f"{type(config).__name__}.{name} has {len(value) if isinstance(value, tuple) else 1} entries, more "
+                f"than {MOST_STAGES}")
         for number in value if isinstance(value, tuple) else (value,):
+            require(not isinstance(number, float) or 0 <= number < 1e30,
+                    f"{type(config).__name__}.{name} is {value}, not a number from 0 on")
+            require(not isinstance(number, int) or number <= most,
+                    f"{type(config).__name__}.{name} is beyond {most}, the largest that is taken")
             require(not isinstance(number, int) or isinstance(number, bool) or number >= least,
                     f"{type(config).__name__}.{name} is {value}, below {least}")
 
@@ -59,7 +85,11 @@ class NFNetConfig:
         require(len(self.stem_widths) == len(self.stem_strides) > 0, "stem_widths and stem_strides differ in length")
         for width in self.widths:
             inner = int(width * self.bottleneck)
-            require(inner % self.group_width == 0, f"vision width {width}: {inner} is no multiple of group_width")
+            require(inner > 0 and inner % self.group_width == 0,
+                    f"vision width {width}: {inner}, what bottleneck makes of it, is no multiple of group_width")
+            require(inner <= LARGEST_WIDTH and 1 <= int(width * self.squeeze_excite) <= LARGEST_WIDTH,
+                    f"vision width {width}: bottleneck {self.bottleneck} or squeeze_excite {self.squeeze_excite} make "
+                    f"a width that is not within 1 and {LARGEST_WIDTH}")
 
     @property
     def width(self) -> int:
@@ -289,6 +319,8 @@ class FlamingoConfig:
             f"must be the vision encoder's {self.vision.width}",
         )
         require(len(self.cross_layers) > 0, "no language layer has cross-attention: the interval is too large")
+        parameters = reckon_parameters(self)["total"]
+        require(parameters <= MOST_PARAMETERS, f"it has {parameters} parameters, at most {MOST_PARAMETERS} are taken")
         for name, text in dataclasses.asdict(self.prompts).items():
             for token in (self.tokens.image, self.tokens.end_of_chunk):
                 require(not token or token not in text,
@@ -320,16 +352,6 @@ class FlamingoConfig:
     def read(cls, path: Path) -> FlamingoConfig:
         """Read a JSON file. Raises `DataError`."""
         return cls.from_dict(read_json(path))
-
-
-def read_json(path: Path) -> Any:
-    """Parse a JSON file; raises `DataError` naming it when it is missing or damaged."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))  # some editors begin a file with a byte order mark
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:  # too deeply nested
-        raise DataError(f"{path} is not valid JSON: {error}") from error
 
 
 def _parse(kind: Any, value: Any, where: str) -> Any:

@@ -11,6 +11,7 @@ from flamingo_rt.bundle import MANIFEST, Bundle, is_bundle, read_bundle
 from flamingo_rt.config import FlamingoConfig
 from flamingo_rt.engines.local_builds import EngineTrust
 from flamingo_rt.errors import DataError, DependencyError, FlamingoError, UsageError
+from flamingo_rt.printable import printable
 from flamingo_rt.processing.tokenizer import TextTokenizer
 from flamingo_rt.runtime.engine import Engine
 from flamingo_rt.runtime.media_cache import DEFAULT_BYTES
@@ -110,7 +111,8 @@ _NOT_RUNNING = {"tensorrt": "its engines do not run", "ort-cuda": "not on the GP
 def _report(bundle: Bundle, doing: str, passed_over: list[tuple[str, str]]) -> None:
     """One line: which backend, and why none of those before it."""
     why = "".join(f"; {what}: {error}" for what, error in passed_over)
-    logger.log(logging.WARNING if passed_over else logging.INFO, "%s: %s%s", bundle.path, doing, why)
+    logger.log(logging.WARNING if passed_over else logging.INFO, "%s: %s%s", printable(str(bundle.path)), doing,
+               printable(why))
 
 
 def _ort_gpu_engine(bundle: Bundle, backend: str) -> Engine:

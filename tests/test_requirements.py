@@ -19,6 +19,7 @@ PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 # The newest release with files for Linux on x86-64 and each of these Pythons, within setup.cfg's bounds, as seen on
 # 2026-11-26. A bound that is raised beyond one of them, or a new requirement, is looked up anew.
 SEEN = {
+    "av": ("17.1.0", "18.1.0", "18.1.0", "18.1.0"),
     "numpy": ("2.2.6", "2.4.6", "2.5.5", "2.5.5"),
     "opencv-python-headless": ("5.0.0.93",) * 4,
     "pillow": ("12.3.0", "13.0.0", "13.0.0", "13.0.0"),

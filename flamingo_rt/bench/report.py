@@ -16,6 +16,7 @@ from flamingo_rt.bench.units import (
     software_line,
     stage_name,
 )
+from flamingo_rt.printable import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -27,7 +28,7 @@ Line = tuple[str, ...]
 def print_report(report: Report, console: Console) -> None:
     """Print everything a person wants to see; what is left out is in ``--json``."""
     def say(text: str, indent: int = 0) -> None:
-        console.print(" " * indent + text, markup=False, highlight=False, soft_wrap=True)
+        console.print(" " * indent + printable(text), markup=False, highlight=False, soft_wrap=True)
 
     for line in (model_line(report), machine_line(report), software_line(report)):
         say(line)
@@ -117,6 +118,7 @@ def _quartiles(spread: Spread) -> str:
 
 def _table(title: str, header: Line, lines: list[Line], wide: bool) -> Table:
     from rich import box
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
@@ -125,5 +127,5 @@ def _table(title: str, header: Line, lines: list[Line], wide: bool) -> Table:
         justify = "left" if index == 0 or header[index] == "bound by" else "right"
         table.add_column(header[index], justify=justify, no_wrap=True)
     for line in lines:
-        table.add_row(*(line[index] for index in shown))
+        table.add_row(*(escape(printable(line[index])) for index in shown))
     return table

@@ -76,7 +76,7 @@ def main() -> None:
         click.echo(f"interrupted: {printable(said)}" if said else "interrupted", err=True)
         sys.exit(130)
     except FlamingoError as error:
-        click.echo(f"flamingo-rt: {error}", err=True)
+        click.echo(f"flamingo-rt: {printable(str(error), lines=True)}", err=True)
         sys.exit(error.exit_code)
     except MemoryError:
         click.echo("flamingo-rt: out of memory: use a smaller model, a shorter prompt or fewer pictures", err=True)
@@ -86,7 +86,7 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
-        click.echo(f"flamingo-rt: {error}", err=True)
+        click.echo(f"flamingo-rt: {printable(str(error), lines=True)}", err=True)
         sys.exit(1)
 
 

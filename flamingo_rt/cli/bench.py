@@ -17,6 +17,7 @@ from flamingo_rt.cli.paths import READ, WRITTEN
 from flamingo_rt.cli.progress import ProgressBar
 from flamingo_rt.errors import DataError, DependencyError, UsageError
 from flamingo_rt.export.choices import SCHEMES_OF
+from flamingo_rt.printable import printable
 
 if TYPE_CHECKING:
     from flamingo_rt.bench.random_bundle import RandomBundle
@@ -96,14 +97,14 @@ def command(
         from flamingo_rt.bench.page import write_plot
 
         write_plot(report, plot)
-        click.echo(f"wrote {plot}", err=True)
+        click.echo(f"wrote {printable(str(plot))}", err=True)
 
 
 def _made(bundle: RandomBundle, progress: ProgressBar) -> Path:
     """The folder of the bundle, which is made unless it is there."""
     if not bundle.ready():
         with needs_extra("export"):
-            bundle.make(lambda text: click.echo(text, err=True), progress)
+            bundle.make(lambda text: click.echo(printable(text, lines=True), err=True), progress)
     return bundle.path
 
 

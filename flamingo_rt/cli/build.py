@@ -12,6 +12,7 @@ from flamingo_rt.cli.interrupts import on_interrupt
 from flamingo_rt.cli.numbers import count
 from flamingo_rt.cli.paths import READ
 from flamingo_rt.cli.progress import ProgressBar
+from flamingo_rt.printable import printable
 
 COUNT = count()
 
@@ -95,4 +96,4 @@ def command(
         }))
         return
     made_for = engines.device or f"compute capability {', '.join(engines.capabilities)}"
-    click.echo(f"wrote {engines.path} ({sum(sizes.values()) / 1e6:.1f} MB) for {made_for}")
+    click.echo(f"wrote {printable(str(engines.path))} ({sum(sizes.values()) / 1e6:.1f} MB) for {made_for}")

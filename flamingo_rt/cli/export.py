@@ -18,6 +18,7 @@ from flamingo_rt.cli.paths import MEDIA, READ, WRITTEN
 from flamingo_rt.cli.progress import ProgressBar
 from flamingo_rt.cli.quantize_options import check_options, cost_lines, quantize_of, quantize_options
 from flamingo_rt.errors import UsageError
+from flamingo_rt.printable import printable
 
 if TYPE_CHECKING:
     from flamingo_rt.bundle import Bundle
@@ -108,13 +109,15 @@ def command(
         return
     if bundle.quantization is not None:
         rounding = {"gptq": "by gptq", "nearest": "to the nearest"}[bundle.quantization["rounding"]]
-        click.echo(f"wrote {out} ({size / 1e6:.1f} MB), {options['quantize']}, rounded {rounding}")
+        click.echo(f"wrote {printable(str(out))} ({size / 1e6:.1f} MB), {options['quantize']}, rounded {rounding}")
         for line in cost_lines(bundle.quantization):
-            click.echo(line)
+            click.echo(printable(line))
         _echo_validation(bundle)
         return
     widened = "" if compute == "fp32" else ", both computing in fp32"
-    click.echo(f"wrote {out} ({size / 1e6:.1f} MB); largest deviation from PyTorch{widened}: {_listed(bundle.parity)}")
+    shown = printable(str(out))
+    deviation = f"largest deviation from PyTorch{widened}: {_listed(bundle.parity)}"
+    click.echo(f"wrote {shown} ({size / 1e6:.1f} MB); {deviation}")
     if bundle.rounding is not None:
         click.echo(f"what computing in {compute} costs, in PyTorch: {_listed(bundle.rounding)}")
     _echo_validation(bundle)

@@ -12,9 +12,11 @@ import click
 
 from flamingo_rt.cli.backend_option import backend_option, threads_option, trust_options
 from flamingo_rt.cli.hints import hint_at_missing_picture, hint_at_unlike_picture, hint_at_unlikely_choices
+from flamingo_rt.cli.numbers import Number
 from flamingo_rt.cli.paths import MEDIA, READ
 from flamingo_rt.cli.shots import shot_options, shot_parts, split_shots
 from flamingo_rt.errors import UsageError
+from flamingo_rt.printable import printable
 
 if TYPE_CHECKING:
     from flamingo_rt.processing.prompt import Part
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
 @click.option("--video", "videos", type=MEDIA, multiple=True, metavar="FILE", help="A clip to ask about; repeatable.")
 @click.option("--frames", type=click.IntRange(1, 1024), default=8, show_default=True,
               help="Frames to take from each clip.")
-@click.option("--fps", type=float, metavar="RATE",
+@click.option("--fps", type=Number(0, 1000, min_open=True), metavar="RATE",
               help="Take RATE frames a second, and --frames at most. Default: --frames, evenly spaced in time.")
 @click.option("--prompt", metavar="TEXT",
               help="Text after the pictures. Default: what the model was taught to caption after, such as 'Output:'.")
@@ -150,7 +152,7 @@ def _answer(
         started = False
         for piece in generation:
             # The prompt ends without a space, so the answer begins with one.
-            sys.stdout.write(piece if started else piece.lstrip())
+            sys.stdout.write(printable(piece if started else piece.lstrip(), lines=True))
             sys.stdout.flush()
             started = started or bool(piece.strip())
         click.echo()
@@ -198,7 +200,8 @@ def _rank(
             "backend": model.engine.name,
         }))
     else:
-        width = max(len(score.text) for score in scores)
-        for score in scores:
-            click.echo(f"{score.text:<{width}}  {score.probability:6.1%}  log-probability {score.logprob:.3f}")
+        texts = [printable(score.text) for score in scores]
+        width = max(len(text) for text in texts)
+        for text, score in zip(texts, scores, strict=True):
+            click.echo(f"{text:<{width}}  {score.probability:6.1%}  log-probability {score.logprob:.3f}")
     hint_at_unlikely_choices(scores)

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from flamingo_rt.cli.paths import READ
+from flamingo_rt.printable import printable
 
 # The names of what `source_options` adds to a command.
 SOURCES = ("vision", "language", "tokenizer", "vision_activation", "vision_post_norm", "preset")
@@ -49,5 +50,5 @@ def open_sources(
         checkpoint, vision, language, tokenizer, vision_activation, vision_post_norm, preset
     ))
     for note in imported.notes:
-        click.echo(f"note: {note}", err=True)
+        click.echo(f"note: {printable(note)}", err=True)
     return imported.model

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 import click
 
+from flamingo_rt.printable import printable
 from flamingo_rt.progress import Advance
 
 
@@ -31,4 +32,4 @@ class ProgressBar:
             with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
                 task = bars.add_task(stage, total=total or None)
                 yield lambda amount: bars.advance(task, amount)
-        click.echo(f"{time.perf_counter() - self._start:6.1f} s  {stage}", err=True)
+        click.echo(f"{time.perf_counter() - self._start:6.1f} s  {printable(stage)}", err=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shlex
 from pathlib import Path
 
 import click
@@ -14,6 +13,7 @@ from flamingo_rt.cli.interrupts import saying_what_was_written
 from flamingo_rt.cli.paths import READ, WRITTEN
 from flamingo_rt.cli.shots import shot_options, shot_parts, split_shots
 from flamingo_rt.errors import DataError
+from flamingo_rt.printable import printable
 
 
 @click.group()
@@ -41,7 +41,7 @@ def compile_shots(
 ) -> None:
     """Run a model over shots and keep what it remembers; infer --prompt-file then runs the query alone.
 
-    The file belongs to one bundle: another model, export or precision refuses it and says what compiles it again.
+    The file belongs to one bundle: another model, export or precision refuses it.
 
     \b
     Example:
@@ -55,19 +55,15 @@ def compile_shots(
     with saying_what_was_written(out):
         model = load(path, backend, threads, trust_engines=trust_engines, allow_host_code=allow_host_code)
         state = model.prompt(shot_parts(model, examples, task))
-        again = ["flamingo-rt", "prompt", "compile", "--model", "BUNDLE", *(["--task", task] if task else [])]
-        for file, text in shots:
-            again += ["--shot", file, text]
         state.save(out, {
             "shots": [{"file": file, "sha256": _sha256(file), "text": text} for file, text in shots], "task": task,
-            "command": shlex.join([*again, "--out", str(out), "--overwrite"]),
         })
     size = out.stat().st_size
     if as_json:
         click.echo(json.dumps({"file": str(out), "bytes": size, "tokens": len(state), "pictures": len(shots)}))
         return
     count = f"{len(shots)} shot" + ("s" if len(shots) > 1 else "")
-    click.echo(f"wrote {out}: {count}, {len(state)} tokens, {size / 1e6:.1f} MB")
+    click.echo(f"wrote {printable(str(out))}: {count}, {len(state)} tokens, {size / 1e6:.1f} MB")
 
 
 def _sha256(file: str) -> str:

@@ -13,6 +13,7 @@ from flamingo_rt.cli.dependencies import needs_extra
 from flamingo_rt.cli.interrupts import command_again, on_interrupt
 from flamingo_rt.cli.numbers import Number, count
 from flamingo_rt.cli.paths import READ, WRITTEN
+from flamingo_rt.printable import printable
 
 if TYPE_CHECKING:
     from flamingo_rt.training.trainer import Progress
@@ -64,7 +65,8 @@ def flamingo(
     options = replace(TrainingOptions(), **{name: value for name, value in given.items() if value is not None})
     with on_interrupt(lambda: _left(state_path(out))), _Report(options.steps) as report:
         train(config, options, out, start_from=start_from, resume=resume, overwrite=overwrite, on_step=report.step)
-    click.echo(f"wrote {out}; next: flamingo-rt export --ckpt {out} --validation scenes --out BUNDLE")
+    shown = printable(str(out))
+    click.echo(f"wrote {shown}; next: flamingo-rt export --ckpt {shown} --validation scenes --out BUNDLE")
 
 
 def _left(state: Path) -> str:

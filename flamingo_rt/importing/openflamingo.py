@@ -88,7 +88,8 @@ def open_openflamingo(files: OpenFlamingoFiles) -> Imported:
     checkpoint = trained_part(files.checkpoint, open_weights(files.checkpoint), family.layers)
     vision = Source("the vision encoder", files.vision, open_weights(files.vision))
     language = _language_source(files.language, family, checkpoint)
-    tokenizer, tokens = read_tokenizer(files.tokenizer or files.language, _token_id(settings.get("eos_token_id")))
+    end_of_text, notes_on_end = _end_of_text(settings)
+    tokenizer, tokens = read_tokenizer(files.tokenizer or files.language, end_of_text)
     rows = _vocabulary_rows(language, family, family.embedding in checkpoint, tokenizer.get_vocab_size())
     language_config = family.configure(settings, rows)
     embedding = {"embedding.weight": _rows(language, family.embedding, rows, language_config.width)}
@@ -123,7 +124,7 @@ def open_openflamingo(files: OpenFlamingoFiles) -> Imported:
         **_bind(language, _prefixed(takes), shapes),
         **_prefixed({**embedding, **head}),
     }
-    notes += _unread(checkpoint, _names(trained) | _names(takes) | {family.embedding, family.head})
+    notes += notes_on_end + _unread(checkpoint, _names(trained) | _names(takes) | {family.embedding, family.head})
     return Imported(StoredModel(config, tokenizer.to_str(pretty=True), {name: tensors[name] for name in shapes}), notes)
 
 
@@ -216,6 +217,20 @@ def _prefixed(entries: Mapping) -> dict:
 
 def _bind(source: Source, takes: dict[str, Take], shapes: dict[str, tuple[int, ...]]) -> dict[str, LazyTensor]:
     return {name: source.take(take, shapes[name]) for name, take in takes.items()}
+
+
+def _end_of_text(settings: Settings) -> tuple[int | None, tuple[str, ...]]:
+    """The id of the token that ends a text, and a note where the configuration names several: the first counts."""
+    value = settings.get("eos_token_id")
+    if not isinstance(value, list):
+        return _token_id(value), ()
+    ids = [_token_id(entry) for entry in value]
+    if not ids or None in ids:
+        raise DataError(f"{settings.path}: eos_token_id is {str(value)[:80]}, token ids were expected")
+    if len(set(ids)) == 1:
+        return ids[0], ()
+    return ids[0], (f"eos_token_id names {len(ids)} tokens: of these, answers end at {ids[0]} alone, unless the "
+                    "tokenizer's own files name another; at the end of a chunk they end too",)
 
 
 def _token_id(value: object) -> int | None:

@@ -9,6 +9,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 
 from flamingo_rt.config import TokensConfig, read_json
 from flamingo_rt.errors import DataError
+from flamingo_rt.tokenizer_file import explained, open_tokenizer
 
 IMAGE, END_OF_CHUNK, PAD = "<image>", "<|endofchunk|>", "<PAD>"
 # What to do with a file of the sentencepiece library, as LLaMA was distributed with.
@@ -63,8 +64,9 @@ def _token(tokenizer: Tokenizer, number: int | None) -> str:
 
 def _bos(tokenizer: Tokenizer) -> str:
     """The special token that the tokenizer puts first, or nothing."""
-    with_special = tokenizer.encode("a").ids
-    without = tokenizer.encode("a", add_special_tokens=False).ids
+    with explained("the tokenizer fails on a text", "tokenizer.json is damaged"):
+        with_special = tokenizer.encode("a").ids
+        without = tokenizer.encode("a", add_special_tokens=False).ids
     return tokenizer.id_to_token(with_special[0]) if with_special[: len(without)] != without else ""
 
 
@@ -73,10 +75,7 @@ def _load(path: Path) -> Tokenizer:
     if file.suffix == ".model":
         raise DataError(f"{file} is no tokenizer.json{SENTENCEPIECE}")
     if file.is_file():
-        try:
-            return Tokenizer.from_file(str(file))
-        except Exception as error:  # the library raises a bare Exception
-            raise DataError(f"cannot read {file}: {error}; it is damaged or not a tokenizer.json") from error
+        return open_tokenizer(file)
     if (path / "vocab.json").is_file() and (path / "merges.txt").is_file():
         return _byte_level(path)
     hint = "; tokenizer.model is there" + SENTENCEPIECE if (path / "tokenizer.model").is_file() else ""
@@ -88,10 +87,8 @@ def _load(path: Path) -> Tokenizer:
 
 def _byte_level(folder: Path) -> Tokenizer:
     """GPT-2's form, in which OPT's tokenizer is distributed; OPT puts its beginning-of-text token first."""
-    try:
+    with explained(f"cannot read {folder / 'vocab.json'} with merges.txt", "copy them again"):
         tokenizer = Tokenizer(models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt")))
-    except Exception as error:  # the library raises a bare Exception
-        raise DataError(f"cannot read {folder / 'vocab.json'} with merges.txt: {error}; copy them again") from error
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     bos = _named_tokens(folder).get("bos_token")

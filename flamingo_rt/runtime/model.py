@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -115,8 +116,8 @@ class Model:
         about = read_about(path)
         if about.get("bundle") != self.identity:
             raise DataError(
-                f"compiled prompt {os.fsdecode(path)} is of another bundle ({about.get('model')!r}; this one is "
-                f"{self.config.name!r}): {_recompiling(about)}"
+                f"compiled prompt {os.fsdecode(path)} is of another bundle ({_short(about.get('bundle'))}; this one is "
+                f"{_short(self.identity)}): {_recompiling(about)}"
             )
         compiled = read_prompt(path, self.config, self._specs, about)
         return PromptState(self, compiled.prefix, compiled.visuals, compiled.input_ids)
@@ -282,11 +283,17 @@ def _options(options: GenerationOptions | None, changes: dict[str, object]) -> G
     return replace(options or GenerationOptions(), **changes)
 
 
+def _short(identity: object) -> str:
+    """The beginning of a bundle's identity: names are free to choose, and so often the same."""
+    known = isinstance(identity, str) and re.fullmatch(r"[0-9a-f]{64}", identity)
+    return f"manifest {identity[:12]}" if known else "without a manifest's hash"
+
+
 def _recompiling(about: Mapping[str, Any]) -> str:
-    """What makes a compiled prompt anew: the command that made it, where one did."""
-    command = about.get("command")
-    if isinstance(command, str) and command:
-        return f"compile it again for this one: {command}"
+    """What makes a compiled prompt anew. No text of the file is shown: it may be a stranger's, and look like advice."""
+    shots = about.get("shots")
+    if isinstance(shots, list) and shots:
+        return f"compile its {len(shots)} shots again for this one with flamingo-rt prompt compile"
     return "make it again with this model's prompt() and save()"
 
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,13 +24,18 @@ from flamingo_rt.config import FlamingoConfig
 from flamingo_rt.contract import LANGUAGE_MODEL, RESAMPLER, GraphSpec, layer_parts, past_name
 from flamingo_rt.errors import DataError
 from flamingo_rt.files import replacing_file
+from flamingo_rt.json_files import parse_json
+from flamingo_rt.printable import printable
+from flamingo_rt.runtime.array_archive import ArrayArchive
 from flamingo_rt.runtime.decoder import Prefix
 
 FORMAT_VERSION = 1
 ABOUT, IDS = "about", "input_ids"
+MOST_ABOUT_BYTES = 16_000_000  # the texts and names of the shots; a context of a million tokens is a few MB
 # What zipfile, numpy and the fields of a damaged file raise; zipfile's for an unknown compression and for encryption
 # are RuntimeError and its child.
-_DAMAGE = (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, OverflowError, zipfile.BadZipFile)
+_DAMAGE = (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, OverflowError, MemoryError, struct.error,
+           zlib.error, zipfile.BadZipFile)
 
 
 @dataclass(frozen=True)
@@ -53,16 +60,16 @@ def write_prompt(path: Path, prompt: CompiledPrompt) -> None:
         **{f"{slot}.{name}": array for slot, media in enumerate(prompt.prefix.media) for name, array in media.items()},
     }
     with replacing_file(path) as beside, beside.open("wb") as file:
-        np.savez(file, **arrays)
+        np.savez(file, **{name: np.ascontiguousarray(array) for name, array in arrays.items()})
 
 
 def read_about(path: str | os.PathLike) -> dict[str, Any]:
     """What a compiled prompt says of itself. Raises `DataError` when it is none, or of a newer format."""
-    with _explained(path), np.load(_existing(path), allow_pickle=False) as file:
-        about = json.loads(file[ABOUT].tobytes())
+    with _explained(path), ArrayArchive(_existing(path)) as file:
+        about = parse_json(file.vector(ABOUT, "uint8", MOST_ABOUT_BYTES).tobytes())
     version = about.get("format_version") if isinstance(about, dict) else None
     if type(version) is not int or version < 1:
-        raise DataError(f"compiled prompt {path} is damaged: its format is {version!r}; compile it again")
+        raise DataError(f"compiled prompt {path} is damaged: its format is {repr(version)[:60]}; compile it again")
     if version > FORMAT_VERSION:
         raise DataError(
             f"compiled prompt {path} has format {version}, this flamingo-rt reads {FORMAT_VERSION}: upgrade, or "
@@ -76,29 +83,22 @@ def read_prompt(
 ) -> CompiledPrompt:
     """Read a compiled prompt of a model with this configuration and these graphs, which says ``about`` itself what
     `read_about` gave. Raises `DataError` when it is damaged or does not fit."""
-    with _explained(path), np.load(_existing(path), allow_pickle=False) as file:
-        ids, slots, visuals = file[IDS], int(about["media"]), int(about["visuals"])
-        if ids.dtype != np.int64 or ids.ndim != 1 or not len(ids) or not 0 <= slots <= visuals:
-            raise ValueError(f"token ids {ids.dtype} {list(ids.shape)}, {slots} of {visuals} visuals")
+    with _explained(path), ArrayArchive(_existing(path)) as file:
+        ids, slots, visuals = file.vector(IDS, "int64", config.language.context), about["media"], about["visuals"]
+        if type(slots) is not int or type(visuals) is not int or not 0 <= slots <= visuals <= config.max_visuals:
+            raise ValueError(f"{slots!r} of {visuals!r} visuals"[:100])
         if ids.min() < 0 or ids.max() >= config.language.vocab_size:
             raise ValueError(f"token ids from {ids.min()} to {ids.max()}, the model has {config.language.vocab_size}")
         sizes = {"B": 1, "C": len(ids)}
         language, media = specs[LANGUAGE_MODEL], specs[RESAMPLER].outputs
         past = [language.input(past_name(*part)) for part in layer_parts(config.language.layers)]
-        cache = {spec.name: _array(file, spec.name, spec.array_dtype, spec.resolve(sizes)) for spec in past}
+        cache = {spec.name: file.array(spec.name, spec.array_dtype, spec.resolve(sizes)) for spec in past}
         kept = tuple(
-            {spec.name: _array(file, f"{slot}.{spec.name}", spec.array_dtype, spec.resolve({"M": 1})[1:])
+            {spec.name: file.array(f"{slot}.{spec.name}", spec.array_dtype, spec.resolve({"M": 1})[1:])
              for spec in media}
             for slot in range(slots)
         )
     return CompiledPrompt(Prefix(cache, len(ids), kept), ids, visuals, about)
-
-
-def _array(file: Mapping[str, np.ndarray], name: str, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
-    array = file[name]
-    if array.shape != shape or array.dtype != dtype:
-        raise ValueError(f"{name} is {array.dtype} {list(array.shape)}, {dtype} {list(shape)} was expected")
-    return array
 
 
 def _existing(path: str | os.PathLike) -> Path:
@@ -115,4 +115,5 @@ def _explained(path: str | os.PathLike) -> Iterator[None]:
     try:
         yield
     except _DAMAGE as error:
-        raise DataError(f"compiled prompt {path} is damaged ({error}): compile it again") from error
+        reason = printable(str(error))[:200]
+        raise DataError(f"compiled prompt {path} is damaged ({reason}): compile it again") from error

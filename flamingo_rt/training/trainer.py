@@ -29,6 +29,7 @@ from flamingo_rt.config import FlamingoConfig
 from flamingo_rt.errors import DataError, UsageError
 from flamingo_rt.files import check_output, replacing_file
 from flamingo_rt.model.flamingo import Flamingo
+from flamingo_rt.model_memory import TRAINING, require_memory
 from flamingo_rt.processing.tokenizer import TextTokenizer
 from flamingo_rt.training.batches import Batch, SceneBatches, prefetched, scene_texts
 from flamingo_rt.training.tokenizer import train_tokenizer
@@ -113,7 +114,9 @@ def state_path(out: Path) -> Path:
 
 
 def start_run(config: FlamingoConfig, options: TrainingOptions) -> Run:
-    """A new run: tokenizer from the texts of training scenes, random weights from the seed."""
+    """A new run: tokenizer from the texts of training scenes, random weights from the seed. Raises `DataError` when
+    there is too little memory."""
+    require_memory(config, TRAINING, f"training {config.name}")
     texts = scene_texts(options.seed, TOKENIZER_SCENES, config.prompts)
     tokenizer = train_tokenizer(texts, config.language.vocab_size, config.tokens)
     torch.manual_seed(options.seed)
@@ -126,6 +129,7 @@ def start_run(config: FlamingoConfig, options: TrainingOptions) -> Run:
 
 def continue_checkpoint(path: Path, config: FlamingoConfig, options: TrainingOptions) -> Run:
     """A new run that starts from a checkpoint's weights and tokenizer. Raises `UsageError` when its sizes differ."""
+    require_memory(config, TRAINING, f"training {config.name}")
     stored = open_checkpoint(path)
     if stored.config != config:
         raise UsageError(f"{path} is a model with another configuration than the preset {config.name!r}")
@@ -137,6 +141,7 @@ def continue_checkpoint(path: Path, config: FlamingoConfig, options: TrainingOpt
 
 def resume_run(path: Path, config: FlamingoConfig, options: TrainingOptions) -> Run:
     """Continue from a state file. Raises `DataError` when it is damaged, `UsageError` when it is of another run."""
+    require_memory(config, TRAINING, f"training {config.name}")
     try:
         return _read_run(path, config, options)
     except (UsageError, MemoryError):

@@ -12,6 +12,9 @@ from flamingo_rt.errors import DataError
 from flamingo_rt.weights.regions import AGAIN, Region
 
 PICKLE = "data.pkl"
+MOST_PICKLE_BYTES = 256_000_000  # of 80B parameters and their optimizer some 20 MB
+# Weights shrink to 0.9 by deflation, halves of zeros more; a record that says more than this is a bomb.
+MOST_INFLATION, FREE_BYTES = 200, 64_000_000
 _LOCAL_HEADER = 30  # bytes before the name; the lengths of the name and the extra field are its last four
 
 
@@ -39,10 +42,13 @@ class Archive:
         return order == sys.byteorder.encode()
 
     def content(self, record: str) -> bytes:
-        """A small record, whole, its checksum compared. Raises `DataError` when it is damaged."""
+        """A small record, whole, its checksum compared. Raises `DataError` when it is damaged or not small."""
         try:
-            with zipfile.ZipFile(self.file) as opened:
-                return opened.read(self.folder + record)
+            with zipfile.ZipFile(self.file) as opened, opened.open(self.folder + record) as stream:
+                content = stream.read(MOST_PICKLE_BYTES)
+                if stream.read(1):
+                    raise ValueError(f"{record} has more than {MOST_PICKLE_BYTES / 1e6:g} MB")
+                return content
         except _DAMAGE as error:
             raise _damaged(self.file, error) from error
 
@@ -55,6 +61,23 @@ def _damaged(file: Path, error: Exception) -> DataError:
     return DataError(f"cannot read {file}: it begins like a zip file but is damaged or cut short ({error}); {AGAIN}")
 
 
+def _check_entries(entries: list[zipfile.ZipInfo], file_bytes: int) -> None:
+    """Refuse, by `ValueError`, records that torch's reader could take for others, or that are not as long as stated."""
+    # Torch's reader does not tell capitals from small letters, and takes the first of two records.
+    names = {entry.filename.lower() for entry in entries}
+    pickles = [name for name in names if name == PICKLE or name.endswith(f"/{PICKLE}")]
+    if len(names) != len(entries) or len(pickles) > 1:
+        raise ValueError("records of the same name")
+    for entry in entries:
+        if entry.compress_size > file_bytes or entry.header_offset > file_bytes:
+            raise ValueError("a record is longer than the file")
+        if entry.compress_type == zipfile.ZIP_STORED and entry.compress_size != entry.file_size:
+            raise ValueError("a record has two lengths")
+    inflated = sum(entry.file_size for entry in entries)
+    if inflated > FREE_BYTES + MOST_INFLATION * file_bytes:
+        raise ValueError(f"{inflated} bytes when it is unpacked, from {file_bytes}")
+
+
 def open_archive(file: Path) -> Archive:
     """List a zip file. Raises `DataError` when it is damaged or not PyTorch's, `OSError` when it can't be read."""
     regions: dict[str, Region] = {}
@@ -62,6 +85,7 @@ def open_archive(file: Path) -> Archive:
     try:
         with zipfile.ZipFile(file) as listing, file.open("rb") as opened:
             entries = sorted(listing.infolist(), key=lambda entry: entry.header_offset)
+            _check_entries(entries, opened.seek(0, 2))
             inside = [entry.filename for entry in entries if entry.filename.count("/") == 1]
             folder = next((name.removesuffix(PICKLE) for name in inside if name.endswith(f"/{PICKLE}")), None)
             if folder is None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from flamingo_rt.errors import DataError
+from flamingo_rt.json_files import MOST_BYTES, parse_json
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 INDEX = ".index.json"
@@ -66,8 +66,12 @@ def _has_weight_map(index: Path) -> bool:
 
 def _weight_map(index: Path) -> dict[str, str] | None:
     try:
-        content = json.loads(index.read_bytes())
-    except (ValueError, RecursionError) as error:
+        with index.open("rb") as file:
+            text = file.read(MOST_BYTES + 1)
+        if len(text) > MOST_BYTES:
+            raise ValueError(f"more than {MOST_BYTES / 1e6:g} MB")
+        content = parse_json(text)
+    except ValueError as error:
         raise DataError(f"cannot read {index}: not JSON ({error}); copy or download it again") from error
     names = content.get("weight_map") if isinstance(content, dict) else None
     return names if isinstance(names, dict) else None

