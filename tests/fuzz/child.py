@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import faulthandler
 import gc
+import io
 import json
 import os
 import resource
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from random import Random
+
+import click.utils
 
 from flamingo_rt import cli
 from flamingo_rt.errors import FlamingoError
@@ -23,7 +27,7 @@ from .kind import Case, Kind, Seeds, WrongAnswer
 from .sandbox import Sandbox, Watch
 
 Input = int | str  # a number of the kind's inputs, or a case of its corpus, or a folder to run again
-ADDRESS_SPACE = 2 << 30  # bytes beyond those before: what keeps the machine safe where the watch is too slow
+ADDRESS_SPACE = 8 << 30  # bytes beyond those before: what keeps the machine safe where the watch is too slow
 KEPT = 300_000_000  # bytes that a child may keep from its inputs before it makes way for a new one
 
 
@@ -123,7 +127,7 @@ class _Captured:
             opened = os.open(file, os.O_WRONLY | os.O_TRUNC | os.O_APPEND)
             os.dup2(opened, descriptor)
             os.close(opened)
-        sys.stdout, sys.stderr = (open(number, "w", closefd=False) for number in (1, 2))
+        sys.stdout, sys.stderr = (io.TextIOWrapper(io.FileIO(number, "w", closefd=False)) for number in (1, 2))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -141,6 +145,7 @@ class _Captured:
 def _contain(sandbox: Sandbox) -> None:
     """Limits, an environment, and outputs of this process' own."""
     os.environ.update(sandbox.environment())
+    tempfile.tempdir = None  # found again, inside
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     bytes_now = memory("VmSize")
     resource.setrlimit(resource.RLIMIT_AS, (bytes_now + ADDRESS_SPACE,) * 2)
@@ -153,6 +158,7 @@ def _contain(sandbox: Sandbox) -> None:
     stack = (sandbox.top / "stack").open("w")
     faulthandler.enable(stack)
     faulthandler.register(signal.SIGUSR1, stack)
+    click.utils.should_strip_ansi = lambda *_, **__: False  # a terminal would get the codes, a file does not
 
 
 def _limit_time(seconds: int) -> None:

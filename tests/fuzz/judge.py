@@ -9,7 +9,7 @@ from pathlib import Path
 
 from flamingo_rt.errors import FlamingoError
 
-from .kind import Case
+from .kind import Case, WrongAnswer
 from .sandbox import OUTPUT
 
 ACCEPTED, REFUSED, FINDING = "accepted", "refused", "finding"
@@ -47,7 +47,8 @@ def of_exception(error: BaseException, commands: bool) -> Outcome:
         return Outcome(FINDING, f"exit code {error.code}", "a command exits with 0, 1 or 2")
     if not commands and isinstance(error, FlamingoError):
         return Outcome(REFUSED, detail=str(error))
-    return Outcome(FINDING, f"{type(error).__name__} {_place(error)}", _story(error))
+    what = str(error) if isinstance(error, WrongAnswer) else _place(error)
+    return Outcome(FINDING, f"{type(error).__name__} {what}", _story(error))
 
 
 def of_output(outcome: Outcome, out: str, err: str) -> Outcome:
@@ -85,7 +86,7 @@ def of_case(outcome: Outcome, case: Case) -> Outcome:
     if outcome.verdict == FINDING:
         return outcome
     if case.refused is not None and outcome.verdict != (REFUSED if case.refused else ACCEPTED):
-        return Outcome(FINDING, f"{outcome.verdict}, wrongly", outcome.detail)
+        return Outcome(FINDING, f"{outcome.verdict}, wrongly: {case.name}", outcome.detail)
     if case.unsaid and case.unsaid in outcome.detail:
         return Outcome(FINDING, "message that holds what it must not", f"{case.unsaid!r} in {outcome.detail!r}")
     return outcome

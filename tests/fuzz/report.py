@@ -13,6 +13,7 @@ from pathlib import Path
 from flamingo_rt.printable import printable
 
 from . import judge
+from .judge import Outcome
 from .kind import Kind
 from .runner import Finished
 
@@ -43,6 +44,7 @@ class Report:
     keep: Path | None = None
     tallies: dict[str, Tally] = field(default_factory=dict)
     found: dict[tuple[str, str], list[Finished]] = field(default_factory=dict)
+    cases: dict[tuple[str, str], Outcome] = field(default_factory=dict)
     counts: Counter = field(default_factory=Counter)
 
     def add(self, finished: Finished) -> None:
@@ -50,6 +52,8 @@ class Report:
         outcome, tally = finished.outcome, self.tallies.setdefault(finished.kind.name, Tally())
         tally.memory, tally.longest = max(tally.memory, outcome.memory), max(tally.longest, outcome.seconds)
         tally.seconds += outcome.seconds
+        if isinstance(finished.number, str):
+            self.cases[finished.kind.name, finished.number] = outcome
         if outcome.verdict == judge.ACCEPTED:
             tally.accepted += 1
         elif outcome.verdict == judge.REFUSED:
@@ -83,15 +87,17 @@ class Report:
         for (kind, what), examples in self.found.items():
             lines.append(f"{kind}: {printable(what)}: {self.counts[kind, what]} times, such as")
             lines += [f"    {self.command(finished)}" for finished in examples]
-            lines.append("    " + printable(examples[0].outcome.detail.strip()[-300:], lines=True).replace("\n", "\n    "))
+            lines.append("    " + printable(examples[0].outcome.detail.strip()[-300:], lines=True).replace("\n",
+                                                                                                           "\n    "))
         return "\n".join(lines)
 
     def to_dict(self) -> dict:
-        """For programs: by kind, the counts and the findings."""
+        """For programs: by kind, the counts, the outcome of each case of the corpus, and the findings."""
         return {
             name: {
                 "inputs": tally.inputs, "accepted": tally.accepted, "refused": tally.refused, "seconds": tally.seconds,
                 "memory": tally.memory,
+                "cases": {case: outcome.to_dict() for (kind, case), outcome in self.cases.items() if kind == name},
                 "findings": [
                     {"number": finished.number, "command": self.command(finished), **finished.outcome.to_dict()}
                     for (kind, _), examples in self.found.items() if kind == name for finished in examples
@@ -115,7 +121,8 @@ class Report:
 def reproducing(kind: Kind, number: int | str, seed: int) -> str:
     """The command that runs one input again."""
     return shlex.join([
-        ".venv/bin/python", "-m", "tests.fuzz", "--kinds", kind.name, "--input", str(number), *(["--seed", str(seed)] if seed else []),
+        ".venv/bin/python", "-m", "tests.fuzz", "--kinds", kind.name, "--input", str(number),
+        *(["--seed", str(seed)] if seed else []),
     ])
 
 

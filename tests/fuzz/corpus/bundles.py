@@ -48,7 +48,8 @@ def engine_record() -> bytes:
     }).encode()
 
 
-def _case(name: str, change: Callable[[dict[str, bytes], Sandbox], dict[str, bytes]], refused: bool | None = True) -> Case:
+def _case(name: str, change: Callable[[dict[str, bytes], Sandbox], dict[str, bytes]],
+          refused: bool | None = True) -> Case:
     return Case(name, lambda sandbox, seeds: write_bundle(sandbox, change(dict(seeds), sandbox)) and None, refused)
 
 
@@ -121,7 +122,8 @@ CASES = (
     _case("manifest that names a NUL", _named("a\x00b")), _case("manifest that names the folder", _named(".", 4096)),
     _case("manifest with a size of 400 digits", _named("tokenizer.json", 10**400)),
     _case("engines of a stranger", _with_engines, None),
-    _case("width of 10^18", _config("language", "width", 10**18)), _case("a million layers", _config("language", "layers", 10**6)),
+    _case("width of 10^18", _config("language", "width", 10**18)),
+    _case("a million layers", _config("language", "layers", 10**6)),
     _case("context of 10^18", _config("language", "context", 10**18)),
     _case("token that a terminal obeys", _config("tokens", "image", "\x1b]52;c;aGFjaw==\x07")),
 )

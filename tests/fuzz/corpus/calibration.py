@@ -16,7 +16,8 @@ def _case(name: str, line: bytes) -> Case:
 
 
 CASES = (
-    _case("nested a hundred thousand times", b"[" * 100_000), _case("number of 10,000 digits", b"[" + b"9" * 10_000 + b"]"),
+    _case("nested a hundred thousand times", b"[" * 100_000), _case("number of 10,000 digits",
+                                                                    b"[" + b"9" * 10_000 + b"]"),
     _case("what a terminal obeys", b'[{"\\u001b[2J": "x"}]'), _case("bytes that are not UTF-8", b'["\xff"]'),
     _case("picture that is a number", b'[{"image": 7}]'), _case("an object", b"{}"),
 )

@@ -32,8 +32,10 @@ def _config(name: str, part: str, **changes: object) -> Case:
 
 _HUGE = 10**18
 CASES = (
-    _config("language width of 10^18", "language", width=_HUGE), _config("head width of 10^18", "language", head_width=_HUGE),
-    _config("vocabulary of 10^18", "language", vocab_size=_HUGE), _config("context of 10^18", "language", context=_HUGE),
+    _config("language width of 10^18", "language", width=_HUGE),
+    _config("head width of 10^18", "language", head_width=_HUGE),
+    _config("vocabulary of 10^18", "language", vocab_size=_HUGE),
+    _config("context of 10^18", "language", context=_HUGE),
     _config("learnt positions of 10^10", "language", positions="learnt", context=10**10),
     _config("a million language layers", "language", layers=10**6),
     _config("a billion language layers", "language", layers=10**9),

@@ -52,7 +52,8 @@ def _asked(name: str, asked: str) -> Case:
 
 def _apng(width: int, height: int, *rows: bytes) -> bytes:
     """A moving PNG of RGBA frames, each of one repeated row."""
-    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 6, 0, 0, 0)), (b"acTL", struct.pack(">II", len(rows), 0))]
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 6, 0, 0, 0)),
+              (b"acTL", struct.pack(">II", len(rows), 0))]
     number = 0
     for index, row in enumerate(rows):
         chunks.append((b"fcTL", struct.pack(">IIIIIHHBB", number, width, height, 0, 0, 1, 5, 0, 0)))
@@ -73,7 +74,8 @@ def _transparent(sandbox: Sandbox, seeds: Seeds) -> None:
 
 def _white_left(frames: list) -> bool:
     pixels = [np.asarray(frame).astype(int) for frame in frames]
-    return all(pixel[:, :7].min() >= 250 and pixel[:, 9:, :2].max() <= 5 and pixel[:, 9:, 2].min() >= 250 for pixel in pixels)
+    return all(pixel[:, :7].min() >= 250 and pixel[:, 9:, :2].max() <= 5 and pixel[:, 9:,
+                                                                                   2].min() >= 250 for pixel in pixels)
 
 
 def _wide_frames(sandbox: Sandbox, seeds: Seeds) -> None:
@@ -86,7 +88,8 @@ M3U = "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{0}\n#EXT-X-ENDLIST\n"
 CASES = (
     _list("playlist of another file", "clip.m3u8", M3U), _list("playlist of another file named mp4", "clip.mp4", M3U),
     _list("playlist of an absolute path", "clip.m3u8", M3U, "absolute"),
-    _list("playlist of a server", "clip.m3u8", M3U, "url"), _list("playlist of a server named mp4", "clip.mp4", M3U, "url"),
+    _list("playlist of a server", "clip.m3u8", M3U, "url"), _list("playlist of a server named mp4", "clip.mp4", M3U,
+                                                                  "url"),
     _list("ffconcat text", "clip.ffconcat", "ffconcat version 1.0\nfile '{0}'\n"),
     _list("ffconcat text named avi", "clip.avi", "ffconcat version 1.0\nfile '{0}'\n", "absolute"),
     _asked("series of pictures", "img-%d.png"), _asked("concat protocol", "concat:{0}|{0}"),

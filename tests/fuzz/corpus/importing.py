@@ -1,4 +1,4 @@
-"""Other projects' folders: settings that change pixels, end-of-text tokens as a list, head widths of no multiple of 8."""
+"""Other projects' folders: settings that change pixels, end-of-text tokens as a list, absurd sizes."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from ..sandbox import Sandbox
 MODEL = "llama-interval4"
 # Keys that change the computation or the pixels, for folders that have them.
 KEYS = ("size", "crop_size", "do_rescale", "rescale_factor", "do_resize", "do_center_crop", "resample", "do_normalize",
-        "eos_token_id", "rope_scaling", "rope_parameters", "head_dim", "num_key_value_heads", "sliding_window", "hidden_act",
-        "attn_config", "vision_config", "tie_word_embeddings", "image_mean", "model_type", "added_tokens_decoder", "preprocess_cfg")
+        "eos_token_id", "rope_scaling", "rope_parameters", "head_dim", "num_key_value_heads", "sliding_window",
+        "hidden_act",
+        "attn_config", "vision_config", "tie_word_embeddings", "image_mean", "model_type", "added_tokens_decoder",
+        "preprocess_cfg")
 
 
 def write_sources(sandbox: Sandbox, files: dict[str, bytes]) -> None:

@@ -18,7 +18,8 @@ GREY, GREY_ALPHA, COLOUR, PALETTE, COLOUR_ALPHA = 0, 4, 2, 3, 6  # PNG's colour 
 SIDE = 10_000  # a square of the largest number of pixels that is read
 
 
-def _case(name: str, content: bytes, pixels: list[tuple[int, int, int]] | None = None, refused: bool | None = False) -> Case:
+def _case(name: str, content: bytes, pixels: list[tuple[int, int, int]] | None = None,
+          refused: bool | None = False) -> Case:
     """``pixels``: what the first row is, within 1."""
 
     def write(sandbox: Sandbox, seeds: Seeds) -> None:
@@ -42,7 +43,8 @@ def _tiff(values: np.ndarray, photometric: int, sample_format: int = 1) -> bytes
     """A plain TIFF of one strip [H, W], little-endian."""
     height, width = values.shape
     entries = [
-        (256, 3, width), (257, 3, height), (258, 3, values.itemsize * 8), (259, 3, 1), (262, 3, photometric), (273, 4, 8),
+        (256, 3, width), (257, 3, height), (258, 3, values.itemsize * 8), (259, 3, 1), (262, 3, photometric),
+        (273, 4, 8),
         (277, 3, 1), (278, 3, height), (279, 4, values.nbytes), (339, 3, sample_format),
     ]
     directory = struct.pack("<H", len(entries)) + b"".join(
@@ -56,15 +58,18 @@ def _flat_png(colour: int, depth: int, samples: int) -> bytes:
     row = b"\0" * (1 + SIDE * samples * depth // 8)
     packer = zlib.compressobj(1)
     data = b"".join(packer.compress(row) for _ in range(SIDE)) + packer.flush()
-    return png_written([(b"IHDR", struct.pack(">IIBBBBB", SIDE, SIDE, depth, colour, 0, 0, 0)), (b"IDAT", data), (b"IEND", b"")])
+    return png_written([(b"IHDR", struct.pack(">IIBBBBB", SIDE, SIDE, depth, colour, 0, 0, 0)), (b"IDAT", data),
+                        (b"IEND", b"")])
 
 
 def _large(name: str, colour: int, depth: int, samples: int) -> Case:
-    return Case(name, lambda sandbox, seeds: (sandbox.input / "picture").write_bytes(_flat_png(colour, depth, samples)), None)
+    return Case(name, lambda sandbox, seeds: (sandbox.input / "picture").write_bytes(_flat_png(colour, depth,
+                                                                                               samples)), None)
 
 
 def _stored(name: str) -> Case:
-    return Case(f"stored {name}", lambda sandbox, seeds: (sandbox.input / "picture").write_bytes((FILES / name).read_bytes()), None)
+    return Case(f"stored {name}", lambda sandbox,
+                seeds: (sandbox.input / "picture").write_bytes((FILES / name).read_bytes()), None)
 
 
 _RAMP = np.array([[0, 65535, 32896]], np.uint16)
@@ -84,9 +89,11 @@ CASES = (
     _large("colours of 16 bits, 100 megapixels", COLOUR, 16, 3),
     _large("greys with alpha, 100 megapixels", GREY_ALPHA, 8, 2),
     _stored("large.jp2"), _stored("large.webp"),
-    _case("a header of 2^31 by 2^31 pixels", _png(GREY, 8, b"\0", 2**31 - 1)[:16] + struct.pack(">II", 2**31 - 1, 2**31 - 1)
+    _case("a header of 2^31 by 2^31 pixels", _png(GREY, 8, b"\0", 2**31 - 1)[:16] + struct.pack(">II", 2**31 - 1,
+                                                                                                2**31 - 1)
           + _png(GREY, 8, b"\0", 1)[24:], refused=True),
     _case("an empty file", b"", refused=True),
-    _case("a script named as a picture", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(ran) (w) file\n", refused=True),
+    _case("a script named as a picture", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(ran) (w) file\n",
+          refused=True),
     _case("a file that begins with what a terminal obeys", b"\x1b]52;c;aGFjaw==\x07" + bytes(50), refused=True),
 )

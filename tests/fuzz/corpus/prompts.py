@@ -1,4 +1,4 @@
-"""Compiled prompts: members that unpack to more than they claim, headers that numpy cannot parse, advice of strangers."""
+"""Compiled prompts: members that unpack to gigabytes, headers that numpy cannot parse, advice of strangers."""
 
 from __future__ import annotations
 

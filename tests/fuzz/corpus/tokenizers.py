@@ -39,7 +39,8 @@ CASES = (
     _case("added token beyond the vocabulary", "words", lambda tree: tree["added_tokens"].append(
         {**tree["added_tokens"][0], "content": "Output", "id": 2**31})),
     _case("two words with one id", "words", lambda tree: tree["model"]["vocab"].update(b=1, c=1), None),
-    _case("merge of a piece that is in no vocabulary", "pairs", lambda tree: tree["model"]["merges"].append(["zz", "q"])),
+    _case("merge of a piece that is in no vocabulary", "pairs",
+          lambda tree: tree["model"]["merges"].append(["zz", "q"])),
     _case("expression that never ends, replaced", "packaged", _replacing("(a|a)*$|(a*)*b"), None),
     _case("expression that never ends, split", "packaged", _splitting("(a+)+c|(a|aa)+$"), None),
     _case("expression of bounded loops", "packaged", _splitting("((a{1,1000}){1,1000}){1,1000}c"), None),

@@ -25,5 +25,6 @@ def _case(name: str, **changes: str) -> Case:
 CASES = (
     _case("step of 10,000 digits", step="9" * 10_000), _case("step that is no number", step="nan"),
     _case("options nested a hundred thousand times", options="[" * 100_000), _case("no tokenizer", tokenizer="{}"),
-    _case("options that a terminal obeys", options='{"steps": "\\u001b]52;c;aGFjaw==\\u0007"}'), _case("configuration of nothing", config="{}"),
+    _case("options that a terminal obeys", options='{"steps": "\\u001b]52;c;aGFjaw==\\u0007"}'),
+    _case("configuration of nothing", config="{}"),
 )

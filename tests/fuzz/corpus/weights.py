@@ -1,4 +1,4 @@
-"""Weight files: pickles that would run code or reserve gigabytes, records that unpack to them, names that lead outside."""
+"""Weight files: pickles that run code or reserve gigabytes, records that unpack to them, names outside."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ def _pickle_of(seed: str, content: bytes) -> Callable[[Seeds], dict[str, bytes]]
     """An archive whose data.pkl is another."""
 
     def make(seeds: Seeds) -> dict[str, bytes]:
-        found = [(name, content if name.endswith("/data.pkl") else data) for name, data in zip_archive.members(seeds[seed])]
+        found = [(name, content if name.endswith("/data.pkl") else data) for name,
+                 data in zip_archive.members(seeds[seed])]
         return {seed: zip_archive.written(found)}
 
     return make

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .. import everything  # noqa: F401 - before the first fork
 from ..kind import Kind
 from .bundles import BUNDLES
 from .calibration import CALIBRATION

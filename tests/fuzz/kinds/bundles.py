@@ -1,4 +1,4 @@
-"""Bundles as a whole: manifest, graphs, weights, tokenizer, engines; the manifest has the right hashes of what changed."""
+"""Bundles as a whole: manifest, graphs, weights, tokenizer, engines; the manifest mostly has the right hashes."""
 
 from __future__ import annotations
 
@@ -50,7 +50,8 @@ def _write(rng: Random, seeds: Seeds, sandbox: Sandbox) -> None:
     if rng.random() < 0.05:  # a file that is a link to elsewhere, or a folder
         victim = folder / rng.choice(FILES)
         victim.unlink()
-        rng.choice((lambda: victim.symlink_to(sandbox.outside / "secret.txt"), victim.mkdir, lambda: os.mkfifo(victim)))()
+        rng.choice((lambda: victim.symlink_to(sandbox.outside / "secret.txt"), victim.mkdir,
+                    lambda: os.mkfifo(victim)))()
 
 
 def _run(sandbox: Sandbox) -> None:

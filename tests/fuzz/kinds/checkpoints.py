@@ -9,7 +9,7 @@ from random import Random
 from small_model import small_checkpoint
 
 import flamingo_rt
-from flamingo_rt.presets import PRESETS
+from flamingo_rt.presets import PRESETS, preset
 
 from ..corpus.checkpoints import CASES, FOLDER, write_checkpoint
 from ..kind import Kind, Seeds
@@ -30,10 +30,11 @@ def _write(rng: Random, seeds: Seeds, sandbox: Sandbox) -> None:
     if choice < 0.65:
         text = files["config.json"]
         if rng.random() < 0.1:
-            text = json_text.dumped(PRESETS[rng.choice(sorted(PRESETS))].to_dict())
+            text = json_text.dumped(preset(rng.choice(sorted(PRESETS))).to_dict())
         config = json.loads(text)
         part = rng.choice(sorted(config))
-        changed = json_text.changed(rng, config[part]) if rng.random() < 0.7 and isinstance(config[part], dict) else None
+        changed = json_text.changed(rng, config[part]) if rng.random() < 0.7 and isinstance(config[part],
+                                                                                            dict) else None
         if changed is not None:
             files["config.json"] = json_text.dumped({**config, part: changed})
         else:
@@ -46,7 +47,9 @@ def _write(rng: Random, seeds: Seeds, sandbox: Sandbox) -> None:
         names = sorted(json.loads(files[WEIGHTS][8 : 8 + int.from_bytes(files[WEIGHTS][:8], "little")]))
         index = {"weight_map": {name: WEIGHTS for name in names if name != "__metadata__"}}
         shard = rng.choice(("shard.safetensors", WEIGHTS))
-        files[f"{WEIGHTS}.index.json"] = json_text.mutate(rng, json_text.dumped(index).replace(WEIGHTS.encode(), shard.encode()))
+        files[f"{WEIGHTS}.index.json"] = json_text.mutate(rng,
+                                                          json_text.dumped(index).replace(WEIGHTS.encode(),
+                                                                                          shard.encode()))
         files[shard] = files.pop(WEIGHTS)
     write_checkpoint(sandbox, files)
 

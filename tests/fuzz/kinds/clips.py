@@ -21,13 +21,15 @@ from ..mutators import containers, raw
 from ..sandbox import Sandbox
 
 SIDE, COUNT, FRAMES = 32, 5, 4
-NAMES = ("clip.mp4", "clip.avi", "clip.mkv", "clip.webm", "clip.gif", "clip.png", "clip.m3u8", "clip.mov", "clip.ffconcat",
+NAMES = ("clip.mp4", "clip.avi", "clip.mkv", "clip.webm", "clip.gif", "clip.png", "clip.m3u8", "clip.mov",
+         "clip.ffconcat",
          "clip", "take:1.mp4", "img-%d.png", "clip.sdp", "clip.txt", "clip.mpd", "clip.jpg", "-clip.mp4", "\udcff.mp4")
 LISTS = (
     "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{0}\n#EXT-X-ENDLIST\n", "ffconcat version 1.0\nfile '{0}'\n",
     "#EXTM3U\n#EXT-X-MEDIA-SEQUENCE:0\n#EXTINF:1.0,\nconcat:{0}|{0}\n#EXT-X-ENDLIST\n",
-    "<?xml version='1.0'?><MPD xmlns='urn:mpeg:dash:schema:mpd:2011'><Period><AdaptationSet><Representation><BaseURL>{0}"
-    "</BaseURL></Representation></AdaptationSet></Period></MPD>", "RIFF....AVI #EXTM3U\n{0}\n", "{0}\n", "[playlist]\nFile1={0}\n",
+    "<?xml version='1.0'?><MPD xmlns='urn:mpeg:dash:schema:mpd:2011'><Period><AdaptationSet><Representation><BaseURL>"
+    "{0}</BaseURL></Representation></AdaptationSet></Period></MPD>", "RIFF....AVI #EXTM3U\n{0}\n", "{0}\n",
+    "[playlist]\nFile1={0}\n",
     "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nm=video 9 RTP/AVP 96\na=rtpmap:96 H264/90000\n# {0}\n",
 )
 
@@ -52,7 +54,8 @@ def _seeds(folder: Path) -> Seeds:
     seeds = {}
     with _quiet():
         for name, code in (
-            ("part4.mp4", "mp4v"), ("still.avi", "MJPG"), ("exact.avi", "FFV1"), ("part4.mkv", "mp4v"), ("part4.mov", "mp4v"),
+            ("part4.mp4", "mp4v"), ("still.avi", "MJPG"), ("exact.avi", "FFV1"), ("part4.mkv", "mp4v"),
+            ("part4.mov", "mp4v"),
             ("vp8.webm", "VP80"), ("vp9.webm", "VP90"), ("huff.avi", "HFYU"), ("div3.avi", "DIV3"), ("png.mov", "png "),
         ):
             writer = cv2.VideoWriter(str(folder / name), cv2.CAP_FFMPEG, cv2.VideoWriter_fourcc(*code), 5, (SIDE, SIDE))
@@ -75,7 +78,8 @@ def _write(rng: Random, seeds: Seeds, sandbox: Sandbox) -> None:
     name = f"clip{Path(seed).suffix}"
     if rng.random() < 0.15:
         place = rng.choice((
-            "../outside/secret.mp4", str(sandbox.outside / "secret.mp4"), f"file:{sandbox.outside}/secret.mp4", sandbox.url,
+            "../outside/secret.mp4", str(sandbox.outside / "secret.mp4"), f"file:{sandbox.outside}/secret.mp4",
+            sandbox.url,
             f"subfile,,start,0,end,9,,:{sandbox.outside}/secret.mp4", f"crypto:{sandbox.outside}/secret.mp4",
         ))
         content = rng.choice(LISTS).format(place).encode()

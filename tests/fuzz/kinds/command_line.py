@@ -18,15 +18,19 @@ from ..kind import MEGABYTE, Kind, Seeds
 from ..mutators import json_text
 from ..sandbox import OUTPUT, Sandbox
 
-
-NUMBERS = ("0", "-1", "1", "2", "nan", "inf", "-inf", "1e400", "9" * 30, "", "x", "1.5", "0x10", "1_000", "٣", "\x00", "1e-320")
+NUMBERS = ("0", "-1", "1", "2", "nan", "inf", "-inf", "1e400", "9" * 30, "", "x", "1.5", "0x10", "1_000", "٣", "\x00",
+           "1e-320")
 # Names of things to read. Devices that never end, a pipe that nobody writes to, links in a circle.
-READ = ("input/picture.png", "input/clip.avi", "input/bundle", "input/empty", "input/folder", "input/text.txt", "input/pipe",
-        "input/loop", "input/missing", "/dev/zero", "/dev/null", "/dev/full", "", ".", "/", "a" * 300, "a/" * 3000, "\x00",
-        "input/picture.png\x00", "\udcff", "input/picture.png/x", "\x1b]52;c;aGFjaw==\x07", "\u202egnp.exe", "-", "--", "~",
+READ = ("input/picture.png", "input/clip.avi", "input/bundle", "input/empty", "input/folder", "input/text.txt",
+        "input/pipe",
+        "input/loop", "input/missing", "/dev/zero", "/dev/null", "/dev/full", "", ".", "/", "a" * 300, "a/" * 3000,
+        "\x00",
+        "input/picture.png\x00", "\udcff", "input/picture.png/x", "\x1b]52;c;aGFjaw==\x07", "\u202egnp.exe", "-", "--",
+        "~",
         "http://127.0.0.1:9/x.mp4", "input/\x1b[2J.png", "$x$", "\n")
 # Names of things to write; nothing outside the working folder, where a command could do as it is told.
-WRITTEN = (OUTPUT, f"{OUTPUT}/deep/er", f"{OUTPUT}.svg", f"{OUTPUT}.html", "", ".", "out\x00", "o" * 300, "out/" * 2000, "out\udcff",
+WRITTEN = (OUTPUT, f"{OUTPUT}/deep/er", f"{OUTPUT}.svg", f"{OUTPUT}.html", "", ".", "out\x00", "o" * 300,
+           "out/" * 2000, "out\udcff",
            "out\x1b[2J", "input/text.txt/out", "input/folder", "input/loop", "input/pipe", "out\n")
 CHEAP = {"bench": ["--runs", "1", "--warmup", "0", "--tokens", "1", "--seconds", "0.01", "--shots", "0", "--batch", "1",
                    "--context", "64"], "train": ["--steps", "1"]}
@@ -66,7 +70,8 @@ def _write(rng: Random, seeds: Seeds, sandbox: Sandbox) -> None:
     options = [option for option in command.params if isinstance(option, click.Option) and not option.is_eager]
     arguments: list[str] = []
     if names == ("infer",) and rng.random() < 0.7:
-        arguments += rng.choice((["--image", "input/picture.png"], ["--prompt", "Output:"], ["--video", "input/clip.avi"]))
+        arguments += rng.choice((["--image", "input/picture.png"], ["--prompt", "Output:"],
+                                 ["--video", "input/clip.avi"]))
         arguments += ["--max-new-tokens", "2", "--threads", "1"]
     if names == ("prompt", "compile") and rng.random() < 0.7:
         arguments += ["--shot", "input/picture.png", "x", "--out", OUTPUT, "--threads", "1"]
@@ -78,7 +83,8 @@ def _write(rng: Random, seeds: Seeds, sandbox: Sandbox) -> None:
     for option in required if rng.random() < 0.8 else ():
         arguments += [option.opts[0], *(_value(rng, option, names) for _ in range(option.nargs))]
     if rng.random() < 0.05:
-        arguments.insert(rng.randrange(len(arguments) + 1), rng.choice(("--nonsense", "\x00", "\x1b[2J", "", "--", "-h", "x" * 9999)))
+        arguments.insert(rng.randrange(len(arguments) + 1), rng.choice(("--nonsense", "\x00", "\x1b[2J", "", "--",
+                                                                        "-h", "x" * 9999)))
     write_arguments(sandbox, seeds, [*names, *arguments, *CHEAP.get(names[0], [])])
 
 

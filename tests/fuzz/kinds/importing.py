@@ -24,9 +24,11 @@ PICTURES = {
     "size": {"shortest_edge": 28}, "image_processor_type": "CLIPImageProcessor",
 }
 OPEN_CLIP = {
-    "model_cfg": {"embed_dim": 16, "quick_gelu": True, "vision_cfg": {"image_size": 28, "layers": 2, "width": 128, "patch_size": 14,
+    "model_cfg": {"embed_dim": 16, "quick_gelu": True, "vision_cfg": {"image_size": 28, "layers": 2, "width": 128,
+                                                                      "patch_size": 14,
                   "head_width": 64}},
-    "preprocess_cfg": {"mean": [0.48, 0.46, 0.41], "std": [0.27, 0.26, 0.28], "interpolation": "bicubic", "resize_mode": "shortest"},
+    "preprocess_cfg": {"mean": [0.48, 0.46, 0.41], "std": [0.27, 0.26, 0.28], "interpolation": "bicubic",
+                       "resize_mode": "shortest"},
 }
 
 
@@ -45,7 +47,8 @@ def _write(rng: Random, seeds: Seeds, sandbox: Sandbox) -> None:
     model = rng.choice(MODELS)
     files = {name.partition("/")[2]: content for name, content in seeds.items() if name.startswith(f"{model}/")}
     extra = {
-        "vision/preprocessor_config.json": PICTURES, "language/special_tokens_map.json": {"eos_token": {"content": "w2"}},
+        "vision/preprocessor_config.json": PICTURES,
+        "language/special_tokens_map.json": {"eos_token": {"content": "w2"}},
         "language/generation_config.json": {"eos_token_id": [2, 3]}, "vision/open_clip_config.json": OPEN_CLIP,
     }
     if rng.random() < 0.5:

@@ -38,7 +38,8 @@ def _seeds(folder: Path) -> Seeds:
     turned[0x0112] = 6
     profile = b"\0" * 128  # a colour profile that is none
     made = {
-        "rgb.png": (rgb, {}), "rgba.png": (rgba, {}), "grey.png": (grey, {}), "deep.png": (deep, {}), "few.png": (few, {}),
+        "rgb.png": (rgb, {}), "rgba.png": (rgba, {}), "grey.png": (grey, {}), "deep.png": (deep, {}),
+        "few.png": (few, {}),
         "line.png": (line, {}), "la.png": (rgba.convert("LA"), {}), "one.png": (rgb, {"transparency": (1, 2, 3)}),
         "moving.png": (rgb, {"save_all": True, "append_images": [rgb.rotate(180)]}),
         "text.png": (rgb, {"exif": turned, "icc_profile": profile}), "fewtrns.png": (few, {"transparency": 3}),
@@ -47,10 +48,13 @@ def _seeds(folder: Path) -> Seeds:
         "lossy.webp": (rgb, {}), "exact.webp": (rgba, {"lossless": True}),
         "moving.webp": (rgb, {"save_all": True, "append_images": [rgb.rotate(180)]}),
         "still.gif": (few, {}), "moving.gif": (few, {"save_all": True, "append_images": [few.rotate(180)]}),
-        "rgb.tif": (rgb, {}), "lzw.tif": (rgb, {"compression": "tiff_lzw"}), "zip.tif": (grey, {"compression": "tiff_deflate"}),
+        "rgb.tif": (rgb, {}), "lzw.tif": (rgb, {"compression": "tiff_lzw"}),
+        "zip.tif": (grey, {"compression": "tiff_deflate"}),
         "jpeg.tif": (rgb, {"compression": "jpeg"}), "fax.tif": (line, {"compression": "group4"}),
-        "runs.tif": (few, {"compression": "packbits"}), "deep.tif": (deep, {}), "real.tif": (real, {"compression": "tiff_lzw"}),
-        "alpha.tif": (rgba, {"compression": "tiff_lzw"}), "rgb.bmp": (rgb, {}), "few.bmp": (few, {}), "line.bmp": (line, {}),
+        "runs.tif": (few, {"compression": "packbits"}), "deep.tif": (deep, {}),
+        "real.tif": (real, {"compression": "tiff_lzw"}),
+        "alpha.tif": (rgba, {"compression": "tiff_lzw"}), "rgb.bmp": (rgb, {}), "few.bmp": (few, {}),
+        "line.bmp": (line, {}),
         "rgb.ppm": (rgb, {}), "grey.pgm": (grey, {}), "line.pbm": (line, {}), "real.pfm": (real, {}),
         "deep.ppm": (deep.convert("I"), {}), "rgb.jp2": (rgb, {}), "rgba.jp2": (rgba, {}), "rgb.avif": (rgb, {}),
         "exact.avif": (rgba, {"quality": 100}),

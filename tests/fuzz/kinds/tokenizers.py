@@ -18,11 +18,13 @@ from .models import packaged_files
 
 TOKENS, VOCABULARY = TokensConfig(), 2048
 SPECIAL = [TOKENS.pad, TOKENS.bos, TOKENS.eos, TOKENS.image, TOKENS.end_of_chunk]
-TEXTS = ("Output: a red star<|endofchunk|>", "", " ", "é\u202e\U0001f600", "a" * 3000, "a b" * 500, "Question: x? Answer:")
+TEXTS = ("Output: a red star<|endofchunk|>", "", " ", "é\u202e\U0001f600", "a" * 3000, "a b" * 500,
+         "Question: x? Answer:")
 
 
 def _seeds(folder: Path) -> Seeds:
-    words = {word: index for index, word in enumerate(("<unk>", *"abcdefghijklmnopqrstuvwxyz", "Output", ":", "red", "##ed"))}
+    words = {word: index for index, word in enumerate(("<unk>", *"abcdefghijklmnopqrstuvwxyz", "Output", ":", "red",
+                                                       "##ed"))}
     made = {
         "words": Tokenizer(models.WordLevel(words, unk_token="<unk>")),
         "pieces": Tokenizer(models.WordPiece(words, unk_token="<unk>", max_input_chars_per_word=50)),
@@ -30,7 +32,8 @@ def _seeds(folder: Path) -> Seeds:
         "pairs": Tokenizer(models.BPE(words | {"ab": 31, "abc": 32}, [("a", "b"), ("ab", "c")], unk_token="<unk>",
                                       fuse_unk=True, byte_fallback=False)),
     }
-    made["words"].pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()])
+    made["words"].pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(),
+                                                           pre_tokenizers.Punctuation()])
     made["pieces"].normalizer = normalizers.BertNormalizer()
     made["pieces"].pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     made["pieces"].decoder = decoders.WordPiece()

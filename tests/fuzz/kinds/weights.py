@@ -34,8 +34,10 @@ class _Small(torch.nn.Module):
 
 def _seeds(folder: Path) -> Seeds:
     values = torch.arange(12, dtype=torch.float32).reshape(3, 4)
-    tensors = OrderedDict(a=values, b=values[1], c=torch.ones(5, dtype=torch.int64), d=values.half().t(), e=values.bfloat16())
-    seeds = {"model.safetensors": save({name: tensor.contiguous() for name, tensor in tensors.items()}, {"format": "pt"})}
+    tensors = OrderedDict(a=values, b=values[1], c=torch.ones(5, dtype=torch.int64), d=values.half().t(),
+                          e=values.bfloat16())
+    seeds = {"model.safetensors": save({name: tensor.clone().contiguous() for name, tensor in tensors.items()},
+                                       {"format": "pt"})}
     for name, content, options in (
         ("plain.pt", tensors, {}), ("nested.pt", {"state_dict": tensors, "epoch": 3, "optimizer": {"lr": [0.1]}}, {}),
         ("old.bin", tensors, {"_use_new_zipfile_serialization": False}),
@@ -58,7 +60,7 @@ def _write(rng: Random, seeds: Seeds, sandbox: Sandbox) -> None:
     name = rng.choice(sorted(seeds))
     content = seeds[name]
     if rng.random() < 0.1:
-        index = {"weight_map": {key: name for key in "abc"}, "metadata": {"total_size": 100}}
+        index = {"weight_map": dict.fromkeys("abc", name), "metadata": {"total_size": 100}}
         text = json_text.mutate(rng, json_text.dumped(index))
         write_weights(sandbox, {"model.safetensors.index.json": text, name: content})
         return

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Callable
 from random import Random
 
 from . import raw
@@ -104,10 +103,12 @@ def tiff(rng: Random, data: bytes) -> bytes:
             continue
         field = rng.choice((0, 2, 4, 8, 8))
         if field < 4:
-            number = rng.choice((1, 2, 3, 4, 5, 12, 16, 256, 257, 258, 259, 262, 277, 278, 317, 320, 338, 339, 32773, 34712))
+            number = rng.choice((1, 2, 3, 4, 5, 12, 16, 256, 257, 258, 259, 262, 277, 278, 317, 320, 338, 339, 32773,
+                                 34712))
             struct.pack_into(f"{order}H", changed, place + field, number)
         elif rng.random() < 0.5:  # a short number stands in the first two bytes of the four
-            struct.pack_into(f"{order}H", changed, place + field, rng.choice((0, 1, 2, 3, 4, 5, 6, 8, 12, 16, 24, 32, 65535)))
+            struct.pack_into(f"{order}H", changed, place + field,
+                             rng.choice((0, 1, 2, 3, 4, 5, 6, 8, 12, 16, 24, 32, 65535)))
         else:
             struct.pack_into(f"{order}I", changed, place + field, rng.choice(raw.NUMBERS) % 2**32)
     return bytes(changed)
@@ -121,7 +122,8 @@ def mutate(rng: Random, data: bytes, other: bytes) -> bytes:
     if data[:4] in (b"II*\0", b"MM\0*"):
         return tiff(rng, data)
     for begins, reading, writing in (
-        (PNG_SIGNATURE, png_parts, png_written), (b"\xff\xd8", jpeg_parts, jpeg_written), (b"RIFF", riff_parts, riff_written),
+        (PNG_SIGNATURE, png_parts, png_written), (b"\xff\xd8", jpeg_parts, jpeg_written),
+        (b"RIFF", riff_parts, riff_written),
     ):
         if data.startswith(begins):
             return writing(_changed(rng, reading(data), reading(other) if other.startswith(begins) else []))
@@ -147,17 +149,19 @@ def _changed_boxes(rng: Random, data: bytes) -> bytes:
 def _changed(rng: Random, parts: Parts, others: Parts) -> Parts:
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
         if not parts:
-            return parts
-        place = rng.randrange(len(parts))
+            break
+        place, change = rng.randrange(len(parts)), rng.randrange(7)
         name, content = parts[place]
-        changes: tuple[Callable[[], None], ...] = (
-            lambda: parts.__setitem__(place, (name, raw.mutate(rng, content))),
-            lambda: parts.__setitem__(place, (name, raw.mutate(rng, content))),
-            lambda: parts.__setitem__(place, (name, raw.number(rng, content) if content else content)),
-            lambda: parts.__delitem__(place),
-            lambda: parts.insert(rng.randrange(len(parts) + 1), (name, content)),
-            lambda: parts.append(parts.pop(place)),
-            lambda: parts.insert(place, rng.choice(others)) if others else None,
-        )
-        rng.choice(changes)()
+        if change < 2:
+            parts[place] = (name, raw.mutate(rng, content))
+        elif change == 2:
+            parts[place] = (name, raw.number(rng, content))
+        elif change == 3:
+            del parts[place]
+        elif change == 4:
+            parts.insert(rng.randrange(len(parts) + 1), (name, content))
+        elif change == 5:
+            parts.append(parts.pop(place))
+        elif others:
+            parts.insert(place, rng.choice(others))
     return parts

@@ -8,7 +8,8 @@ from random import Random
 from . import raw
 
 MAGIC = b"\x93NUMPY"
-TYPES = ("<f4", ">f4", "<f8", "<i8", "|O", "|V9", "<U1000", "<M8[ns]", "|u1", "f", "<f999", [("a", "<i4")], "", "\x1b[2J")
+TYPES = ("<f4", ">f4", "<f8", "<i8", "|O", "|V9", "<U1000", "<M8[ns]", "|u1", "f", "<f999", [("a", "<i4")], "",
+         "\x1b[2J")
 SHAPES = ((), (0,), (-1,), (1,), (2**40, 2**20), (2**63,), (10**30,), (1,) * 70, (4, "a"), (2.5,), (10**9,), (None,))
 
 
@@ -27,7 +28,8 @@ def mutate(rng: Random, data: bytes) -> bytes:
     if choice < 0.7:
         text = rng.choice((
             "{'descr': " + "(" * 500, "{" * 5000, "__import__('os').system('touch ran')", "'" * 3000, "{'descr': '\\x",
-            "{'shape': (" + "9" * 6000 + ",), 'descr': '<f4', 'fortran_order': False}", "\x00" * 50, "1 + " * 1500 + "1", "{}",
+            "{'shape': (" + "9" * 6000 + ",), 'descr': '<f4', 'fortran_order': False}", "\x00" * 50,
+            "1 + " * 1500 + "1", "{}",
             "{'descr': '<f4', 'shape': (4,), 'fortran_order': False", "-" * 4000 + "1",
         ))
         return packed(text, values)

@@ -11,10 +11,12 @@ from . import raw
 
 # Opcodes with arguments of a telling size; a huge place in the memo makes a reader reserve as much.
 INSERTED = (
-    b"r" + struct.pack("<I", 400_000_000), b"r" + struct.pack("<I", 2**31 - 1), b"h\xff", b"j" + struct.pack("<I", 10**8),
+    b"r" + struct.pack("<I", 400_000_000), b"r" + struct.pack("<I", 2**31 - 1), b"h\xff",
+    b"j" + struct.pack("<I", 10**8),
     b"0", b"2", b"(", b"1", b"}", b"]", b")", b"N", b"R", b"b", b"u", b"s", b"a", b"e", b"t", b"\x85", b"\x86", b"\x87",
     b"Q", b"o", b"\x81", b"\x92", b"\x8f", b"\x90", b"\x94", b"J\xff\xff\xff\xff", b"K\x00", b"X\x03\x00\x00\x00a\x1b[",
-    b"cos\nsystem\n", b"cbuiltins\neval\n", b"cbuiltins\ngetattr\n", b"c__main__\nx\n", b"ctorch\nload\n", b"c\x1b[2J\nx\n",
+    b"cos\nsystem\n", b"cbuiltins\neval\n", b"cbuiltins\ngetattr\n", b"c__main__\nx\n", b"ctorch\nload\n",
+    b"c\x1b[2J\nx\n",
     b"B" + struct.pack("<I", 2**31), b"\x8d" + struct.pack("<Q", 2**40), b"\x8b" + struct.pack("<I", 10), b"P1\n",
     b"\x95" + struct.pack("<Q", 2**60), b"L" + b"9" * 5000 + b"L\n", b"I" + b"9" * 5000 + b"\n", b"\x82\x01",
     b"ctorch._utils\n_rebuild_tensor_v2\n", b"ccollections\nOrderedDict\n", b"ctorch\nFloatStorage\n", b".",

@@ -7,8 +7,10 @@ from random import Random
 from . import raw
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
-TEXTS = (b"", b"../outside/secret.txt", b"/etc/passwd", b"a" * 3000, b"\x1b]52;c;aGFjaw==\x07", b"\x00", b"\xff\xfe", b"x",
-         b"language_model.onnx.data", b"tokenizer.json", b"hostile.data", b"Loop", b"If", b"MatMul", b"Custom", b"0" * 30, b"-1")
+TEXTS = (b"", b"../outside/secret.txt", b"/etc/passwd", b"a" * 3000, b"\x1b]52;c;aGFjaw==\x07", b"\x00", b"\xff\xfe",
+         b"x",
+         b"language_model.onnx.data", b"tokenizer.json", b"hostile.data", b"Loop", b"If", b"MatMul", b"Custom",
+         b"0" * 30, b"-1")
 
 Field = tuple[int, int, int | bytes]  # number, wire type, value
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -29,10 +30,9 @@ def written(found: Members, deflated: set[str] | frozenset[str] = frozenset()) -
         for name, content in found:
             entry = zipfile.ZipInfo(name)
             entry.compress_type = zipfile.ZIP_DEFLATED if name in deflated else zipfile.ZIP_STORED
-            try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # that a name comes twice
                 archive.writestr(entry, content)
-            except UserWarning:
-                continue
     return file.getvalue()
 
 
@@ -69,7 +69,8 @@ def mutate(rng: Random, data: bytes, content: Callable[[Random, str, bytes], byt
 
 def fields(rng: Random, data: bytes) -> bytes:
     """Change a field of an entry in the directory or in front of a member: flags, packing, sum, sizes, lengths."""
-    signature, layout = rng.choice(((CENTRAL, (8, 10, 16, 20, 24, 28, 30, 32, 38, 42)), (LOCAL, (6, 8, 14, 18, 22, 26, 28))))
+    signature, layout = rng.choice(((CENTRAL, (8, 10, 16, 20, 24, 28, 30, 32, 38, 42)),
+                                    (LOCAL, (6, 8, 14, 18, 22, 26, 28))))
     places, start = [], 0
     while (start := data.find(signature, start)) >= 0:
         places.append(start)
@@ -119,4 +120,5 @@ def joined(first: bytes, second: bytes) -> bytes:
             struct.pack_into("<I", directory, place + 42, offset + len(bodies))
             place += 46 + sum(struct.unpack_from("<HHH", directory, place + 28))
         bodies, directories, count = bodies + data[:start], directories + bytes(directory), count + entries
-    return bodies + directories + struct.pack("<4sHHHHIIH", b"PK\x05\x06", 0, 0, count, count, len(directories), len(bodies), 0)
+    return bodies + directories + struct.pack("<4sHHHHIIH", b"PK\x05\x06", 0, 0, count, count, len(directories),
+                                              len(bodies), 0)
