@@ -32,7 +32,6 @@ from tests.fuzz.kind import Kind  # noqa: E402
 from tests.fuzz.report import Report  # noqa: E402
 from tests.fuzz.runner import BATCH, Runner  # noqa: E402
 
-
 CASES = 8  # of the corpus that a child is given at once: some take seconds, or end it
 
 
