@@ -34,15 +34,16 @@ KEPT = 300_000_000  # bytes that a child may keep from its inputs before it make
 def run_inputs(kind: Kind, inputs: Sequence[Input], seed: int, seeds: Seeds, sandbox: Sandbox, pipe: int) -> None:
     """Run the inputs and write a line of JSON to ``pipe`` before and after each; the body of a child."""
     _contain(sandbox)
+    watch = Watch(sandbox.outside)
     start = memory("VmRSS")
     for number in inputs:
         _say(pipe, {"start": number, "memory": memory("VmRSS")})
-        _say(pipe, {"end": number, **run_input(kind, number, seed, seeds, sandbox).to_dict()})
+        _say(pipe, {"end": number, **run_input(kind, number, seed, seeds, sandbox, watch).to_dict()})
         if memory("VmRSS") > start + KEPT:
             return
 
 
-def run_input(kind: Kind, number: Input, seed: int, seeds: Seeds, sandbox: Sandbox) -> Outcome:
+def run_input(kind: Kind, number: Input, seed: int, seeds: Seeds, sandbox: Sandbox, watch: Watch) -> Outcome:
     """Make one input, run it and judge what came of it. An exception of the harness itself is a finding too."""
     sandbox.clear()
     os.chdir(sandbox.work)
@@ -52,7 +53,6 @@ def run_input(kind: Kind, number: Input, seed: int, seeds: Seeds, sandbox: Sandb
         outcome = judge.of_exception(error, commands=False)
         return Outcome(judge.FINDING, f"harness: {outcome.what}", outcome.detail)
     case = _case(kind, number)
-    watch = Watch(sandbox.outside)
     before = sandbox.contents()
     watch.touched(), sandbox.called()  # of making the input
     resident, started = _reset_peak(), time.process_time()
@@ -63,7 +63,6 @@ def run_input(kind: Kind, number: Input, seed: int, seeds: Seeds, sandbox: Sandb
     outcome = judge.of_output(outcome, *printed.texts)
     outcome = judge.of_files(outcome, before, sandbox.contents())
     outcome = judge.of_traps(outcome, watch.touched(), sandbox.called())
-    watch.close()
     if outcome.verdict != judge.FINDING and peak > kind.memory:
         outcome = Outcome(judge.FINDING, "memory", f"{peak / 1e6:.0f} MB; {outcome.verdict} {outcome.detail}")
     if case is not None:

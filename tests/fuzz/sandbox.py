@@ -66,10 +66,14 @@ class Sandbox:
         """Empty every folder but the traps', whatever permissions the input left."""
         for name in ("input", "work", "home", "tmp"):
             folder = self.top / name
-            if folder.exists():
-                _unlock(folder)
-                shutil.rmtree(folder)
-            folder.mkdir()
+            folder.mkdir(exist_ok=True)
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        _unlock(entry.path)
+                        shutil.rmtree(entry.path)
+                    else:
+                        os.unlink(entry.path)
 
     def environment(self) -> dict[str, str]:
         """Variables that keep a process inside."""
@@ -103,8 +107,9 @@ class Sandbox:
         return True
 
 
-def _unlock(folder: Path) -> None:
-    for path, folders, _ in os.walk(folder):
+def _unlock(top: str) -> None:
+    os.chmod(top, 0o700)
+    for path, folders, _ in os.walk(top):
         for name in folders:
             if not os.path.islink(os.path.join(path, name)):
                 os.chmod(os.path.join(path, name), 0o700)
@@ -123,10 +128,6 @@ class Watch:
     def _follow(self, folder: Path, events: int) -> None:
         if self._libc.inotify_add_watch(self._descriptor, os.fsencode(folder), events) < 0:
             raise OSError(ctypes.get_errno(), f"cannot watch {folder}")
-
-    def close(self) -> None:
-        """Stop watching."""
-        os.close(self._descriptor)
 
     def touched(self) -> set[str]:
         """The names of files that something happened to since the last question; the folder itself does not count."""

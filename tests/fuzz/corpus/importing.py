@@ -9,7 +9,7 @@ from ..kind import Case, Seeds
 from ..mutators import json_text
 from ..sandbox import Sandbox
 
-MODEL = "llama-interval4"
+LLAMA, MPT = "llama-interval4", "mpt-interval4"  # the second has an encoder in the transformers library's naming
 # Keys that change the computation or the pixels, for folders that have them.
 KEYS = ("size", "crop_size", "do_rescale", "rescale_factor", "do_resize", "do_center_crop", "resample", "do_normalize",
         "eos_token_id", "rope_scaling", "rope_parameters", "head_dim", "num_key_value_heads", "sliding_window",
@@ -33,9 +33,10 @@ def add_changed(rng: Random, tree: dict) -> dict:
 
 def _case(name: str, changes: dict[str, dict], refused: bool | None = True) -> Case:
     """``changes``: by file, keys that are added to its JSON object."""
+    model = MPT if PICTURES in changes else LLAMA
 
     def write(sandbox: Sandbox, seeds: Seeds) -> None:
-        files = {name.partition("/")[2]: content for name, content in seeds.items() if name.startswith(f"{MODEL}/")}
+        files = {name.partition("/")[2]: content for name, content in seeds.items() if name.startswith(f"{model}/")}
         for file, keys in changes.items():
             files[file] = json.dumps({**json.loads(files.get(file, b"{}")), **keys}).encode()
         write_sources(sandbox, files)

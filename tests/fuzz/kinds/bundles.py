@@ -47,10 +47,10 @@ def _write(rng: Random, seeds: Seeds, sandbox: Sandbox) -> None:
     if choice >= 0.5 and choice < 0.9:
         files = restated(files)
     folder = write_bundle(sandbox, files)
-    if rng.random() < 0.05:  # a file that is a link to elsewhere, or a folder
+    if rng.random() < 0.05:  # no file, or one that nobody writes to
         victim = folder / rng.choice(FILES)
         victim.unlink()
-        rng.choice((lambda: victim.symlink_to(sandbox.outside / "secret.txt"), victim.mkdir,
+        rng.choice((lambda: victim.symlink_to("missing"), lambda: victim.symlink_to(victim.name), victim.mkdir,
                     lambda: os.mkfifo(victim)))()
 
 

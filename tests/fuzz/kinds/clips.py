@@ -16,7 +16,7 @@ from flamingo_rt.processing.media import Video
 from flamingo_rt.processing.video import read_frames
 
 from ..corpus.clips import CASES, NAME, write_clip
-from ..kind import Kind, Seeds, WrongAnswer
+from ..kind import MEGABYTE, Kind, Seeds, WrongAnswer
 from ..mutators import containers, raw
 from ..sandbox import Sandbox
 
@@ -101,4 +101,4 @@ def _run(sandbox: Sandbox) -> list[PIL.Image.Image]:
     return frames
 
 
-CLIPS = Kind("clips", _seeds, _write, _run, CASES, first=250)
+CLIPS = Kind("clips", _seeds, _write, _run, CASES, memory=900 * MEGABYTE, first=250)

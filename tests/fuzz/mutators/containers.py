@@ -63,6 +63,8 @@ def riff_parts(data: bytes) -> Parts:
 
 def riff_written(parts: Parts) -> bytes:
     """A RIFF file of a form and chunks."""
+    if not parts:
+        return b"RIFF"
     body = parts[0][1] + b"".join(
         name + struct.pack("<I", len(content)) + content + b"\0" * (len(content) % 2) for name, content in parts[1:]
     )
