@@ -83,8 +83,8 @@ def _parsed() -> argparse.Namespace:
     parser.add_argument("--from", dest="start", type=int, default=0, help="number of the first input")
     parser.add_argument("--jobs", type=int, default=2, help="children at a time")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="for the inputs of findings")
-    parser.add_argument("--work", type=Path, metavar="FOLDER", default=SHARED_MEMORY if SHARED_MEMORY.is_dir() else None,
-                        help="for the sandboxes")
+    shared = SHARED_MEMORY if SHARED_MEMORY.is_dir() else None
+    parser.add_argument("--work", type=Path, metavar="FOLDER", default=shared, help="for the sandboxes")
     parser.add_argument("--json", type=Path, metavar="FILE", help="counts and findings as JSON")
     arguments = parser.parse_args()
     if arguments.keep is not None:
