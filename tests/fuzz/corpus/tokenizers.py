@@ -37,7 +37,7 @@ CASES = (
     _case("no unknown token", "unigram", lambda tree: tree["model"].update(unk_id=None), None),
     _case("id beyond the vocabulary", "words", lambda tree: tree["model"]["vocab"].update(a=10**6)),
     _case("added token beyond the vocabulary", "words", lambda tree: tree["added_tokens"].append(
-        {**tree["added_tokens"][0], "content": "Output", "id": 2**31})),
+        {**tree["added_tokens"][0], "content": "Output", "id": 2**31}), None),
     _case("two words with one id", "words", lambda tree: tree["model"]["vocab"].update(b=1, c=1), None),
     _case("merge of a piece that is in no vocabulary", "pairs",
           lambda tree: tree["model"]["merges"].append(["zz", "q"])),
