@@ -1,6 +1,7 @@
 # make demo      a sentence about a picture, from the model in this package; installs no torch
 # make test      the test suite
 # make test-all  the suite with what takes minutes more
+# make fuzz      damaged and hostile files of every kind, for MINUTES=30 (make fuzz MINUTES=600 KINDS=pictures,clips)
 # make train     the model in this package, again (most of an hour on 2 cores)
 
 PYTHON ?= python3
@@ -9,7 +10,11 @@ WORKERS ?= 2
 BIN := .venv/bin
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: demo test test-all lint train clean
+MINUTES ?= 30
+SEED ?= 0
+FINDINGS ?= fuzz-findings
+
+.PHONY: demo test test-all lint fuzz train clean
 
 demo: .venv/demo
 	$(BIN)/flamingo-rt infer --image examples/scene.png
@@ -24,6 +29,10 @@ test-all: .venv/test
 
 lint: .venv/test
 	$(BIN)/ruff check .
+
+fuzz: .venv/test
+	$(BIN)/python -m tests.fuzz --minutes $(MINUTES) --seed $(SEED) --jobs 2 --keep $(FINDINGS) \
+		$(if $(KINDS),--kinds "$(KINDS)")
 
 train: .venv/test
 	$(BIN)/flamingo-rt train flamingo --preset tiny --out runs/first

@@ -1,0 +1,25 @@
+"""Every kind of input, by name."""
+
+from __future__ import annotations
+
+from .. import everything  # noqa: F401 - before the first fork
+from ..kind import Kind
+from .bundles import BUNDLES
+from .calibration import CALIBRATION
+from .checkpoints import CHECKPOINTS
+from .clips import CLIPS
+from .command_line import COMMAND_LINE
+from .importing import IMPORTING
+from .pictures import PICTURES
+from .prompts import PROMPTS
+from .tokenizers import TOKENIZERS
+from .training_state import TRAINING_STATE
+from .weights import WEIGHTS
+
+KINDS: dict[str, Kind] = {
+    kind.name: kind
+    for kind in (
+        PICTURES, CLIPS, PROMPTS, BUNDLES, TOKENIZERS, CHECKPOINTS, WEIGHTS, IMPORTING, CALIBRATION, TRAINING_STATE,
+        COMMAND_LINE,
+    )
+}
