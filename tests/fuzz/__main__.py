@@ -1,6 +1,6 @@
 """``python -m tests.fuzz``: run the fuzzer for some minutes, for the first inputs of each kind, or for one input.
 
-    python -m tests.fuzz --minutes 30 --keep /tmp/findings      # all kinds
+    python -m tests.fuzz --minutes 30 --keep fuzz-findings     # all kinds
     python -m tests.fuzz --first                                # what the test suite runs
     python -m tests.fuzz --kinds pictures --input 17            # one input again
 """

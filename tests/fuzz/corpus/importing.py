@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from random import Random
+
+from flamingo_rt.config import FlamingoConfig
+from flamingo_rt.presets import CLIP_PREPROCESSING
 
 from ..kind import Case, Seeds
 from ..mutators import json_text
@@ -31,8 +35,11 @@ def add_changed(rng: Random, tree: dict) -> dict:
     return {**tree, rng.choice(KEYS): json_text.value(rng)}
 
 
-def _case(name: str, changes: dict[str, dict], refused: bool | None = True) -> Case:
-    """``changes``: by file, keys that are added to its JSON object."""
+def _case(
+    name: str, changes: dict[str, dict], refused: bool | None = True,
+    check: Callable[[FlamingoConfig], bool] | None = None,
+) -> Case:
+    """``changes``: by file, keys that are added to its JSON object. ``check`` is for what may be honoured."""
     model = MPT if PICTURES in changes else LLAMA
 
     def write(sandbox: Sandbox, seeds: Seeds) -> None:
@@ -41,16 +48,28 @@ def _case(name: str, changes: dict[str, dict], refused: bool | None = True) -> C
             files[file] = json.dumps({**json.loads(files.get(file, b"{}")), **keys}).encode()
         write_sources(sandbox, files)
 
-    return Case(name, write, refused)
+    return Case(name, write, refused, check)
 
 
 PICTURES, LANGUAGE = "vision/preprocessor_config.json", "language/config.json"
+
+
+def _scaled(factor: float) -> Callable[[FlamingoConfig], bool]:
+    """Whether pixels are normalised as if their values from 0 to 1 were ``factor`` times as large."""
+    return lambda config: all(
+        abs(ours * factor / clips - 1) < 1e-6
+        for name in ("mean", "std")
+        for ours, clips in zip(getattr(config.preprocessing, name), getattr(CLIP_PREPROCESSING, name), strict=True)
+    )
+
+
 _SEEDED = {"size": {"shortest_edge": 28}, "crop_size": {"height": 28, "width": 28}}
 CASES = (
     _case("pictures squashed to a square", {PICTURES: {**_SEEDED, "size": {"height": 28, "width": 28}}}, None),
     _case("pictures that are cropped smaller", {PICTURES: {**_SEEDED, "crop_size": {"height": 20, "width": 20}}}),
-    _case("pictures that are not rescaled", {PICTURES: {**_SEEDED, "do_rescale": False}}),
-    _case("pictures rescaled by another factor", {PICTURES: {**_SEEDED, "rescale_factor": 1 / 127.5}}),
+    _case("pictures that are not rescaled", {PICTURES: {**_SEEDED, "do_rescale": False}}, None, _scaled(255)),
+    _case("pictures rescaled by another factor", {PICTURES: {**_SEEDED, "rescale_factor": 1 / 127.5}}, None,
+          _scaled(2)),
     _case("pictures that are not resized", {PICTURES: {**_SEEDED, "do_resize": False}}),
     _case("end of text as a list", {LANGUAGE: {"eos_token_id": [2, 3]}}, False),
     _case("end of text as a list of nothing", {LANGUAGE: {"eos_token_id": []}}, None),

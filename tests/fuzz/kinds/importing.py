@@ -8,6 +8,7 @@ from random import Random
 
 from peer_model import PeerModel
 
+from flamingo_rt.config import FlamingoConfig
 from flamingo_rt.importing.openflamingo import OpenFlamingoFiles, open_openflamingo
 
 from ..corpus.importing import CASES, add_changed, write_sources
@@ -65,12 +66,13 @@ def _write(rng: Random, seeds: Seeds, sandbox: Sandbox) -> None:
     write_sources(sandbox, files)
 
 
-def _run(sandbox: Sandbox) -> None:
+def _run(sandbox: Sandbox) -> FlamingoConfig:
     top = sandbox.input
     model = open_openflamingo(OpenFlamingoFiles(top / "checkpoint.pt", top / "vision", top / "language")).model
     for tensor in list(model.tensors.values())[::9]:
         if tensor.nbytes <= LARGEST:
             tensor.read()
+    return model.config
 
 
 IMPORTING = Kind("importing", _seeds, _write, _run, CASES, first=100)
