@@ -47,8 +47,8 @@ def check_output(path: Path, overwrite: bool, sources: Iterable[Path] = ()) -> N
 
     Raises `UsageError` when it exists, or is or holds a source; `DataError` where no folder can be written.
     """
-    for source in sources:
-        if path.resolve() in (source.resolve(), *source.resolve().parents):
+    for source in map(_resolved, sources):
+        if _resolved(path) in (source, *source.parents):
             raise UsageError(f"{path} is or holds {source}, which the model is read from: choose another --out")
     if path.exists() and not overwrite:
         raise UsageError(f"{path} already exists: choose another --out, or replace it with --overwrite")
@@ -57,11 +57,19 @@ def check_output(path: Path, overwrite: bool, sources: Iterable[Path] = ()) -> N
     if path.is_dir() and overwrite and not _is_output(path):
         raise UsageError(f"{path} holds more than a bundle or a checkpoint, and is not replaced: choose another --out")
     working = _working_folder()
-    if working is not None and path.resolve() in (working, *working.parents):
+    if working is not None and _resolved(path) in (working, *working.parents):
         raise UsageError(f"{path} is the folder you are in, or one above it: choose another --out")
     if path.exists() and not path.is_dir():
         raise UsageError(f"{path} is a file, not a folder: choose another --out")
     _check_place(path, "--out")
+
+
+def _resolved(path: Path) -> Path:
+    """The path without links; as it is where links lead in a circle, which Python before 3.13 raises for."""
+    try:
+        return path.resolve()
+    except RuntimeError:
+        return path.absolute()
 
 
 def _check_place(path: Path, option: str) -> None:

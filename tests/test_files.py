@@ -264,3 +264,11 @@ def test_a_first_run_that_was_killed_leaves_no_output(tmp_path):
 def test_an_unwritable_place_is_a_data_error(old_file):
     with pytest.raises(DataError, match="cannot write|failed"), new_directory(old_file / "below"):
         pytest.fail("the body ran")
+
+
+def test_links_that_lead_in_a_circle_are_refused_like_other_links(tmp_path):
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    with pytest.raises(UsageError, match="is a link"):
+        check_output(loop, overwrite=True, sources=[tmp_path / "checkpoint"])
+    check_output(tmp_path / "out", overwrite=False, sources=[loop])

@@ -9,7 +9,9 @@ from typing import Protocol
 import PIL.Image
 
 from flamingo_rt.errors import DataError
-from flamingo_rt.processing import pictures
+
+# Frames of 8K video have 33 million. Transparent ones take 24 bytes a pixel at the peak, with the decoder's own.
+MAX_FRAME_PIXELS = 40_000_000
 
 
 @dataclass(frozen=True)
@@ -37,10 +39,10 @@ class Clip(Protocol):
 
 
 def check_frame_size(width: int, height: int, label: str) -> None:
-    """Raise `DataError` for frames of more pixels than a picture may have."""
-    if width * height > pictures.MAX_PIXELS:
+    """Raise `DataError` for frames of more than `MAX_FRAME_PIXELS` pixels."""
+    if width * height > MAX_FRAME_PIXELS:
         raise DataError(f"{label} has frames of {width:,} x {height:,} pixels, more than the "
-                        f"{pictures.MAX_PIXELS:,} that are read; make it smaller first")
+                        f"{MAX_FRAME_PIXELS:,} that are read; make it smaller first")
 
 
 def not_a_clip(label: str) -> DataError:

@@ -13,7 +13,7 @@ import PIL.Image
 from PIL.Image import Transpose
 
 from flamingo_rt.errors import DataError
-from flamingo_rt.processing import pictures
+from flamingo_rt.processing import clip
 from flamingo_rt.processing.clip import ClipFrame, check_frame_size, not_a_clip, not_a_quarter_turn
 from flamingo_rt.processing.containers import FORMATS, PROTOCOLS
 from flamingo_rt.processing.pictures import open_picture
@@ -66,7 +66,7 @@ class PyavClip:
         check_frame_size(width, height, label)
         if not (width and height):
             raise DataError(f"{label} does not say how large its frames are, or they have more than the "
-                            f"{pictures.MAX_PIXELS:,} pixels that are read: make it smaller first, or convert it")
+                            f"{clip.MAX_FRAME_PIXELS:,} pixels that are read: make it smaller first, or convert it")
         self.stated_frames = self._stream.frames or _frames_of_duration(container, self._stream)
 
     def frames(self) -> Iterator[ClipFrame]:
@@ -90,7 +90,7 @@ class PyavClip:
         name = DECODERS_WITH_ALPHA.get(native.name)
         if name is not None and self._stream.metadata.get("alpha_mode") == "1":
             native = av.CodecContext.create(name, "r")
-        native.options = {"max_pixels": str(pictures.MAX_PIXELS)}
+        native.options = {"max_pixels": str(clip.MAX_FRAME_PIXELS)}
         large = self._stream.codec_context.width * self._stream.codec_context.height > THREADED_PIXELS
         native.thread_type = "SLICE" if large else "AUTO"
         return native
@@ -132,7 +132,7 @@ def open_clip(path: str, label: str) -> Iterator[PyavClip]:
 
     options = {
         "format_whitelist": ",".join(FORMATS), "protocol_whitelist": ",".join(PROTOCOLS),
-        "max_pixels": str(pictures.MAX_PIXELS),  # for the first frames, which FFmpeg may decode to know the stream
+        "max_pixels": str(clip.MAX_FRAME_PIXELS),  # for the first frames, which FFmpeg may decode to know the stream
     }
     try:
         container = av.open(f"file:{os.path.abspath(path)}", options=options, metadata_errors="replace")

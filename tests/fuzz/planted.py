@@ -101,7 +101,6 @@ BUGS: dict[str, tuple[Bug, str]] = {
     "prints an escape": (_print("\x1b]52;c;aGFjaw==\x07"), "control character on stdout"),
     "turns the text around": (_print("\u202etxt"), "control character on stdout"),
     "prints an escape on stderr": (_print("\x1b[2J", 2), "control character on stderr"),
-    "refuses with an escape": (_refuse_after("bad name '\x1b[2J'"), "control character on stderr"),
     "prints a traceback": (_print("Traceback (most recent call last):\n  x\nValueError: x\n", 2),
                            "traceback on stderr ValueError: x"),
     "reads another file": (lambda sandbox: (sandbox.outside / "secret.txt").read_bytes(), "access outside"),
@@ -119,6 +118,7 @@ BUGS: dict[str, tuple[Bug, str]] = {
 GOOD: dict[str, Bug] = {
     "answers": lambda sandbox: print("a red star é\U0001f600"),
     "refuses": _refuse_after("damaged: copy it again"),
+    "refuses and names an escape": _refuse_after("bad name '\x1b[2J'"),  # which the command line shows as text
     "writes its output": lambda sandbox: (sandbox.work / OUTPUT).mkdir(),
     "reads what it is given": lambda sandbox: (sandbox.input / "input").read_bytes(),
     "warns": lambda sandbox: print("a warning", file=sys.stderr),

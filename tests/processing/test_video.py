@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flamingo_rt.errors import DataError, DependencyError, UsageError
-from flamingo_rt.processing import opencv_clips, pictures, pyav_clips
+from flamingo_rt.processing import clip as clip_frames
+from flamingo_rt.processing import opencv_clips, pyav_clips
 from flamingo_rt.processing.media import Video
 from flamingo_rt.processing.video import read_frames
 
@@ -184,7 +185,7 @@ def test_a_codec_that_nobody_knows_is_refused(tmp_path):
 
 
 def test_frames_too_large_are_refused(clip, monkeypatch):
-    monkeypatch.setattr(pictures, "MAX_PIXELS", 500)
+    monkeypatch.setattr(clip_frames, "MAX_FRAME_PIXELS", 500)
     assert "more than the 500" in refusal(clip)
 
 

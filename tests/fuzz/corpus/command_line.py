@@ -55,7 +55,7 @@ CASES = (
     *(_case(f"NUL in {name}", *arguments, "a\x00b") for name, arguments in _PATH_OPTIONS),
     *(_case(f"name of 300 characters in {name}", *arguments, "a" * 300) for name, arguments in _PATH_OPTIONS
       if name not in ("plot", "work")),
-    _case("question without a picture", "infer", "--question", "Is it red?", "--threads", "1"),
+    _case("question without a picture", "infer", "--question", "Is it red?", "--threads", "1", refused=None),  # a hint
     _case("choices with semicolons", *_ASK, "--choices", "yes;no"),
     _case("200 threads", *_ASK[:3], "--threads", "200", "--max-new-tokens", "2", refused=None),
     _case("training that does not fit into memory", "train", "flamingo", "--preset", "flamingo-3b", "--out", "out"),
