@@ -11,6 +11,7 @@ from flamingo_rt.bundle import MANIFEST, Bundle, is_bundle, read_bundle
 from flamingo_rt.config import FlamingoConfig
 from flamingo_rt.engines.local_builds import EngineTrust
 from flamingo_rt.errors import DataError, DependencyError, FlamingoError, UsageError
+from flamingo_rt.model_memory import require_bytes
 from flamingo_rt.printable import printable
 from flamingo_rt.processing.tokenizer import TextTokenizer
 from flamingo_rt.runtime.engine import Engine
@@ -126,7 +127,20 @@ def _ort_engine(bundle: Bundle, threads: int | None, spin: bool) -> Engine:
     from flamingo_rt.engines.ort import OrtEngine
 
     graphs = {name: bundle.graph_path(name) for name in bundle.graphs}
+    require_bytes(weights_bytes(bundle), f"running {bundle.path} on the CPU", "its weights, as they are computed with")
     return OrtEngine(graphs, bundle.config, threads, spin=spin, dtype=bundle.compute, cache=bundle.cache_form)
+
+
+def weights_bytes(bundle: Bundle) -> int:
+    """Bytes of a bundle's weights as ONNX Runtime keeps them on a CPU: in float32 where they are stored in half
+    precision, quantized ones as they are stored."""
+    total = 0
+    for name, entry in bundle.graphs.items():
+        data = bundle.graph_path(name).with_name(f"{entry.file}.data")
+        stored = data.stat().st_size if data.is_file() else 0
+        widened = entry.quantization is None and entry.dtype != entry.compute == "float32"
+        total += stored * (2 if widened else 1)
+    return total
 
 
 def _built_targets(bundle: Bundle) -> list[str]:

@@ -11,16 +11,21 @@ WEIGHTS = 4  # bytes a parameter, in float32
 TRAINING = 16  # weights, gradients, and the two moments of AdamW; what a batch computes comes on top
 
 
-def require_memory(config: FlamingoConfig, bytes_a_parameter: int, purpose: str) -> None:
+def require_memory(config: FlamingoConfig, bytes_a_parameter: float, purpose: str) -> None:
     """Raise `DataError` when a model of this configuration takes more than this process can get.
 
     Where it is not known how much that is, nothing is refused.
     """
-    parameters, available = reckon_parameters(config)["total"], available_bytes()
-    needed = parameters * bytes_a_parameter
+    parameters = reckon_parameters(config)["total"]
+    made_of = f"{parameters / 1e6:,.1f}M parameters, {bytes_a_parameter:g} bytes each"
+    require_bytes(int(parameters * bytes_a_parameter), purpose, made_of)
+
+
+def require_bytes(needed: int, purpose: str, made_of: str) -> None:
+    """Raise `DataError` when this process cannot get ``needed`` bytes; ``made_of`` says what they are."""
+    available = available_bytes()
     if available is not None and needed > available:
         raise DataError(
-            f"{purpose} needs at least {readable_bytes(needed)} of memory ({parameters / 1e6:,.1f}M parameters, "
-            f"{bytes_a_parameter} bytes each), {readable_bytes(available)} are available: take a smaller model, or a "
-            "machine with more memory"
+            f"{purpose} needs at least {readable_bytes(needed)} of memory ({made_of}), {readable_bytes(available)} are "
+            "available: take a smaller model, or a machine with more memory"
         )

@@ -14,10 +14,12 @@ from flamingo_rt.bundle import FORMAT_VERSION, is_bundle
 from flamingo_rt.config import FlamingoConfig
 from flamingo_rt.errors import DataError
 from flamingo_rt.files import check_output, check_space
+from flamingo_rt.model_memory import require_memory
 from flamingo_rt.presets import preset
 from flamingo_rt.progress import Progress, silent
 
 BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
+LEAST_BYTES = {**BYTES, "int8": 1, "fp8": 1, "mixed": 0.5, "int4": 0.5}  # of a parameter, where it runs
 
 
 @dataclass(frozen=True)
@@ -51,13 +53,15 @@ class RandomBundle:
     def make(self, say: Callable[[str], None], progress: Progress = silent) -> None:
         """Write it, after it was said how large it gets. Needs the extra ``export``.
 
-        Raises `DataError` when the folder cannot be written or has no room; `ModuleNotFoundError` without the extra.
+        Raises `DataError` for a model that would not fit into memory, and when the folder cannot be written or has no
+        room; `ModuleNotFoundError` without the extra.
         """
         from flamingo_rt.export.pipeline import export_model
         from flamingo_rt.export.quantized_export import Quantize
         from flamingo_rt.export.random import random_model
 
         config = preset(self.preset)
+        require_memory(config, LEAST_BYTES[self.quantize or self.dtype], f"running {self.preset}")
         size = stored_bytes(config, self.dtype)
         most = "at most " if self.quantize else "about "
         say(f"{self.preset} with random weights, {self.quantize or self.dtype}: writing {most}{size / 1e9:.2f} GB to "
