@@ -1,7 +1,9 @@
-"""The ``tokenizer.json`` of a stranger: its size, and what the tokenizers library makes of damage in it."""
+"""The ``tokenizer.json`` of a stranger: the one way to open it, within limits, and tried before it is used."""
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,29 +12,118 @@ from tokenizers import Tokenizer
 
 from flamingo_rt.errors import DataError
 from flamingo_rt.printable import printable
+from flamingo_rt.regex_cost import MOST_CHARACTERS, pattern_fault
+from flamingo_rt.tokenizer_steps import steps_fault
 
 MOST_BYTES = 100_000_000  # vocabularies of 256,000 tokens take some 35 MB
+MOST_PATTERNS = 64  # known tokenizers have at most five
+MOST_TOKEN = 10_000  # characters of a token; the longest known ones are some 250 spaces
+
+# Letters of many scripts, accents apart from their letters, emoji with joiners, numbers, spaces, controls, long runs.
+PROBE = (
+    "A photo of two cats, isn't it? \u00c4\u00df \u00e9 e\u0301 \u0416\u0434 \u05d0\u05d1 \u0639\u0631 "
+    "\u0939\u093f \u0e44\u0e17 \u4e2d\u6587 \u65e5\u672c\u3054 \ud55c\uae00 \U0001f469\u200d\U0001f680 "
+    "\U00020000 12345 3.14e-5 \t\n\r\n  \u00a0\u3000 \x00\x7f \ufffd {}[]<>|_##\u2581\u0120 "
+    + "a" * 40 + "!" + " " * 40 + "1" * 40 + "-" * 40 + "\n" * 20
+)
+
+# A letter that is written as an escape: no library writes one, and it could hide a key.
+_ESCAPED_LETTER = re.compile(rb"(?<!\\)(?:\\\\)*\\u00(?:[46][1-9a-fA-F]|[57][0-9aA])")
+_PATTERN = re.compile(rb'"Regex"\s*:\s*(?=")')
 
 
-def open_tokenizer(path: Path) -> Tokenizer:
-    """Read a tokenizer. Raises `DataError` when the file is missing, damaged, or longer than `MOST_BYTES`."""
+def open_tokenizer(path: Path, vocab_size: int | None = None) -> Tokenizer:
+    """Read a tokenizer, within `MOST_BYTES`, as `parse_tokenizer` does. Raises `DataError`."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(MOST_BYTES + 1)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise DataError(f"cannot read {path}: {reason}") from error
+    return parse_tokenizer(content, path, vocab_size)
+
+
+def parse_tokenizer(content: bytes, path: Path, vocab_size: int | None = None) -> Tokenizer:
+    """Make a tokenizer of the bytes of a tokenizer.json, which came from ``path``, and try it.
+
+    It neither cuts nor fills texts, whatever the file says, and makes the same tokens of the same text every time.
+    Raises `DataError` when it is damaged, beyond a limit of this module, of `regex_cost` or of `tokenizer_steps`, or
+    fails on a text of many scripts (`PROBE`) or on a token of its own; and when a token has an id from ``vocab_size``
+    on, which the model does not have.
+    """
     with explained(f"cannot read {path}", "the file is damaged or not a tokenizer.json"):
-        if path.stat().st_size > MOST_BYTES:
+        if len(content) > MOST_BYTES:
             raise ValueError(f"more than {MOST_BYTES / 1e6:g} MB")
-        return Tokenizer.from_buffer(path.read_bytes())  # the library opens no path that is not UTF-8
+        _check_patterns(content, path)
+        tokenizer = Tokenizer.from_buffer(content)
+        fault = steps_fault(tokenizer)
+    if fault:
+        raise DataError(f"{path} is refused: {fault}: this is no tokenizer of a language model")
+    tokenizer.no_truncation()  # a stored setting would silently cut a prompt
+    tokenizer.no_padding()
+    if getattr(tokenizer.model, "dropout", None):
+        tokenizer.model.dropout = None  # for training alone: merges left out at random
+    try_tokenizer(tokenizer, path, vocab_size)
+    return tokenizer
+
+
+def try_tokenizer(tokenizer: Tokenizer, path: Path, vocab_size: int | None = None) -> None:
+    """Encode and decode `PROBE` and every token. Raises `DataError` as `parse_tokenizer` does."""
+    vocabulary = tokenizer.get_vocab()
+    largest = max(vocabulary.values(), default=-1)
+    if vocab_size is not None and len(vocabulary) > vocab_size:
+        raise DataError(f"{path} has {len(vocabulary)} tokens, the model knows {vocab_size}: not its tokenizer")
+    if vocab_size is not None and largest >= vocab_size:
+        raise DataError(f"{path} has the token id {largest}, the model knows {vocab_size} tokens: not its tokenizer")
+    if max(map(len, vocabulary), default=0) > MOST_TOKEN:
+        raise DataError(f"{path} has a token of more than {MOST_TOKEN} characters: it is damaged")
+    with explained(f"{path} fails on a text", "it is damaged, or was not made for this model"):
+        ids = tokenizer.encode(PROBE, add_special_tokens=False).ids
+        tokenizer.decode(ids)
+        tokenizer.decode(list(vocabulary.values()), skip_special_tokens=False)
+        around = tokenizer.encode("a").ids + tokenizer.encode("a", "a").ids
+    unknown = max((number for number in ids + around if number > largest), default=None)
+    if unknown is not None:
+        raise DataError(f"{path} makes the token id {unknown}, which its vocabulary lacks: it is damaged")
 
 
 @contextmanager
 def explained(what: str, remedy: str) -> Iterator[None]:
     """Make whatever the library raises a `DataError`: bare Exceptions, and panics, which are no Exception.
 
-    Its regular expressions give up after ten million steps, with a panic: a pattern that never ends is one of these.
+    Its regular expressions give up after ten million steps at one place of a text, with a panic.
     """
     try:
         yield
-    except DataError:
+    except (DataError, MemoryError):
         raise
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         raise DataError(f"{what}: {printable(' '.join(str(error).split()))[:300]}; {remedy}") from error
+
+
+def _check_patterns(content: bytes, path: Path) -> None:
+    """Raise `DataError` for a pattern that may never end. Before the library sees them: it compiles them at once."""
+    if b"\\u00" in content and _ESCAPED_LETTER.search(content):
+        raise DataError(f"{path} writes letters as \\u escapes, which no tokenizer needs: save it again, with "
+                        "Tokenizer.from_file(FILE).save(FILE) of the tokenizers library, if you trust it")
+    for count, match in enumerate(_PATTERN.finditer(content), start=1):
+        if count > MOST_PATTERNS:
+            raise DataError(f"{path} has more than {MOST_PATTERNS} patterns: it is no tokenizer of a language model")
+        pattern = _text_at(content, match.end())
+        if pattern is None:
+            raise DataError(f"{path} has a pattern that is damaged or has more than {MOST_CHARACTERS} characters")
+        fault = pattern_fault(pattern)
+        if fault:
+            shown = printable(pattern[:60]) + ("..." if len(pattern) > 60 else "")
+            raise DataError(f"{path} has the pattern {shown!r}, which may take for ever on some text: {fault}")
+
+
+def _text_at(content: bytes, start: int) -> str | None:
+    """The JSON text that starts at a byte, or None when it has no end within the longest pattern."""
+    window = content[start : start + 12 * MOST_CHARACTERS + 2]  # a character takes up to two escapes of 6 bytes
+    try:
+        return json.JSONDecoder().raw_decode(window.decode("utf-8", errors="replace"))[0]
+    except ValueError:
+        return None

@@ -6,8 +6,8 @@ import pytest
 
 from flamingo_rt.config import TokensConfig
 from flamingo_rt.errors import DataError
-from flamingo_rt.processing.tokenizer import PROBE, TextTokenizer
-from flamingo_rt.tokenizer_file import explained
+from flamingo_rt.processing.tokenizer import TextTokenizer
+from flamingo_rt.tokenizer_file import PROBE, explained
 from flamingo_rt.training.tokenizer import train_tokenizer
 
 TOKENS = TokensConfig()
@@ -38,10 +38,51 @@ def test_the_patterns_of_known_models_pass(pattern, content, tmp_path):
     assert load(tmp_path, content | {"pre_tokenizer": steps}).decode([]) == ""
 
 
-def test_a_pattern_that_gives_up_on_the_probe_is_refused(content, tmp_path, capfd):
-    with pytest.raises(DataError, match="fails on a text: .*retry-limit"):
-        load(tmp_path, content | {"pre_tokenizer": split(r"(?=(a+)+$)x")})
-    capfd.readouterr()
+@pytest.mark.parametrize("part", ["normalizer", "pre_tokenizer", "decoder"])
+def test_a_pattern_that_may_never_end_is_refused_wherever_it_stands(part, content, tmp_path):
+    step = split("(a+)+x") if part == "pre_tokenizer" else {
+        "type": "Replace", "pattern": {"Regex": "(a+)+x"}, "content": "a"}
+    with pytest.raises(DataError, match=r"has the pattern '\(a\+\)\+x', which may take for ever"):
+        load(tmp_path, content | {part: step})
+
+
+def test_a_pattern_cannot_hide_behind_escapes(content, tmp_path):
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(content | {"pre_tokenizer": split("(a+)+x")}).replace("Regex", r"Reg\u0065x"))
+    with pytest.raises(DataError, match="writes letters as"):
+        TextTokenizer(path, TOKENS, 270)
+
+
+def test_a_pattern_with_an_escaped_backslash_hides_nothing(content, tmp_path):
+    load(tmp_path, content | {"pre_tokenizer": split(r"[\u0041-\u005A]+")})
+
+
+REPLACE = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 30}
+LIGATURE = {"type": "Replace", "pattern": {"String": " "}, "content": "\ufdfa"}
+TEMPLATE = {"type": "TemplateProcessing", "special_tokens": {"<bos>": {"id": "<bos>", "ids": [1], "tokens": ["<bos>"]}},
+            "single": [{"SpecialToken": {"id": "<bos>", "type_id": 0}}] * 2000,
+            "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}]}
+
+
+@pytest.mark.parametrize(("part", "step", "fault"), [
+    ("normalizer", {"type": "Sequence", "normalizers": [REPLACE] * 4}, "can make more than 400 characters of one"),
+    ("normalizer", {"type": "Sequence", "normalizers": [LIGATURE, {"type": "NFKC"}] * 9}, "can make more than 400"),
+    ("decoder", {"type": "Sequence", "decoders": [REPLACE] * 4}, "its decoder can make more than 400"),
+    ("normalizer", {"type": "Prepend", "prepend": "a" * 1000}, "puts 1000 characters before a text"),
+    ("normalizer", {"type": "Sequence", "normalizers": [{"type": "NFC"}] * 100}, "has 100 steps"),
+    ("pre_tokenizer", {"type": "FixedLength", "length": 0}, "pieces of no length"),
+    ("post_processor", TEMPLATE, "puts 2000 tokens around a text"),
+])
+def test_steps_that_blow_a_text_up_are_refused(part, step, fault, content, tmp_path):
+    with pytest.raises(DataError, match=fault):
+        load(tmp_path, content | {part: step})
+
+
+def test_a_token_that_a_template_adds_must_be_in_the_vocabulary(content, tmp_path):
+    template = TEMPLATE | {"single": TEMPLATE["single"][:1] + TEMPLATE["pair"][:1],
+                           "special_tokens": {"<bos>": {"id": "<bos>", "ids": [999], "tokens": ["<bos>"]}}}
+    with pytest.raises(DataError, match="makes the token id 999, which its vocabulary lacks"):
+        load(tmp_path, content | {"post_processor": template})
 
 
 def test_an_id_beyond_the_vocabulary_is_refused_though_there_are_few_tokens(content, tmp_path):
