@@ -44,11 +44,12 @@ class OrtEngine(HostEngine):
     continues_batches = False  # GroupQueryAttention continues a filled cache with several tokens for one row alone
 
     def __init__(
-        self, graphs: Mapping[str, Path], config: FlamingoConfig, threads: int | None = None, frugal: bool = False,
-        spin: bool = True, dtype: str = "float32", cache: str = IN_PLACE,
+        self, graphs: Mapping[str, Path | GraphFile], config: FlamingoConfig, threads: int | None = None,
+        frugal: bool = False, spin: bool = True, dtype: str = "float32", cache: str = IN_PLACE,
     ) -> None:
-        """Load the graphs, which compute in ``dtype`` and have that form of ``cache`` (one that is not in place is
-        copied at each call). ``threads`` is the number of cores for one operator; by default ONNX Runtime decides.
+        """Load the graphs, files or what was read of them, which compute in ``dtype`` and have that form of ``cache``
+        (one that is not in place is copied at each call). ``threads`` is the number of cores for one operator; by
+        default ONNX Runtime decides.
 
         ``frugal`` computes from the mapped files, without a second copy of the weights in the layout that is fastest,
         or in float32 where they are stored in half precision: slower, with the files' size as memory. Threads that wait
@@ -69,8 +70,9 @@ class OrtEngine(HostEngine):
         self._forms = graph_specs(config, dtype, cache)
         self._sessions = {}
         # The largest first: while one is loaded, part of its file is in memory too.
-        for name, path in sorted(graphs.items(), key=lambda entry: entry[0] != LANGUAGE_MODEL):
-            graph, options = read_graph(path), _session_options(runtime, threads, frugal, spin)
+        for name, given in sorted(graphs.items(), key=lambda entry: entry[0] != LANGUAGE_MODEL):
+            graph = given if isinstance(given, GraphFile) else read_graph(given)
+            path, options = graph.path, _session_options(runtime, threads, frugal, spin)
             set_weights_folder(options, graph)
             try:
                 session = runtime.InferenceSession(graph.model, options, providers=["CPUExecutionProvider"])

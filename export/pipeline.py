@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from flamingo_rt.export.validation import ValidationPrompts, validate
 from flamingo_rt.export.weights import Weights, external_bytes, save_graph
 from flamingo_rt.export.widening import write_widened
 from flamingo_rt.files import check_output, check_space, new_directory
+from flamingo_rt.graph_files import GraphFile
 from flamingo_rt.processing.tokenizer import TextTokenizer
 from flamingo_rt.progress import Progress, silent
 from flamingo_rt.runtime.model import Model
@@ -178,7 +179,7 @@ def _export_compared(
         parity = Deviation(GRAPHS, tolerance)
         _compare(reference, twins, stored, parity, cache, frugal=True, progress=progress)
         for twin in twins.values():
-            twin.unlink()
+            twin.path.unlink()
         with progress(f"PyTorch's answers in {precision.compute}", STEPS) as advance:
             rounding = rounding_cost(stored, precision.matrices, reference, advance)
     else:
@@ -239,7 +240,7 @@ def _check_types(path: Path) -> None:
 
 
 def _compare(
-    reference: Reference, paths: dict[str, Path], stored: StoredModel, judge: Deviation, cache: str,
+    reference: Reference, paths: Mapping[str, Path | GraphFile], stored: StoredModel, judge: Deviation, cache: str,
     frugal: bool, progress: Progress,
 ) -> None:
     """Show ``judge`` what the graphs, which compute in float32, give for the reference's cases."""

@@ -29,6 +29,7 @@ from flamingo_rt.export.quantized_graphs import quantize_graph
 from flamingo_rt.export.reference import streamed_model
 from flamingo_rt.export.schemes import Scheme, scheme_called
 from flamingo_rt.export.widening import write_widened
+from flamingo_rt.graph_files import GraphFile
 from flamingo_rt.model.engine import TorchEngine
 from flamingo_rt.processing.tokenizer import TextTokenizer
 from flamingo_rt.progress import Progress
@@ -153,15 +154,15 @@ class QuantizedExport:
         if options.evaluate:
             record["accuracy"] = self._accuracy({**paths, **twins})
         for twin in twins.values():
-            twin.unlink()
+            twin.path.unlink()
         return record
 
-    def _engine(self, paths: Mapping[str, Path]) -> OrtEngine:
+    def _engine(self, paths: Mapping[str, Path | GraphFile]) -> OrtEngine:
         # Optimized, ONNX Runtime would make of another lowering's graphs its own, and round activations too.
         frugal = self._lowering != ORT
         return OrtEngine(paths, self._model.config, frugal=frugal, cache=CACHE_FORMS[self._lowering])
 
-    def _quality(self, paths: Mapping[str, Path]) -> Quality:
+    def _quality(self, paths: Mapping[str, Path | GraphFile]) -> Quality:
         meter, cases = QualityMeter(), self._reference.cases
         with self._progress("comparison", len(GRAPHS) * len(cases)) as advance:
             for name in GRAPHS:  # one by one: not all weights in memory at once
@@ -171,7 +172,7 @@ class QuantizedExport:
         del self._reference
         return meter.quality()
 
-    def _accuracy(self, paths: Mapping[str, Path]) -> dict[str, Any]:
+    def _accuracy(self, paths: Mapping[str, Path | GraphFile]) -> dict[str, Any]:
         """Right captions and answers about drawn scenes, before and after."""
         config, count = self._model.config, self._options.evaluate
         engines: dict[str, Callable[[], Engine]] = {

@@ -12,18 +12,20 @@ from typing import Any
 
 import numpy as np
 
+from flamingo_rt.graph_files import GraphFile, read_graph
+
 WIDENED = ".widened.onnx"
 
 
-def write_widened(path: Path) -> Path:
-    """Write the widened twin of the graph in ``path`` beside it; its path. It reads the original's weight file."""
+def write_widened(path: Path) -> GraphFile:
+    """Write the widened twin of the graph in ``path`` beside it. It reads the original's weight file."""
     import onnx_ir
 
     model = onnx_ir.load(path)
     widen(model.graph)
     twin = path.with_suffix(WIDENED)
     onnx_ir.save(model, twin)
-    return twin
+    return read_graph(twin, path.with_name(f"{path.name}.data"))
 
 
 def widen(graph: Any) -> None:

@@ -73,12 +73,13 @@ def native(path: Path) -> str | bytes:
     return text
 
 
-def read_graph(path: Path) -> GraphFile:
-    """Read a ``.onnx`` file and look through it; its weights, if it has any outside, are in ``<path>.data``.
+def read_graph(path: Path, data: Path | None = None) -> GraphFile:
+    """Read a ``.onnx`` file and look through it; its weights, if it has any outside, are in ``data``, by default
+    ``<path>.data``.
 
     Raises `DataError` when it cannot be read, takes weights from elsewhere, or holds operators that are not exported.
     """
-    data = path.with_name(f"{path.name}.data")
+    data = data or path.with_name(f"{path.name}.data")
     try:
         if path.stat().st_size > MOST_BYTES:
             raise ValueError(f"it has more than {MOST_BYTES:,} bytes")

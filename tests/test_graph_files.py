@@ -246,6 +246,15 @@ def test_operators_that_load_code_are_refused(tmp_path, domain, operator) -> Non
             read_graph(path)
 
 
+def test_another_file_of_weights_can_be_named_by_who_reads_the_graph_alone(tmp_path) -> None:
+    """As of a graph that export writes for its comparison: it shares the original's weights."""
+    (tmp_path / "shared.data").write_bytes(VALUES.tobytes())
+    path = written(tmp_path, in_initializer(external("w", location="shared.data")), data=None)
+    assert read_graph(path, tmp_path / "shared.data").folder == tmp_path
+    with pytest.raises(DataError, match="it takes weights from 'shared.data'"):
+        read_graph(path)
+
+
 # Links
 
 
