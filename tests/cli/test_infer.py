@@ -16,6 +16,7 @@ import PIL.Image
 import pytest
 
 from flamingo_rt import Image, Video
+from flamingo_rt.printable import printable
 
 STAGES = {"load", "images", "vision", "resampler", "prefill", "decode"}
 
@@ -46,7 +47,7 @@ def test_the_answer_stands_alone_on_stdout(infer, model, pictures) -> None:
     assert (outcome.code, outcome.err) == (0, "")
     answer = model.generate([Image(pictures[0]), "Output:"]).result()
     assert len(set(answer.tokens)) > 10  # a model that repeats itself would prove nothing
-    assert outcome.out == answer.text.lstrip() + "\n"
+    assert outcome.out == printable(answer.text.lstrip(), lines=True) + "\n"
 
 
 def test_the_json_holds_the_result_and_the_time_of_every_stage(infer, model, pictures) -> None:
@@ -344,7 +345,6 @@ def test_a_clip_that_cannot_be_read_is_named(infer, tmp_path, kind) -> None:
         (["--prompt", "a", "--choices", ""], ["choices", "not empty"]),
         (["--prompt", "a", "--choices", "yes,,no"], ["choices", "not empty"]),
         (["--prompt", "a <image> b"], ["<image>", "picture itself"]),
-        (["--video", "clip.avi", "--fps", "nan"], ["--fps", "nan"]),
         (["--prompt", "a", "--backend", "torch"], ["is a bundle", "--backend ort"]),
         (["--task", "caption", "--image", "a.png", "--question", "b"], ["--task caption", "--question", "--task vqa"]),
         (["--task", "caption", "--image", "a.png", "--prompt", "b"], ["--task caption", "--prompt"]),

@@ -22,8 +22,18 @@ def out(tmp_path):
     return tmp_path / "the out"
 
 
+@pytest.fixture
+def heeded_interrupts():
+    """Ctrl-C as at a terminal: what a shell starts in the background ignores it."""
+    kept = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, kept)
+
+
 @pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
-def test_training_names_the_state_and_the_command_that_goes_on(run, monkeypatch, out, signal_number) -> None:
+def test_training_names_the_state_and_the_command_that_goes_on(
+    run, monkeypatch, out, signal_number, heeded_interrupts
+) -> None:
     state = out.with_name("the out.training.safetensors")
 
     def train(*arguments, **options):

@@ -34,11 +34,19 @@ def test_names_are_shown_as_text_in_errors(arguments, run, tmp_path, monkeypatch
 def test_answers_and_choices_are_shown_as_text(infer, pictures, monkeypatch):
     from flamingo_rt.runtime.model import Model
 
-    monkeypatch.setattr(Model, "generate", lambda *_, **__: iter([" a", HOSTILE, "\nsecond\tline"]))
+    generate = Model.generate
+
+    def hostile(*arguments, **options):
+        """An answer whose pieces are those of a stranger's model."""
+        generation = generate(*arguments, **options)
+        monkeypatch.setattr(type(generation), "__iter__", lambda _: iter([" a", HOSTILE, "\nsecond\tline"]))
+        return generation
+
+    monkeypatch.setattr(Model, "generate", hostile)
     shown = infer("--image", pictures[0]).out
     assert is_text(shown)
     assert shown.endswith("\nsecond\tline\n")
     monkeypatch.setattr(Model, "score", lambda *_, **__: [Score(HOSTILE, -1.0, 1.0, (1,), {})])
-    outcome = infer("--image", pictures[0], "--choices", "x")
+    outcome = infer("--image", pictures[0], "--choices", "x,y")
     assert is_text(outcome.out)
     assert "100.0%" in outcome.out
