@@ -46,7 +46,7 @@ def test_answers_and_choices_are_shown_as_text(infer, pictures, monkeypatch):
     shown = infer("--image", pictures[0]).out
     assert is_text(shown)
     assert shown.endswith("\nsecond\tline\n")
-    monkeypatch.setattr(Model, "score", lambda *_, **__: [Score(HOSTILE, -1.0, 1.0, (1,), {})])
+    monkeypatch.setattr(Model, "score", lambda *_, **__: [Score(HOSTILE, -1.0, 1.0, (1,), {}, 0.4)])
     outcome = infer("--image", pictures[0], "--choices", "x,y")
     assert is_text(outcome.out)
     assert "100.0%" in outcome.out

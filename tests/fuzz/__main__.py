@@ -25,6 +25,7 @@ import json  # noqa: E402
 import tempfile  # noqa: E402
 import time  # noqa: E402
 from collections.abc import Iterator  # noqa: E402
+from contextlib import suppress  # noqa: E402
 
 from tests.fuzz.child import Input, write_input  # noqa: E402
 from tests.fuzz.judge import FINDING  # noqa: E402
@@ -129,7 +130,8 @@ def _keep(report: Report, runner: Runner, finished) -> None:
     sandbox = runner.spare
     sandbox.clear()
     try:
-        write_input(finished.kind, finished.number, report.seed, runner.seeds(finished.kind), sandbox)
+        with suppress(Exception):  # where making it is what failed, that is the finding
+            write_input(finished.kind, finished.number, report.seed, runner.seeds(finished.kind), sandbox)
     finally:
         report.save(finished, sandbox.input)
         sandbox.clear()

@@ -13,13 +13,22 @@ TYPES = ("<f4", ">f4", "<f8", "<i8", "|O", "|V9", "<U1000", "<M8[ns]", "|u1", "f
 SHAPES = ((), (0,), (-1,), (1,), (2**40, 2**20), (2**63,), (10**30,), (1,) * 70, (4, "a"), (2.5,), (10**9,), (None,))
 
 
+def _header(text: bytes) -> dict | None:
+    """The header as it was written, or None where a change before has left none."""
+    try:
+        header = ast.literal_eval(text.decode())
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return None
+    return header if isinstance(header, dict) else None
+
+
 def mutate(rng: Random, data: bytes) -> bytes:
     """One change to an array of version 1."""
     length = int.from_bytes(data[8:10], "little")
     text, values = data[10 : 10 + length], data[10 + length :]
     choice = rng.random()
-    if choice < 0.5:
-        header = ast.literal_eval(text.decode())
+    header = _header(text)
+    if choice < 0.5 and header is not None:
         key = rng.choice(("descr", "shape", "fortran_order", "shape"))
         header[key] = rng.choice({"descr": TYPES, "shape": SHAPES, "fortran_order": (True, 1, "x", None)}[key])
         if rng.random() < 0.1:
