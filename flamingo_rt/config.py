@@ -374,6 +374,9 @@ def _parse(kind: Any, value: Any, where: str) -> Any:
         return float(value)
     require(isinstance(value, kind) and (kind is bool or not isinstance(value, bool)),
             f"{where} is {value!r}, not {kind.__name__}")
+    if kind is str:
+        whole = not any("\ud800" <= character <= "\udfff" for character in value)
+        require(whole, f"{where} is {value!r}, which holds half a character")
     return value
 
 

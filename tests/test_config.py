@@ -197,3 +197,10 @@ def test_what_cannot_work_is_refused(build, message):
 )
 def test_cross_attention_precedes_the_layers_of_its_rule(offset, interval, layers, expected):
     assert CrossAttentionConfig(interval=interval, offset=offset).layers(layers) == expected
+
+
+def test_a_text_with_half_a_character_is_refused():
+    data = preset("tiny").to_dict()
+    data["tokens"]["end_of_chunk"] = "<|end\ud800|>"
+    with pytest.raises(DataError, match="tokens.end_of_chunk.*half a character"):
+        FlamingoConfig.from_dict(data)

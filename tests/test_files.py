@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from flamingo_rt.errors import DataError, UsageError
-from flamingo_rt.files import check_output, new_directory, replacing_file
+from flamingo_rt.files import check_file, check_output, new_directory, replacing_file
 
 OLD = json.dumps({"name": "old", "resampler": {}, "cross_attention": {}})  # what is replaced is this project's
 
@@ -272,3 +272,5 @@ def test_links_that_lead_in_a_circle_are_refused_like_other_links(tmp_path):
     with pytest.raises(UsageError, match="is a link"):
         check_output(loop, overwrite=True, sources=[tmp_path / "checkpoint"])
     check_output(tmp_path / "out", overwrite=False, sources=[loop])
+    with pytest.raises(UsageError, match="a link that leads nowhere"):
+        check_file(loop, overwrite=False)

@@ -19,6 +19,7 @@ def write_arguments(sandbox: Sandbox, seeds: Seeds, arguments: list[str]) -> Non
     (top / "text.txt").write_text("just text\n")
     (top / "empty").touch()
     (top / "folder").mkdir()
+    (top / "folder" / "photo.png").write_bytes(b"")  # a folder of the user's, which nothing replaces
     (top / "loop").symlink_to("loop")
     os.mkfifo(top / "pipe")
     (top / ARGUMENTS).write_text(json.dumps(arguments))

@@ -82,7 +82,8 @@ def _change(rng: Random, holder: Any, key: Any) -> None:
     elif kind == 4:
         del holder[key]
     elif kind == 5 and isinstance(old, (int, float)) and not isinstance(old, bool):
-        holder[key] = rng.choice((old + 1, old * 2, -old, float(old), str(old), old * 1000, old // 2 or 1))
+        whole = old if abs(old) < 10**300 else 1  # what no float holds any more
+        holder[key] = rng.choice((whole + 1, whole * 2, -old, float(whole), str(whole), whole * 1000, whole // 2 or 1))
     elif kind == 6 and isinstance(holder, dict):
         holder[rng.choice(TEXTS)] = old
     elif kind == 6:
@@ -94,6 +95,6 @@ def _change(rng: Random, holder: Any, key: Any) -> None:
         other = rng.choice([name for name in holder if name != key])
         holder[key], holder[other] = holder[other], holder[key]
     elif isinstance(old, str):
-        holder[key] = rng.choice((old + rng.choice(TEXTS), rng.choice(TEXTS) + old, old[:-1], old * 500))
+        holder[key] = rng.choice((old + rng.choice(TEXTS), rng.choice(TEXTS) + old, old[:-1], old[:2000] * 500))
     else:
         holder[key] = value(rng)
