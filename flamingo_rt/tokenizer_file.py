@@ -17,6 +17,7 @@ from flamingo_rt.tokenizer_steps import steps_fault
 
 MOST_BYTES = 100_000_000  # vocabularies of 256,000 tokens take some 35 MB
 MOST_PATTERNS = 64  # known tokenizers have at most five
+MOST_IDS = 1 << 22  # the library takes memory for every number up to the largest
 MOST_TOKEN = 10_000  # characters of a token; the longest known ones are some 250 spaces
 
 # Letters of many scripts, accents apart from their letters, emoji with joiners, numbers, spaces, controls, long runs.
@@ -75,6 +76,8 @@ def try_tokenizer(tokenizer: Tokenizer, path: Path, vocab_size: int | None = Non
         raise DataError(f"{path} has {len(vocabulary)} tokens, the model knows {vocab_size}: not its tokenizer")
     if vocab_size is not None and largest >= vocab_size:
         raise DataError(f"{path} has the token id {largest}, the model knows {vocab_size} tokens: not its tokenizer")
+    if largest >= MOST_IDS:
+        raise DataError(f"{path} has the token id {largest}, beyond {MOST_IDS}, the most that is taken: it is damaged")
     if max(map(len, vocabulary), default=0) > MOST_TOKEN:
         raise DataError(f"{path} has a token of more than {MOST_TOKEN} characters: it is damaged")
     with explained(f"{path} fails on a text", "it is damaged, or was not made for this model"):

@@ -204,3 +204,9 @@ def test_a_text_with_half_a_character_is_refused():
     data["tokens"]["end_of_chunk"] = "<|end\ud800|>"
     with pytest.raises(DataError, match="tokens.end_of_chunk.*half a character"):
         FlamingoConfig.from_dict(data)
+
+
+def test_a_model_from_before_further_ends_of_answers_is_read():
+    data = FlamingoConfig().to_dict()
+    del data["tokens"]["stop"]
+    assert FlamingoConfig.from_dict(data) == FlamingoConfig()

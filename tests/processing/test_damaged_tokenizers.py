@@ -7,7 +7,7 @@ import pytest
 from flamingo_rt.config import TokensConfig
 from flamingo_rt.errors import DataError
 from flamingo_rt.processing.tokenizer import TextTokenizer
-from flamingo_rt.tokenizer_file import PROBE, explained
+from flamingo_rt.tokenizer_file import PROBE, explained, open_tokenizer
 from flamingo_rt.training.tokenizer import train_tokenizer
 
 TOKENS = TokensConfig()
@@ -114,3 +114,11 @@ def test_an_interrupt_is_not_taken_for_a_panic():
 
 def test_the_probe_has_many_scripts():
     assert len({ord(character) >> 8 for character in PROBE}) > 12
+
+
+def test_an_id_that_would_take_memory_is_refused_though_the_model_is_not_known(content, tmp_path):
+    vocab = {token["content"]: token["id"] for token in content["added_tokens"]} | {"a": 200, "far": 2**31}
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(content | {"model": {"type": "WordLevel", "vocab": vocab, "unk_token": "a"}}))
+    with pytest.raises(DataError, match="token id 2147483648, beyond"):
+        open_tokenizer(path)
