@@ -17,6 +17,7 @@ from flamingo_rt.graph_files import GraphFile, native, read_graph
 from flamingo_rt.host_engine import HostEngine
 
 NAME = "ort"
+FATAL = 4  # the level of its log that is written
 ORT_TYPES = {"float32": "float"}  # where its names differ
 
 
@@ -119,7 +120,7 @@ class OrtEngine(HostEngine):
 
 def _session_options(runtime: Any, threads: int | None, frugal: bool, spin: bool) -> Any:
     options = runtime.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = FATAL  # its errors quote names in the graph as they are; ours say the same, printable
     if threads is not None:
         options.intra_op_num_threads = threads
     if not spin:

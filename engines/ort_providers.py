@@ -23,7 +23,7 @@ from typing import Any
 
 from flamingo_rt.contract import CACHE_FORMS, IN_PLACE
 from flamingo_rt.engines.gpu import required_gpu
-from flamingo_rt.engines.ort import import_onnxruntime, set_weights_folder
+from flamingo_rt.engines.ort import FATAL, import_onnxruntime, set_weights_folder
 from flamingo_rt.errors import DataError, DependencyError
 from flamingo_rt.graph_files import read_graph
 
@@ -63,7 +63,7 @@ class Provider(ABC):
         """
         runtime = self.runtime
         options = runtime.SessionOptions()
-        options.log_severity_level = 3
+        options.log_severity_level = FATAL
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         if capacity is not None:
             options.add_free_dimension_override_by_name("C", capacity)

@@ -9,7 +9,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 
 from flamingo_rt.config import TokensConfig, read_json
 from flamingo_rt.errors import DataError
-from flamingo_rt.tokenizer_file import explained, open_tokenizer, try_tokenizer
+from flamingo_rt.tokenizer_file import MOST_TOKEN, explained, open_tokenizer, try_tokenizer
 
 IMAGE, END_OF_CHUNK, PAD = "<image>", "<|endofchunk|>", "<PAD>"
 # What to do with a file of the sentencepiece library, as LLaMA was distributed with.
@@ -123,8 +123,11 @@ def _named_tokens(folder: Path) -> dict[str, str]:
     named = {}
     for key, value in _tokenizer_config(folder).items():
         text = value.get("content") if isinstance(value, dict) else value
-        if key in ("pad_token", "eos_token", "bos_token") and isinstance(text, str) and text:
-            named[key] = text
+        if key not in ("pad_token", "eos_token", "bos_token") or not isinstance(text, str) or not text:
+            continue
+        if len(text) > MOST_TOKEN or any("\ud800" <= character <= "\udfff" for character in text):
+            raise DataError(f"{folder}: {key} is no token: it is too long, or holds half a character")
+        named[key] = text
     return named
 
 

@@ -18,8 +18,9 @@ from flamingo_rt.errors import UsageError
 
 MAX_FRAMES = 1024
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".tif", ".tiff", ".bmp", ".ppm", ".pgm", ".pbm", ".pfm",
-                    ".jp2", ".j2k", ".avif", ".heic")
-CLIP_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".mpeg", ".wmv", ".apng")
+                    ".jp2", ".j2k", ".jfif", ".avif", ".heic")
+CLIP_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".mpeg", ".wmv", ".ts", ".m2ts", ".flv",
+                 ".ogv", ".3gp", ".apng")
 
 
 class DlpackArray(Protocol):
@@ -182,6 +183,7 @@ def how_to_wrap(value: Any) -> str:
 def names_a_file(text: str) -> bool:
     """Whether a text is the path of a picture or clip: it ends as their files' names do, and is one word or the path
     of a file that is there."""
+    text = text.rstrip()
     if os.path.splitext(text)[1].lower() not in (*PICTURE_SUFFIXES, *CLIP_SUFFIXES):
         return False
     return not any(character.isspace() for character in text) or os.path.isfile(text)

@@ -22,12 +22,14 @@ def unwrapped(content: object) -> object:
 
 # A mapping that stands in several places is followed in each; a few bytes could so hold billions of names.
 MOST_NODES, MOST_LEVELS = 1_000_000, 64
+MOST_NAME = 2_000  # characters of a whole name; keys of another kind than text or a number are no names
 
 
 def flattened(content: object, leaf: type[Leaf]) -> dict[str, Leaf]:
     """Every ``leaf`` in nested mappings by its dotted name, in their order. Anything else is left out.
 
-    Raises `ValueError` for a structure that is no model's: too deep, or with too many names for few things.
+    Raises `ValueError` for a structure that is no model's: too deep, with too many names for few things, or with names
+    of more than `MOST_NAME` characters.
     """
     found: dict[str, Leaf] = {}
     left = MOST_NODES
@@ -41,11 +43,22 @@ def flattened(content: object, leaf: type[Leaf]) -> dict[str, Leaf]:
             found.setdefault(prefix, node)
         elif isinstance(node, Mapping) and id(node) not in above:  # pickles can hold themselves
             for key, value in node.items():
-                visit(value, f"{prefix}.{key}" if prefix else str(key), (*above, id(node)))
+                name = _name(prefix, key)
+                if name is not None:
+                    visit(value, name, (*above, id(node)))
 
     visit(content, "", ())
     found.pop("", None)  # a bare tensor has no name
     return found
+
+
+def _name(prefix: str, key: object) -> str | None:
+    """The name of what stands under ``key``, or None where the key is none that a tensor has."""
+    if isinstance(key, bool) or not isinstance(key, (str, int)) or (isinstance(key, int) and abs(key) > 10**9):
+        return None
+    if isinstance(key, str) and len(prefix) + len(key) > MOST_NAME:
+        raise ValueError(f"a name of more than {MOST_NAME} characters")
+    return f"{prefix}.{key}" if prefix else str(key)
 
 
 def without_shared_prefix(tensors: dict[str, Leaf]) -> dict[str, Leaf]:
