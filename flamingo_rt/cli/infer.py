@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from pathlib import Path
@@ -84,6 +85,8 @@ def command(
       flamingo-rt infer --image photo.png --beams 3
     """
     _check_query(task, prompt, question, has_visuals=bool(images or videos))
+    if fps is not None and not videos:
+        raise UsageError("--fps is of clips: give --video FILE, or leave it out")
     ranked = _split_choices(choices, normalize_choices)
     examples = split_shots(shots, task)
     from flamingo_rt.loading import load
@@ -139,6 +142,8 @@ def _split_choices(choices: str | None, normalize: bool) -> list[str] | None:
     if len(listed) == 1 and listed[0]:
         raise UsageError(f"--choices {choices!r} is one choice: give two or more, separated by commas, such as yes,no")
     for choice in listed:
+        if re.search(r"\S[;|]\S", choice):
+            raise UsageError(f"--choices {choice!r} is one choice: separate choices by commas, such as yes,no")
         if choice and listed.count(choice) > 1:
             raise UsageError(f"--choices names {choice!r} {listed.count(choice)} times: give each once")
     return listed
@@ -203,5 +208,6 @@ def _rank(
         texts = [printable(score.text) for score in scores]
         width = max(len(text) for text in texts)
         for text, score in zip(texts, scores, strict=True):
-            click.echo(f"{text:<{width}}  {score.probability:6.1%}  log-probability {score.logprob:.3f}")
+            each = f" ({score.logprob / len(score.tokens):.3f} a token)" if normalize else ""
+            click.echo(f"{text:<{width}}  {score.probability:6.1%}  log-probability {score.logprob:.3f}{each}")
     hint_at_unlikely_choices(scores)
