@@ -262,13 +262,17 @@ class PreprocessingConfig:
 
 @dataclass(frozen=True)
 class TokensConfig:
-    """The texts of the special tokens; their ids come from the tokenizer. An empty text means there is none."""
+    """The texts of the special tokens; their ids come from the tokenizer. An empty text means there is none.
+
+    ``stop`` are tokens that end an answer besides ``end_of_chunk`` and ``eos``: Llama 3's end of a turn, for instance.
+    """
 
     image: str = "<image>"
     end_of_chunk: str = "<|endofchunk|>"
     bos: str = "<bos>"
     eos: str = "<eos>"
     pad: str = "<pad>"
+    stop: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -340,12 +344,14 @@ class FlamingoConfig:
         """The inverse of `to_dict`. Raises `DataError` that names the key for anything missing, unknown or mistyped.
 
         Models written before there were ``prompts`` were trained with the default; before there was a ``fill``, all
-        padded with the mean.
+        padded with the mean; before there was a ``stop``, no other token ended an answer.
         """
         if isinstance(data, dict):
             data = {"prompts": dataclasses.asdict(PromptsConfig())} | data
             if isinstance(data.get("preprocessing"), dict):
                 data |= {"preprocessing": {"fill": None} | data["preprocessing"]}
+            if isinstance(data.get("tokens"), dict):
+                data |= {"tokens": {"stop": ()} | data["tokens"]}
         return _parse(cls, data, "config")
 
     @classmethod

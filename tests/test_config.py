@@ -197,3 +197,9 @@ def test_what_cannot_work_is_refused(build, message):
 )
 def test_cross_attention_precedes_the_layers_of_its_rule(offset, interval, layers, expected):
     assert CrossAttentionConfig(interval=interval, offset=offset).layers(layers) == expected
+
+
+def test_a_model_from_before_further_ends_of_answers_is_read():
+    data = FlamingoConfig().to_dict()
+    del data["tokens"]["stop"]
+    assert FlamingoConfig.from_dict(data) == FlamingoConfig()

@@ -88,8 +88,7 @@ def open_openflamingo(files: OpenFlamingoFiles) -> Imported:
     checkpoint = trained_part(files.checkpoint, open_weights(files.checkpoint), family.layers)
     vision = Source("the vision encoder", files.vision, open_weights(files.vision))
     language = _language_source(files.language, family, checkpoint)
-    end_of_text, notes_on_end = _end_of_text(settings)
-    tokenizer, tokens = read_tokenizer(files.tokenizer or files.language, end_of_text)
+    tokenizer, tokens = read_tokenizer(files.tokenizer or files.language, *_end_of_text(settings))
     rows = _vocabulary_rows(language, family, family.embedding in checkpoint, tokenizer.get_vocab_size())
     language_config = family.configure(settings, rows)
     embedding = {"embedding.weight": _rows(language, family.embedding, rows, language_config.width)}
@@ -124,7 +123,7 @@ def open_openflamingo(files: OpenFlamingoFiles) -> Imported:
         **_bind(language, _prefixed(takes), shapes),
         **_prefixed({**embedding, **head}),
     }
-    notes += notes_on_end + _unread(checkpoint, _names(trained) | _names(takes) | {family.embedding, family.head})
+    notes += _unread(checkpoint, _names(trained) | _names(takes) | {family.embedding, family.head})
     return Imported(StoredModel(config, tokenizer.to_str(pretty=True), {name: tensors[name] for name in shapes}), notes)
 
 
@@ -219,18 +218,26 @@ def _bind(source: Source, takes: dict[str, Take], shapes: dict[str, tuple[int, .
     return {name: source.take(take, shapes[name]) for name, take in takes.items()}
 
 
-def _end_of_text(settings: Settings) -> tuple[int | None, tuple[str, ...]]:
-    """The id of the token that ends a text, and a note where the configuration names several: the first counts."""
-    value = settings.get("eos_token_id")
+def _end_of_text(settings: Settings) -> tuple[int | None, tuple[int, ...]]:
+    """The id of the token that ends a text, and all ids where several do: those of a list, and those that the
+    generation_config.json beside it names."""
+    ids = _token_ids(settings, settings.get("eos_token_id"))
+    several = ids if len(ids) > 1 else ()
+    generation = settings.path.parent / "generation_config.json"
+    if generation.is_file():
+        stated = Settings(generation, read_json(generation))
+        several += _token_ids(stated, stated.get("eos_token_id"))
+    return (ids or several or (None,))[0], tuple(dict.fromkeys(several))
+
+
+def _token_ids(settings: Settings, value: object) -> tuple[int, ...]:
     if not isinstance(value, list):
-        return _token_id(value), ()
-    ids = [_token_id(entry) for entry in value]
-    if not ids or None in ids:
+        number = _token_id(value)
+        return () if number is None else (number,)
+    ids = tuple(number for number in map(_token_id, value) if number is not None)
+    if not ids or len(ids) != len(value):
         raise DataError(f"{settings.path}: eos_token_id is {str(value)[:80]}, token ids were expected")
-    if len(set(ids)) == 1:
-        return ids[0], ()
-    return ids[0], (f"eos_token_id names {len(ids)} tokens: of these, answers end at {ids[0]} alone, unless the "
-                    "tokenizer's own files name another; at the end of a chunk they end too",)
+    return tuple(dict.fromkeys(ids))
 
 
 def _token_id(value: object) -> int | None:

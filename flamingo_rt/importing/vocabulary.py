@@ -9,7 +9,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 
 from flamingo_rt.config import TokensConfig, read_json
 from flamingo_rt.errors import DataError
-from flamingo_rt.tokenizer_file import explained, open_tokenizer
+from flamingo_rt.tokenizer_file import explained, open_tokenizer, try_tokenizer
 
 IMAGE, END_OF_CHUNK, PAD = "<image>", "<|endofchunk|>", "<PAD>"
 # What to do with a file of the sentencepiece library, as LLaMA was distributed with.
@@ -19,12 +19,12 @@ SENTENCEPIECE = (
 )
 
 
-def read_tokenizer(path: Path, eos_id: int | None) -> tuple[Tokenizer, TokensConfig]:
+def read_tokenizer(path: Path, eos_id: int | None, stop_ids: tuple[int, ...] = ()) -> tuple[Tokenizer, TokensConfig]:
     """The tokenizer in a folder or file, with OpenFlamingo's tokens added in its order: end of chunk, image, and a
     padding token where there is none (open_flamingo's factory.py).
 
-    ``eos_id`` is the language model's end of text, used where the tokenizer's own files name none. The beginning of
-    text is what the tokenizer itself puts before a text. Raises `DataError`.
+    ``eos_id`` is the language model's end of text, used where the tokenizer's own files name none; answers end at
+    ``stop_ids`` too. The beginning of text is what the tokenizer itself puts before a text. Raises `DataError`.
     """
     folder = path if path.is_dir() else path.parent
     tokenizer = _load(path)
@@ -53,7 +53,15 @@ def read_tokenizer(path: Path, eos_id: int | None) -> tuple[Tokenizer, TokensCon
     # A tokenizer without padding and truncation, whatever the file asked for: prompts are read as they are.
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    return tokenizer, TokensConfig(IMAGE, END_OF_CHUNK, bos, eos, pad)
+    return tokenizer, TokensConfig(IMAGE, END_OF_CHUNK, bos, eos, pad, _stop(tokenizer, stop_ids, eos, path))
+
+
+def _stop(tokenizer: Tokenizer, ids: tuple[int, ...], eos: str, path: Path) -> tuple[str, ...]:
+    """The texts of the tokens besides ``eos`` that end an answer."""
+    missing = [number for number in ids if not _token(tokenizer, number)]
+    if missing:
+        raise DataError(f"eos_token_id names the token {missing[0]}, which the tokenizer in {path} lacks: another's?")
+    return tuple(text for text in (_token(tokenizer, number) for number in ids) if text not in (eos, END_OF_CHUNK))
 
 
 def _token(tokenizer: Tokenizer, number: int | None) -> str:
@@ -91,6 +99,7 @@ def _byte_level(folder: Path) -> Tokenizer:
         tokenizer = Tokenizer(models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt")))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
+    try_tokenizer(tokenizer, folder / "vocab.json")
     bos = _named_tokens(folder).get("bos_token")
     if _tokenizer_config(folder).get("add_bos_token") and bos and tokenizer.token_to_id(bos) is not None:
         tokenizer.add_special_tokens([AddedToken(bos, normalized=False)])

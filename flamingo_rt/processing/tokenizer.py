@@ -13,7 +13,7 @@ from flamingo_rt.tokenizer_file import explained, open_tokenizer
 class TextTokenizer:
     """A ``tokenizer.json`` with the special tokens of a model.
 
-    ``stop_ids`` are the tokens that end an answer: end of chunk, and end of text.
+    ``stop_ids`` are the tokens that end an answer: end of chunk, end of text, and `TokensConfig.stop`.
     """
 
     def __init__(self, path: Path, tokens: TokensConfig, vocab_size: int) -> None:
@@ -23,7 +23,9 @@ class TextTokenizer:
         self.image_id = self._written(tokens.image)
         self.end_of_chunk_id = self._written(tokens.end_of_chunk)
         self.bos_id = self._special(tokens.bos) if tokens.bos else None
-        self.stop_ids = frozenset(self._special(text) for text in (tokens.end_of_chunk, tokens.eos) if text)
+        self.stop_ids = frozenset(
+            self._special(text) for text in (tokens.end_of_chunk, tokens.eos, *tokens.stop) if text
+        )
 
     def _special(self, text: str) -> int:
         token = self._tokenizer.token_to_id(text)

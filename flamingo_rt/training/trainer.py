@@ -31,6 +31,7 @@ from flamingo_rt.files import check_output, replacing_file
 from flamingo_rt.model.flamingo import Flamingo
 from flamingo_rt.model_memory import TRAINING, require_memory
 from flamingo_rt.processing.tokenizer import TextTokenizer
+from flamingo_rt.tokenizer_file import parse_tokenizer
 from flamingo_rt.training.batches import Batch, SceneBatches, prefetched, scene_texts
 from flamingo_rt.training.tokenizer import train_tokenizer
 from flamingo_rt.training.vision_task import VisionTask
@@ -136,7 +137,8 @@ def continue_checkpoint(path: Path, config: FlamingoConfig, options: TrainingOpt
     TextTokenizer(path / TOKENIZER, config.tokens, config.language.vocab_size)  # refuse a bad one before the work
     torch.manual_seed(options.seed)
     parts = TrainedParts(stored.load(), VisionTask(config))
-    return Run(parts, Tokenizer.from_str(stored.tokenizer), _optimizer(parts, options), options)
+    tokenizer = parse_tokenizer(stored.tokenizer.encode(), path / TOKENIZER, config.language.vocab_size)
+    return Run(parts, tokenizer, _optimizer(parts, options), options)
 
 
 def resume_run(path: Path, config: FlamingoConfig, options: TrainingOptions) -> Run:
@@ -156,7 +158,8 @@ def _read_run(path: Path, config: FlamingoConfig, options: TrainingOptions) -> R
         metadata = file.metadata() or {}
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     stored_config, stored_options = json.loads(metadata["config"]), json.loads(metadata["options"])
-    tokenizer, step = Tokenizer.from_str(metadata["tokenizer"]), int(metadata["step"])
+    step = int(metadata["step"])
+    tokenizer = parse_tokenizer(metadata["tokenizer"].encode(), path, config.language.vocab_size)
     if FlamingoConfig.from_dict(stored_config) != config or stored_options != asdict(options):
         raise UsageError(
             f"{path} is of a run with other options: {stored_options}; give the same ones, or delete it to start anew"

@@ -1,5 +1,6 @@
 """The end of a text, where a language model's configuration names one token, several or none."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -13,15 +14,18 @@ def end_of_text(value):
     return _end_of_text(Settings(Path("config.json"), {"eos_token_id": value}))
 
 
-@pytest.mark.parametrize(("value", "expected"), [(2, 2), (None, None), (-1, None), (True, None), ([7], 7), ([7, 7], 7)])
-def test_one_token_needs_no_note(value, expected):
-    assert end_of_text(value) == (expected, ())
+@pytest.mark.parametrize(("value", "expected"), [
+    (2, (2, ())), (None, (None, ())), (-1, (None, ())), (True, (None, ())), ([7], (7, ())), ([7, 7], (7, ())),
+    ([128001, 128009], (128001, (128001, 128009))),
+])
+def test_every_token_of_a_list_ends_an_answer(value, expected):
+    assert end_of_text(value) == expected
 
 
-def test_of_several_the_first_is_taken_and_said():
-    number, (note,) = end_of_text([128001, 128009])
-    assert number == 128001
-    assert "names 2 tokens" in note and "end at 128001 alone" in note
+@pytest.mark.parametrize(("stated", "expected"), [([5, 6], (2, (5, 6))), (2, (2, (2,))), (None, (2, ()))])
+def test_the_generation_configuration_adds_its_own(stated, expected, tmp_path):
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": stated}))
+    assert _end_of_text(Settings(tmp_path / "config.json", {"eos_token_id": 2})) == expected
 
 
 @pytest.mark.parametrize("value", [[], ["2"], [2, None], [[2]], [-1, 2]])

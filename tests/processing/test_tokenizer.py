@@ -51,6 +51,11 @@ def test_answers_stop_at_the_end_of_a_chunk_and_of_the_text(path, tokenizer):
     assert TextTokenizer(path, TokensConfig(eos=""), 270).stop_ids == {tokenizer.end_of_chunk_id}
 
 
+def test_further_tokens_may_end_an_answer(path, tokenizer):
+    several = TextTokenizer(path, TokensConfig(stop=("<bos>", "a")), 270)
+    assert several.stop_ids == tokenizer.stop_ids | {tokenizer.bos_id, *tokenizer.encode("a")}
+
+
 def test_an_empty_beginning_token_means_there_is_none(path):
     assert TextTokenizer(path, TokensConfig(bos=""), 270).bos_id is None
 
