@@ -29,7 +29,7 @@ PROBE = (
 )
 
 # A letter that is written as an escape: no library writes one, and it could hide a key.
-_ESCAPED_LETTER = re.compile(rb"(?<!\\)(?:\\\\)*\\u00(?:[46][1-9a-fA-F]|[57][0-9aA])")
+_ESCAPED_LETTER = re.compile(rb"\\u00(?:[46][1-9a-fA-F]|[57][0-9aA])")
 _PATTERN = re.compile(rb'"Regex"\s*:\s*(?=")')
 
 
@@ -108,7 +108,7 @@ def explained(what: str, remedy: str) -> Iterator[None]:
 
 def _check_patterns(content: bytes, path: Path) -> None:
     """Raise `DataError` for a pattern that may never end. Before the library sees them: it compiles them at once."""
-    if b"\\u00" in content and _ESCAPED_LETTER.search(content):
+    if any(_is_escape(content, match.start()) for match in _ESCAPED_LETTER.finditer(content)):
         raise DataError(f"{path} writes letters as \\u escapes, which no tokenizer needs: save it again, with "
                         "Tokenizer.from_file(FILE).save(FILE) of the tokenizers library, if you trust it")
     for count, match in enumerate(_PATTERN.finditer(content), start=1):
@@ -121,6 +121,13 @@ def _check_patterns(content: bytes, path: Path) -> None:
         if fault:
             shown = printable(pattern[:60]) + ("..." if len(pattern) > 60 else "")
             raise DataError(f"{path} has the pattern {shown!r}, which may take for ever on some text: {fault}")
+
+
+def _is_escape(content: bytes, start: int) -> bool:
+    """Whether the backslash at a byte is none that another one before it escapes; after very many, it is taken so."""
+    before = content[max(start - 1000, 0) : start]
+    count = len(before) - len(before.rstrip(b"\\"))
+    return count % 2 == 0 or count >= 1000
 
 
 def _text_at(content: bytes, start: int) -> str | None:
