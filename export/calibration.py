@@ -17,10 +17,12 @@ from flamingo_rt.errors import DataError
 from flamingo_rt.processing.media import Image
 from flamingo_rt.processing.prompt import Part
 from flamingo_rt.processing.tasks import caption_shot, question_shot
+from flamingo_rt.text_files import read_text
 
 CALIBRATED = 64  # prompts to calibrate with, at most: all are in memory at once, with what PyTorch computes for them
 MEASURED = 16  # prompts to measure with, at most
 MEASURE_EVERY = 4  # of a file
+MOST_BYTES = 100_000_000  # of a file; pictures are in files of their own
 SEED = 4
 T = TypeVar("T")
 
@@ -98,10 +100,7 @@ def read_prompts(file: Path) -> Calibration:
 
 def parse_prompts(file: Path) -> list[CalibrationPrompt]:
     """All prompts of a file. Raises `DataError` when it cannot be read, or for a line that is no prompt."""
-    try:
-        lines = file.read_text(encoding="utf-8").split("\n")
-    except (OSError, ValueError) as error:
-        raise DataError(f"cannot read calibration prompts from {file}: {error}") from error
+    lines = read_text(file, MOST_BYTES, "calibration prompts").split("\n")
     return [_prompt(file, number, line) for number, line in enumerate(lines, 1) if line.strip()]
 
 

@@ -15,6 +15,8 @@ from flamingo_rt.files import check_space, new_directory
 from flamingo_rt.model.flamingo import Flamingo, on_meta_device
 from flamingo_rt.model_memory import WEIGHTS as BYTES_A_WEIGHT
 from flamingo_rt.model_memory import require_memory
+from flamingo_rt.text_files import read_text
+from flamingo_rt.tokenizer_file import MOST_BYTES
 from flamingo_rt.weights.lazy import LazyTensor
 from flamingo_rt.weights.reading import open_weights
 from flamingo_rt.weights.writing import write_shards
@@ -103,10 +105,7 @@ def open_checkpoint(path: Path) -> StoredModel:
     tensors = open_weights(weights if weights.is_file() else path)
     shapes = expected_shapes(config)
     _check_tensors(weights if weights.is_file() else path / INDEX, shapes, tensors)
-    try:
-        tokenizer = (path / TOKENIZER).read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise DataError(f"cannot read {path / TOKENIZER}: {error}; copy it again") from error
+    tokenizer = read_text(path / TOKENIZER, MOST_BYTES)
     return StoredModel(config, tokenizer, {name: tensors[name] for name in shapes})
 
 

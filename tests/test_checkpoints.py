@@ -313,3 +313,10 @@ def test_a_pickle_is_refused_and_never_opened(folder, tmp_path, write):
     assert not sprung.exists()
     pickle.loads(pickle.dumps(Trap(sprung)))
     assert sprung.exists()  # the trap does work
+
+
+def test_a_tokenizer_beyond_measure_is_refused_unread(folder):
+    with (folder / "tokenizer.json").open("r+b") as file:
+        file.truncate(3_000_000_000)  # a hole: it takes no space
+    with pytest.raises(DataError, match=r"tokenizer\.json has more than 100 MB"):
+        open_checkpoint(folder)

@@ -20,6 +20,7 @@ FOLDERS = {
 BASE = {
     "errors", "config", "cores", "files", "contract", "cache", "device_arrays", "graph_files", "host_engine",
     "json_files", "model_memory", "parameter_count", "presets", "printable", "progress", "protobuf", "system_memory",
+    "text_files",
 }
 RUNTIME = BASE | {"bundle", "processing", "engines"}
 ALLOWED = {
@@ -40,6 +41,7 @@ ALLOWED = {
     "progress": set(),
     "protobuf": set(),
     "system_memory": set(),
+    "text_files": {"errors"},
     "unfinished": set(),
     "presets": {"errors", "config"},
     "contract": {"errors", "config"},
@@ -51,8 +53,10 @@ ALLOWED = {
     "runtime": BASE | {"processing"},
     "model": {"errors", "config", "contract", "cache", "host_engine"},
     "weights": {"errors", "json_files", "printable"},
-    "checkpoints": {"errors", "config", "files", "model", "model_memory", "weights"},
-    "importing": {"errors", "config", "presets", "checkpoints", "tokenizer_file", "weights"},
+    "checkpoints": {
+        "errors", "config", "files", "model", "model_memory", "text_files", "tokenizer_file", "weights",
+    },
+    "importing": {"errors", "config", "presets", "checkpoints", "text_files", "tokenizer_file", "weights"},
     "training": BASE | {"processing", "model", "checkpoints", "tokenizer_file", "weights"},
     "export": RUNTIME | {"runtime", "model", "checkpoints", "training", "weights"},
     "loading": RUNTIME | {"runtime", "model", "checkpoints"},

@@ -9,7 +9,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 
 from flamingo_rt.config import TokensConfig, read_json
 from flamingo_rt.errors import DataError
-from flamingo_rt.tokenizer_file import MOST_TOKEN, explained, open_tokenizer, try_tokenizer
+from flamingo_rt.text_files import check_size
+from flamingo_rt.tokenizer_file import MOST_BYTES, MOST_TOKEN, explained, open_tokenizer, try_tokenizer
 
 IMAGE, END_OF_CHUNK, PAD = "<image>", "<|endofchunk|>", "<PAD>"
 # What to do with a file of the sentencepiece library, as LLaMA was distributed with.
@@ -95,6 +96,8 @@ def _load(path: Path) -> Tokenizer:
 
 def _byte_level(folder: Path) -> Tokenizer:
     """GPT-2's form, in which OPT's tokenizer is distributed; OPT puts its beginning-of-text token first."""
+    for name in ("vocab.json", "merges.txt"):  # the library reads them whole
+        check_size(folder / name, MOST_BYTES)
     with explained(f"cannot read {folder / 'vocab.json'} with merges.txt", "copy them again"):
         tokenizer = Tokenizer(models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt")))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

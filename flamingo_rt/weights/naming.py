@@ -22,42 +22,47 @@ def unwrapped(content: object) -> object:
 
 # A mapping that stands in several places is followed in each; a few bytes could so hold billions of names.
 MOST_NODES, MOST_LEVELS = 1_000_000, 64
-MOST_NAME = 2_000  # characters of a whole name; keys of another kind than text or a number are no names
+MOST_NAME = 1_000  # characters of a tensor's full name; real ones have some 100
+MOST_TEXT = 20_000_000  # characters of all names together: a prefix is stored once but stands in every name below it
+MOST_NUMBER = 1 << 63  # a number as a key, as optimizers use them
 
 
 def flattened(content: object, leaf: type[Leaf]) -> dict[str, Leaf]:
     """Every ``leaf`` in nested mappings by its dotted name, in their order. Anything else is left out.
 
-    Raises `ValueError` for a structure that is no model's: too deep, with too many names for few things, or with names
-    of more than `MOST_NAME` characters.
+    Raises `ValueError` for a structure that is no model's: too deep, with too many names for few things or too long
+    ones, or with tensors under keys that are neither text nor numbers.
     """
     found: dict[str, Leaf] = {}
-    left = MOST_NODES
+    left, text = MOST_NODES, 0
 
     def visit(node: object, prefix: str, above: tuple[int, ...]) -> None:
-        nonlocal left
+        nonlocal left, text
         left -= 1
         if left < 0 or len(above) > MOST_LEVELS:
             raise ValueError(f"more than {MOST_NODES} entries, or more than {MOST_LEVELS} levels of them")
         if isinstance(node, leaf):
+            text += len(prefix)
+            if text > MOST_TEXT:
+                raise ValueError(f"the names of its tensors have more than {MOST_TEXT} characters")
             found.setdefault(prefix, node)
         elif isinstance(node, Mapping) and id(node) not in above:  # pickles can hold themselves
             for key, value in node.items():
-                name = _name(prefix, key)
-                if name is not None:
-                    visit(value, name, (*above, id(node)))
+                if isinstance(value, (leaf, Mapping)):  # other keys name nothing
+                    visit(value, _joined(prefix, key), (*above, id(node)))
 
     visit(content, "", ())
     found.pop("", None)  # a bare tensor has no name
     return found
 
 
-def _name(prefix: str, key: object) -> str | None:
-    """The name of what stands under ``key``, or None where the key is none that a tensor has."""
-    if isinstance(key, bool) or not isinstance(key, (str, int)) or (isinstance(key, int) and abs(key) > 10**9):
-        return None
-    if isinstance(key, str) and len(prefix) + len(key) > MOST_NAME:
-        raise ValueError(f"a name of more than {MOST_NAME} characters")
+def _joined(prefix: str, key: object) -> str:
+    """The name of what ``key`` leads to. A key is looked at before it becomes text: a tuple may hold a long text often.
+    """
+    if not isinstance(key, str) and not (isinstance(key, int) and -MOST_NUMBER <= key < MOST_NUMBER):
+        raise ValueError(f"a key of type {type(key).__name__} that is no text and no number of 64 bits")
+    if isinstance(key, str) and len(prefix) + len(key) >= MOST_NAME:
+        raise ValueError(f"a name of {MOST_NAME} characters or more")
     return f"{prefix}.{key}" if prefix else str(key)
 
 

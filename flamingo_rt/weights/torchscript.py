@@ -17,7 +17,7 @@ from flamingo_rt.errors import DataError
 from flamingo_rt.printable import printable
 from flamingo_rt.weights.archive import PICKLE, Archive
 from flamingo_rt.weights.lazy import LazyTensor
-from flamingo_rt.weights.naming import flattened
+from flamingo_rt.weights.naming import MOST_NAME, flattened
 from flamingo_rt.weights.pickle_scan import PickleScan
 from flamingo_rt.weights.regions import AGAIN, Region
 
@@ -140,7 +140,9 @@ class _Unpickler(pickle.Unpickler):
 
     def persistent_load(self, key: tuple) -> tuple[Region, torch.dtype]:
         kind, storage_type, record, *_ = key
-        if kind != "storage" or not isinstance(storage_type, _StorageType):
+        # A record of another type may be far longer as text than it is in the pickle.
+        named = isinstance(record, str) and len(record) <= MOST_NAME
+        if kind != "storage" or not isinstance(storage_type, _StorageType) or not named:
             raise DataError(f"cannot read {self.archive.file}: it refers to something that is no storage; {AGAIN}")
         for name in (f"data/{record}", f"constants/{record}"):
             if name in self.archive.regions:

@@ -254,3 +254,11 @@ def test_a_prompt_that_cannot_be_used_is_named_by_its_place(
 def test_prompts_without_any_picture_are_refused(model: Flamingo, tokenizer: TextTokenizer) -> None:
     with pytest.raises(DataError, match="no calibration prompt has a picture"):
         encode_prompts(model, tokenizer, placed(["Output: a"], ["Output: b"]))
+
+
+def test_a_file_of_prompts_beyond_measure_is_refused_unread(write) -> None:
+    file = write(["a"], ["b"])
+    with file.open("r+b") as opened:
+        opened.truncate(3_000_000_000)  # a hole: it takes no space
+    with pytest.raises(DataError, match="has more than 100 MB"):
+        read_prompts(file)

@@ -275,3 +275,13 @@ def test_a_damaged_configuration_of_the_tokenizer_is_named(folder: Path, name: s
     (folder / name).write_text("{")
     with pytest.raises(DataError, match=str(folder / name)):
         read_tokenizer(folder, 2)
+
+
+@pytest.mark.parametrize("name", ["vocab.json", "merges.txt"])
+def test_a_vocabulary_with_merges_beyond_measure_is_refused_unread(tmp_path: Path, name: str) -> None:
+    for other in ("vocab.json", "merges.txt"):
+        (tmp_path / other).write_text("{}")
+    with (tmp_path / name).open("r+b") as file:
+        file.truncate(3_000_000_000)  # a hole: it takes no space
+    with pytest.raises(DataError, match=f"{name} has more than 100 MB"):
+        read_tokenizer(tmp_path, None)

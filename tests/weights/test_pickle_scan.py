@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from flamingo_rt.errors import DataError
+from flamingo_rt.weights.naming import flattened
 from flamingo_rt.weights.pickle_scan import PickleScan
 from flamingo_rt.weights.reading import open_weights
 
@@ -98,3 +99,41 @@ def test_a_safetensors_header_beyond_measure_is_refused_unread(tmp_path):
     path.write_bytes((90_000_000).to_bytes(8, "little") + b"{}" + b" " * 100)
     with pytest.raises(DataError, match="its header has 90000000 bytes"):
         open_weights(path)
+
+
+LONG = b"X" + (1_000_000).to_bytes(4, "little") + b"x" * 1_000_000 + b"q\x00"
+
+
+def test_a_tuple_that_holds_a_long_text_over_and_over_is_refused():
+    scan(b"\x80\x02}(" + LONG + b"Nu.")
+    with pytest.raises(ValueError, match="more than 1000000 values"):
+        scan(b"\x80\x02}((" + LONG + b"h\x00" * 3000 + b"tNu.")
+
+
+def test_the_opcodes_of_all_pickles_of_a_file_are_counted_together(monkeypatch):
+    monkeypatch.setattr("flamingo_rt.weights.pickle_scan.MOST_OPCODES", 500)
+    several = PickleScan()
+    with pytest.raises(ValueError, match="more than 500 opcodes"):
+        for _ in range(3):
+            several.scan(io.BytesIO(pickle.dumps([None] * 200, 2)))
+
+
+def test_a_stack_without_end_is_refused():
+    with pytest.raises(ValueError, match="values on its stack"):
+        scan(b"\x80\x02(" + b"}" * 300_000 + b"l.")
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    ({("a", "b"): 1}, "type tuple"), ({1 << 64: 1}, "type int"), ({"x" * 2000: 1}, "a name of"),
+    ({"x" * 600: {"y" * 600: 1}}, "a name of"),
+    ({"x" * 900: dict.fromkeys(map(str, range(30_000)), 1)}, "20000000 characters"),
+])
+def test_keys_that_name_no_tensor_are_refused_before_they_become_text(content, message):
+    with pytest.raises(ValueError, match=message):
+        flattened(content, int)
+
+
+def test_keys_of_what_is_no_tensor_do_not_matter():
+    content = {"a": {0: 1, -1: 2}, ("b",): "text", None: [3], "x" * 5000: 0.5}
+    assert flattened(content, int) == {"a.0": 1, "a.-1": 2}
+    assert flattened({3: 1}, int) == {"3": 1}

@@ -217,7 +217,7 @@ def old_format(content: object, file: Path) -> None:
 def test_a_structure_that_is_no_models_is_refused_soon(tmp_path, write, content):
     write(content, tmp_path / "odd.pt")
     start = time.perf_counter()
-    with pytest.raises(DataError, match=r"cannot read .*odd\.pt: .*more than 1000000 entries"):
+    with pytest.raises(DataError, match=r"cannot read .*odd\.pt: .*more than (1000000 entries|20000000 characters)"):
         open_weights(tmp_path / "odd.pt")
     assert time.perf_counter() - start < 30  # 2 ** 30 names take an hour
 
