@@ -32,7 +32,12 @@ def _member(rng: Random, name: str, content: bytes) -> bytes:
     length = 10 + int.from_bytes(content[8:10], "little")
     if rng.random() < 0.2:
         return npy.mutate(rng, content)
-    about = json.loads(content[length:])
+    try:
+        about = json.loads(content[length:])
+    except ValueError:  # a change before this one has left no JSON
+        return npy.mutate(rng, content)
+    if not isinstance(about, dict):
+        about = {}
     if rng.random() < 0.3:
         about["bundle"] = rng.choice(("0" * 64, "\x1b[2J", None, 7))
         about["model"] = rng.choice(json_text.TEXTS)
