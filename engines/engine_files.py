@@ -129,27 +129,35 @@ def read_engines(
     found = [folder for folder in found if target == TENSORRT_RTX or not folder.name.startswith(TENSORRT_RTX)]
     if not found:
         raise DataError(f"bundle {bundle.path} has no engines for {TITLES[target]}: {rebuild}")
-    refused: list[str] = []
-    for folder in found:
-        record = _read_record(folder, target, rebuild)
-        engines = record.engines
-        again = build_command(bundle.path, target, engines)
-        if not _made_for(engines, gpu):
-            refused.append(f"{folder.name} is for {_described(engines)}")
-            continue
-        if record.bundle != bundle.identity:
-            raise DataError(f"{folder} was built from another bundle, or from this one before a new export: {again}")
-        if not _runs_with(engines, version):
-            raise DataError(
-                f"{folder} was built with {TITLES[target]} {engines.version}, here is {version}: {again}"
-            )
-        _check_trust(record, trust, again)
-        _verify(engines, record.hashes, again)
-        return engines
-    raise DataError(
+    others: list[str] = []
+    refused: DataError | None = None
+    for folder in found:  # one that cannot be used, a stranger's for instance, hides none of those behind it
+        try:
+            record = _read_record(folder, target, rebuild)
+            if not _made_for(record.engines, gpu):
+                others.append(f"{folder.name} is for {_described(record.engines)}")
+                continue
+            return _usable(record, bundle, version, trust)
+        except DataError as error:
+            refused = refused or error
+    raise refused or DataError(
         f"bundle {bundle.path} has no engines for {gpu.name} (compute capability {gpu.capability}), "
-        f"{'; '.join(refused)}: {rebuild}"
+        f"{'; '.join(others)}: {rebuild}"
     )
+
+
+def _usable(record: _Record, bundle: Bundle, version: str, trust: EngineTrust) -> EngineFolder:
+    """The engines of a record, which are for the GPU at hand. Raises `DataError` unless they may and can be run."""
+    engines = record.engines
+    folder, again = engines.path, build_command(bundle.path, engines.target, engines)
+    if record.bundle != bundle.identity:
+        raise DataError(f"{folder} was built from another bundle, or from this one before a new export: {again}")
+    if not _runs_with(engines, version):
+        title = TITLES[engines.target]
+        raise DataError(f"{folder} was built with {title} {engines.version}, here is {version}: {again}")
+    _check_trust(record, trust, again)
+    _verify(engines, record.hashes, again)
+    return engines
 
 
 def build_command(bundle: Path, target: str, engines: EngineFolder | None = None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -141,12 +142,16 @@ def set_weights_folder(options: Any, graph: GraphFile) -> None:
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", native(graph.folder))
 
 
+_SOURCE = re.compile(r"/onnxruntime_src/\S+ ")  # where in its own source an error was raised
+
+
 def run_failure(
     runtime: Any, graph: str, error: Exception, where: str = "on the CPU", memory: str = "the machine",
-    remedy: str = "the graph is damaged or not of this configuration; export the model again",
+    remedy: str = "the graph is damaged or not of this configuration; copy the bundle again, or "
+    "export the model again",
 ) -> DataError:
     """What becomes of an error inside a run: it names the graph, and says what to do."""
-    said = " ".join(str(error).split())
+    said = _SOURCE.sub("", " ".join(str(error).split()))
     if "allocate" in said or "bad_alloc" in said:
         remedy = f"{memory} has too little memory: use fewer rows or shots, or a smaller model"
     return DataError(f"ONNX Runtime {runtime.__version__} cannot run the {graph} {where}: {said}; {remedy}")

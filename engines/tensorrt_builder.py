@@ -33,6 +33,7 @@ from flamingo_rt.engines.tensorrt_module import TensorRT, check_graphs
 from flamingo_rt.errors import DataError, UsageError
 from flamingo_rt.files import check_output, check_space, new_directory
 from flamingo_rt.graph_files import read_graph
+from flamingo_rt.printable import printable
 from flamingo_rt.progress import Progress, silent
 from flamingo_rt.system_memory import available_bytes, readable_bytes
 
@@ -299,4 +300,5 @@ def _remember(record: bytes, path: Path) -> None:
     try:
         remember_build(record, path)
     except DataError as error:
-        logger.warning("%s: that you built it cannot be remembered (%s): it will run with --trust-engines", path, error)
+        unknown = "%s: that you built it cannot be remembered (%s): it will run with --trust-engines"
+        logger.warning(unknown, printable(str(path)), printable(str(error)))

@@ -27,7 +27,8 @@ COMMANDS = {
     "doctor": ("flamingo_rt.cli.doctor", "Show what is installed and which backends work here."),
 }
 
-LONGEST_MESSAGE = 600  # characters of what click says
+LONGEST_USAGE = 600  # characters of what click says of a command line
+LONGEST_MESSAGE = 4000  # characters of an error, which may quote a stranger's file
 
 
 class _Commands(click.Group):
@@ -76,7 +77,7 @@ def main() -> None:
         click.echo(f"interrupted: {printable(said)}" if said else "interrupted", err=True)
         sys.exit(130)
     except FlamingoError as error:
-        click.echo(f"flamingo-rt: {printable(str(error), lines=True)}", err=True)
+        click.echo(f"flamingo-rt: {_shortened(printable(str(error), lines=True))}", err=True)
         sys.exit(error.exit_code)
     except MemoryError:
         click.echo("flamingo-rt: out of memory: use a smaller model, a shorter prompt or fewer pictures", err=True)
@@ -93,7 +94,10 @@ def main() -> None:
 def _show(error: click.ClickException) -> None:
     """What click says of a command line that cannot be read, which may quote an option's value: as a terminal may show
     it, and shortened."""
-    message = printable(error.format_message(), lines=True)
-    if len(message) > LONGEST_MESSAGE:
-        message = f"{message[: LONGEST_MESSAGE // 2]} … {message[-LONGEST_MESSAGE // 4 :]}"
+    message = _shortened(printable(error.format_message(), lines=True), LONGEST_USAGE)
     click.UsageError(message, getattr(error, "ctx", None)).show()
+
+
+def _shortened(message: str, longest: int = LONGEST_MESSAGE) -> str:
+    """The beginning and the end of a message that is too long for a screen."""
+    return message if len(message) <= longest else f"{message[: longest // 2]} … {message[-longest // 4 :]}"

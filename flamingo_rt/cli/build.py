@@ -96,4 +96,4 @@ def command(
         }))
         return
     made_for = engines.device or f"compute capability {', '.join(engines.capabilities)}"
-    click.echo(f"wrote {printable(str(engines.path))} ({sum(sizes.values()) / 1e6:.1f} MB) for {made_for}")
+    click.echo(f"wrote {printable(str(engines.path))} ({sum(sizes.values()) / 1e6:.1f} MB) for {printable(made_for)}")

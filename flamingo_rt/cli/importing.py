@@ -13,6 +13,7 @@ from flamingo_rt.cli.interrupts import saying_what_was_written
 from flamingo_rt.cli.openflamingo import open_sources, source_options
 from flamingo_rt.cli.paths import READ, WRITTEN
 from flamingo_rt.cli.progress import ProgressBar
+from flamingo_rt.printable import printable
 
 
 @click.group()
@@ -61,6 +62,6 @@ def openflamingo(checkpoint: Path, out: Path, dtype: str, overwrite: bool, as_js
         return
     vision = stored.config.vision
     click.echo(
-        f"wrote {out}: {stored.config.name}, {numbers / 1e6:.1f}M parameters, {size / 1e6:.1f} MB ({dtype}); "
-        f"vision encoder with {vision.activation}"
+        f"wrote {printable(str(out))}: {printable(stored.config.name)}, {numbers / 1e6:.1f}M parameters, "
+        f"{size / 1e6:.1f} MB ({dtype}); vision encoder with {vision.activation}"
     )

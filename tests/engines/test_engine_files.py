@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -10,7 +11,7 @@ from made_up_tensorrt import MadeUpTensorRT
 
 from flamingo_rt.bundle import Bundle, read_bundle
 from flamingo_rt.contract import LANGUAGE_MODEL, Limits
-from flamingo_rt.engines.engine_files import BuildOptions, EngineFolder, engine_folder_name, read_engines
+from flamingo_rt.engines.engine_files import RECORD, BuildOptions, EngineFolder, engine_folder_name, read_engines
 from flamingo_rt.engines.gpu import Gpu
 from flamingo_rt.engines.tensorrt_builder import Build, Destination
 from flamingo_rt.engines.tensorrt_module import TENSORRT, TENSORRT_RTX, TensorRT
@@ -175,3 +176,12 @@ def test_a_gpu_of_the_same_name_and_another_capability_is_another(bundle) -> Non
     built(bundle)
     with pytest.raises(DataError, match="no engines for Orin"):
         read_engines(bundle, TENSORRT, "10.3.0", replace(ORIN, capability="8.9"))
+
+
+def test_a_folder_that_cannot_be_used_hides_none_behind_it(bundle) -> None:
+    own = built(bundle)
+    strange = own.path.with_name("tensorrt-a-stranger")  # sorted before it
+    shutil.copytree(own.path, strange)
+    for text in ("{}", (own.path / RECORD).read_text().replace('"Orin"', '"Orin"  ')):  # damaged; built by nobody here
+        (strange / RECORD).write_text(text)
+        assert read_engines(bundle, TENSORRT, "10.3.0", ORIN).path == own.path
