@@ -24,10 +24,12 @@ from flamingo_rt.engines.gpu import Gpu
 from flamingo_rt.engines.local_builds import OWN_ALONE, EngineTrust, is_local_build
 from flamingo_rt.engines.tensorrt_module import TENSORRT_RTX, TITLES, version_numbers
 from flamingo_rt.errors import DataError
+from flamingo_rt.json_files import parse_json
 
 RECORD, TIMING_CACHE = "engine.json", "timing.cache"
 FORMAT_VERSION = 1
 MOST_RECORD_BYTES = 1 << 20  # a record has 2 kB
+MOST_LIMIT = 2**31 - 1  # sizes of tensors are 32-bit numbers to many kernels
 # They become part of commands that are shown.
 _CAPABILITY, _VERSION = re.compile(r"[0-9]{1,2}\.[0-9]"), re.compile(r"[0-9][0-9A-Za-z.+_-]{0,40}")
 
@@ -109,7 +111,7 @@ def read_timings(folder: Path) -> bytes:
     """What TensorRT remembered of timings when this user built the engines in ``folder``; nothing of anybody else's."""
     try:
         content, timings = _content(folder / RECORD), (folder / TIMING_CACHE).read_bytes()
-        known = is_local_build(content) and json.loads(content)["timings"] == hashlib.sha256(timings).hexdigest()
+        known = is_local_build(content) and parse_json(content)["timings"] == hashlib.sha256(timings).hexdigest()
     except (OSError, ValueError, LookupError, TypeError):  # there are none yet
         return b""
     return timings if known else b""
@@ -131,11 +133,16 @@ def read_engines(
         raise DataError(f"bundle {bundle.path} has no engines for {TITLES[target]}: {rebuild}")
     others: list[str] = []
     refused: DataError | None = None
+    records: list[_Record] = []
     for folder in found:  # one that cannot be used, a stranger's for instance, hides none of those behind it
         try:
-            record = _read_record(folder, target, rebuild)
+            records.append(_read_record(folder, target, rebuild))
+        except DataError as error:
+            refused = refused or error
+    for record in sorted(records, key=lambda record: not is_local_build(record.content)):  # the user's own first
+        try:
             if not _made_for(record.engines, gpu):
-                others.append(f"{folder.name} is for {_described(record.engines)}")
+                others.append(f"{record.engines.path.name} is for {_described(record.engines)}")
                 continue
             return _usable(record, bundle, version, trust)
         except DataError as error:
@@ -220,10 +227,10 @@ def _content(file: Path) -> bytes:
 def _read_record(folder: Path, target: str, rebuild: str) -> _Record:
     try:
         content = _content(folder / RECORD)
-        record = json.loads(content)
+        record = parse_json(content)
     except OSError as error:
         raise DataError(f"cannot read {folder / RECORD}: {error.strerror or error}: {rebuild}") from error
-    except (ValueError, RecursionError) as error:  # no JSON, or too deeply nested
+    except ValueError as error:
         raise DataError(f"{folder / RECORD} is not valid JSON ({error}): {rebuild}") from error
     try:
         written = record["format_version"]
@@ -238,7 +245,7 @@ def _read_record(folder: Path, target: str, rebuild: str) -> _Record:
         engines = EngineFolder(
             folder, target, _fitting(record["version"], _VERSION), None if device is None else str(device),
             capabilities, record["lowering"], record["compute"],
-            Limits(**_typed(record["limits"], int)), BuildOptions(**_typed(record["options"], bool)),
+            Limits(**_limits(record["limits"])), BuildOptions(**_typed(record["options"], bool)),
         )
         entries = {name: record["engines"][f"{name}.engine"] for name in GRAPHS}
         hashes = {name: (str(entry["sha256"]), int(entry["bytes"])) for name, entry in entries.items()}
@@ -251,6 +258,13 @@ def _fitting(text: Any, form: re.Pattern[str]) -> str:
     if not isinstance(text, str) or not form.fullmatch(text):
         raise ValueError(f"{text!r}")
     return text
+
+
+def _limits(values: Any) -> dict[str, Any]:
+    for name, value in _typed(values, int).items():
+        if not 1 <= value <= MOST_LIMIT:
+            raise ValueError(f"{name} is not from 1 to {MOST_LIMIT}")
+    return dict(values)
 
 
 def _typed(values: Any, kind: type) -> dict[str, Any]:

@@ -23,7 +23,7 @@ def replacing_file(path: Path) -> Iterator[Path]:
     _check_place(path, "path")
     with _explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with unfinished_folder(path.parent) as folder:
+        with unfinished_folder(path.parent, _is_output) as folder:
             beside = folder / path.name
             yield beside
             _flush(beside)
@@ -160,7 +160,7 @@ def new_directory(path: Path, overwrite: bool = False) -> Iterator[Path]:
     check_output(path, overwrite)
     with _explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with unfinished_folder(path.parent) as folder:
+        with unfinished_folder(path.parent, _is_output) as folder:
             beside = folder / path.name
             beside.mkdir()
             yield beside

@@ -2,7 +2,8 @@
 foreseen, and no link can be planted. While its run lives the folder is locked; what killed runs left is told by that.
 
     .flamingo-rt-<random>.partial/NAME     output that is being written; left over, it is removed
-    .flamingo-rt-<random>.replaced/NAME    what was there, for the moment between two renames; left over, it goes back
+    .flamingo-rt-<random>.replaced/NAME    what was there, for the moment between two renames; left over, it goes back,
+                                           if it is output of this project: an unpacked archive may bring such a folder
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import shutil
 import stat
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -33,12 +34,13 @@ def is_leftover_name(name: str) -> bool:
 
 
 @contextmanager
-def unfinished_folder(parent: Path) -> Iterator[Path]:
+def unfinished_folder(parent: Path, is_output: Callable[[Path], bool]) -> Iterator[Path]:
     """Yield a new, locked folder in ``parent`` for output on its way; what is still in it at the end is removed.
 
-    What runs that were killed left in ``parent`` is removed first. Raises `OSError`.
+    What runs that were killed left in ``parent`` is removed first; a folder that one had moved aside goes back, if
+    ``is_output`` says that it is this project's. Raises `OSError`.
     """
-    _clear_leftovers(parent)
+    _clear_leftovers(parent, is_output)
     folder, lock = _locked_folder(parent, PARTIAL)
     try:
         yield folder
@@ -103,7 +105,7 @@ def _release(lock: int | None) -> None:
         os.close(lock)
 
 
-def _clear_leftovers(parent: Path) -> None:
+def _clear_leftovers(parent: Path, is_output: Callable[[Path], bool]) -> None:
     """Remove what killed runs of this user left, and put back what they had moved aside."""
     with suppress(OSError), os.scandir(parent) as entries:
         names = [entry.name for entry in entries if is_leftover_name(entry.name)]
@@ -114,8 +116,8 @@ def _clear_leftovers(parent: Path) -> None:
                 continue
             lock = _lock(folder)
             try:
-                if lock is not None or time.time() - folder.lstat().st_mtime > _ABANDONED_SECONDS:
-                    _put_back(folder)
+                abandoned = lock is not None or time.time() - folder.lstat().st_mtime > _ABANDONED_SECONDS
+                if abandoned and _put_back(folder, is_output):
                     _discard(folder)
             finally:
                 _release(lock)
@@ -126,12 +128,18 @@ def _is_own_folder(folder: Path) -> bool:
     return stat.S_ISDIR(found.st_mode) and (not hasattr(os, "geteuid") or found.st_uid == os.geteuid())
 
 
-def _put_back(folder: Path) -> None:
-    """Undo a replacement that a kill ended between its two renames."""
-    if folder.name.endswith(REPLACED):
-        for entry in folder.iterdir():
-            if not os.path.lexists(folder.parent / entry.name):
-                os.replace(entry, folder.parent / entry.name)
+def _put_back(folder: Path, is_output: Callable[[Path], bool]) -> bool:
+    """Undo a replacement that a kill ended between its two renames. False for a folder that no run of this project
+    left, which stays as it is."""
+    if not folder.name.endswith(REPLACED):
+        return True
+    entries = list(folder.iterdir())
+    if not all(entry.is_dir() and not entry.is_symlink() and is_output(entry) for entry in entries):
+        return False
+    for entry in entries:
+        if not os.path.lexists(folder.parent / entry.name):
+            os.replace(entry, folder.parent / entry.name)
+    return True
 
 
 def _discard(folder: Path) -> None:

@@ -253,3 +253,14 @@ def test_in_a_working_folder_that_was_removed_whole_paths_are_written_and_others
         "cannot write out: the working folder was removed; change to another, or give a whole path"
     ] * 5
     assert names(tmp_path) == ["file", "folder"]
+
+
+@pytest.mark.parametrize("name", [".envrc", "Makefile"])
+def test_what_an_unpacked_archive_brings_under_such_a_name_is_not_put_anywhere(tmp_path, name) -> None:
+    planted = tmp_path / LEFT_ASIDE / name
+    planted.parent.mkdir()
+    planted.write_text("run me")
+    with replacing_file(tmp_path / "new") as beside:
+        beside.write_text("new")
+    assert not (tmp_path / name).exists()
+    assert planted.read_text() == "run me"  # nobody's to remove either

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from flamingo_rt.errors import DataError
+from flamingo_rt.json_files import parse_json
 from flamingo_rt.weights.lazy import LazyTensor
 from flamingo_rt.weights.regions import AGAIN, Region
 
@@ -57,7 +57,10 @@ def open_safetensors(file: Path) -> dict[str, LazyTensor]:
         except (SafetensorError, ValueError) as error:
             raise DataError(f"cannot read {file}: damaged, or not a safetensors file ({error}); {AGAIN}") from error
         opened.seek(8)
-        header = json.loads(opened.read(length))
+        try:
+            header = parse_json(opened.read(length))
+        except ValueError as error:
+            raise DataError(f"cannot read {file}: its header is no JSON that is read ({error}); {AGAIN}") from error
     header.pop("__metadata__", None)
     found = {}
     for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"][0]):

@@ -13,6 +13,7 @@ from flamingo_rt.bundle import Bundle, read_bundle
 from flamingo_rt.contract import LANGUAGE_MODEL, Limits
 from flamingo_rt.engines.engine_files import RECORD, BuildOptions, EngineFolder, engine_folder_name, read_engines
 from flamingo_rt.engines.gpu import Gpu
+from flamingo_rt.engines.local_builds import EngineTrust
 from flamingo_rt.engines.tensorrt_builder import Build, Destination
 from flamingo_rt.engines.tensorrt_module import TENSORRT, TENSORRT_RTX, TensorRT
 from flamingo_rt.errors import DataError
@@ -146,7 +147,7 @@ def test_a_damaged_record_is_refused(bundle, change) -> None:
     record = json.loads(file.read_text())
     change(record)
     file.write_text(json.dumps(record))
-    with pytest.raises(DataError, match=r"engine.json cannot be used .*: flamingo-rt build"):
+    with pytest.raises(DataError, match=r"engine.json (cannot be used|is not valid JSON) .*: flamingo-rt build"):
         read_engines(bundle, TENSORRT, "10.3.0", ORIN)
 
 
@@ -185,3 +186,22 @@ def test_a_folder_that_cannot_be_used_hides_none_behind_it(bundle) -> None:
     for text in ("{}", (own.path / RECORD).read_text().replace('"Orin"', '"Orin"  ')):  # damaged; built by nobody here
         (strange / RECORD).write_text(text)
         assert read_engines(bundle, TENSORRT, "10.3.0", ORIN).path == own.path
+
+
+def test_the_users_own_engines_come_before_those_that_are_trusted(bundle) -> None:
+    own = built(bundle)
+    strange = own.path.with_name("tensorrt-a-stranger")  # sorted before it
+    shutil.copytree(own.path, strange)
+    (strange / RECORD).write_text((own.path / RECORD).read_text().replace('"Orin"', '"Orin"  '))
+    trust = EngineTrust(engines=True, host_code=False)
+    assert read_engines(bundle, TENSORRT, "10.3.0", ORIN, trust).path == own.path
+
+
+@pytest.mark.parametrize("batch", [-5, 0, 2**40])
+def test_limits_that_no_build_has_are_refused(bundle, batch) -> None:
+    file = built(bundle).path / RECORD
+    record = json.loads(file.read_text())
+    record["limits"]["batch"] = batch
+    file.write_text(json.dumps(record))
+    with pytest.raises(DataError, match="cannot be used .*batch is not from 1"):
+        read_engines(bundle, TENSORRT, "10.3.0", ORIN, EngineTrust(engines=True, host_code=True))
