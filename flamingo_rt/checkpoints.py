@@ -9,13 +9,13 @@ from pathlib import Path
 
 import torch
 
+from flamingo_rt.bounded_files import read_text
 from flamingo_rt.config import FlamingoConfig
 from flamingo_rt.errors import DataError
 from flamingo_rt.files import check_space, new_directory
 from flamingo_rt.model.flamingo import Flamingo, on_meta_device
 from flamingo_rt.model_memory import WEIGHTS as BYTES_A_WEIGHT
 from flamingo_rt.model_memory import require_memory
-from flamingo_rt.text_files import read_text
 from flamingo_rt.tokenizer_file import MOST_BYTES
 from flamingo_rt.weights.lazy import LazyTensor
 from flamingo_rt.weights.reading import open_weights

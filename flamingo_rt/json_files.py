@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from flamingo_rt.bounded_files import read_bytes
 from flamingo_rt.errors import DataError
 from flamingo_rt.printable import printable
 
@@ -20,14 +21,7 @@ def read_json(path: Path, most_bytes: int = MOST_BYTES) -> Any:
     Raises `DataError` that names it when it is missing, damaged, longer than ``most_bytes``, nested deeper than
     `MOST_LEVELS`, or has a key twice or a number that is none (NaN, Infinity).
     """
-    try:
-        with path.open("rb") as file:
-            content = file.read(most_bytes + 1)
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise DataError(f"cannot read {path}: {reason}") from error
-    if len(content) > most_bytes:
-        raise DataError(f"{path} has more than {most_bytes / 1e6:g} MB, which no such file needs: it is another file")
+    content = read_bytes(path, most_bytes)
     try:
         return parse_json(content)
     except ValueError as error:

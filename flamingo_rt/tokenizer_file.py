@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
+from flamingo_rt.bounded_files import read_bytes
 from flamingo_rt.errors import DataError
 from flamingo_rt.printable import printable
 from flamingo_rt.regex_cost import MOST_CHARACTERS, pattern_fault
@@ -35,13 +36,7 @@ _PATTERN = re.compile(rb'"Regex"\s*:\s*(?=")')
 
 def open_tokenizer(path: Path, vocab_size: int | None = None) -> Tokenizer:
     """Read a tokenizer, within `MOST_BYTES`, as `parse_tokenizer` does. Raises `DataError`."""
-    try:
-        with path.open("rb") as file:
-            content = file.read(MOST_BYTES + 1)
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise DataError(f"cannot read {path}: {reason}") from error
-    return parse_tokenizer(content, path, vocab_size)
+    return parse_tokenizer(read_bytes(path, MOST_BYTES), path, vocab_size)
 
 
 def parse_tokenizer(content: bytes, path: Path, vocab_size: int | None = None) -> Tokenizer:

@@ -20,14 +20,14 @@ FOLDERS = {
 BASE = {
     "errors", "config", "cores", "files", "contract", "cache", "device_arrays", "graph_files", "host_engine",
     "json_files", "model_memory", "parameter_count", "presets", "printable", "progress", "protobuf", "system_memory",
-    "text_files",
+    "bounded_files",
 }
 RUNTIME = BASE | {"bundle", "processing", "engines"}
 ALLOWED = {
     "errors": set(),
     "child_process": set(),
     "cores": {"errors"},
-    "json_files": {"errors", "printable"},
+    "json_files": {"errors", "bounded_files", "printable"},
     "parameter_count": {"config"},
     "model_memory": {"errors", "config", "parameter_count", "system_memory"},
     "config": {"errors", "json_files", "parameter_count"},
@@ -37,11 +37,11 @@ ALLOWED = {
     "printable": set(),
     "regex_cost": set(),
     "tokenizer_steps": set(),
-    "tokenizer_file": {"errors", "printable", "regex_cost", "tokenizer_steps"},
+    "tokenizer_file": {"errors", "bounded_files", "printable", "regex_cost", "tokenizer_steps"},
     "progress": set(),
     "protobuf": set(),
     "system_memory": set(),
-    "text_files": {"errors"},
+    "bounded_files": {"errors"},
     "unfinished": set(),
     "presets": {"errors", "config"},
     "contract": {"errors", "config"},
@@ -54,9 +54,9 @@ ALLOWED = {
     "model": {"errors", "config", "contract", "cache", "host_engine"},
     "weights": {"errors", "json_files", "printable"},
     "checkpoints": {
-        "errors", "config", "files", "model", "model_memory", "text_files", "tokenizer_file", "weights",
+        "errors", "config", "files", "model", "model_memory", "bounded_files", "tokenizer_file", "weights",
     },
-    "importing": {"errors", "config", "presets", "checkpoints", "text_files", "tokenizer_file", "weights"},
+    "importing": {"errors", "config", "presets", "checkpoints", "bounded_files", "tokenizer_file", "weights"},
     "training": BASE | {"processing", "model", "checkpoints", "tokenizer_file", "weights"},
     "export": RUNTIME | {"runtime", "model", "checkpoints", "training", "weights"},
     "loading": RUNTIME | {"runtime", "model", "checkpoints"},

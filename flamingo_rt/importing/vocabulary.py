@@ -7,9 +7,9 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
+from flamingo_rt.bounded_files import check_size
 from flamingo_rt.config import TokensConfig, read_json
 from flamingo_rt.errors import DataError
-from flamingo_rt.text_files import check_size
 from flamingo_rt.tokenizer_file import MOST_BYTES, MOST_TOKEN, explained, open_tokenizer, try_tokenizer
 
 IMAGE, END_OF_CHUNK, PAD = "<image>", "<|endofchunk|>", "<PAD>"
