@@ -100,7 +100,7 @@ def read_prompts(file: Path) -> Calibration:
 
 def parse_prompts(file: Path) -> list[CalibrationPrompt]:
     """All prompts of a file. Raises `DataError` when it cannot be read, or for a line that is no prompt."""
-    lines = read_text(file, MOST_BYTES, "calibration prompts").split("\n")
+    lines = read_text(file, MOST_BYTES, "prompts").split("\n")
     return [_prompt(file, number, line) for number, line in enumerate(lines, 1) if line.strip()]
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from flamingo_rt.bundle import Validation
+from flamingo_rt.bundle import QUANTILE, Validation
 from flamingo_rt.config import FlamingoConfig
 from flamingo_rt.errors import DataError
 from flamingo_rt.export.calibration import parse_prompts, spread
@@ -22,7 +22,6 @@ from flamingo_rt.processing.prompt import Part
 from flamingo_rt.processing.tasks import caption_prompt
 from flamingo_rt.runtime.model import Model
 
-QUANTILE = 0.05
 CAPTIONS = 1000  # at most
 FEWEST = 20  # of fewer there is no 5th percentile
 SEED = 5

@@ -35,10 +35,13 @@ class GraphEntry:
     compute: str = "float32"
 
 
+QUANTILE = 0.05  # of the probabilities of captions: what `Validation` keeps of them
+
+
 @dataclass(frozen=True)
 class Validation:
-    """How likely the model's captions of its own kind of pictures were: 95% of ``captions``, ``origin``, had a
-    probability of at least ``probability`` (0 to 1), the 5th percentile."""
+    """How likely the model's captions of its own kind of pictures were: ``probability`` (0 to 1) is the `QUANTILE` of
+    those of ``captions``, ``origin``."""
 
     probability: float
     captions: int

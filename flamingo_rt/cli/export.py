@@ -133,9 +133,12 @@ def _validation(option: str | None, config: FlamingoConfig) -> ValidationPrompts
 
 
 def _echo_validation(bundle: Bundle) -> None:
+    from flamingo_rt.bundle import QUANTILE
+
     if bundle.validation is not None:
         of = bundle.validation
-        click.echo(f"of {of.captions} captions {of.origin}, 95% have a probability of at least {of.probability:.3g}")
+        most = f"{1 - QUANTILE:.0%} have a probability of at least {of.probability:.3g}"
+        click.echo(f"of {of.captions} captions {printable(of.origin)}, {most}")
 
 
 def _listed(deviations: Mapping[str, float]) -> str:

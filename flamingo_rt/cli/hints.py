@@ -23,10 +23,12 @@ def hint(text: str) -> None:
 
 def hint_at_unlike_picture(model: Model, result: GenerationResult) -> None:
     """Of a caption that is less likely than captions of the model's own kind of pictures."""
+    from flamingo_rt.bundle import QUANTILE
+
     if result.unlike_validation and model.usual_probability is not None:
         hint(
-            f"this caption has a probability of {result.probability:.3g}; 95% of those of pictures of the model's own "
-            f"kind have {model.usual_probability:.3g} or more: it may not know what is in this one"
+            f"this caption has a probability of {result.probability:.3g}; {1 - QUANTILE:.0%} of those of pictures of "
+            f"the model's own kind have {model.usual_probability:.3g} or more: it may not know what is in this one"
         )
 
 

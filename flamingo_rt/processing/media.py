@@ -165,6 +165,8 @@ def how_to_wrap(value: Any) -> str:
     """What a value is that stands where a picture or clip should, and how to write it: for messages."""
     if isinstance(value, (str, os.PathLike)):
         path = os.fsdecode(value)
+        if "://" in path:
+            return f"the address {path!r}, and nothing is fetched: save it to a file, and write Image(...) around that"
         kind = "Video" if path.lower().endswith(CLIP_SUFFIXES) else "Image"
         return f"the path {path!r}: write {kind}({path!r})"
     if isinstance(value, bytes):

@@ -222,4 +222,4 @@ def test_a_signal_during_export_leaves_nothing_half_written(name: str, checkpoin
 def test_a_validation_file_that_is_not_there_is_refused_before_any_work(run, checkpoint, tmp_path) -> None:
     outcome = run("export", "--ckpt", checkpoint, "--out", tmp_path / "out", "--validation", tmp_path / "absent.jsonl")
     assert (outcome.code, len(outcome.err.splitlines())) == (1, 1)
-    assert f"cannot read calibration prompts from {tmp_path / 'absent.jsonl'}" in outcome.err
+    assert f"cannot read prompts from {tmp_path / 'absent.jsonl'}" in outcome.err

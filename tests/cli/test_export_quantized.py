@@ -145,7 +145,7 @@ def test_an_option_of_quantization_alone_is_refused(run, checkpoint, asked, tmp_
     (["--quantize", "int8", "--min-cosine", "2"], 2, "'--min-cosine': 2.0 is not in the range -1<=x<=1"),
     (["--quantize", "int8", "--max-changed", "-1"], 2, "'--max-changed': -1.0 is not in the range 0<=x<=1"),
     (["--quantize", "int8", "--dtype", "bf16"], 2, "bf16 and quantization int8 exclude each other"),
-    (["--quantize", "int8", "--calibration", "absent"], 1, "cannot read calibration prompts from absent"),
+    (["--quantize", "int8", "--calibration", "absent"], 1, "cannot read prompts from absent"),
 ])
 def test_what_cannot_be_done_is_refused_before_any_work(
     run, checkpoint, tmp_path, monkeypatch, options, code, message

@@ -107,7 +107,7 @@ def test_a_file_without_prompts_is_refused(write, content: str) -> None:
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
     for file in (tmp_path / "absent", tmp_path, tmp_path / "binary"):
-        with pytest.raises(DataError, match=f"cannot read calibration prompts from {file}"):
+        with pytest.raises(DataError, match=f"cannot read prompts from {file}"):
             read_prompts(file)
 
 

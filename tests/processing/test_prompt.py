@@ -209,8 +209,7 @@ def test_a_part_of_another_type_is_named_with_how_to_write_it(part, said, tokeni
             build_prompt(part, tokenizer)
 
 
-@pytest.mark.parametrize("text, kind", [("photo.png", "Image"), ("../a/Photo.JPG", "Image"), ("clip.mp4", "Video"),
-                                        ("http://host/a.webp", "Image")])
+@pytest.mark.parametrize("text, kind", [("photo.png", "Image"), ("../a/Photo.JPG", "Image"), ("clip.mp4", "Video")])
 def test_a_text_that_is_the_path_of_a_picture_is_refused(text, kind, tokenizer):
     for parts in ([text, "Output:"], [A, text], text):
         with pytest.raises(UsageError, match=rf"is the path '{text}': write {kind}\('{text}'\)"):
@@ -259,3 +258,8 @@ def test_a_continuation_is_tokenized_with_its_prompt(parts, text, metaspace):
 def test_a_continuation_is_not_marked_as_a_beginning(metaspace):
     assert continuation_ids([A, "Output:"], "cat", metaspace).tolist() != metaspace.encode("cat")
     assert continuation_ids([A, "Output:"], "cat", metaspace).tolist() == metaspace.encode("<image>cat")[1:]
+
+
+def test_an_address_is_told_that_nothing_is_fetched(tokenizer):
+    with pytest.raises(UsageError, match="the address 'https://a.example/c.png', and nothing is fetched"):
+        build_prompt(["https://a.example/c.png", "Output:"], tokenizer)
