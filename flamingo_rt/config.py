@@ -30,7 +30,7 @@ def require(condition: bool, message: str) -> None:
 # The largest size of each name. All are far beyond the models there are (flamingo-80b: width 8192, 80 layers,
 # ff_width 32768), and small enough that nothing computed from them overflows or takes long before it is refused.
 LARGEST = {
-    "image_size": 8192,  # 67 million pixels a picture
+    "image_size": 2048,  # SAM's 1024 are the largest known; a picture is then 50 MB of numbers
     "layers": 1024, "depths": 1024,  # each is a module, made one after the other
     "heads": 4096, "kv_heads": 4096, "head_width": 4096, "ff_multiplier": 64,
     "ff_width": 1 << 20, "vocab_size": 1 << 22,  # the largest vocabularies have 256,000 tokens

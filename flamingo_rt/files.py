@@ -39,6 +39,8 @@ def check_file(path: Path, overwrite: bool, option: str = "--out") -> None:
         raise UsageError(f"{path} already exists and is a folder: choose another {option}")
     if path.is_symlink() and not path.exists():
         raise UsageError(f"{path} is a link that leads nowhere: choose another {option}")
+    if path.exists() and not path.is_file():
+        raise UsageError(f"{path} is a pipe or a device, and is not replaced: choose another {option}")
     if path.exists() and not overwrite:
         raise UsageError(f"{path} already exists: choose another {option}, or replace it with --overwrite")
     _check_place(path, option)

@@ -274,3 +274,11 @@ def test_links_that_lead_in_a_circle_are_refused_like_other_links(tmp_path):
     check_output(tmp_path / "out", overwrite=False, sources=[loop])
     with pytest.raises(UsageError, match="a link that leads nowhere"):
         check_file(loop, overwrite=False)
+
+
+def test_a_pipe_is_not_replaced_by_a_file(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for overwrite in (False, True):
+        with pytest.raises(UsageError, match="a pipe or a device, and is not replaced"):
+            check_file(pipe, overwrite)

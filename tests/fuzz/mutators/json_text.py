@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from contextlib import suppress
 from random import Random
 from typing import Any
 
@@ -87,7 +88,8 @@ def _change(rng: Random, holder: Any, key: Any) -> None:
     elif kind == 6 and isinstance(holder, dict):
         holder[rng.choice(TEXTS)] = old
     elif kind == 6:
-        holder.insert(key, copy.deepcopy(old))
+        with suppress(RecursionError):  # nested too deeply to be copied
+            holder.insert(key, copy.deepcopy(old))
     elif kind == 7:
         for _ in range(rng.choice((1, 10, DEPTH // 10))):
             holder[key] = [holder[key]] if rng.random() < 0.5 else {"a": holder[key]}
