@@ -36,6 +36,7 @@ CASES = (
     _config("head width of 10^18", "language", head_width=_HUGE),
     _config("vocabulary of 10^18", "language", vocab_size=_HUGE),
     _config("context of 10^18", "language", context=_HUGE),
+    _config("pictures of 5,000 pixels a side", "vision", image_size=5000),
     _config("learnt positions of 10^10", "language", positions="learnt", context=10**10),
     _config("a million language layers", "language", layers=10**6),
     _config("a billion language layers", "language", layers=10**9),

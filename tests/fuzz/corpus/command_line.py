@@ -63,6 +63,8 @@ CASES = (
     _case("picture that never ends", "infer", "--image", "/dev/zero"),
     _case("pipe as a picture", "infer", "--image", "input/pipe"),
     _case("pipe as a clip", "infer", "--video", "input/pipe"),
+    *(_case(f"{what} as an output", "prompt", "compile", "--shot", "input/picture.png", "x", "--out", f"input/{what}",
+            "--threads", "1", "--overwrite") for what in ("pipe", "loop")),
     _case("pipe as a prompt", *_ASK, "--prompt-file", "input/pipe"),
     _case("pipe as a model", *_ASK, "--model", "input/pipe"), _case("link to itself", "infer", "--image", "input/loop"),
     _case("request as a clip", "infer", "--video", "http://127.0.0.1:9/clip.mp4"),
