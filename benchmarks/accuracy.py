@@ -35,7 +35,7 @@ def main(path: str | None, backend: str, count: int, questions_per_scene: int) -
             print(f"  {kind:<12} {sum(goods)}/{len(goods)} ({sum(goods) / len(goods):.1%})")
     print(json.dumps({
         "model": model.config.name,
-        "backend": model.engine.name,
+        "backend": model.backend.name,
         "scenes": count,
         "caption_accuracy": round(accuracy.caption_share, 4),
         "questions": sum(map(len, accuracy.questions.values())),

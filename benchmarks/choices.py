@@ -32,7 +32,7 @@ from flamingo_rt.bundle import Bundle, read_bundle
 from flamingo_rt.config import FlamingoConfig
 from flamingo_rt.contract import LANGUAGE_MODEL, layer_parts, past_name, present_name
 from flamingo_rt.cores import core_count
-from flamingo_rt.engines.ort import OrtEngine
+from flamingo_rt.engines.ort import OrtBackend
 from flamingo_rt.errors import FlamingoError
 from flamingo_rt.export.blocks import Blocks
 from flamingo_rt.export.quantized_graphs import ACCURACY_LEVEL, DOMAIN
@@ -126,15 +126,15 @@ def step(bundle: Bundle, threads: int, spin: bool) -> Callable[[], None]:
     """A token of a bundle's language model behind `CONTEXT` others. Raises `DataError`."""
     config = bundle.config
     graphs = {LANGUAGE_MODEL: bundle.graph_path(LANGUAGE_MODEL)}
-    engine = OrtEngine(graphs, config, threads, spin=spin, dtype=bundle.compute, cache=bundle.cache_form)
-    spec, rng = engine.specs[LANGUAGE_MODEL], np.random.default_rng(0)
+    backend = OrtBackend(graphs, config, threads, spin=spin, dtype=bundle.compute, cache=bundle.cache_form)
+    spec, rng = backend.specs[LANGUAGE_MODEL], np.random.default_rng(0)
     sizes = {"B": 1, "T": 1, "K": 1, "S": config.resampler.latents, "C": CONTEXT + 1}
     inputs = {each.name: rng.standard_normal(each.resolve(sizes)).astype(each.dtype) for each in spec.inputs}
     for name, value in (("input_ids", 1), ("cache_length", CONTEXT), ("media_index", 1), ("logits_index", 0)):
         inputs[name][:] = value
     outputs = {present_name(*part): inputs[past_name(*part)] for part in layer_parts(config.language.layers)}
     outputs["logits"] = np.empty(spec.output("logits").resolve(sizes), dtype=np.float32)
-    return engine.bind(LANGUAGE_MODEL, inputs, outputs)
+    return backend.bind(LANGUAGE_MODEL, inputs, outputs)
 
 
 def measure_threads(path: Path, threads: int, runs: int) -> Samples:

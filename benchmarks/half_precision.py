@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rounded_model import HEAD, KINDS, NORMS, SOFTMAX, RoundedEngine, Rounding, cosine, model_in
+from rounded_model import HEAD, KINDS, NORMS, SOFTMAX, RoundedBackend, Rounding, cosine, model_in
 
 from flamingo_rt.checkpoints import StoredModel, open_checkpoint
 from flamingo_rt.errors import FlamingoError
@@ -93,16 +93,16 @@ class Comparison:
             cosines.append(cosine(one, other))
             deviation = max(deviation, float((one - other).abs().max()))
             changed += int((one.argmax(-1) != other.argmax(-1)).sum())
-        captions = self._captions(RoundedEngine(model, dtype, within))
+        captions = self._captions(RoundedBackend(model, dtype, within))
         return Cost(
             name, float(torch.cat(cosines).mean()), float(min(each.mean() for each in cosines)), deviation, changed,
             captions,
         )
 
-    def _captions(self, engine: RoundedEngine) -> int | None:
+    def _captions(self, backend: RoundedBackend) -> int | None:
         if not self.scenes:
             return None
-        accuracy = scene_accuracy(Model(engine, self.stored.config, self.tokenizer), self.scenes, 0)
+        accuracy = scene_accuracy(Model(backend, self.stored.config, self.tokenizer), self.scenes, 0)
         return sum(map(sum, accuracy.captions.values()))
 
     @property

@@ -135,7 +135,7 @@ def measure_speculation(ours: Ours, case: dict[str, Any], plan: Plan, tokens: li
 
 def measure_captions(ours: Ours, cases: list[dict[str, Any]], plan: Plan) -> dict[str, Any]:
     """Given captions after shots that were read before, plain and with tokens guessed ahead, in turns."""
-    ours.model.engine = given = GivenAnswers(ours.model.engine)
+    ours.model.backend = given = GivenAnswers(ours.model.backend)
     measured = []
     for case in cases:
         given.give(case["answer"], len(case["input_ids"]))
@@ -223,7 +223,7 @@ def measure(options: argparse.Namespace, plan: Plan) -> dict[str, Any]:
     measured = measure_captions(ours, cases, plan) if options.captions else measure_cases(ours, cases, plan)
     running_peak = peak_bytes()
     return about(
-        plan, system=options.name, dtype=options.dtype, backend=ours.model.engine.name, versions=installed(),
+        plan, system=options.name, dtype=options.dtype, backend=ours.model.backend.name, versions=installed(),
         weight_bytes=size, token_bytes=token_bytes(options.model), load_s=round(loading, 2),
         peak_bytes=max(loading_peak, running_peak), peak_running_bytes=running_peak, **measured,
     )

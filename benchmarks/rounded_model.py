@@ -23,10 +23,10 @@ from flamingo_rt.export.folding import fold_standardisation, folded_tensors
 from flamingo_rt.export.half_precision import in_half
 from flamingo_rt.model import nfnet, vit
 from flamingo_rt.model.cross_attention import GatedCrossAttention
-from flamingo_rt.model.engine import TorchEngine
 from flamingo_rt.model.flamingo import Flamingo
 from flamingo_rt.model.language import DecoderLayer, LanguageModel, SelfAttention
 from flamingo_rt.model.resampler import ResamplerLayer
+from flamingo_rt.model.torch_backend import TorchBackend
 
 NORMS, RESIDUALS, GATES, HEAD = "norms", "residual sums", "tanh gates", "head's product"
 # The softmax of the attention within a module of this type.
@@ -143,8 +143,8 @@ def mean(x: Tensor) -> Tensor:
     return total(x * (1 / x.shape[-1]))
 
 
-class RoundedEngine(TorchEngine):
-    """`TorchEngine` whose buffers are of the model's type; ``within`` is entered for each call."""
+class RoundedBackend(TorchBackend):
+    """`TorchBackend` whose buffers are of the model's type; ``within`` is entered for each call."""
 
     def __init__(self, model: Flamingo, dtype: torch.dtype, within: Callable[[], Any]) -> None:
         super().__init__(model)

@@ -8,18 +8,17 @@ from typing import Any
 
 from measuring import FORCED
 
+from flamingo_rt.backend import Backend, HostBackend
 from flamingo_rt.contract import LANGUAGE_MODEL, NEXT_TOKEN
-from flamingo_rt.host_engine import HostEngine
-from flamingo_rt.runtime.engine import Engine
 
 
-class GivenAnswers(HostEngine):
-    """An engine of one row that computes as another one does; then the token that comes next in a given answer is the
+class GivenAnswers(HostBackend):
+    """A backend of one row that computes as another one does; then the token that comes next in a given answer is the
     likeliest at each of its places, whatever tokens were guessed. So a guess is right only if it is that token."""
 
-    def __init__(self, engine: Engine) -> None:
-        super().__init__(engine.specs)
-        self._engine, self.name, self.continues_batches = engine, engine.name, engine.continues_batches
+    def __init__(self, backend: Backend) -> None:
+        super().__init__(backend.specs)
+        self._backend, self.name, self.continues_batches = backend, backend.name, backend.continues_batches
         self._answer: tuple[int, ...] = ()
         self._start = 0
 
@@ -30,8 +29,8 @@ class GivenAnswers(HostEngine):
     def bind(
         self, graph: str, inputs: Mapping[str, Any], outputs: Mapping[str, Any], constant: Collection[str] = ()
     ) -> Callable[[], None]:
-        """As the engine's."""
-        run = self._engine.bind(graph, inputs, outputs, constant)
+        """As the backend's."""
+        run = self._backend.bind(graph, inputs, outputs, constant)
         if graph != LANGUAGE_MODEL:
             return run
 

@@ -78,7 +78,7 @@ class CacheBuffer:
 
 
 class DeviceCache:
-    """`flamingo_rt.cache.Cache` in device memory. All of it is 0 at first: unused slots must hold numbers."""
+    """`flamingo_rt.backend.Cache` in device memory. All of it is 0 at first: unused slots must hold numbers."""
 
     def __init__(
         self, cuda: Cuda, language_model: GraphSpec, form: str, rows: int, capacity: int, remedy: str,

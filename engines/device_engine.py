@@ -1,4 +1,4 @@
-"""An engine whose buffers are in device memory: the part of `Engine` that TensorRT and ONNX Runtime have in common."""
+"""A backend whose buffers are in device memory: the part of `Backend` that TensorRT and ONNX Runtime have in common."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from flamingo_rt.backend import HostGreedySteps
 from flamingo_rt.contract import LANGUAGE_MODEL, GraphSpec
 from flamingo_rt.engines.cuda import Cuda
 from flamingo_rt.engines.device_cache import CacheBuffer, DeviceCache
@@ -17,11 +18,10 @@ from flamingo_rt.engines.device_run import DeviceRun
 from flamingo_rt.engines.device_steps import DeviceGreedySteps
 from flamingo_rt.engines.kept_cache import Buffers, KeptCache
 from flamingo_rt.engines.tensorrt_module import TensorRT
-from flamingo_rt.host_engine import HostGreedySteps
 
 
-class DeviceEngine(ABC):
-    """An `Engine` on one GPU. ``specs`` are the graphs' names, types and shapes, with the cache in place whatever form
+class GpuBackend(ABC):
+    """An `Backend` on one GPU. ``specs`` are the graphs' names, types and shapes, with the cache in place whatever form
     the graphs have: that is what a saved prompt has too."""
 
     reads_device_arrays = True
@@ -82,7 +82,7 @@ class DeviceEngine(ABC):
     def greedy_steps(
         self, inputs: Mapping[str, Any], outputs: Mapping[str, Any], constant: Collection[str] = ()
     ) -> DeviceGreedySteps | HostGreedySteps:
-        """As `Engine.greedy_steps`, with the cache on the device. Steps over a cache that was kept are those of the
+        """As `Backend.greedy_steps`, with the cache on the device. Steps over a cache that was kept are those of the
         answer before."""
         past = {name: value for name, value in inputs.items() if isinstance(value, CacheBuffer)}
         if not self.steps_ahead or not past:

@@ -51,7 +51,7 @@ class DeviceRun(ABC):
         self, cuda: Cuda, graph: BoundGraph, inputs: Mapping[str, Any], outputs: Mapping[str, Any],
         constant: Collection[str],
     ) -> None:
-        """As `Engine.bind`; an output that is not in ``outputs`` stays on the device. To be made, as every method is to
+        """As `Backend.bind`; an output that is not in ``outputs`` stays on the device. To be made, as every method is to
         be called, within `Cuda.current`.
 
         Raises `DataError` for too little device memory, `ValueError` for arrays of another type or form.

@@ -30,7 +30,7 @@ class _Slot:
 
 
 class DeviceGreedySteps:
-    """`flamingo_rt.runtime.engine.GreedySteps` over a bound step, which it takes for itself."""
+    """`flamingo_rt.backend.GreedySteps` over a bound step, which it takes for itself."""
 
     def __init__(self, cuda: Cuda, run: DeviceRun, lengths: np.ndarray, ahead: int) -> None:
         """``lengths`` is the array that the run was bound to; a run may look at it when it is launched. At most

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
+from flamingo_rt.backend import HostBackend
 from flamingo_rt.config import FlamingoConfig
 from flamingo_rt.contract import IN_PLACE, LANGUAGE_MODEL, GraphSpec, graph_specs
 from flamingo_rt.cores import check_threads
 from flamingo_rt.engines.appended import appended
 from flamingo_rt.errors import DataError, DependencyError, UsageError
 from flamingo_rt.graph_files import GraphFile, native, read_graph
-from flamingo_rt.host_engine import HostEngine
 
 NAME = "ort"
 FATAL = 4  # the level of its log that is written
@@ -38,7 +38,7 @@ def import_onnxruntime(extra: str = "cpu") -> Any:
     return onnxruntime
 
 
-class OrtEngine(HostEngine):
+class OrtBackend(HostBackend):
     """The three graphs as ONNX Runtime sessions; buffers are numpy arrays in host memory. ``specs`` are the graphs'
     names, types and shapes."""
 

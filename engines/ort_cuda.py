@@ -23,7 +23,7 @@ from flamingo_rt.bundle import Bundle
 from flamingo_rt.contract import IN_PLACE, LANGUAGE_MODEL, GraphSpec, TensorSpec, graph_specs
 from flamingo_rt.engines.cuda import Cuda
 from flamingo_rt.engines.device_cache import DeviceCache
-from flamingo_rt.engines.device_engine import DeviceEngine
+from flamingo_rt.engines.device_engine import GpuBackend
 from flamingo_rt.engines.device_run import BoundGraph, DeviceRun
 from flamingo_rt.engines.kept_cache import Buffers
 from flamingo_rt.engines.ort import check_interface, run_failure
@@ -34,7 +34,7 @@ BFLOAT16 = 16  # TensorProto.DataType: numpy has no such type
 HOST_MEMORY = "Cpu"  # what ONNX Runtime calls it
 
 
-class OrtCudaEngine(DeviceEngine):
+class OrtGpuBackend(GpuBackend):
     """The three graphs of a bundle as ONNX Runtime sessions on one GPU."""
 
     def __init__(self, bundle: Bundle, provider: Provider) -> None:

@@ -23,7 +23,7 @@ from flamingo_rt.contract import APPENDED, CACHE_FORMS, LANGUAGE_MODEL, graph_sp
 from flamingo_rt.engines.compiled_graph import CompiledGraph, Loader, Profile
 from flamingo_rt.engines.cuda import ALIGNMENT, Cuda, DeviceMemory, Graph, aligned
 from flamingo_rt.engines.device_cache import DeviceCache
-from flamingo_rt.engines.device_engine import DeviceEngine
+from flamingo_rt.engines.device_engine import GpuBackend
 from flamingo_rt.engines.device_run import Addresses, BoundGraph, DeviceRun
 from flamingo_rt.engines.engine_files import EngineFolder, build_command
 from flamingo_rt.engines.kept_cache import Buffers
@@ -34,7 +34,7 @@ from flamingo_rt.errors import DataError
 NAME = "tensorrt"
 
 
-class TensorRtEngine(DeviceEngine):
+class TensorRtBackend(GpuBackend):
     """The three graphs as TensorRT engines on one GPU."""
 
     name = NAME

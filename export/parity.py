@@ -1,6 +1,6 @@
 """Does the exported bundle compute what the PyTorch model computes? Checked before a bundle is written.
 
-Every graph is run through the engine that will run it (those with weights in half precision without the engine's
+Every graph is run through the backend that will run it (those with weights in half precision without the backend's
 optimizations, which would hold the weights in float32) and compared with the stateless model, tensor by tensor: media
 of pictures and clips, then prompts without a picture, with one, with several, with clips, in a ragged batch, each by
 prefill and then token by token, and one continued by several tokens at once.
@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from flamingo_rt.backend import Backend
 from flamingo_rt.config import FlamingoConfig
 from flamingo_rt.contract import (
     GRAPHS,
@@ -31,7 +32,6 @@ from flamingo_rt.contract import (
 )
 from flamingo_rt.errors import ParityError
 from flamingo_rt.export.cases import Expected, Reference
-from flamingo_rt.runtime.engine import Engine
 
 TOLERANCE = 1e-4  # float32 sums of a few thousand terms in another order differ by about 1e-6
 
@@ -68,7 +68,7 @@ class Deviation:
 
 
 def check_parity(
-    reference: Reference, engine: Engine, config: FlamingoConfig, tolerance: float = TOLERANCE,
+    reference: Reference, backend: Backend, config: FlamingoConfig, tolerance: float = TOLERANCE,
     on_case: Callable[[str], None] = lambda name: None, graphs: Sequence[str] = GRAPHS,
 ) -> dict[str, float]:
     """The largest deviation from the reference of each of ``graphs``; ``on_case`` hears of each case that is done.
@@ -76,58 +76,58 @@ def check_parity(
     Raises `ParityError` when one is beyond ``tolerance``.
     """
     deviation = Deviation(graphs, tolerance)
-    compare(reference, engine, config, deviation, on_case, graphs)
+    compare(reference, backend, config, deviation, on_case, graphs)
     return deviation.largest
 
 
 def compare(
-    reference: Reference, engine: Engine, config: FlamingoConfig, judge: Judge,
+    reference: Reference, backend: Backend, config: FlamingoConfig, judge: Judge,
     on_case: Callable[[str], None] = lambda name: None, graphs: Sequence[str] = GRAPHS,
 ) -> None:
     """Run ``graphs`` over the reference's cases, each given what PyTorch gives it, and show ``judge`` every output."""
-    specs = engine.specs
+    specs = backend.specs
     if VISION_ENCODER in graphs:
         sizes = {"N": len(reference.pixel_values)}
-        found = _run(engine, specs[VISION_ENCODER], {"pixel_values": reference.pixel_values}, sizes)
+        found = _run(backend, specs[VISION_ENCODER], {"pixel_values": reference.pixel_values}, sizes)
         judge.check(VISION_ENCODER, "features", "pictures", found["features"], reference.features)
     for expected in reference.cases:
         if RESAMPLER in graphs:
             sizes = {"M": expected.case.visual_count}
-            found = _run(engine, specs[RESAMPLER], {"features": expected.features}, sizes)
+            found = _run(backend, specs[RESAMPLER], {"features": expected.features}, sizes)
             for name, tensor in expected.media.items():
                 judge.check(RESAMPLER, name, expected.case.name, found[name], tensor)
         if LANGUAGE_MODEL in graphs:
-            _check_language(engine, config, expected, judge)
+            _check_language(backend, config, expected, judge)
         on_case(expected.case.name)
 
 
 def _run(
-    engine: Engine, graph: GraphSpec, inputs: dict[str, Tensor], sizes: dict[str, int]
+    backend: Backend, graph: GraphSpec, inputs: dict[str, Tensor], sizes: dict[str, int]
 ) -> dict[str, np.ndarray]:
     """The outputs of a graph, in float32."""
     given = {name: _as_array(tensor, graph.input(name)) for name, tensor in inputs.items()}
     arrays = {spec.name: np.empty(spec.resolve(sizes), dtype=spec.array_dtype) for spec in graph.outputs}
-    engine.bind(graph.name, given, arrays)()
+    backend.bind(graph.name, given, arrays)()
     return {spec.name: _as_float(arrays[spec.name], spec) for spec in graph.outputs}
 
 
 def _as_array(tensor: Tensor, spec: TensorSpec) -> np.ndarray:
-    """The array that an engine wants for ``spec``."""
+    """The array that a backend wants for ``spec``."""
     tensor = tensor.to(getattr(torch, spec.dtype)).contiguous()
     return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 
 def _as_float(array: np.ndarray, spec: TensorSpec) -> np.ndarray:
-    """What an engine's array for ``spec`` holds, in float32."""
+    """What a backend's array for ``spec`` holds, in float32."""
     tensor = torch.from_numpy(array)
     return (tensor.view(torch.bfloat16) if spec.dtype == "bfloat16" else tensor).to(torch.float32).numpy()
 
 
-def _check_language(engine: Engine, config: FlamingoConfig, expected: Expected, judge: Judge) -> None:
+def _check_language(backend: Backend, config: FlamingoConfig, expected: Expected, judge: Judge) -> None:
     """Prefill, then the case's pieces, against one pass of the stateless model over all tokens."""
     case = expected.case
     rows, prompt = len(case.lengths), max(case.lengths)
-    spec = engine.specs[LANGUAGE_MODEL]
+    spec = backend.specs[LANGUAGE_MODEL]
     past = [spec.input(past_name(*part)) for part in layer_parts(config.language.layers)]
     sizes = {"B": rows, "C": case.tokens}
     cache = {entry.name: np.zeros(entry.resolve(sizes), dtype=entry.array_dtype) for entry in past}
@@ -135,7 +135,7 @@ def _check_language(engine: Engine, config: FlamingoConfig, expected: Expected, 
     for piece in (prompt, *case.pieces):
         taken = lengths if start == 0 else lengths + (start - prompt)
         cached = np.zeros(rows, dtype=np.int64) if start == 0 else taken
-        logits = _piece(engine, config, expected, cache, cached, slice(start, start + piece))
+        logits = _piece(backend, config, expected, cache, cached, slice(start, start + piece))
         for row in range(rows):
             tokens = int(lengths[row]) if start == 0 else piece
             begin = 0 if start == 0 else int(taken[row])
@@ -150,13 +150,13 @@ def _check_language(engine: Engine, config: FlamingoConfig, expected: Expected, 
 
 
 def _piece(
-    engine: Engine, config: FlamingoConfig, expected: Expected, cache: dict[str, np.ndarray], cached: np.ndarray,
+    backend: Backend, config: FlamingoConfig, expected: Expected, cache: dict[str, np.ndarray], cached: np.ndarray,
     tokens: slice,
 ) -> np.ndarray:
     """Logits of all tokens of one call; the cache is extended in place. Raises `ParityError` when the greedy choice is
     not that of the logits."""
     rows, count = len(cached), tokens.stop - tokens.start
-    spec = engine.specs[LANGUAGE_MODEL]
+    spec = backend.specs[LANGUAGE_MODEL]
     logits = np.empty((rows, count, config.language.vocab_size), dtype=np.float32)
     inputs = {
         "input_ids": np.ascontiguousarray(expected.input_ids[:, tokens].numpy()),
@@ -167,7 +167,7 @@ def _piece(
     }
     present = {name.replace("past_key_values", "present"): array for name, array in cache.items()}
     chosen = {NEXT_TOKEN: np.empty((rows, count), np.int64), NEXT_LOGPROB: np.empty((rows, count), np.float32)}
-    engine.bind(LANGUAGE_MODEL, {**inputs, **cache}, {"logits": logits, **chosen, **present})()
+    backend.bind(LANGUAGE_MODEL, {**inputs, **cache}, {"logits": logits, **chosen, **present})()
     _check_choice(expected.case.name, logits, **chosen)
     return logits
 

@@ -16,7 +16,7 @@ import torch
 from flamingo_rt.bundle import Bundle, GraphEntry, Validation, write_manifest
 from flamingo_rt.checkpoints import DTYPES, TOKENIZER, StoredModel
 from flamingo_rt.contract import CACHE_FORMS, GRAPHS, LANGUAGE_MODEL, RESAMPLER, VISION_ENCODER
-from flamingo_rt.engines.ort import OrtEngine
+from flamingo_rt.engines.ort import OrtBackend
 from flamingo_rt.errors import ParityError, UsageError
 from flamingo_rt.export.cases import CASES, STEPS, Reference, compute_reference
 from flamingo_rt.export.distances import tabled_tensors
@@ -197,10 +197,10 @@ def _validated(
     """How likely the written graphs' captions are; those of half precision are run in float32."""
     twins = {name: write_widened(path) for name, path in graph_paths(folder).items()} if precision.half else {}
     paths = graph_paths(folder) | twins
-    engine = OrtEngine(paths, stored.config, frugal=frugal, cache=CACHE_FORMS[lowering])
+    backend = OrtBackend(paths, stored.config, frugal=frugal, cache=CACHE_FORMS[lowering])
     with progress("captions of validation pictures", len(validation.prompts)) as advance:
-        measured = validate(Model(engine, stored.config, tokenizer), validation, advance)
-    del engine  # it has the files mapped
+        measured = validate(Model(backend, stored.config, tokenizer), validation, advance)
+    del backend  # it has the files mapped
     for twin in twins.values():
         twin.unlink()
     return measured
@@ -246,6 +246,6 @@ def _compare(
     """Show ``judge`` what the graphs, which compute in float32, give for the reference's cases."""
     with progress("comparison", len(STAGES) * len(CASES)) as advance:
         for graphs in STAGES:
-            engine = OrtEngine({name: paths[name] for name in graphs}, stored.config, frugal=frugal, cache=cache)
-            run_cases(reference, engine, stored.config, judge, lambda name: advance(1), graphs)
-            del engine  # it has the files mapped
+            backend = OrtBackend({name: paths[name] for name in graphs}, stored.config, frugal=frugal, cache=cache)
+            run_cases(reference, backend, stored.config, judge, lambda name: advance(1), graphs)
+            del backend  # it has the files mapped

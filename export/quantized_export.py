@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 
+from flamingo_rt.backend import Backend
 from flamingo_rt.checkpoints import StoredModel
 from flamingo_rt.contract import CACHE_FORMS, GRAPHS, LANGUAGE_MODEL
-from flamingo_rt.engines.ort import OrtEngine
+from flamingo_rt.engines.ort import OrtBackend
 from flamingo_rt.errors import UsageError
 from flamingo_rt.export.blocks import Blocks, QuantizedMatrix
 from flamingo_rt.export.calibration import Calibration, drawn_scenes, read_prompts
@@ -30,10 +31,9 @@ from flamingo_rt.export.reference import streamed_model
 from flamingo_rt.export.schemes import Scheme, scheme_called
 from flamingo_rt.export.widening import write_widened
 from flamingo_rt.graph_files import GraphFile
-from flamingo_rt.model.engine import TorchEngine
+from flamingo_rt.model.torch_backend import TorchBackend
 from flamingo_rt.processing.tokenizer import TextTokenizer
 from flamingo_rt.progress import Progress
-from flamingo_rt.runtime.engine import Engine
 from flamingo_rt.runtime.model import Model
 
 ERROR_AWARE_BITS = 4  # at 8, rounding to the nearest loses next to nothing
@@ -157,32 +157,32 @@ class QuantizedExport:
             twin.path.unlink()
         return record
 
-    def _engine(self, paths: Mapping[str, Path | GraphFile]) -> OrtEngine:
+    def _backend(self, paths: Mapping[str, Path | GraphFile]) -> OrtBackend:
         # Optimized, ONNX Runtime would make of another lowering's graphs its own, and round activations too.
         frugal = self._lowering != ORT
-        return OrtEngine(paths, self._model.config, frugal=frugal, cache=CACHE_FORMS[self._lowering])
+        return OrtBackend(paths, self._model.config, frugal=frugal, cache=CACHE_FORMS[self._lowering])
 
     def _quality(self, paths: Mapping[str, Path | GraphFile]) -> Quality:
         meter, cases = QualityMeter(), self._reference.cases
         with self._progress("comparison", len(GRAPHS) * len(cases)) as advance:
             for name in GRAPHS:  # one by one: not all weights in memory at once
-                engine = self._engine({name: paths[name]})
-                compare(self._reference, engine, self._model.config, meter, lambda case: advance(1), (name,))
-                del engine  # it has the files mapped
+                backend = self._backend({name: paths[name]})
+                compare(self._reference, backend, self._model.config, meter, lambda case: advance(1), (name,))
+                del backend  # it has the files mapped
         del self._reference
         return meter.quality()
 
     def _accuracy(self, paths: Mapping[str, Path | GraphFile]) -> dict[str, Any]:
         """Right captions and answers about drawn scenes, before and after."""
         config, count = self._model.config, self._options.evaluate
-        engines: dict[str, Callable[[], Engine]] = {
-            "before": lambda: TorchEngine(streamed_model(config, self._model.tensors)),
-            "after": lambda: self._engine(paths),
+        engines: dict[str, Callable[[], Backend]] = {
+            "before": lambda: TorchBackend(streamed_model(config, self._model.tensors)),
+            "after": lambda: self._backend(paths),
         }
         result: dict[str, Any] = {"scenes": count}
-        for when, engine in engines.items():
+        for when, backend in engines.items():
             with self._progress(f"drawn scenes, {when}", count * (1 + QUESTIONS)) as advance:
-                accuracy = scene_accuracy(Model(engine(), config, self._tokenizer), count, QUESTIONS, advance)
+                accuracy = scene_accuracy(Model(backend(), config, self._tokenizer), count, QUESTIONS, advance)
             result[when] = {"captions": accuracy.caption_share, "questions": accuracy.question_share}
         return result
 

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from flamingo_rt.backend import Backend
 from flamingo_rt.bundle import MANIFEST, Bundle, is_bundle, read_bundle
 from flamingo_rt.config import FlamingoConfig
 from flamingo_rt.engines.local_builds import EngineTrust
@@ -14,7 +15,6 @@ from flamingo_rt.errors import DataError, DependencyError, FlamingoError, UsageE
 from flamingo_rt.model_memory import require_bytes
 from flamingo_rt.printable import printable
 from flamingo_rt.processing.tokenizer import TextTokenizer
-from flamingo_rt.runtime.engine import Engine
 from flamingo_rt.runtime.media_cache import DEFAULT_BYTES
 from flamingo_rt.runtime.model import Model
 
@@ -73,18 +73,18 @@ def load(
 def _from_bundle(
     bundle: Bundle, backend: str, threads: int | None, image_cache_bytes: int, spin: bool, trust: EngineTrust
 ) -> Model:
-    def open_engine(name: str) -> Engine:
+    def open_backend(name: str) -> Backend:
         if name == "tensorrt":
-            return _tensorrt_engine(bundle, trust)
-        return _ort_engine(bundle, threads, spin) if name == "ort" else _ort_gpu_engine(bundle, name)
+            return _tensorrt_backend(bundle, trust)
+        return _ort_backend(bundle, threads, spin) if name == "ort" else _ort_gpu_backend(bundle, name)
 
-    engine = _best_engine(bundle, open_engine) if backend == "auto" else open_engine(backend)
+    opened = _best_backend(bundle, open_backend) if backend == "auto" else open_backend(backend)
     tokenizer = _tokenizer(bundle.tokenizer_path, bundle.config)
     usual = None if bundle.validation is None else bundle.validation.probability
-    return Model(engine, bundle.config, tokenizer, bundle.identity, image_cache_bytes, usual)
+    return Model(opened, bundle.config, tokenizer, bundle.identity, image_cache_bytes, usual)
 
 
-def _best_engine(bundle: Bundle, open_engine: Callable[[str], Engine]) -> Engine:
+def _best_backend(bundle: Bundle, open_backend: Callable[[str], Backend]) -> Backend:
     """The first of the backends that runs here. One that was meant to and does not is named in a warning."""
     from flamingo_rt.engines.ort_providers import CUDA_BACKEND, has_cuda_kernels
 
@@ -96,14 +96,14 @@ def _best_engine(bundle: Bundle, open_engine: Callable[[str], Engine]) -> Engine
         if not fits():
             continue
         try:
-            engine = open_engine(backend)
+            opened = open_backend(backend)
         except FlamingoError as error:
             passed_over.append((_NOT_RUNNING[backend], str(error)))  # the error would keep what was loaded
             continue
         _report(bundle, doing, passed_over)
-        return engine
+        return opened
     _report(bundle, "ONNX Runtime runs it on the CPU", passed_over)  # first: should it fail too, this is known
-    return open_engine("ort")
+    return open_backend("ort")
 
 
 _NOT_RUNNING = {"tensorrt": "its engines do not run", "ort-cuda": "not on the GPU"}
@@ -116,19 +116,19 @@ def _report(bundle: Bundle, doing: str, passed_over: list[tuple[str, str]]) -> N
                printable(why))
 
 
-def _ort_gpu_engine(bundle: Bundle, backend: str) -> Engine:
-    from flamingo_rt.engines.ort_cuda import OrtCudaEngine
+def _ort_gpu_backend(bundle: Bundle, backend: str) -> Backend:
+    from flamingo_rt.engines.ort_cuda import OrtGpuBackend
     from flamingo_rt.engines.ort_providers import PROVIDERS
 
-    return OrtCudaEngine(bundle, PROVIDERS[backend]())
+    return OrtGpuBackend(bundle, PROVIDERS[backend]())
 
 
-def _ort_engine(bundle: Bundle, threads: int | None, spin: bool) -> Engine:
-    from flamingo_rt.engines.ort import OrtEngine
+def _ort_backend(bundle: Bundle, threads: int | None, spin: bool) -> Backend:
+    from flamingo_rt.engines.ort import OrtBackend
 
     graphs = {name: bundle.graph_path(name) for name in bundle.graphs}
     require_bytes(weights_bytes(bundle), f"running {bundle.path} on the CPU", "its weights, as they are computed with")
-    return OrtEngine(graphs, bundle.config, threads, spin=spin, dtype=bundle.compute, cache=bundle.cache_form)
+    return OrtBackend(graphs, bundle.config, threads, spin=spin, dtype=bundle.compute, cache=bundle.cache_form)
 
 
 def weights_bytes(bundle: Bundle) -> int:
@@ -156,19 +156,19 @@ def _built_targets(bundle: Bundle) -> list[str]:
     return [target for target, there in built.items() if there]
 
 
-def _tensorrt_engine(bundle: Bundle, trust: EngineTrust) -> Engine:
+def _tensorrt_backend(bundle: Bundle, trust: EngineTrust) -> Backend:
     """The engines of the bundle that run here. Raises what stands in the way of the first kind of them."""
     from flamingo_rt.engines.engine_files import read_engines
     from flamingo_rt.engines.gpu import required_gpu
     from flamingo_rt.engines.tensorrt_module import TENSORRT, import_tensorrt
-    from flamingo_rt.engines.tensorrt_runner import TensorRtEngine
+    from flamingo_rt.engines.tensorrt_runner import TensorRtBackend
 
     gpu = required_gpu("tensorrt")
     refused: FlamingoError | None = None
     for target in _built_targets(bundle) or [TENSORRT]:
         try:
             tensorrt = import_tensorrt(target)
-            return TensorRtEngine(bundle, read_engines(bundle, target, tensorrt.version, gpu, trust), tensorrt)
+            return TensorRtBackend(bundle, read_engines(bundle, target, tensorrt.version, gpu, trust), tensorrt)
         except FlamingoError as error:
             refused = refused or type(error)(str(error))  # without what was loaded
     raise refused or AssertionError("no target was tried")
@@ -177,7 +177,7 @@ def _tensorrt_engine(bundle: Bundle, trust: EngineTrust) -> Engine:
 def _from_checkpoint(folder: Path, image_cache_bytes: int) -> Model:
     try:
         from flamingo_rt.checkpoints import TOKENIZER, open_checkpoint
-        from flamingo_rt.model.engine import TorchEngine
+        from flamingo_rt.model.torch_backend import TorchBackend
     except ImportError as error:
         raise DependencyError(
             f"the torch backend cannot be imported ({error}): pip install 'flamingo-rt[export]', or export the "
@@ -185,7 +185,7 @@ def _from_checkpoint(folder: Path, image_cache_bytes: int) -> Model:
         ) from error
     model = open_checkpoint(folder).load()
     tokenizer = _tokenizer(folder / TOKENIZER, model.config)
-    return Model(TorchEngine(model), model.config, tokenizer, image_cache_bytes=image_cache_bytes)
+    return Model(TorchBackend(model), model.config, tokenizer, image_cache_bytes=image_cache_bytes)
 
 
 def _tokenizer(path: Path, config: FlamingoConfig) -> TextTokenizer:

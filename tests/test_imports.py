@@ -18,7 +18,7 @@ FOLDERS = {
 
 # What each part of the project may import of the project, besides itself.
 BASE = {
-    "errors", "config", "cores", "files", "contract", "cache", "device_arrays", "graph_files", "host_engine",
+    "errors", "config", "cores", "files", "contract", "backend", "device_arrays", "graph_files",
     "json_files", "model_memory", "parameter_count", "presets", "printable", "progress", "protobuf", "system_memory",
     "bounded_files",
 }
@@ -45,13 +45,12 @@ ALLOWED = {
     "unfinished": set(),
     "presets": {"errors", "config"},
     "contract": {"errors", "config"},
-    "cache": {"contract"},
-    "host_engine": {"contract", "cache"},
+    "backend": {"contract"},
     "bundle": {"errors", "config", "contract"},
     "processing": {"errors", "config", "device_arrays", "tokenizer_file"},
     "engines": BASE | {"bundle"},
     "runtime": BASE | {"processing"},
-    "model": {"errors", "config", "contract", "cache", "host_engine"},
+    "model": {"errors", "config", "contract", "backend"},
     "weights": {"errors", "json_files", "printable"},
     "checkpoints": {
         "errors", "config", "files", "model", "model_memory", "bounded_files", "tokenizer_file", "weights",

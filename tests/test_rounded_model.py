@@ -9,13 +9,13 @@ import half_precision
 import numpy as np
 import pytest
 import torch
-from rounded_model import KINDS, SOFTMAX, RoundedEngine, Rounding, mean, model_in, total
+from rounded_model import KINDS, SOFTMAX, RoundedBackend, Rounding, mean, model_in, total
 from small_model import small_checkpoint
 
 from flamingo_rt import Image
 from flamingo_rt.checkpoints import StoredModel, open_checkpoint
 from flamingo_rt.model import vit
-from flamingo_rt.model.engine import TorchEngine
+from flamingo_rt.model.torch_backend import TorchBackend
 from flamingo_rt.processing.tokenizer import TextTokenizer
 from flamingo_rt.runtime.model import Model
 
@@ -51,11 +51,11 @@ def test_norms_and_softmax_written_out_are_those_of_pytorch(stored: StoredModel)
     torch.testing.assert_close(logits(stored, torch.float32, ()), exact, rtol=0, atol=1e-4)
 
 
-def rounded_engine(stored: StoredModel) -> RoundedEngine:
+def rounded_engine(stored: StoredModel) -> RoundedBackend:
     """Of a model whose layers are written out, and rounded to float32 alone."""
     model = model_in(stored, torch.float32)
     mode = Rounding(model, torch.float32, KINDS)
-    return RoundedEngine(model, torch.float32, lambda: mode)
+    return RoundedBackend(model, torch.float32, lambda: mode)
 
 
 @pytest.mark.parametrize("speculation", [0, 7])
@@ -67,7 +67,7 @@ def test_a_model_without_rounding_answers_as_the_model(checkpoint: Path, stored:
         .generate([picture, "Output:"], max_new_tokens=6, speculation=speculation).result().tokens
         for engine in (
             rounded_engine(stored),
-            TorchEngine(stored.load()),
+            TorchBackend(stored.load()),
         )
     )
     assert found == expected

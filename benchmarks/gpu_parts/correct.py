@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from flamingo_rt import Image, load
+from flamingo_rt.backend import Backend
 from flamingo_rt.checkpoints import DTYPES, StoredModel
 from flamingo_rt.contract import CLIP_FRAMES, ENCODED_AT_ONCE, GRAPHS, LANGUAGE_MODEL
 from flamingo_rt.export.cases import Reference, compute_reference
@@ -27,8 +28,7 @@ from flamingo_rt.export.folding import folded_tensors
 from flamingo_rt.export.half_precision import compared_with, in_half, rounding_cost
 from flamingo_rt.export.parity import TOLERANCE, Deviation, compare
 from flamingo_rt.export.reference import streamed_model
-from flamingo_rt.model.engine import TorchEngine
-from flamingo_rt.runtime.engine import Engine
+from flamingo_rt.model.torch_backend import TorchBackend
 from flamingo_rt.runtime.model import Model
 from gpu_parts.rows import reporting, tell
 from gpu_parts.systems import PACKAGED, System, make_engines, stored_model
@@ -40,24 +40,24 @@ TOKENS = 12
 
 
 class InPieces:
-    """What binds an engine's graphs for the comparison, with no more pictures at once than the runtime gives it."""
+    """What binds a backend's graphs for the comparison, with no more pictures at once than the runtime gives it."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine, self.specs = engine, engine.specs
+    def __init__(self, backend: Backend) -> None:
+        self._backend, self.specs = backend, backend.specs
 
     def bind(
         self, graph: str, inputs: Mapping[str, Any], outputs: Mapping[str, Any], constant: Collection[str] = ()
     ) -> Callable[[], None]:
-        """As the engine's."""
+        """As the backend's."""
         if graph == LANGUAGE_MODEL:
-            return self._engine.bind(graph, inputs, outputs, constant)
+            return self._backend.bind(graph, inputs, outputs, constant)
         count = len(next(iter(inputs.values())))
 
         def call() -> None:
             for start in range(0, count, ENCODED_AT_ONCE):
                 piece = slice(start, start + ENCODED_AT_ONCE)
                 some = ({name: array[piece] for name, array in arrays.items()} for arrays in (inputs, outputs))
-                self._engine.bind(graph, *some)()
+                self._backend.bind(graph, *some)()
 
         return call
 
@@ -71,12 +71,12 @@ def compared_weights(model: StoredModel, compute: str) -> tuple[StoredModel, Sto
     return half, compared_with(half, DTYPES[compute])
 
 
-def tell_deviations(engine: Engine, reference: Reference, held: StoredModel, compute: str) -> None:
+def tell_deviations(backend: Backend, reference: Reference, held: StoredModel, compute: str) -> None:
     """A row for each graph."""
     frames = held.config.resampler.max_frames or CLIP_FRAMES
     usual = replace(reference, cases=[each for each in reference.cases if each.case.frames <= frames])
     found = Deviation(GRAPHS, math.inf)
-    compare(usual, InPieces(engine), held.config, found)
+    compare(usual, InPieces(backend), held.config, found)
     own = None if compute == "fp32" else rounding_cost(held, DTYPES[compute], reference, lambda count: None)
     for graph, deviation in found.largest.items():
         allowed = TOLERANCE if own is None else TIMES_PYTORCH * own[graph]
@@ -117,9 +117,9 @@ def main() -> None:
         model = load(path, options.system.backend, trust_engines=True)
         held, exact = compared_weights(stored_model(options.model), options.system.compute)
         pytorch = streamed_model(exact.config, exact.tensors)
-        tell_deviations(model.engine, compute_reference(pytorch), held, options.system.compute)
+        tell_deviations(model.backend, compute_reference(pytorch), held, options.system.compute)
         with torch.no_grad():
-            oracle = Model(TorchEngine(pytorch), model.config, model.tokenizer)
+            oracle = Model(TorchBackend(pytorch), model.config, model.tokenizer)
             tell_tokens(model, oracle, must=options.model == PACKAGED)
 
 

@@ -46,10 +46,10 @@ def measure(
     """
     asked = options or BenchOptions()
     wanted = asked.for_model(model)
-    threads = wanted.threads if model.engine.name == "ort" else None  # PyTorch takes what its environment says
+    threads = wanted.threads if model.backend.name == "ort" else None  # PyTorch takes what its environment says
     known = model_facts(model, Path(folder) if folder is not None else None, threads)
     theory, started = Theory(model.config, known.weights, _number_bytes(model)), _now()
-    with RateProbe(probe_of(model.engine, threads, core_count(), buffer_bytes or BUFFER_BYTES)) as probe:
+    with RateProbe(probe_of(model.backend, threads, core_count(), buffer_bytes or BUFFER_BYTES)) as probe:
         runs = _Runs(model, wanted, probe, progress, clock)
         queries, compiling = runs.queries()
         cold = {shots: runs.cold(shots) for shots in wanted.shots if shots}
@@ -205,7 +205,7 @@ def _ratio(shots: tuple[int, ...], queries: Samples) -> float | None:
 
 def _number_bytes(model: Model) -> int:
     """Of one number of the cache, and so of features and media, which have its type."""
-    cached = next(spec for spec in model.engine.specs[LANGUAGE_MODEL].inputs if "C" in spec.shape)
+    cached = next(spec for spec in model.backend.specs[LANGUAGE_MODEL].inputs if "C" in spec.shape)
     return np.dtype(cached.array_dtype).itemsize
 
 

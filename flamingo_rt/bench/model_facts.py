@@ -41,7 +41,7 @@ def model_facts(model: Model, folder: Path | None, threads: int | None) -> Measu
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) if folder is not None else None
     facts = ModelFacts(
         name=model.config.name, identity=model.identity, folder=str(folder) if folder is not None else None,
-        backend=model.engine.name, threads=threads, dtype=dtype, quantization=quantization,
+        backend=model.backend.name, threads=threads, dtype=dtype, quantization=quantization,
         weight_bytes={name: weights[name].stored for name in GRAPHS}, bytes=size,
     )
     return Measured(facts, weights)

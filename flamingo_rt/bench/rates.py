@@ -1,6 +1,6 @@
 """What the machine can do, measured between the runs: the best counts, since it drifts within minutes.
 
-Of an engine on a device, it is the device's memory and products that count, and the engine measures them.
+Of a backend on a device, it is the device's memory and products that count, and the backend measures them.
 """
 
 from __future__ import annotations
@@ -8,9 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from flamingo_rt.backend import Backend
 from flamingo_rt.bench.bandwidth import BUFFER_BYTES, BandwidthProbe
 from flamingo_rt.bench.matrix_rate import matrix_product, product_rate
-from flamingo_rt.runtime.engine import Engine
 
 
 @dataclass(frozen=True)
@@ -66,10 +66,10 @@ class HostProbe:
 
 
 def probe_of(
-    engine: Engine, threads: int | None, cores: int, buffer_bytes: int = BUFFER_BYTES
+    backend: Backend, threads: int | None, cores: int, buffer_bytes: int = BUFFER_BYTES
 ) -> Measured:
-    """What measures the device that an engine runs on, or the CPU."""
-    return engine.device_probe() or HostProbe(engine.name, threads, cores, buffer_bytes)
+    """What measures the device that a backend runs on, or the CPU."""
+    return backend.device_probe() or HostProbe(backend.name, threads, cores, buffer_bytes)
 
 
 class RateProbe:

@@ -65,15 +65,15 @@ class CacheFilling:
     """Decoders whose cache holds a picture and random text."""
 
     def __init__(self, model: Model, picture: Image, seed: int = 0) -> None:
-        self._model, self._specs = model, model.engine.specs
+        self._model, self._specs = model, model.backend.specs
         self._rng = np.random.default_rng(seed)
         self._media = _encode(model, self._specs, picture)
 
     def decoder(self, batch: int, capacity: int) -> Decoder:
         """An empty decoder for ``batch`` rows of ``capacity`` tokens. Raises `DataError` when it does not fit into
         memory."""
-        check_memory(self._model.engine, batch, capacity, 1, prefill=Prefill(self._model.config, capacity))
-        return Decoder(self._model.engine, self._model.config, self._specs, batch, capacity)
+        check_memory(self._model.backend, batch, capacity, 1, prefill=Prefill(self._model.config, capacity))
+        return Decoder(self._model.backend, self._model.config, self._specs, batch, capacity)
 
     def rows(self, batch: int, tokens: int) -> list[Row]:
         """Rows of ``tokens`` tokens: the picture's, then text."""
@@ -93,4 +93,4 @@ class CacheFilling:
 
 
 def _encode(model: Model, specs: dict[str, GraphSpec], picture: Image) -> VisualMedia:
-    return encode_visuals(model.engine, specs, [visual_pixels(picture, model.config)], StageTimer())[0]
+    return encode_visuals(model.backend, specs, [visual_pixels(picture, model.config)], StageTimer())[0]

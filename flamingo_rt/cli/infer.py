@@ -177,7 +177,7 @@ def _answer(
         "accepted": result.accepted,
         "timings_ms": _rounded(loading, result.timings),
         "model": model.config.name,
-        "backend": model.engine.name,
+        "backend": model.backend.name,
     }))
     hint_at_unlike_picture(model, result)
 
@@ -202,7 +202,7 @@ def _rank(
             "total_probability": float(f"{scores[0].total_probability:.6g}"),
             "normalized": normalize,
             "model": model.config.name,
-            "backend": model.engine.name,
+            "backend": model.backend.name,
         }))
     else:
         texts = [printable(score.text) for score in scores]

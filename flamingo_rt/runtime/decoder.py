@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from flamingo_rt.backend import Backend, GreedySteps
 from flamingo_rt.config import FlamingoConfig
 from flamingo_rt.contract import (
     LANGUAGE_MODEL,
@@ -19,7 +20,6 @@ from flamingo_rt.contract import (
     past_name,
     present_name,
 )
-from flamingo_rt.runtime.engine import Engine, GreedySteps
 from flamingo_rt.runtime.media import VisualMedia, stack_rows
 
 
@@ -46,12 +46,12 @@ class Decoder:
     """Runs the language model over a batch of ``rows`` rows with room for ``capacity`` tokens each."""
 
     def __init__(
-        self, engine: Engine, config: FlamingoConfig, specs: dict[str, GraphSpec], rows: int, capacity: int
+        self, backend: Backend, config: FlamingoConfig, specs: dict[str, GraphSpec], rows: int, capacity: int
     ) -> None:
-        self._engine, self._config, self._specs = engine, config, specs
+        self._backend, self._config, self._specs = backend, config, specs
         self._parts = layer_parts(config.language.layers)
         self._capacity = capacity
-        self._cache = engine.cache(rows, capacity)
+        self._cache = backend.cache(rows, capacity)
         self.lengths = np.zeros(rows, dtype=np.int64)
         self._media: list[tuple[VisualMedia, ...]] = [()] * rows
         self._common = 0  # tokens that all rows have in common since `widen`
@@ -62,7 +62,7 @@ class Decoder:
     @property
     def runs_ahead(self) -> bool:
         """Whether greedy steps are begun before the tokens of those before them are known."""
-        return self._engine.steps_ahead > 0
+        return self._backend.steps_ahead > 0
 
     def restore(self, prefix: Prefix) -> None:
         """Start every row from ``prefix``."""
@@ -86,7 +86,7 @@ class Decoder:
             for row, count, all_media in zip(rows, carried, media, strict=True)
         ]
         last = [np.array([len(row.input_ids) - 1]) for row in rows]
-        if self.lengths.any() and len(rows) > 1 and not self._engine.continues_batches:
+        if self.lengths.any() and len(rows) > 1 and not self._backend.continues_batches:
             logits = [
                 self._forward([row], self.lengths[i : i + 1], [last[i]], self._cache.row(i))
                 for i, row in enumerate(indexed)
@@ -118,7 +118,7 @@ class Decoder:
         steps.begin(tokens)
         try:
             for taken in range(most):
-                while begun < min(most, taken + 1 + self._engine.steps_ahead):
+                while begun < min(most, taken + 1 + self._backend.steps_ahead):
                     steps.launch(self._bounded(self.lengths + (begun - taken), 1))
                     begun += 1
                 chosen = steps.take()
@@ -184,14 +184,14 @@ class Decoder:
             **stack_rows([row.media for row in rows], self._specs[RESAMPLER]),
         }
         logits = self._logits(*inputs["logits_index"].shape)
-        self._engine.bind(LANGUAGE_MODEL, {**inputs, **cache}, {"logits": logits, **self._present(cache)})()
+        self._backend.bind(LANGUAGE_MODEL, {**inputs, **cache}, {"logits": logits, **self._present(cache)})()
         return logits
 
     def _bind_step(self, count: int) -> _Step:
         """The step that takes ``count`` tokens a row and gives the logits after each."""
         inputs, cache = self._step_inputs(count), self._cache.buffers()
         logits = self._logits(len(self.lengths), count)
-        run = self._engine.bind(
+        run = self._backend.bind(
             LANGUAGE_MODEL, {**inputs, **cache}, {"logits": logits, **self._present(cache)}, _constant(inputs)
         )
         return _Step(inputs["input_ids"], inputs["cache_length"], logits, run)
@@ -200,7 +200,7 @@ class Decoder:
         """The step that takes a token a row and gives the likeliest ones behind them."""
         inputs, cache, rows = self._step_inputs(1), self._cache.buffers(), len(self.lengths)
         chosen = {NEXT_TOKEN: np.empty((rows, 1), np.int64), NEXT_LOGPROB: np.empty((rows, 1), np.float32)}
-        return self._engine.greedy_steps({**inputs, **cache}, {**chosen, **self._present(cache)}, _constant(inputs))
+        return self._backend.greedy_steps({**inputs, **cache}, {**chosen, **self._present(cache)}, _constant(inputs))
 
     def _step_inputs(self, count: int) -> dict[str, np.ndarray]:
         """Of a step of ``count`` tokens a row, the cache apart."""

@@ -73,7 +73,7 @@ class DraftLength:
     """Decides what the next step of an answer takes, and learns from its guesses how far confidences are right."""
 
     def __init__(self, most: int, costs: StepCosts) -> None:
-        """``most`` tokens are guessed at most. Few sizes: an engine prepares for each."""
+        """``most`` tokens are guessed at most. Few sizes: a backend prepares for each."""
         self.sizes = [1, *(size for size in (2, 4, 8, 16) if size <= most), 1 + most]
         self._costs = costs
         self._right: defaultdict[int, float] = defaultdict(lambda: FIRST_SEEN)

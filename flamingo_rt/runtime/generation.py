@@ -1,4 +1,4 @@
-"""The decode loop, written once over any engine. Streaming is the primitive; whole answers consume it."""
+"""The decode loop, written once over any backend. Streaming is the primitive; whole answers consume it."""
 
 from __future__ import annotations
 

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
+from flamingo_rt.backend import Backend
 from flamingo_rt.contract import ENCODED_AT_ONCE, RESAMPLER, VISION_ENCODER, GraphSpec
 from flamingo_rt.device_arrays import DeviceFrames
-from flamingo_rt.runtime.engine import Engine
 from flamingo_rt.runtime.timing import StageTimer
 
 # One visual: a tensor [Hx, L, d] for each media input of the language model.
@@ -17,14 +17,14 @@ VisualMedia = dict[str, np.ndarray]
 
 
 def encode_visuals(
-    engine: Engine, specs: dict[str, GraphSpec], pixels: Sequence[np.ndarray], timer: StageTimer
+    backend: Backend, specs: dict[str, GraphSpec], pixels: Sequence[np.ndarray], timer: StageTimer
 ) -> list[VisualMedia]:
     """Keys and values of visuals given as pixel values [F, 3, H, W] each."""
-    return resample(engine, specs, encode_frames(engine, specs, pixels, timer), timer)
+    return resample(backend, specs, encode_frames(backend, specs, pixels, timer), timer)
 
 
 def encode_frames(
-    engine: Engine, specs: dict[str, GraphSpec], pixels: Sequence[np.ndarray] | Sequence[DeviceFrames],
+    backend: Backend, specs: dict[str, GraphSpec], pixels: Sequence[np.ndarray] | Sequence[DeviceFrames],
     timer: StageTimer,
 ) -> list[np.ndarray]:
     """Features [F, S, Dv] of visuals given as pixel values [F, 3, H, W] each: their frames one after the other,
@@ -37,12 +37,12 @@ def encode_frames(
     with timer.stage("vision"):
         for start in range(0, len(frames), ENCODED_AT_ONCE):
             run = slice(start, start + ENCODED_AT_ONCE)
-            engine.bind(VISION_ENCODER, {"pixel_values": frames[run]}, {"features": features[run]})()
+            backend.bind(VISION_ENCODER, {"pixel_values": frames[run]}, {"features": features[run]})()
     return np.split(features, np.cumsum([len(p) for p in pixels[:-1]]))
 
 
 def resample(
-    engine: Engine, specs: dict[str, GraphSpec], features: Sequence[np.ndarray], timer: StageTimer
+    backend: Backend, specs: dict[str, GraphSpec], features: Sequence[np.ndarray], timer: StageTimer
 ) -> list[VisualMedia]:
     """Keys and values of visuals given as features [F, S, Dv] each: those with the same number of frames together,
     `ENCODED_AT_ONCE` in a run of the resampler."""
@@ -55,7 +55,7 @@ def resample(
         stacked = np.stack([features[visual] for visual in visuals])  # [M, F, S, Dv]
         outputs = {out.name: np.empty(out.resolve({"M": len(visuals)}), dtype=out.array_dtype) for out in spec.outputs}
         with timer.stage("resampler"):
-            engine.bind(RESAMPLER, {"features": stacked}, outputs)()
+            backend.bind(RESAMPLER, {"features": stacked}, outputs)()
         for position, visual in enumerate(visuals):
             encoded[visual] = {name: array[position] for name, array in outputs.items()}
     return [encoded[visual] for visual in range(len(features))]

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from flamingo_rt.backend import Backend
 from flamingo_rt.config import FlamingoConfig
 from flamingo_rt.contract import LANGUAGE_MODEL, RESAMPLER, GraphSpec, cached_head_width
 from flamingo_rt.errors import DataError
-from flamingo_rt.runtime.engine import Engine
 from flamingo_rt.system_memory import available_bytes, readable_bytes
 
 
@@ -36,16 +36,16 @@ class Prefill:
 
 
 def check_memory(
-    engine: Engine, rows: int, capacity: int, visuals: int, kind: str = "rows", prefill: Prefill | None = None,
+    backend: Backend, rows: int, capacity: int, visuals: int, kind: str = "rows", prefill: Prefill | None = None,
 ) -> None:
     """Raise `DataError` when ``rows`` rows of ``capacity`` tokens and at most ``visuals`` visuals each, and their
-    ``prefill``, need more memory than there is where the ``engine`` computes; it says how many would fit. ``kind`` is
+    ``prefill``, need more memory than there is where the ``backend`` computes; it says how many would fit. ``kind`` is
     what the caller calls them: rows or beams.
 
     On a device what prefill computes is not counted: runtimes hold memory for that from before, nobody knows how much,
     and what they cannot get in the end is an error of its own."""
-    on_device = engine.available_bytes()
-    specs, place = engine.specs, "" if on_device is None else " on the GPU"
+    on_device = backend.available_bytes()
+    specs, place = backend.specs, "" if on_device is None else " on the GPU"
     if on_device is not None:
         prefill = None
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from flamingo_rt.backend import Backend
 from flamingo_rt.config import FlamingoConfig
 from flamingo_rt.errors import DataError, UsageError
 from flamingo_rt.processing import tasks
@@ -19,7 +20,6 @@ from flamingo_rt.processing.tokenizer import TextTokenizer
 from flamingo_rt.runtime.answer import Answer
 from flamingo_rt.runtime.decoder import Decoder, Prefix, Row
 from flamingo_rt.runtime.draft_length import StepCosts
-from flamingo_rt.runtime.engine import Engine
 from flamingo_rt.runtime.generation import BatchGeneration, Generation, GrowingRow, decode_rows, search_rows
 from flamingo_rt.runtime.media_cache import DEFAULT_BYTES, MediaCache
 from flamingo_rt.runtime.memory import Prefill, check_memory
@@ -58,7 +58,7 @@ class PromptState:
 
 
 class Model:
-    """A Flamingo model behind an engine. `flamingo_rt.load` makes one.
+    """A Flamingo model behind a backend. `flamingo_rt.load` makes one.
 
     A prompt is a text, an `Image`, a `Video`, `PixelValues`, or a list of those in reading order. Every method raises
     `DataError` for a picture that cannot be read, a prompt longer than the context, more visuals than the model allows
@@ -66,18 +66,18 @@ class Model:
     """
 
     def __init__(
-        self, engine: Engine, config: FlamingoConfig, tokenizer: TextTokenizer, identity: str | None = None,
+        self, backend: Backend, config: FlamingoConfig, tokenizer: TextTokenizer, identity: str | None = None,
         image_cache_bytes: int = DEFAULT_BYTES, usual_probability: float | None = None,
     ) -> None:
         """``identity`` is the same for models that compute the same numbers: the hash of a bundle's manifest, which has
         the hash of every file of it. ``image_cache_bytes`` are for the keys and values of pictures seen before.
         ``usual_probability`` is what 95% of its captions of its own kind of pictures have at least, where that was
         measured."""
-        self.engine, self.config, self.tokenizer, self.identity = engine, config, tokenizer, identity
+        self.backend, self.config, self.tokenizer, self.identity = backend, config, tokenizer, identity
         self.usual_probability = usual_probability
-        self._specs = engine.specs
+        self._specs = backend.specs
         self._step_costs = StepCosts()
-        self._reader = VisualReader(engine, config, self._specs, MediaCache(image_cache_bytes))
+        self._reader = VisualReader(backend, config, self._specs, MediaCache(image_cache_bytes))
 
     def caption_prompt(
         self, visuals: tasks.Visuals, *, shots: Iterable[tuple[tasks.Visuals, str]] = ()
@@ -100,7 +100,7 @@ class Model:
         prompt = build_prompt(parts, self.tokenizer)
         self._check([prompt], None)
         check_memory(
-            self.engine, 1, len(prompt), len(prompt.visuals), prefill=Prefill(self.config, len(prompt))
+            self.backend, 1, len(prompt), len(prompt.visuals), prefill=Prefill(self.config, len(prompt))
         )
         decoder = self._decoder(1, len(prompt), None)
         decoder.prefill(self._rows([prompt], timer))
@@ -163,7 +163,7 @@ class Model:
                 "shorten them"
             )
         prefill = Prefill(self.config, len(prompt), start - len(prompt))
-        check_memory(self.engine, 1, start + longest, self._most_visuals([prompt], prefix), prefill=prefill)
+        check_memory(self.backend, 1, start + longest, self._most_visuals([prompt], prefix), prefill=prefill)
         decoder = self._decoder(1, start + longest, prefix)
         rows = self._rows([prompt], timer)
         with timer.stage("prefill"):
@@ -207,9 +207,9 @@ class Model:
         count, kind = (len(built), "rows") if options.beams == 1 else (options.beams, "beams")
         prefill = Prefill(
             self.config, max(len(prompt) for prompt in built), before,
-            together=options.beams == 1 and (not before or self.engine.continues_batches),
+            together=options.beams == 1 and (not before or self.backend.continues_batches),
         )
-        check_memory(self.engine, count, capacity, self._most_visuals(built, prefix), kind, prefill)
+        check_memory(self.backend, count, capacity, self._most_visuals(built, prefix), kind, prefill)
         before_ids = prefix._ids if prefix else np.empty(0, dtype=np.int64)
         growing = [
             GrowingRow(
@@ -236,7 +236,7 @@ class Model:
         return self.usual_probability if likeliest and tasks.asks_for_caption(self.config, parts) else None
 
     def _decoder(self, rows: int, capacity: int, prefix: PromptState | None) -> Decoder:
-        decoder = Decoder(self.engine, self.config, self._specs, rows, capacity)
+        decoder = Decoder(self.backend, self.config, self._specs, rows, capacity)
         if prefix is not None:
             decoder.restore(prefix._prefix)
         return decoder

@@ -16,13 +16,13 @@ from functools import partial
 
 import numpy as np
 
+from flamingo_rt.backend import Backend
 from flamingo_rt.config import FlamingoConfig
 from flamingo_rt.contract import ENCODED_AT_ONCE, GraphSpec
 from flamingo_rt.device_arrays import DeviceFrames
 from flamingo_rt.errors import DataError, UsageError
 from flamingo_rt.processing.media import Image, PixelValues, Visual, is_array
 from flamingo_rt.processing.visuals import lies_on_device, visual_pixels
-from flamingo_rt.runtime.engine import Engine
 from flamingo_rt.runtime.media import VisualMedia, encode_frames, resample
 from flamingo_rt.runtime.media_cache import MediaCache
 from flamingo_rt.runtime.timing import StageTimer
@@ -43,14 +43,14 @@ class VisualReader:
     """Reads and encodes visuals; what was encoded before is taken from a cache, by content."""
 
     def __init__(
-        self, engine: Engine, config: FlamingoConfig, specs: dict[str, GraphSpec], cache: MediaCache
+        self, backend: Backend, config: FlamingoConfig, specs: dict[str, GraphSpec], cache: MediaCache
     ) -> None:
-        self._engine, self._config, self._specs, self._cache = engine, config, specs, cache
+        self._backend, self._config, self._specs, self._cache = backend, config, specs, cache
 
     def read(self, visuals: Sequence[Visual], timer: StageTimer) -> list[VisualMedia]:
         """The media of each visual, in order; equal ones are encoded once. Stages: images (the time that decoding is
         waited for), vision, resampler. Raises `DataError` for the first that cannot be read, `UsageError` for pixel
-        values in device memory where the engine reads none."""
+        values in device memory where the backend reads none."""
         unique = list({id(visual): visual for visual in visuals}.values())
         self._check_places(unique)
         keys: dict[int, Key] = {}
@@ -77,10 +77,10 @@ class VisualReader:
                         waiting[key] = pixels
                 # Batches are the same in every run: sums in another order would round differently.
                 if sum(map(len, waiting.values())) >= ENCODED_AT_ONCE or visual is unique[-1]:
-                    arrays = encode_frames(self._engine, self._specs, list(waiting.values()), timer)
+                    arrays = encode_frames(self._backend, self._specs, list(waiting.values()), timer)
                     features.update(zip(waiting, arrays, strict=True))
                     waiting.clear()
-        media = resample(self._engine, self._specs, list(features.values()), timer)
+        media = resample(self._backend, self._specs, list(features.values()), timer)
         for key, encoded in zip(features, media, strict=True):
             if isinstance(key, bytes):
                 self._cache.put(key, encoded)
@@ -89,9 +89,9 @@ class VisualReader:
 
     def _check_places(self, visuals: Sequence[Visual]) -> None:
         for visual in visuals:
-            if isinstance(visual, PixelValues) and lies_on_device(visual) and not self._engine.reads_device_arrays:
+            if isinstance(visual, PixelValues) and lies_on_device(visual) and not self._backend.reads_device_arrays:
                 raise UsageError(
-                    f"{visual.label} cannot be read by the {self._engine.name} backend, which computes in host memory: "
+                    f"{visual.label} cannot be read by the {self._backend.name} backend, which computes in host memory: "
                     "give PixelValues(array.cpu()) (CuPy: array.get()), or load a backend that computes on the GPU "
                     "(flamingo-rt doctor says which work here)"
                 )
@@ -99,8 +99,8 @@ class VisualReader:
     def _encode_in_place(self, visual: Visual, frames: DeviceFrames, timer: StageTimer) -> np.ndarray:
         """Features [F, S, Dv] of frames in device memory: alone, as others are not in the same piece of it."""
         try:
-            return encode_frames(self._engine, self._specs, [frames], timer)[0]
-        except ValueError as error:  # what an engine cannot read where it is
+            return encode_frames(self._backend, self._specs, [frames], timer)[0]
+        except ValueError as error:  # what a backend cannot read where it is
             raise DataError(f"{visual.label}: {error}; copy it to memory of its own (torch: clone())") from error
 
 

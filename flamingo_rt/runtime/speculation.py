@@ -4,7 +4,7 @@ What followed where the row's last tokens stood before, in its prompt, its shots
 follows now. One step of the language model over the guess gives the logits at every position of it; tokens are chosen
 from them one by one as ever, as long as the guess was right. So the answer is that of plain greedy decoding, however
 good the guess, and however long a step is said to take: what is measured decides about the next guess's length alone.
-(As exact as an engine computes a position alike in a step of one token and of several: float32 up to rounding.)
+(As exact as a backend computes a position alike in a step of one token and of several: float32 up to rounding.)
 
 Ours is how much a guess is trusted. Captions are short and say new things in few forms: what follows "," is the same
 every time, what follows "a" never is. So each guessed token has a confidence, from how the earlier occurrences of its

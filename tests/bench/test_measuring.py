@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from made_up_report import BUFFER, QUICK, RATES
 
+from flamingo_rt.backend import HostGreedySteps
 from flamingo_rt.bench import BenchOptions, measure
 from flamingo_rt.bench.model_facts import model_facts
 from flamingo_rt.bench.rates import RateProbe
 from flamingo_rt.bench.workload import caption_tokens
 from flamingo_rt.errors import DataError, UsageError
-from flamingo_rt.host_engine import HostGreedySteps
 from flamingo_rt.loading import PACKAGED_BUNDLE, load
 from flamingo_rt.runtime.model import Model
 

@@ -130,7 +130,7 @@ def test_a_graph_beyond_the_tolerance_is_named_and_nothing_is_written(run, check
         raise ParityError("graph resampler, tensor media_key.0 deviates")
 
     monkeypatch.setattr("flamingo_rt.export.pipeline._write_graphs", lambda *arguments: dict.fromkeys(GRAPHS))
-    monkeypatch.setattr("flamingo_rt.export.pipeline.OrtEngine", lambda *arguments, **options: None)
+    monkeypatch.setattr("flamingo_rt.export.pipeline.OrtBackend", lambda *arguments, **options: None)
     monkeypatch.setattr("flamingo_rt.export.pipeline.run_cases", deviate)
     outcome = run("export", "--ckpt", checkpoint, "--out", tmp_path / "out")
     assert outcome.code == 1

@@ -108,7 +108,7 @@ class OnnxCompute:
     """What an engine computes: a graph of the contract, by ONNX Runtime, on arrays at the addresses it is given."""
 
     def __init__(self, engine, spec) -> None:
-        """``engine`` is an `OrtEngine` of the same graphs; its `_bind` takes arrays in their own form."""
+        """``engine`` is an `OrtBackend` of the same graphs; its `_bind` takes arrays in their own form."""
         self._engine, self._spec = engine, spec
 
     def sizes(self, shapes: dict[str, tuple]) -> dict[str, int]:

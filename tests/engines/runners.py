@@ -12,6 +12,7 @@ from fake_gpu import FakeGpu
 from fake_onnxruntime import FakeOnnxRuntime
 from fake_tensorrt import OnnxCompute, install, write_engine
 
+from flamingo_rt.backend import Backend
 from flamingo_rt.bundle import Bundle
 from flamingo_rt.contract import (
     IN_PLACE,
@@ -21,13 +22,12 @@ from flamingo_rt.contract import (
     size_ranges,
 )
 from flamingo_rt.engines.engine_files import BuildOptions, EngineFolder
-from flamingo_rt.engines.ort import OrtEngine
-from flamingo_rt.engines.ort_cuda import OrtCudaEngine
+from flamingo_rt.engines.ort import OrtBackend
+from flamingo_rt.engines.ort_cuda import OrtGpuBackend
 from flamingo_rt.engines.ort_providers import CudaProvider, Provider
 from flamingo_rt.engines.tensorrt_module import import_tensorrt
-from flamingo_rt.engines.tensorrt_runner import TensorRtEngine
+from flamingo_rt.engines.tensorrt_runner import TensorRtBackend
 from flamingo_rt.processing.tokenizer import TextTokenizer
-from flamingo_rt.runtime.engine import Engine
 from flamingo_rt.runtime.model import Model
 
 LOWERINGS = ("tensorrt", "tensorrt-classic")
@@ -45,7 +45,7 @@ class Runner:
         bundle = self.bundles[lowering]
         specs = graph_specs(bundle.config, bundle.compute, bundle.cache_form)
         paths = {name: bundle.graph_path(name) for name in bundle.graphs}
-        ort = OrtEngine(paths, bundle.config, threads=1, dtype=bundle.compute, cache=bundle.cache_form)
+        ort = OrtBackend(paths, bundle.config, threads=1, dtype=bundle.compute, cache=bundle.cache_form)
         install(self._monkeypatch, self.gpu, {name: OnnxCompute(ort, spec) for name, spec in specs.items()})
         for name, cases in size_ranges(bundle.config, limits, bundle.cache_form).items():
             fixed = {"C": limits.capacity} if bundle.cache_form == IN_PLACE else {}
@@ -55,12 +55,12 @@ class Runner:
             bundle.compute, limits, BuildOptions(),
         )
 
-    def engine(self, lowering: str, **changes) -> TensorRtEngine:
+    def backend(self, lowering: str, **changes) -> TensorRtBackend:
         engines = self.engines(lowering, **changes)
-        return TensorRtEngine(self.bundles[lowering], engines, import_tensorrt("tensorrt"))
+        return TensorRtBackend(self.bundles[lowering], engines, import_tensorrt("tensorrt"))
 
     def model(self, lowering: str, **changes) -> Model:
-        return model_of(self.engine(lowering, **changes), self.bundles[lowering])
+        return model_of(self.backend(lowering, **changes), self.bundles[lowering])
 
 
 class OnCuda:
@@ -69,17 +69,17 @@ class OnCuda:
     def __init__(self, bundles: dict[str, Bundle], runtime: FakeOnnxRuntime) -> None:
         self.bundles, self.runtime = bundles, runtime
 
-    def engine(self, name: str, provider: type[Provider] = CudaProvider) -> OrtCudaEngine:
-        return OrtCudaEngine(self.bundles[name], provider())
+    def backend(self, name: str, provider: type[Provider] = CudaProvider) -> OrtGpuBackend:
+        return OrtGpuBackend(self.bundles[name], provider())
 
     def model(self, name: str, provider: type[Provider] = CudaProvider) -> Model:
-        return model_of(self.engine(name, provider), self.bundles[name])
+        return model_of(self.backend(name, provider), self.bundles[name])
 
 
-def model_of(engine: Engine, bundle: Bundle) -> Model:
+def model_of(backend: Backend, bundle: Bundle) -> Model:
     """A model of a bundle on an engine."""
     config = bundle.config
-    return Model(engine, config, TextTokenizer(bundle.tokenizer_path, config.tokens, config.language.vocab_size))
+    return Model(backend, config, TextTokenizer(bundle.tokenizer_path, config.tokens, config.language.vocab_size))
 
 
 def assert_same(found, expected) -> None:

@@ -17,9 +17,9 @@ def test_pixels_in_device_memory_are_used_where_they_are(runner, gpu, ort, kind)
     pixels = np.random.default_rng(0).standard_normal((2, 3, 32, 32), dtype=np.float32)
     spec = graph_specs(ort.config)[VISION_ENCODER].output("features")
     features = [np.empty(spec.resolve({"N": 2}), np.float32) for _ in range(2)]
-    array, engine = kind(on_gpu(gpu, pixels)), runner.engine("tensorrt")
-    engine.bind(VISION_ENCODER, {"pixel_values": array}, {"features": features[0]})()
-    ort.engine.bind(VISION_ENCODER, {"pixel_values": pixels}, {"features": features[1]})()
+    array, backend = kind(on_gpu(gpu, pixels)), runner.backend("tensorrt")
+    backend.bind(VISION_ENCODER, {"pixel_values": array}, {"features": features[0]})()
+    ort.backend.bind(VISION_ENCODER, {"pixel_values": pixels}, {"features": features[1]})()
     np.testing.assert_allclose(features[0], features[1], rtol=0, atol=1e-4)
     if kind is CudaArray:
         assert gpu.called("wait for") == [("wait for", 2)]
@@ -37,6 +37,6 @@ PIXELS = np.zeros((2, 3, 32, 32), dtype=np.float32)
 ], ids=["strides", "half", "masked", "dlpack double", "dlpack strides", "dlpack half"])
 def test_device_arrays_that_cannot_be_read_in_place_are_refused(runner, gpu, ort, make) -> None:
     features = np.empty(graph_specs(ort.config)[VISION_ENCODER].output("features").resolve({"N": 2}), np.float32)
-    engine = runner.engine("tensorrt")
+    backend = runner.backend("tensorrt")
     with pytest.raises(ValueError, match="device array"):
-        engine.bind(VISION_ENCODER, {"pixel_values": make(on_gpu(gpu, PIXELS))}, {"features": features})
+        backend.bind(VISION_ENCODER, {"pixel_values": make(on_gpu(gpu, PIXELS))}, {"features": features})

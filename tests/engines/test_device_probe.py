@@ -29,9 +29,9 @@ def _little_to_measure(monkeypatch) -> None:
 
 
 def test_memory_is_copied_within_the_device_and_given_back(runner: Runner, gpu: FakeGpu) -> None:
-    engine = runner.engine("tensorrt")
+    backend = runner.backend("tensorrt")
     held = gpu.used
-    with probe_of(engine, None, 1) as probe:
+    with probe_of(backend, None, 1) as probe:
         rate, how = probe.bandwidth()
     assert rate > 0
     assert "within Fake, read and written" in how
@@ -41,7 +41,7 @@ def test_memory_is_copied_within_the_device_and_given_back(runner: Runner, gpu: 
 
 
 def test_products_are_computed_by_the_engines_runtime_in_its_type(runner: Runner, gpu: FakeGpu) -> None:
-    with probe_of(runner.engine("tensorrt"), None, 1) as probe:
+    with probe_of(runner.backend("tensorrt"), None, 1) as probe:
         rate, how = probe.products()
         assert len(gpu.called("execute")) == device_probe.REPEATS * device_probe.ROUNDS
     assert rate > 0
@@ -51,7 +51,7 @@ def test_products_are_computed_by_the_engines_runtime_in_its_type(runner: Runner
 
 def test_doctor_multiplies_with_tensorrt(runner: Runner, monkeypatch) -> None:
     monkeypatch.setattr("flamingo_rt.engines.gpu.find_gpu", lambda: Gpu("Fake", "8.9", 1 << 30, False))
-    runner.engine("tensorrt")  # installs the stand-ins
+    runner.backend("tensorrt")  # installs the stand-ins
     assert _try_tensorrt() == "TensorRT 10.15.1, Fake; runs the engines that flamingo-rt build puts into a bundle"
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
@@ -60,34 +60,34 @@ def test_doctor_multiplies_with_tensorrt(runner: Runner, monkeypatch) -> None:
 
 
 def test_a_product_that_is_not_compiled_leaves_the_bandwidth(runner: Runner, monkeypatch) -> None:
-    engine = runner.engine("tensorrt")
+    backend = runner.backend("tensorrt")
 
     def refuse(*arguments) -> None:
         raise DataError("TensorRT cannot compile it")
 
     monkeypatch.setattr(device_probe, "compiled_product", refuse)
-    with probe_of(engine, None, 1) as probe:
+    with probe_of(backend, None, 1) as probe:
         assert probe.products() == (None, "not measured: TensorRT cannot compile it")
         assert probe.bandwidth()[0] > 0
 
 
 def test_an_engine_of_another_runtime_has_the_bandwidth_alone(runner: Runner) -> None:
-    engine = runner.engine("tensorrt")
-    engine._tensorrt = None
-    with probe_of(engine, None, 1) as probe:
+    backend = runner.backend("tensorrt")
+    backend._tensorrt = None
+    with probe_of(backend, None, 1) as probe:
         assert probe.products() == (None, "not measured: this backend has no product of its own to measure")
         assert probe.bandwidth()[0] > 0
 
 
 def test_too_little_device_memory_is_explained(runner: Runner, gpu: FakeGpu) -> None:
-    engine = runner.engine("tensorrt")
+    backend = runner.backend("tensorrt")
     gpu.memory = gpu.used + LITTLE
-    with probe_of(engine, None, 1) as probe, pytest.raises(DataError, match="measuring the GPU's memory takes 0.1 MB"):
+    with probe_of(backend, None, 1) as probe, pytest.raises(DataError, match="measuring the GPU's memory takes 0.1 MB"):
         probe.bandwidth()
 
 
 def test_the_cpu_is_measured_where_an_engine_has_no_device(ort) -> None:
-    assert isinstance(probe_of(ort.engine, 1, 1), HostProbe)
+    assert isinstance(probe_of(ort.backend, 1, 1), HostProbe)
 
 
 @pytest.mark.parametrize("lowering", ["tensorrt", "tensorrt-classic"])
@@ -104,6 +104,6 @@ def test_a_bench_of_engines_has_the_gpus_ceilings(runner: Runner, lowering: str)
 def test_the_real_compiler_takes_the_product(dtype: str) -> None:
     module = pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed")
     log = make_log(module, Caught())
-    engine = device_probe.compiled_product(import_tensorrt(TENSORRT_RTX), dtype, log, capability="86")
-    assert memoryview(engine).nbytes > 1000
+    backend = device_probe.compiled_product(import_tensorrt(TENSORRT_RTX), dtype, log, capability="86")
+    assert memoryview(backend).nbytes > 1000
     assert not log.errors

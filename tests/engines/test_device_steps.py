@@ -55,7 +55,7 @@ def test_an_answer_that_is_given_up_leaves_nothing_under_way(model, gpu, text) -
 
 def test_where_lengths_are_read_on_the_host_no_step_is_begun_early(on_cuda, gpu, ort_half, text) -> None:
     model = on_cuda.model("ort-fp16")
-    assert model.engine.steps_ahead == 0
+    assert model.backend.steps_ahead == 0
     found, expected = (each.generate(text, max_new_tokens=6, speculation=0).result() for each in (model, ort_half))
     assert found.tokens == expected.tokens
     assert not gpu.called("wait for a mark")

@@ -65,25 +65,25 @@ def test_a_cache_of_another_size_takes_the_memory_of_the_kept_one(runner, gpu) -
     model = runner.model("tensorrt")
     model.generate("Output:", max_new_tokens=4).result()
     held, row = gpu.used, 96 * 6 * 64
-    assert model.engine.available_bytes() == gpu.memory - held + row
+    assert model.backend.available_bytes() == gpu.memory - held + row
     gpu.memory = held + 3 * row
     model.generate_batch(["Output:"] * 3, max_new_tokens=4)
 
 
 def test_a_much_larger_cache_is_not_kept_for_a_short_answer(runner, gpu, monkeypatch) -> None:
-    engine = runner.engine("tensorrt-classic")
+    backend = runner.backend("tensorrt-classic")
     row = 6 * 64
     for capacity, kept in ((90, 90), (80, 90), (91, 91)):
-        engine.cache(1, capacity)
+        backend.cache(1, capacity)
         assert gpu.used == kept * row
     monkeypatch.setattr(kept_cache, "SLACK", 8)
-    engine.cache(1, 60)
+    backend.cache(1, 60)
     assert gpu.used == 60 * row
 
 
 def test_a_widened_cache_leaves_no_memory_behind(runner, gpu) -> None:
-    engine, row = runner.engine("tensorrt"), 96 * 6 * 64
-    cache = engine.cache(1, 96)
+    backend, row = runner.backend("tensorrt"), 96 * 6 * 64
+    cache = backend.cache(1, 96)
     gpu.memory = 4 * row
     cache.widen(3, 5)
     assert gpu.used == 3 * row
@@ -95,7 +95,7 @@ def test_the_kept_cache_makes_room_for_pictures(runner, gpu, pictures) -> None:
     model = runner.model("tensorrt")
     model.generate_batch(["Output:"] * 4, max_new_tokens=4)
     gpu.memory = gpu.used + 500
-    assert model.engine.available_bytes() > 4 * 96 * 6 * 64
+    assert model.backend.available_bytes() > 4 * 96 * 6 * 64
     model.generate([pictures[0], "Output:"], max_new_tokens=2).result()
 
 

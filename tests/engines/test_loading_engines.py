@@ -39,7 +39,7 @@ def with_engines(runner, tmp_path, monkeypatch) -> Path:
 @pytest.mark.parametrize("backend", ["auto", "tensorrt"])
 def test_a_bundle_with_engines_for_this_gpu_runs_on_them(with_engines, backend, ort, gpu, text) -> None:
     model = flamingo_rt.load(with_engines, backend)
-    assert model.engine.name == "tensorrt"
+    assert model.backend.name == "tensorrt"
     found, expected = (each.generate(text, max_new_tokens=4).result() for each in (model, ort))
     assert_same([found], [expected])
     assert gpu.called("execute")
@@ -155,7 +155,7 @@ def test_host_code_alone_is_nothing_to_allow(bundles) -> None:
 @pytest.mark.parametrize("backend", ["auto", "ort-cuda"])
 def test_onnx_runtime_with_cuda_runs_a_bundle_on_the_gpu(bundles, on_cuda, backend, ort_half, text, caplog) -> None:
     model = flamingo_rt.load(bundles["ort-fp16"].path, backend)
-    assert model.engine.name == "ort-cuda"
+    assert model.backend.name == "ort-cuda"
     found, expected = (each.generate(text, max_new_tokens=4).result() for each in (model, ort_half))
     assert_same([found], [expected])
     assert not caplog.messages

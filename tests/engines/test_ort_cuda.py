@@ -58,7 +58,7 @@ class TestSameTokensAsTheCpu:
         """What the comparison of an export with PyTorch binds."""
         config, results = models[0].config, []
         for model in models:
-            spec = model.engine.specs[LANGUAGE_MODEL]
+            spec = model.backend.specs[LANGUAGE_MODEL]
             sizes, rng = {"B": 1, "T": 3, "K": 3, "S": config.resampler.latents, "C": 96}, np.random.default_rng(1)
             inputs = {
                 tensor.name: rng.standard_normal(tensor.resolve(sizes)).astype(tensor.array_dtype)
@@ -69,7 +69,7 @@ class TestSameTokensAsTheCpu:
                 if "C" in tensor.shape else np.empty(tensor.resolve(sizes), tensor.array_dtype)
                 for tensor in spec.outputs
             }
-            model.engine.bind(LANGUAGE_MODEL, inputs, outputs)()
+            model.backend.bind(LANGUAGE_MODEL, inputs, outputs)()
             results.append((outputs["logits"], inputs[past_name(1, "key")][0, :, :4]))
         for found, expected in zip(*results, strict=True):
             np.testing.assert_allclose(found, expected, rtol=0, atol=1e-3)
@@ -107,14 +107,14 @@ def test_past_and_present_are_the_same_memory(on_cuda) -> None:
 
 
 def test_an_output_that_is_left_out_stays_on_the_device(on_cuda, gpu, runner, pictures) -> None:
-    for engine in (on_cuda.engine("ort-fp16"), runner.engine("tensorrt")):
-        spec = engine.specs[RESAMPLER]
+    for backend in (on_cuda.backend("ort-fp16"), runner.backend("tensorrt")):
+        spec = backend.specs[RESAMPLER]
         sizes = {"M": 1, "F": 1}
         features = np.ones(spec.inputs[0].resolve(sizes), spec.inputs[0].array_dtype)
         whole = {tensor.name: np.empty(tensor.resolve(sizes), tensor.array_dtype) for tensor in spec.outputs}
         part = {name: np.empty_like(whole[name]) for name in list(whole)[:1]}
-        engine.bind(RESAMPLER, {"features": features}, whole)()
-        run = engine.bind(RESAMPLER, {"features": features}, part)
+        backend.bind(RESAMPLER, {"features": features}, whole)()
+        run = backend.bind(RESAMPLER, {"features": features}, part)
         run()
         for name, array in whole.items():
             kept = gpu.bytes_at(run.address(name), array.nbytes).view(array.dtype).reshape(array.shape)
@@ -123,13 +123,13 @@ def test_an_output_that_is_left_out_stays_on_the_device(on_cuda, gpu, runner, pi
 
 
 def test_the_parts_of_a_run_can_be_called_one_by_one(on_cuda, gpu) -> None:
-    engine = on_cuda.engine("ort-fp16")
-    spec = engine.specs[RESAMPLER]
+    backend = on_cuda.backend("ort-fp16")
+    spec = backend.specs[RESAMPLER]
     features = np.zeros(spec.inputs[0].resolve({"M": 1, "F": 1}), spec.inputs[0].array_dtype)
     name = spec.outputs[0].name
     found = np.zeros(spec.outputs[0].resolve({"M": 1}), spec.outputs[0].array_dtype)
-    run = engine.bind(RESAMPLER, {"features": features}, {name: found}, constant=("none",))
-    with engine._cuda.current():
+    run = backend.bind(RESAMPLER, {"features": features}, {name: found}, constant=("none",))
+    with backend._cuda.current():
         features[:] = 1
         run.stage()
         features[:] = 5  # too late for this run
@@ -139,7 +139,7 @@ def test_the_parts_of_a_run_can_be_called_one_by_one(on_cuda, gpu) -> None:
         run.collect()
     expected = np.zeros_like(found)
     features[:] = 1
-    engine.bind(RESAMPLER, {"features": features}, {name: expected})()
+    backend.bind(RESAMPLER, {"features": features}, {name: expected})()
     np.testing.assert_array_equal(found, expected)
     assert found.any()
 
@@ -165,10 +165,10 @@ def test_bfloat16_is_bound_by_its_number(on_cuda, gpu, ort) -> None:
     arrays = {
         tensor.name: np.zeros(tensor.resolve({"M": 1, "F": 1}), np.uint16) for tensor in (*spec.inputs, *spec.outputs)
     }
-    engine = on_cuda.engine("ort-fp16")
-    with engine._cuda.current():
+    backend = on_cuda.backend("ort-fp16")
+    with backend._cuda.current():
         _OrtRun(
-            engine._cuda, BoundGraph(spec, dtypes), SimpleNamespace(io_binding=lambda: binding), CudaProvider(),
+            backend._cuda, BoundGraph(spec, dtypes), SimpleNamespace(io_binding=lambda: binding), CudaProvider(),
             arrays, arrays, (),
         )
     assert set(kinds) == {16}
@@ -186,7 +186,7 @@ def test_doctor_multiplies_on_the_gpu(on_cuda) -> None:
 def test_a_graph_with_nodes_that_cuda_has_no_kernels_for_is_refused(on_cuda) -> None:
     on_cuda.runtime.without_kernels |= {"GroupQueryAttention"}
     with pytest.raises(DataError, match=r"leaves to the CPU: 3 GroupQueryAttention; export with --compute fp16"):
-        on_cuda.engine("ort-fp16")
+        on_cuda.backend("ort-fp16")
 
 
 def test_nodes_on_shapes_and_positions_may_run_on_the_cpu(on_cuda, ort_half, text) -> None:
@@ -200,19 +200,19 @@ def test_nodes_on_shapes_and_positions_may_run_on_the_cpu(on_cuda, ort_half, tex
 def test_a_provider_that_does_not_start_is_an_error(on_cuda) -> None:
     on_cuda.runtime.starts = False
     with pytest.raises(DependencyError, match=r"CUDA does not start .* would run the graph on CPUExecutionProvider"):
-        on_cuda.engine("ort-fp16")
+        on_cuda.backend("ort-fp16")
 
 
 def test_onnxruntime_without_cuda_names_the_extra(on_cuda) -> None:
     on_cuda.runtime.available = ["CPUExecutionProvider"]
     with pytest.raises(DependencyError, match=r"has no CUDA: .*flamingo-rt\[gpu\]"):
-        on_cuda.engine("ort-fp16")
+        on_cuda.backend("ort-fp16")
 
 
 def test_without_a_gpu_it_says_so(on_cuda, monkeypatch) -> None:
     monkeypatch.setattr("flamingo_rt.engines.gpu.find_gpu", lambda: None)
     with pytest.raises(DependencyError, match="no NVIDIA GPU is found: the ort-cuda backend needs one"):
-        on_cuda.engine("ort-fp16")
+        on_cuda.backend("ort-fp16")
 
 
 def test_a_gpu_that_does_not_start_is_an_error_that_auto_passes_over(on_cuda, gpu, monkeypatch) -> None:
@@ -223,13 +223,13 @@ def test_a_gpu_that_does_not_start_is_an_error_that_auto_passes_over(on_cuda, gp
 
     monkeypatch.setattr(driver.Device, "retain_primary_context", full)
     with pytest.raises(DependencyError, match="does not start on the GPU .*out of memory.*nvidia-smi"):
-        on_cuda.engine("ort-fp16")
+        on_cuda.backend("ort-fp16")
 
 
 def test_without_pycuda_it_is_said_what_to_install(on_cuda, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "pycuda.driver", None)
     with pytest.raises(DependencyError, match=r"flamingo-rt\[cuda\]"):
-        on_cuda.engine("ort-fp16")
+        on_cuda.backend("ort-fp16")
 
 
 def test_libraries_that_do_not_load_are_named(on_cuda, tmp_path) -> None:
@@ -237,18 +237,18 @@ def test_libraries_that_do_not_load_are_named(on_cuda, tmp_path) -> None:
     (tmp_path / "capi" / "libonnxruntime_providers_cuda.so").write_bytes(b"no library")
     on_cuda.runtime.__file__ = str(tmp_path / "__init__.py")
     with pytest.raises(DependencyError, match=r"CUDA kernels do not load \(.*libonnxruntime_providers_cuda.so"):
-        on_cuda.engine("ort-fp16")
+        on_cuda.backend("ort-fp16")
 
 
 def test_what_loading_libraries_prints_does_not_get_into_the_answer(on_cuda, capsys) -> None:
     on_cuda.runtime.preload_dlls = lambda: print("Failed to load libcudnn.so.9")
-    on_cuda.engine("ort-fp16")
+    on_cuda.backend("ort-fp16")
     assert capsys.readouterr().out == ""
 
 
 def test_graphs_that_append_to_the_cache_are_refused(on_cuda) -> None:
     with pytest.raises(UsageError, match=r"--lowering tensorrt-classic, .*: export with --lowering ort or tensorrt"):
-        on_cuda.engine("tensorrt-classic")
+        on_cuda.backend("tensorrt-classic")
 
 
 @pytest.mark.parametrize(("said", "remedy"), [
@@ -263,10 +263,10 @@ def test_a_run_that_fails_says_what_onnx_runtime_said(on_cuda, gpu, said, remedy
 
 
 def test_a_cache_that_does_not_fit_says_what_would(on_cuda, gpu) -> None:
-    engine = on_cuda.engine("ort-fp16")
+    backend = on_cuda.backend("ort-fp16")
     gpu.memory = gpu.used + 10 * 6 * 32
     with pytest.raises(DataError, match=r"10 tokens would fit: use fewer shots or a smaller max_new_tokens"):
-        engine.cache(1, 96)
+        backend.cache(1, 96)
 
 
 def test_a_batch_is_checked_against_the_memory_of_the_gpu(on_cuda, gpu) -> None:
@@ -275,9 +275,9 @@ def test_a_batch_is_checked_against_the_memory_of_the_gpu(on_cuda, gpu) -> None:
     with pytest.raises(DataError, match=r"\d+ rows of .* in memory on the GPU: .* 0\.1 MB are available; \d+ of these"):
         model.generate_batch(["Output:"] * 64, max_new_tokens=8)
     gpu.memory = 1 << 30
-    assert model.engine.available_bytes() == gpu.memory - gpu.used
+    assert model.backend.available_bytes() == gpu.memory - gpu.used
 
 
 def test_memory_that_is_the_machines_own_is_counted_as_such(on_cuda, gpu) -> None:
     gpu.integrated = True
-    assert on_cuda.engine("ort-fp16").available_bytes() is None
+    assert on_cuda.backend("ort-fp16").available_bytes() is None

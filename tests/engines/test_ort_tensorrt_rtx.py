@@ -44,7 +44,7 @@ def test_the_plugin_is_registered_once(with_plugin) -> None:
 
 def test_other_lowerings_are_refused(with_plugin) -> None:
     with pytest.raises(UsageError, match="--lowering ort, which the ort-tensorrt-rtx backend does not run: export"):
-        with_plugin.engine("ort", RtxProvider)
+        with_plugin.backend("ort", RtxProvider)
 
 
 def test_without_the_plugin_the_extra_is_named(with_plugin, monkeypatch) -> None:

@@ -68,12 +68,12 @@ def test_tokens_are_those_of_the_pictures_and_no_pixel_is_uploaded(
 
 def test_a_clip_on_the_device_is_read_a_few_frames_at_a_time(runner, gpu, ort, uploads) -> None:
     frames = np.random.default_rng(0).standard_normal((4 + 3, 3, 32, 32), dtype=np.float32)
-    engine, spec = runner.engine("tensorrt"), graph_specs(ort.config)[VISION_ENCODER].output("features")
+    backend, spec = runner.backend("tensorrt"), graph_specs(ort.config)[VISION_ENCODER].output("features")
     found, expected = (np.empty(spec.resolve({"N": len(frames)}), np.float32) for _ in range(2))
     placed = DeviceFrames(CudaArray(on_gpu(gpu, frames)), frames.shape)
     for run in (slice(0, 4), slice(4, 8)):
-        engine.bind(VISION_ENCODER, {"pixel_values": placed[run]}, {"features": found[run]})()
-        ort.engine.bind(VISION_ENCODER, {"pixel_values": frames[run]}, {"features": expected[run]})()
+        backend.bind(VISION_ENCODER, {"pixel_values": placed[run]}, {"features": found[run]})()
+        ort.backend.bind(VISION_ENCODER, {"pixel_values": frames[run]}, {"features": expected[run]})()
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
     assert uploads == []
 
@@ -107,7 +107,7 @@ def test_a_run_keeps_the_array_that_it_reads(runner, gpu, ort) -> None:
     features = np.empty(graph_specs(ort.config)[VISION_ENCODER].output("features").resolve({"N": 2}), np.float32)
     frame = Frame(gpu, pixels)
     gone = weakref.ref(frame)
-    run = runner.engine("tensorrt").bind(
+    run = runner.backend("tensorrt").bind(
         VISION_ENCODER, {"pixel_values": DeviceFrames(frame, pixels.shape)}, {"features": features}
     )
     del frame

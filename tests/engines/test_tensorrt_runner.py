@@ -21,9 +21,9 @@ from flamingo_rt.contract import (
     present_name,
 )
 from flamingo_rt.engines.cuda import Cuda
-from flamingo_rt.engines.ort import OrtEngine
+from flamingo_rt.engines.ort import OrtBackend
 from flamingo_rt.engines.tensorrt_module import import_tensorrt
-from flamingo_rt.engines.tensorrt_runner import TensorRtEngine
+from flamingo_rt.engines.tensorrt_runner import TensorRtBackend
 from flamingo_rt.errors import DataError, DependencyError
 
 # What a stand-in finds when Python frees its memory is a warning otherwise.
@@ -73,19 +73,19 @@ class TestSameTokensAsOnnxRuntime:
         config = ort.config
         spec = graph_specs(config)[LANGUAGE_MODEL]
         sizes, logits = {"B": 2, "T": 3, "K": 3, "S": config.resampler.latents, "C": 96}, []
-        for engine in (runner.engine(lowering), ort.engine):
+        for backend in (runner.backend(lowering), ort.backend):
             rng = np.random.default_rng(1)
             inputs = {
                 tensor.name: rng.standard_normal(tensor.resolve(sizes), dtype=np.float32)
                 if tensor.dtype == "float32" else np.ones(tensor.resolve(sizes), np.int64) for tensor in spec.inputs
             }
             inputs["cache_length"][:] = 4  # ONNX Runtime's operator continues rows of one length
-            if engine.name == "ort":
+            if backend.name == "ort":
                 inputs = {name: array[:1].copy() for name, array in inputs.items()}
             rows = len(inputs["input_ids"])
             outputs = {present_name(*part): inputs[past_name(*part)] for part in layer_parts(config.language.layers)}
             outputs["logits"] = np.empty((rows, 3, config.language.vocab_size), np.float32)
-            engine.bind(LANGUAGE_MODEL, inputs, outputs)()
+            backend.bind(LANGUAGE_MODEL, inputs, outputs)()
             logits.append((outputs["logits"][0], inputs[past_name(1, "key")][0, :, :7]))
         for found, expected in zip(*logits, strict=True):
             np.testing.assert_allclose(found, expected, rtol=0, atol=1e-3)
@@ -94,7 +94,7 @@ class TestSameTokensAsOnnxRuntime:
 def test_engines_in_half_precision_give_its_tokens(runner, bundles, pictures) -> None:
     bundle = bundles["tensorrt-fp16"]
     cpu = model_of(
-        OrtEngine({name: bundle.graph_path(name) for name in bundle.graphs}, bundle.config, 1, dtype=bundle.compute),
+        OrtBackend({name: bundle.graph_path(name) for name in bundle.graphs}, bundle.config, 1, dtype=bundle.compute),
         bundle,
     )
     for options in ({}, {"speculation": 0}, {"beams": 3}):
@@ -176,10 +176,10 @@ def test_too_little_memory_says_what_would_fit(runner, gpu) -> None:
     model = runner.model("tensorrt")
     gpu.memory = gpu.used + 3 * 96 * 6 * 64 + 10_000
     with pytest.raises(DataError, match=r"cache of 4 rows of 96 tokens, 0\.1 MB in all, .*; 3 of these rows would fit"):
-        model.engine.cache(4, 96)
+        model.backend.cache(4, 96)
     gpu.memory = gpu.used + 10 * 6 * 64
     with pytest.raises(DataError, match=r"10 tokens would fit: flamingo-rt build --capacity"):
-        model.engine.cache(1, 96)
+        model.backend.cache(1, 96)
 
 
 @pytest.mark.parametrize(("limits", "parts", "message"), [
@@ -200,7 +200,7 @@ def test_a_file_that_is_no_engine_is_refused_with_the_command(runner) -> None:
     engines = runner.engines("tensorrt")
     engines.engine_path(VISION_ENCODER).write_bytes(b"\0damaged")
     with pytest.raises(DataError, match=r"vision_encoder.engine cannot be loaded \(no magic tag\).*flamingo-rt build"):
-        TensorRtEngine(runner.bundles["tensorrt"], engines, import_tensorrt("tensorrt"))
+        TensorRtBackend(runner.bundles["tensorrt"], engines, import_tensorrt("tensorrt"))
 
 
 @pytest.mark.parametrize(("old", "new"), [('"input_ids"', '"input_id"'), ('"FLOAT"', '"HALF"'), ("300", "301")])
@@ -209,14 +209,14 @@ def test_an_engine_of_another_model_is_refused(runner, old, new) -> None:
     path = engines.engine_path(LANGUAGE_MODEL)
     path.write_text(path.read_text().replace(old, new))
     with pytest.raises(DataError, match="does not fit the configuration"):
-        TensorRtEngine(runner.bundles["tensorrt"], engines, import_tensorrt("tensorrt"))
+        TensorRtBackend(runner.bundles["tensorrt"], engines, import_tensorrt("tensorrt"))
 
 
 def test_without_pycuda_it_is_said_what_to_install_for_tensorrt(runner, monkeypatch) -> None:
     engines = runner.engines("tensorrt")
     monkeypatch.setitem(sys.modules, "pycuda.driver", None)
     with pytest.raises(DependencyError, match=r"flamingo-rt\[cuda\]"):
-        TensorRtEngine(runner.bundles["tensorrt"], engines, import_tensorrt("tensorrt"))
+        TensorRtBackend(runner.bundles["tensorrt"], engines, import_tensorrt("tensorrt"))
 
 
 @pytest.mark.parametrize("call", ["wait", "launch"])

@@ -22,7 +22,7 @@ from flamingo_rt.bundle import read_bundle
 from flamingo_rt.checkpoints import DTYPES, StoredModel
 from flamingo_rt.config import TokensConfig
 from flamingo_rt.contract import DISTANCES, LANGUAGE_MODEL, graph_specs, past_name, present_name
-from flamingo_rt.engines.ort import OrtEngine
+from flamingo_rt.engines.ort import OrtBackend
 from flamingo_rt.export import graphs as tracing
 from flamingo_rt.export.cases import CASES, compute_reference
 from flamingo_rt.export.choices import SCHEMES_OF
@@ -228,16 +228,16 @@ def test_projections_stored_in_half_precision_are_not_rounded_again(stored: Stor
 
 def test_the_graph_is_the_model_that_projects(exported, model: Flamingo) -> None:
     """In all cases of the comparison: without and with pictures, ragged, continued by one and by several tokens."""
-    engine = OrtEngine({LANGUAGE_MODEL: read_bundle(exported()).graph_path(LANGUAGE_MODEL)}, CONFIG, threads=1)
+    backend = OrtBackend({LANGUAGE_MODEL: read_bundle(exported()).graph_path(LANGUAGE_MODEL)}, CONFIG, threads=1)
     assert len({len(case.lengths) for case in CASES}) > 1
-    assert check_parity(compute_reference(model), engine, CONFIG, 2e-5, graphs=(LANGUAGE_MODEL,))[LANGUAGE_MODEL] > 0
+    assert check_parity(compute_reference(model), backend, CONFIG, 2e-5, graphs=(LANGUAGE_MODEL,))[LANGUAGE_MODEL] > 0
 
 
 class Session:
     """Texts without pictures through the graph, with a cache of ``capacity`` tokens."""
 
     def __init__(self, bundle: Path, rows: int, capacity: int) -> None:
-        self.engine = OrtEngine({LANGUAGE_MODEL: read_bundle(bundle).graph_path(LANGUAGE_MODEL)}, CONFIG, threads=1)
+        self.backend = OrtBackend({LANGUAGE_MODEL: read_bundle(bundle).graph_path(LANGUAGE_MODEL)}, CONFIG, threads=1)
         spec, sizes = graph_specs(CONFIG)[LANGUAGE_MODEL], {"B": rows, "C": capacity, "S": CONFIG.resampler.latents}
         self.fixed = {tensor.name: np.zeros(tensor.resolve(sizes), np.float32) for tensor in spec.inputs
                       if "T" not in tensor.shape and tensor.dtype == "float32"}
@@ -253,7 +253,7 @@ class Session:
         }
         present = {present_name(layer, part): self.fixed[past_name(layer, part)]
                    for layer in range(LANGUAGE.layers) for part in ("key", "value")}
-        self.engine.bind(LANGUAGE_MODEL, {**inputs, **self.fixed}, {"logits": logits, **present})()
+        self.backend.bind(LANGUAGE_MODEL, {**inputs, **self.fixed}, {"logits": logits, **present})()
         return logits
 
 
@@ -303,7 +303,7 @@ def test_a_span_that_is_not_reached_is_not_computed_with(exported, tmp_path: Pat
         tensor.CopyFrom(onnx.numpy_helper.from_array(np.full(tuple(tensor.dims), np.nan, np.float32), tensor.name))
     onnx.save(proto, path)
     session = Session(exported(), 1, SPAN + 1)
-    session.engine = OrtEngine({LANGUAGE_MODEL: path}, CONFIG, threads=1)
+    session.backend = OrtBackend({LANGUAGE_MODEL: path}, CONFIG, threads=1)
     assert np.isfinite(session.take(random_ids(1, SPAN), [0])).all()
     assert np.isnan(session.take(random_ids(1, 1), [SPAN])).all()
 

@@ -24,7 +24,7 @@ from flamingo_rt.config import (
     ViTConfig,
 )
 from flamingo_rt.contract import GRAPHS, LANGUAGE_MODEL, graph_specs
-from flamingo_rt.engines.ort import OrtEngine
+from flamingo_rt.engines.ort import OrtBackend
 from flamingo_rt.errors import ParityError, UsageError
 from flamingo_rt.export.half_precision import RoundedConstants, compared_with, in_half
 from flamingo_rt.export.pipeline import export_model
@@ -199,9 +199,9 @@ def test_a_wrong_weight_is_found(checkpointed: StoredModel, monkeypatch, tmp_pat
 
 def test_an_engine_takes_arrays_of_its_own_type_alone(halves) -> None:
     bundle = read_bundle(halves("fp16"))
-    engine = OrtEngine({name: bundle.graph_path(name) for name in GRAPHS}, CONFIG, dtype="float16")
-    spec = engine.specs["resampler"]
+    backend = OrtBackend({name: bundle.graph_path(name) for name in GRAPHS}, CONFIG, dtype="float16")
+    spec = backend.specs["resampler"]
     features = np.zeros(spec.inputs[0].resolve({"M": 1, "F": 1}), dtype=np.float32)
     outputs = {out.name: np.zeros(out.resolve({"M": 1}), dtype=out.array_dtype) for out in spec.outputs}
     with pytest.raises(ValueError, match="features must be a C-contiguous float16 array"):
-        engine.bind("resampler", {"features": features}, outputs)
+        backend.bind("resampler", {"features": features}, outputs)

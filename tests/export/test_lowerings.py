@@ -15,7 +15,7 @@ from flamingo_rt.bundle import Bundle
 from flamingo_rt.checkpoints import open_checkpoint, save_checkpoint
 from flamingo_rt.config import FlamingoConfig, TokensConfig, ViTConfig
 from flamingo_rt.contract import APPENDED, GRAPHS, IN_PLACE, LANGUAGE_MODEL, graph_specs
-from flamingo_rt.engines.ort import OrtEngine
+from flamingo_rt.engines.ort import OrtBackend
 from flamingo_rt.errors import ParityError, UsageError
 from flamingo_rt.export.cases import compute_reference
 from flamingo_rt.export.parity import check_parity
@@ -67,8 +67,8 @@ def export(tmp_path_factory: pytest.TempPathFactory):
     return bundle
 
 
-def language_engine(bundle: Bundle) -> OrtEngine:
-    return OrtEngine({LANGUAGE_MODEL: bundle.graph_path(LANGUAGE_MODEL)}, bundle.config, cache=bundle.cache_form)
+def language_engine(bundle: Bundle) -> OrtBackend:
+    return OrtBackend({LANGUAGE_MODEL: bundle.graph_path(LANGUAGE_MODEL)}, bundle.config, cache=bundle.cache_form)
 
 
 def nodes(bundle: Bundle, name: str) -> tuple[onnx.ModelProto, list[str]]:
@@ -149,22 +149,22 @@ def test_the_graphs_have_the_contracts_interface(export, lowering: str, cache: s
 def test_a_cache_that_is_one_token_off_is_found(export, lowering: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The comparison sees through the copies that are made for a graph of another form."""
     bundle = export("alibi", lowering, "fp32")
-    engine = language_engine(bundle)
-    bind = engine._bind
+    backend = language_engine(bundle)
+    bind = backend._bind
 
     def off(graph: str, inputs: dict, outputs: dict):
         return bind(graph, {**inputs, "cache_length": np.maximum(inputs["cache_length"] - 1, 0)}, outputs)
 
-    monkeypatch.setattr(engine, "_bind", off)
+    monkeypatch.setattr(backend, "_bind", off)
     reference = compute_reference(small_flamingo(bundle.config))
     with pytest.raises(ParityError, match="tensor logits"):
-        check_parity(reference, engine, bundle.config, graphs=(LANGUAGE_MODEL,))
+        check_parity(reference, backend, bundle.config, graphs=(LANGUAGE_MODEL,))
 
 
 def test_unused_slots_of_the_cache_are_not_looked_at(export) -> None:
     for lowering, cache in (("tensorrt", IN_PLACE), ("tensorrt-classic", APPENDED)):
         bundle = export("rotary", lowering, "fp32")
-        engine = language_engine(bundle)
+        backend = language_engine(bundle)
         spec, answers = graph_specs(bundle.config, cache=cache)[LANGUAGE_MODEL], []
         for fill in (0.0, 100.0):
             generator = np.random.default_rng(0)
@@ -180,7 +180,7 @@ def test_unused_slots_of_the_cache_are_not_looked_at(export) -> None:
                     slots = inputs[name][length:, row] if cache == APPENDED else inputs[name][row, :, length:]
                     slots[:] = fill
             outputs = {tensor.name: np.zeros(tensor.resolve(sizes), tensor.dtype) for tensor in spec.outputs}
-            engine._bind(LANGUAGE_MODEL, inputs, outputs)()
+            backend._bind(LANGUAGE_MODEL, inputs, outputs)()
             answers.append(outputs["logits"])
         assert np.abs(answers[0]).max() > 0.1
         np.testing.assert_allclose(answers[0], answers[1], rtol=0, atol=1e-5)

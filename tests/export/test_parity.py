@@ -13,7 +13,7 @@ from wrong_weights import spoil, stored_floats
 from flamingo_rt.bundle import read_bundle
 from flamingo_rt.checkpoints import StoredModel
 from flamingo_rt.contract import GRAPHS, LANGUAGE_MODEL, layer_parts, media_name, present_name
-from flamingo_rt.engines.ort import OrtEngine
+from flamingo_rt.engines.ort import OrtBackend
 from flamingo_rt.errors import ParityError
 from flamingo_rt.export.cases import CASES, PICTURES, STEPS, Reference, compute_reference
 from flamingo_rt.export.parity import Deviation, check_parity
@@ -71,8 +71,8 @@ def test_the_reference_has_every_layers_media_and_cache(stored: StoredModel, ref
 def test_the_graphs_equal_the_model_in_memory(bundle: Path, reference: Reference) -> None:
     """The reference here has the convolutions that standardise their weights themselves."""
     read, told = read_bundle(bundle), []
-    engine = OrtEngine({name: read.graph_path(name) for name in GRAPHS}, read.config)
-    found = check_parity(reference, engine, read.config, on_case=told.append)
+    backend = OrtBackend({name: read.graph_path(name) for name in GRAPHS}, read.config)
+    found = check_parity(reference, backend, read.config, on_case=told.append)
     assert told == [case.name for case in CASES]
     assert set(found) == set(GRAPHS)
     assert all(0 < value < 1e-5 for value in found.values())
@@ -89,9 +89,9 @@ def test_no_wrong_weight_escapes(graph: str, bundle: Path, reference: Reference,
         for suffix in ("", ".data"):
             shutil.copy(f"{paths[graph]}{suffix}", tmp_path / f"{graph}.onnx{suffix}")
         spoil(tmp_path / f"{graph}.onnx", name)
-        engine = OrtEngine(paths | {graph: tmp_path / f"{graph}.onnx"}, read.config, threads=1)
+        backend = OrtBackend(paths | {graph: tmp_path / f"{graph}.onnx"}, read.config, threads=1)
         try:
-            check_parity(reference, engine, read.config)
+            check_parity(reference, backend, read.config)
         except ParityError as error:
             assert f"graph {graph}, tensor " in str(error), name
         else:

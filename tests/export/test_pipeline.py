@@ -22,7 +22,7 @@ import flamingo_rt.export.pipeline as pipeline
 from flamingo_rt.bundle import read_bundle
 from flamingo_rt.checkpoints import DTYPES, StoredModel, open_checkpoint
 from flamingo_rt.contract import GRAPHS, graph_specs
-from flamingo_rt.engines.ort import OrtEngine
+from flamingo_rt.engines.ort import OrtBackend
 from flamingo_rt.errors import DataError, ParityError, UsageError
 from flamingo_rt.export.cases import CASES, STEPS
 from flamingo_rt.export.pipeline import export_model
@@ -238,9 +238,9 @@ def test_a_frugal_engine_computes_the_same(bundles: Callable[[str], Path], dtype
     read = read_bundle(bundle)
     results = []
     for frugal in (False, True):
-        engine = OrtEngine({graph: read.graph_path(graph)}, read.config, threads=1, frugal=frugal)
+        backend = OrtBackend({graph: read.graph_path(graph)}, read.config, threads=1, frugal=frugal)
         inputs, outputs = arrays(bundle, graph, {"N": 3, "M": 2, "F": 3, "B": 2, "S": 3 * 5, "T": 5, "K": 4, "C": 5})
-        engine.bind(graph, inputs, outputs)()
+        backend.bind(graph, inputs, outputs)()
         results.append(outputs)
     for name, expected in results[0].items():
         assert np.abs(expected).max() > 0.01, name
@@ -250,12 +250,12 @@ def test_a_frugal_engine_computes_the_same(bundles: Callable[[str], Path], dtype
 
 def test_buffers_of_the_wrong_type_are_refused_before_they_are_bound(bundle: Path) -> None:
     read = read_bundle(bundle)
-    engine = OrtEngine({name: read.graph_path(name) for name in GRAPHS}, read.config)
+    backend = OrtBackend({name: read.graph_path(name) for name in GRAPHS}, read.config)
     side = read.config.vision.image_size
     features = np.empty(graph_specs(read.config)["vision_encoder"].output("features").resolve({"N": 1}), np.float32)
     for pixels in (np.zeros((1, 3, side, side)), np.zeros((1, 3, side, 2 * side), np.float32)[..., ::2]):
         with pytest.raises(ValueError, match="pixel_values"):
-            engine.bind("vision_encoder", {"pixel_values": pixels}, {"features": features})
+            backend.bind("vision_encoder", {"pixel_values": pixels}, {"features": features})
 
 
 # Kills

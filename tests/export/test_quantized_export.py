@@ -296,7 +296,7 @@ def test_accuracy_is_measured_before_and_after_when_asked(export, monkeypatch) -
     asked = []
 
     def accuracy(model, count, questions, on_batch) -> SceneAccuracy:
-        asked.append((model.engine.name, count))
+        asked.append((model.backend.name, count))
         on_batch(count * (1 + questions))
         return SceneAccuracy({"digit": [True, len(asked) == 1]}, {"count": [True], "color": [False, True, True]})
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from flamingo_rt.config import FlamingoConfig, ViTConfig
 from flamingo_rt.contract import GRAPHS, LANGUAGE_MODEL, RESAMPLER, VISION_ENCODER
-from flamingo_rt.engines.ort import OrtEngine
+from flamingo_rt.engines.ort import OrtBackend
 from flamingo_rt.export import graphs as tracing
 from flamingo_rt.export.blocks import Blocks, QuantizedMatrix, round_to_nearest
 from flamingo_rt.export.cases import compute_reference
@@ -118,9 +118,9 @@ def rounded_as(model: Flamingo, scheme: Scheme, given: Mapping[str, QuantizedMat
 
 def language_deviation(config: FlamingoConfig, model: Flamingo, path: Path, tolerance: float) -> float:
     """How far the graph is from the model; of the caches, too."""
-    engine = OrtEngine({LANGUAGE_MODEL: path}, config, threads=1)
+    backend = OrtBackend({LANGUAGE_MODEL: path}, config, threads=1)
     reference = compute_reference(model)
-    return check_parity(reference, engine, config, tolerance, graphs=(LANGUAGE_MODEL,))[LANGUAGE_MODEL]
+    return check_parity(reference, backend, config, tolerance, graphs=(LANGUAGE_MODEL,))[LANGUAGE_MODEL]
 
 
 # The language model

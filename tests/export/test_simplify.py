@@ -16,7 +16,7 @@ from torch import Tensor
 
 from flamingo_rt.checkpoints import StoredModel
 from flamingo_rt.contract import GRAPHS, LANGUAGE_MODEL, RESAMPLER
-from flamingo_rt.engines.ort import OrtEngine
+from flamingo_rt.engines.ort import OrtBackend
 from flamingo_rt.export.cases import Reference
 from flamingo_rt.export.naming import parts_of, tensor_name
 from flamingo_rt.export.parity import compare
@@ -256,7 +256,7 @@ def test_simplified_graphs_compute_the_same(
         outputs, paths = Outputs(), {name: tmp_path / f"{name}.{index}.onnx" for name in GRAPHS}
         for name, path in paths.items():
             save_graph(traced[name][index].clone(), path)
-        compare(reference, OrtEngine(paths, stored.config, threads=1), stored.config, outputs)
+        compare(reference, OrtBackend(paths, stored.config, threads=1), stored.config, outputs)
         results.append(outputs.seen)
     before, after = results
     assert len(before) == len(after) > 100

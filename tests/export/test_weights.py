@@ -22,7 +22,7 @@ from torch import Tensor
 from flamingo_rt.checkpoints import DTYPES
 from flamingo_rt.config import FlamingoConfig, ViTConfig
 from flamingo_rt.contract import GRAPHS, LANGUAGE_MODEL
-from flamingo_rt.engines.ort import OrtEngine
+from flamingo_rt.engines.ort import OrtBackend
 from flamingo_rt.export.cases import compute_reference
 from flamingo_rt.export.graphs import trace_graphs
 from flamingo_rt.export.naming import parts_of
@@ -278,7 +278,7 @@ def test_saved_graphs_are_valid_and_compute_what_the_rounded_model_computes(trac
         name: tensor.to(DTYPES[dtype]).float() if tensor.ndim > 1 else tensor
         for name, tensor in traced.model.state_dict().items()
     })
-    parity = check_parity(compute_reference(rounded), OrtEngine(paths, CONFIG, threads=1), CONFIG, tolerance=2e-5)
+    parity = check_parity(compute_reference(rounded), OrtBackend(paths, CONFIG, threads=1), CONFIG, tolerance=2e-5)
     assert set(parity) == set(GRAPHS)
 
 

@@ -10,15 +10,15 @@ import pytest
 import torch
 from peer_model import CASES, PeerModel, PeerPrompt
 
+from flamingo_rt.backend import Backend
 from flamingo_rt.config import FlamingoConfig
 from flamingo_rt.contract import graph_specs
-from flamingo_rt.engines.ort import OrtEngine
+from flamingo_rt.engines.ort import OrtBackend
 from flamingo_rt.export.pipeline import export_model
 from flamingo_rt.importing.openflamingo import open_openflamingo
-from flamingo_rt.model.engine import TorchEngine
 from flamingo_rt.model.flamingo import Flamingo
+from flamingo_rt.model.torch_backend import TorchBackend
 from flamingo_rt.runtime.decoder import Decoder, Row
-from flamingo_rt.runtime.engine import Engine
 from flamingo_rt.runtime.media import encode_visuals
 from flamingo_rt.runtime.timing import StageTimer
 
@@ -51,7 +51,7 @@ def logits_of(model: Flamingo, prompts: Sequence[PeerPrompt], image_id: int) -> 
     return [logits[row, : len(prompt.input_ids)].numpy() for row, prompt in enumerate(prompts)]
 
 
-def encoded(engine: Engine, config: FlamingoConfig, prompts: Sequence[PeerPrompt], image_id: int) -> list[Row]:
+def encoded(engine: Backend, config: FlamingoConfig, prompts: Sequence[PeerPrompt], image_id: int) -> list[Row]:
     specs = graph_specs(config)
     return [
         Row(p.input_ids, p.media_index(image_id), encode_visuals(engine, specs, list(p.pixels[:, None]), StageTimer()))
@@ -59,7 +59,7 @@ def encoded(engine: Engine, config: FlamingoConfig, prompts: Sequence[PeerPrompt
     ]
 
 
-def greedy_tokens(engine: Engine, config: FlamingoConfig, rows: list[Row], about: dict) -> np.ndarray:
+def greedy_tokens(engine: Backend, config: FlamingoConfig, rows: list[Row], about: dict) -> np.ndarray:
     """32 tokens for each row of a batch through the cache, [B, 32].
 
     The peer was kept from choosing ``suppress_tokens`` (its loop cannot go on after an image token).
@@ -76,7 +76,7 @@ def greedy_tokens(engine: Engine, config: FlamingoConfig, rows: list[Row], about
     return np.stack(tokens, axis=1)
 
 
-def engine_logits(engine: Engine, config: FlamingoConfig, rows: list[Row]) -> list[np.ndarray]:
+def engine_logits(engine: Backend, config: FlamingoConfig, rows: list[Row]) -> list[np.ndarray]:
     """Logits [T, vocab] of each row of a batch, from the graph that generates."""
     longest = max(len(row.input_ids) for row in rows)
     decoder = Decoder(engine, config, graph_specs(config), len(rows), longest)
@@ -100,7 +100,7 @@ def test_logits_are_the_peers(imported: tuple[PeerModel, Flamingo]) -> None:
 def test_greedy_tokens_through_the_cache_are_the_peers(imported: tuple[PeerModel, Flamingo]) -> None:
     peer, model = imported
     for prompts in peer.batches:
-        engine = TorchEngine(model)
+        engine = TorchBackend(model)
         rows = encoded(engine, model.config, prompts, peer.about["tokens"]["media"])
         tokens = greedy_tokens(engine, model.config, rows, peer.about)
         np.testing.assert_array_equal(tokens, [prompt.greedy for prompt in prompts])
@@ -111,7 +111,7 @@ def test_the_exported_bundle_gives_the_peers_logits_and_tokens(name: str, tmp_pa
     peer = PeerModel(name)
     model = open_openflamingo(peer.write(tmp_path)).model
     bundle = export_model(model, tmp_path / "bundle")
-    engine = OrtEngine({graph: bundle.graph_path(graph) for graph in bundle.graphs}, bundle.config)
+    engine = OrtBackend({graph: bundle.graph_path(graph) for graph in bundle.graphs}, bundle.config)
     for prompts in peer.batches:
         rows = encoded(engine, bundle.config, prompts, peer.about["tokens"]["media"])
         assert_the_peers(engine_logits(engine, bundle.config, rows), prompts, peer.about["predictable"])

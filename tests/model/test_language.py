@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from flamingo_rt.config import LanguageConfig
-from flamingo_rt.model.engine import BufferAttend
 from flamingo_rt.model.language import LanguageModel
 from flamingo_rt.model.positions import alibi_slopes
+from flamingo_rt.model.torch_backend import BufferAttend
 
 Weights = dict[str, np.ndarray]
 

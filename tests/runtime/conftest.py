@@ -16,9 +16,9 @@ import flamingo_rt
 from flamingo_rt.checkpoints import open_checkpoint, save_checkpoint
 from flamingo_rt.config import CrossAttentionConfig, FlamingoConfig, LanguageConfig, ResamplerConfig, ViTConfig
 from flamingo_rt.export.pipeline import export_model
-from flamingo_rt.model.engine import TorchEngine
 from flamingo_rt.model.flamingo import Flamingo
 from flamingo_rt.model.naive import generate_naively
+from flamingo_rt.model.torch_backend import TorchBackend
 from flamingo_rt.presets import preset
 from flamingo_rt.processing.media import Image, Video
 from flamingo_rt.processing.prompt import build_prompt
@@ -91,8 +91,8 @@ def tokenizer(checkpoint_folder) -> TextTokenizer:
 
 @pytest.fixture(scope="session")
 def torch_model(flamingo, tokenizer) -> Model:
-    """The model on the torch engine."""
-    return Model(TorchEngine(flamingo), CONFIG, tokenizer)
+    """The model on the torch backend."""
+    return Model(TorchBackend(flamingo), CONFIG, tokenizer)
 
 
 @pytest.fixture(scope="session")
@@ -103,7 +103,7 @@ def ort_model(bundle_folder) -> Model:
 
 @pytest.fixture(scope="session", params=["torch", "ort"])
 def model(request) -> Model:
-    """The model on each engine in turn."""
+    """The model on each backend in turn."""
     return request.getfixturevalue(f"{request.param}_model")
 
 

@@ -1,4 +1,4 @@
-"""An engine that passes everything on and remembers it, and checks that no call leaves its cache; and what made-up
+"""A backend that passes everything on and remembers it, and checks that no call leaves its cache; and what made-up
 engines give."""
 
 from __future__ import annotations
@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from flamingo_rt.backend import HostBackend
 from flamingo_rt.contract import LANGUAGE_MODEL, NEXT_LOGPROB, NEXT_TOKEN, past_name
-from flamingo_rt.host_engine import HostEngine
 from flamingo_rt.runtime.sampling import log_softmax
 
 
@@ -31,20 +31,20 @@ class Bound:
     constant: tuple[str, ...]
 
 
-class RecordingEngine(HostEngine):
-    """Wraps an engine: ``bound`` lists what was bound, ``calls`` counts the runs of each graph."""
+class RecordingEngine(HostBackend):
+    """Wraps a backend: ``bound`` lists what was bound, ``calls`` counts the runs of each graph."""
 
     name = "recording"
 
-    def __init__(self, engine) -> None:
-        super().__init__(engine.specs)
-        self._engine, self.continues_batches = engine, engine.continues_batches
+    def __init__(self, backend) -> None:
+        super().__init__(backend.specs)
+        self._backend, self.continues_batches = backend, backend.continues_batches
         self.bound: list[Bound] = []
         self.calls: Counter[str] = Counter()
 
     def bind(self, graph, inputs, outputs, constant=()):
         self.bound.append(Bound(graph, dict(inputs), dict(outputs), tuple(constant)))
-        run = self._engine.bind(graph, inputs, outputs, constant)
+        run = self._backend.bind(graph, inputs, outputs, constant)
 
         def call() -> None:
             self.calls[graph] += 1

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from recording import RecordingEngine
 from slow_beams import search_slowly
 
+from flamingo_rt.backend import HostBackend
 from flamingo_rt.contract import LANGUAGE_MODEL, RESAMPLER, VISION_ENCODER, graph_specs, layer_parts, past_name
 from flamingo_rt.errors import UsageError
-from flamingo_rt.host_engine import HostEngine
-from flamingo_rt.model.engine import TorchEngine
+from flamingo_rt.model.torch_backend import TorchBackend
 from flamingo_rt.processing.prompt import build_prompt
 from flamingo_rt.processing.visuals import visual_pixels
 from flamingo_rt.runtime.model import Model
@@ -146,11 +146,11 @@ def test_the_text_comes_at_the_end_of_the_search(model, pictures):
 
 
 def test_beams_are_rows_of_one_decoder_that_was_filled_once(flamingo, config, tokenizer, pictures):
-    engine = RecordingEngine(TorchEngine(flamingo))
-    found = searched(Model(engine, config, tokenizer), [pictures[0], "a", pictures[1], "Output:"])
-    assert engine.calls == {VISION_ENCODER: 1, RESAMPLER: 1, LANGUAGE_MODEL: TOKENS}
+    backend = RecordingEngine(TorchBackend(flamingo))
+    found = searched(Model(backend, config, tokenizer), [pictures[0], "a", pictures[1], "Output:"])
+    assert backend.calls == {VISION_ENCODER: 1, RESAMPLER: 1, LANGUAGE_MODEL: TOKENS}
     assert found.steps == TOKENS - 1
-    prefill, step = engine.of(LANGUAGE_MODEL)  # bound once each
+    prefill, step = backend.of(LANGUAGE_MODEL)  # bound once each
     for bound, rows in ((prefill, 1), (step, 3)):
         assert {bound.inputs[past_name(*part)].shape[0] for part in layer_parts(config.language.layers)} == {rows}
 
@@ -163,7 +163,7 @@ def test_beams_and_a_temperature_exclude_each_other():
 # The rules, on chains: the next token's probabilities depend on the last token alone, and answers end.
 
 
-class ChainEngine(HostEngine):
+class ChainEngine(HostBackend):
     """Logits by the last token, ``table`` [vocab, vocab]; the cache stays empty."""
 
     name = "chain"

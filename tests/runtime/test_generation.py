@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from recording import RecordingEngine, deliver
 
+from flamingo_rt.backend import HostBackend
 from flamingo_rt.contract import LANGUAGE_MODEL, graph_specs
 from flamingo_rt.errors import DataError, UsageError
-from flamingo_rt.host_engine import HostEngine
-from flamingo_rt.model.engine import TorchEngine
+from flamingo_rt.model.torch_backend import TorchBackend
 from flamingo_rt.runtime.model import Model
 from flamingo_rt.runtime.options import GenerationOptions
 
@@ -130,7 +130,7 @@ def test_a_row_at_the_end_of_the_context_stops_beside_one_that_goes_on(model, fl
     results = model.generate_batch(prompts, max_new_tokens=12)
     assert tokens(results) == [tuple(naive(prompts[0], 3)), tuple(naive(prompts[1], 12))]
     assert [result.stop_reason for result in results] == ["context", "max_new_tokens"]
-    recording = RecordingEngine(TorchEngine(flamingo))  # checks that no row writes behind its cache
+    recording = RecordingEngine(TorchBackend(flamingo))  # checks that no row writes behind its cache
     Model(recording, config, tokenizer).generate_batch(prompts, max_new_tokens=12)
     assert recording.calls[LANGUAGE_MODEL] == 12
 
@@ -196,7 +196,7 @@ def test_a_row_that_ends_early_does_not_change_the_others(model, tokenizer, prom
     assert results[1].text == texts["text alone"].partition(stop)[0]
 
 
-class ScriptedEngine(HostEngine):
+class ScriptedEngine(HostBackend):
     """Says fixed tokens: row b's n-th answer token is ``script[b][n]``; ``second`` is the next likely, always."""
 
     name = "scripted"
@@ -226,27 +226,27 @@ class ScriptedEngine(HostEngine):
 
 def test_rows_end_at_the_end_of_their_chunk_and_the_batch_with_its_last_row(config, tokenizer):
     script = [[*tokenizer.encode(text), tokenizer.end_of_chunk_id] for text in ("zzz", "z", "zzzzz")]
-    engine = ScriptedEngine(script, config)
-    results = Model(engine, config, tokenizer).generate_batch(["a", "b", "c"], max_new_tokens=20)
+    backend = ScriptedEngine(script, config)
+    results = Model(backend, config, tokenizer).generate_batch(["a", "b", "c"], max_new_tokens=20)
     assert [result.text for result in results] == ["zzz", "z", "zzzzz"]
     assert {result.stop_reason for result in results} == {"end_of_chunk"}
-    assert engine.said == 6
+    assert backend.said == 6
 
 
 def judged(model: Model, usual, parts, **options):
     """The result of a model that was validated with this probability."""
-    validated = Model(model.engine, model.config, model.tokenizer, usual_probability=usual)
+    validated = Model(model.backend, model.config, model.tokenizer, usual_probability=usual)
     return validated.generate(parts, **options).result()
 
 
 def test_a_caption_less_likely_than_usual_says_so(config, tokenizer, pictures):
-    engine = ScriptedEngine([[*tokenizer.encode("zz"), tokenizer.end_of_chunk_id]], config)
+    backend = ScriptedEngine([[*tokenizer.encode("zz"), tokenizer.end_of_chunk_id]], config)
     # Each of the three tokens, the last included, has the logit 9 among one of 5 and zeros.
     each = 1 / (1 + math.exp(-4) + (config.language.vocab_size - 2) * math.exp(-9))
 
     def result(usual, parts, **options):
-        engine.said = 0
-        return Model(engine, config, tokenizer, usual_probability=usual).generate(parts, **options).result()
+        backend.said = 0
+        return Model(backend, config, tokenizer, usual_probability=usual).generate(parts, **options).result()
 
     caption = [pictures[0], "Output:"]
     found = result(0.5, caption)
@@ -268,7 +268,7 @@ def test_other_answers_are_not_judged(usual, parts, options, torch_model, pictur
 
 
 def test_each_row_of_a_batch_is_judged_by_its_own_prompt(torch_model, pictures):
-    model = Model(torch_model.engine, torch_model.config, torch_model.tokenizer, usual_probability=1.0)
+    model = Model(torch_model.backend, torch_model.config, torch_model.tokenizer, usual_probability=1.0)
     results = model.generate_batch(["Output:", [pictures[0], "Output:"]], max_new_tokens=3)
     assert [result.unlike_validation for result in results] == [None, True]
     shots = model.prompt([pictures[1], "Output: a<|endofchunk|>"])
@@ -345,17 +345,17 @@ def test_the_same_generation_twice_is_the_same_but_for_rounding_with_guesses(mod
     np.testing.assert_allclose(first.logprobs, second.logprobs, rtol=0, atol=1e-4)
 
 
-class NanEngine(HostEngine):
+class NanEngine(HostBackend):
     """Passes everything on, and puts a number that is none into the logits."""
 
     name = "nan"
 
-    def __init__(self, engine, value):
-        super().__init__(engine.specs)
-        self._engine, self._value = engine, value
+    def __init__(self, backend, value):
+        super().__init__(backend.specs)
+        self._backend, self._value = backend, value
 
     def bind(self, graph, inputs, outputs, constant=()):
-        run = self._engine.bind(graph, inputs, outputs, constant)
+        run = self._backend.bind(graph, inputs, outputs, constant)
 
         def call():
             run()
@@ -371,12 +371,12 @@ class NanEngine(HostEngine):
     {"beams": 3}, {"beams": 3, "repetition_penalty": 2.0}, {"repetition_penalty": 2.0},
 ], ids=str)
 def test_logits_that_are_no_numbers_are_an_error_and_not_a_token(options, value, flamingo, config, tokenizer):
-    model = Model(NanEngine(TorchEngine(flamingo), value), config, tokenizer)
+    model = Model(NanEngine(TorchBackend(flamingo), value), config, tokenizer)
     with pytest.raises(DataError, match=rf"logits are not numbers .*the largest is {value}\).* or import it again"):
         model.generate("x", max_new_tokens=3, **options).result()
 
 
 def test_choices_are_not_ranked_by_logits_that_are_no_numbers(flamingo, config, tokenizer):
-    model = Model(NanEngine(TorchEngine(flamingo), np.nan), config, tokenizer)
+    model = Model(NanEngine(TorchBackend(flamingo), np.nan), config, tokenizer)
     with pytest.raises(DataError, match="logits are not numbers"):
         model.score("x", ["yes", "no"])

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from recording import deliver
 
+from flamingo_rt.backend import HostBackend, HostGreedySteps
 from flamingo_rt.contract import NEXT_LOGPROB, graph_specs
 from flamingo_rt.errors import DataError
-from flamingo_rt.host_engine import HostEngine, HostGreedySteps
 from flamingo_rt.runtime.model import Model
 
 AHEAD = 2
@@ -32,7 +32,7 @@ class CountingSteps(HostGreedySteps):
         self.finished = True
 
 
-class AlphabetEngine(HostEngine):
+class AlphabetEngine(HostBackend):
     """Says the letter behind a row's last one, and after z the end of the chunk; runs ahead."""
 
     name, steps_ahead = "alphabet", AHEAD
@@ -61,49 +61,49 @@ class AlphabetEngine(HostEngine):
 
 
 @pytest.fixture
-def engine(config, tokenizer):
+def backend(config, tokenizer):
     return AlphabetEngine(config, tokenizer)
 
 
-def test_rows_end_by_themselves_while_steps_run_ahead(engine, config, tokenizer):
-    results = Model(engine, config, tokenizer).generate_batch(["u", "x"], max_new_tokens=20)
+def test_rows_end_by_themselves_while_steps_run_ahead(backend, config, tokenizer):
+    results = Model(backend, config, tokenizer).generate_batch(["u", "x"], max_new_tokens=20)
     assert [result.text for result in results] == ["vwxyz", "yz"]
     assert [result.stop_reason for result in results] == ["end_of_chunk"] * 2
-    assert engine.steps.most_waiting == AHEAD + 1
-    assert engine.steps.finished
+    assert backend.steps.most_waiting == AHEAD + 1
+    assert backend.steps.finished
 
 
-def test_each_step_is_told_how_much_is_cached_when_it_runs(engine, config, tokenizer):
-    model = Model(engine, config, tokenizer)
+def test_each_step_is_told_how_much_is_cached_when_it_runs(backend, config, tokenizer):
+    model = Model(backend, config, tokenizer)
     model.generate("u", max_new_tokens=20).result()
     start = len(model.prompt("u"))
-    assert engine.steps.lengths == [[start + step] for step in range(5 + AHEAD)]
+    assert backend.steps.lengths == [[start + step] for step in range(5 + AHEAD)]
 
 
-def test_no_step_is_begun_behind_the_last_token_of_an_answer(engine, config, tokenizer):
-    result = Model(engine, config, tokenizer).generate("u", max_new_tokens=3).result()
-    assert (result.text, result.steps, len(engine.steps.lengths)) == ("vwx", 2, 2)
+def test_no_step_is_begun_behind_the_last_token_of_an_answer(backend, config, tokenizer):
+    result = Model(backend, config, tokenizer).generate("u", max_new_tokens=3).result()
+    assert (result.text, result.steps, len(backend.steps.lengths)) == ("vwx", 2, 2)
 
 
-def test_where_steps_run_ahead_nothing_is_guessed_unless_it_is_asked_for(engine, config, tokenizer):
-    model = Model(engine, config, tokenizer)
+def test_where_steps_run_ahead_nothing_is_guessed_unless_it_is_asked_for(backend, config, tokenizer):
+    model = Model(backend, config, tokenizer)
     assert model.generate("u v w x y z u v", max_new_tokens=3).result().drafted == 0
-    assert engine.steps is not None
-    engine.steps = None
+    assert backend.steps is not None
+    backend.steps = None
     assert model.generate("u", max_new_tokens=3, speculation=4).result().text == "vwx"
-    assert engine.steps is None
+    assert backend.steps is None
 
 
-def test_an_answer_that_is_given_up_waits_for_the_steps_that_are_under_way(engine, config, tokenizer):
-    pieces = iter(Model(engine, config, tokenizer).generate("u", max_new_tokens=5))
+def test_an_answer_that_is_given_up_waits_for_the_steps_that_are_under_way(backend, config, tokenizer):
+    pieces = iter(Model(backend, config, tokenizer).generate("u", max_new_tokens=5))
     assert [next(pieces), next(pieces)] == ["v", "w"]
-    assert not engine.steps.finished
+    assert not backend.steps.finished
     pieces.close()
-    assert engine.steps.finished
+    assert backend.steps.finished
 
 
 def test_logits_that_are_no_numbers_end_the_answer(config, tokenizer):
-    engine = AlphabetEngine(config, tokenizer, damaged=tokenizer.encode("x")[0])
+    backend = AlphabetEngine(config, tokenizer, damaged=tokenizer.encode("x")[0])
     with pytest.raises(DataError, match="not numbers to choose by .* log-probability nan.*: its weights are damaged"):
-        Model(engine, config, tokenizer).generate("u", max_new_tokens=9).result()
-    assert engine.steps.finished
+        Model(backend, config, tokenizer).generate("u", max_new_tokens=9).result()
+    assert backend.steps.finished

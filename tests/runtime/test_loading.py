@@ -10,7 +10,7 @@ from flamingo_rt.errors import DataError, UsageError
 @pytest.mark.parametrize("backend", ["auto", "ort"])
 def test_a_bundle_runs_on_onnx_runtime(backend, bundle_folder, torch_model, pictures):
     model = flamingo_rt.load(bundle_folder, backend, threads=1)
-    assert model.engine.name == "ort"
+    assert model.backend.name == "ort"
     parts = [pictures[0], "Output:"]
     expected = torch_model.generate(parts, max_new_tokens=3).result().tokens
     assert model.generate(parts, max_new_tokens=3).result().tokens == expected
@@ -28,7 +28,7 @@ def test_threads_that_do_not_spin_compute_the_same(bundle_folder, pictures):
 @pytest.mark.parametrize("backend", ["auto", "torch"])
 def test_a_checkpoint_runs_in_pytorch(backend, checkpoint_folder, torch_model, pictures):
     model = flamingo_rt.load(str(checkpoint_folder), backend)
-    assert model.engine.name == "torch"
+    assert model.backend.name == "torch"
     parts = [pictures[0], "Output:"]
     assert model.generate(parts, max_new_tokens=3).result().tokens == (
         torch_model.generate(parts, max_new_tokens=3).result().tokens

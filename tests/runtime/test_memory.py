@@ -9,7 +9,7 @@ from recording import RecordingEngine
 
 from flamingo_rt.contract import LANGUAGE_MODEL, graph_specs
 from flamingo_rt.errors import DataError
-from flamingo_rt.model.engine import TorchEngine
+from flamingo_rt.model.torch_backend import TorchBackend
 from flamingo_rt.runtime import memory
 from flamingo_rt.runtime.model import Model
 from flamingo_rt.system_memory import MEMINFO
@@ -29,10 +29,10 @@ def specs(config):
 
 
 def test_what_is_needed_is_what_the_decoder_binds(flamingo, config, tokenizer, pictures, specs):
-    engine = RecordingEngine(TorchEngine(flamingo))
-    model = Model(engine, config, tokenizer)
+    backend = RecordingEngine(TorchBackend(flamingo))
+    model = Model(backend, config, tokenizer)
     model.generate_batch([[pictures[0], "a", pictures[1], "b"], [pictures[2], "ab"]], max_new_tokens=5)
-    bound = engine.of(LANGUAGE_MODEL)[0]
+    bound = backend.of(LANGUAGE_MODEL)[0]
     arrays = [array for name, array in bound.inputs.items() if "ids" not in name and "index" not in name]
     taken = sum(array.nbytes for array in [*arrays, bound.outputs["logits"]])
     capacity = bound.inputs["past_key_values.0.key"].shape[2]
@@ -113,7 +113,7 @@ import numpy as np
 from flamingo_rt.bundle import read_bundle
 from flamingo_rt.bench.machine import reset_peak
 from flamingo_rt.contract import GRAPHS, graph_specs
-from flamingo_rt.engines.ort import OrtEngine
+from flamingo_rt.engines.ort import OrtBackend
 from flamingo_rt.runtime.decoder import Decoder, Row
 from flamingo_rt.runtime.memory import prefill_bytes
 
@@ -122,12 +122,12 @@ def status(name):
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
 
 def decoder(tokens):
-    made = Decoder(engine, bundle.config, graph_specs(bundle.config), 1, tokens)
+    made = Decoder(backend, bundle.config, graph_specs(bundle.config), 1, tokens)
     ids = np.ones(tokens, dtype=np.int64)
     return made, [Row(ids, np.zeros_like(ids), [])]
 
 bundle, tokens = read_bundle(Path(sys.argv[1])), 8000
-engine = OrtEngine({name: bundle.graph_path(name) for name in GRAPHS}, bundle.config, threads=1)
+backend = OrtBackend({name: bundle.graph_path(name) for name in GRAPHS}, bundle.config, threads=1)
 first, rows = decoder(8)
 first.prefill(rows)
 long, rows = decoder(tokens)
@@ -152,11 +152,11 @@ def test_a_prefill_takes_about_what_is_reckoned(bundle_folder):
     lambda model, parts: model.generate(parts), lambda model, parts: model.generate(parts, beams=2),
 ], ids=["prompt", "score", "generate", "beams"])
 def test_nothing_is_computed_of_what_does_not_fit(call, flamingo, config, tokenizer, pictures, have):
-    engine = RecordingEngine(TorchEngine(flamingo))
+    backend = RecordingEngine(TorchBackend(flamingo))
     have(1000)
     with pytest.raises(DataError, match="0.0 MB are available"):
-        call(Model(engine, config, tokenizer), [pictures[0], "x"])
-    assert not engine.bound
+        call(Model(backend, config, tokenizer), [pictures[0], "x"])
+    assert not backend.bound
 
 
 def test_where_nothing_says_what_there_is_everything_is_tried(torch_model, have):

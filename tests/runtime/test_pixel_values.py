@@ -16,7 +16,7 @@ import flamingo_rt
 from flamingo_rt.contract import RESAMPLER, VISION_ENCODER, graph_specs
 from flamingo_rt.device_arrays import device_array, is_device_array
 from flamingo_rt.errors import DataError, UsageError
-from flamingo_rt.model.engine import TorchEngine
+from flamingo_rt.model.torch_backend import TorchBackend
 from flamingo_rt.processing.media import Image, PixelValues, Video
 from flamingo_rt.processing.visuals import visual_pixels
 from flamingo_rt.runtime.media_cache import MediaCache
@@ -41,11 +41,11 @@ class OnDevice:
         return self.array
 
 
-class DeviceEngine(RecordingEngine):
+class GpuBackend(RecordingEngine):
     """Reads pixel values at their address; one that is odd is refused, as engines refuse what is not aligned."""
 
-    def __init__(self, engine) -> None:
-        super().__init__(engine)
+    def __init__(self, backend) -> None:
+        super().__init__(backend)
         self.reads_device_arrays = True
         self.addresses: list[int] = []
 
@@ -64,13 +64,13 @@ class DeviceEngine(RecordingEngine):
 
 
 @pytest.fixture
-def engine(flamingo):
-    return DeviceEngine(TorchEngine(flamingo))
+def backend(flamingo):
+    return GpuBackend(TorchBackend(flamingo))
 
 
 @pytest.fixture
-def reader(engine, config):
-    return VisualReader(engine, config, graph_specs(config), MediaCache(2**20))
+def reader(backend, config):
+    return VisualReader(backend, config, graph_specs(config), MediaCache(2**20))
 
 
 @pytest.fixture
@@ -79,8 +79,8 @@ def pixels(pictures, config):
     return [visual_pixels(picture, config)[0] for picture in pictures]
 
 
-def frames(engine):
-    return [bound.inputs["pixel_values"].shape[0] for bound in engine.of(VISION_ENCODER)]
+def frames(backend):
+    return [bound.inputs["pixel_values"].shape[0] for bound in backend.of(VISION_ENCODER)]
 
 
 def assert_same_media(found, expected, atol=2e-4) -> None:
@@ -101,41 +101,41 @@ def test_pixel_values_give_the_answer_of_their_picture(model, pictures, pixels, 
     assert best.logprob == other.logprob
 
 
-def test_pixel_values_in_host_memory_are_batched_and_cached_like_their_pictures(reader, engine, pictures, pixels):
+def test_pixel_values_in_host_memory_are_batched_and_cached_like_their_pictures(reader, backend, pictures, pixels):
     given = [PixelValues(pixels[0]), pictures[1], PixelValues(torch.from_numpy(pixels[1].copy())), pictures[0]]
     media = reader.read(given, StageTimer())
-    assert frames(engine) == [2]
+    assert frames(backend) == [2]
     assert_same_media([media[0], media[1]], [media[3], media[2]], atol=0)
     reader.read([PixelValues(pixels[1].copy())], StageTimer())
-    assert frames(engine) == [2]
+    assert frames(backend) == [2]
 
 
-def test_those_in_device_memory_are_read_there_one_by_one(reader, engine, pictures, pixels):
+def test_those_in_device_memory_are_read_there_one_by_one(reader, backend, pictures, pixels):
     clip = np.stack([*pixels, pixels[0][::-1].copy()])  # 7 frames
     placed = [OnDevice(pixels[0]), OnDevice(clip)]
     visuals = [pictures[1], PixelValues(placed[0]), pictures[2], PixelValues(placed[1]), pictures[3]]
-    expected = VisualReader(engine, reader._config, reader._specs, MediaCache(0)).read(
+    expected = VisualReader(backend, reader._config, reader._specs, MediaCache(0)).read(
         [pictures[1], PixelValues(pixels[0]), pictures[2], PixelValues(clip), pictures[3]], StageTimer()
     )
-    engine.bound.clear()
+    backend.bound.clear()
     assert_same_media(reader.read(visuals, StageTimer()), expected)
-    assert frames(engine) == [1, 4, 3, 3]  # the picture; the clip; those in host memory together
+    assert frames(backend) == [1, 4, 3, 3]  # the picture; the clip; those in host memory together
     frame = pixels[0].nbytes
-    assert engine.addresses == [pixels[0].ctypes.data, clip.ctypes.data, clip.ctypes.data + 4 * frame]
-    assert sorted(bound.inputs["features"].shape[:2] for bound in engine.of(RESAMPLER)) == [(1, 7), (4, 1)]
+    assert backend.addresses == [pixels[0].ctypes.data, clip.ctypes.data, clip.ctypes.data + 4 * frame]
+    assert sorted(bound.inputs["features"].shape[:2] for bound in backend.of(RESAMPLER)) == [(1, 7), (4, 1)]
 
 
-def test_what_is_in_device_memory_is_encoded_once_a_call_and_not_kept(engine, config, tokenizer, pixels):
-    model = Model(engine, config, tokenizer)
+def test_what_is_in_device_memory_is_encoded_once_a_call_and_not_kept(backend, config, tokenizer, pixels):
+    model = Model(backend, config, tokenizer)
     held = pixels[0].copy()
     visual = PixelValues(OnDevice(held))
     same_array = PixelValues(visual.array)
     prompt = [visual, "a", visual, "b", same_array, "c"]
     first = model.generate(prompt, max_new_tokens=3)
-    assert engine.calls[VISION_ENCODER] == 1
+    assert backend.calls[VISION_ENCODER] == 1
     held[...] = pixels[1]  # the next frame of a camera, written where the last one was
     second = model.generate(prompt, max_new_tokens=3).result()
-    assert engine.calls[VISION_ENCODER] == 2
+    assert backend.calls[VISION_ENCODER] == 2
     for result, shown in ((first.result(), pixels[0]), (second, pixels[1])):
         expected = model.generate([PixelValues(shown), "a", PixelValues(shown), "b", PixelValues(shown), "c"],
                                   max_new_tokens=3).result()
@@ -160,7 +160,7 @@ def test_what_the_engine_cannot_read_where_it_is_is_reported_with_a_remedy(reade
 
 def test_a_backend_in_host_memory_refuses_them_before_it_reads_anything(torch_model, ort_model, pixels, tmp_path):
     for model in (torch_model, ort_model):
-        with pytest.raises(UsageError, match=rf"{model.engine.name} backend.*array.cpu\(\)"):
+        with pytest.raises(UsageError, match=rf"{model.backend.name} backend.*array.cpu\(\)"):
             model.generate([Image(tmp_path / "no.png"), PixelValues(OnDevice(pixels[0])), "a"])
 
 

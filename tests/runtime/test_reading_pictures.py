@@ -11,7 +11,7 @@ from recording import RecordingEngine
 import flamingo_rt
 from flamingo_rt.contract import RESAMPLER, VISION_ENCODER, graph_specs
 from flamingo_rt.errors import DataError, UsageError
-from flamingo_rt.model.engine import TorchEngine
+from flamingo_rt.model.torch_backend import TorchBackend
 from flamingo_rt.processing.media import Image, Video
 from flamingo_rt.processing.visuals import visual_pixels
 from flamingo_rt.runtime import reading
@@ -25,14 +25,14 @@ FLOAT32 = {"rtol": 0, "atol": 2e-4}  # sums in another order
 
 
 @pytest.fixture
-def engine(flamingo):
-    return RecordingEngine(TorchEngine(flamingo))
+def backend(flamingo):
+    return RecordingEngine(TorchBackend(flamingo))
 
 
 @pytest.fixture
-def reader(engine, config):
+def reader(backend, config):
     """With a cache of so many bytes."""
-    return lambda most_bytes=2**20: VisualReader(engine, config, graph_specs(config), MediaCache(most_bytes))
+    return lambda most_bytes=2**20: VisualReader(backend, config, graph_specs(config), MediaCache(most_bytes))
 
 
 @pytest.fixture
@@ -44,9 +44,9 @@ def files(pictures, tmp_path):
     return paths
 
 
-def frames(engine):
+def frames(backend):
     """Pictures in each run of the vision encoder."""
-    return [bound.inputs["pixel_values"].shape[0] for bound in engine.of(VISION_ENCODER)]
+    return [bound.inputs["pixel_values"].shape[0] for bound in backend.of(VISION_ENCODER)]
 
 
 def assert_equal(media, expected, **tolerance):
@@ -56,65 +56,65 @@ def assert_equal(media, expected, **tolerance):
             np.testing.assert_allclose(found[name], array, **(tolerance or {"rtol": 0, "atol": 0}))
 
 
-def test_every_visual_has_its_own_media_in_order(reader, engine, config, pictures, clip, files):
+def test_every_visual_has_its_own_media_in_order(reader, backend, config, pictures, clip, files):
     visuals = [Image(files[5]), clip, pictures[1], Video(files[:2], frames=2), Image(files[2]), pictures[3], clip]
     alone = [
-        encode_visuals(engine, graph_specs(config), [visual_pixels(visual, config)], StageTimer())[0]
+        encode_visuals(backend, graph_specs(config), [visual_pixels(visual, config)], StageTimer())[0]
         for visual in visuals
     ]
-    engine.bound.clear()
+    backend.bound.clear()
     assert_equal(reader().read(visuals, StageTimer()), alone, **FLOAT32)
-    assert frames(engine) == [4, 4, 1]  # with the clip of three; with the clip of two; the last picture
-    assert sorted(bound.inputs["features"].shape[:2] for bound in engine.of(RESAMPLER)) == [(1, 2), (1, 3), (4, 1)]
+    assert frames(backend) == [4, 4, 1]  # with the clip of three; with the clip of two; the last picture
+    assert sorted(bound.inputs["features"].shape[:2] for bound in backend.of(RESAMPLER)) == [(1, 2), (1, 3), (4, 1)]
 
 
-def test_pictures_with_the_same_content_are_encoded_once(reader, engine, pictures, files):
+def test_pictures_with_the_same_content_are_encoded_once(reader, backend, pictures, files):
     same = [pictures[0], Image(pictures[0].source.copy()), Image(files[0]), Image(files[0].read_bytes())]
     for most_bytes in (2**20, 0):
-        engine.bound.clear()
+        backend.bound.clear()
         media = reader(most_bytes).read([*same, pictures[1]], StageTimer())
-        assert frames(engine) == [2]
+        assert frames(backend) == [2]
         assert_equal(media[:4], [media[0]] * 4)
 
 
-def test_a_picture_that_comes_again_is_not_encoded_and_has_the_same_numbers(reader, engine, pictures, clip):
+def test_a_picture_that_comes_again_is_not_encoded_and_has_the_same_numbers(reader, backend, pictures, clip):
     reading_on = reader()
     first = reading_on.read([pictures[0], clip, pictures[1]], StageTimer())
-    engine.bound.clear()
+    backend.bound.clear()
     timer = StageTimer()
     again = reading_on.read([pictures[1], Image(pictures[0].source.copy()), clip], timer)
-    assert not engine.bound
+    assert not backend.bound
     assert_equal(again, [first[2], first[0], first[1]])
     assert set(timer.milliseconds) == {"images", "vision", "resampler"}
     assert timer.milliseconds["vision"] == 0.0
     assert_equal(reading_on.read([pictures[2], pictures[0]], StageTimer())[1:], first[:1])
-    assert frames(engine) == [1]
+    assert frames(backend) == [1]
 
 
-def test_a_clip_and_a_picture_of_the_same_content_are_told_apart(reader, engine, pictures):
+def test_a_clip_and_a_picture_of_the_same_content_are_told_apart(reader, backend, pictures):
     still = Video([pictures[0].source], frames=2)
     picture, clip = reader().read([pictures[0], still], StageTimer())
-    assert frames(engine) == [3]
+    assert frames(backend) == [3]
     assert np.abs(picture["media_key_values.0.key"] - clip["media_key_values.0.key"]).max() > 1e-3
 
 
-def test_prompts_queries_and_scores_use_the_cache(engine, config, tokenizer, pictures):
-    model = Model(engine, config, tokenizer)
+def test_prompts_queries_and_scores_use_the_cache(backend, config, tokenizer, pictures):
+    model = Model(backend, config, tokenizer)
     shots = model.prompt([pictures[0], "a"])
     expected = model.generate([pictures[1], "b"], prefix=shots, max_new_tokens=3).result()
-    calls = engine.calls[VISION_ENCODER]
+    calls = backend.calls[VISION_ENCODER]
     model.score([pictures[0], "b"], ["yes"])
     model.prompt([pictures[1], "a"])
     result = model.generate([pictures[1], "b"], prefix=shots, max_new_tokens=3).result()
-    assert engine.calls[VISION_ENCODER] == calls == 2
+    assert backend.calls[VISION_ENCODER] == calls == 2
     assert (result.tokens, result.logprobs) == (expected.tokens, expected.logprobs)
 
 
-def test_a_model_without_a_cache_encodes_again(engine, config, tokenizer, pictures):
-    model = Model(engine, config, tokenizer, image_cache_bytes=0)
+def test_a_model_without_a_cache_encodes_again(backend, config, tokenizer, pictures):
+    model = Model(backend, config, tokenizer, image_cache_bytes=0)
     for _ in range(2):
         model.generate([pictures[0], "a"], max_new_tokens=1).result()
-    assert engine.calls[VISION_ENCODER] == 2
+    assert backend.calls[VISION_ENCODER] == 2
 
 
 def test_loading_sets_the_caches_size(checkpoint_folder, bundle_folder):
@@ -127,9 +127,9 @@ def test_loading_sets_the_caches_size(checkpoint_folder, bundle_folder):
 # Decoding
 
 
-def test_pictures_are_decoded_while_others_are_encoded(reader, engine, files, monkeypatch):
+def test_pictures_are_decoded_while_others_are_encoded(reader, backend, files, monkeypatch):
     decoded, encoding = threading.Semaphore(0), []
-    bind = engine.bind
+    bind = backend.bind
 
     def decode(visual, config):
         pixels = visual_pixels(visual, config)
@@ -143,14 +143,14 @@ def test_pictures_are_decoded_while_others_are_encoded(reader, engine, files, mo
 
     monkeypatch.setattr(reading, "THREADS", 2)
     monkeypatch.setattr(reading, "visual_pixels", decode)
-    monkeypatch.setattr(engine, "bind", wait)
+    monkeypatch.setattr(backend, "bind", wait)
     reader().read([Image(file) for file in files], StageTimer())
     assert encoding == [[True] * 5]
-    assert frames(engine) == [4, 2]
+    assert frames(backend) == [4, 2]
 
 
-def test_no_more_is_decoded_ahead_than_allowed(reader, engine, files, monkeypatch):
-    started, bind, ahead = [], engine.bind, []
+def test_no_more_is_decoded_ahead_than_allowed(reader, backend, files, monkeypatch):
+    started, bind, ahead = [], backend.bind, []
 
     def decode(visual, config):
         started.append(visual)
@@ -163,7 +163,7 @@ def test_no_more_is_decoded_ahead_than_allowed(reader, engine, files, monkeypatc
 
     monkeypatch.setattr(reading, "AHEAD", 2)
     monkeypatch.setattr(reading, "visual_pixels", decode)
-    monkeypatch.setattr(engine, "bind", look)
+    monkeypatch.setattr(backend, "bind", look)
     rng = np.random.default_rng(0)
     many = [Image(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)) for _ in range(20)]
     reader().read(many, StageTimer())
@@ -181,13 +181,13 @@ def test_a_bad_picture_is_reported_and_no_thread_is_left(bad, reader, files):
     assert threading.active_count() == before
 
 
-def test_no_thread_is_left_when_the_encoder_fails(reader, engine, files, monkeypatch):
+def test_no_thread_is_left_when_the_encoder_fails(reader, backend, files, monkeypatch):
     before = threading.active_count()
 
     def fail(*_):
         raise RuntimeError("no memory")
 
-    monkeypatch.setattr(engine, "bind", fail)
+    monkeypatch.setattr(backend, "bind", fail)
     with pytest.raises(RuntimeError, match="no memory"):
         reader().read([Image(file) for file in files], StageTimer())
     assert threading.active_count() == before

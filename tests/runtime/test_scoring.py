@@ -129,7 +129,7 @@ def test_a_choice_right_behind_a_picture_has_a_space_too(model, pictures, slow_s
 ])
 def test_a_model_with_another_separator_has_that_one(end, separator, continuation, model, tokenizer, slow_score):
     config = replace(model.config, prompts=PromptsConfig(answer_separator=separator))
-    (score,) = Model(model.engine, config, tokenizer).score(end, ["yes"])
+    (score,) = Model(model.backend, config, tokenizer).score(end, ["yes"])
     assert score.text == "yes"
     assert score.logprob == pytest.approx(slow_score(end, continuation), rel=LOGPROB_SHARE, abs=LOGPROB)
 

@@ -12,9 +12,9 @@ from recording import RecordingEngine
 
 import flamingo_rt
 from flamingo_rt import Image
+from flamingo_rt.backend import HostBackend
 from flamingo_rt.contract import LANGUAGE_MODEL, graph_specs
-from flamingo_rt.host_engine import HostEngine
-from flamingo_rt.model.engine import TorchEngine
+from flamingo_rt.model.torch_backend import TorchBackend
 from flamingo_rt.runtime import speculation
 from flamingo_rt.runtime.model import Model
 from flamingo_rt.runtime.speculation import DISCOUNT, PRIOR, PromptLookup
@@ -118,21 +118,21 @@ def test_what_is_streamed_joins_to_the_result(model, prompts):
 @pytest.mark.usefixtures("steps_cost_the_same")
 @pytest.mark.parametrize("limit", range(1, 20))
 def test_no_guess_goes_past_the_limit_or_the_cache(limit, flamingo, config, tokenizer, prompts):
-    engine = RecordingEngine(TorchEngine(flamingo))  # checks that no step writes behind its cache
-    plain, guessed = both(Model(engine, config, tokenizer), prompts["repeats itself"], max_new_tokens=limit)
+    backend = RecordingEngine(TorchBackend(flamingo))  # checks that no step writes behind its cache
+    plain, guessed = both(Model(backend, config, tokenizer), prompts["repeats itself"], max_new_tokens=limit)
     assert_same(plain, guessed)
     assert len(guessed.tokens) == limit
 
 
 @pytest.mark.usefixtures("steps_cost_the_same")
 def test_no_guess_goes_past_the_context(flamingo, config, tokenizer):
-    engine = RecordingEngine(TorchEngine(flamingo))
-    plain, guessed = both(Model(engine, config, tokenizer), "z" * (config.language.context - 20))
+    backend = RecordingEngine(TorchBackend(flamingo))
+    plain, guessed = both(Model(backend, config, tokenizer), "z" * (config.language.context - 20))
     assert_same(plain, guessed)
     assert guessed.stop_reason == "context"
 
 
-class CopyingEngine(HostEngine):
+class CopyingEngine(HostBackend):
     """Says what followed the last token in ``text`` first, and remembers how many tokens each step took."""
 
     name = "copying"
@@ -155,11 +155,11 @@ class CopyingEngine(HostEngine):
 @pytest.mark.usefixtures("steps_cost_the_same")
 def test_an_end_token_in_a_guess_ends_the_answer(config, tokenizer):
     text = [*tokenizer.encode("0123456789zyxwv"), tokenizer.end_of_chunk_id, *tokenizer.encode("ABC")]
-    engine = CopyingEngine(text, config)
-    result = Model(engine, config, tokenizer).generate(f"0123456789zyxwv{END}ABC0", max_new_tokens=40).result()
+    backend = CopyingEngine(text, config)
+    result = Model(backend, config, tokenizer).generate(f"0123456789zyxwv{END}ABC0", max_new_tokens=40).result()
     assert (result.text, result.stop_reason) == ("123456789zyxwv", "end_of_chunk")
     assert result.accepted == result.drafted > 0
-    assert sum(engine.took[1:]) <= len("123456789zyxwv")  # none spent on what stands behind the end
+    assert sum(backend.took[1:]) <= len("123456789zyxwv")  # none spent on what stands behind the end
 
 
 @pytest.mark.usefixtures("steps_cost_the_same")
@@ -176,9 +176,9 @@ def test_rows_of_a_batch_guess_nothing(torch_model, prompts):
 
 @pytest.mark.usefixtures("steps_cost_the_same")
 def test_a_step_takes_one_of_a_few_sizes_each_bound_once(flamingo, config, tokenizer, prompts):
-    engine = RecordingEngine(TorchEngine(flamingo))
-    Model(engine, config, tokenizer).generate(prompts["repeats itself"], max_new_tokens=60, speculation=5).result()
-    _, *steps = [bound.inputs["input_ids"].shape[1] for bound in engine.of(LANGUAGE_MODEL)]
+    backend = RecordingEngine(TorchBackend(flamingo))
+    Model(backend, config, tokenizer).generate(prompts["repeats itself"], max_new_tokens=60, speculation=5).result()
+    _, *steps = [bound.inputs["input_ids"].shape[1] for bound in backend.of(LANGUAGE_MODEL)]
     assert sorted(steps) == [1, 2, 4, 6]
 
 

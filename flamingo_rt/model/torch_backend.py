@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from flamingo_rt.backend import HostBackend
 from flamingo_rt.contract import (
     LANGUAGE_MODEL,
     NEXT_LOGPROB,
@@ -24,7 +25,6 @@ from flamingo_rt.contract import (
     past_name,
     present_name,
 )
-from flamingo_rt.host_engine import HostEngine
 from flamingo_rt.model.flamingo import Flamingo
 from flamingo_rt.model.language import ScoreBias
 
@@ -61,7 +61,7 @@ class BufferAttend:
         return out.transpose(1, 2)
 
 
-class TorchEngine(HostEngine):
+class TorchBackend(HostBackend):
     """Runs a model in memory behind the same interface as the compiled engines; buffers are numpy arrays."""
 
     name = NAME
