@@ -26,7 +26,7 @@ from flamingo_rt.checkpoints import expected_shapes
 from flamingo_rt.child_process import child_environment, python_command
 from flamingo_rt.config import FlamingoConfig
 from flamingo_rt.contract import CACHE_FORMS, GRAPHS, LANGUAGE_MODEL, RESAMPLER, VISION_ENCODER, Limits
-from flamingo_rt.engines.build_memory import memory_needs
+from flamingo_rt.engines.tensorrt.memory_estimate import memory_needs
 from flamingo_rt.export.pipeline import export_model
 from flamingo_rt.export.random import random_model
 from flamingo_rt.presets import preset

@@ -1,4 +1,8 @@
-"""ONNX Runtime on the CPU."""
+"""ONNX Runtime on the CPU.
+
+Graphs of the lowering ``tensorrt-classic``, which return the new keys and values alone, run here too: their cache is
+copied at each call (`bind_appended_cache`). That serves checks, and models whose own runtime is not at hand.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,6 @@ from flamingo_rt.backend import HostBackend
 from flamingo_rt.config import FlamingoConfig
 from flamingo_rt.contract import IN_PLACE, LANGUAGE_MODEL, GraphSpec, graph_specs
 from flamingo_rt.cores import check_threads
-from flamingo_rt.engines.appended import appended
 from flamingo_rt.errors import DataError, DependencyError, UsageError
 from flamingo_rt.graph_files import GraphFile, native, read_graph
 
@@ -93,7 +96,7 @@ class OrtBackend(HostBackend):
         """
         if self._forms[graph] == self.specs[graph]:
             return self._bind(graph, inputs, outputs)
-        return appended(lambda *bound: self._bind(graph, *bound), self._forms[graph], inputs, outputs)
+        return bind_appended_cache(lambda *bound: self._bind(graph, *bound), self._forms[graph], inputs, outputs)
 
     def _bind(
         self, graph: str, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]
@@ -170,3 +173,27 @@ def check_interface(path: Path, session: Any, spec: GraphSpec) -> None:
                     f"{path} does not fit the configuration: {tensor.name} is {values.get(tensor.name, 'missing')}, "
                     f"{wanted} was expected; export the model again"
                 )
+
+
+Arrays = Mapping[str, np.ndarray]
+Bind = Callable[[Arrays, Arrays], Callable[[], None]]
+
+
+def bind_appended_cache(bind: Bind, spec: GraphSpec, inputs: Arrays, outputs: Arrays) -> Callable[[], None]:
+    """A call that reads ``inputs`` and writes ``outputs``, which have the cache in place, through ``bind``, which takes
+    arrays as ``spec`` says: past [C, B, Hk, d], present [T, B, Hk, d]."""
+    past = [tensor.name for tensor in spec.inputs if tensor.shape[0] == "C"]
+    present = [tensor for tensor in spec.outputs if tensor.shape[0] == "T"]
+
+    def call() -> None:
+        lengths = inputs["cache_length"]
+        cached = max(1, int(lengths.max()))
+        slots = {name: np.ascontiguousarray(inputs[name][:, :, :cached].transpose(2, 0, 1, 3)) for name in past}
+        sizes = {"B": len(lengths), "T": inputs["input_ids"].shape[1]}
+        new = {tensor.name: np.empty(tensor.resolve(sizes), tensor.array_dtype) for tensor in present}
+        bind({**inputs, **slots}, {**outputs, **new})()
+        for name, tokens in new.items():
+            for row, start in enumerate(lengths):
+                outputs[name][row, :, start : start + len(tokens)] = tokens[:, row].swapaxes(0, 1)
+
+    return call

@@ -10,7 +10,7 @@ from pathlib import Path
 from flamingo_rt.backend import Backend
 from flamingo_rt.bundle import MANIFEST, Bundle, is_bundle, read_bundle
 from flamingo_rt.config import FlamingoConfig
-from flamingo_rt.engines.local_builds import EngineTrust
+from flamingo_rt.engines.tensorrt.local_builds import EngineTrust
 from flamingo_rt.errors import DataError, DependencyError, FlamingoError, UsageError
 from flamingo_rt.model_memory import require_bytes
 from flamingo_rt.printable import printable
@@ -86,7 +86,7 @@ def _from_bundle(
 
 def _best_backend(bundle: Bundle, open_backend: Callable[[str], Backend]) -> Backend:
     """The first of the backends that runs here. One that was meant to and does not is named in a warning."""
-    from flamingo_rt.engines.ort_providers import CUDA_BACKEND, has_cuda_kernels
+    from flamingo_rt.engines.execution_providers import CUDA_BACKEND, has_cuda_kernels
 
     passed_over = []
     for backend, fits, doing in (
@@ -117,8 +117,8 @@ def _report(bundle: Bundle, doing: str, passed_over: list[tuple[str, str]]) -> N
 
 
 def _ort_gpu_backend(bundle: Bundle, backend: str) -> Backend:
-    from flamingo_rt.engines.ort_cuda import OrtGpuBackend
-    from flamingo_rt.engines.ort_providers import PROVIDERS
+    from flamingo_rt.engines.execution_providers import PROVIDERS
+    from flamingo_rt.engines.ort_gpu import OrtGpuBackend
 
     return OrtGpuBackend(bundle, PROVIDERS[backend]())
 
@@ -147,8 +147,8 @@ def _built_targets(bundle: Bundle) -> list[str]:
     """What the bundle has engines for, the likelier to be the faster one first."""
     if not bundle.engines_path.is_dir():  # of most bundles; then nothing of all that is imported
         return []
-    from flamingo_rt.engines.engine_files import RECORD
-    from flamingo_rt.engines.tensorrt_module import TENSORRT, TENSORRT_RTX
+    from flamingo_rt.engines.tensorrt.engine_files import RECORD
+    from flamingo_rt.engines.tensorrt.versions import TENSORRT, TENSORRT_RTX
 
     folders = [file.parent.name for file in bundle.engines_path.glob(f"*/{RECORD}")]
     rtx = [name for name in folders if name.startswith(TENSORRT_RTX)]
@@ -158,10 +158,10 @@ def _built_targets(bundle: Bundle) -> list[str]:
 
 def _tensorrt_backend(bundle: Bundle, trust: EngineTrust) -> Backend:
     """The engines of the bundle that run here. Raises what stands in the way of the first kind of them."""
-    from flamingo_rt.engines.engine_files import read_engines
-    from flamingo_rt.engines.gpu import required_gpu
-    from flamingo_rt.engines.tensorrt_module import TENSORRT, import_tensorrt
-    from flamingo_rt.engines.tensorrt_runner import TensorRtBackend
+    from flamingo_rt.engines.gpu.nvidia_driver import required_gpu
+    from flamingo_rt.engines.tensorrt.engine_files import read_engines
+    from flamingo_rt.engines.tensorrt.runner import TensorRtBackend
+    from flamingo_rt.engines.tensorrt.versions import TENSORRT, import_tensorrt
 
     gpu = required_gpu("tensorrt")
     refused: FlamingoError | None = None

@@ -6,8 +6,8 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-from flamingo_rt.engines.gpu import Gpu
-from flamingo_rt.engines.tensorrt_module import TENSORRT, TENSORRT_RTX, TensorRT
+from flamingo_rt.engines.gpu.nvidia_driver import Gpu
+from flamingo_rt.engines.tensorrt.versions import TENSORRT, TENSORRT_RTX, TensorRT
 
 ORIN = Gpu("Orin", "8.7", 8 << 30, integrated=True)
 

@@ -15,11 +15,11 @@ from flamingo_rt.bench.machine import describe_machine
 from flamingo_rt.bench.units import scaled
 from flamingo_rt.child_process import child_environment
 from flamingo_rt.contract import CACHE_FORMS
-from flamingo_rt.engines.cuda import Cuda
-from flamingo_rt.engines.device_probe import DeviceProbe
-from flamingo_rt.engines.gpu import find_gpu
-from flamingo_rt.engines.ort_providers import PROVIDERS
-from flamingo_rt.engines.tensorrt_module import MODULES, import_tensorrt
+from flamingo_rt.engines.execution_providers import PROVIDERS
+from flamingo_rt.engines.gpu.cuda import Cuda
+from flamingo_rt.engines.gpu.device_probe import DeviceProbe
+from flamingo_rt.engines.gpu.nvidia_driver import find_gpu
+from flamingo_rt.engines.tensorrt.versions import MODULES, import_tensorrt
 from flamingo_rt.errors import FlamingoError
 from gpu_parts.rows import reporting, tell
 

@@ -92,9 +92,9 @@ def make_engines(
     if system.target is None or any(path.glob("engines/*/engine.json")):
         return path
     from flamingo_rt.bundle import read_bundle
-    from flamingo_rt.engines.gpu import find_gpu
-    from flamingo_rt.engines.tensorrt_builder import Build, Destination
-    from flamingo_rt.engines.tensorrt_module import import_tensorrt
+    from flamingo_rt.engines.gpu.nvidia_driver import find_gpu
+    from flamingo_rt.engines.tensorrt.builder import Build, Destination
+    from flamingo_rt.engines.tensorrt.versions import import_tensorrt
 
     shutil.rmtree(path, ignore_errors=True)
     shutil.copytree(made, path, copy_function=os.link, ignore=shutil.ignore_patterns("engines"))

@@ -62,10 +62,10 @@ def command(
     """
     from flamingo_rt.bundle import read_bundle
     from flamingo_rt.contract import GRAPHS, Limits
-    from flamingo_rt.engines.engine_files import BuildOptions
-    from flamingo_rt.engines.gpu import find_gpu
-    from flamingo_rt.engines.tensorrt_builder import Build, Destination
-    from flamingo_rt.engines.tensorrt_module import import_tensorrt
+    from flamingo_rt.engines.gpu.nvidia_driver import find_gpu
+    from flamingo_rt.engines.tensorrt.builder import Build, Destination
+    from flamingo_rt.engines.tensorrt.engine_files import BuildOptions
+    from flamingo_rt.engines.tensorrt.versions import import_tensorrt
     from flamingo_rt.system_memory import available_bytes, readable_bytes
 
     runtime = import_tensorrt(target)

@@ -137,9 +137,9 @@ def _try_ort_gpu(backend: str) -> str:
 
     import numpy as np
 
-    from flamingo_rt.engines.cuda import Cuda
+    from flamingo_rt.engines.execution_providers import PROVIDERS
+    from flamingo_rt.engines.gpu.cuda import Cuda
     from flamingo_rt.engines.matmul_graph import matmul_graph
-    from flamingo_rt.engines.ort_providers import PROVIDERS
 
     provider = PROVIDERS[backend]()
     cuda, matrix = Cuda(), np.random.default_rng(0).standard_normal((64, 64), dtype=np.float32)
@@ -155,10 +155,10 @@ def _try_ort_gpu(backend: str) -> str:
 
 def _try_tensorrt() -> str:
     """Multiply two matrices on the GPU, with whichever TensorRT is installed."""
-    from flamingo_rt.engines.cuda import Cuda
-    from flamingo_rt.engines.device_probe import DeviceProbe
-    from flamingo_rt.engines.gpu import required_gpu
-    from flamingo_rt.engines.tensorrt_module import TENSORRT, TENSORRT_RTX, import_tensorrt
+    from flamingo_rt.engines.gpu.cuda import Cuda
+    from flamingo_rt.engines.gpu.device_probe import DeviceProbe
+    from flamingo_rt.engines.gpu.nvidia_driver import required_gpu
+    from flamingo_rt.engines.tensorrt.versions import TENSORRT, TENSORRT_RTX, import_tensorrt
 
     required_gpu("tensorrt")
     try:
@@ -180,7 +180,7 @@ def _try_cuda() -> str:
     """A copy to the GPU and back through PyCUDA, which every backend on a GPU needs."""
     import numpy as np
 
-    from flamingo_rt.engines.cuda import Cuda, import_graphs
+    from flamingo_rt.engines.gpu.cuda import Cuda, import_graphs
 
     cuda = Cuda()
     sent, received = np.arange(64, dtype=np.float32), np.zeros(64, dtype=np.float32)
@@ -207,8 +207,8 @@ def _try_torch() -> str:
 
 def _try_builder(target: str) -> str:
     """Which lowering a version needs, and for which GPUs it builds here."""
-    from flamingo_rt.engines.gpu import find_gpu
-    from flamingo_rt.engines.tensorrt_module import import_tensorrt
+    from flamingo_rt.engines.gpu.nvidia_driver import find_gpu
+    from flamingo_rt.engines.tensorrt.versions import import_tensorrt
 
     runtime, gpu = import_tensorrt(target), find_gpu()
     known = [f"{number[:-1]}.{number[-1]}" for number in runtime.capabilities()] if runtime.ahead_of_time else []

@@ -91,8 +91,8 @@ class VisualReader:
         for visual in visuals:
             if isinstance(visual, PixelValues) and lies_on_device(visual) and not self._backend.reads_device_arrays:
                 raise UsageError(
-                    f"{visual.label} cannot be read by the {self._backend.name} backend, which computes in host memory: "
-                    "give PixelValues(array.cpu()) (CuPy: array.get()), or load a backend that computes on the GPU "
+                    f"{visual.label} cannot be read by the {self._backend.name} backend, which computes in host memory:"
+                    " give PixelValues(array.cpu()) (CuPy: array.get()), or load a backend that computes on the GPU "
                     "(flamingo-rt doctor says which work here)"
                 )
 

@@ -11,7 +11,7 @@ import pytest
 from made_up_tensorrt import MadeUpTensorRT
 
 from flamingo_rt.checkpoints import open_checkpoint
-from flamingo_rt.engines.gpu import Gpu
+from flamingo_rt.engines.gpu.nvidia_driver import Gpu
 from flamingo_rt.export.pipeline import export_model
 
 VERSION = "1.7.1.116"
@@ -30,7 +30,7 @@ def rtx(monkeypatch: pytest.MonkeyPatch) -> MadeUpTensorRT:
     """TensorRT-RTX on a machine without a GPU."""
     module = MadeUpTensorRT(VERSION, rtx=True)
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", module)
-    monkeypatch.setattr("flamingo_rt.engines.gpu.find_gpu", lambda: None)
+    monkeypatch.setattr("flamingo_rt.engines.gpu.nvidia_driver.find_gpu", lambda: None)
     return module
 
 
@@ -77,7 +77,8 @@ def test_without_a_gpu_it_must_be_said_for_which(build) -> None:
 
 
 def test_the_gpu_of_this_machine_is_the_default(build, graphs: Path, monkeypatch) -> None:
-    monkeypatch.setattr("flamingo_rt.engines.gpu.find_gpu", lambda: Gpu("A10", "8.6", 24 << 30, integrated=False))
+    a10 = Gpu("A10", "8.6", 24 << 30, integrated=False)
+    monkeypatch.setattr("flamingo_rt.engines.gpu.nvidia_driver.find_gpu", lambda: a10)
     assert build().out.endswith("for A10\n")
 
 

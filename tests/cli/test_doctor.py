@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from flamingo_rt import loading
-from flamingo_rt.engines.gpu import Gpu
+from flamingo_rt.engines.gpu.nvidia_driver import Gpu
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def test_a_builder_is_shown_with_the_lowering_that_its_version_needs(
     run, packaged, monkeypatch, version, lowering
 ) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", SimpleNamespace(__version__=version))
-    monkeypatch.setattr("flamingo_rt.engines.gpu.find_gpu", lambda: Gpu("Orin", "8.7", 1, True))
+    monkeypatch.setattr("flamingo_rt.engines.gpu.nvidia_driver.find_gpu", lambda: Gpu("Orin", "8.7", 1, True))
     state = json.loads(run("doctor", "--json").out)["builders"]["tensorrt"]
     assert state["works"] is True
     assert f"TensorRT {version}, builds graphs exported with --lowering {lowering}; Orin" in state["detail"]
@@ -82,7 +82,7 @@ def test_a_builder_is_shown_with_the_lowering_that_its_version_needs(
 
 def test_tensorrt_without_a_gpu_builds_nothing(run, packaged, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", SimpleNamespace(__version__="10.3.0"))
-    monkeypatch.setattr("flamingo_rt.engines.gpu.find_gpu", lambda: None)
+    monkeypatch.setattr("flamingo_rt.engines.gpu.nvidia_driver.find_gpu", lambda: None)
     state = json.loads(run("doctor", "--json").out)["builders"]["tensorrt"]
     assert state["works"] is False
     assert "no NVIDIA GPU" in state["detail"]
@@ -97,7 +97,7 @@ def test_a_missing_builder_is_shown_with_its_extra(run, packaged, monkeypatch) -
 
 @pytest.mark.parametrize("backend", ["ort-cuda", "ort-tensorrt-rtx", "tensorrt"])
 def test_a_backend_that_needs_a_gpu_says_that_there_is_none(run, packaged, monkeypatch, backend) -> None:
-    monkeypatch.setattr("flamingo_rt.engines.gpu.find_gpu", lambda: None)
+    monkeypatch.setattr("flamingo_rt.engines.gpu.nvidia_driver.find_gpu", lambda: None)
     state = json.loads(run("doctor", "--json").out)["backends"][backend]
     assert state == {
         "works": False, "detail": f"no NVIDIA GPU is found: the {backend} backend needs one and its driver",

@@ -208,7 +208,7 @@ class FakeBinding:
 
 def install(monkeypatch: Any, gpu: FakeGpu) -> FakeOnnxRuntime:
     """Let imports by the providers find the stand-ins; the CPU backend keeps the real library."""
-    from flamingo_rt.engines.gpu import Gpu
+    from flamingo_rt.engines.gpu.nvidia_driver import Gpu
 
     runtime, driver, bindings = FakeOnnxRuntime(gpu), pycuda_driver(gpu), cuda_bindings_driver(gpu)
     modules = {
@@ -217,6 +217,6 @@ def install(monkeypatch: Any, gpu: FakeGpu) -> FakeOnnxRuntime:
     }
     for name, module in modules.items():
         monkeypatch.setitem(sys.modules, name, module)
-    monkeypatch.setattr("flamingo_rt.engines.ort_providers.import_onnxruntime", lambda extra="cpu": runtime)
-    monkeypatch.setattr("flamingo_rt.engines.gpu.find_gpu", lambda: Gpu("Fake", "8.9", 1 << 30, False))
+    monkeypatch.setattr("flamingo_rt.engines.execution_providers.import_onnxruntime", lambda extra="cpu": runtime)
+    monkeypatch.setattr("flamingo_rt.engines.gpu.nvidia_driver.find_gpu", lambda: Gpu("Fake", "8.9", 1 << 30, False))
     return runtime

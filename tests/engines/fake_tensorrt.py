@@ -17,7 +17,7 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 from fake_gpu import ALIGNMENT, FakeGpu, cuda_bindings_driver, pycuda_driver
 
-from flamingo_rt.engines import device_probe
+from flamingo_rt.engines.gpu import device_probe
 
 DTYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "uint16", "INT32": "int32", "INT64": "int64"}
 

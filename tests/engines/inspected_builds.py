@@ -17,10 +17,10 @@ import pytest
 
 from flamingo_rt.bundle import Bundle
 from flamingo_rt.contract import Limits, layer_parts, present_name
-from flamingo_rt.engines import tensorrt_builder
-from flamingo_rt.engines.engine_files import EngineFolder
-from flamingo_rt.engines.tensorrt_builder import Build, Destination
-from flamingo_rt.engines.tensorrt_module import TENSORRT_RTX, import_tensorrt
+from flamingo_rt.engines.tensorrt import builder
+from flamingo_rt.engines.tensorrt.builder import Build, Destination
+from flamingo_rt.engines.tensorrt.engine_files import EngineFolder
+from flamingo_rt.engines.tensorrt.versions import TENSORRT_RTX, import_tensorrt
 from flamingo_rt.progress import Progress, silent
 
 EVERY_GPU = ("86", "89", "120")
@@ -81,7 +81,7 @@ def inspected(build: Build, progress: Progress = silent) -> Inspected:
 def _listening(module: Any, found: Inspected) -> Iterator[None]:
     graphs: list[str] = []
 
-    class Compiler(tensorrt_builder._Compiler):
+    class Compiler(builder._Compiler):
         def _check_interface(self, name: str, network: Any) -> None:
             super()._check_interface(name, network)
             graphs.append(name)
@@ -106,8 +106,8 @@ def _listening(module: Any, found: Inspected) -> Iterator[None]:
                 found.compiled.setdefault(graphs[-1], []).extend(lines)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tensorrt_builder, "_Compiler", Compiler)
-        patch.setattr(tensorrt_builder, "make_log", lambda module, caught: Log())
+        patch.setattr(builder, "_Compiler", Compiler)
+        patch.setattr(builder, "make_log", lambda module, caught: Log())
         yield
 
 

@@ -1,0 +1,193 @@
+"""One graph as TensorRT runs it: a deserialized engine, and an execution context for each of its optimization profiles.
+
+Input and output by name alone, as TensorRT 8.5 to 11 and TensorRT-RTX have it. Not run on a GPU so far.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flamingo_rt.contract import GraphSpec, TensorSpec
+from flamingo_rt.engines.gpu.cuda import ALIGNMENT, Cuda
+from flamingo_rt.errors import DataError
+from flamingo_rt.graph_files import read_graph
+
+# What an engine may have for a type of the contract: TensorRT before 10 has no 64-bit integers and takes 32 bits.
+ACCEPTED = {"int64": ("INT64", "INT32"), "float32": ("FLOAT",), "float16": ("HALF",), "bfloat16": ("BF16",)}
+ARRAY_DTYPES = {"INT64": "int64", "INT32": "int32", "FLOAT": "float32", "HALF": "float16", "BF16": "uint16"}
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+class Profile:
+    """An execution context for the sizes of one optimization profile. It is set up for one ``user`` at a time: whoever
+    uses it next sets it up anew, and a CUDA graph captured before is no longer valid."""
+
+    def __init__(self, graph: TensorRtSession, index: int) -> None:
+        self._graph, self._index = graph, index
+        self._context: Any = None
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self.user: object = None
+
+    def misfit(self, shapes: Shapes) -> str | None:
+        """Which input's shape this profile does not take, in words; None when it takes all."""
+        for name, shape in shapes.items():
+            least, _, most = (tuple(dims) for dims in self._graph.engine.get_tensor_profile_shape(name, self._index))
+            if not all(low <= size <= high for low, size, high in zip(least, shape, most, strict=True)):
+                return f"{name} is {list(shape)}, from {list(least)} to {list(most)} was compiled"
+        return None
+
+    def use(self, user: object, shapes: Shapes) -> None:
+        """Set it up for ``user``. Addresses are set by `bind`."""
+        if self._context is None:
+            self._context = self._graph.new_context(self._index)
+        for name, shape in shapes.items():
+            if self._shapes.get(name) == shape:
+                continue
+            if not self._context.set_input_shape(name, shape):
+                raise self._graph.failure(f"refuses {name} as {list(shape)}")
+            self._shapes[name] = shape
+        self.user = user
+
+    def bind(self, addresses: Mapping[str, int]) -> None:
+        """Where inputs are read and outputs written from the next run on."""
+        for name, address in addresses.items():
+            if address % ALIGNMENT:
+                raise ValueError(f"{name}: address {address:#x} is no multiple of {ALIGNMENT}")
+            if not self._context.set_tensor_address(name, address):
+                raise self._graph.failure(f"refuses the address of {name}")
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of an output, for the shapes of the inputs that were set."""
+        return tuple(self._context.get_tensor_shape(name))
+
+    def run(self, stream: int) -> None:
+        """Put one run on the stream."""
+        if not self._context.execute_async_v3(stream):
+            raise self._graph.failure("could not be run")
+
+    def capturable(self, stream: int) -> bool:
+        """Whether a run can become part of a CUDA graph: TensorRT-RTX says so, TensorRT tries."""
+        asked = getattr(self._context, "is_stream_capturable", None)
+        return asked is None or bool(asked(stream))
+
+
+class TensorRtSession:
+    """An engine and its profiles, the one for a step of one token last."""
+
+    def __init__(self, engine: Any, loader: Loader, path: Path, spec: GraphSpec) -> None:
+        """Raises `DataError` when its interface is not ``spec``."""
+        self.engine, self.path, self.spec, self._loader = engine, path, spec, loader
+        self.dtypes = self._checked_dtypes()
+        self.profiles = [Profile(self, index) for index in range(engine.num_optimization_profiles)]
+
+    def profile(self, shapes: Shapes, repeated: bool) -> Profile:
+        """One that takes these shapes of the inputs. For what is ``repeated`` the last, which is for fewer sizes; for
+        what is run once the first, so that the other stays as steps have set it up.
+
+        Raises `DataError` when no profile takes them.
+        """
+        for profile in reversed(self.profiles) if repeated else self.profiles:
+            if profile.misfit(shapes) is None:
+                return profile
+        misfit = self.profiles[0].misfit(shapes)  # of the one for more sizes
+        raise DataError(
+            f"{self.path} was compiled for other sizes: {misfit}; ask for less, or build it for more: "
+            f"{self._loader.rebuild}"
+        )
+
+    def range(self, name: str, axis: int) -> tuple[int, int]:
+        """Least and largest size of an input's axis, over all profiles."""
+        shapes = [self.engine.get_tensor_profile_shape(name, index) for index in range(len(self.profiles))]
+        return min(tuple(dims[0])[axis] for dims in shapes), max(tuple(dims[2])[axis] for dims in shapes)
+
+    def new_context(self, profile: int) -> Any:
+        """An execution context of its own. Raises `DataError` when there is too little device memory for it."""
+        cuda = self._loader.cuda
+        context = self.engine.create_execution_context()
+        if context is None and cuda.make_room():
+            context = self.engine.create_execution_context()
+        if context is None:
+            raise self.failure("gets no execution context, most likely for want of device memory")
+        if not context.set_optimization_profile_async(profile, cuda.stream):
+            raise self.failure(f"refuses its optimization profile {profile}")
+        cuda.synchronize()
+        return context
+
+    def failure(self, what: str) -> DataError:
+        """An error that says what TensorRT has logged."""
+        return self._loader.failure(self.path, what)
+
+    def _checked_dtypes(self) -> dict[str, np.dtype]:
+        """The types of arrays for its inputs and outputs; an engine must have those of ``spec`` and no others."""
+        engine, module = self.engine, self._loader.module
+        found = {engine.get_tensor_name(index) for index in range(engine.num_io_tensors)}
+        expected = {tensor.name for tensor in (*self.spec.inputs, *self.spec.outputs)}
+        if found != expected:
+            raise self._misfit(f"tensors {sorted(found ^ expected)} are missing or not known")
+        modes = {module.TensorIOMode.INPUT: self.spec.inputs, module.TensorIOMode.OUTPUT: self.spec.outputs}
+        dtypes = {}
+        for mode, tensors in modes.items():
+            for tensor in tensors:
+                dtype = _name(engine.get_tensor_dtype(tensor.name))
+                if engine.get_tensor_mode(tensor.name) != mode or dtype not in ACCEPTED[tensor.dtype]:
+                    raise self._misfit(f"{tensor.name} is {dtype}, {_name(mode).lower()} {tensor.dtype} was expected")
+                self._check_shape(tensor)
+                if engine.get_tensor_location(tensor.name) != module.TensorLocation.DEVICE:
+                    raise self._misfit(f"{tensor.name} is wanted in host memory")
+                dtypes[tensor.name] = np.dtype(ARRAY_DTYPES[dtype])
+        return dtypes
+
+    def _check_shape(self, tensor: TensorSpec) -> None:
+        """A size of the contract must be the engine's, a letter may be any (-1)."""
+        shape = tuple(self.engine.get_tensor_shape(tensor.name))
+        fits = len(shape) == len(tensor.shape) and all(
+            isinstance(wanted, str) or wanted == size for wanted, size in zip(tensor.shape, shape, strict=True)
+        )
+        if not fits:
+            raise self._misfit(f"{tensor.name} is {list(shape)}, {list(tensor.shape)} was expected")
+
+    def _misfit(self, what: str) -> DataError:
+        return DataError(f"{self.path} does not fit the configuration: {what}; build it again: {self._loader.rebuild}")
+
+
+@dataclass(frozen=True)
+class Loader:
+    """What engines are loaded with: a module of TensorRT, its ``Runtime``, and the ``log`` that it was made with.
+    ``rebuild`` is the command that makes the engines anew."""
+
+    module: Any
+    runtime: Any
+    log: Any
+    cuda: Cuda
+    rebuild: str
+
+    def load(self, path: Path, spec: GraphSpec, weights: Path | None = None) -> TensorRtSession:
+        """Read an engine; one without weights takes those of the graph ``weights``. Raises `DataError` when it cannot
+        be loaded."""
+        engine = self.runtime.deserialize_cuda_engine(path.read_bytes())
+        if engine is None:
+            raise self.failure(path, "cannot be loaded")
+        if weights is not None:
+            refitter = self.module.Refitter(engine, self.log)
+            graph = read_graph(weights)
+            parsed = self.module.OnnxParserRefitter(refitter, self.log).refit_from_bytes(graph.model, graph.beside)
+            if not parsed or not refitter.refit_cuda_engine():
+                raise self.failure(path, f"does not take the weights of {weights}")
+        return TensorRtSession(engine, self, path, spec)
+
+    def failure(self, path: Path, what: str) -> DataError:
+        """An error that says what TensorRT has logged, which is then forgotten."""
+        said = "; ".join(self.log.errors) or "TensorRT says nothing about it"
+        self.log.errors.clear()
+        return DataError(f"the engine {path} {what} ({said}); build it again: {self.rebuild}")
+
+
+def _name(value: Any) -> str:
+    """Of a member of an enumeration: ``DataType.HALF`` is HALF."""
+    return str(value).rpartition(".")[2]

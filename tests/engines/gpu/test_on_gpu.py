@@ -1,0 +1,130 @@
+"""What only a machine with an NVIDIA GPU can show. Skipped elsewhere, and not run so far."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from small_model import small_checkpoint
+
+import flamingo_rt
+from flamingo_rt import Image, PixelValues
+from flamingo_rt.checkpoints import open_checkpoint
+from flamingo_rt.engines.execution_providers import CUDA_BACKEND, PROVIDERS
+from flamingo_rt.engines.gpu.cuda import Cuda, import_pycuda
+from flamingo_rt.engines.gpu.device_probe import DeviceProbe
+from flamingo_rt.engines.gpu.nvidia_driver import find_gpu
+from flamingo_rt.engines.tensorrt.versions import TENSORRT, TENSORRT_RTX, import_tensorrt
+from flamingo_rt.errors import DependencyError
+from flamingo_rt.export.pipeline import export_model
+from flamingo_rt.processing.visuals import visual_pixels
+from flamingo_rt.runtime.model import Model
+
+
+def _missing() -> str | None:
+    if find_gpu() is None:
+        return "there is no NVIDIA GPU with a driver here"
+    try:
+        import_pycuda()
+    except DependencyError as error:
+        return str(error)
+    return None
+
+
+MISSING = _missing()
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(MISSING is not None, reason=str(MISSING))]
+
+
+def test_a_captured_copy_is_replayed_with_what_is_there_then() -> None:
+    cuda = Cuda()
+    with cuda.current():
+        memory, sent, received = (
+            cuda.allocate(256, "a test"), cuda.pinned((64,), np.float32), cuda.pinned((64,), np.float32)
+        )
+
+        def there_and_back() -> None:
+            cuda.upload(memory.address, sent)
+            cuda.download(received, memory.address)
+
+        graph = cuda.capture(there_and_back)
+        assert graph is not None, "cuda-bindings is not installed"
+        for value in (1.0, 2.0):
+            sent[:] = value
+            graph.launch()
+            cuda.synchronize()
+            assert (received == value).all()
+
+
+def test_onnx_runtime_on_a_gpu_gives_the_tokens_of_the_cpu(tmp_path) -> None:
+    """In float32, of the lowering that has CUDA kernels for it; in half precision tokens may differ by rounding."""
+    ran = []
+    checkpoint = open_checkpoint(small_checkpoint(tmp_path / "checkpoint"))
+    exact = export_model(checkpoint, tmp_path / "exact", lowering="tensorrt").path
+    half = export_model(checkpoint, tmp_path / "half", compute="fp16", compare=False).path
+    expected = _tokens(flamingo_rt.load(exact, "ort"))
+    for backend, provider in PROVIDERS.items():
+        try:
+            provider()
+        except DependencyError as error:
+            print(f"{backend}: {error}")
+            continue
+        model = flamingo_rt.load(exact, backend)
+        assert _tokens(model) == expected
+        _assert_pixels_are_read_on_the_device(model)
+        ran.append(backend)
+        if backend == CUDA_BACKEND:
+            assert all(_tokens(flamingo_rt.load(half, backend)))
+    if not ran:
+        pytest.skip("neither onnxruntime-gpu nor the plugin for TensorRT-RTX works here")
+
+
+def _tokens(model: Model) -> list[tuple[int, ...]]:
+    """Of a batch behind a prefix, and of beams."""
+    prefix = model.prompt("Output: a red circle")
+    results = model.generate_batch(["Output:", "Question: how many? Answer:"], prefix=prefix, max_new_tokens=8)
+    return [result.tokens for result in (*results, model.generate("Output:", max_new_tokens=8, beams=3).result())]
+
+
+@pytest.mark.parametrize("target", [TENSORRT, TENSORRT_RTX])
+def test_the_gpus_memory_and_products_are_measured(target) -> None:
+    try:
+        runtime = import_tensorrt(target)
+    except DependencyError as error:
+        pytest.skip(str(error))
+    with DeviceProbe(Cuda(), runtime, "float16") as probe:
+        assert probe.bandwidth()[0] > 10e9
+        assert probe.products()[0] > 1e12
+
+
+def _assert_pixels_are_read_on_the_device(model: Model) -> None:
+    from pycuda import gpuarray
+
+    picture = Image(np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8))
+    with Cuda().current():
+        placed = PixelValues(gpuarray.to_gpu(visual_pixels(picture, model.config)))
+    found, expected = (
+        model.generate([visual, "Output:"], max_new_tokens=8).result() for visual in (placed, picture)
+    )
+    assert found.tokens == expected.tokens
+
+
+@pytest.mark.parametrize("target", [TENSORRT, TENSORRT_RTX])
+@pytest.mark.parametrize("lowering", ["tensorrt", "tensorrt-classic"])
+def test_engines_give_the_tokens_of_onnx_runtime(target, lowering, tmp_path) -> None:
+    try:
+        runtime = import_tensorrt(target)
+    except DependencyError as error:
+        pytest.skip(str(error))
+    if lowering not in runtime.lowerings:
+        pytest.skip(f"{runtime.title} does not compile {lowering}")
+    checkpoint = open_checkpoint(small_checkpoint(tmp_path / "checkpoint"))
+    bundles = {name: export_model(checkpoint, tmp_path / name, lowering=name) for name in ("ort", lowering)}
+    subprocess.run(
+        [sys.executable, "-m", "flamingo_rt", "build", "--model", bundles[lowering].path, "--target", target],
+        check=True,
+    )
+    model = flamingo_rt.load(bundles[lowering].path, "tensorrt")
+    assert _tokens(model) == _tokens(flamingo_rt.load(bundles["ort"].path, "ort"))
+    _assert_pixels_are_read_on_the_device(model)
