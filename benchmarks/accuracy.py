@@ -13,7 +13,7 @@ import json
 import click
 
 from flamingo_rt import load
-from flamingo_rt.export.evaluation import scene_accuracy
+from flamingo_rt.evaluation.scene_accuracy import scene_accuracy
 
 
 @click.command()

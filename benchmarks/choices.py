@@ -34,8 +34,8 @@ from flamingo_rt.contract import LANGUAGE_MODEL, layer_parts, past_name, present
 from flamingo_rt.cores import core_count
 from flamingo_rt.engines.ort import OrtBackend
 from flamingo_rt.errors import FlamingoError
-from flamingo_rt.export.blocks import Blocks
-from flamingo_rt.export.quantized_graphs import ACCURACY_LEVEL, DOMAIN
+from flamingo_rt.export.quantization.matmul_nbits import ACCURACY_LEVEL, DOMAIN
+from flamingo_rt.export.quantization.quantization_options import Blocks
 from flamingo_rt.presets import preset
 
 BITS, BLOCK_SIZES, TOKENS = (8, 4), (256, 128, 64, 32), (1, 8, 64)

@@ -28,7 +28,7 @@ from flamingo_rt.config import FlamingoConfig
 from flamingo_rt.contract import CACHE_FORMS, GRAPHS, LANGUAGE_MODEL, RESAMPLER, VISION_ENCODER, Limits
 from flamingo_rt.engines.tensorrt.memory_estimate import memory_needs
 from flamingo_rt.export.pipeline import export_model
-from flamingo_rt.export.random import random_model
+from flamingo_rt.export.random_model import random_model
 from flamingo_rt.presets import preset
 
 PRESETS = ("openflamingo-3b", "openflamingo-4b", "openflamingo-9b")

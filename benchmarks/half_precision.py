@@ -22,10 +22,10 @@ from rounded_model import HEAD, KINDS, NORMS, SOFTMAX, RoundedBackend, Rounding,
 
 from flamingo_rt.checkpoints import StoredModel, open_checkpoint
 from flamingo_rt.errors import FlamingoError
-from flamingo_rt.export.calibration import drawn_scenes
-from flamingo_rt.export.cases import Reference, answer
-from flamingo_rt.export.evaluation import scene_accuracy
-from flamingo_rt.export.prompt_cases import encode_prompts
+from flamingo_rt.evaluation.scene_accuracy import scene_accuracy
+from flamingo_rt.export.checks.parity_cases import Reference, answer
+from flamingo_rt.export.quantization.calibration import drawn_scenes
+from flamingo_rt.export.quantization.calibration_cases import encode_prompts
 from flamingo_rt.model.flamingo import Flamingo
 from flamingo_rt.processing.tokenizer import TextTokenizer
 from flamingo_rt.runtime.model import Model

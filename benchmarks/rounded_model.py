@@ -18,9 +18,9 @@ from torch.overrides import TorchFunctionMode
 
 from flamingo_rt.checkpoints import StoredModel
 from flamingo_rt.contract import VISION_ENCODER, graph_specs
-from flamingo_rt.export.distances import tabled_tensors, tabulate_distances
+from flamingo_rt.export.checks.half_precision import in_half
 from flamingo_rt.export.folding import fold_standardisation, folded_tensors
-from flamingo_rt.export.half_precision import in_half
+from flamingo_rt.export.relative_positions import tabled_tensors, tabulate_distances
 from flamingo_rt.model import nfnet, vit
 from flamingo_rt.model.cross_attention import GatedCrossAttention
 from flamingo_rt.model.flamingo import Flamingo

@@ -18,19 +18,25 @@ from flamingo_rt.checkpoints import DTYPES, TOKENIZER, StoredModel
 from flamingo_rt.contract import CACHE_FORMS, GRAPHS, LANGUAGE_MODEL, RESAMPLER, VISION_ENCODER
 from flamingo_rt.engines.ort import OrtBackend
 from flamingo_rt.errors import ParityError, UsageError
-from flamingo_rt.export.cases import CASES, STEPS, Reference, compute_reference
-from flamingo_rt.export.distances import tabled_tensors
+from flamingo_rt.export.checks.half_precision import (
+    RoundedConstants,
+    compared_with,
+    half_tolerance,
+    in_half,
+    rounding_cost,
+)
+from flamingo_rt.export.checks.parity import TOLERANCE, Deviation
+from flamingo_rt.export.checks.parity import compare as run_cases
+from flamingo_rt.export.checks.parity_cases import CASES, STEPS, Reference, compute_reference
+from flamingo_rt.export.checks.upcast import write_upcast
+from flamingo_rt.export.checks.validation import ValidationPrompts, validate
 from flamingo_rt.export.folding import folded_tensors
-from flamingo_rt.export.graphs import check_lowering, trace_graphs
-from flamingo_rt.export.half_precision import RoundedConstants, compared_with, half_tolerance, in_half, rounding_cost
-from flamingo_rt.export.ort import NAME
-from flamingo_rt.export.parity import TOLERANCE, Deviation
-from flamingo_rt.export.parity import compare as run_cases
-from flamingo_rt.export.quantized_export import Quantize, QuantizedExport
-from flamingo_rt.export.reference import streamed_model
-from flamingo_rt.export.validation import ValidationPrompts, validate
-from flamingo_rt.export.weights import Weights, external_bytes, save_graph
-from flamingo_rt.export.widening import write_widened
+from flamingo_rt.export.graph_weights import Weights, external_bytes, save_graph
+from flamingo_rt.export.lowerings.ort_lowering import NAME
+from flamingo_rt.export.quantization.quantized_export import Quantize, QuantizedExport
+from flamingo_rt.export.relative_positions import tabled_tensors
+from flamingo_rt.export.streamed_model import streamed_model
+from flamingo_rt.export.tracing import check_lowering, trace_graphs
 from flamingo_rt.files import check_output, check_space, new_directory
 from flamingo_rt.graph_files import GraphFile
 from flamingo_rt.processing.tokenizer import TextTokenizer
@@ -175,7 +181,7 @@ def _export_compared(
         return Measured({}, None, None)
     paths, rounding, cache = graph_paths(folder), None, CACHE_FORMS[lowering]
     if precision.half:
-        twins = {name: write_widened(path) for name, path in paths.items()}
+        twins = {name: write_upcast(path) for name, path in paths.items()}
         parity = Deviation(GRAPHS, tolerance)
         _compare(reference, twins, stored, parity, cache, frugal=True, progress=progress)
         for twin in twins.values():
@@ -195,7 +201,7 @@ def _validated(
     lowering: str, frugal: bool, progress: Progress,
 ) -> Validation:
     """How likely the written graphs' captions are; those of half precision are run in float32."""
-    twins = {name: write_widened(path) for name, path in graph_paths(folder).items()} if precision.half else {}
+    twins = {name: write_upcast(path) for name, path in graph_paths(folder).items()} if precision.half else {}
     paths = graph_paths(folder) | twins
     backend = OrtBackend(paths, stored.config, frugal=frugal, cache=CACHE_FORMS[lowering])
     with progress("captions of validation pictures", len(validation.prompts)) as advance:

@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from flamingo_rt.export.lazy_tensors import lazy_tensor
-from flamingo_rt.export.naming import PARTS, parts_of
+from flamingo_rt.export.graph_weights import PARTS, lazy_tensor, parts_of
 
 MERGED = ".merged"
 

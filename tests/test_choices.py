@@ -6,7 +6,8 @@ import choices
 import numpy as np
 import pytest
 
-from flamingo_rt.export.blocks import Blocks, QuantizedMatrix
+from flamingo_rt.export.quantization.packed_blocks import QuantizedMatrix
+from flamingo_rt.export.quantization.quantization_options import Blocks
 from flamingo_rt.loading import PACKAGED_BUNDLE
 from flamingo_rt.presets import preset
 

@@ -57,12 +57,14 @@ ALLOWED = {
     },
     "importing": {"errors", "config", "presets", "checkpoints", "bounded_files", "tokenizer_file", "weights"},
     "training": BASE | {"processing", "model", "checkpoints", "tokenizer_file", "weights"},
-    "export": RUNTIME | {"runtime", "model", "checkpoints", "training", "weights"},
+    "evaluation": RUNTIME | {"runtime", "training"},
+    "export": RUNTIME | {"runtime", "model", "checkpoints", "evaluation", "training", "weights"},
     "loading": RUNTIME | {"runtime", "model", "checkpoints"},
     # Of export and checkpoints, for models with random weights.
     "bench": RUNTIME | {"runtime", "export", "checkpoints", "child_process", "__init__"},
     "cli": RUNTIME | {
-        "runtime", "model", "checkpoints", "importing", "training", "export", "loading", "bench", "__init__",
+        "runtime", "model", "checkpoints", "importing", "training", "evaluation", "export", "loading", "bench",
+        "__init__",
     },
     "__main__": {"cli"},
     "__init__": {"errors", "loading", "processing", "runtime"},

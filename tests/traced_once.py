@@ -15,13 +15,13 @@ from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from flamingo_rt.config import FlamingoConfig
 from flamingo_rt.contract import RESAMPLER, VISION_ENCODER, GraphSpec
-from flamingo_rt.export import graphs
+from flamingo_rt.export import tracing
 
 
 @contextmanager
 def tracing_once() -> Iterator[None]:
     """Within, `trace_graphs` asks PyTorch's exporter once for each graph that differs."""
-    exported, made = graphs._exported, {}
+    exported, made = tracing._exported, {}
 
     def once(module: Any, spec: GraphSpec, config: FlamingoConfig, lowering: Any, fake: Any) -> Any:
         key = (spec, _decisive(spec.name, config), lowering)
@@ -33,7 +33,7 @@ def tracing_once() -> Iterator[None]:
         return program
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(graphs, "_exported", once)
+        patch.setattr(tracing, "_exported", once)
         # The exporter (torch 2.13) makes its table of operators anew for each graph: half a second.
         patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(functools.cache(ONNXRegistry.from_torchlib)))
         yield

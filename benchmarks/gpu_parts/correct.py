@@ -3,7 +3,7 @@
     python -m gpu_parts.correct --work FOLDER --model packaged --system tensorrt+tensorrt+fp16+tensorrt
 
 Prefill, decode, a continued cache and a ragged batch, with the cases and the measure of the exporter's own comparison
-(`export/parity.py`). Half precision is judged by what it costs PyTorch itself. The tokens of random weights hang by a
+(`export/checks/parity.py`). Half precision is judged by what it costs PyTorch itself. The tokens of random weights hang by a
 thread, so only those of the packaged model must be equal.
 """
 
@@ -22,12 +22,12 @@ from flamingo_rt import Image, load
 from flamingo_rt.backend import Backend
 from flamingo_rt.checkpoints import DTYPES, StoredModel
 from flamingo_rt.contract import CLIP_FRAMES, ENCODED_AT_ONCE, GRAPHS, LANGUAGE_MODEL
-from flamingo_rt.export.cases import Reference, compute_reference
-from flamingo_rt.export.distances import tabled_tensors
+from flamingo_rt.export.checks.half_precision import compared_with, in_half, rounding_cost
+from flamingo_rt.export.checks.parity import TOLERANCE, Deviation, compare
+from flamingo_rt.export.checks.parity_cases import Reference, compute_reference
 from flamingo_rt.export.folding import folded_tensors
-from flamingo_rt.export.half_precision import compared_with, in_half, rounding_cost
-from flamingo_rt.export.parity import TOLERANCE, Deviation, compare
-from flamingo_rt.export.reference import streamed_model
+from flamingo_rt.export.relative_positions import tabled_tensors
+from flamingo_rt.export.streamed_model import streamed_model
 from flamingo_rt.model.torch_backend import TorchBackend
 from flamingo_rt.runtime.model import Model
 from gpu_parts.rows import reporting, tell

@@ -18,7 +18,7 @@ from flamingo_rt.bundle import is_bundle
 from flamingo_rt.checkpoints import StoredModel, open_checkpoint
 from flamingo_rt.contract import Limits
 from flamingo_rt.export.pipeline import export_model
-from flamingo_rt.export.random import random_model
+from flamingo_rt.export.random_model import random_model
 
 PACKAGED = "packaged"  # the model in the package, from its checkpoint; other names are shapes with random weights
 CHECKPOINT = Path(__file__).parents[2] / "models" / "tiny"

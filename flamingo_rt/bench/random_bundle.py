@@ -57,8 +57,8 @@ class RandomBundle:
         room; `ModuleNotFoundError` without the extra.
         """
         from flamingo_rt.export.pipeline import export_model
-        from flamingo_rt.export.quantized_export import Quantize
-        from flamingo_rt.export.random import random_model
+        from flamingo_rt.export.quantization.quantized_export import Quantize
+        from flamingo_rt.export.random_model import random_model
 
         config = preset(self.preset)
         require_memory(config, LEAST_BYTES[self.quantize or self.dtype], f"running {self.preset}")

@@ -23,7 +23,7 @@ from flamingo_rt.printable import printable
 if TYPE_CHECKING:
     from flamingo_rt.bundle import Bundle
     from flamingo_rt.config import FlamingoConfig
-    from flamingo_rt.export.validation import ValidationPrompts
+    from flamingo_rt.export.checks.validation import ValidationPrompts
 
 SCENES = "scenes"  # drawn scenes, of --validation; a file of that name is ./scenes
 
@@ -125,7 +125,7 @@ def command(
 
 def _validation(option: str | None, config: FlamingoConfig) -> ValidationPrompts | None:
     """The pictures that ``--validation`` asks for."""
-    from flamingo_rt.export.validation import file_captions, scene_captions
+    from flamingo_rt.export.checks.validation import file_captions, scene_captions
 
     if option is None:
         return None

@@ -11,11 +11,18 @@ from flamingo_rt.bundle import QUANTIZATIONS
 from flamingo_rt.cli.numbers import Number
 from flamingo_rt.cli.paths import READ
 from flamingo_rt.errors import UsageError
-from flamingo_rt.export.choices import BLOCKS, BLOCKS_OF, DEFAULT_BLOCK, LIMITS, ROUNDINGS, WITHOUT_4_BITS
+from flamingo_rt.export.quantization.quantization_options import (
+    BLOCKS,
+    BLOCKS_OF,
+    DEFAULT_BLOCK,
+    LIMITS,
+    ROUNDINGS,
+    WITHOUT_4_BITS,
+)
 
 if TYPE_CHECKING:
     from flamingo_rt.config import FlamingoConfig
-    from flamingo_rt.export.quantized_export import Quantize
+    from flamingo_rt.export.quantization.quantized_export import Quantize
 
 OF_4_BITS = ("rounding", "block")
 OPTIONS = (*OF_4_BITS, "calibration", "min_cosine", "max_changed", "evaluate")  # that go with --quantize
@@ -74,7 +81,7 @@ def check_options(options: Mapping[str, Any]) -> None:
 
 def quantize_of(options: Mapping[str, Any], config: FlamingoConfig) -> Quantize | None:
     """What the options ask for, for a model of this configuration."""
-    from flamingo_rt.export.quantized_export import Quantize
+    from flamingo_rt.export.quantization.quantized_export import Quantize
 
     if options["quantize"] is None:
         return None

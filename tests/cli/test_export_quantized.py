@@ -164,7 +164,7 @@ def test_a_cost_beyond_the_limits_ends_with_the_remedy_and_nothing_written(
         raise ParityError("graph language_model: no bundle was written: take --quantize mixed or int8")
 
     monkeypatch.setattr("flamingo_rt.export.pipeline._write_graphs", lambda *arguments: dict.fromkeys(GRAPHS))
-    monkeypatch.setattr("flamingo_rt.export.quantized_export.QuantizedExport.record", costly)
+    monkeypatch.setattr("flamingo_rt.export.quantization.quantized_export.QuantizedExport.record", costly)
     outcome = run("export", "--ckpt", checkpoint, "--out", tmp_path / "out", "--quantize", "int4", "--rounding",
                   "nearest", "--calibration", calibration)
     assert outcome.code == 1

@@ -14,8 +14,8 @@ from flamingo_rt.bundle import Bundle
 from flamingo_rt.checkpoints import StoredModel
 from flamingo_rt.config import FlamingoConfig, ViTConfig
 from flamingo_rt.export.pipeline import export_model
-from flamingo_rt.export.quantized_export import Quantize
-from flamingo_rt.export.random import random_model
+from flamingo_rt.export.quantization.quantized_export import Quantize
+from flamingo_rt.export.random_model import random_model
 from flamingo_rt.presets import preset
 from flamingo_rt.weights.lazy import LazyTensor
 

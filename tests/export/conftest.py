@@ -11,12 +11,11 @@ import pytest
 from small_model import small_checkpoint
 
 from flamingo_rt.checkpoints import StoredModel, open_checkpoint
-from flamingo_rt.export import graphs as tracing
-from flamingo_rt.export import pipeline
-from flamingo_rt.export.cases import Reference, compute_reference
+from flamingo_rt.export import pipeline, tracing
+from flamingo_rt.export.checks.parity_cases import Reference, compute_reference
 from flamingo_rt.export.folding import folded_tensors
+from flamingo_rt.export.graph_weights import Weights
 from flamingo_rt.export.pipeline import export_model
-from flamingo_rt.export.weights import Weights
 from flamingo_rt.progress import silent
 
 

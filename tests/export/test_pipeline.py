@@ -24,7 +24,7 @@ from flamingo_rt.checkpoints import DTYPES, StoredModel, open_checkpoint
 from flamingo_rt.contract import GRAPHS, graph_specs
 from flamingo_rt.engines.ort import OrtBackend
 from flamingo_rt.errors import DataError, ParityError, UsageError
-from flamingo_rt.export.cases import CASES, STEPS
+from flamingo_rt.export.checks.parity_cases import CASES, STEPS
 from flamingo_rt.export.pipeline import export_model
 from flamingo_rt.loading import load
 from flamingo_rt.model.naive import generate_naively

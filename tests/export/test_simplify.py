@@ -17,11 +17,10 @@ from torch import Tensor
 from flamingo_rt.checkpoints import StoredModel
 from flamingo_rt.contract import GRAPHS, LANGUAGE_MODEL, RESAMPLER
 from flamingo_rt.engines.ort import OrtBackend
-from flamingo_rt.export.cases import Reference
-from flamingo_rt.export.naming import parts_of, tensor_name
-from flamingo_rt.export.parity import compare
+from flamingo_rt.export.checks.parity import compare
+from flamingo_rt.export.checks.parity_cases import Reference
+from flamingo_rt.export.graph_weights import parts_of, save_graph, tensor_name
 from flamingo_rt.export.simplify import MERGED, simplify
-from flamingo_rt.export.weights import save_graph
 
 # Graphs of a few operators
 

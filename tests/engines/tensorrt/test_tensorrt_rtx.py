@@ -20,7 +20,7 @@ from flamingo_rt.engines.tensorrt.engine_files import read_engines
 from flamingo_rt.engines.tensorrt.versions import TENSORRT_RTX
 from flamingo_rt.errors import DataError
 from flamingo_rt.export.pipeline import export_model
-from flamingo_rt.export.quantized_export import Quantize
+from flamingo_rt.export.quantization.quantized_export import Quantize
 from flamingo_rt.graph_files import read_graph
 from flamingo_rt.loading import PACKAGED_BUNDLE
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from random import Random
 
-from flamingo_rt.export.calibration import read_prompts
+from flamingo_rt.export.quantization.calibration import read_prompts
 
 from ..corpus.calibration import CASES, FILE
 from ..kind import Kind, Seeds, WrongAnswer

@@ -1,0 +1,1 @@
+"""What is compared with PyTorch before a bundle is written."""

@@ -1,0 +1,183 @@
+"""Does the exported bundle compute what the PyTorch model computes? Checked before a bundle is written.
+
+Every graph is run through the backend that will run it (those with weights in half precision without the backend's
+optimizations, which would hold the weights in float32) and compared with the stateless model, tensor by tensor: media
+of pictures and clips, then prompts without a picture, with one, with several, with clips, in a ragged batch, each by
+prefill and then token by token, and one continued by several tokens at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from flamingo_rt.backend import Backend
+from flamingo_rt.config import FlamingoConfig
+from flamingo_rt.contract import (
+    GRAPHS,
+    LANGUAGE_MODEL,
+    NEXT_LOGPROB,
+    NEXT_TOKEN,
+    RESAMPLER,
+    VISION_ENCODER,
+    GraphSpec,
+    TensorSpec,
+    layer_parts,
+    past_name,
+)
+from flamingo_rt.errors import ParityError
+from flamingo_rt.export.checks.parity_cases import Expected, Reference
+
+TOLERANCE = 1e-4  # float32 sums of a few thousand terms in another order differ by about 1e-6
+
+CHOICE_TOLERANCE = 1e-4  # of a log-probability, a float32 sum over the vocabulary
+
+
+class Judge(Protocol):
+    """Hears of every tensor that is compared: ``found`` [..., d] in a graph's output, ``expected`` by PyTorch."""
+
+    def check(self, graph: str, tensor: str, case: str, found: np.ndarray, expected: Tensor) -> None: ...
+
+
+MASKED = 1e4  # a logit beyond this says "never"; it must not set the scale of the others
+
+
+class Deviation:
+    """The largest deviation per graph, relative to the tensor's scale (at least 1); raises beyond the tolerance."""
+
+    def __init__(self, graphs: Sequence[str], tolerance: float) -> None:
+        self.tolerance = tolerance
+        self.largest = dict.fromkeys(graphs, 0.0)
+
+    def check(self, graph: str, tensor: str, case: str, found: np.ndarray, expected: Tensor) -> None:
+        """Compare one tensor. Raises `ParityError` that names graph, tensor, prompt and error."""
+        size = np.abs(expected.numpy())
+        scale = max(1.0, float(size.max(where=size < MASKED, initial=0.0)))
+        error = float((np.abs(found - expected.numpy()) / np.maximum(size * (size >= MASKED), scale)).max())
+        if not error <= self.tolerance:  # also when it is not a number
+            raise ParityError(
+                f"graph {graph}, tensor {tensor}, prompt '{case}': deviates from PyTorch by {error:.2e}, "
+                f"allowed is {self.tolerance:.0e}; no bundle was written"
+            )
+        self.largest[graph] = max(self.largest[graph], error)
+
+
+def check_parity(
+    reference: Reference, backend: Backend, config: FlamingoConfig, tolerance: float = TOLERANCE,
+    on_case: Callable[[str], None] = lambda name: None, graphs: Sequence[str] = GRAPHS,
+) -> dict[str, float]:
+    """The largest deviation from the reference of each of ``graphs``; ``on_case`` hears of each case that is done.
+
+    Raises `ParityError` when one is beyond ``tolerance``.
+    """
+    deviation = Deviation(graphs, tolerance)
+    compare(reference, backend, config, deviation, on_case, graphs)
+    return deviation.largest
+
+
+def compare(
+    reference: Reference, backend: Backend, config: FlamingoConfig, judge: Judge,
+    on_case: Callable[[str], None] = lambda name: None, graphs: Sequence[str] = GRAPHS,
+) -> None:
+    """Run ``graphs`` over the reference's cases, each given what PyTorch gives it, and show ``judge`` every output."""
+    specs = backend.specs
+    if VISION_ENCODER in graphs:
+        sizes = {"N": len(reference.pixel_values)}
+        found = _run(backend, specs[VISION_ENCODER], {"pixel_values": reference.pixel_values}, sizes)
+        judge.check(VISION_ENCODER, "features", "pictures", found["features"], reference.features)
+    for expected in reference.cases:
+        if RESAMPLER in graphs:
+            sizes = {"M": expected.case.visual_count}
+            found = _run(backend, specs[RESAMPLER], {"features": expected.features}, sizes)
+            for name, tensor in expected.media.items():
+                judge.check(RESAMPLER, name, expected.case.name, found[name], tensor)
+        if LANGUAGE_MODEL in graphs:
+            _check_language(backend, config, expected, judge)
+        on_case(expected.case.name)
+
+
+def _run(
+    backend: Backend, graph: GraphSpec, inputs: dict[str, Tensor], sizes: dict[str, int]
+) -> dict[str, np.ndarray]:
+    """The outputs of a graph, in float32."""
+    given = {name: _as_array(tensor, graph.input(name)) for name, tensor in inputs.items()}
+    arrays = {spec.name: np.empty(spec.resolve(sizes), dtype=spec.array_dtype) for spec in graph.outputs}
+    backend.bind(graph.name, given, arrays)()
+    return {spec.name: _as_float(arrays[spec.name], spec) for spec in graph.outputs}
+
+
+def _as_array(tensor: Tensor, spec: TensorSpec) -> np.ndarray:
+    """The array that a backend wants for ``spec``."""
+    tensor = tensor.to(getattr(torch, spec.dtype)).contiguous()
+    return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
+
+
+def _as_float(array: np.ndarray, spec: TensorSpec) -> np.ndarray:
+    """What a backend's array for ``spec`` holds, in float32."""
+    tensor = torch.from_numpy(array)
+    return (tensor.view(torch.bfloat16) if spec.dtype == "bfloat16" else tensor).to(torch.float32).numpy()
+
+
+def _check_language(backend: Backend, config: FlamingoConfig, expected: Expected, judge: Judge) -> None:
+    """Prefill, then the case's pieces, against one pass of the stateless model over all tokens."""
+    case = expected.case
+    rows, prompt = len(case.lengths), max(case.lengths)
+    spec = backend.specs[LANGUAGE_MODEL]
+    past = [spec.input(past_name(*part)) for part in layer_parts(config.language.layers)]
+    sizes = {"B": rows, "C": case.tokens}
+    cache = {entry.name: np.zeros(entry.resolve(sizes), dtype=entry.array_dtype) for entry in past}
+    start, lengths = 0, np.array(case.lengths)
+    for piece in (prompt, *case.pieces):
+        taken = lengths if start == 0 else lengths + (start - prompt)
+        cached = np.zeros(rows, dtype=np.int64) if start == 0 else taken
+        logits = _piece(backend, config, expected, cache, cached, slice(start, start + piece))
+        for row in range(rows):
+            tokens = int(lengths[row]) if start == 0 else piece
+            begin = 0 if start == 0 else int(taken[row])
+            wanted = expected.logits[row][begin : begin + tokens]
+            judge.check(LANGUAGE_MODEL, "logits", case.name, logits[row, :tokens], wanted)
+        start += piece
+    for row, seen in enumerate(expected.caches):
+        for name, tensor in seen.items():
+            found = cache[name.replace("present", "past_key_values")][row, :, : tensor.shape[2]]
+            padded = F.pad(tensor[0], (0, found.shape[-1] - tensor.shape[-1]))  # as `cached_head_width` has it
+            judge.check(LANGUAGE_MODEL, name, case.name, _as_float(found, spec.output(name)), padded)
+
+
+def _piece(
+    backend: Backend, config: FlamingoConfig, expected: Expected, cache: dict[str, np.ndarray], cached: np.ndarray,
+    tokens: slice,
+) -> np.ndarray:
+    """Logits of all tokens of one call; the cache is extended in place. Raises `ParityError` when the greedy choice is
+    not that of the logits."""
+    rows, count = len(cached), tokens.stop - tokens.start
+    spec = backend.specs[LANGUAGE_MODEL]
+    logits = np.empty((rows, count, config.language.vocab_size), dtype=np.float32)
+    inputs = {
+        "input_ids": np.ascontiguousarray(expected.input_ids[:, tokens].numpy()),
+        "media_index": np.ascontiguousarray(expected.media_index[:, tokens].numpy()),
+        "cache_length": cached.astype(np.int64),
+        "logits_index": np.tile(np.arange(count), (rows, 1)),
+        **{name: _as_array(expected.by_row(name), spec.input(name)) for name in expected.media},
+    }
+    present = {name.replace("past_key_values", "present"): array for name, array in cache.items()}
+    chosen = {NEXT_TOKEN: np.empty((rows, count), np.int64), NEXT_LOGPROB: np.empty((rows, count), np.float32)}
+    backend.bind(LANGUAGE_MODEL, {**inputs, **cache}, {"logits": logits, **chosen, **present})()
+    _check_choice(expected.case.name, logits, **chosen)
+    return logits
+
+
+def _check_choice(case: str, logits: np.ndarray, next_token: np.ndarray, next_logprob: np.ndarray) -> None:
+    """The greedy choice against the logits of the same run. What is not finite is found with them."""
+    wanted = torch.from_numpy(logits).log_softmax(-1).amax(-1).numpy()
+    wrong = (next_token != logits.argmax(-1)) | (np.abs(next_logprob - wanted) > CHOICE_TOLERANCE)
+    if (wrong & np.isfinite(wanted)).any():
+        raise ParityError(
+            f"graph {LANGUAGE_MODEL}, tensors {NEXT_TOKEN} and {NEXT_LOGPROB}, prompt '{case}': not the likeliest "
+            "token of its own logits; no bundle was written"
+        )

@@ -1,0 +1,1 @@
+"""The forms of the three graphs, one for each kind of runtime."""

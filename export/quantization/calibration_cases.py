@@ -1,0 +1,82 @@
+"""Real prompts as cases of the comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flamingo_rt.config import FlamingoConfig
+from flamingo_rt.errors import DataError, UsageError
+from flamingo_rt.export.checks.parity_cases import Case, Expected, Reference, encode_media
+from flamingo_rt.export.quantization.calibration import CalibrationPrompt
+from flamingo_rt.model.flamingo import Flamingo
+from flamingo_rt.processing.prompt import Prompt, build_prompt
+from flamingo_rt.processing.tokenizer import TextTokenizer
+from flamingo_rt.processing.visuals import visual_pixels
+
+STEPWISE = 3  # tokens at the end of each prompt that are decoded one by one
+PICTURES_AT_ONCE = 8  # what the encoder works on: some hundred megabytes of activations in a large model
+
+
+@torch.no_grad()
+def encode_prompts(
+    model: Flamingo, tokenizer: TextTokenizer, prompts: Sequence[CalibrationPrompt],
+    on_step: Callable[[int], None] = lambda count: None,
+) -> Reference:
+    """Prompts of pictures and texts as cases, with their media as ``model`` computes them; their logits are still to be
+    computed (`flamingo_rt.export.checks.parity_cases.answer`). ``on_step`` is called with 1 for each and once more.
+
+    Raises `DataError` that says where the prompt stands, for one longer than the context, a picture that cannot be read
+    and a text that is not what a prompt may hold.
+    """
+    built = []
+    for prompt in prompts:
+        built.append(_read(prompt, tokenizer, model.config))
+        on_step(1)
+    pixels = [array for _, arrays in built for array in arrays]
+    if not pixels:
+        raise DataError("no calibration prompt has a picture: give some that have")
+    pixel_values = torch.from_numpy(np.concatenate(pixels))
+    features, media = _encoded(model, pixel_values)
+    on_step(1)
+    cases, first = [], 0
+    for number, (prompt, arrays) in enumerate(built, 1):
+        count = len(arrays)
+        shown = slice(first, first + count) if count else slice(1)  # a graph cannot take none
+        first += count
+        places = tuple(int(place) for place in np.flatnonzero(prompt.input_ids == tokenizer.image_id))
+        steps = min(STEPWISE, len(prompt) - 1)
+        case = Case(f"prompt {number}", (len(prompt) - steps,), (places,), pieces=(1,) * steps)
+        ids, phi = (torch.from_numpy(array)[None] for array in (prompt.input_ids, prompt.media_index))
+        own = {name: tensor[shown] for name, tensor in media.items()}
+        cases.append(Expected(case, features[shown, None], own, ids, phi, [], []))
+    return Reference(pixel_values, features, cases)
+
+
+def _encoded(model: Flamingo, pixel_values: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """Pictures [N, 3, H, W] -> their features [N, S, Dv], and the media's keys and values [N, Hx, L, d] by name; some
+    pictures at a time, so that what is computed on the way stays small."""
+    parts = []
+    for some in pixel_values.split(PICTURES_AT_ONCE):
+        features = model.vision(some)
+        parts.append((features, encode_media(model, features[:, None])))
+    features = torch.cat([part for part, _ in parts])
+    return features, {name: torch.cat([media[name] for _, media in parts]) for name in parts[0][1]}
+
+
+def _read(
+    prompt: CalibrationPrompt, tokenizer: TextTokenizer, config: FlamingoConfig
+) -> tuple[Prompt, list[np.ndarray]]:
+    """A prompt's tokens, and the pixels [1, 3, H, W] of each of its pictures."""
+    try:
+        built = build_prompt(prompt.parts, tokenizer)
+        if len(built) > config.language.context:
+            raise DataError(
+                f"the prompt has {len(built)} tokens, the context is {config.language.context}: shorten it"
+            )
+        return built, [visual_pixels(visual, config) for visual in built.visuals]
+    except (DataError, UsageError) as error:
+        raise DataError(f"{prompt.place}: {error}") from error

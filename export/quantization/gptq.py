@@ -1,0 +1,109 @@
+"""Error-aware rounding: each rounding error is made up for by the numbers not yet rounded (GPTQ, arXiv 2210.17323).
+
+The model runs once over the calibration prompts. When a layer is about to compute, its inputs are at hand, its weight
+is rounded for them, and it computes with the rounded weight, so that later layers make up for what earlier ones lost.
+
+onnxruntime 1.32 has the algorithm too, but takes the wrong triangle of the inverse Hessian: its result is the same for
+every Hessian, and no better than rounding to the nearest. So it is written here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flamingo_rt.errors import DataError
+from flamingo_rt.export.quantization.packed_blocks import QuantizedMatrix, pack
+from flamingo_rt.export.quantization.quantization_options import Blocks
+from flamingo_rt.model.flamingo import Flamingo
+
+DAMPING = 0.01  # of the mean of the Hessian's diagonal, as in the paper
+
+
+def round_with_errors(matrix: Tensor, hessian: Tensor, blocks: Blocks) -> QuantizedMatrix:
+    """``matrix`` float32 [rows, width] in blocks, such that its products with the inputs behind ``hessian`` (the sum of
+    their outer products, float32 [width, width]) change least."""
+    half, size = 2 ** (blocks.bits - 1), blocks.block
+    rows, width = matrix.shape
+    factor = _inverse_factor(hessian)
+    rest = matrix.clone()
+    numbers, scales = torch.empty(rows, width), torch.empty(rows, width // size)
+    for start in range(0, width, size):
+        end = start + size
+        scale = _scales(rest[:, start:end], half)
+        scales[:, start // size] = scale
+        errors = torch.empty(rows, size)
+        for column in range(start, end):
+            number = (rest[:, column] / scale).round().clamp(-half, half - 1)
+            error = (rest[:, column] - number * scale) / factor[column, column]
+            rest[:, column + 1 : end] -= error[:, None] * factor[column, column + 1 : end]
+            numbers[:, column], errors[:, column - start] = number, error
+        rest[:, end:] -= errors @ factor[start:end, end:]  # the later blocks at once: the same, and much faster
+    return pack(numbers.numpy().reshape(rows, -1, size), scales.numpy(), blocks)
+
+
+def _scales(block: Tensor, half: int) -> Tensor:
+    """Of each row of a block [rows, size], such that its largest number is the lowest integer, of which there is one
+    more than above zero."""
+    largest = block.gather(1, block.abs().argmax(dim=1, keepdim=True))[:, 0]
+    return torch.where(largest == 0, 1.0, largest / -half)
+
+
+def _inverse_factor(hessian: Tensor) -> Tensor:
+    """Upper triangular U with U^T U = the inverse of the damped Hessian: row i says what column i's error does to the
+    columns behind it. float32 [width, width]."""
+    damped = hessian.to(torch.float64, copy=True)
+    diagonal = damped.diagonal()
+    diagonal[diagonal == 0] = 1.0  # an input that is never there: whatever its column is
+    diagonal += DAMPING * diagonal.mean()
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
+    return torch.linalg.cholesky(inverse, upper=True).float()
+
+
+class LayerRounding:
+    """Rounds the layers of a model while it runs; ``rounded`` has them by the name of their weight.
+
+    Running it raises `DataError` for a layer whose weight or inputs have numbers that are not finite.
+    """
+
+    def __init__(
+        self, model: Flamingo, blocks_of: Callable[[str], Blocks | None], tokens: Tensor,
+        on_layer: Callable[[int], None] = lambda count: None,
+    ) -> None:
+        """``blocks_of`` a weight's name: the blocks it is to have, None where it stays. ``tokens`` bool [rows, T]:
+        which positions of the text pass count, the others being padding."""
+        self.rounded: dict[str, QuantizedMatrix] = {}
+        self._tokens, self._on_layer = tokens, on_layer
+        self._last: tuple[Tensor, Tensor] | None = None
+        self.layers = 0
+        for name, module in model.named_modules():
+            blocks = blocks_of(f"{name}.weight") if isinstance(module, nn.Linear) else None
+            if blocks is not None:
+                self.layers += 1
+                module.register_forward_pre_hook(self._hook(f"{name}.weight", blocks))
+
+    def _hook(self, name: str, blocks: Blocks) -> Callable[[nn.Module, Any], None]:
+        def round_weight(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            weight, hessian = module.weight.detach(), self._hessian(inputs[0])
+            for what, tensor in (("its weight", weight), ("what it is given on the calibration prompts", hessian)):
+                if not torch.isfinite(tensor).all():
+                    raise DataError(
+                        f"cannot round {name}: {what} has numbers that are not finite or too large to be squared; the "
+                        "model is damaged, or its layers' outputs grow without bound: convert or train it again"
+                    )
+            result = round_with_errors(weight, hessian, blocks)
+            self.rounded[name] = result
+            module.weight = nn.Parameter(torch.from_numpy(result.dequantized()), requires_grad=False)
+            self._on_layer(1)
+
+        return round_weight
+
+    def _hessian(self, inputs: Tensor) -> Tensor:
+        """Of a layer's inputs [rows, T, width]; that of queries serves keys and values too."""
+        if self._last is None or self._last[0] is not inputs:
+            seen = inputs[self._tokens]
+            self._last = (inputs, seen.T @ seen)
+        return self._last[1]

@@ -1,0 +1,175 @@
+"""From the model's code to three ONNX graphs, named as the contract says, without any weights in memory.
+
+The model is built of fake tensors, which have shapes and no values; what its weights are is known by name alone, and
+`weights.py` puts them in. So a model of any size is traced in the same seconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.export import Dim
+
+from flamingo_rt.config import FlamingoConfig
+from flamingo_rt.contract import CACHE_FORMS, GRAPHS, LANGUAGE_MODEL, RESAMPLER, VISION_ENCODER, GraphSpec, graph_specs
+from flamingo_rt.errors import UsageError
+from flamingo_rt.export.folding import fold_standardisation
+from flamingo_rt.export.graph_modules import LanguageModelGraph, ResamplerGraph, VisionEncoder
+from flamingo_rt.export.lowerings import classic_lowering, ort_lowering, tensorrt_lowering
+from flamingo_rt.export.lowerings.lowering import Lowering
+from flamingo_rt.export.relative_positions import tabulate_distances
+from flamingo_rt.export.simplify import simplify
+from flamingo_rt.model.flamingo import Flamingo
+from flamingo_rt.model.layers import Attention
+
+LOWERINGS = {module.NAME: module.LOWERING for module in (ort_lowering, tensorrt_lowering, classic_lowering)}
+
+# Sizes of the example inputs: all different, and none of them 1, or the exporter takes two for one or one as fixed.
+EXAMPLE_SIZES = {"N": 6, "M": 2, "F": 3, "B": 2, "S": 7, "T": 5, "K": 4, "C": 16}
+
+# Takes a traced graph (an onnx_ir model), before the optimizer sees it: the weights get their values here.
+GraphPass = Callable[[Any], None]
+
+
+def check_lowering(lowering: str, dtype: str = "float32") -> None:
+    """Raise `UsageError` for an unknown lowering, or one whose graphs cannot compute in ``dtype``."""
+    if lowering not in LOWERINGS:
+        raise UsageError(f"unknown lowering {lowering!r}; known: {', '.join(LOWERINGS)}")
+    if dtype not in LOWERINGS[lowering].computes:
+        known = ", ".join(LOWERINGS[lowering].computes)
+        raise UsageError(f"graphs of {lowering} cannot compute in {dtype}; known: {known}")
+
+
+def trace_graphs(
+    config: FlamingoConfig, lowering: str, bind: GraphPass, fold_factors: bool = True, dtype: str = "float32"
+) -> Iterator[tuple[str, Any]]:
+    """Name and onnx_ir model of each graph in turn, computing in ``dtype``; ``bind`` gives the initializers their
+    values. ``fold_factors`` as in `simplify`.
+
+    Raises `UsageError` for an unknown lowering.
+    """
+    check_lowering(lowering, dtype)
+    chosen, compute = LOWERINGS[lowering], getattr(torch, dtype)
+    specs = graph_specs(config, dtype, CACHE_FORMS[lowering])
+    fake = FakeTensorMode()
+    with fake, _default_dtype(compute):
+        model = Flamingo(config).eval()
+        tabulate_distances(model.language, chosen.relative_bias)
+        fold_standardisation(model.vision)
+        _lower_attention(model, chosen)
+    modules: dict[str, Callable[[], nn.Module]] = {
+        VISION_ENCODER: lambda: VisionEncoder(model, compute),
+        RESAMPLER: lambda: ResamplerGraph(model),
+        LANGUAGE_MODEL: lambda: LanguageModelGraph(model, chosen),
+    }
+    for name in GRAPHS:
+        yield name, _trace(modules[name]().eval(), specs[name], config, chosen, fake, bind, fold_factors)
+
+
+@contextlib.contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Modules are made in this type: those of fake tensors cannot be converted."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _lower_attention(model: nn.Module, lowering: Lowering) -> None:
+    """Put the lowering's attention in the place of the model's, which is the same without a cache."""
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, Attention):
+                setattr(parent, name, lowering.attention(child))
+
+
+def _trace(
+    module: nn.Module, spec: GraphSpec, config: FlamingoConfig, lowering: Lowering, fake: FakeTensorMode,
+    bind: GraphPass, fold_factors: bool,
+) -> Any:
+    program = _exported(module, spec, config, lowering, fake)
+    with _quiet():
+        bind(program.model)
+        program.optimize()
+        simplify(program.model.graph, fold_factors)
+        lowering.finish(program.model)
+    _tidy(program.model, spec)
+    return program.model
+
+
+def _exported(
+    module: nn.Module, spec: GraphSpec, config: FlamingoConfig, lowering: Lowering, fake: FakeTensorMode
+) -> torch.onnx.ONNXProgram:
+    """What PyTorch's exporter makes of a graph, which takes nearly all of the time: nothing in it has a value yet, so
+    it is the same for all models of a configuration."""
+    tensors, dynamic = {}, {}
+    with fake:
+        for tensor in spec.inputs:
+            shape = tensor.resolve(EXAMPLE_SIZES)
+            tensors[tensor.name] = torch.zeros(shape, dtype=getattr(torch, tensor.dtype))
+            free = [axis for axis, size in enumerate(tensor.shape) if isinstance(size, str)]
+            dynamic[tensor.name] = dict.fromkeys(free, Dim.DYNAMIC)
+    with torch.no_grad(), _quiet(), fake:
+        return torch.onnx.export(
+            module,
+            _arguments(spec, config, tensors),
+            input_names=[tensor.name for tensor in spec.inputs],
+            output_names=[tensor.name for tensor in spec.outputs],
+            dynamic_shapes=_arguments(spec, config, dynamic),
+            opset_version=lowering.traced_opset or lowering.opset,
+            dynamo=True,
+            verbose=False,
+            optimize=False,
+        )
+
+
+def _arguments(spec: GraphSpec, config: FlamingoConfig, by_name: dict[str, Any]) -> tuple[Any, ...]:
+    """One value per argument of the wrapper: the language model takes its media and its past as lists."""
+    values = [by_name[tensor.name] for tensor in spec.inputs]
+    if spec.name != LANGUAGE_MODEL:
+        return tuple(values)
+    media = 2 * len(config.cross_layers)
+    return (*values[:4], values[4 : 4 + media], values[4 + media :])
+
+
+def _tidy(model: Any, spec: GraphSpec) -> None:
+    """Give the free dimensions the contract's letters; drop the exporter's stack traces, which name local files."""
+    import onnx_ir
+
+    for values, tensors in ((model.graph.inputs, spec.inputs), (model.graph.outputs, spec.outputs)):
+        for value, tensor in zip(values, tensors, strict=True):
+            value.shape = onnx_ir.Shape(tensor.shape)
+    model.metadata_props.clear()
+    model.graph.metadata_props.clear()
+    for node in model.graph.all_nodes():
+        node.metadata_props.clear()
+        for output in node.outputs:
+            output.metadata_props.clear()
+    for value in (*model.graph.inputs, *model.graph.initializers.values()):
+        value.metadata_props.clear()
+
+
+@contextlib.contextmanager
+def _quiet() -> Any:
+    """The exporter's progress, warnings and log lines are about its own internals: keep them from the user."""
+    loggers: Sequence[logging.Logger] = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
