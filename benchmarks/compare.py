@@ -45,7 +45,7 @@ from processes import TAIL, Finished, folder_bytes, run  # noqa: E402
 
 from flamingo_rt.bench.bandwidth import BandwidthProbe  # noqa: E402
 from flamingo_rt.errors import FlamingoError  # noqa: E402
-from flamingo_rt.importing.vocabulary import read_tokenizer  # noqa: E402
+from flamingo_rt.importing.openflamingo_tokenizer import read_tokenizer  # noqa: E402
 
 HERE = Path(__file__).parent
 SCENE = HERE.parent / "examples" / "scene.png"

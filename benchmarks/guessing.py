@@ -29,8 +29,8 @@ from flamingo_rt.processing.prompt import build_prompt  # noqa: E402
 from flamingo_rt.runtime import speculation  # noqa: E402
 from flamingo_rt.runtime.answer import Answer  # noqa: E402
 from flamingo_rt.runtime.draft_length import StepCosts  # noqa: E402
+from flamingo_rt.runtime.generation_options import SPECULATION  # noqa: E402
 from flamingo_rt.runtime.model import Model  # noqa: E402
-from flamingo_rt.runtime.options import SPECULATION  # noqa: E402
 from flamingo_rt.runtime.sampling import Sampler  # noqa: E402
 from flamingo_rt.runtime.timing import Counts, StageTimer  # noqa: E402
 

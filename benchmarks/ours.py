@@ -46,9 +46,9 @@ from processes import folder_bytes  # noqa: E402
 from stand_ins import GivenAnswers, NumberTokens, OneLetterTokens  # noqa: E402
 
 from flamingo_rt import GenerationOptions, Image, load  # noqa: E402
+from flamingo_rt.processing.preprocess import visual_pixels  # noqa: E402
 from flamingo_rt.processing.prompt import build_prompt  # noqa: E402
-from flamingo_rt.processing.visuals import visual_pixels  # noqa: E402
-from flamingo_rt.runtime.options import SPECULATION, GenerationResult  # noqa: E402
+from flamingo_rt.runtime.generation_options import SPECULATION, GenerationResult  # noqa: E402
 
 PACKAGES = ("flamingo-rt", "onnxruntime", "numpy", "torch")
 SPECULATED_SHOTS = 8  # with more shots speculation is not measured again

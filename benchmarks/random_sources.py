@@ -32,8 +32,8 @@ from flamingo_rt.checkpoints import expected_shapes  # noqa: E402
 from flamingo_rt.config import FlamingoConfig  # noqa: E402
 from flamingo_rt.importing.clip import vision_tensors  # noqa: E402
 from flamingo_rt.importing.families import FAMILIES  # noqa: E402
+from flamingo_rt.importing.openflamingo_checkpoint import cross_attention_tensors, resampler_tensors  # noqa: E402
 from flamingo_rt.importing.sources import Source, Take  # noqa: E402
-from flamingo_rt.importing.trained import cross_attention_tensors, resampler_tensors  # noqa: E402
 
 # What the language models' own files say, as far as it matters here.
 MOSAIC = {"model_type": "mosaic_gpt", "alibi": True, "alibi_bias_max": 8, "attn_qk_ln": True, "no_bias": True}

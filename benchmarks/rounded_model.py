@@ -24,7 +24,7 @@ from flamingo_rt.export.relative_positions import tabled_tensors, tabulate_dista
 from flamingo_rt.model import nfnet, vit
 from flamingo_rt.model.cross_attention import GatedCrossAttention
 from flamingo_rt.model.flamingo import Flamingo
-from flamingo_rt.model.language import DecoderLayer, LanguageModel, SelfAttention
+from flamingo_rt.model.language_model import DecoderLayer, LanguageModel, SelfAttention
 from flamingo_rt.model.resampler import ResamplerLayer
 from flamingo_rt.model.torch_backend import TorchBackend
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from flamingo_rt.config import LanguageConfig
 from flamingo_rt.contract import DISTANCES
-from flamingo_rt.model.language import SelfAttention
+from flamingo_rt.model.language_model import SelfAttention
 from flamingo_rt.model.positions import RelativeBias, by_position, sinusoids
 from flamingo_rt.weights.lazy import LazyTensor
 

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from flamingo_rt.errors import DataError, DependencyError, FlamingoError, ParityError, UsageError
     from flamingo_rt.loading import load
-    from flamingo_rt.processing.media import Image, PixelValues, Video
+    from flamingo_rt.processing.visuals import Image, PixelValues, Video
+    from flamingo_rt.runtime.generation_options import GenerationOptions, GenerationResult, Score
     from flamingo_rt.runtime.model import Model, PromptState
-    from flamingo_rt.runtime.options import GenerationOptions, GenerationResult, Score
 
 __version__ = "0.1.0"
 
@@ -28,16 +28,16 @@ _HOMES = {
     "DataError": "errors",
     "DependencyError": "errors",
     "FlamingoError": "errors",
-    "GenerationOptions": "runtime.options",
-    "GenerationResult": "runtime.options",
-    "Image": "processing.media",
+    "GenerationOptions": "runtime.generation_options",
+    "GenerationResult": "runtime.generation_options",
+    "Image": "processing.visuals",
     "Model": "runtime.model",
     "ParityError": "errors",
-    "PixelValues": "processing.media",
+    "PixelValues": "processing.visuals",
     "PromptState": "runtime.model",
-    "Score": "runtime.options",
+    "Score": "runtime.generation_options",
     "UsageError": "errors",
-    "Video": "processing.media",
+    "Video": "processing.visuals",
     "load": "loading",
 }
 

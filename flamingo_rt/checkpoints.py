@@ -18,7 +18,7 @@ from flamingo_rt.model_memory import WEIGHTS as BYTES_A_WEIGHT
 from flamingo_rt.model_memory import require_memory
 from flamingo_rt.tokenizer_file import MOST_BYTES
 from flamingo_rt.weights.lazy import LazyTensor
-from flamingo_rt.weights.reading import open_weights
+from flamingo_rt.weights.weight_files import open_weights
 from flamingo_rt.weights.writing import write_shards
 
 CONFIG, TOKENIZER = "config.json", "tokenizer.json"

@@ -15,8 +15,8 @@ from flamingo_rt.errors import DataError, DependencyError, FlamingoError, UsageE
 from flamingo_rt.model_memory import require_bytes
 from flamingo_rt.printable import printable
 from flamingo_rt.processing.tokenizer import TextTokenizer
-from flamingo_rt.runtime.media_cache import DEFAULT_BYTES
 from flamingo_rt.runtime.model import Model
+from flamingo_rt.runtime.visual_encoder import DEFAULT_BYTES
 
 logger = logging.getLogger(__name__)
 

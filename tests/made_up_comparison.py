@@ -9,7 +9,7 @@ import random_sources
 from measuring import Answer, Plan
 from tokenizers import Tokenizer
 
-from flamingo_rt.importing.vocabulary import read_tokenizer
+from flamingo_rt.importing.openflamingo_tokenizer import read_tokenizer
 
 PLAN = Plan(threads=2, tokens=4, repeats=3, budget=60.0, shots=None, beams=3, beam_tokens=5)
 MACHINE = {"cpu": "A CPU", "cores": 2, "memory_bytes": 2**34}

@@ -17,7 +17,7 @@ from flamingo_rt.config import (
     TokensConfig,
 )
 from flamingo_rt.model.flamingo import Flamingo
-from flamingo_rt.training.tokenizer import train_tokenizer
+from flamingo_rt.training.tokenizer_training import train_tokenizer
 
 TEXTS = ["Output: a red circle and a blue square", "Question: how many stars are there? Answer: two"] * 3
 

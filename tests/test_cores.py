@@ -8,7 +8,7 @@ import pytest
 
 import flamingo_rt
 from flamingo_rt import UsageError, cores
-from flamingo_rt.bench.options import BenchOptions
+from flamingo_rt.bench.bench_options import BenchOptions
 from flamingo_rt.cores import check_threads, core_count
 
 

@@ -16,8 +16,8 @@ from flamingo_rt.config import PromptsConfig
 from flamingo_rt.loading import PACKAGED_BUNDLE
 from flamingo_rt.model.flamingo import Flamingo
 from flamingo_rt.model.naive import generate_naively
+from flamingo_rt.processing.preprocess import visual_pixels
 from flamingo_rt.processing.prompt import build_prompt
-from flamingo_rt.processing.visuals import visual_pixels
 from flamingo_rt.runtime.model import Model
 from flamingo_rt.training import scenes
 

@@ -17,8 +17,8 @@ import PIL.Image
 from tokenizers import Tokenizer
 
 from flamingo_rt.config import FlamingoConfig
-from flamingo_rt.processing.media import Image
-from flamingo_rt.processing.visuals import visual_pixels
+from flamingo_rt.processing.preprocess import visual_pixels
+from flamingo_rt.processing.visuals import Image
 
 DESCRIPTION = "workload.json"
 QUERY = "Describe this picture. Output:"

@@ -3,8 +3,8 @@
     python -m gpu_parts.correct --work FOLDER --model packaged --system tensorrt+tensorrt+fp16+tensorrt
 
 Prefill, decode, a continued cache and a ragged batch, with the cases and the measure of the exporter's own comparison
-(`export/checks/parity.py`). Half precision is judged by what it costs PyTorch itself. The tokens of random weights hang by a
-thread, so only those of the packaged model must be equal.
+(`export/checks/parity.py`). Half precision is judged by what it costs PyTorch itself. The tokens of random weights
+hang by a thread, so only those of the packaged model must be equal.
 """
 
 from __future__ import annotations

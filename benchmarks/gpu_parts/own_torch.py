@@ -20,8 +20,8 @@ from flamingo_rt.checkpoints import DTYPES
 from flamingo_rt.config import FlamingoConfig
 from flamingo_rt.model.cross_attention import one_after_the_other
 from flamingo_rt.model.flamingo import Flamingo, on_meta_device
-from flamingo_rt.model.language import ScoreBias
-from flamingo_rt.processing.visuals import visual_pixels
+from flamingo_rt.model.language_model import ScoreBias
+from flamingo_rt.processing.preprocess import visual_pixels
 from gpu_parts.rows import reporting, tell
 from gpu_parts.timed import plan_for, tell_case, torch_options
 

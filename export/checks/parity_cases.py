@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 from flamingo_rt.contract import layer_parts, media_name, present_name
 from flamingo_rt.model.cross_attention import one_after_the_other
 from flamingo_rt.model.flamingo import Flamingo
-from flamingo_rt.model.language import Attend, ScoreBias, attend_without_cache
+from flamingo_rt.model.language_model import Attend, ScoreBias, attend_without_cache
 
 PICTURES = 6  # random ones, encoded once; the prompts' pictures and clips are made of them
 

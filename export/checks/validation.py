@@ -1,5 +1,5 @@
 """How likely a model's captions of its own kind of pictures are. A bundle keeps a low quantile of it: a caption below
-is likely one of a picture that the model knows nothing of (`flamingo_rt.runtime.options.GenerationResult`).
+is likely one of a picture that the model knows nothing of (`flamingo_rt.runtime.generation_options.GenerationResult`).
 
 The probability is that of the whole caption with its stop token. ``benchmarks/confidence.py`` compares it with others.
 Questions are left out: answers are as likely about pictures of other kinds.
@@ -17,9 +17,9 @@ from flamingo_rt.bundle import QUANTILE, Validation
 from flamingo_rt.config import FlamingoConfig
 from flamingo_rt.errors import DataError
 from flamingo_rt.export.quantization.calibration import parse_prompts, spread
-from flamingo_rt.processing.media import Image, Visual
 from flamingo_rt.processing.prompt import Part
 from flamingo_rt.processing.tasks import caption_prompt
+from flamingo_rt.processing.visuals import Image, Visual
 from flamingo_rt.runtime.model import Model
 
 CAPTIONS = 1000  # at most

@@ -23,7 +23,7 @@ from torch import Tensor
 from flamingo_rt.export.lowerings.basic_attention import BasicAttention, group_queries, masked, scores, weigh
 from flamingo_rt.export.lowerings.lowering import CachedAttention, Lowering
 from flamingo_rt.export.relative_positions import WholeBias
-from flamingo_rt.model.language import ScoreBias
+from flamingo_rt.model.language_model import ScoreBias
 
 NAME = "tensorrt-classic"
 OPSET = 17

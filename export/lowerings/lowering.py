@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from flamingo_rt.contract import FLOAT_DTYPES
 from flamingo_rt.export.relative_positions import TabledBias
-from flamingo_rt.model.language import Attend, ScoreBias
+from flamingo_rt.model.language_model import Attend, ScoreBias
 from flamingo_rt.model.layers import Attention
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from flamingo_rt.export.lowerings.lowering import CachedAttention, Lowering
 from flamingo_rt.export.relative_positions import SplitBias
-from flamingo_rt.model.language import ScoreBias
+from flamingo_rt.model.language_model import ScoreBias
 from flamingo_rt.model.layers import Attention
 
 NAME = "ort"

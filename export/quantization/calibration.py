@@ -15,9 +15,9 @@ import numpy as np
 from flamingo_rt.bounded_files import read_text
 from flamingo_rt.config import FlamingoConfig
 from flamingo_rt.errors import DataError
-from flamingo_rt.processing.media import Image
 from flamingo_rt.processing.prompt import Part
 from flamingo_rt.processing.tasks import caption_shot, question_shot
+from flamingo_rt.processing.visuals import Image
 
 CALIBRATED = 64  # prompts to calibrate with, at most: all are in memory at once, with what PyTorch computes for them
 MEASURED = 16  # prompts to measure with, at most

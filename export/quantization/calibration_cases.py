@@ -13,9 +13,9 @@ from flamingo_rt.errors import DataError, UsageError
 from flamingo_rt.export.checks.parity_cases import Case, Expected, Reference, encode_media
 from flamingo_rt.export.quantization.calibration import CalibrationPrompt
 from flamingo_rt.model.flamingo import Flamingo
+from flamingo_rt.processing.preprocess import visual_pixels
 from flamingo_rt.processing.prompt import Prompt, build_prompt
 from flamingo_rt.processing.tokenizer import TextTokenizer
-from flamingo_rt.processing.visuals import visual_pixels
 
 STEPWISE = 3  # tokens at the end of each prompt that are decoded one by one
 PICTURES_AT_ONCE = 8  # what the encoder works on: some hundred megabytes of activations in a large model

@@ -15,11 +15,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from flamingo_rt.bench.bench_options import BenchOptions
     from flamingo_rt.bench.measuring import measure
-    from flamingo_rt.bench.options import BenchOptions
     from flamingo_rt.bench.results import Report
 
-_HOMES = {"BenchOptions": "options", "Report": "results", "measure": "measuring"}
+_HOMES = {"BenchOptions": "bench_options", "Report": "results", "measure": "measuring"}
 
 __all__ = ["BenchOptions", "Report", "measure"]
 

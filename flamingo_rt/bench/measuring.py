@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from flamingo_rt.bench.bandwidth import BUFFER_BYTES
+from flamingo_rt.bench.bench_options import BenchOptions
 from flamingo_rt.bench.machine import describe_machine, memory_now
 from flamingo_rt.bench.model_facts import model_facts
 from flamingo_rt.bench.notes import notes_on
-from flamingo_rt.bench.options import BenchOptions
 from flamingo_rt.bench.rates import RateProbe, Rates, probe_of
 from flamingo_rt.bench.results import Against, DecodeResult, Report, ShotsResult, Stage
 from flamingo_rt.bench.statistics import Clock, Run, Spread, sample

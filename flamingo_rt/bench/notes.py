@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from flamingo_rt.bench.options import CONTEXTS, SHOTS, BenchOptions
+from flamingo_rt.bench.bench_options import CONTEXTS, SHOTS, BenchOptions
 from flamingo_rt.bench.results import DecodeResult, ModelFacts, ShotsResult, Stage
 from flamingo_rt.contract import LANGUAGE_MODEL
 

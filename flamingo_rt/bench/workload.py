@@ -9,15 +9,15 @@ import numpy as np
 import PIL.Image
 
 from flamingo_rt.contract import GraphSpec
-from flamingo_rt.processing.media import Image
+from flamingo_rt.processing.preprocess import visual_pixels
 from flamingo_rt.processing.prompt import Part, build_prompt
 from flamingo_rt.processing.tasks import caption_prompt, caption_shot
-from flamingo_rt.processing.visuals import visual_pixels
+from flamingo_rt.processing.visuals import Image
+from flamingo_rt.runtime.batch_memory import Prefill, check_memory
 from flamingo_rt.runtime.decoder import Decoder, Row
-from flamingo_rt.runtime.media import VisualMedia, encode_visuals
-from flamingo_rt.runtime.memory import Prefill, check_memory
 from flamingo_rt.runtime.model import Model
 from flamingo_rt.runtime.timing import StageTimer
+from flamingo_rt.runtime.visual_encoder import VisualMedia, encode_visuals
 
 WIDTH, HEIGHT, QUALITY = 640, 480, 90
 CAPTION = "a red star"

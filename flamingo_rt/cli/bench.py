@@ -14,7 +14,7 @@ from flamingo_rt.cli.dependencies import needs_extra
 from flamingo_rt.cli.interrupts import on_interrupt
 from flamingo_rt.cli.numbers import Counts
 from flamingo_rt.cli.paths import READ, WRITTEN
-from flamingo_rt.cli.progress import ProgressBar
+from flamingo_rt.cli.progress_bar import ProgressBar
 from flamingo_rt.errors import DataError, DependencyError, UsageError
 from flamingo_rt.export.quantization.quantization_options import SCHEMES_OF
 from flamingo_rt.printable import printable

@@ -11,7 +11,7 @@ import click
 from flamingo_rt.cli.interrupts import on_interrupt
 from flamingo_rt.cli.numbers import count
 from flamingo_rt.cli.paths import READ
-from flamingo_rt.cli.progress import ProgressBar
+from flamingo_rt.cli.progress_bar import ProgressBar
 from flamingo_rt.printable import printable
 
 COUNT = count()

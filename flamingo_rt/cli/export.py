@@ -13,9 +13,9 @@ import click
 from flamingo_rt.cli.dependencies import needs_extra
 from flamingo_rt.cli.interrupts import saying_what_was_written
 from flamingo_rt.cli.numbers import Number
-from flamingo_rt.cli.openflamingo import SOURCES, open_sources, source_options
+from flamingo_rt.cli.openflamingo_options import SOURCES, open_sources, source_options
 from flamingo_rt.cli.paths import MEDIA, READ, WRITTEN
-from flamingo_rt.cli.progress import ProgressBar
+from flamingo_rt.cli.progress_bar import ProgressBar
 from flamingo_rt.cli.quantize_options import check_options, cost_lines, quantize_of, quantize_options
 from flamingo_rt.errors import UsageError
 from flamingo_rt.printable import printable

@@ -10,8 +10,8 @@ import click
 from flamingo_rt.printable import printable
 
 if TYPE_CHECKING:
+    from flamingo_rt.runtime.generation_options import GenerationResult, Score
     from flamingo_rt.runtime.model import Model
-    from flamingo_rt.runtime.options import GenerationResult, Score
 
 LIKELY = 0.01  # probability of all choices together below which their order says next to nothing
 

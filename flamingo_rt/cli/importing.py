@@ -10,9 +10,9 @@ import click
 
 from flamingo_rt.cli.dependencies import needs_extra
 from flamingo_rt.cli.interrupts import saying_what_was_written
-from flamingo_rt.cli.openflamingo import open_sources, source_options
+from flamingo_rt.cli.openflamingo_options import open_sources, source_options
 from flamingo_rt.cli.paths import READ, WRITTEN
-from flamingo_rt.cli.progress import ProgressBar
+from flamingo_rt.cli.progress_bar import ProgressBar
 from flamingo_rt.printable import printable
 
 

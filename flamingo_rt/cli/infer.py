@@ -15,7 +15,7 @@ from flamingo_rt.cli.backend_option import backend_option, threads_option, trust
 from flamingo_rt.cli.hints import hint_at_missing_picture, hint_at_unlike_picture, hint_at_unlikely_choices
 from flamingo_rt.cli.numbers import Number
 from flamingo_rt.cli.paths import MEDIA, READ
-from flamingo_rt.cli.shots import shot_options, shot_parts, split_shots
+from flamingo_rt.cli.shot_options import shot_options, shot_parts, split_shots
 from flamingo_rt.errors import UsageError
 from flamingo_rt.printable import printable
 
@@ -90,8 +90,8 @@ def command(
     ranked = _split_choices(choices, normalize_choices)
     examples = split_shots(shots, task)
     from flamingo_rt.loading import load
-    from flamingo_rt.processing.media import Image, Video
-    from flamingo_rt.runtime.options import GenerationOptions
+    from flamingo_rt.processing.visuals import Image, Video
+    from flamingo_rt.runtime.generation_options import GenerationOptions
 
     options = GenerationOptions(**generation)
     visuals = [Image(file) for file in images] + [Video(file, frames, fps) for file in videos]

@@ -11,7 +11,7 @@ import click
 from flamingo_rt.cli.backend_option import backend_option, threads_option, trust_options
 from flamingo_rt.cli.interrupts import saying_what_was_written
 from flamingo_rt.cli.paths import READ, WRITTEN
-from flamingo_rt.cli.shots import shot_options, shot_parts, split_shots
+from flamingo_rt.cli.shot_options import shot_options, shot_parts, split_shots
 from flamingo_rt.errors import DataError
 from flamingo_rt.printable import printable
 

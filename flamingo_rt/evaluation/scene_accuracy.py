@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from flamingo_rt.processing.media import Image
+from flamingo_rt.processing.visuals import Image
 from flamingo_rt.runtime.model import Model
 
 SEED = 20_261_123

@@ -20,9 +20,7 @@ from flamingo_rt.config import FlamingoConfig, LanguageConfig, read_json
 from flamingo_rt.errors import DataError, UsageError
 from flamingo_rt.importing import clip
 from flamingo_rt.importing.families import Family, family_of
-from flamingo_rt.importing.settings import Settings
-from flamingo_rt.importing.sources import Source, Take
-from flamingo_rt.importing.trained import (
+from flamingo_rt.importing.openflamingo_checkpoint import (
     TRAINED_ROOTS,
     cross_attention_config,
     cross_attention_tensors,
@@ -30,10 +28,12 @@ from flamingo_rt.importing.trained import (
     resampler_tensors,
     trained_part,
 )
-from flamingo_rt.importing.vocabulary import read_tokenizer
+from flamingo_rt.importing.openflamingo_tokenizer import read_tokenizer
+from flamingo_rt.importing.settings import Settings
+from flamingo_rt.importing.sources import Source, Take
 from flamingo_rt.presets import OPENFLAMINGO_PROMPTS, PRESETS, preset
 from flamingo_rt.weights.lazy import LazyTensor
-from flamingo_rt.weights.reading import open_weights
+from flamingo_rt.weights.weight_files import open_weights
 
 RELEASED = "openflamingo"  # how the presets of OpenFlamingo's models begin
 MAX_VISUALS = 64  # OpenFlamingo has no limit; its evaluation goes to 32 shots

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from flamingo_rt.config import FlamingoConfig, NFNetConfig
 from flamingo_rt.model.cross_attention import CrossAttention, one_after_the_other
-from flamingo_rt.model.language import Attend, LanguageModel, attend_without_cache
+from flamingo_rt.model.language_model import Attend, LanguageModel, attend_without_cache
 from flamingo_rt.model.nfnet import NFNet
 from flamingo_rt.model.resampler import Resampler
 from flamingo_rt.model.vit import ViT

@@ -26,7 +26,7 @@ from flamingo_rt.contract import (
     present_name,
 )
 from flamingo_rt.model.flamingo import Flamingo
-from flamingo_rt.model.language import ScoreBias
+from flamingo_rt.model.language_model import ScoreBias
 
 NAME = "torch"
 

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 import PIL.Image
 
 from flamingo_rt.errors import DataError
-from flamingo_rt.processing.clip import ClipFrame, check_frame_size
-from flamingo_rt.processing.files import open_file
+from flamingo_rt.processing.decoded_clip import ClipFrame, check_frame_size
+from flamingo_rt.processing.input_files import open_file
 from flamingo_rt.processing.pictures import NO_WARNINGS, open_picture
 
 FORMATS = ("GIF", "PNG", "WEBP", "AVIF")

@@ -7,7 +7,7 @@ import numpy as np
 from flamingo_rt.device_arrays import NO_STREAM, DeviceFrames, device_array, is_device_array
 from flamingo_rt.errors import DataError
 from flamingo_rt.processing.arrays import host_array
-from flamingo_rt.processing.media import MAX_FRAMES, PixelValues, is_array
+from flamingo_rt.processing.visuals import MAX_FRAMES, PixelValues, is_array
 
 
 def given_frames(visual: PixelValues, size: int) -> np.ndarray | DeviceFrames:

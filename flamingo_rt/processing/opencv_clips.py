@@ -14,9 +14,9 @@ import numpy as np
 import PIL.Image
 
 from flamingo_rt.errors import DataError, DependencyError
-from flamingo_rt.processing.clip import ClipFrame, check_frame_size, not_a_clip, not_a_quarter_turn
 from flamingo_rt.processing.containers import FORMATS, PROTOCOLS, declared
-from flamingo_rt.processing.files import open_file
+from flamingo_rt.processing.decoded_clip import ClipFrame, check_frame_size, not_a_clip, not_a_quarter_turn
+from flamingo_rt.processing.input_files import open_file
 from flamingo_rt.processing.shared_context import SharedContext
 
 if TYPE_CHECKING:

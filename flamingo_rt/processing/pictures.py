@@ -18,11 +18,11 @@ from PIL.Image import Transpose
 
 from flamingo_rt.errors import DataError
 from flamingo_rt.processing.arrays import host_array
-from flamingo_rt.processing.files import open_file
-from flamingo_rt.processing.media import Channels, PictureSource, is_array, source_label
+from flamingo_rt.processing.input_files import open_file
 from flamingo_rt.processing.picture_samples import settle, stated_samples, unread_kind, unreadable
 from flamingo_rt.processing.picture_strips import is_plain, rgb_over_white
 from flamingo_rt.processing.shared_context import SharedContext
+from flamingo_rt.processing.visuals import Channels, PictureSource, is_array, source_label
 
 MAX_PIXELS = 100_000_000
 # In bytes a pixel, these decoders hold up to 17, 20 and 25, the others 13 (docs/pictures.md): at most 1.3 GB.

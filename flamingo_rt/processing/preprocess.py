@@ -1,15 +1,20 @@
-"""From an RGB picture to ``pixel_values``: resize to a square, scale to 0..1, normalise."""
+"""From a visual to ``pixel_values``: read, resize to a square, scale to 0..1, normalise."""
 
 from __future__ import annotations
 
 import typing
+from collections.abc import Sequence
 
 import numpy as np
 import PIL.Image
 from PIL.Image import Resampling
 
-from flamingo_rt.config import Interpolation, PreprocessingConfig
+from flamingo_rt.config import FlamingoConfig, Interpolation, PreprocessingConfig
+from flamingo_rt.device_arrays import DeviceFrames, is_device_array
 from flamingo_rt.errors import DataError
+from flamingo_rt.processing.given_pixels import given_frames
+from flamingo_rt.processing.pictures import open_picture
+from flamingo_rt.processing.visuals import Image, PixelValues, Visual
 
 FILTERS = {name: Resampling[name.upper()] for name in typing.get_args(Interpolation)}
 
@@ -75,3 +80,28 @@ def _crop(picture: PIL.Image.Image, size: int, resample: Resampling) -> PIL.Imag
     across, down = picture.width / width, picture.height / height  # source pixels per resized pixel
     source_box = (box[0] * across, box[1] * down, box[2] * across, box[3] * down)
     return picture.resize((size, size), resample, box=source_box)
+
+
+def visual_pixels(visual: Visual, config: FlamingoConfig) -> np.ndarray | DeviceFrames:
+    """float32 [F, 3, H, W]: the frames of a clip, or one for a picture; in host memory, but for `PixelValues` in device
+    memory. Raises `DataError`."""
+    size = config.vision.image_size
+    if isinstance(visual, PixelValues):
+        return given_frames(visual, size)
+
+    def preprocess(picture: PIL.Image.Image) -> np.ndarray:
+        return pixel_values(picture, config.preprocessing, size)
+
+    if isinstance(visual, Image):
+        return preprocess(open_picture(visual.source, visual.channels))[None]
+    from flamingo_rt.processing.video import read_frames  # brings a reader of clips, which a picture does not need
+
+    return np.stack(read_frames(visual, preprocess))
+
+
+def lies_on_device(visual: Visual) -> bool:
+    """Whether something of it is in device memory."""
+    source = visual.array if isinstance(visual, PixelValues) else visual.source
+    if isinstance(source, Sequence) and not isinstance(source, (str, bytes)):
+        return any(is_device_array(frame) for frame in source)
+    return is_device_array(source)

@@ -11,8 +11,8 @@ import numpy as np
 import PIL.Image
 
 from flamingo_rt.errors import UsageError
-from flamingo_rt.processing.media import Visual, how_to_wrap, is_array, names_a_file
 from flamingo_rt.processing.tokenizer import TextTokenizer
+from flamingo_rt.processing.visuals import Visual, how_to_wrap, is_array, names_a_file
 
 Part = str | Visual
 

@@ -13,9 +13,9 @@ import PIL.Image
 from PIL.Image import Transpose
 
 from flamingo_rt.errors import DataError
-from flamingo_rt.processing import clip
-from flamingo_rt.processing.clip import ClipFrame, check_frame_size, not_a_clip, not_a_quarter_turn
+from flamingo_rt.processing import decoded_clip as clip
 from flamingo_rt.processing.containers import FORMATS, PROTOCOLS
+from flamingo_rt.processing.decoded_clip import ClipFrame, check_frame_size, not_a_clip, not_a_quarter_turn
 from flamingo_rt.processing.pictures import open_picture
 
 if TYPE_CHECKING:

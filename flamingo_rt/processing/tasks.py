@@ -12,8 +12,8 @@ from typing import Any
 
 from flamingo_rt.config import FlamingoConfig
 from flamingo_rt.errors import UsageError
-from flamingo_rt.processing.media import Visual, how_to_wrap
 from flamingo_rt.processing.prompt import Part
+from flamingo_rt.processing.visuals import Visual, how_to_wrap
 
 Visuals = Visual | Sequence[Visual]
 SHOWN_PARTS = 6  # of a shot, in a message

@@ -12,11 +12,11 @@ import PIL.Image
 
 from flamingo_rt.errors import DataError
 from flamingo_rt.processing import animations, opencv_clips, pyav_clips
-from flamingo_rt.processing.clip import Clip, check_frame_size
-from flamingo_rt.processing.files import open_file
+from flamingo_rt.processing.decoded_clip import Clip, check_frame_size
 from flamingo_rt.processing.frame_times import frame_indices, frames_in_time, read_timeline
-from flamingo_rt.processing.media import Video, is_array
+from flamingo_rt.processing.input_files import open_file
 from flamingo_rt.processing.pictures import open_picture
+from flamingo_rt.processing.visuals import Video, is_array
 
 Frame = TypeVar("Frame")
 Preprocess = Callable[[PIL.Image.Image], Frame]

@@ -1,40 +1,191 @@
-"""From the pictures and clips of a prompt to pixel values."""
+"""The media a prompt can hold: one picture, one video clip, or pixel values of either. Types only; `pictures`, `video`
+and `given_pixels` read them."""
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Sequence
+from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 import PIL.Image
 
-from flamingo_rt.config import FlamingoConfig
-from flamingo_rt.device_arrays import DeviceFrames, is_device_array
-from flamingo_rt.processing.given_pixels import given_frames
-from flamingo_rt.processing.media import Image, PixelValues, Visual
-from flamingo_rt.processing.pictures import open_picture
-from flamingo_rt.processing.preprocess import pixel_values
+from flamingo_rt.device_arrays import is_device_array
+from flamingo_rt.errors import UsageError
+
+MAX_FRAMES = 1024
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".tif", ".tiff", ".bmp", ".ppm", ".pgm", ".pbm", ".pfm",
+                    ".jp2", ".j2k", ".jfif", ".avif", ".heic")
+CLIP_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".mpeg", ".wmv", ".ts", ".m2ts", ".flv",
+                 ".ogv", ".3gp", ".apng")
 
 
-def visual_pixels(visual: Visual, config: FlamingoConfig) -> np.ndarray | DeviceFrames:
-    """float32 [F, 3, H, W]: the frames of a clip, or one for a picture; in host memory, but for `PixelValues` in device
-    memory. Raises `DataError`."""
-    size = config.vision.image_size
-    if isinstance(visual, PixelValues):
-        return given_frames(visual, size)
+class DlpackArray(Protocol):
+    """An array of another library that DLPack hands on: torch, JAX, CuPy."""
 
-    def preprocess(picture: PIL.Image.Image) -> np.ndarray:
-        return pixel_values(picture, config.preprocessing, size)
+    def __dlpack__(self, **options: Any) -> Any: ...
 
-    if isinstance(visual, Image):
-        return preprocess(open_picture(visual.source, visual.channels))[None]
-    from flamingo_rt.processing.video import read_frames  # brings a reader of clips, which a picture does not need
-
-    return np.stack(read_frames(visual, preprocess))
+    def __dlpack_device__(self) -> tuple[int, int]: ...
 
 
-def lies_on_device(visual: Visual) -> bool:
-    """Whether something of it is in device memory."""
-    source = visual.array if isinstance(visual, PixelValues) else visual.source
-    if isinstance(source, Sequence) and not isinstance(source, (str, bytes)):
-        return any(is_device_array(frame) for frame in source)
-    return is_device_array(source)
+class CudaArray(Protocol):
+    """An array in device memory that says where it lies: numba, PyCUDA, camera frames."""
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]: ...
+
+
+Array = np.ndarray | DlpackArray | CudaArray
+PictureSource = str | os.PathLike | bytes | PIL.Image.Image | Array
+VideoSource = str | os.PathLike | Sequence[PictureSource]
+Channels = Literal["RGB", "BGR"]
+
+
+# Compared by identity: two arrays have no single truth value to compare by.
+@dataclass(frozen=True, eq=False)
+class Image:
+    """One picture: a path, the bytes of a picture file, a Pillow image, or an array, uint8 [H, W, 3] or [H, W].
+
+    An array is numpy's or one of another library, such as a tensor or a camera frame. Its channels are RGB, or those of
+    ``channels``: OpenCV's frames are "BGR". One in device memory is copied to the host, by its library, and
+    preprocessed there: `PixelValues` can stay.
+
+    Raises `UsageError` when ``channels`` is neither "RGB" nor "BGR", and for "BGR" of what is no array.
+    """
+
+    source: PictureSource
+    channels: Channels = "RGB"
+
+    def __post_init__(self) -> None:
+        _check_channels(self.channels, is_array(self.source), self.label)
+
+    @property
+    def label(self) -> str:
+        """The picture's name in messages."""
+        return source_label(self.source)
+
+
+@dataclass(frozen=True, eq=False)
+class Video:
+    """One clip: the path of a video file, a sequence of pictures, or an array, uint8 [T, H, W, 3]. The model sees
+    ``frames`` of its frames; no others are copied from a device. ``channels`` is the order of arrays' channels, as in
+    `Image`.
+
+    They are those shown at the centres of ``frames`` equal intervals of the clip's time (of a sequence: of its length).
+    With ``fps``, which files alone have, they are ``fps`` a second, unless that makes more than ``frames``.
+
+    Raises `UsageError` when ``frames`` is not an integer from 1 to `MAX_FRAMES`, ``fps`` not a number above 0 or asked
+    of no file, when ``channels`` is neither "RGB" nor "BGR", and for "BGR" of a file.
+    """
+
+    source: VideoSource
+    frames: int = 8
+    fps: float | None = None
+    channels: Channels = "RGB"
+
+    def __post_init__(self) -> None:
+        if not _is_number(self.frames, Integral) or not 1 <= self.frames <= MAX_FRAMES:
+            raise UsageError(f"a clip cannot be read as {self.frames!r} frames: give an integer from 1 to {MAX_FRAMES}")
+        object.__setattr__(self, "frames", int(self.frames))
+        _check_channels(self.channels, not isinstance(self.source, (str, os.PathLike, bytes)), self.label)
+        if self.fps is None:
+            return
+        if not _is_number(self.fps, Real) or not 0 < self.fps < math.inf:
+            raise UsageError(f"a clip cannot be read at {self.fps!r} frames a second: give a number above 0")
+        if not isinstance(self.source, (str, os.PathLike)):
+            raise UsageError(f"{self.label} has no time that fps could refer to: leave fps out, or give a video file")
+
+    @property
+    def label(self) -> str:
+        """The clip's name in messages."""
+        if isinstance(self.source, (str, os.PathLike, bytes)) or not hasattr(self.source, "__len__"):
+            return source_label(self.source)
+        return f"<clip of {len(self.source)} pictures>"
+
+
+@dataclass(frozen=True, eq=False)
+class PixelValues:
+    """A picture or a clip that is preprocessed already: float32 [3, H, W], or [F, 3, H, W] for a clip, of which the
+    model sees all frames. H and W are the model's image size, the channels RGB, normalised: ``Model.config.vision`` and
+    ``Model.config.preprocessing`` say how, docs/device-arrays.md has an example.
+
+    In host memory: numpy, or what DLPack hands on, such as a tensor; it is a picture like any other. In device memory,
+    by DLPack or ``__cuda_array_interface__``: an engine that computes there reads it where it is, C-contiguous and
+    aligned to 256 bytes; it may be written again when the call that was given it (`Model.generate`, `Model.prompt`, …)
+    has returned. Its content is not looked at: it is encoded each time, once a call however often it stands there.
+    """
+
+    array: Array
+
+    @property
+    def label(self) -> str:
+        """The pixel values' name in messages."""
+        return source_label(self.array)
+
+
+Visual = Image | Video | PixelValues
+
+
+def _check_channels(channels: Any, may_be_bgr: bool, label: str) -> None:
+    if channels not in get_args(Channels):
+        raise UsageError(f"the channels of {label} are {channels!r}: give 'RGB' or, for frames of OpenCV, 'BGR'")
+    if channels != "RGB" and not may_be_bgr:
+        raise UsageError(f"{label} is no array: its channels are known, leave channels={channels!r} out")
+
+
+def _is_number(value: Any, kind: type) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def is_array(value: Any) -> bool:
+    """Whether it is an array, of any library and in any memory."""
+    return hasattr(value, "__dlpack__") or is_device_array(value)
+
+
+def source_label(source: Any) -> str:
+    """A short name for any source: its path, or what it is."""
+    if isinstance(source, (str, os.PathLike)):
+        return os.fsdecode(source)
+    if isinstance(source, bytes):
+        return "<bytes>"
+    if is_array(source):
+        kind = "array" if isinstance(source, np.ndarray) else type(source).__name__
+        about = [str(source.dtype)] if hasattr(source, "dtype") else []
+        about += [str(list(source.shape))] if hasattr(source, "shape") else []
+        return f"<{' '.join([kind, *about])}{' in device memory' if is_device_array(source) else ''}>"
+    if isinstance(source, PIL.Image.Image):
+        return f"<PIL image {source.mode} {source.width}x{source.height}>"
+    return f"<{type(source).__name__}>"
+
+
+def how_to_wrap(value: Any) -> str:
+    """What a value is that stands where a picture or clip should, and how to write it: for messages."""
+    if isinstance(value, (str, os.PathLike)):
+        path = os.fsdecode(value)
+        if "://" in path:
+            return f"the address {path!r}, and nothing is fetched: save it to a file, and write Image(...) around that"
+        kind = "Video" if path.lower().endswith(CLIP_SUFFIXES) else "Image"
+        return f"the path {path!r}: write {kind}({path!r})"
+    if isinstance(value, bytes):
+        return "bytes: write Image(...) around those of a picture file"
+    if isinstance(value, PIL.Image.Image):
+        return f"a Pillow image ({value.mode}, {value.width}x{value.height}): write Image(...) around it"
+    if is_array(value):
+        kind = "Video" if len(getattr(value, "shape", ())) == 4 else "Image"
+        return (f"an array, {source_label(value)}: write {kind}(...) around it, or PixelValues(...) if it is "
+                "preprocessed")
+    if isinstance(value, (list, tuple)):
+        return f"a {type(value).__name__}: write Video(...) around the frames of a clip, or give its parts one by one"
+    return f"{type(value).__name__}: write Image(...) around a picture, Video(...) around a clip"
+
+
+def names_a_file(text: str) -> bool:
+    """Whether a text is the path of a picture or clip: it ends as their files' names do, and is one word or the path
+    of a file that is there."""
+    text = text.rstrip()
+    if os.path.splitext(text)[1].lower() not in (*PICTURE_SUFFIXES, *CLIP_SUFFIXES):
+        return False
+    return not any(character.isspace() for character in text) or os.path.isfile(text)

@@ -6,7 +6,7 @@ import math
 from copy import copy
 
 from flamingo_rt.processing.tokenizer import TextTokenizer
-from flamingo_rt.runtime.options import GenerationOptions, StopReason
+from flamingo_rt.runtime.generation_options import GenerationOptions, StopReason
 
 UNFINISHED_CHARACTER = "\ufffd"  # what a decoder shows for bytes that are not yet a whole character
 # Tokens that are decoded again with a new one: enough that the first of them rarely begins within a character.

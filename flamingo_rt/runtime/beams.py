@@ -21,7 +21,7 @@ import numpy as np
 
 from flamingo_rt.runtime.answer import Answer
 from flamingo_rt.runtime.decoder import Decoder
-from flamingo_rt.runtime.options import GenerationOptions
+from flamingo_rt.runtime.generation_options import GenerationOptions
 from flamingo_rt.runtime.sampling import largest, log_softmax, log_sum_exp, penalise_repetition
 from flamingo_rt.runtime.timing import Counts, StageTimer
 

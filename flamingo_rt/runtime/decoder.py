@@ -20,7 +20,7 @@ from flamingo_rt.contract import (
     past_name,
     present_name,
 )
-from flamingo_rt.runtime.media import VisualMedia, stack_rows
+from flamingo_rt.runtime.visual_encoder import VisualMedia, stack_rows
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from flamingo_rt.runtime.answer import Answer
 from flamingo_rt.runtime.beams import BeamSearch, search
 from flamingo_rt.runtime.decoder import Decoder, Row
 from flamingo_rt.runtime.draft_length import StepCosts
-from flamingo_rt.runtime.options import SPECULATION, GenerationOptions, GenerationResult
+from flamingo_rt.runtime.generation_options import SPECULATION, GenerationOptions, GenerationResult
 from flamingo_rt.runtime.sampling import Sampler, check_choice
 from flamingo_rt.runtime.speculation import PromptLookup, speculate
 from flamingo_rt.runtime.timing import Counts, StageTimer

@@ -18,17 +18,16 @@ from flamingo_rt.processing import tasks
 from flamingo_rt.processing.prompt import Part, Prompt, build_prompt, continuation_ids
 from flamingo_rt.processing.tokenizer import TextTokenizer
 from flamingo_rt.runtime.answer import Answer
+from flamingo_rt.runtime.batch_memory import Prefill, check_memory
+from flamingo_rt.runtime.compiled_prompt import CompiledPrompt, read_about, read_prompt, write_prompt
 from flamingo_rt.runtime.decoder import Decoder, Prefix, Row
 from flamingo_rt.runtime.draft_length import StepCosts
 from flamingo_rt.runtime.generation import BatchGeneration, Generation, GrowingRow, decode_rows, search_rows
-from flamingo_rt.runtime.media_cache import DEFAULT_BYTES, MediaCache
-from flamingo_rt.runtime.memory import Prefill, check_memory
-from flamingo_rt.runtime.options import GenerationOptions, GenerationResult, Score
-from flamingo_rt.runtime.prompt_file import CompiledPrompt, read_about, read_prompt, write_prompt
-from flamingo_rt.runtime.reading import VisualReader
+from flamingo_rt.runtime.generation_options import GenerationOptions, GenerationResult, Score
 from flamingo_rt.runtime.sampling import log_softmax
 from flamingo_rt.runtime.scoring import choice_logprobs, total_probability
 from flamingo_rt.runtime.timing import StageTimer
+from flamingo_rt.runtime.visual_encoder import DEFAULT_BYTES, MediaCache, VisualEncoder
 
 PromptParts = Part | Sequence[Part]
 
@@ -77,7 +76,7 @@ class Model:
         self.usual_probability = usual_probability
         self._specs = backend.specs
         self._step_costs = StepCosts()
-        self._reader = VisualReader(backend, config, self._specs, MediaCache(image_cache_bytes))
+        self._reader = VisualEncoder(backend, config, self._specs, MediaCache(image_cache_bytes))
 
     def caption_prompt(
         self, visuals: tasks.Visuals, *, shots: Iterable[tuple[tasks.Visuals, str]] = ()

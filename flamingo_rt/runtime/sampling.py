@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from flamingo_rt.errors import DataError
-from flamingo_rt.runtime.options import GenerationOptions
+from flamingo_rt.runtime.generation_options import GenerationOptions
 
 BLOCK = 64  # values whose maximum `largest` looks at first
 

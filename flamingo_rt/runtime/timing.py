@@ -27,7 +27,7 @@ class StageTimer:
 
 @dataclass
 class Counts:
-    """What a generation did: `flamingo_rt.runtime.options.GenerationResult` says what is counted."""
+    """What a generation did: `flamingo_rt.runtime.generation_options.GenerationResult` says what is counted."""
 
     steps: int = 0
     drafted: int = 0

@@ -33,7 +33,7 @@ from flamingo_rt.model_memory import TRAINING, require_memory
 from flamingo_rt.processing.tokenizer import TextTokenizer
 from flamingo_rt.tokenizer_file import parse_tokenizer
 from flamingo_rt.training.batches import Batch, SceneBatches, prefetched, scene_texts
-from flamingo_rt.training.tokenizer import train_tokenizer
+from flamingo_rt.training.tokenizer_training import train_tokenizer
 from flamingo_rt.training.vision_task import VisionTask
 from flamingo_rt.weights.writing import write_tensors
 

@@ -19,8 +19,8 @@ from torch import Tensor
 from flamingo_rt.errors import DataError
 from flamingo_rt.printable import printable
 from flamingo_rt.weights.archive import PICKLE, Archive, open_archive
+from flamingo_rt.weights.flattening import flattened, unwrapped
 from flamingo_rt.weights.lazy import LazyTensor
-from flamingo_rt.weights.naming import flattened, unwrapped
 from flamingo_rt.weights.pickle_scan import PickleScan
 from flamingo_rt.weights.regions import AGAIN
 from flamingo_rt.weights.torchscript import open_torchscript

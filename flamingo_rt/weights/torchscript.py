@@ -16,8 +16,8 @@ import torch
 from flamingo_rt.errors import DataError
 from flamingo_rt.printable import printable
 from flamingo_rt.weights.archive import PICKLE, Archive
+from flamingo_rt.weights.flattening import MOST_NAME, flattened
 from flamingo_rt.weights.lazy import LazyTensor
-from flamingo_rt.weights.naming import MOST_NAME, flattened
 from flamingo_rt.weights.pickle_scan import PickleScan
 from flamingo_rt.weights.regions import AGAIN, Region
 

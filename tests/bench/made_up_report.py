@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
+from flamingo_rt.bench.bench_options import BenchOptions
 from flamingo_rt.bench.machine import Machine, Memory
-from flamingo_rt.bench.options import BenchOptions
 from flamingo_rt.bench.rates import Rates
 from flamingo_rt.bench.results import Against, DecodeResult, ModelFacts, Report, ShotsResult, Stage
 from flamingo_rt.bench.statistics import Spread

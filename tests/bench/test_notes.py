@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from made_up_report import RATES, spread
 
+from flamingo_rt.bench.bench_options import BenchOptions
 from flamingo_rt.bench.notes import notes_on
-from flamingo_rt.bench.options import BenchOptions
 from flamingo_rt.bench.results import Against
 
 ASKED = BenchOptions()

@@ -8,8 +8,8 @@ import numpy as np
 import PIL.Image
 
 from flamingo_rt.bench.workload import CacheFilling, Pictures, caption_tokens, query_parts, shot_parts
-from flamingo_rt.processing.media import Image
 from flamingo_rt.processing.prompt import build_prompt
+from flamingo_rt.processing.visuals import Image
 
 
 def test_pictures_are_real_files_and_no_two_are_alike() -> None:

@@ -22,7 +22,7 @@ from flamingo_rt.export.pipeline import export_model
 from flamingo_rt.loading import load
 from flamingo_rt.model.flamingo import Flamingo
 from flamingo_rt.runtime.model import Model
-from flamingo_rt.training.tokenizer import train_tokenizer
+from flamingo_rt.training.tokenizer_training import train_tokenizer
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ def test_choices_are_ranked_behind_a_compiled_prompt(infer, compiled, pictures) 
 
 
 def test_the_file_says_what_it_was_made_of(compiled, pictures) -> None:
-    from flamingo_rt.runtime.prompt_file import read_about
+    from flamingo_rt.runtime.compiled_prompt import read_about
 
     about = read_about(compiled)
     assert [(shot["file"], shot["text"]) for shot in about["shots"]] == [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from flamingo_rt.runtime.options import Score
+from flamingo_rt.runtime.generation_options import Score
 
 CLIPBOARD = "\x1b]52;c;aGVsbG8=\x07"
 HOSTILE = f"a{CLIPBOARD}\x1b[2J\u202eb[link=file:///etc]c"

@@ -28,10 +28,10 @@ from flamingo_rt.export.checks.parity_cases import CASES, STEPS
 from flamingo_rt.export.pipeline import export_model
 from flamingo_rt.loading import load
 from flamingo_rt.model.naive import generate_naively
-from flamingo_rt.processing.media import Image
+from flamingo_rt.processing.preprocess import visual_pixels
 from flamingo_rt.processing.prompt import build_prompt
 from flamingo_rt.processing.tokenizer import TextTokenizer
-from flamingo_rt.processing.visuals import visual_pixels
+from flamingo_rt.processing.visuals import Image
 
 GRAPH_FILES = [f"{name}.onnx{suffix}" for name in GRAPHS for suffix in ("", ".data")]
 

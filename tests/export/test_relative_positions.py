@@ -38,7 +38,7 @@ from flamingo_rt.model.flamingo import Flamingo
 from flamingo_rt.model.naive import generate_naively
 from flamingo_rt.model.positions import RelativeBias
 from flamingo_rt.processing.prompt import build_prompt
-from flamingo_rt.training.tokenizer import train_tokenizer
+from flamingo_rt.training.tokenizer_training import train_tokenizer
 from flamingo_rt.weights.lazy import LazyTensor
 
 SPAN = 200  # of each of three

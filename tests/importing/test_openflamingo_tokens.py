@@ -19,8 +19,8 @@ from flamingo_rt.importing.openflamingo import open_openflamingo
 from flamingo_rt.model.flamingo import Flamingo
 from flamingo_rt.model.torch_backend import TorchBackend
 from flamingo_rt.runtime.decoder import Decoder, Row
-from flamingo_rt.runtime.media import encode_visuals
 from flamingo_rt.runtime.timing import StageTimer
+from flamingo_rt.runtime.visual_encoder import encode_visuals
 
 TOLERANCE = 2e-4  # float32; the peer sums in another order
 # Exported in every run: one of each family, intervals 1, 2 and 4, and the encoder with its final norm. All of them take

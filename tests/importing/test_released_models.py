@@ -16,7 +16,7 @@ from torch import Tensor
 from flamingo_rt.checkpoints import expected_shapes
 from flamingo_rt.config import FlamingoConfig
 from flamingo_rt.errors import DataError
-from flamingo_rt.importing import clip, openflamingo, trained
+from flamingo_rt.importing import clip, openflamingo, openflamingo_checkpoint
 from flamingo_rt.importing.families import FAMILIES, family_of
 from flamingo_rt.importing.openflamingo import OpenFlamingoFiles, open_openflamingo
 from flamingo_rt.importing.settings import Settings
@@ -83,8 +83,8 @@ class Released:
         self.embedding = family.embedding  # the checkpoint has one too, which goes before
         self.language |= {family.embedding: rows} | ({} if language.tied_head else {family.head: rows})
         self.checkpoint = self.shapes(
-            trained.resampler_tensors(self.config.resampler)
-            | trained.cross_attention_tensors(self.config.cross_layers)
+            openflamingo_checkpoint.resampler_tensors(self.config.resampler)
+            | openflamingo_checkpoint.cross_attention_tensors(self.config.cross_layers)
         ) | {f"lang_encoder.{family.embedding}": (50280, language.width)}
         parts = {
             self.files.checkpoint: self.checkpoint, self.files.vision: {**self.text, **self.vision},
@@ -296,13 +296,14 @@ OPT_1B = {"model_type": "opt", "hidden_size": 2048, "num_attention_heads": 32, "
 ])
 def test_the_names_in_released_checkpoints_are_read(name: str, layers: tuple[int, ...], outer: str) -> None:
     config = preset(name)
-    takes = trained.resampler_tensors(config.resampler) | trained.cross_attention_tensors(config.cross_layers)
+    takes = openflamingo_checkpoint.resampler_tensors(config.resampler)
+    takes |= openflamingo_checkpoint.cross_attention_tensors(config.cross_layers)
     read = {take.name for take in takes.values()}
     assert set(PERCEIVER.split()) <= read
     for form in (f"{GATED}.{{}}", f"lang_encoder.{outer}.{{}}.gated_cross_attn_layer"):
         names = ["perceiver.latents", *(f"{form.format(layer)}.{part}" for layer in layers for part in
                                         GATED_LAYER.split())]
-        renamed = trained.trained_part(Path("checkpoint.pt"), dict.fromkeys(names), outer).tensors
+        renamed = openflamingo_checkpoint.trained_part(Path("checkpoint.pt"), dict.fromkeys(names), outer).tensors
         assert len(renamed) == len(names)
         assert set(renamed) <= read
 

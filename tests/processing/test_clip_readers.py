@@ -15,9 +15,9 @@ from written_clips import frame, level, write_clip
 from flamingo_rt.config import PreprocessingConfig
 from flamingo_rt.errors import DataError
 from flamingo_rt.processing import pyav_clips, video
-from flamingo_rt.processing.media import Video
 from flamingo_rt.processing.preprocess import pixel_values
 from flamingo_rt.processing.video import read_frames
+from flamingo_rt.processing.visuals import Video
 
 
 @pytest.fixture(params=["pyav", "opencv"])
@@ -102,7 +102,7 @@ PEAK = """
     import resource, sys
     import numpy as np
     from flamingo_rt.config import PreprocessingConfig
-    from flamingo_rt.processing.media import Video
+    from flamingo_rt.processing.visuals import Video
     from flamingo_rt.processing.preprocess import pixel_values
     from flamingo_rt.processing.video import read_frames
     if sys.argv[1] == "opencv":

@@ -10,9 +10,9 @@ import pytest
 from written_clips import HEIGHT, WIDTH, frame, set_matrix, write_clip
 
 from flamingo_rt.errors import DataError, DependencyError
-from flamingo_rt.processing.media import Video
 from flamingo_rt.processing.pictures import open_picture
 from flamingo_rt.processing.video import read_frames
+from flamingo_rt.processing.visuals import Video
 
 # a, b, c, d of the display matrix -> the pixels it shows, in numpy's words.
 TURNS = {

@@ -9,8 +9,8 @@ import pytest
 from written_clips import level, reds, write_clip
 
 from flamingo_rt.errors import DataError
-from flamingo_rt.processing.media import Video
 from flamingo_rt.processing.video import read_frames
+from flamingo_rt.processing.visuals import Video
 
 SECRET = [np.full((48, 64, 3), 250, np.uint8)] * 4
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from written_clips import frame, reds, write_clip
 
 from flamingo_rt.processing.containers import FORMATS, Declared, declared
-from flamingo_rt.processing.media import Video
 from flamingo_rt.processing.video import read_frames
+from flamingo_rt.processing.visuals import Video
 
 # --- headers
 

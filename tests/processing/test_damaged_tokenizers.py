@@ -8,7 +8,7 @@ from flamingo_rt.config import TokensConfig
 from flamingo_rt.errors import DataError
 from flamingo_rt.processing.tokenizer import TextTokenizer
 from flamingo_rt.tokenizer_file import PROBE, explained, open_tokenizer
-from flamingo_rt.training.tokenizer import train_tokenizer
+from flamingo_rt.training.tokenizer_training import train_tokenizer
 
 TOKENS = TokensConfig()
 GPT_2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"

@@ -10,8 +10,8 @@ from written_clips import frame, level, reds, write_clip
 
 from flamingo_rt.errors import DataError, UsageError
 from flamingo_rt.processing.frame_times import Timeline, frame_indices, frames_in_time, read_timeline
-from flamingo_rt.processing.media import Video
 from flamingo_rt.processing.video import read_frames
+from flamingo_rt.processing.visuals import Video
 
 
 @given(count=st.integers(1, 1000), frames=st.integers(1, 64))

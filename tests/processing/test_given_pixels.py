@@ -14,8 +14,8 @@ from foreign_arrays import CopyingArray, CopyingClip, CudaArray, DlpackArray
 from flamingo_rt.device_arrays import DeviceFrames, device_array, is_device_array
 from flamingo_rt.errors import DataError
 from flamingo_rt.presets import preset
-from flamingo_rt.processing.media import Image, PixelValues, Video
-from flamingo_rt.processing.visuals import lies_on_device, visual_pixels
+from flamingo_rt.processing.preprocess import lies_on_device, visual_pixels
+from flamingo_rt.processing.visuals import Image, PixelValues, Video
 
 SIZE = 8
 CONFIG = preset("tiny")

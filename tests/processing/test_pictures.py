@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from flamingo_rt.config import FlamingoConfig
 from flamingo_rt.errors import DataError, UsageError
 from flamingo_rt.processing import pictures
-from flamingo_rt.processing.media import Image, Video
 from flamingo_rt.processing.pictures import open_picture
+from flamingo_rt.processing.preprocess import visual_pixels
 from flamingo_rt.processing.video import read_frames
-from flamingo_rt.processing.visuals import visual_pixels
+from flamingo_rt.processing.visuals import Image, Video
 
 RAMP16 = np.linspace(0, 65535, 20).round().astype(np.uint16).reshape(4, 5)
 RAMP8 = np.rint(RAMP16 / 257).astype(np.uint8)

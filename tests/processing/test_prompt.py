@@ -11,10 +11,10 @@ from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizer
 
 from flamingo_rt.config import TokensConfig
 from flamingo_rt.errors import UsageError
-from flamingo_rt.processing.media import Image, Video
 from flamingo_rt.processing.prompt import build_prompt, continuation_ids
 from flamingo_rt.processing.tokenizer import TextTokenizer
-from flamingo_rt.training.tokenizer import train_tokenizer
+from flamingo_rt.processing.visuals import Image, Video
+from flamingo_rt.training.tokenizer_training import train_tokenizer
 
 A, B = Image("a.png"), Image("b.png")
 CLIP = Video("clip.mp4", frames=2)

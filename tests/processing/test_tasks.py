@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from flamingo_rt.config import FlamingoConfig, PromptsConfig, TokensConfig
 from flamingo_rt.errors import UsageError
-from flamingo_rt.processing.media import Image, Video
 from flamingo_rt.processing.tasks import (
     asks_about_a_picture,
     asks_for_caption,
@@ -22,6 +21,7 @@ from flamingo_rt.processing.tasks import (
     question_prompt,
     question_shot,
 )
+from flamingo_rt.processing.visuals import Image, Video
 
 A, B, CLIP = Image("a.png"), Image("b.png"), Video("clip.mp4", frames=2)
 PAPER = FlamingoConfig()

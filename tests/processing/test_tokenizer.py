@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 from flamingo_rt.config import TokensConfig
 from flamingo_rt.errors import DataError
 from flamingo_rt.processing.tokenizer import TextTokenizer
-from flamingo_rt.training.tokenizer import train_tokenizer
+from flamingo_rt.training.tokenizer_training import train_tokenizer
 
 TOKENS = TokensConfig()
 

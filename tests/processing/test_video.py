@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flamingo_rt.errors import DataError, DependencyError, UsageError
-from flamingo_rt.processing import clip as clip_frames
+from flamingo_rt.processing import decoded_clip as clip_frames
 from flamingo_rt.processing import opencv_clips, pyav_clips
-from flamingo_rt.processing.media import Video
 from flamingo_rt.processing.video import read_frames
+from flamingo_rt.processing.visuals import Video
 
 FRAME_COUNT = 16
 

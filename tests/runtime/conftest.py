@@ -20,12 +20,12 @@ from flamingo_rt.model.flamingo import Flamingo
 from flamingo_rt.model.naive import generate_naively
 from flamingo_rt.model.torch_backend import TorchBackend
 from flamingo_rt.presets import preset
-from flamingo_rt.processing.media import Image, Video
+from flamingo_rt.processing.preprocess import visual_pixels
 from flamingo_rt.processing.prompt import build_prompt
 from flamingo_rt.processing.tokenizer import TextTokenizer
-from flamingo_rt.processing.visuals import visual_pixels
+from flamingo_rt.processing.visuals import Image, Video
 from flamingo_rt.runtime.model import Model
-from flamingo_rt.training.tokenizer import train_tokenizer
+from flamingo_rt.training.tokenizer_training import train_tokenizer
 
 SENTENCES = ["Output: a red circle", "Question: is it a blue square? Answer: yes, it is", "Output: two green circles"]
 CONFIG = replace(

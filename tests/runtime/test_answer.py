@@ -7,7 +7,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from flamingo_rt.runtime.answer import TAIL_TOKENS, UNFINISHED_CHARACTER, Answer
-from flamingo_rt.runtime.options import GenerationOptions
+from flamingo_rt.runtime.generation_options import GenerationOptions
 
 texts = st.text(st.sampled_from("abc é😀ñ"), max_size=14)
 stops = st.lists(st.text(st.sampled_from("abc é😀"), min_size=1, max_size=4), max_size=3)

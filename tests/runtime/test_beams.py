@@ -14,10 +14,10 @@ from flamingo_rt.backend import HostBackend
 from flamingo_rt.contract import LANGUAGE_MODEL, RESAMPLER, VISION_ENCODER, graph_specs, layer_parts, past_name
 from flamingo_rt.errors import UsageError
 from flamingo_rt.model.torch_backend import TorchBackend
+from flamingo_rt.processing.preprocess import visual_pixels
 from flamingo_rt.processing.prompt import build_prompt
-from flamingo_rt.processing.visuals import visual_pixels
+from flamingo_rt.runtime.generation_options import GenerationOptions
 from flamingo_rt.runtime.model import Model
-from flamingo_rt.runtime.options import GenerationOptions
 from flamingo_rt.runtime.sampling import log_softmax, penalise_repetition
 
 TOKENS = 6

@@ -18,13 +18,13 @@ from flamingo_rt.contract import (
 )
 from flamingo_rt.model.flamingo import Flamingo
 from flamingo_rt.model.torch_backend import TorchBackend
-from flamingo_rt.processing.media import Video
+from flamingo_rt.processing.preprocess import visual_pixels
 from flamingo_rt.processing.prompt import build_prompt
-from flamingo_rt.processing.visuals import visual_pixels
+from flamingo_rt.processing.visuals import Video
 from flamingo_rt.runtime.decoder import Decoder, Row
-from flamingo_rt.runtime.media import encode_visuals
 from flamingo_rt.runtime.model import Model
 from flamingo_rt.runtime.timing import StageTimer
+from flamingo_rt.runtime.visual_encoder import encode_visuals
 
 FLOAT32 = {"rtol": 0, "atol": 2e-4}  # logits of about 5, sums in another order over two layers
 CAPACITY = 40

@@ -11,8 +11,8 @@ from flamingo_rt.backend import HostBackend
 from flamingo_rt.contract import LANGUAGE_MODEL, graph_specs
 from flamingo_rt.errors import DataError, UsageError
 from flamingo_rt.model.torch_backend import TorchBackend
+from flamingo_rt.runtime.generation_options import GenerationOptions
 from flamingo_rt.runtime.model import Model
-from flamingo_rt.runtime.options import GenerationOptions
 
 TOKENS = 8
 

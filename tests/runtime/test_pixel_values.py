@@ -17,12 +17,11 @@ from flamingo_rt.contract import RESAMPLER, VISION_ENCODER, graph_specs
 from flamingo_rt.device_arrays import device_array, is_device_array
 from flamingo_rt.errors import DataError, UsageError
 from flamingo_rt.model.torch_backend import TorchBackend
-from flamingo_rt.processing.media import Image, PixelValues, Video
-from flamingo_rt.processing.visuals import visual_pixels
-from flamingo_rt.runtime.media_cache import MediaCache
+from flamingo_rt.processing.preprocess import visual_pixels
+from flamingo_rt.processing.visuals import Image, PixelValues, Video
 from flamingo_rt.runtime.model import Model
-from flamingo_rt.runtime.reading import VisualReader
 from flamingo_rt.runtime.timing import StageTimer
+from flamingo_rt.runtime.visual_encoder import MediaCache, VisualEncoder
 
 
 class OnDevice:
@@ -70,7 +69,7 @@ def backend(flamingo):
 
 @pytest.fixture
 def reader(backend, config):
-    return VisualReader(backend, config, graph_specs(config), MediaCache(2**20))
+    return VisualEncoder(backend, config, graph_specs(config), MediaCache(2**20))
 
 
 @pytest.fixture
@@ -114,7 +113,7 @@ def test_those_in_device_memory_are_read_there_one_by_one(reader, backend, pictu
     clip = np.stack([*pixels, pixels[0][::-1].copy()])  # 7 frames
     placed = [OnDevice(pixels[0]), OnDevice(clip)]
     visuals = [pictures[1], PixelValues(placed[0]), pictures[2], PixelValues(placed[1]), pictures[3]]
-    expected = VisualReader(backend, reader._config, reader._specs, MediaCache(0)).read(
+    expected = VisualEncoder(backend, reader._config, reader._specs, MediaCache(0)).read(
         [pictures[1], PixelValues(pixels[0]), pictures[2], PixelValues(clip), pictures[3]], StageTimer()
     )
     backend.bound.clear()

@@ -9,7 +9,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from flamingo_rt.errors import UsageError
-from flamingo_rt.runtime.options import GenerationOptions
+from flamingo_rt.runtime.generation_options import GenerationOptions
 from flamingo_rt.runtime.sampling import Sampler, keep_top_k, keep_top_p, largest, log_softmax, penalise_repetition
 
 NOTHING_READ = np.array([], dtype=np.int64)

@@ -9,8 +9,8 @@ import torch
 
 from flamingo_rt.config import PromptsConfig
 from flamingo_rt.errors import DataError, UsageError
+from flamingo_rt.processing.preprocess import visual_pixels
 from flamingo_rt.processing.prompt import build_prompt
-from flamingo_rt.processing.visuals import visual_pixels
 from flamingo_rt.runtime.model import Model
 
 CHOICES = ["a red circle", "yes", "no, it is not", "é"]

@@ -16,7 +16,7 @@ from flamingo_rt.config import PromptsConfig
 from flamingo_rt.processing.preprocess import pixel_values
 from flamingo_rt.training import scenes
 from flamingo_rt.training.batches import SceneBatches, prefetched, scene_texts
-from flamingo_rt.training.tokenizer import train_tokenizer
+from flamingo_rt.training.tokenizer_training import train_tokenizer
 
 CONFIG = replace(small_config(), language=replace(small_config().language, vocab_size=400, context=512))
 PICTURES, STEPS = 4, range(14)

@@ -6,7 +6,7 @@ import pytest
 
 from flamingo_rt.config import TokensConfig
 from flamingo_rt.errors import DataError
-from flamingo_rt.training.tokenizer import train_tokenizer
+from flamingo_rt.training.tokenizer_training import train_tokenizer
 
 TEXTS = ["Output: a red circle and a blue square", "Question: how many stars are there? Answer: two"] * 3
 TOKENS = TokensConfig()

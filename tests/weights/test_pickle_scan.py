@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from flamingo_rt.errors import DataError
-from flamingo_rt.weights.naming import flattened
+from flamingo_rt.weights.flattening import flattened
 from flamingo_rt.weights.pickle_scan import PickleScan
-from flamingo_rt.weights.reading import open_weights
+from flamingo_rt.weights.weight_files import open_weights
 
 HUGE_MEMO = b"\x80\x02}r" + (400_000_000).to_bytes(4, "little") + b"."
 DOUBLED = b"\x80\x02}(K\x01" + b"2\x86" * 60 + b"K\x01u."

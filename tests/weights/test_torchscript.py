@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from flamingo_rt.errors import DataError
-from flamingo_rt.weights.reading import open_weights
+from flamingo_rt.weights.weight_files import open_weights
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 

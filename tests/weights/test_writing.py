@@ -16,7 +16,7 @@ from torch import Tensor
 
 from flamingo_rt.errors import DataError
 from flamingo_rt.weights.lazy import LazyTensor
-from flamingo_rt.weights.reading import open_weights
+from flamingo_rt.weights.weight_files import open_weights
 from flamingo_rt.weights.writing import write_shards, write_tensors
 
 TENSORS = {

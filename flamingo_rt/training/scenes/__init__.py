@@ -6,11 +6,11 @@ drawn.image, drawn.caption, questions(drawn.scene, rng, count=4)
 """
 
 from flamingo_rt.training.scenes.dataset import Sample, sample
+from flamingo_rt.training.scenes.descriptions import Question, caption, questions
 from flamingo_rt.training.scenes.drawing import draw
 from flamingo_rt.training.scenes.grading import answer_is_right, caption_is_right, named_objects
-from flamingo_rt.training.scenes.language import Question, caption, questions
 from flamingo_rt.training.scenes.scene import Background, Scene, SceneObject, Split, sample_scene
-from flamingo_rt.training.scenes.vocabulary import COLORS, NUMBERS, SHAPES, SIZES, TEXTURES
+from flamingo_rt.training.scenes.scene_words import COLORS, NUMBERS, SHAPES, SIZES, TEXTURES
 
 __all__ = [
     "COLORS",

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from flamingo_rt.training.scenes.descriptions import caption
 from flamingo_rt.training.scenes.drawing import IMAGE_SIZE, draw
-from flamingo_rt.training.scenes.language import caption
 from flamingo_rt.training.scenes.scene import Scene, Split, sample_scene
 
 # Part of the seed: the splits share no picture even under the same seed and index.

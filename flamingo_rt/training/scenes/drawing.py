@@ -10,7 +10,7 @@ import numpy as np
 from flamingo_rt.errors import DependencyError
 from flamingo_rt.training.scenes.digits import digit_ink
 from flamingo_rt.training.scenes.scene import Background, Scene, SceneObject
-from flamingo_rt.training.scenes.vocabulary import COLORS
+from flamingo_rt.training.scenes.scene_words import COLORS
 
 try:
     import cv2

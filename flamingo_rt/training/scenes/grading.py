@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections import Counter
 
-from flamingo_rt.training.scenes.language import Question
+from flamingo_rt.training.scenes.descriptions import Question
 from flamingo_rt.training.scenes.scene import Scene
-from flamingo_rt.training.scenes.vocabulary import COLORS, NUMBERS, SHAPES
+from flamingo_rt.training.scenes.scene_words import COLORS, NUMBERS, SHAPES
 
 _NOUNS = {*SHAPES, *NUMBERS}
 

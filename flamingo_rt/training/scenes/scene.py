@@ -12,7 +12,7 @@ import numpy as np
 
 from flamingo_rt.errors import UsageError
 from flamingo_rt.training.scenes.digits import DIGIT_INDICES, digit_label
-from flamingo_rt.training.scenes.vocabulary import COLORS, NUMBERS, PLAIN_WHEN_SMALL, SHAPES, SIZES, TEXTURES
+from flamingo_rt.training.scenes.scene_words import COLORS, NUMBERS, PLAIN_WHEN_SMALL, SHAPES, SIZES, TEXTURES
 
 Split = Literal["train", "heldout"]
 RGB = tuple[int, int, int]

@@ -19,7 +19,7 @@ from flamingo_rt.engines.gpu.nvidia_driver import find_gpu
 from flamingo_rt.engines.tensorrt.versions import TENSORRT, TENSORRT_RTX, import_tensorrt
 from flamingo_rt.errors import DependencyError
 from flamingo_rt.export.pipeline import export_model
-from flamingo_rt.processing.visuals import visual_pixels
+from flamingo_rt.processing.preprocess import visual_pixels
 from flamingo_rt.runtime.model import Model
 
 

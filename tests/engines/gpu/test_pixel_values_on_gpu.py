@@ -15,7 +15,7 @@ from flamingo_rt import Image, PixelValues
 from flamingo_rt.contract import VISION_ENCODER, graph_specs
 from flamingo_rt.device_arrays import DeviceFrames
 from flamingo_rt.errors import DataError
-from flamingo_rt.processing.visuals import visual_pixels
+from flamingo_rt.processing.preprocess import visual_pixels
 
 pytestmark = pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
 

@@ -28,9 +28,9 @@ from flamingo_rt.engines.ort import OrtBackend
 from flamingo_rt.errors import ParityError, UsageError
 from flamingo_rt.export.checks.half_precision import RoundedConstants, compared_with, in_half
 from flamingo_rt.export.pipeline import export_model
-from flamingo_rt.processing.media import Image
-from flamingo_rt.runtime.memory import needed_bytes
-from flamingo_rt.training.tokenizer import train_tokenizer
+from flamingo_rt.processing.visuals import Image
+from flamingo_rt.runtime.batch_memory import needed_bytes
+from flamingo_rt.training.tokenizer_training import train_tokenizer
 from flamingo_rt.weights.lazy import LazyTensor
 
 DTYPES = {"fp16": "float16", "bf16": "bfloat16"}

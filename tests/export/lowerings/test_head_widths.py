@@ -23,8 +23,8 @@ from flamingo_rt.export.pipeline import export_model
 from flamingo_rt.export.quantization.quantized_export import Quantize
 from flamingo_rt.export.tracing import LOWERINGS
 from flamingo_rt.model.flamingo import Flamingo
-from flamingo_rt.runtime.memory import needed_bytes, prefill_bytes
-from flamingo_rt.training.tokenizer import train_tokenizer
+from flamingo_rt.runtime.batch_memory import needed_bytes, prefill_bytes
+from flamingo_rt.training.tokenizer_training import train_tokenizer
 
 TOLERANCE = 2e-5  # of logits up to 5, float32
 LANGUAGES = {

@@ -20,7 +20,7 @@ from flamingo_rt.errors import ParityError, UsageError
 from flamingo_rt.export.checks.parity import check_parity
 from flamingo_rt.export.checks.parity_cases import compute_reference
 from flamingo_rt.export.pipeline import export_model
-from flamingo_rt.training.tokenizer import train_tokenizer
+from flamingo_rt.training.tokenizer_training import train_tokenizer
 
 LOWERINGS = ("tensorrt", "tensorrt-classic")
 HALVES = ["fp16", pytest.param("bf16", marks=pytest.mark.slow)]

@@ -24,9 +24,9 @@ from flamingo_rt.export.quantization.calibration import (
 )
 from flamingo_rt.export.quantization.calibration_cases import STEPWISE, encode_prompts
 from flamingo_rt.model.flamingo import Flamingo
-from flamingo_rt.processing.media import Image
+from flamingo_rt.processing.preprocess import visual_pixels
 from flamingo_rt.processing.tokenizer import TextTokenizer
-from flamingo_rt.processing.visuals import visual_pixels
+from flamingo_rt.processing.visuals import Image
 
 
 def described(prompts: list[CalibrationPrompt]) -> list[list[str]]:

@@ -25,7 +25,7 @@ from flamingo_rt.export.quantization.packed_blocks import round_to_nearest
 from flamingo_rt.export.quantization.qdq import dequantize_graph
 from flamingo_rt.export.quantization.quantization_options import SCHEMES, Blocks
 from flamingo_rt.export.quantization.quantized_export import Quantize
-from flamingo_rt.training.tokenizer import train_tokenizer
+from flamingo_rt.training.tokenizer_training import train_tokenizer
 
 WIDTH, OUTPUTS = 128, 40
 INT4 = SCHEMES["int4"].with_block(32)

@@ -27,8 +27,8 @@ from flamingo_rt.export.quantization.packed_blocks import QuantizedMatrix
 from flamingo_rt.export.quantization.quantization_options import LIMITS, SCHEMES, SCHEMES_OF, Blocks, Limits
 from flamingo_rt.export.quantization.quantized_export import Quantize, error_aware_rounding
 from flamingo_rt.loading import load
-from flamingo_rt.processing.media import Image
 from flamingo_rt.processing.tokenizer import TextTokenizer
+from flamingo_rt.processing.visuals import Image
 from flamingo_rt.progress import silent
 
 # A small random model has no outliers and no margins: tokens change easily.

@@ -12,8 +12,8 @@ import cv2
 import numpy as np
 import PIL.Image
 
-from flamingo_rt.processing.media import Video
 from flamingo_rt.processing.video import read_frames
+from flamingo_rt.processing.visuals import Video
 
 from ..corpus.clips import CASES, NAME, write_clip
 from ..kind import MEGABYTE, Kind, Seeds, WrongAnswer

@@ -10,7 +10,7 @@ import torch
 from small_model import TEXTS, small_config
 
 from flamingo_rt.model.flamingo import Flamingo
-from flamingo_rt.training.tokenizer import train_tokenizer
+from flamingo_rt.training.tokenizer_training import train_tokenizer
 from flamingo_rt.training.trainer import MOMENTS, Run, TrainedParts, TrainingOptions, _optimizer, resume_run, save_run
 from flamingo_rt.training.vision_task import VisionTask
 

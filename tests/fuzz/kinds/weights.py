@@ -11,7 +11,7 @@ from random import Random
 import torch
 from safetensors.torch import save
 
-from flamingo_rt.weights.reading import open_weights
+from flamingo_rt.weights.weight_files import open_weights
 
 from ..corpus.weights import CASES, FOLDER, write_weights
 from ..kind import Kind, Seeds

@@ -11,7 +11,7 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
 
 from flamingo_rt.config import TokensConfig
 from flamingo_rt.errors import DataError
-from flamingo_rt.importing.vocabulary import END_OF_CHUNK, IMAGE, PAD, read_tokenizer
+from flamingo_rt.importing.openflamingo_tokenizer import END_OF_CHUNK, IMAGE, PAD, read_tokenizer
 from flamingo_rt.processing.tokenizer import TextTokenizer
 
 

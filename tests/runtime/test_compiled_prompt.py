@@ -10,7 +10,7 @@ import pytest
 
 import flamingo_rt
 from flamingo_rt import DataError, UsageError
-from flamingo_rt.runtime.prompt_file import FORMAT_VERSION, read_about
+from flamingo_rt.runtime.compiled_prompt import FORMAT_VERSION, read_about
 
 END = "<|endofchunk|>"
 

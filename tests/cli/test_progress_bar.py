@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from flamingo_rt.cli.progress import ProgressBar
+from flamingo_rt.cli.progress_bar import ProgressBar
 
 
 class Terminal(io.StringIO):
@@ -48,7 +48,7 @@ def test_a_stage_that_fails_is_not_told_as_done(capsys: pytest.CaptureFixture[st
 
 def test_times_are_since_the_start_and_never_fall(capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
     clock = iter([100.0, 101.5, 163.0])
-    monkeypatch.setattr("flamingo_rt.cli.progress.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("flamingo_rt.cli.progress_bar.time.perf_counter", lambda: next(clock))
     progress = ProgressBar()
     for stage in ("first", "second"):
         with progress(stage, 1):

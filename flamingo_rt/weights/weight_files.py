@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from flamingo_rt.errors import DataError
+from flamingo_rt.weights.flattening import without_shared_prefix
 from flamingo_rt.weights.folders import INDEX, read_index, weights_in
 from flamingo_rt.weights.lazy import LazyTensor
-from flamingo_rt.weights.naming import without_shared_prefix
 from flamingo_rt.weights.pytorch import open_legacy, open_zip
 from flamingo_rt.weights.regions import AGAIN
 from flamingo_rt.weights.safetensors_reading import open_safetensors

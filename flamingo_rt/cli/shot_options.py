@@ -37,8 +37,8 @@ def split_shots(shots: Sequence[tuple[str, str]], task: str | None) -> Shots:
 
 def shot_parts(model: Model, shots: Shots, task: str | None) -> list[Part]:
     """The examples as parts of a prompt, each with its end of chunk."""
-    from flamingo_rt.processing.media import Image
     from flamingo_rt.processing.tasks import caption_shot, question_shot
+    from flamingo_rt.processing.visuals import Image
 
     end, parts = model.config.tokens.end_of_chunk, []
     for file, *texts in shots:

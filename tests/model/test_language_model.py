@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from flamingo_rt.config import LanguageConfig
-from flamingo_rt.model.language import LanguageModel
+from flamingo_rt.model.language_model import LanguageModel
 from flamingo_rt.model.positions import alibi_slopes
 from flamingo_rt.model.torch_backend import BufferAttend
 

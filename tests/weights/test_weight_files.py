@@ -20,7 +20,7 @@ from torch import Tensor
 
 from flamingo_rt.errors import DataError
 from flamingo_rt.weights import pytorch
-from flamingo_rt.weights.reading import open_weights
+from flamingo_rt.weights.weight_files import open_weights
 
 
 def random(*shape: int) -> Tensor:
@@ -471,7 +471,7 @@ MEASURE = """
 import resource, sys
 from pathlib import Path
 import torch
-from flamingo_rt.weights.reading import open_weights
+from flamingo_rt.weights.weight_files import open_weights
 
 def read(path):
     total = 0

@@ -12,14 +12,12 @@ import flamingo_rt
 from flamingo_rt.contract import RESAMPLER, VISION_ENCODER, graph_specs
 from flamingo_rt.errors import DataError, UsageError
 from flamingo_rt.model.torch_backend import TorchBackend
-from flamingo_rt.processing.media import Image, Video
-from flamingo_rt.processing.visuals import visual_pixels
-from flamingo_rt.runtime import reading
-from flamingo_rt.runtime.media import encode_visuals
-from flamingo_rt.runtime.media_cache import MediaCache
+from flamingo_rt.processing.preprocess import visual_pixels
+from flamingo_rt.processing.visuals import Image, Video
+from flamingo_rt.runtime import visual_encoder
 from flamingo_rt.runtime.model import Model
-from flamingo_rt.runtime.reading import VisualReader
 from flamingo_rt.runtime.timing import StageTimer
+from flamingo_rt.runtime.visual_encoder import MediaCache, VisualEncoder, encode_visuals
 
 FLOAT32 = {"rtol": 0, "atol": 2e-4}  # sums in another order
 
@@ -32,7 +30,7 @@ def backend(flamingo):
 @pytest.fixture
 def reader(backend, config):
     """With a cache of so many bytes."""
-    return lambda most_bytes=2**20: VisualReader(backend, config, graph_specs(config), MediaCache(most_bytes))
+    return lambda most_bytes=2**20: VisualEncoder(backend, config, graph_specs(config), MediaCache(most_bytes))
 
 
 @pytest.fixture
@@ -141,8 +139,8 @@ def test_pictures_are_decoded_while_others_are_encoded(reader, backend, files, m
             encoding.append([decoded.acquire(timeout=30) for _ in range(5)])
         return bind(graph, inputs, outputs)
 
-    monkeypatch.setattr(reading, "THREADS", 2)
-    monkeypatch.setattr(reading, "visual_pixels", decode)
+    monkeypatch.setattr(visual_encoder, "THREADS", 2)
+    monkeypatch.setattr(visual_encoder, "visual_pixels", decode)
     monkeypatch.setattr(backend, "bind", wait)
     reader().read([Image(file) for file in files], StageTimer())
     assert encoding == [[True] * 5]
@@ -161,8 +159,8 @@ def test_no_more_is_decoded_ahead_than_allowed(reader, backend, files, monkeypat
             ahead.append(len(started))
         return bind(graph, inputs, outputs)
 
-    monkeypatch.setattr(reading, "AHEAD", 2)
-    monkeypatch.setattr(reading, "visual_pixels", decode)
+    monkeypatch.setattr(visual_encoder, "AHEAD", 2)
+    monkeypatch.setattr(visual_encoder, "visual_pixels", decode)
     monkeypatch.setattr(backend, "bind", look)
     rng = np.random.default_rng(0)
     many = [Image(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)) for _ in range(20)]
@@ -203,7 +201,7 @@ def test_clips_and_opened_pictures_are_decoded_one_at_a_time(reader, pictures, f
         inside.remove(visual)
         return pixels
 
-    monkeypatch.setattr(reading, "visual_pixels", decode)
+    monkeypatch.setattr(visual_encoder, "visual_pixels", decode)
     opened = PIL.Image.open(io.BytesIO(files[0].read_bytes()))  # decoded by whoever looks at it first
     visuals = [Image(opened), Video(files[:3], frames=3), Image(opened), Video([opened, opened], frames=2)] * 3
     reader().read([type(visual)(*vars(visual).values()) for visual in visuals], StageTimer())

@@ -12,7 +12,7 @@ from typing import Literal, TypeVar
 import numpy as np
 
 from flamingo_rt.training.scenes.scene import Scene, SceneObject
-from flamingo_rt.training.scenes.vocabulary import COLORS, NUMBERS, SHAPES
+from flamingo_rt.training.scenes.scene_words import COLORS, NUMBERS, SHAPES
 
 QuestionKind = Literal["color", "shape", "count", "exists", "position", "relation", "size", "digit"]
 T = TypeVar("T")

@@ -1,6 +1,8 @@
-"""From the pictures and clips of prompts to their media: decoded in threads while others are encoded, each once.
+"""From the pictures and clips of prompts to their media, the keys and values that the language model attends to.
 
-What lies in device memory is read in the thread that asks: its library knows by the thread which stream makes it.
+Visuals are decoded in threads while others are encoded, each once; media of pictures seen before come from a cache, by
+content. A visual in device memory is read in the thread that asks: its library knows by the thread which stream makes
+it.
 """
 
 from __future__ import annotations
@@ -8,23 +10,22 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, nullcontext
 from functools import partial
+from numbers import Integral
 
 import numpy as np
 
 from flamingo_rt.backend import Backend
 from flamingo_rt.config import FlamingoConfig
-from flamingo_rt.contract import ENCODED_AT_ONCE, GraphSpec
+from flamingo_rt.contract import ENCODED_AT_ONCE, RESAMPLER, VISION_ENCODER, GraphSpec
 from flamingo_rt.device_arrays import DeviceFrames
 from flamingo_rt.errors import DataError, UsageError
-from flamingo_rt.processing.media import Image, PixelValues, Visual, is_array
-from flamingo_rt.processing.visuals import lies_on_device, visual_pixels
-from flamingo_rt.runtime.media import VisualMedia, encode_frames, resample
-from flamingo_rt.runtime.media_cache import MediaCache
+from flamingo_rt.processing.preprocess import lies_on_device, visual_pixels
+from flamingo_rt.processing.visuals import Image, PixelValues, Visual, is_array
 from flamingo_rt.runtime.timing import StageTimer
 
 # Pillow decodes without Python's lock. More threads would take the cores that the encoder works on.
@@ -39,7 +40,7 @@ Key = bytes | int
 Decoded = tuple[Key, np.ndarray | DeviceFrames]
 
 
-class VisualReader:
+class VisualEncoder:
     """Reads and encodes visuals; what was encoded before is taken from a cache, by content."""
 
     def __init__(
@@ -136,3 +137,117 @@ def _may_run_beside(visual: Visual) -> bool:
     if isinstance(visual, Image):
         return isinstance(visual.source, (str, os.PathLike, bytes)) or is_array(visual.source)
     return isinstance(visual, PixelValues)
+
+
+# One visual: a tensor [Hx, L, d] for each media input of the language model.
+VisualMedia = dict[str, np.ndarray]
+
+
+def encode_visuals(
+    backend: Backend, specs: dict[str, GraphSpec], pixels: Sequence[np.ndarray], timer: StageTimer
+) -> list[VisualMedia]:
+    """Keys and values of visuals given as pixel values [F, 3, H, W] each."""
+    return resample(backend, specs, encode_frames(backend, specs, pixels, timer), timer)
+
+
+def encode_frames(
+    backend: Backend, specs: dict[str, GraphSpec], pixels: Sequence[np.ndarray] | Sequence[DeviceFrames],
+    timer: StageTimer,
+) -> list[np.ndarray]:
+    """Features [F, S, Dv] of visuals given as pixel values [F, 3, H, W] each: their frames one after the other,
+    `ENCODED_AT_ONCE` in a run. Those of one visual, which may lie in device memory, are read where they are."""
+    if not pixels:
+        return []
+    spec = specs[VISION_ENCODER].output("features")
+    frames = pixels[0] if len(pixels) == 1 else np.concatenate(pixels)
+    features = np.empty(spec.resolve({"N": len(frames)}), dtype=spec.array_dtype)
+    with timer.stage("vision"):
+        for start in range(0, len(frames), ENCODED_AT_ONCE):
+            run = slice(start, start + ENCODED_AT_ONCE)
+            backend.bind(VISION_ENCODER, {"pixel_values": frames[run]}, {"features": features[run]})()
+    return np.split(features, np.cumsum([len(p) for p in pixels[:-1]]))
+
+
+def resample(
+    backend: Backend, specs: dict[str, GraphSpec], features: Sequence[np.ndarray], timer: StageTimer
+) -> list[VisualMedia]:
+    """Keys and values of visuals given as features [F, S, Dv] each: those with the same number of frames together,
+    `ENCODED_AT_ONCE` in a run of the resampler."""
+    spec = specs[RESAMPLER]
+    by_frames: dict[int, list[int]] = defaultdict(list)
+    for visual, array in enumerate(features):
+        by_frames[len(array)].append(visual)
+    encoded: dict[int, VisualMedia] = {}
+    for visuals in _runs(by_frames.values()):
+        stacked = np.stack([features[visual] for visual in visuals])  # [M, F, S, Dv]
+        outputs = {out.name: np.empty(out.resolve({"M": len(visuals)}), dtype=out.array_dtype) for out in spec.outputs}
+        with timer.stage("resampler"):
+            backend.bind(RESAMPLER, {"features": stacked}, outputs)()
+        for position, visual in enumerate(visuals):
+            encoded[visual] = {name: array[position] for name, array in outputs.items()}
+    return [encoded[visual] for visual in range(len(features))]
+
+
+def _runs(groups: Iterable[list[int]]) -> Iterator[list[int]]:
+    for group in groups:
+        for start in range(0, len(group), ENCODED_AT_ONCE):
+            yield group[start : start + ENCODED_AT_ONCE]
+
+
+def stack_rows(rows: Sequence[Sequence[VisualMedia]], resampler: GraphSpec) -> dict[str, np.ndarray]:
+    """Media inputs [B, Hx, V * L, d] of a batch: each row's visuals in order, zeros where a row has fewer (at least one
+    slot, since a graph cannot take none)."""
+    slots = max(1, max(len(row) for row in rows))
+    stacked = {}
+    for spec in resampler.outputs:
+        _, heads, latents, width = spec.shape
+        array = np.zeros((len(rows), heads, slots * latents, width), dtype=spec.array_dtype)
+        for index, row in enumerate(rows):
+            for slot, media in enumerate(row):
+                array[index, :, slot * latents : (slot + 1) * latents] = media[spec.name]
+        stacked[spec.name] = array
+    return stacked
+
+
+DEFAULT_BYTES = 256 * 2**20  # some 40 pictures of OpenFlamingo-3B, more than a prompt holds
+
+
+class MediaCache:
+    """Media by a key of their picture's content, at most so many bytes: the least recently used is dropped. May be used
+    from several threads."""
+
+    def __init__(self, most_bytes: int = DEFAULT_BYTES) -> None:
+        """Raises `UsageError` when ``most_bytes`` is no integer of 0 (keep nothing) or more."""
+        if not isinstance(most_bytes, Integral) or most_bytes < 0:
+            raise UsageError(f"image_cache_bytes is {most_bytes!r}; it must be an integer, 0 (off) or more")
+        self._most, self._held = most_bytes, 0
+        self._media: OrderedDict[bytes, VisualMedia] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: bytes) -> VisualMedia | None:
+        """The media of a picture, the same numbers that were put; not to be written to."""
+        with self._lock:
+            if key in self._media:
+                self._media.move_to_end(key)
+            return self._media.get(key)
+
+    def put(self, key: bytes, media: VisualMedia) -> None:
+        """Keep a copy: what is given may be a part of a larger array, which would be kept with it."""
+        size = _bytes_of(media)
+        if size > self._most:
+            return
+        kept = {name: array.copy() for name, array in media.items()}
+        for array in kept.values():
+            array.setflags(write=False)
+        with self._lock:
+            if key in self._media:  # another thread was faster
+                return
+            self._media[key] = kept
+            self._held += size
+            while self._held > self._most:
+                _, dropped = self._media.popitem(last=False)
+                self._held -= _bytes_of(dropped)
+
+
+def _bytes_of(media: VisualMedia) -> int:
+    return sum(array.nbytes for array in media.values())

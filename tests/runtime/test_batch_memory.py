@@ -10,7 +10,7 @@ from recording import RecordingEngine
 from flamingo_rt.contract import LANGUAGE_MODEL, graph_specs
 from flamingo_rt.errors import DataError
 from flamingo_rt.model.torch_backend import TorchBackend
-from flamingo_rt.runtime import memory
+from flamingo_rt.runtime import batch_memory
 from flamingo_rt.runtime.model import Model
 from flamingo_rt.system_memory import MEMINFO
 
@@ -20,7 +20,7 @@ TOKEN = 2 * 2 * 2 * 16 * 4  # bytes of the cache: layers, keys and values, heads
 @pytest.fixture
 def have(monkeypatch):
     """Sets how much memory there is."""
-    return lambda count: monkeypatch.setattr(memory, "available_bytes", lambda: count)
+    return lambda count: monkeypatch.setattr(batch_memory, "available_bytes", lambda: count)
 
 
 @pytest.fixture
@@ -36,41 +36,41 @@ def test_what_is_needed_is_what_the_decoder_binds(flamingo, config, tokenizer, p
     arrays = [array for name, array in bound.inputs.items() if "ids" not in name and "index" not in name]
     taken = sum(array.nbytes for array in [*arrays, bound.outputs["logits"]])
     capacity = bound.inputs["past_key_values.0.key"].shape[2]
-    needed = memory.needed_bytes(specs, rows=2, capacity=capacity, visuals=2)
+    needed = batch_memory.needed_bytes(specs, rows=2, capacity=capacity, visuals=2)
     assert taken <= needed <= taken + 2 * 8 * (2 * capacity + 1)  # and the tokens
 
 
 def test_a_token_more_needs_its_keys_and_values_in_every_layer(specs):
     ids = 2 * 8  # input_ids and media_index
-    assert memory.needed_bytes(specs, 3, 11, 1) - memory.needed_bytes(specs, 3, 10, 1) == 3 * (TOKEN + ids)
+    assert batch_memory.needed_bytes(specs, 3, 11, 1) - batch_memory.needed_bytes(specs, 3, 10, 1) == 3 * (TOKEN + ids)
 
 
 def reading(config, rows, tokens=2, total=2):
-    return memory.prefill_bytes(config, rows, tokens, total)
+    return batch_memory.prefill_bytes(config, rows, tokens, total)
 
 
 @pytest.mark.parametrize("beams", [1, 3])
 def test_an_answer_that_fits_is_given(beams, torch_model, specs, config, have):
     """Of the token of the beginning, "x" and four more; the prompt of beams is read once."""
-    have(memory.needed_bytes(specs, beams, 6, 0) + reading(config, 1))
+    have(batch_memory.needed_bytes(specs, beams, 6, 0) + reading(config, 1))
     assert torch_model.generate("x", max_new_tokens=4, beams=beams).result().tokens
 
 
 def test_a_batch_that_does_not_fit_is_told_how_many_rows_would(torch_model, specs, config, have):
-    have(3 * (memory.needed_bytes(specs, 1, 6, 0) + reading(config, 1)) + 5)
+    have(3 * (batch_memory.needed_bytes(specs, 1, 6, 0) + reading(config, 1)) + 5)
     assert len(torch_model.generate_batch(["x"] * 3, max_new_tokens=4)) == 3
     with pytest.raises(DataError, match=r"4 rows of 6 tokens .* take .* MB, .* MB are available; 3 of these rows"):
         torch_model.generate_batch(["x"] * 4, max_new_tokens=4)
 
 
 def test_beams_that_do_not_fit_are_counted_as_such(torch_model, specs, config, have):
-    have(2 * memory.needed_bytes(specs, 1, 6, 0) + reading(config, 1))
+    have(2 * batch_memory.needed_bytes(specs, 1, 6, 0) + reading(config, 1))
     with pytest.raises(DataError, match=r"5 beams of 6 tokens .*; 2 of these beams would fit"):
         torch_model.generate("x", beams=5, max_new_tokens=4)
 
 
 def test_a_row_that_does_not_fit_is_told_how_many_tokens_would(torch_model, specs, config, have):
-    have(memory.needed_bytes(specs, 1, 30, 0) + reading(config, 1))
+    have(batch_memory.needed_bytes(specs, 1, 30, 0) + reading(config, 1))
     with pytest.raises(DataError, match=r"one row of 66 tokens .*; 30 tokens would fit: use fewer shots"):
         torch_model.generate("x")
     have(10)
@@ -81,7 +81,7 @@ def test_a_row_that_does_not_fit_is_told_how_many_tokens_would(torch_model, spec
 def test_rows_behind_a_prefix_are_read_one_at_a_time(torch_model, specs, config, have):
     shots = torch_model.prompt("Output: a")
     total = len(shots) + 1  # "x"
-    have(memory.needed_bytes(specs, 3, total + 4, 0) + reading(config, 1, 1, total))
+    have(batch_memory.needed_bytes(specs, 3, total + 4, 0) + reading(config, 1, 1, total))
     assert len(torch_model.generate_batch(["x"] * 3, prefix=shots, max_new_tokens=4)) == 3
 
 
@@ -93,8 +93,8 @@ def with_language(config, **changes):
 
 
 def test_without_a_bias_prefill_grows_with_the_tokens_alone(config):
-    one = memory.prefill_bytes(config, 1, 100, 100)
-    assert memory.prefill_bytes(config, 3, 200, 5000) == 6 * one
+    one = batch_memory.prefill_bytes(config, 1, 100, 100)
+    assert batch_memory.prefill_bytes(config, 3, 200, 5000) == 6 * one
     # Per token: three vectors of 32, and seven of the gated feed-forward's 64, float32.
     assert one == 100 * 4 * (3 * 32 + 7 * 64)
 
@@ -102,7 +102,7 @@ def test_without_a_bias_prefill_grows_with_the_tokens_alone(config):
 @pytest.mark.parametrize(("positions", "pair"), [("alibi", 4 * 4 + 12), ("relative", 20 * 4 + 24)])
 def test_a_position_bias_takes_a_number_for_each_pair_of_tokens_and_head(config, positions, pair):
     biased = with_language(config, positions=positions)
-    more = memory.prefill_bytes(biased, 2, 70, 90) - memory.prefill_bytes(config, 2, 70, 90)
+    more = batch_memory.prefill_bytes(biased, 2, 70, 90) - batch_memory.prefill_bytes(config, 2, 70, 90)
     assert more == 2 * 70 * 90 * pair
 
 
@@ -115,7 +115,7 @@ from flamingo_rt.bench.machine import reset_peak
 from flamingo_rt.contract import GRAPHS, graph_specs
 from flamingo_rt.engines.ort import OrtBackend
 from flamingo_rt.runtime.decoder import Decoder, Row
-from flamingo_rt.runtime.memory import prefill_bytes
+from flamingo_rt.runtime.batch_memory import prefill_bytes
 
 def status(name):
     lines = Path("/proc/self/status").read_text().splitlines()
