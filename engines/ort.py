@@ -15,7 +15,7 @@ import numpy as np
 
 from flamingo_rt.backend import HostBackend
 from flamingo_rt.config import FlamingoConfig
-from flamingo_rt.contract import IN_PLACE, LANGUAGE_MODEL, GraphSpec, graph_specs
+from flamingo_rt.contract import CACHE_LENGTH, IN_PLACE, INPUT_IDS, LANGUAGE_MODEL, GraphSpec, graph_specs
 from flamingo_rt.cores import check_threads
 from flamingo_rt.errors import DataError, DependencyError, UsageError
 from flamingo_rt.graph_files import GraphFile, native, read_graph
@@ -186,10 +186,10 @@ def bind_appended_cache(bind: Bind, spec: GraphSpec, inputs: Arrays, outputs: Ar
     present = [tensor for tensor in spec.outputs if tensor.shape[0] == "T"]
 
     def call() -> None:
-        lengths = inputs["cache_length"]
+        lengths = inputs[CACHE_LENGTH]
         cached = max(1, int(lengths.max()))
         slots = {name: np.ascontiguousarray(inputs[name][:, :, :cached].transpose(2, 0, 1, 3)) for name in past}
-        sizes = {"B": len(lengths), "T": inputs["input_ids"].shape[1]}
+        sizes = {"B": len(lengths), "T": inputs[INPUT_IDS].shape[1]}
         new = {tensor.name: np.empty(tensor.resolve(sizes), tensor.array_dtype) for tensor in present}
         bind({**inputs, **slots}, {**outputs, **new})()
         for name, tokens in new.items():

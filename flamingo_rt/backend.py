@@ -13,7 +13,15 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from flamingo_rt.contract import LANGUAGE_MODEL, NEXT_LOGPROB, NEXT_TOKEN, GraphSpec, TensorSpec
+from flamingo_rt.contract import (
+    CACHE_LENGTH,
+    INPUT_IDS,
+    LANGUAGE_MODEL,
+    NEXT_LOGPROB,
+    NEXT_TOKEN,
+    GraphSpec,
+    TensorSpec,
+)
 
 
 class GreedySteps(Protocol):
@@ -98,7 +106,7 @@ class Cache(Protocol):
         """A copy of the first row's first ``length`` tokens."""
         ...
 
-    def widen(self, rows: int, length: int) -> None:
+    def expand_rows(self, rows: int, length: int) -> None:
         """Make the only row, of ``length`` tokens, ``rows`` equal rows. Buffers taken before are no longer in use."""
         ...
 
@@ -142,8 +150,8 @@ class HostCache:
         """As `Cache.save`."""
         return {name: array[:1, :, :length].copy() for name, array in self._arrays.items()}
 
-    def widen(self, rows: int, length: int) -> None:
-        """As `Cache.widen`."""
+    def expand_rows(self, rows: int, length: int) -> None:
+        """As `Cache.expand_rows`."""
         for spec in self._specs:  # one at a time, so that only one is there twice
             array = self._arrays[spec.name]
             self._arrays[spec.name] = self._zeros(spec, rows)
@@ -191,7 +199,7 @@ class HostGreedySteps:
     """`flamingo_rt.backend.GreedySteps` over a bound step: it is done when it was launched."""
 
     def __init__(self, run: Callable[[], None], inputs: Arrays, outputs: Arrays) -> None:
-        self._run, self._tokens, self._lengths = run, inputs["input_ids"], inputs["cache_length"]
+        self._run, self._tokens, self._lengths = run, inputs[INPUT_IDS], inputs[CACHE_LENGTH]
         self._chosen, self._logprobs = outputs[NEXT_TOKEN], outputs[NEXT_LOGPROB]
 
     def begin(self, tokens: np.ndarray) -> None:

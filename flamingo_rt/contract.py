@@ -77,6 +77,11 @@ class GraphSpec:
         return next(spec for spec in self.outputs if spec.name == name)
 
 
+# The tensors of a graph, by the names they have in every file and every runtime.
+PIXEL_VALUES, FEATURES = "pixel_values", "features"
+INPUT_IDS, CACHE_LENGTH, MEDIA_INDEX, LOGITS_INDEX = "input_ids", "cache_length", "media_index", "logits_index"
+LOGITS = "logits"
+
 # The greedy choice: the first of the likeliest tokens, and its natural logarithm of the probability.
 NEXT_TOKEN, NEXT_LOGPROB = "next_token", "next_logprob"
 
@@ -100,6 +105,16 @@ def present_name(layer: int, part: str) -> str:
     return f"present.{layer}.{part}"
 
 
+def present_of(past: str) -> str:
+    """Name on its way out of the cache that is called ``past`` on its way in."""
+    return past.replace("past_key_values", "present", 1)
+
+
+def past_of(present: str) -> str:
+    """Name on its way in of the cache that is called ``present`` on its way out."""
+    return present.replace("present", "past_key_values", 1)
+
+
 def layer_parts(layers: int) -> list[tuple[int, str]]:
     """(layer, ``key``) and (layer, ``value``) for each layer, in the order of the graphs."""
     return [(layer, part) for layer in range(layers) for part in ("key", "value")]
@@ -121,8 +136,8 @@ def _vision_encoder(config: FlamingoConfig, dtype: str) -> GraphSpec:
     vision = config.vision
     return GraphSpec(
         VISION_ENCODER,
-        (TensorSpec("pixel_values", "float32", ("N", 3, vision.image_size, vision.image_size)),),
-        (TensorSpec("features", dtype, ("N", vision.feature_count, vision.width)),),
+        (TensorSpec(PIXEL_VALUES, "float32", ("N", 3, vision.image_size, vision.image_size)),),
+        (TensorSpec(FEATURES, dtype, ("N", vision.feature_count, vision.width)),),
     )
 
 
@@ -137,7 +152,7 @@ def _media(config: FlamingoConfig, dtype: str, leading: Dimension, latents: Dime
 def _resampler(config: FlamingoConfig, dtype: str) -> GraphSpec:
     features = ("M", "F", config.vision.feature_count, config.vision.width)
     media = _media(config, dtype, "M", config.resampler.latents)
-    return GraphSpec(RESAMPLER, (TensorSpec("features", dtype, features),), media)
+    return GraphSpec(RESAMPLER, (TensorSpec(FEATURES, dtype, features),), media)
 
 
 def _language_model(config: FlamingoConfig, dtype: str, cache: str) -> GraphSpec:
@@ -150,15 +165,15 @@ def _language_model(config: FlamingoConfig, dtype: str, cache: str) -> GraphSpec
     return GraphSpec(
         LANGUAGE_MODEL,
         (
-            TensorSpec("input_ids", "int64", ("B", "T")),
-            TensorSpec("cache_length", "int64", ("B",)),
-            TensorSpec("media_index", "int64", ("B", "T")),
-            TensorSpec("logits_index", "int64", ("B", "K")),
+            TensorSpec(INPUT_IDS, "int64", ("B", "T")),
+            TensorSpec(CACHE_LENGTH, "int64", ("B",)),
+            TensorSpec(MEDIA_INDEX, "int64", ("B", "T")),
+            TensorSpec(LOGITS_INDEX, "int64", ("B", "K")),
             *_media(config, dtype, "B", "S"),
             *(TensorSpec(past_name(layer, part), dtype, past) for layer, part in parts),
         ),
         (
-            TensorSpec("logits", "float32", ("B", "K", language.vocab_size)),
+            TensorSpec(LOGITS, "float32", ("B", "K", language.vocab_size)),
             TensorSpec(NEXT_TOKEN, "int64", ("B", "K")),
             TensorSpec(NEXT_LOGPROB, "float32", ("B", "K")),
             *(TensorSpec(present_name(layer, part), dtype, present) for layer, part in parts),
@@ -215,11 +230,11 @@ class Limits:
 
 @dataclass(frozen=True)
 class SizeRange:
-    """Smallest, likeliest and largest size behind a letter."""
+    """Smallest, most frequent and largest size behind a letter."""
 
-    least: int
-    likely: int
-    most: int
+    min: int
+    opt: int
+    max: int
 
 
 # The ranges of a graph's letters, by the name of the case: an engine has one set of kernels for each case.
@@ -247,7 +262,7 @@ def size_ranges(config: FlamingoConfig, limits: Limits, cache: str = IN_PLACE) -
             },
             # After prefill a token looks at the last visual alone, unless the model attends to all.
             DECODE: {
-                "B": replace(rows, most=max(DECODE_ROWS, limits.batch)), "T": one, "K": one,
+                "B": replace(rows, max=max(DECODE_ROWS, limits.batch)), "T": one, "K": one,
                 "S": seen if attends_to_all else SizeRange(latents, latents, latents), "C": cached,
             },
         },

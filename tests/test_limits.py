@@ -35,7 +35,7 @@ def test_every_size_of_every_input_has_an_ordered_range(name: str, cache: str) -
         for sizes in ranges[graph].values():
             letters = {size for tensor in spec.inputs for size in tensor.shape if isinstance(size, str)}
             assert letters == set(sizes)
-            assert all(1 <= found.least <= found.likely <= found.most for found in sizes.values())
+            assert all(1 <= found.min <= found.opt <= found.max for found in sizes.values())
 
 
 def test_without_limits_a_model_takes_what_it_can() -> None:

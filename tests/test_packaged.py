@@ -100,8 +100,8 @@ def test_greedy_tokens_equal_the_oracles_for_50_prompts_in_batches_of_1_to_4(
         for parts, result in zip(rows, found, strict=True):
             prompt = build_prompt(parts, model.tokenizer)
             pixels = [torch.from_numpy(visual_pixels(visual, model.config)) for visual in prompt.visuals]
-            ids, phi = prompt.input_ids.tolist(), prompt.media_index.tolist()
-            expected = generate_naively(flamingo, ids, phi, pixels, 24, model.tokenizer.stop_ids)
+            ids, media_index = prompt.input_ids.tolist(), prompt.media_index.tolist()
+            expected = generate_naively(flamingo, ids, media_index, pixels, 24, model.tokenizer.stop_ids)
             assert list(result.tokens) == expected
         start, batch = start + len(rows), batch % 4 + 1
 

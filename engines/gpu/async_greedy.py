@@ -11,12 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from flamingo_rt.contract import NEXT_LOGPROB, NEXT_TOKEN
+from flamingo_rt.contract import CACHE_LENGTH, INPUT_IDS, NEXT_LOGPROB, NEXT_TOKEN
 from flamingo_rt.engines.gpu.cuda import Cuda
 from flamingo_rt.engines.gpu.device_run import DeviceRun
 from flamingo_rt.errors import DataError
-
-TOKENS, LENGTHS = "input_ids", "cache_length"
 
 
 @dataclass
@@ -35,18 +33,19 @@ class AsyncGreedySteps:
     def __init__(self, cuda: Cuda, run: DeviceRun, lengths: np.ndarray, ahead: int) -> None:
         """``lengths`` is the array that the run was bound to; a run may look at it when it is launched. At most
         ``ahead`` steps are begun before the one before them is taken. To be made within `Cuda.current`."""
-        if run.dtypes[TOKENS] != run.dtypes[NEXT_TOKEN]:
+        read, written = run.dtypes[INPUT_IDS], run.dtypes[NEXT_TOKEN]
+        if read != written:
             raise DataError(
-                f"the language model reads tokens as {run.dtypes[TOKENS]} and gives them as {run.dtypes[NEXT_TOKEN]}: "
-                "build its engines again, of one version"
+                f"the language model reads tokens as {read} and writes them as {written}: build its engines again, "
+                "with one version of TensorRT"
             )
         run.leave_copies_out()
         self._cuda, self._run, self._lengths = cuda, run, lengths
         rows, dtypes = len(lengths), run.dtypes
-        self._first = cuda.pinned((rows, 1), dtypes[TOKENS])
+        self._first = cuda.pinned((rows, 1), dtypes[INPUT_IDS])
         self._free = [
             _Slot(
-                cuda.pinned((rows,), dtypes[LENGTHS]), cuda.pinned((rows, 1), dtypes[NEXT_TOKEN]),
+                cuda.pinned((rows,), dtypes[CACHE_LENGTH]), cuda.pinned((rows, 1), dtypes[NEXT_TOKEN]),
                 cuda.pinned((rows, 1), dtypes[NEXT_LOGPROB]),
             )
             for _ in range(ahead + 1)
@@ -72,11 +71,11 @@ class AsyncGreedySteps:
         with cuda.current():
             if self._begun:
                 size = self._first.nbytes
-                cuda.copy_rows(run.address(TOKENS), size, run.address(NEXT_TOKEN), size, size, 1)
+                cuda.copy_rows(run.address(INPUT_IDS), size, run.address(NEXT_TOKEN), size, size, 1)
             else:
-                cuda.upload(run.address(TOKENS), self._first)
+                cuda.upload(run.address(INPUT_IDS), self._first)
             self._begun = True
-            cuda.upload(run.address(LENGTHS), slot.lengths)
+            cuda.upload(run.address(CACHE_LENGTH), slot.lengths)
             run.launch()
             cuda.download(slot.chosen, run.address(NEXT_TOKEN))
             cuda.download(slot.logprobs, run.address(NEXT_LOGPROB))

@@ -40,7 +40,7 @@ class CachePool:
 
     def cache(self, rows: int, capacity: int, make: Callable[[Buffers | None], DeviceCache]) -> DeviceCache:
         """What ``make`` makes of the spare buffers, if they have ``rows`` rows and room for ``capacity`` tokens and
-        not many more, or of None. When that cache is gone, its buffers are the spare ones, unless it was widened."""
+        not many more, or of None. When that cache is gone, its buffers are the spare ones, unless it was expanded."""
         bound, self._spare = self._spare, None
         if bound is not None and not _fit(bound.buffers, rows, capacity):
             bound = None  # freed before others are allocated
@@ -48,7 +48,7 @@ class CachePool:
         bound = bound or _Bound(cache.buffers())
         key = _key(bound.buffers)
         self._in_use[key] = bound
-        cache.when_widened = lambda: self._in_use.pop(key, None)  # so that its buffers can go one by one
+        cache.when_expanded = lambda: self._in_use.pop(key, None)  # so that its buffers can go one by one
         # Not when the interpreter ends: CUDA may be gone then.
         weakref.finalize(cache, self._put_back, key).atexit = False
         return cache
@@ -68,7 +68,7 @@ class CachePool:
     def keep(self, past: Buffers, bound_to: Hashable, steps: AsyncGreedySteps) -> None:
         """Have them for the next answer."""
         bound = self._in_use.get(_key(past))
-        if bound is not None:  # else it was widened: it is no longer what was asked for
+        if bound is not None:  # else it was expanded: it is no longer what was asked for
             bound.steps = bound_to, steps
 
     def _put_back(self, key: int) -> None:

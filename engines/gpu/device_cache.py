@@ -90,7 +90,7 @@ class DeviceCache:
         self._cuda, self._appended, self._capacity, self._remedy = cuda, form == APPENDED, capacity, remedy
         self._specs = [spec for spec in language_model.inputs if "C" in spec.shape]
         self._buffers: dict[str, CacheBuffer] = {}
-        self.when_widened: Callable[[], object] = lambda: None  # called before its buffers are replaced
+        self.when_expanded: Callable[[], object] = lambda: None  # called before its buffers are replaced
         with cuda.current():
             if buffers is not None:
                 self._buffers.update(buffers)
@@ -141,12 +141,12 @@ class DeviceCache:
                 saved[spec.name] = np.ascontiguousarray(array.swapaxes(0, 1) if self._appended else array)[None]
         return saved
 
-    def widen(self, rows: int, length: int) -> None:
-        """As `Cache.widen`."""
-        self.when_widened()
+    def expand_rows(self, rows: int, length: int) -> None:
+        """As `Cache.expand_rows`."""
+        self.when_expanded()
         with self._cuda.current():
             for spec in self._specs:  # one at a time, so that only one is there twice
-                self._buffers[spec.name] = self._widened(self._buffers[spec.name], spec, rows, slice(0, length))
+                self._buffers[spec.name] = self._expanded(self._buffers[spec.name], spec, rows, slice(0, length))
 
     def copy_rows(self, targets: Sequence[int], sources: Sequence[int], tokens: slice) -> None:
         """As `Cache.copy_rows`."""
@@ -166,7 +166,7 @@ class DeviceCache:
                     self._move(buffer.pieces(row, tokens), source)
             self._cuda.synchronize()  # what is beside must not go while it is read
 
-    def _widened(self, one: CacheBuffer, spec: TensorSpec, rows: int, tokens: slice) -> CacheBuffer:
+    def _expanded(self, one: CacheBuffer, spec: TensorSpec, rows: int, tokens: slice) -> CacheBuffer:
         many = self._zeros(spec, rows)
         for row in range(rows):
             self._move(many.pieces(row, tokens), one.pieces(0, tokens))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from flamingo_rt.backend import HostGreedySteps
-from flamingo_rt.contract import LANGUAGE_MODEL, GraphSpec
+from flamingo_rt.contract import CACHE_LENGTH, LANGUAGE_MODEL, GraphSpec
 from flamingo_rt.engines.gpu.async_greedy import AsyncGreedySteps
 from flamingo_rt.engines.gpu.cache_pool import Buffers, CachePool
 from flamingo_rt.engines.gpu.cuda import Cuda
@@ -94,7 +94,7 @@ class GpuBackend(ABC):
             return steps
         with self._cuda.current():
             run = self._bound(LANGUAGE_MODEL, inputs, outputs, constant)
-            steps = AsyncGreedySteps(self._cuda, run, inputs["cache_length"], self.steps_ahead)
+            steps = AsyncGreedySteps(self._cuda, run, inputs[CACHE_LENGTH], self.steps_ahead)
         self._kept.keep(past, shapes, steps)
         return steps
 

@@ -258,7 +258,7 @@ class _Compiler:
             for tensor in self._specs[name].inputs:
                 shapes = (
                     tensor.resolve({letter: getattr(sizes, bound) for letter, sizes in ranges.items()})
-                    for bound in ("least", "likely", "most")
+                    for bound in ("min", "opt", "max")
                 )
                 profile.set_shape(tensor.name, *shapes)
             if config.add_optimization_profile(profile) < 0:

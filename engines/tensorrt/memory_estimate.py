@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from flamingo_rt.config import FlamingoConfig
-from flamingo_rt.contract import LANGUAGE_MODEL, PREFILL, Limits, TensorSpec, graph_specs, size_ranges
+from flamingo_rt.contract import LANGUAGE_MODEL, LOGITS, PREFILL, Limits, TensorSpec, graph_specs, size_ranges
 from flamingo_rt.errors import DataError
 from flamingo_rt.system_memory import readable_bytes
 
@@ -37,13 +37,13 @@ def memory_needs(
     building = BUILDER_BYTES + math.ceil((WEIGHT_COPIES + (1 if shared else 0)) * largest)
     spec = graph_specs(config, compute, cache_form)[LANGUAGE_MODEL]
     ranges = size_ranges(config, limits, cache_form)[LANGUAGE_MODEL][PREFILL]
-    sizes = {letter: found.most for letter, found in ranges.items()}
+    sizes = {letter: found.max for letter, found in ranges.items()}
 
     def taken(tensors: tuple[TensorSpec, ...]) -> int:
         return sum(math.prod(tensor.resolve(sizes)) * ITEM_BYTES[tensor.dtype] for tensor in tensors)
 
     cache = taken(tuple(tensor for tensor in spec.inputs if "C" in tensor.shape))
-    tensors = taken((*spec.inputs, spec.output("logits")))
+    tensors = taken((*spec.inputs, spec.output(LOGITS)))
     return MemoryNeeds(building, sum(weights.values()) + tensors, cache)
 
 

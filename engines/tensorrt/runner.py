@@ -19,7 +19,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from flamingo_rt.bundle import Bundle
-from flamingo_rt.contract import APPENDED, CACHE_FORMS, LANGUAGE_MODEL, graph_specs
+from flamingo_rt.contract import APPENDED, CACHE_FORMS, CACHE_LENGTH, INPUT_IDS, LANGUAGE_MODEL, graph_specs
 from flamingo_rt.engines.gpu.cache_pool import Buffers
 from flamingo_rt.engines.gpu.cuda import ALIGNMENT, Cuda, DeviceMemory, Graph, aligned
 from flamingo_rt.engines.gpu.device_cache import DeviceCache
@@ -148,7 +148,7 @@ class _AppendingRun(_Run):
     ) -> None:
         super().__init__(cuda, graph, inputs, outputs, constant)
         self._capture = False  # shapes change with every run
-        self._lengths, self._tokens = inputs["cache_length"], inputs["input_ids"].shape[1]
+        self._lengths, self._tokens = inputs[CACHE_LENGTH], inputs[INPUT_IDS].shape[1]
         self._cache = next(iter(self._past.values()))
         # What an engine reads of an empty cache: it must hold numbers, and not be where the engine writes.
         self._empty = cuda.allocate(aligned(self._cache.slot_bytes), "a slot of the cache")

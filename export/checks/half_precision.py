@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from flamingo_rt.checkpoints import StoredModel
-from flamingo_rt.contract import GRAPHS, LANGUAGE_MODEL, RESAMPLER, VISION_ENCODER
+from flamingo_rt.contract import FEATURES, GRAPHS, LANGUAGE_MODEL, LOGITS, RESAMPLER, VISION_ENCODER
 from flamingo_rt.errors import ParityError
 from flamingo_rt.export.checks.parity import Deviation
 from flamingo_rt.export.checks.parity_cases import Reference, compute_reference
@@ -77,13 +77,13 @@ def rounding_cost(
     going into the next; ``on_step`` as in `compute_reference`. Raises `ParityError` when numbers become too large."""
     found = compute_reference(streamed_model(half.config, half.tensors, dtype), on_step)
     cost = _RoundingCost(dtype)
-    cost.take(VISION_ENCODER, "features", "pictures", found.features, expected.features)
+    cost.take(VISION_ENCODER, FEATURES, "pictures", found.features, expected.features)
     for case, wanted in zip(found.cases, expected.cases, strict=True):
         name = case.case.name
         for tensor, values in case.media.items():
             cost.take(RESAMPLER, tensor, name, values, wanted.media[tensor])
         for row, logits in enumerate(case.logits):
-            cost.take(LANGUAGE_MODEL, "logits", name, logits, wanted.logits[row])
+            cost.take(LANGUAGE_MODEL, LOGITS, name, logits, wanted.logits[row])
     return cost.largest
 
 

@@ -19,16 +19,25 @@ from torch import Tensor
 from flamingo_rt.backend import Backend
 from flamingo_rt.config import FlamingoConfig
 from flamingo_rt.contract import (
+    CACHE_LENGTH,
+    FEATURES,
     GRAPHS,
+    INPUT_IDS,
     LANGUAGE_MODEL,
+    LOGITS,
+    LOGITS_INDEX,
+    MEDIA_INDEX,
     NEXT_LOGPROB,
     NEXT_TOKEN,
+    PIXEL_VALUES,
     RESAMPLER,
     VISION_ENCODER,
     GraphSpec,
     TensorSpec,
     layer_parts,
     past_name,
+    past_of,
+    present_of,
 )
 from flamingo_rt.errors import ParityError
 from flamingo_rt.export.checks.parity_cases import Expected, Reference
@@ -88,12 +97,12 @@ def compare(
     specs = backend.specs
     if VISION_ENCODER in graphs:
         sizes = {"N": len(reference.pixel_values)}
-        found = _run(backend, specs[VISION_ENCODER], {"pixel_values": reference.pixel_values}, sizes)
-        judge.check(VISION_ENCODER, "features", "pictures", found["features"], reference.features)
+        found = _run(backend, specs[VISION_ENCODER], {PIXEL_VALUES: reference.pixel_values}, sizes)
+        judge.check(VISION_ENCODER, FEATURES, "pictures", found[FEATURES], reference.features)
     for expected in reference.cases:
         if RESAMPLER in graphs:
             sizes = {"M": expected.case.visual_count}
-            found = _run(backend, specs[RESAMPLER], {"features": expected.features}, sizes)
+            found = _run(backend, specs[RESAMPLER], {FEATURES: expected.features}, sizes)
             for name, tensor in expected.media.items():
                 judge.check(RESAMPLER, name, expected.case.name, found[name], tensor)
         if LANGUAGE_MODEL in graphs:
@@ -140,11 +149,11 @@ def _check_language(backend: Backend, config: FlamingoConfig, expected: Expected
             tokens = int(lengths[row]) if start == 0 else piece
             begin = 0 if start == 0 else int(taken[row])
             wanted = expected.logits[row][begin : begin + tokens]
-            judge.check(LANGUAGE_MODEL, "logits", case.name, logits[row, :tokens], wanted)
+            judge.check(LANGUAGE_MODEL, LOGITS, case.name, logits[row, :tokens], wanted)
         start += piece
     for row, seen in enumerate(expected.caches):
         for name, tensor in seen.items():
-            found = cache[name.replace("present", "past_key_values")][row, :, : tensor.shape[2]]
+            found = cache[past_of(name)][row, :, : tensor.shape[2]]
             padded = F.pad(tensor[0], (0, found.shape[-1] - tensor.shape[-1]))  # as `cached_head_width` has it
             judge.check(LANGUAGE_MODEL, name, case.name, _as_float(found, spec.output(name)), padded)
 
@@ -159,15 +168,15 @@ def _piece(
     spec = backend.specs[LANGUAGE_MODEL]
     logits = np.empty((rows, count, config.language.vocab_size), dtype=np.float32)
     inputs = {
-        "input_ids": np.ascontiguousarray(expected.input_ids[:, tokens].numpy()),
-        "media_index": np.ascontiguousarray(expected.media_index[:, tokens].numpy()),
-        "cache_length": cached.astype(np.int64),
-        "logits_index": np.tile(np.arange(count), (rows, 1)),
+        INPUT_IDS: np.ascontiguousarray(expected.input_ids[:, tokens].numpy()),
+        MEDIA_INDEX: np.ascontiguousarray(expected.media_index[:, tokens].numpy()),
+        CACHE_LENGTH: cached.astype(np.int64),
+        LOGITS_INDEX: np.tile(np.arange(count), (rows, 1)),
         **{name: _as_array(expected.by_row(name), spec.input(name)) for name in expected.media},
     }
-    present = {name.replace("past_key_values", "present"): array for name, array in cache.items()}
+    present = {present_of(name): array for name, array in cache.items()}
     chosen = {NEXT_TOKEN: np.empty((rows, count), np.int64), NEXT_LOGPROB: np.empty((rows, count), np.float32)}
-    backend.bind(LANGUAGE_MODEL, {**inputs, **cache}, {"logits": logits, **chosen, **present})()
+    backend.bind(LANGUAGE_MODEL, {**inputs, **cache}, {LOGITS: logits, **chosen, **present})()
     _check_choice(expected.case.name, logits, **chosen)
     return logits
 

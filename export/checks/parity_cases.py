@@ -127,11 +127,11 @@ def _with_media(model: Flamingo, case: Case, pictures: Tensor, generator: torch.
     features = pictures[chosen].unflatten(0, (case.visual_count, case.frames))
     media = encode_media(model, features)
     input_ids = torch.randint(model.config.language.vocab_size, (len(case.lengths), case.tokens), generator=generator)
-    phi = torch.zeros_like(input_ids)
+    media_index = torch.zeros_like(input_ids)
     for row, places in enumerate(case.visuals):
         for place in places:
-            phi[row, place:] += 1
-    return Expected(case, features, media, input_ids, phi, [], [])
+            media_index[row, place:] += 1
+    return Expected(case, features, media, input_ids, media_index, [], [])
 
 
 def encode_media(model: Flamingo, features: Tensor) -> dict[str, Tensor]:

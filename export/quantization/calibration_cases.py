@@ -50,9 +50,9 @@ def encode_prompts(
         places = tuple(int(place) for place in np.flatnonzero(prompt.input_ids == tokenizer.image_id))
         steps = min(STEPWISE, len(prompt) - 1)
         case = Case(f"prompt {number}", (len(prompt) - steps,), (places,), pieces=(1,) * steps)
-        ids, phi = (torch.from_numpy(array)[None] for array in (prompt.input_ids, prompt.media_index))
+        ids, media_index = (torch.from_numpy(array)[None] for array in (prompt.input_ids, prompt.media_index))
         own = {name: tensor[shown] for name, tensor in media.items()}
-        cases.append(Expected(case, features[shown, None], own, ids, phi, [], []))
+        cases.append(Expected(case, features[shown, None], own, ids, media_index, [], []))
     return Reference(pixel_values, features, cases)
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from torch import Tensor
 
-from flamingo_rt.contract import GRAPHS, LANGUAGE_MODEL
+from flamingo_rt.contract import GRAPHS, LANGUAGE_MODEL, LOGITS
 from flamingo_rt.errors import ParityError
 from flamingo_rt.export.quantization.quantization_options import SCHEMES_OF, Limits
 
@@ -54,7 +54,7 @@ class QualityMeter:
     def check(self, graph: str, tensor: str, case: str, found: np.ndarray, expected: Tensor) -> None:
         """Take one output: its vectors are along the last axis. Of the language model, logits alone count."""
         if graph == LANGUAGE_MODEL:
-            if tensor != "logits":
+            if tensor != LOGITS:
                 return
             self._tokens += expected.shape[0]
             self._changed += int((found.argmax(-1) != expected.numpy().argmax(-1)).sum())

@@ -8,7 +8,7 @@ import re
 from flamingo_rt.config import PreprocessingConfig, ViTConfig
 from flamingo_rt.errors import DataError
 from flamingo_rt.importing.clip_config import Found, Stated, stated_beside
-from flamingo_rt.importing.sources import Source, Take
+from flamingo_rt.importing.sources import Source, TensorSlice
 
 # Width of a head: 64, but for the largest models of open_clip, by their width (its model_configs: H, g, bigG, e).
 HEAD_WIDTH = 64
@@ -87,28 +87,28 @@ def _sizes(source: Source) -> Found:
     )
 
 
-def vision_tensors(source: Source, config: ViTConfig) -> dict[str, Take]:
+def vision_tensors(source: Source, config: ViTConfig) -> dict[str, TensorSlice]:
     """Where each tensor of ``vision.*`` is. Raises `DataError` when the encoder has one that we do not."""
     prefix, names = _naming(source)
-    takes = {
-        "class_token": Take(prefix + names["class_token"]),
-        "positions": Take(prefix + names["positions"]),
-        "patches.weight": Take(prefix + names["patches.weight"]),
+    slices = {
+        "class_token": TensorSlice(prefix + names["class_token"]),
+        "positions": TensorSlice(prefix + names["positions"]),
+        "patches.weight": TensorSlice(prefix + names["patches.weight"]),
     }
     norms = ("input_norm", "output_norm") if config.post_norm else ("input_norm",)
     for norm in norms:
-        takes |= {f"{norm}.{part}": Take(f"{prefix}{names[norm]}.{part}") for part in ("weight", "bias")}
+        slices |= {f"{norm}.{part}": TensorSlice(f"{prefix}{names[norm]}.{part}") for part in ("weight", "bias")}
     for layer in range(config.layers):
         block, ours = f"{prefix}{names['blocks']}.{layer}", f"blocks.{layer}"
         for part in ("weight", "bias"):
             for name in ("attention_norm", "ff_norm", "output", "ff.up", "ff.down"):
-                takes[f"{ours}.{name}.{part}"] = Take(f"{block}.{names[name]}.{part}")
+                slices[f"{ours}.{name}.{part}"] = TensorSlice(f"{block}.{names[name]}.{part}")
             for index, name in enumerate(("query", "key", "value")):
-                takes[f"{ours}.{name}.{part}"] = (
-                    Take(f"{block}.attn.in_proj_{part}", index, 3) if names is _OPEN_CLIP
-                    else Take(f"{block}.self_attn.{name[0]}_proj.{part}")
+                slices[f"{ours}.{name}.{part}"] = (
+                    TensorSlice(f"{block}.attn.in_proj_{part}", index, 3) if names is _OPEN_CLIP
+                    else TensorSlice(f"{block}.self_attn.{name[0]}_proj.{part}")
                 )
     first = {names[part].split(".")[0] for part in ("patches.weight", "input_norm", "blocks")}
     roots = (prefix,) if prefix else tuple(f"{part}." for part in first)
-    source.check_all_taken(roots, {take.name for take in takes.values()}, _NO_WEIGHTS)
-    return {f"vision.{name}": take for name, take in takes.items()}
+    source.check_all_taken(roots, {part.name for part in slices.values()}, _NO_WEIGHTS)
+    return {f"vision.{name}": part for name, part in slices.items()}

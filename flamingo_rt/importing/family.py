@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from flamingo_rt.config import LanguageConfig
 from flamingo_rt.errors import DataError
 from flamingo_rt.importing.settings import Settings
-from flamingo_rt.importing.sources import Source, Take
+from flamingo_rt.importing.sources import Source, TensorSlice
 
 PARTS = ("weight", "bias")
 
@@ -24,19 +24,19 @@ class Family:
     embedding: str
     head: str
     configure: Callable[[Settings, int], LanguageConfig]
-    tensors: Callable[[Source, LanguageConfig], dict[str, Take]]
+    tensors: Callable[[Source, LanguageConfig], dict[str, TensorSlice]]
 
 
-def plain(ours: str, theirs: str, bias: bool, weight: bool = True) -> dict[str, Take]:
+def plain(ours: str, theirs: str, bias: bool, weight: bool = True) -> dict[str, TensorSlice]:
     """A layer that has the same form on both sides."""
     wanted = [part for part, there in zip(PARTS, (weight, bias), strict=True) if there]
-    return {f"{ours}.{part}": Take(f"{theirs}.{part}") for part in wanted}
+    return {f"{ours}.{part}": TensorSlice(f"{theirs}.{part}") for part in wanted}
 
 
-def fused(ours: str, theirs: str, bias: bool, heads: int = 1) -> dict[str, Take]:
+def fused(ours: str, theirs: str, bias: bool, heads: int = 1) -> dict[str, TensorSlice]:
     """Query, key and value from one matrix."""
     return {
-        f"{ours}.{name}.{part}": Take(f"{theirs}.{part}", index, 3, heads)
+        f"{ours}.{name}.{part}": TensorSlice(f"{theirs}.{part}", index, 3, heads)
         for index, name in enumerate(("query", "key", "value"))
         for part in (PARTS if bias else PARTS[:1])
     }

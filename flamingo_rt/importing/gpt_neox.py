@@ -5,7 +5,7 @@ from __future__ import annotations
 from flamingo_rt.config import LanguageConfig
 from flamingo_rt.importing.family import Family, fused, head_width, plain
 from flamingo_rt.importing.settings import Settings
-from flamingo_rt.importing.sources import Source, Take
+from flamingo_rt.importing.sources import Source, TensorSlice
 
 
 def _config(settings: Settings, rows: int) -> LanguageConfig:
@@ -26,19 +26,19 @@ def _config(settings: Settings, rows: int) -> LanguageConfig:
     )
 
 
-def _tensors(source: Source, config: LanguageConfig) -> dict[str, Take]:
-    takes = plain("norm", "gpt_neox.final_layer_norm", True)
+def _tensors(source: Source, config: LanguageConfig) -> dict[str, TensorSlice]:
+    slices = plain("norm", "gpt_neox.final_layer_norm", True)
     for layer in range(config.layers):
         ours, theirs = f"layers.{layer}", f"gpt_neox.layers.{layer}"
-        takes |= fused(
+        slices |= fused(
             f"{ours}.attention", f"{theirs}.attention.query_key_value", config.attention_bias, heads=config.heads
         )
-        takes |= plain(f"{ours}.attention.output", f"{theirs}.attention.dense", config.attention_output_bias)
-        takes |= plain(f"{ours}.attention_norm", f"{theirs}.input_layernorm", True)
-        takes |= plain(f"{ours}.ff_norm", f"{theirs}.post_attention_layernorm", True)
-        takes |= plain(f"{ours}.ff.up", f"{theirs}.mlp.dense_h_to_4h", True)
-        takes |= plain(f"{ours}.ff.down", f"{theirs}.mlp.dense_4h_to_h", True)
-    return takes
+        slices |= plain(f"{ours}.attention.output", f"{theirs}.attention.dense", config.attention_output_bias)
+        slices |= plain(f"{ours}.attention_norm", f"{theirs}.input_layernorm", True)
+        slices |= plain(f"{ours}.ff_norm", f"{theirs}.post_attention_layernorm", True)
+        slices |= plain(f"{ours}.ff.up", f"{theirs}.mlp.dense_h_to_4h", True)
+        slices |= plain(f"{ours}.ff.down", f"{theirs}.mlp.dense_4h_to_h", True)
+    return slices
 
 
 GPT_NEOX = Family(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from flamingo_rt.config import LanguageConfig
 from flamingo_rt.importing.family import Family, head_width, plain
 from flamingo_rt.importing.settings import Settings
-from flamingo_rt.importing.sources import Source, Take
+from flamingo_rt.importing.sources import Source, TensorSlice
 
 
 def _config(settings: Settings, rows: int) -> LanguageConfig:
@@ -27,17 +27,17 @@ def _config(settings: Settings, rows: int) -> LanguageConfig:
     )
 
 
-def _tensors(source: Source, config: LanguageConfig) -> dict[str, Take]:
-    takes = plain("norm", "model.norm", False)
+def _tensors(source: Source, config: LanguageConfig) -> dict[str, TensorSlice]:
+    slices = plain("norm", "model.norm", False)
     for layer in range(config.layers):
         ours, theirs = f"layers.{layer}", f"model.layers.{layer}"
         for name in ("query", "key", "value", "output"):
-            takes |= plain(f"{ours}.attention.{name}", f"{theirs}.self_attn.{name[0]}_proj", config.attention_bias)
-        takes |= plain(f"{ours}.attention_norm", f"{theirs}.input_layernorm", False)
-        takes |= plain(f"{ours}.ff_norm", f"{theirs}.post_attention_layernorm", False)
+            slices |= plain(f"{ours}.attention.{name}", f"{theirs}.self_attn.{name[0]}_proj", config.attention_bias)
+        slices |= plain(f"{ours}.attention_norm", f"{theirs}.input_layernorm", False)
+        slices |= plain(f"{ours}.ff_norm", f"{theirs}.post_attention_layernorm", False)
         for name in ("gate", "up", "down"):
-            takes |= plain(f"{ours}.ff.{name}", f"{theirs}.mlp.{name}_proj", False)
-    return takes
+            slices |= plain(f"{ours}.ff.{name}", f"{theirs}.mlp.{name}_proj", False)
+    return slices
 
 
 LLAMA = Family("LLaMA", "model.layers", "model.embed_tokens.weight", "lm_head.weight", _config, _tensors)

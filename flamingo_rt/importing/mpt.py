@@ -5,7 +5,7 @@ from __future__ import annotations
 from flamingo_rt.config import LanguageConfig
 from flamingo_rt.importing.family import Family, fused, head_width, plain
 from flamingo_rt.importing.settings import NOWHERE, Settings
-from flamingo_rt.importing.sources import Source, Take
+from flamingo_rt.importing.sources import Source, TensorSlice
 
 _NAMES = {
     "attention_norm": "norm_1", "ff_norm": "norm_2", "ff.up": "ffn.up_proj", "ff.down": "ffn.down_proj",
@@ -52,19 +52,19 @@ def _config(settings: Settings, rows: int) -> LanguageConfig:
     )
 
 
-def _tensors(source: Source, config: LanguageConfig) -> dict[str, Take]:
+def _tensors(source: Source, config: LanguageConfig) -> dict[str, TensorSlice]:
     names = _names(source)
-    takes = plain("norm", f"transformer.{names['norm']}", False)
+    slices = plain("norm", f"transformer.{names['norm']}", False)
     for layer in range(config.layers):
         ours, theirs = f"layers.{layer}", f"transformer.blocks.{layer}"
-        takes |= fused(f"{ours}.attention", f"{theirs}.attn.Wqkv", False)
-        takes |= plain(f"{ours}.attention.output", f"{theirs}.attn.out_proj", False)
+        slices |= fused(f"{ours}.attention", f"{theirs}.attn.Wqkv", False)
+        slices |= plain(f"{ours}.attention.output", f"{theirs}.attn.out_proj", False)
         if config.query_key_norm:
-            takes |= plain(f"{ours}.attention.query_norm", f"{theirs}.attn.q_ln", False)
-            takes |= plain(f"{ours}.attention.key_norm", f"{theirs}.attn.k_ln", False)
+            slices |= plain(f"{ours}.attention.query_norm", f"{theirs}.attn.q_ln", False)
+            slices |= plain(f"{ours}.attention.key_norm", f"{theirs}.attn.k_ln", False)
         for name in ("attention_norm", "ff_norm", "ff.up", "ff.down"):
-            takes |= plain(f"{ours}.{name}", f"{theirs}.{names[name]}", False)
-    return takes
+            slices |= plain(f"{ours}.{name}", f"{theirs}.{names[name]}", False)
+    return slices
 
 
 MPT = Family("MPT", "transformer.blocks", "transformer.wte.weight", "lm_head.weight", _config, _tensors)

@@ -30,7 +30,7 @@ from flamingo_rt.importing.openflamingo_checkpoint import (
 )
 from flamingo_rt.importing.openflamingo_tokenizer import read_tokenizer
 from flamingo_rt.importing.settings import Settings
-from flamingo_rt.importing.sources import Source, Take
+from flamingo_rt.importing.sources import Source, TensorSlice
 from flamingo_rt.presets import OPENFLAMINGO_PROMPTS, PRESETS, preset
 from flamingo_rt.weights.lazy import LazyTensor
 from flamingo_rt.weights.weight_files import open_weights
@@ -112,18 +112,18 @@ def open_openflamingo(files: OpenFlamingoFiles) -> Imported:
         _check_preset(config, wanted, files)
     config = replace(config, name=files.preset or _known_name(config, settings) or config.name)
     shapes = expected_shapes(config)
-    takes = family.tensors(language, config.language)
+    slices = family.tensors(language, config.language)
     trained = resampler_tensors(config.resampler) | cross_attention_tensors(config.cross_layers)
     root = family.layers.rpartition(".")[0] + "."
-    language.check_all_taken((root,), {family.embedding, *_names(takes)}, _BUFFERS)
+    language.check_all_taken((root,), {family.embedding, *_names(slices)}, _BUFFERS)
     checkpoint.check_all_taken(TRAINED_ROOTS, _names(trained), _BUFFERS)
     tensors = {
         **_bind(vision, clip.vision_tensors(vision, config.vision), shapes),
         **_bind(checkpoint, trained, shapes),
-        **_bind(language, _prefixed(takes), shapes),
+        **_bind(language, _prefixed(slices), shapes),
         **_prefixed({**embedding, **head}),
     }
-    notes += _unread(checkpoint, _names(trained) | _names(takes) | {family.embedding, family.head})
+    notes += _unread(checkpoint, _names(trained) | _names(slices) | {family.embedding, family.head})
     return Imported(StoredModel(config, tokenizer.to_str(pretty=True), {name: tensors[name] for name in shapes}), notes)
 
 
@@ -206,16 +206,16 @@ def _head(
     return replace(config, head_bias=True), tensors, (note,)
 
 
-def _names(takes: Mapping[str, Take]) -> set[str]:
-    return {take.name for take in takes.values()}
+def _names(slices: Mapping[str, TensorSlice]) -> set[str]:
+    return {part.name for part in slices.values()}
 
 
 def _prefixed(entries: Mapping) -> dict:
     return {f"language.{name}": entry for name, entry in entries.items()}
 
 
-def _bind(source: Source, takes: dict[str, Take], shapes: dict[str, tuple[int, ...]]) -> dict[str, LazyTensor]:
-    return {name: source.take(take, shapes[name]) for name, take in takes.items()}
+def _bind(source: Source, slices: dict[str, TensorSlice], shapes: dict[str, tuple[int, ...]]) -> dict[str, LazyTensor]:
+    return {name: source.tensor_of(part, shapes[name]) for name, part in slices.items()}
 
 
 def _end_of_text(settings: Settings) -> tuple[int | None, tuple[int, ...]]:

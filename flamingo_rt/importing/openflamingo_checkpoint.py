@@ -13,12 +13,13 @@ from pathlib import Path
 
 from flamingo_rt.config import CrossAttentionConfig, ResamplerConfig
 from flamingo_rt.errors import DataError
-from flamingo_rt.importing.sources import Source, Take
+from flamingo_rt.importing.sources import Source, TensorSlice
 from flamingo_rt.weights.lazy import LazyTensor
 
 HEAD_WIDTH = 64  # of resampler and gated layers; OpenFlamingo has no option for it
 WHAT = "an OpenFlamingo checkpoint"
 _GATED = "gated_cross_attn_layers"
+_GATES = {"attention_gate": "attn_gate", "ff_gate": "ff_gate"}
 TRAINED_ROOTS = ("perceiver.", f"{_GATED}.")
 _WRAPPERS = re.compile(r"(^|\.)(_fsdp_wrapped_module|_checkpoint_wrapped_module|_orig_mod)(?=\.)")
 
@@ -70,17 +71,17 @@ def resampler_config(source: Source) -> ResamplerConfig:
     )
 
 
-def resampler_tensors(config: ResamplerConfig) -> dict[str, Take]:
+def resampler_tensors(config: ResamplerConfig) -> dict[str, TensorSlice]:
     """Where each tensor of ``resampler.*`` is."""
-    takes = {"latents": Take("perceiver.latents")} | _norm("final_norm", "perceiver.norm")
+    slices = {"latents": TensorSlice("perceiver.latents")} | _norm("final_norm", "perceiver.norm")
     if config.max_frames:
-        takes["time"] = Take("perceiver.frame_embs")
+        slices["time"] = TensorSlice("perceiver.frame_embs")
     for layer in range(config.layers):
         ours, theirs = f"layers.{layer}", f"perceiver.layers.{layer}"
-        takes |= _norm(f"{ours}.feature_norm", f"{theirs}.0.norm_media")
-        takes |= _norm(f"{ours}.latent_norm", f"{theirs}.0.norm_latents")
-        takes |= _attention(ours, f"{theirs}.0") | _feed_forward(ours, f"{theirs}.1")
-    return {f"resampler.{name}": take for name, take in takes.items()}
+        slices |= _norm(f"{ours}.feature_norm", f"{theirs}.0.norm_media")
+        slices |= _norm(f"{ours}.latent_norm", f"{theirs}.0.norm_latents")
+        slices |= _attention(ours, f"{theirs}.0") | _feed_forward(ours, f"{theirs}.1")
+    return {f"resampler.{name}": part for name, part in slices.items()}
 
 
 def cross_attention_config(source: Source, language_layers: int) -> CrossAttentionConfig:
@@ -101,35 +102,36 @@ def cross_attention_config(source: Source, language_layers: int) -> CrossAttenti
     return config
 
 
-def cross_attention_tensors(layers: tuple[int, ...]) -> dict[str, Take]:
+def cross_attention_tensors(layers: tuple[int, ...]) -> dict[str, TensorSlice]:
     """Where each tensor of ``cross_attention.*`` is."""
-    takes: dict[str, Take] = {}
+    slices: dict[str, TensorSlice] = {}
     for layer in layers:
         ours, theirs = f"cross_attention.layers.{layer}", f"{_GATED}.{layer}"
-        takes |= _norm(f"{ours}.attention_norm", f"{theirs}.attn.norm") | _attention(ours, f"{theirs}.attn")
-        takes |= {f"{ours}.attention_gate": Take(f"{theirs}.attn_gate"), f"{ours}.ff_gate": Take(f"{theirs}.ff_gate")}
-        takes |= _feed_forward(ours, f"{theirs}.ff")
-    return takes
+        slices |= _norm(f"{ours}.attention_norm", f"{theirs}.attn.norm") | _attention(ours, f"{theirs}.attn")
+        slices |= {f"{ours}.{gate}": TensorSlice(f"{theirs}.{named}") for gate, named in _GATES.items()}
+        slices |= _feed_forward(ours, f"{theirs}.ff")
+    return slices
 
 
-def _norm(ours: str, theirs: str) -> dict[str, Take]:
-    return {f"{ours}.{part}": Take(f"{theirs}.{part}") for part in ("weight", "bias")}
+def _norm(ours: str, theirs: str) -> dict[str, TensorSlice]:
+    return {f"{ours}.{part}": TensorSlice(f"{theirs}.{part}") for part in ("weight", "bias")}
 
 
-def _attention(ours: str, theirs: str) -> dict[str, Take]:
+def _attention(ours: str, theirs: str) -> dict[str, TensorSlice]:
     return {
-        f"{ours}.query.weight": Take(f"{theirs}.to_q.weight"),
-        f"{ours}.key.weight": Take(f"{theirs}.to_kv.weight", 0, 2),
-        f"{ours}.value.weight": Take(f"{theirs}.to_kv.weight", 1, 2),
-        f"{ours}.output.weight": Take(f"{theirs}.to_out.weight"),
+        f"{ours}.query.weight": TensorSlice(f"{theirs}.to_q.weight"),
+        f"{ours}.key.weight": TensorSlice(f"{theirs}.to_kv.weight", 0, 2),
+        f"{ours}.value.weight": TensorSlice(f"{theirs}.to_kv.weight", 1, 2),
+        f"{ours}.output.weight": TensorSlice(f"{theirs}.to_out.weight"),
     }
 
 
-def _feed_forward(ours: str, theirs: str) -> dict[str, Take]:
+def _feed_forward(ours: str, theirs: str) -> dict[str, TensorSlice]:
     """A Sequential of norm, linear, GELU, linear."""
-    takes = _norm(f"{ours}.ff_norm", f"{theirs}.0")
-    return takes | {
-        f"{ours}.ff.up.weight": Take(f"{theirs}.1.weight"), f"{ours}.ff.down.weight": Take(f"{theirs}.3.weight")
+    slices = _norm(f"{ours}.ff_norm", f"{theirs}.0")
+    return slices | {
+        f"{ours}.ff.up.weight": TensorSlice(f"{theirs}.1.weight"),
+        f"{ours}.ff.down.weight": TensorSlice(f"{theirs}.3.weight"),
     }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from flamingo_rt.config import LanguageConfig
 from flamingo_rt.importing.family import Family, head_width, plain
 from flamingo_rt.importing.settings import Settings
-from flamingo_rt.importing.sources import Source, Take
+from flamingo_rt.importing.sources import Source, TensorSlice
 
 
 def _config(settings: Settings, rows: int) -> LanguageConfig:
@@ -24,19 +24,19 @@ def _config(settings: Settings, rows: int) -> LanguageConfig:
     )
 
 
-def _tensors(source: Source, config: LanguageConfig) -> dict[str, Take]:
-    takes = plain("norm", "model.decoder.final_layer_norm", True)
-    takes["position_table.weight"] = Take("model.decoder.embed_positions.weight")
+def _tensors(source: Source, config: LanguageConfig) -> dict[str, TensorSlice]:
+    slices = plain("norm", "model.decoder.final_layer_norm", True)
+    slices["position_table.weight"] = TensorSlice("model.decoder.embed_positions.weight")
     for layer in range(config.layers):
         ours, theirs = f"layers.{layer}", f"model.decoder.layers.{layer}"
         for name in ("query", "key", "value"):
-            takes |= plain(f"{ours}.attention.{name}", f"{theirs}.self_attn.{name[0]}_proj", True)
-        takes |= plain(f"{ours}.attention.output", f"{theirs}.self_attn.out_proj", True)
-        takes |= plain(f"{ours}.attention_norm", f"{theirs}.self_attn_layer_norm", True)
-        takes |= plain(f"{ours}.ff_norm", f"{theirs}.final_layer_norm", True)
-        takes |= plain(f"{ours}.ff.up", f"{theirs}.fc1", True)
-        takes |= plain(f"{ours}.ff.down", f"{theirs}.fc2", True)
-    return takes
+            slices |= plain(f"{ours}.attention.{name}", f"{theirs}.self_attn.{name[0]}_proj", True)
+        slices |= plain(f"{ours}.attention.output", f"{theirs}.self_attn.out_proj", True)
+        slices |= plain(f"{ours}.attention_norm", f"{theirs}.self_attn_layer_norm", True)
+        slices |= plain(f"{ours}.ff_norm", f"{theirs}.final_layer_norm", True)
+        slices |= plain(f"{ours}.ff.up", f"{theirs}.fc1", True)
+        slices |= plain(f"{ours}.ff.down", f"{theirs}.fc2", True)
+    return slices
 
 
 OPT = Family(

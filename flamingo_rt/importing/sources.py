@@ -15,7 +15,7 @@ from flamingo_rt.weights.lazy import LazyTensor
 
 
 @dataclass(frozen=True)
-class Take:
+class TensorSlice:
     """A foreign tensor, or the ``index``-th of ``count`` that are stacked in its rows.
 
     With ``heads`` above 1 the rows are stacked head by head: [heads, count, rows / (heads * count), ...].
@@ -85,20 +85,20 @@ class Source:
             )
         return tensor
 
-    def take(self, take: Take, shape: tuple[int, ...]) -> LazyTensor:
-        """The tensor of ``shape`` that ``take`` describes. Raises `DataError` when it is missing or has another."""
-        tensor = self.floating(take.name)
-        expected = (shape[0] * take.count, *shape[1:]) if shape else ()
+    def tensor_of(self, part: TensorSlice, shape: tuple[int, ...]) -> LazyTensor:
+        """The tensor of ``shape`` that ``part`` describes. Raises `DataError` when it is missing or has another."""
+        tensor = self.floating(part.name)
+        expected = (shape[0] * part.count, *shape[1:]) if shape else ()
         if _squeezed(tensor.shape) != _squeezed(expected):
             raise DataError(
-                f"{tensor.file}: tensor {take.name} has shape {list(tensor.shape)}, {self.what} needs {list(expected)}"
+                f"{tensor.file}: tensor {part.name} has shape {list(tensor.shape)}, {self.what} needs {list(expected)}"
             )
 
         def read() -> Tensor:
             whole = tensor.read().reshape(expected)
-            if take.count == 1:
+            if part.count == 1:
                 return whole.reshape(shape)
-            return whole.unflatten(0, (take.heads, take.count, -1))[:, take.index].reshape(shape).contiguous()
+            return whole.unflatten(0, (part.heads, part.count, -1))[:, part.index].reshape(shape).contiguous()
 
         return replace(tensor, shape=shape, read=read)
 

@@ -14,9 +14,16 @@ from torch import Tensor
 
 from flamingo_rt.backend import HostBackend
 from flamingo_rt.contract import (
+    CACHE_LENGTH,
+    FEATURES,
+    INPUT_IDS,
     LANGUAGE_MODEL,
+    LOGITS,
+    LOGITS_INDEX,
+    MEDIA_INDEX,
     NEXT_LOGPROB,
     NEXT_TOKEN,
+    PIXEL_VALUES,
     RESAMPLER,
     VISION_ENCODER,
     graph_specs,
@@ -94,10 +101,10 @@ class TorchBackend(HostBackend):
         return compute(inputs)
 
     def _vision_encoder(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {"features": self.model.vision(inputs["pixel_values"])}
+        return {FEATURES: self.model.vision(inputs[PIXEL_VALUES])}
 
     def _resampler(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        keys, values = self.model.cross_attention.keys_values(self.model.resampler(inputs["features"]))
+        keys, values = self.model.cross_attention.keys_values(self.model.resampler(inputs[FEATURES]))
         tensors = {"key": keys, "value": values}
         return {media_name(layer, part): tensors[part][layer] for layer, part in layer_parts(len(keys))}
 
@@ -106,14 +113,14 @@ class TorchBackend(HostBackend):
         parts = layer_parts(config.language.layers)
         past = [inputs[past_name(layer, part)] for layer, part in parts]
         media = [inputs[media_name(layer, part)] for layer, part in layer_parts(len(config.cross_layers))]
-        input_ids, cache_length = inputs["input_ids"], inputs["cache_length"]
+        input_ids, cache_length = inputs[INPUT_IDS], inputs[CACHE_LENGTH]
         positions = cache_length[:, None] + torch.arange(input_ids.shape[1])
         logits = self.model.decode(
-            input_ids, positions, inputs["media_index"], media[::2], media[1::2],
-            BufferAttend(past, cache_length), inputs["logits_index"],
+            input_ids, positions, inputs[MEDIA_INDEX], media[::2], media[1::2],
+            BufferAttend(past, cache_length), inputs[LOGITS_INDEX],
         )
         return {
-            "logits": logits,
+            LOGITS: logits,
             NEXT_TOKEN: logits.argmax(-1),
             NEXT_LOGPROB: logits.log_softmax(-1).amax(-1),
             **{present_name(layer, part): tensor for (layer, part), tensor in zip(parts, past, strict=True)},

@@ -73,10 +73,10 @@ def _tokenized(parts: Sequence[Part], tokenizer: TextTokenizer, start: bool) -> 
         raise UsageError("the prompt is empty: give a text, a picture or both")
     if start and tokenizer.bos_id is not None:
         ids = np.insert(ids, 0, tokenizer.bos_id)
-    phi = np.cumsum(ids == tokenizer.image_id, dtype=np.int64)
-    if phi[-1] != len(visuals):  # a tokenizer that normalises its text finds the token in other spellings too
+    media_index = np.cumsum(ids == tokenizer.image_id, dtype=np.int64)
+    if media_index[-1] != len(visuals):  # a tokenizer that normalises its text finds the token in other spellings too
         raise UsageError(f"a text of the prompt is read as {image} by the tokenizer: give the picture itself instead")
-    return Prompt(ids, phi, tuple(visuals))
+    return Prompt(ids, media_index, tuple(visuals))
 
 
 def continuation_ids(

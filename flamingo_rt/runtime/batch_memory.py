@@ -14,7 +14,7 @@ import numpy as np
 
 from flamingo_rt.backend import Backend
 from flamingo_rt.config import FlamingoConfig
-from flamingo_rt.contract import LANGUAGE_MODEL, RESAMPLER, GraphSpec, cached_head_width
+from flamingo_rt.contract import LANGUAGE_MODEL, LOGITS, RESAMPLER, GraphSpec, cached_head_width
 from flamingo_rt.errors import DataError
 from flamingo_rt.system_memory import available_bytes, readable_bytes
 
@@ -99,5 +99,5 @@ def needed_bytes(specs: dict[str, GraphSpec], rows: int, capacity: int, visuals:
     """Bytes of what the language model reads and writes: the cache, media and logits of a batch."""
     spec, latents = specs[LANGUAGE_MODEL], specs[RESAMPLER].outputs[0].shape[2]
     sizes = {"B": rows, "C": capacity, "T": capacity, "S": max(1, visuals) * latents, "K": 1}
-    tensors = (*spec.inputs, spec.output("logits"))  # the rest is small, or written over an input
+    tensors = (*spec.inputs, spec.output(LOGITS))  # the rest is small, or written over an input
     return sum(math.prod(tensor.resolve(sizes)) * np.dtype(tensor.array_dtype).itemsize for tensor in tensors)

@@ -175,7 +175,7 @@ def search(
     """Run the search of one prompt to its end; ``logits`` [1, vocab] are those after the prompt, the only row."""
     chosen = beams.advance(logits)
     if chosen is not None:
-        decoder.widen(rows)
+        decoder.expand_rows(rows)
     while chosen is not None:
         tokens, parents = chosen
         counts.steps += 1

@@ -11,7 +11,12 @@ import numpy as np
 from flamingo_rt.backend import Backend, GreedySteps
 from flamingo_rt.config import FlamingoConfig
 from flamingo_rt.contract import (
+    CACHE_LENGTH,
+    INPUT_IDS,
     LANGUAGE_MODEL,
+    LOGITS,
+    LOGITS_INDEX,
+    MEDIA_INDEX,
     NEXT_LOGPROB,
     NEXT_TOKEN,
     RESAMPLER,
@@ -54,7 +59,7 @@ class Decoder:
         self._cache = backend.cache(rows, capacity)
         self.lengths = np.zeros(rows, dtype=np.int64)
         self._media: list[tuple[VisualMedia, ...]] = [()] * rows
-        self._common = 0  # tokens that all rows have in common since `widen`
+        self._common = 0  # tokens that all rows have in common since `expand_rows`
         self._steps: dict[int, _Step] = {}
         self._greedy: GreedySteps | None = None
         self._step_media: dict[str, np.ndarray] | None = None  # of all steps: they look at the same
@@ -131,19 +136,19 @@ class Decoder:
         """Forget what the only row has behind its first ``length`` tokens; the next tokens are written over it."""
         self.lengths[0] = length
 
-    def widen(self, rows: int) -> None:
+    def expand_rows(self, rows: int) -> None:
         """Make the only row ``rows`` equal rows; nothing is computed again."""
         length = int(self.lengths[0])
         self._steps.clear()  # they hold the buffers of one row
         self._greedy = self._step_media = None
-        self._cache.widen(rows, length)
+        self._cache.expand_rows(rows, length)
         self.lengths = np.full(rows, length)
         self._media = self._media * rows
         self._common = length
 
     def reorder(self, parents: Sequence[int]) -> None:
         """Let each row go on from what the row ``parents[row]`` has, in place. All must have the same length, and come
-        from one `widen`: what they have had since then is copied, for the rows that change."""
+        from one `expand_rows`: what they have had since then is copied, for the rows that change."""
         moved = [row for row, parent in enumerate(parents) if parent != row]
         since = slice(self._common, int(self.lengths[0]))
         if not moved or since.start == since.stop:
@@ -177,14 +182,14 @@ class Decoder:
             input_ids[index, : len(row.input_ids)] = row.input_ids
             media_index[index, : len(row.media_index)] = row.media_index
         inputs = {
-            "input_ids": input_ids,
-            "media_index": media_index,
-            "logits_index": np.stack(wanted).astype(np.int64),
-            "cache_length": lengths.copy(),
+            INPUT_IDS: input_ids,
+            MEDIA_INDEX: media_index,
+            LOGITS_INDEX: np.stack(wanted).astype(np.int64),
+            CACHE_LENGTH: lengths.copy(),
             **stack_rows([row.media for row in rows], self._specs[RESAMPLER]),
         }
-        logits = self._logits(*inputs["logits_index"].shape)
-        self._backend.bind(LANGUAGE_MODEL, {**inputs, **cache}, {"logits": logits, **self._present(cache)})()
+        logits = self._logits(*inputs[LOGITS_INDEX].shape)
+        self._backend.bind(LANGUAGE_MODEL, {**inputs, **cache}, {LOGITS: logits, **self._present(cache)})()
         return logits
 
     def _bind_step(self, count: int) -> _Step:
@@ -192,9 +197,9 @@ class Decoder:
         inputs, cache = self._step_inputs(count), self._cache.buffers()
         logits = self._logits(len(self.lengths), count)
         run = self._backend.bind(
-            LANGUAGE_MODEL, {**inputs, **cache}, {"logits": logits, **self._present(cache)}, _constant(inputs)
+            LANGUAGE_MODEL, {**inputs, **cache}, {LOGITS: logits, **self._present(cache)}, _constant(inputs)
         )
-        return _Step(inputs["input_ids"], inputs["cache_length"], logits, run)
+        return _Step(inputs[INPUT_IDS], inputs[CACHE_LENGTH], logits, run)
 
     def _bind_greedy(self) -> GreedySteps:
         """The step that takes a token a row and gives the likeliest ones behind them."""
@@ -208,10 +213,10 @@ class Decoder:
         if self._step_media is None:
             self._step_media = stack_rows(self._media, self._specs[RESAMPLER])
         return {
-            "input_ids": np.zeros((rows, count), dtype=np.int64),
-            "cache_length": self.lengths.copy(),
-            "media_index": np.array([[len(row_media)] * count for row_media in self._media], dtype=np.int64),
-            "logits_index": np.tile(np.arange(count), (rows, 1)),
+            INPUT_IDS: np.zeros((rows, count), dtype=np.int64),
+            CACHE_LENGTH: self.lengths.copy(),
+            MEDIA_INDEX: np.array([[len(row_media)] * count for row_media in self._media], dtype=np.int64),
+            LOGITS_INDEX: np.tile(np.arange(count), (rows, 1)),
             **self._step_media,
         }
 
@@ -225,7 +230,7 @@ class Decoder:
 
 def _constant(inputs: dict[str, np.ndarray]) -> list[str]:
     """What is the same in all steps."""
-    return [name for name in inputs if name not in ("input_ids", "cache_length")]
+    return [name for name in inputs if name not in (INPUT_IDS, CACHE_LENGTH)]
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ import numpy as np
 
 from flamingo_rt.backend import Backend
 from flamingo_rt.config import FlamingoConfig
-from flamingo_rt.contract import ENCODED_AT_ONCE, RESAMPLER, VISION_ENCODER, GraphSpec
+from flamingo_rt.contract import ENCODED_AT_ONCE, FEATURES, PIXEL_VALUES, RESAMPLER, VISION_ENCODER, GraphSpec
 from flamingo_rt.device_arrays import DeviceFrames
 from flamingo_rt.errors import DataError, UsageError
 from flamingo_rt.processing.preprocess import lies_on_device, visual_pixels
@@ -158,13 +158,13 @@ def encode_frames(
     `ENCODED_AT_ONCE` in a run. Those of one visual, which may lie in device memory, are read where they are."""
     if not pixels:
         return []
-    spec = specs[VISION_ENCODER].output("features")
+    spec = specs[VISION_ENCODER].output(FEATURES)
     frames = pixels[0] if len(pixels) == 1 else np.concatenate(pixels)
     features = np.empty(spec.resolve({"N": len(frames)}), dtype=spec.array_dtype)
     with timer.stage("vision"):
         for start in range(0, len(frames), ENCODED_AT_ONCE):
             run = slice(start, start + ENCODED_AT_ONCE)
-            backend.bind(VISION_ENCODER, {"pixel_values": frames[run]}, {"features": features[run]})()
+            backend.bind(VISION_ENCODER, {PIXEL_VALUES: frames[run]}, {FEATURES: features[run]})()
     return np.split(features, np.cumsum([len(p) for p in pixels[:-1]]))
 
 
@@ -182,7 +182,7 @@ def resample(
         stacked = np.stack([features[visual] for visual in visuals])  # [M, F, S, Dv]
         outputs = {out.name: np.empty(out.resolve({"M": len(visuals)}), dtype=out.array_dtype) for out in spec.outputs}
         with timer.stage("resampler"):
-            backend.bind(RESAMPLER, {"features": stacked}, outputs)()
+            backend.bind(RESAMPLER, {FEATURES: stacked}, outputs)()
         for position, visual in enumerate(visuals):
             encoded[visual] = {name: array[position] for name, array in outputs.items()}
     return [encoded[visual] for visual in range(len(features))]

@@ -91,9 +91,9 @@ class SceneBatches:
         input_ids = torch.full((rows, length), pad)
         media_index = torch.zeros((rows, length), dtype=torch.int64)
         labels = torch.full((rows, length), IGNORED_LABEL)
-        for row, (ids, phi, wanted) in enumerate(encoded):
+        for row, (ids, indices, wanted) in enumerate(encoded):
             input_ids[row, : len(ids)] = torch.tensor(ids)
-            media_index[row, : len(ids)] = torch.tensor(phi)
+            media_index[row, : len(ids)] = torch.tensor(indices)
             labels[row, : len(ids)] = torch.tensor(wanted)
         visuals = torch.tensor([[chunk.picture for chunk in document] for document in documents])
         return Batch(input_ids, media_index, pixels, visuals, labels, caption_tokens)
@@ -101,15 +101,15 @@ class SceneBatches:
     def _encode(self, document: list[Chunk]) -> tuple[list[int], list[int], list[int]]:
         """Token ids, phi and labels of one row: <BOS>, then <image>prompt answer<EOC> for each chunk, <EOS> (§A.2)."""
         tokens = self.config.tokens
-        ids, phi, labels = [self.tokenizer.token_to_id(tokens.bos)], [0], [IGNORED_LABEL]
+        ids, media_index, labels = [self.tokenizer.token_to_id(tokens.bos)], [0], [IGNORED_LABEL]
         for number, chunk in enumerate(document, start=1):
             prompt = self.tokenizer.encode(tokens.image + chunk.prompt).ids
             answer = self.tokenizer.encode(chunk.answer + tokens.end_of_chunk).ids
             ids += prompt + answer
-            phi += [number] * (len(prompt) + len(answer))
+            media_index += [number] * (len(prompt) + len(answer))
             labels += [IGNORED_LABEL] * len(prompt) + answer
         end = self.tokenizer.token_to_id(tokens.eos)
-        return [*ids, end], [*phi, phi[-1]], [*labels, end]
+        return [*ids, end], [*media_index, media_index[-1]], [*labels, end]
 
 
 class _Steps(IterableDataset):

@@ -23,7 +23,7 @@ DTYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "uint16", "INT32": "int
 
 
 class FakeEngine:
-    """``ICudaEngine``: ``tensors`` [name, mode, type, shape with -1], ``profiles`` name -> [least, likely, most]."""
+    """``ICudaEngine``: ``tensors`` [name, mode, type, shape with -1], ``profiles`` name -> [min, opt, max]."""
 
     def __init__(self, module, gpu: FakeGpu, described: dict, compute) -> None:
         self._module, self._gpu, self._compute = module, gpu, compute
@@ -254,7 +254,7 @@ def write_engine(path: Path, graph: str, spec, cases: dict, fixed: dict[str, int
         {
             tensor.name: [
                 tensor.resolve({letter: getattr(sizes, which) for letter, sizes in ranges.items()})
-                for which in ("least", "likely", "most")
+                for which in ("min", "opt", "max")
             ]
             for tensor in spec.inputs
         }

@@ -206,9 +206,9 @@ def test_a_bundle_of_half_precision_answers_like_the_rounded_model(
     found = load(bundle).generate_batch(prompts, max_new_tokens=12)
     for parts, row in zip(prompts, found, strict=True):
         prompt = build_prompt(parts, tokenizer)
-        ids, phi = prompt.input_ids.tolist(), prompt.media_index.tolist()
+        ids, media_index = prompt.input_ids.tolist(), prompt.media_index.tolist()
         pixels = [torch.from_numpy(visual_pixels(visual, stored.config)) for visual in prompt.visuals]
-        assert list(row.tokens) == generate_naively(rounded, ids, phi, pixels, 12, tokenizer.stop_ids)
+        assert list(row.tokens) == generate_naively(rounded, ids, media_index, pixels, 12, tokenizer.stop_ids)
         assert len(set(row.tokens)) > 3, "tokens that do not vary show nothing"
 
 

@@ -372,5 +372,5 @@ def test_a_bundle_answers_like_the_model_that_projects(exported, model: Flamingo
     prompt = build_prompt([text], runtime.tokenizer)
     assert SPAN < len(prompt) < 2 * SPAN
     found = runtime.generate([text], max_new_tokens=6).result()
-    ids, phi = prompt.input_ids.tolist(), prompt.media_index.tolist()
-    assert list(found.tokens) == generate_naively(model, ids, phi, [], 6, runtime.tokenizer.stop_ids)
+    ids, media_index = prompt.input_ids.tolist(), prompt.media_index.tolist()
+    assert list(found.tokens) == generate_naively(model, ids, media_index, [], 6, runtime.tokenizer.stop_ids)

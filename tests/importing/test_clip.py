@@ -91,11 +91,11 @@ def encoder(found: Source, **options) -> ViT:
     """The encoder that the tensors make; each of its tensors is found, and no other."""
     config = vision_config(found, **options)
     model = ViT(config).eval()
-    takes = vision_tensors(found, config)
+    slices = vision_tensors(found, config)
     shapes = {f"vision.{name}": tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    assert set(takes) == set(shapes)
+    assert set(slices) == set(shapes)
     model.load_state_dict({
-        name.removeprefix("vision."): found.take(take, shapes[name]).read() for name, take in takes.items()
+        name.removeprefix("vision."): found.tensor_of(part, shapes[name]).read() for name, part in slices.items()
     })
     return model
 

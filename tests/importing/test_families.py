@@ -435,7 +435,7 @@ def taken(kind: str, config: LanguageConfig, tensors: dict[str, Tensor], name: s
         for key, tensor in tensors.items()
     }
     source = Source("the language model", Path("lm"), lazy)
-    values = source.take(FAMILIES[kind].tensors(source, config)[name], shape).read()
+    values = source.tensor_of(FAMILIES[kind].tensors(source, config)[name], shape).read()
     assert tuple(values.shape) == shape
     assert values.is_contiguous()
     return values

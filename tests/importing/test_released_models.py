@@ -20,7 +20,7 @@ from flamingo_rt.importing import clip, openflamingo, openflamingo_checkpoint
 from flamingo_rt.importing.families import FAMILIES, family_of
 from flamingo_rt.importing.openflamingo import OpenFlamingoFiles, open_openflamingo
 from flamingo_rt.importing.settings import Settings
-from flamingo_rt.importing.sources import Source, Take
+from flamingo_rt.importing.sources import Source, TensorSlice
 from flamingo_rt.presets import preset
 from flamingo_rt.weights.lazy import LazyTensor
 
@@ -78,7 +78,7 @@ class Released:
         # All of CLIP is in the file: another tower must not be taken for this one.
         self.text = {"positional_embedding": (77, 768), "transformer.resblocks.0.ln_1.weight": (768,)}
         layers = family.tensors(self.source(known), language)
-        self.language = self.shapes({f"language.{ours}": take for ours, take in layers.items()})
+        self.language = self.shapes({f"language.{ours}": part for ours, part in layers.items()})
         rows = (50432, language.width)
         self.embedding = family.embedding  # the checkpoint has one too, which goes before
         self.language |= {family.embedding: rows} | ({} if language.tied_head else {family.head: rows})
@@ -102,15 +102,15 @@ class Released:
     def source(*names: str) -> Source:
         return Source("a model", Path("file"), dict.fromkeys(names))
 
-    def shapes(self, takes: dict[str, Take]) -> dict[str, tuple[int, ...]]:
-        """The foreign tensors that are whole or in parts in ``takes``: all parts of one must be asked for, once."""
+    def shapes(self, slices: dict[str, TensorSlice]) -> dict[str, tuple[int, ...]]:
+        """The foreign tensors that are whole or in parts in ``slices``: all parts of one must be asked for, once."""
         ours, found, asked = shapes_of(self.config.name), {}, {}
-        for name, take in takes.items():
+        for name, part in slices.items():
             shape = ours[name]
-            found[take.name] = (shape[0] * take.count, *shape[1:]) if shape else (1,)
-            asked.setdefault(take.name, []).append(take)
+            found[part.name] = (shape[0] * part.count, *shape[1:]) if shape else (1,)
+            asked.setdefault(part.name, []).append(part)
         for parts in asked.values():
-            assert sorted(take.index for take in parts) == list(range(parts[0].count))
+            assert sorted(part.index for part in parts) == list(range(parts[0].count))
         return found
 
 
@@ -296,9 +296,9 @@ OPT_1B = {"model_type": "opt", "hidden_size": 2048, "num_attention_heads": 32, "
 ])
 def test_the_names_in_released_checkpoints_are_read(name: str, layers: tuple[int, ...], outer: str) -> None:
     config = preset(name)
-    takes = openflamingo_checkpoint.resampler_tensors(config.resampler)
-    takes |= openflamingo_checkpoint.cross_attention_tensors(config.cross_layers)
-    read = {take.name for take in takes.values()}
+    slices = openflamingo_checkpoint.resampler_tensors(config.resampler)
+    slices |= openflamingo_checkpoint.cross_attention_tensors(config.cross_layers)
+    read = {part.name for part in slices.values()}
     assert set(PERCEIVER.split()) <= read
     for form in (f"{GATED}.{{}}", f"lang_encoder.{outer}.{{}}.gated_cross_attn_layer"):
         names = ["perceiver.latents", *(f"{form.format(layer)}.{part}" for layer in layers for part in
@@ -311,7 +311,7 @@ def test_the_names_in_released_checkpoints_are_read(name: str, layers: tuple[int
 @pytest.mark.parametrize("names", [OPEN_CLIP, TRANSFORMERS_CLIP], ids=["open_clip", "transformers"])
 def test_the_names_of_clips_files_are_read(names: str) -> None:
     source = Source("the vision encoder", Path("clip.pt"), dict.fromkeys(names.split()[:1]))
-    read = {take.name for take in clip.vision_tensors(source, preset("openflamingo-3b").vision).values()}
+    read = {part.name for part in clip.vision_tensors(source, preset("openflamingo-3b").vision).values()}
     assert set(names.split()) <= read
 
 
@@ -323,5 +323,5 @@ def test_the_names_of_language_models_files_are_read(name: str) -> None:
     source = Source("the language model", Path("lm"), dict.fromkeys(names))
     config = family.configure(settings, 50280)
     assert name not in RELEASED or config == preset(name).language
-    read = {take.name for take in family.tensors(source, config).values()} | {family.embedding}
+    read = {part.name for part in family.tensors(source, config).values()} | {family.embedding}
     assert names <= read | ({family.head} if not config.tied_head else set())

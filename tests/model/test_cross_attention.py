@@ -122,9 +122,9 @@ def norm(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None) -> np.ndarr
 def slow_gated_layer(hidden, media_index, latents, w, attend, heads):
     """hidden [T, D], media_index [T], latents [V, L, Dm] -> [T, D], token by token (§3.1, figure 4)."""
     results = []
-    for token, phi in zip(hidden, media_index, strict=True):
-        if phi > 0:
-            seen = np.concatenate(latents[:phi] if attend == "all" else latents[phi - 1 : phi])
+    for token, media_index in zip(hidden, media_index, strict=True):
+        if media_index > 0:
+            seen = np.concatenate(latents[:media_index] if attend == "all" else latents[media_index - 1 : media_index])
             query = w["query.weight"] @ norm(token, w["attention_norm.weight"], w.get("attention_norm.bias"))
             keys, values = seen @ w["key.weight"].T, seen @ w["value.weight"].T
             size, read = len(query) // heads, []

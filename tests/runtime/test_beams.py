@@ -43,9 +43,9 @@ def next_logprobs(flamingo, tokenizer, config):
         @torch.no_grad()
         def logprobs(*tokens):
             ids = [*prompt.input_ids.tolist(), *tokens]
-            phi = [*prompt.media_index.tolist(), *[int(prompt.media_index[-1])] * len(tokens)]
+            media_index = [*prompt.media_index.tolist(), *[int(prompt.media_index[-1])] * len(tokens)]
             logits = flamingo.decode(
-                torch.tensor([ids]), torch.arange(len(ids))[None], torch.tensor([phi]), keys, values
+                torch.tensor([ids]), torch.arange(len(ids))[None], torch.tensor([media_index]), keys, values
             )
             scores = log_softmax(logits[0, -1].numpy())
             seen = np.isin(np.arange(len(scores)), ids)

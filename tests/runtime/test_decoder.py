@@ -230,7 +230,7 @@ def test_a_widened_row_is_equal_rows(backend, config, row):
     alone.prefill([row])
     wide.prefill([row])
     calls = backend.calls.copy()
-    wide.widen(3)
+    wide.expand_rows(3)
     assert backend.calls == calls
     tokens = np.array([65, 66, 65])
     logits = wide.step(tokens).copy()
@@ -245,7 +245,7 @@ def test_reordered_rows_go_on_from_their_parents(backend, config, row, parents):
     histories = [[65, 70], [66, 71], [67, 72]]
     for each in (wide, expected):
         each.prefill([row])
-        each.widen(3)
+        each.expand_rows(3)
     for column in range(2):
         wide.step(np.array([history[column] for history in histories]))
         expected.step(np.array([histories[parent][column] for parent in parents]))
@@ -257,7 +257,7 @@ def test_reordered_rows_go_on_from_their_parents(backend, config, row, parents):
 def test_reordering_copies_the_rows_that_change_behind_the_prompt_alone(backend, config, row):
     wide = decoder(backend, config)
     wide.prefill([row])
-    wide.widen(3)
+    wide.expand_rows(3)
     wide.step(np.array([65, 66, 67]))
     buffers = [backend.of(LANGUAGE_MODEL)[-1].inputs[past_name(*part)] for part in layer_parts(config.language.layers)]
     length = len(row.input_ids)

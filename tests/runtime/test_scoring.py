@@ -33,13 +33,13 @@ def slow_score(flamingo, tokenizer, config):
             pairs = [flamingo.cross_attention.keys_values(each) for each in latents]
             keys = [torch.cat(layer, dim=2) for layer in zip(*(keys for keys, _ in pairs), strict=True)]
             values = [torch.cat(layer, dim=2) for layer in zip(*(values for _, values in pairs), strict=True)]
-        ids, phi, total = prompt.input_ids.tolist(), prompt.media_index.tolist(), 0.0
+        ids, media_index, total = prompt.input_ids.tolist(), prompt.media_index.tolist(), 0.0
         for token in tokenizer.encode(continuation):
             positions = torch.arange(len(ids))[None]
-            logits = flamingo.decode(torch.tensor([ids]), positions, torch.tensor([phi]), keys, values)
+            logits = flamingo.decode(torch.tensor([ids]), positions, torch.tensor([media_index]), keys, values)
             total += float(logits[0, -1].double().log_softmax(-1)[token])
             ids.append(token)
-            phi.append(phi[-1])
+            media_index.append(media_index[-1])
         return total
 
     return lambda parts, continuation: score(tuple(parts) if isinstance(parts, list) else parts, continuation)

@@ -85,7 +85,7 @@ def test_a_widened_cache_leaves_no_memory_behind(runner, gpu) -> None:
     backend, row = runner.backend("tensorrt"), 96 * 6 * 64
     cache = backend.cache(1, 96)
     gpu.memory = 4 * row
-    cache.widen(3, 5)
+    cache.expand_rows(3, 5)
     assert gpu.used == 3 * row
     del cache
     assert gpu.used == 0
