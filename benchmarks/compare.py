@@ -24,13 +24,13 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent / "peers"))
-from comparison import machine as machines  # noqa: E402
-from comparison.captions import write_captions  # noqa: E402
-from comparison.chart import draw  # noqa: E402
-from comparison.report import report  # noqa: E402
-from comparison.results import Record, merged, read_results, result_path, write_results  # noqa: E402
-from comparison.shapes import SHAPES, comparable  # noqa: E402
-from comparison.systems import (  # noqa: E402
+from comparison import machine as machines
+from comparison.captions import write_captions
+from comparison.chart import draw
+from comparison.report import report
+from comparison.results import Record, merged, read_results, result_path, write_results
+from comparison.shapes import SHAPES, comparable
+from comparison.systems import (
     MEASURED,
     SYSTEMS,
     System,
@@ -39,13 +39,13 @@ from comparison.systems import (  # noqa: E402
     measure_command,
     sources_command,
 )
-from comparison.workload import write_workload  # noqa: E402
-from measuring import CAPTIONS, WORKLOAD, Plan, add_plan_options, plan_of  # noqa: E402
-from processes import TAIL, Finished, folder_bytes, run  # noqa: E402
+from comparison.workload import write_workload
+from measuring import CAPTIONS, WORKLOAD, Plan, add_plan_options, plan_of
+from processes import TAIL, Finished, folder_bytes, run
 
-from flamingo_rt.bench.bandwidth import BandwidthProbe  # noqa: E402
-from flamingo_rt.errors import FlamingoError  # noqa: E402
-from flamingo_rt.importing.openflamingo_tokenizer import read_tokenizer  # noqa: E402
+from flamingo_rt.bench.bandwidth import BandwidthProbe
+from flamingo_rt.errors import FlamingoError
+from flamingo_rt.importing.openflamingo_tokenizer import read_tokenizer
 
 HERE = Path(__file__).parent
 SCENE = HERE.parent / "examples" / "scene.png"

@@ -21,18 +21,18 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent / "peers"))
-from comparison.captions import EACH, QUERIES, SHOTS  # noqa: E402
+from comparison.captions import EACH, QUERIES, SHOTS
 
-import flamingo_rt  # noqa: E402
-from flamingo_rt import GenerationOptions, Image  # noqa: E402
-from flamingo_rt.processing.prompt import build_prompt  # noqa: E402
-from flamingo_rt.runtime import speculation  # noqa: E402
-from flamingo_rt.runtime.answer import Answer  # noqa: E402
-from flamingo_rt.runtime.draft_length import StepCosts  # noqa: E402
-from flamingo_rt.runtime.generation_options import SPECULATION  # noqa: E402
-from flamingo_rt.runtime.model import Model  # noqa: E402
-from flamingo_rt.runtime.sampling import Sampler  # noqa: E402
-from flamingo_rt.runtime.timing import Counts, StageTimer  # noqa: E402
+import flamingo_rt
+from flamingo_rt import GenerationOptions, Image
+from flamingo_rt.processing.prompt import build_prompt
+from flamingo_rt.runtime import speculation
+from flamingo_rt.runtime.answer import Answer
+from flamingo_rt.runtime.draft_length import StepCosts
+from flamingo_rt.runtime.generation_options import SPECULATION
+from flamingo_rt.runtime.model import Model
+from flamingo_rt.runtime.sampling import Sampler
+from flamingo_rt.runtime.timing import Counts, StageTimer
 
 OPTIONS = GenerationOptions()
 SIZES = (1, 2, 4, 8)

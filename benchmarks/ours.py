@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent / "peers"))  # what is measured of everybody stands there
-from measuring import (  # noqa: E402
+from measuring import (
     CAPTIONS,
     WARM_UP_TOKENS,
     WORKLOAD,
@@ -42,13 +42,13 @@ from measuring import (  # noqa: E402
     wanted_captions,
     wanted_cases,
 )
-from processes import folder_bytes  # noqa: E402
-from stand_ins import GivenAnswers, NumberTokens, OneLetterTokens  # noqa: E402
+from processes import folder_bytes
+from stand_ins import GivenAnswers, NumberTokens, OneLetterTokens
 
-from flamingo_rt import GenerationOptions, Image, load  # noqa: E402
-from flamingo_rt.processing.preprocess import visual_pixels  # noqa: E402
-from flamingo_rt.processing.prompt import build_prompt  # noqa: E402
-from flamingo_rt.runtime.generation_options import SPECULATION, GenerationResult  # noqa: E402
+from flamingo_rt import GenerationOptions, Image, load
+from flamingo_rt.processing.preprocess import visual_pixels
+from flamingo_rt.processing.prompt import build_prompt
+from flamingo_rt.runtime.generation_options import SPECULATION, GenerationResult
 
 PACKAGES = ("flamingo-rt", "onnxruntime", "numpy", "torch")
 SPECULATED_SHOTS = 8  # with more shots speculation is not measured again

@@ -26,14 +26,14 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent / "peers"))
-from random_weights import offset_and_scale  # noqa: E402
+from random_weights import offset_and_scale
 
-from flamingo_rt.checkpoints import expected_shapes  # noqa: E402
-from flamingo_rt.config import FlamingoConfig  # noqa: E402
-from flamingo_rt.importing.clip import vision_tensors  # noqa: E402
-from flamingo_rt.importing.families import FAMILIES  # noqa: E402
-from flamingo_rt.importing.openflamingo_checkpoint import cross_attention_tensors, resampler_tensors  # noqa: E402
-from flamingo_rt.importing.sources import Source, Take  # noqa: E402
+from flamingo_rt.checkpoints import expected_shapes
+from flamingo_rt.config import FlamingoConfig
+from flamingo_rt.importing.clip import vision_tensors
+from flamingo_rt.importing.families import FAMILIES
+from flamingo_rt.importing.openflamingo_checkpoint import cross_attention_tensors, resampler_tensors
+from flamingo_rt.importing.sources import Source, TensorSlice
 
 # What the language models' own files say, as far as it matters here.
 MOSAIC = {"model_type": "mosaic_gpt", "alibi": True, "alibi_bias_max": 8, "attn_qk_ln": True, "no_bias": True}
@@ -61,11 +61,13 @@ def language_settings(config: FlamingoConfig) -> dict:
     return (MOSAIC if language.query_key_norm else MPT) | sizes
 
 
-def foreign_shapes(takes: Mapping[str, Take], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    """Shapes of the foreign tensors that ``takes`` reads."""
+def foreign_shapes(
+    slices: Mapping[str, TensorSlice], shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, tuple[int, ...]]:
+    """Shapes of the foreign tensors that ``slices`` are cut from."""
     return {
-        take.name: (shapes[name][0] * take.count, *shapes[name][1:]) if shapes[name] else ()
-        for name, take in takes.items()
+        part.name: (shapes[name][0] * part.count, *shapes[name][1:]) if shapes[name] else ()
+        for name, part in slices.items()
     }
 
 
@@ -96,9 +98,9 @@ def write_sources(config: FlamingoConfig, folder: Path) -> None:
     write_tokenizer(language / "tokenizer.json")
 
     marker = {"transformer.blocks.0.ln_1.weight": None} if settings["model_type"] == "mosaic_gpt" else {}
-    takes = family.tensors(Source("", folder, marker), config.language)
+    slices = family.tensors(Source("", folder, marker), config.language)
     ours = {name.removeprefix("language."): shape for name, shape in shapes.items() if name.startswith("language.")}
-    names = {family.embedding: (rows, config.language.width)} | foreign_shapes(takes, ours)
+    names = {family.embedding: (rows, config.language.width)} | foreign_shapes(slices, ours)
     if not config.language.tied_head:
         names[family.head] = (rows, config.language.width)
     write_shards(names, language)
@@ -114,9 +116,9 @@ def write_sources(config: FlamingoConfig, folder: Path) -> None:
     del tensors
 
     marker = {"visual.class_embedding": None}
-    takes = vision_tensors(Source("", folder, marker), config.vision)
+    slices = vision_tensors(Source("", folder, marker), config.vision)
     save_file(
-        {name: random_tensor(name, shape) for name, shape in foreign_shapes(takes, shapes).items()},
+        {name: random_tensor(name, shape) for name, shape in foreign_shapes(slices, shapes).items()},
         folder / "vision.safetensors",
     )
 

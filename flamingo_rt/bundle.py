@@ -168,7 +168,7 @@ def read_bundle(path: Path) -> Bundle:
         validation = Validation.parse(manifest.get("validation"))
         names = [name for entry in graphs.values() for name in (entry.file, f"{entry.file}.data")]
         for name in [TOKENIZER, *names]:
-            files[name]  # noqa: B018 - a KeyError is the check
+            files[name]
         for entry in graphs.values():
             known = entry.lowering in CACHE_FORMS and entry.quantization in (None, *QUANTIZATIONS)
             if not known or any(dtype not in FLOAT_DTYPES for dtype in (entry.dtype, entry.compute)):

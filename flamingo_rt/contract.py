@@ -185,7 +185,7 @@ def _language_model(config: FlamingoConfig, dtype: str, cache: str) -> GraphSpec
 
 PREFILL, DECODE = "prefill", "decode"
 CLIP_FRAMES = 8  # of a clip, at most, where the resampler has no time embeddings that would bound them
-LOGITS = 64  # positions of a row whose logits are wanted at once, at most
+LOGITS_AT_ONCE = 64  # positions of a row whose logits are wanted at once, at most
 # Of TensorRT-RTX 1.7: where a row takes one new token always, its attention reads the cache where it lies; where it may
 # take several, it copies the whole cache in each step. And where all sizes are fixed, it holds the weights a second
 # time, laid out for that: so there may be two rows, even where one was asked for.
@@ -258,7 +258,7 @@ def size_ranges(config: FlamingoConfig, limits: Limits, cache: str = IN_PLACE) -
         LANGUAGE_MODEL: {
             PREFILL: {
                 "B": rows, "T": SizeRange(1, min(64, limits.tokens), limits.tokens),
-                "K": SizeRange(1, 1, min(LOGITS, limits.tokens)), "S": seen, "C": cached,
+                "K": SizeRange(1, 1, min(LOGITS_AT_ONCE, limits.tokens)), "S": seen, "C": cached,
             },
             # After prefill a token looks at the last visual alone, unless the model attends to all.
             DECODE: {

@@ -115,7 +115,8 @@ def test_guesses_of_a_given_answer_are_right_where_they_are_its_tokens() -> None
     given.give([*answer, model.tokenizer.end_of_chunk_id], 1 + 3)
     result = model.generate("40 41 42", speculation=7).result()
     assert list(result.tokens) == answer
-    assert 0 < result.accepted <= result.drafted and result.steps < len(answer)
+    assert 0 < result.accepted <= result.drafted
+    assert result.steps < len(answer)
 
 
 def test_captions_are_wanted_by_shots_and_number() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -40,7 +41,8 @@ def test_a_case_keeps_every_sample_but_the_warm_up() -> None:
     kept = measure_case({"shots": 0, "pictures": [0], "input_ids": [1, 2]}, lambda tokens: next(answers), PLAN)
     assert kept["first_token_ms"] == pytest.approx([50.0, 60.0, 70.0])
     assert kept["token_ms"] == [pytest.approx([1.0, 2.0, 3.0])] * 3
-    assert kept["tokens"] == [0, 1, 2, 3] and kept["prompt_tokens"] == 2
+    assert kept["tokens"] == [0, 1, 2, 3]
+    assert kept["prompt_tokens"] == 2
 
 
 def test_an_answer_of_another_length_ends_the_measurement() -> None:
@@ -115,7 +117,9 @@ def test_ratios_are_against_open_flamingo() -> None:
 def test_what_was_not_measured_is_left_out() -> None:
     told = report.report(compared(ours_int4=record(case(0, 300.0, 50.0))))
     assert "flamingo-rt int4" in told
-    assert "beams" not in told and "tokens against" not in told and "with speculation" not in told
+    assert "beams" not in told
+    assert "tokens against" not in told
+    assert "with speculation" not in told
 
 
 def test_prompts_read_before_have_a_line_of_their_own() -> None:
@@ -149,14 +153,15 @@ def test_memory_of_a_process_is_told_beside_its_bundle() -> None:
     infer = {"threads": 2, "seconds": [3.0, 1.0, 2.0], "peak_bytes": [3 * 10**9] * 3, "bundle_bytes": 2 * 10**9}
     start = {"threads": 2, "first_output_s": [0.3, 0.2, 0.4]}
     told = report.processes_table(compared(infer_int4=infer, start=start))
-    assert "| 2.00 s | 3.00 GB = 1.50 times the bundle |" in told and "0.300 s (0.200 to 0.400)" in told
+    assert "| 2.00 s | 3.00 GB = 1.50 times the bundle |" in told
+    assert "0.300 s (0.200 to 0.400)" in told
 
 
 def test_labels_are_moved_apart_as_little_as_possible() -> None:
     assert chart.apart([0.0, 5.0], 1.0) == [0.0, 5.0]
     assert chart.apart([0.0, 0.0, 0.0, 9.0], 1.0) == pytest.approx([-1.0, 0.0, 1.0, 9.0])
     moved = chart.apart([0.0, 0.1, 0.9, 1.0, 1.05], 0.5)
-    assert all(later - earlier >= 0.5 - 1e-9 for earlier, later in zip(moved, moved[1:], strict=False))
+    assert all(later - earlier >= 0.5 - 1e-9 for earlier, later in itertools.pairwise(moved))
 
 
 def test_the_chart_is_drawn_from_whatever_was_measured(tmp_path: Path) -> None:
@@ -198,13 +203,15 @@ def test_there_is_an_image_token_for_each_picture_and_an_end_for_each_shot(writt
     for each in written["cases"]:
         assert each["input_ids"].count(tokens["image"]) == len(each["pictures"]) == each["shots"] + 1
         assert each["input_ids"].count(tokens["end_of_chunk"]) == each["shots"]
-        assert each["pictures"][-1] == 0 and len(set(each["pictures"])) == each["shots"] + 1
+        assert each["pictures"][-1] == 0
+        assert len(set(each["pictures"])) == each["shots"] + 1
         assert max(each["input_ids"]) < tokens["rows"]
 
 
 def test_pictures_have_the_encoders_size_and_differ(written: dict) -> None:
     pixels = np.load(written["folder"] / written["pixels"])
-    assert pixels.shape == (5, 3, 224, 224) and pixels.dtype == np.float32
+    assert pixels.shape == (5, 3, 224, 224)
+    assert pixels.dtype == np.float32
     assert np.abs(pixels[0] - pixels[1]).max() > 0.1
 
 
@@ -235,14 +242,17 @@ def test_keys_and_values_of_pictures_are_not_read_for_a_token() -> None:
 def test_the_small_model_is_not_checked_against_a_preset() -> None:
     small = systems.build_command("bundle-int4", Path("work"), shapes.SMALL)
     large = systems.build_command("checkpoint", Path("work"), "openflamingo-3b")
-    assert "--preset" not in small and small[small.index("--quantize") + 1] == "int4"
-    assert large[large.index("--preset") + 1] == "openflamingo-3b" and "import" in large
+    assert "--preset" not in small
+    assert small[small.index("--quantize") + 1] == "int4"
+    assert large[large.index("--preset") + 1] == "openflamingo-3b"
+    assert "import" in large
     assert "--quantize" not in systems.build_command("bundle-fp32", Path("work"), shapes.SMALL)
 
 
 def test_only_matrices_of_4_bits_are_told_how_to_round() -> None:
     int8, int4 = (systems.build_command(f"bundle-{name}", Path("work"), shapes.SMALL) for name in ("int8", "int4"))
-    assert "--rounding" in int4 and "--rounding" not in int8
+    assert "--rounding" in int4
+    assert "--rounding" not in int8
 
 
 def test_captions_are_measured_behind_the_cases_of_the_same_model() -> None:
@@ -253,7 +263,8 @@ def test_captions_are_measured_behind_the_cases_of_the_same_model() -> None:
 
     for name in systems.CAPTIONED:
         assert names[names.index(name) + 1] == f"captions-{name}"
-        assert "--captions" in command(f"captions-{name}") and "--captions" not in command(name)
+        assert "--captions" in command(f"captions-{name}")
+        assert "--captions" not in command(name)
 
 
 def test_only_what_the_peer_can_be_built_as_is_compared() -> None:

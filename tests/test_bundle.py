@@ -61,12 +61,12 @@ def test_every_file_but_the_manifest_is_hashed(bundle):
 
 
 def test_a_missing_folder_shows_the_command_that_makes_one(tmp_path):
-    with pytest.raises(DataError, match="there is no bundle at .*nowhere: flamingo-rt export"):
+    with pytest.raises(DataError, match=r"there is no bundle at .*nowhere: flamingo-rt export"):
         read_bundle(tmp_path / "nowhere")
 
 
 def test_a_folder_without_a_manifest_is_no_bundle(tmp_path):
-    with pytest.raises(DataError, match="is not a bundle: it has no manifest.json"):
+    with pytest.raises(DataError, match=r"is not a bundle: it has no manifest.json"):
         read_bundle(tmp_path)
 
 
@@ -108,13 +108,13 @@ def test_a_newer_format_asks_for_an_upgrade(bundle):
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"format_version": "1"}', "{}", "[" * 100_000], ids=range(7))
 def test_a_manifest_that_is_no_manifest_is_refused(text, bundle):
     (bundle / "manifest.json").write_text(text)
-    with pytest.raises(DataError, match="manifest.json is (not valid JSON|damaged)"):
+    with pytest.raises(DataError, match=r"manifest.json is (not valid JSON|damaged)"):
         read_bundle(bundle)
 
 
 def test_a_manifest_that_is_no_text_is_refused(bundle):
     (bundle / "manifest.json").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(DataError, match="manifest.json is not valid JSON"):
+    with pytest.raises(DataError, match=r"manifest.json is not valid JSON"):
         read_bundle(bundle)
 
 
@@ -189,7 +189,7 @@ def test_a_name_no_file_can_have_is_refused(name, bundle):
     manifest = manifest_of(bundle)
     manifest["files"][name] = {"sha256": "0", "bytes": 1}
     write(bundle, manifest)
-    with pytest.raises(DataError, match="copy (it again|or export it)"):
+    with pytest.raises(DataError, match=r"copy (it again|or export it)"):
         read_bundle(bundle)
 
 
@@ -200,7 +200,7 @@ def test_a_loop_of_links_is_refused(bundle):
         read_bundle(bundle)
 
 
-@pytest.mark.parametrize("where, value", [
+@pytest.mark.parametrize(("where", "value"), [
     (("parity", "resampler"), 10**400), (("files", WEIGHTS, "bytes"), float("inf")), (("files", WEIGHTS), None),
     (("graphs", "resampler", "file"), ["resampler.onnx"]), (("config", "language", "kv_heads"), 0),
     (("config", "vision", "bottleneck"), float("inf")), (("config", "language", "rotary_fraction"), float("nan")),
@@ -252,7 +252,7 @@ def test_how_a_bundle_is_quantized_is_read_as_it_was_written(scheme, bundle):
 @pytest.mark.parametrize("value", ["int4", 4, ["int4"], True])
 def test_a_record_of_quantization_that_is_none_is_refused(value, bundle):
     write(bundle, {**manifest_of(bundle), "quantization": value})
-    with pytest.raises(DataError, match="manifest.json is damaged .*quantization.*export the model again"):
+    with pytest.raises(DataError, match=r"manifest.json is damaged .*quantization.*export the model again"):
         read_bundle(bundle)
 
 
@@ -260,7 +260,8 @@ VALIDATION = Validation(0.9, 300, "about drawn scenes")
 
 
 def test_what_a_bundle_was_validated_with_is_read_as_it_was_written(bundle):
-    assert "validation" not in manifest_of(bundle) and read_bundle(bundle).validation is None
+    assert "validation" not in manifest_of(bundle)
+    assert read_bundle(bundle).validation is None
     write_manifest(bundle, CONFIG, ENTRIES, PARITY, validation=VALIDATION)
     assert read_bundle(bundle).validation == VALIDATION
 
@@ -279,14 +280,14 @@ def test_entries_of_newer_versions_are_no_obstacle(bundle):
 def test_a_record_of_validation_that_is_none_is_refused(change, bundle):
     record = {"probability": 0.9, "captions": 300, "origin": "about drawn scenes", **change}
     write(bundle, {**manifest_of(bundle), "validation": record})
-    with pytest.raises(DataError, match="manifest.json is damaged .*validation.*export the model again"):
+    with pytest.raises(DataError, match=r"manifest.json is damaged .*validation.*export the model again"):
         read_bundle(bundle)
 
 
 @pytest.mark.parametrize("record", ["0.9", 0.9, [], {}, {"probability": 0.9}])
 def test_a_record_of_validation_in_another_form_is_refused(record, bundle):
     write(bundle, {**manifest_of(bundle), "validation": record})
-    with pytest.raises(DataError, match="manifest.json is damaged"):
+    with pytest.raises(DataError, match=r"manifest.json is damaged"):
         read_bundle(bundle)
 
 

@@ -160,7 +160,7 @@ def test_python_m_of_this_package_needs_no_working_folder(tmp_path: Path) -> Non
 
 def test_an_interpreter_that_is_not_known_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", None)
-    with pytest.raises(DataError, match="cannot be started: .*which Python interpreter"), BandwidthProbe(1):
+    with pytest.raises(DataError, match=r"cannot be started: .*which Python interpreter"), BandwidthProbe(1):
         pass
 
 

@@ -145,7 +145,7 @@ def test_a_damaged_file_is_refused(tmp_path, text):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(DataError, match="absent.json"):
+    with pytest.raises(DataError, match=r"absent.json"):
         FlamingoConfig.read(tmp_path / "absent.json")
 
 
@@ -202,7 +202,7 @@ def test_cross_attention_precedes_the_layers_of_its_rule(offset, interval, layer
 def test_a_text_with_half_a_character_is_refused():
     data = preset("tiny").to_dict()
     data["tokens"]["end_of_chunk"] = "<|end\ud800|>"
-    with pytest.raises(DataError, match="tokens.end_of_chunk.*half a character"):
+    with pytest.raises(DataError, match=r"tokens.end_of_chunk.*half a character"):
         FlamingoConfig.from_dict(data)
 
 

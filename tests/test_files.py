@@ -114,7 +114,7 @@ def test_the_old_file_survives_a_kill_and_the_next_run_succeeds(old_file):
 
 
 def test_a_file_that_cannot_be_written_is_a_data_error(old_file):
-    with pytest.raises(DataError, match="cannot write .*result.json is a file"), \
+    with pytest.raises(DataError, match=r"cannot write .*result.json is a file"), \
             replacing_file(old_file / "below") as beside:
         beside.write_text("new")
     assert old_file.read_text() == "old"
@@ -219,7 +219,7 @@ def test_the_old_folder_survives_an_exception(old_folder, raised):
 
 def test_the_old_folder_survives_a_full_disk(old_folder):
     with (
-        pytest.raises(DataError, match="no space left while writing .*result: nothing was changed"),
+        pytest.raises(DataError, match=r"no space left while writing .*result: nothing was changed"),
         new_directory(old_folder, overwrite=True) as folder,
     ):
         (folder / "new").write_text("half")
@@ -262,7 +262,7 @@ def test_a_first_run_that_was_killed_leaves_no_output(tmp_path):
 
 
 def test_an_unwritable_place_is_a_data_error(old_file):
-    with pytest.raises(DataError, match="cannot write|failed"), new_directory(old_file / "below"):
+    with pytest.raises(DataError, match=r"cannot write|failed"), new_directory(old_file / "below"):
         pytest.fail("the body ran")
 
 

@@ -83,7 +83,8 @@ def test_the_parts_that_matter_have_the_whole_budget() -> None:
 def test_without_a_peer_our_own_model_stands_in_and_is_named_so(tmp_path: Path) -> None:
     skipped, eager, compiled = plan.peer_parts(LARGE, tmp_path, "python", "no module named open_flamingo")
     assert skipped == Skipped("peer", "open_flamingo", "no module named open_flamingo")
-    assert "a stand-in" in eager.system and "a stand-in" in compiled.system
+    assert "a stand-in" in eager.system
+    assert "a stand-in" in compiled.system
     assert "gpu_parts.own_torch" in eager.command
     eager, compiled = plan.peer_parts(LARGE, tmp_path, "python", "")
     assert eager.command[:2] == ("python", str(plan.PEER_SCRIPT))
@@ -141,7 +142,8 @@ def test_rows_are_in_the_file_at_once_and_a_crash_is_a_row(tmp_path: Path) -> No
     found = session(Runner(2.0, ("noise", "{no json", line), status=-11), tmp_path)
     found.run([part("speed")])
     written = json.loads((tmp_path / "results.json").read_text())
-    assert written["rows"] == found.rows and written["format"] == 1
+    assert written["rows"] == found.rows
+    assert written["format"] == 1
     assert written["rows"][0] == {"part": "speed", "system": "", "measure": "each token", "value": 1.5, "unit": "ms"}
     assert "status -11" in written["rows"][1]["error"]
     assert [file.name for file in tmp_path.iterdir()] == ["results.json"]
@@ -200,7 +202,8 @@ def test_every_row_has_its_line_whatever_became_of_it() -> None:
     lines = table.printed(told, {}).splitlines()
     assert lines[2] == "| speed | x | share | 0.7123 | >= 0.7: met |  |"
     assert lines[3] == "| peer | y | skipped |  |  | too / late |"
-    assert lines[4].startswith("| peer | z | ERROR |") and len(lines[4]) < 200
+    assert lines[4].startswith("| peer | z | ERROR |")
+    assert len(lines[4]) < 200
     assert len(lines) == 5
 
 
@@ -262,7 +265,8 @@ def test_facts_alone_run_from_end_to_end(tmp_path: Path, capsys) -> None:
     out = capsys.readouterr().out
     assert "| facts |  | processor |" in out
     summary = json.loads(out.splitlines()[-1])
-    assert Path(summary["results"]).parent == tmp_path and summary["errors"] == 0
+    assert Path(summary["results"]).parent == tmp_path
+    assert summary["errors"] == 0
     assert json.loads(Path(summary["results"]).read_text())["date"] == "2026-01-02"
 
 

@@ -171,7 +171,7 @@ def test_a_tensor_is_looked_at_that_does_not_say_that_it_is_outside(tmp_path) ->
 
 
 def test_weights_that_are_not_there_are_said_to_be_too_few(tmp_path) -> None:
-    with pytest.raises(DataError, match="of 'graph.onnx.data', which has 0"):
+    with pytest.raises(DataError, match=r"of 'graph.onnx.data', which has 0"):
         read_graph(written(tmp_path, in_initializer(external("w")), data=None))
     assert read_graph(written(tmp_path, in_initializer(inline("w")))).model
 
@@ -198,7 +198,7 @@ HIDDEN = graph(initializers=[external("w", location="other")]).SerializeToString
         "enumeration beyond 32 bits"])
 def test_what_another_reader_would_read_otherwise_is_refused(tmp_path, hidden) -> None:
     """Numbers that are cut to their lower bits elsewhere: a graph could show itself there alone."""
-    with pytest.raises(DataError, match="cannot load .*graph.onnx"):
+    with pytest.raises(DataError, match=r"cannot load .*graph.onnx"):
         read_graph(written(tmp_path, model_of(graph()).SerializeToString() + hidden))
 
 
@@ -211,7 +211,7 @@ def test_a_second_graph_which_readers_merge_with_the_first_is_looked_at(tmp_path
 
 @pytest.mark.parametrize("content", [b"\x00", b"not a graph", b"\xff" * 100, b"x" * 999])
 def test_what_is_no_graph_is_refused_by_name(tmp_path, content) -> None:
-    with pytest.raises(DataError, match="cannot load .*graph.onnx: .*export the model again"):
+    with pytest.raises(DataError, match=r"cannot load .*graph.onnx: .*export the model again"):
         read_graph(written(tmp_path, content))
 
 
@@ -251,7 +251,7 @@ def test_another_file_of_weights_can_be_named_by_who_reads_the_graph_alone(tmp_p
     (tmp_path / "shared.data").write_bytes(VALUES.tobytes())
     path = written(tmp_path, in_initializer(external("w", location="shared.data")), data=None)
     assert read_graph(path, tmp_path / "shared.data").folder == tmp_path
-    with pytest.raises(DataError, match="it takes weights from 'shared.data'"):
+    with pytest.raises(DataError, match=r"it takes weights from 'shared.data'"):
         read_graph(path)
 
 
@@ -295,7 +295,7 @@ def test_a_folder_reached_through_a_link_is_no_different(tmp_path) -> None:
 def test_a_loop_of_links_is_refused(tmp_path) -> None:
     path = written(tmp_path, sum_model(), data=None)
     (tmp_path / NAME).symlink_to(NAME)
-    with pytest.raises(DataError, match="cannot load .*graph.onnx"):
+    with pytest.raises(DataError, match=r"cannot load .*graph.onnx"):
         read_graph(path)
 
 

@@ -41,5 +41,5 @@ def test_levels_up_to_the_limit_are_read(tmp_path):
 def test_a_file_that_is_too_long_is_not_read(tmp_path):
     path = written(tmp_path, " " * 100 + "{}")
     assert read_json(path, most_bytes=102) == {}
-    with pytest.raises(DataError, match="more than 0.000101 MB"):
+    with pytest.raises(DataError, match=r"more than 0.000101 MB"):
         read_json(path, most_bytes=101)

@@ -60,6 +60,6 @@ def test_weights_in_half_precision_take_twice_their_file(tmp_path: Path):
 
 def test_a_random_bundle_that_could_not_be_run_is_not_made(available, tmp_path: Path):
     available(1_000_000_000)
-    with pytest.raises(DataError, match="running flamingo-3b needs at least 1.6 GB"):
+    with pytest.raises(DataError, match=r"running flamingo-3b needs at least 1.6 GB"):
         RandomBundle("flamingo-3b", quantize="int4", work=tmp_path / "work").make(print)
     assert not (tmp_path / "work").exists()

@@ -215,7 +215,7 @@ def test_a_folder_that_may_not_be_written_to_is_named_and_nothing_of_ours(tmp_pa
 def test_a_file_that_is_there_is_refused_before_any_work(tmp_path, kind) -> None:
     path = tmp_path / "out"
     path.mkdir() if kind == "folder" else path.touch()
-    with pytest.raises(UsageError, match="already exists.*--plot"):
+    with pytest.raises(UsageError, match=r"already exists.*--plot"):
         check_file(path, overwrite=False, option="--plot")
     if kind == "folder":
         with pytest.raises(UsageError, match="is a folder"):

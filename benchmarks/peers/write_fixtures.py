@@ -78,7 +78,8 @@ def check_alone(peer: Peer, case: Case, rows: list[Row], logits: list[np.ndarray
         difference = np.abs(alone_logits[0] - logits[index]).max()
         same = (alone_tokens[0] == tokens[index]).all()
         print(f"  batch row {index} alone: logits differ by {difference:.1e}, tokens {'same' if same else 'DIFFERENT'}")
-        assert difference < 1e-4 and same
+        assert difference < 1e-4
+        assert same
 
 
 def check_images_matter(peer: Peer, case: Case, row: Row) -> None:

@@ -39,7 +39,7 @@ def _tiff(image: PIL.Image.Image, label: str) -> Samples:
     bits, formats = tags.get(BITS_PER_SAMPLE, (1,)), tags.get(SAMPLE_FORMAT, (UNSIGNED,))
     deep_grey = image.mode in ("I", "F") or image.mode.startswith("I;16")
     downwards = deep_grey and tags.get(PHOTOMETRIC, 0) == 0  # Pillow turns greys of at most 8 bits round itself
-    if tags.get(PLANAR) == 2 and tags.get(COMPRESSION, 1) == 1 and (max(bits) > 8 and not deep_grey or
+    if tags.get(PLANAR) == 2 and tags.get(COMPRESSION, 1) == 1 and ((max(bits) > 8 and not deep_grey) or
                                                                     set(tags.get(EXTRA_SAMPLES, ())) & {0, 1}):
         raise unreadable(label, f"a TIFF of {max(bits)}-bit samples in separate planes, not compressed")
     if SIGNED in formats and max(bits) < 32:  # of 32 bits: as Pillow itself writes mode I

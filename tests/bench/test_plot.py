@@ -120,7 +120,8 @@ def test_a_name_is_text_whatever_is_in_it(made_up, name: str, monkeypatch: pytes
     assert "\n" not in figure.get_suptitle()
     page.encode("utf-8")
     seen = Seen(page, "h1")
-    assert seen.tags == plain.tags and seen.attributes == plain.attributes
+    assert seen.tags == plain.tags
+    assert seen.attributes == plain.attributes
     assert seen.text.startswith(printable(name) + ", float32")
 
 
@@ -169,7 +170,10 @@ def test_every_text_of_a_chart_is_in_the_picture(made_up, name: str, many: bool)
     figure.draw_without_rendering()
     (left, bottom), (right, top) = figure.get_tightbbox().get_points()  # inches, around all that is drawn
     width, height = figure.get_size_inches()
-    assert left > -0.02 and bottom > -0.02 and right < width + 0.02 and top < height + 0.02
+    assert left > -0.02
+    assert bottom > -0.02
+    assert right < width + 0.02
+    assert top < height + 0.02
 
 
 def test_nothing_on_the_page_is_wider_than_a_narrow_window(made_up) -> None:

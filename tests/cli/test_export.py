@@ -179,7 +179,8 @@ def test_a_checkpoint_file_without_its_other_sources_says_which(run, tmp_path) -
     outcome = run("export", "--ckpt", tmp_path / "checkpoint.pt", "--out", tmp_path / "out")
     assert outcome.code == 2
     assert f"{tmp_path / 'checkpoint.pt'} is a file" in outcome.err
-    assert "--vision" in outcome.err and "--language" in outcome.err
+    assert "--vision" in outcome.err
+    assert "--language" in outcome.err
     assert not (tmp_path / "out").exists()
 
 

@@ -52,9 +52,11 @@ def test_a_quantized_bundle_answers_and_says_what_it_cost(run, checkpoint, calib
     assert report["quantization"] == record is not None
     assert (record["scheme"], record["rounding"]) == ("int4", "gptq")
     assert record["calibration"] == "4 prompts of prompts.jsonl"
-    assert set(record["quality"]["graphs"]) == set(GRAPHS) and report["deviation"] == {}
+    assert set(record["quality"]["graphs"]) == set(GRAPHS)
+    assert report["deviation"] == {}
     assert report["bytes"] == sum(file.stat().st_size for file in out.iterdir())
-    assert "error-aware rounding" in outcome.err and "comparison" in outcome.err
+    assert "error-aware rounding" in outcome.err
+    assert "comparison" in outcome.err
     answer = run("infer", "--model", out, "--image", pictures[0], "--prompt", "Output:", "--max-new-tokens", 4)
     assert answer.code == 0
 
@@ -124,7 +126,8 @@ def test_a_bundle_is_not_quantized_again(run, bundle, tmp_path, scheme, said) ->
 def test_a_damaged_bundle_is_no_checkpoint_either(run, tmp_path, content) -> None:
     (tmp_path / "manifest.json").write_text(content)
     outcome = run("export", "--ckpt", tmp_path, "--out", tmp_path / "out", "--quantize", "int8")
-    assert outcome.code == 2 and "is a bundle, exported already" in outcome.err
+    assert outcome.code == 2
+    assert "is a bundle, exported already" in outcome.err
 
 
 @pytest.mark.parametrize("option", [
@@ -168,5 +171,6 @@ def test_a_cost_beyond_the_limits_ends_with_the_remedy_and_nothing_written(
     outcome = run("export", "--ckpt", checkpoint, "--out", tmp_path / "out", "--quantize", "int4", "--rounding",
                   "nearest", "--calibration", calibration)
     assert outcome.code == 1
-    assert "take --quantize mixed or int8" in outcome.err and outcome.out == ""
+    assert "take --quantize mixed or int8" in outcome.err
+    assert outcome.out == ""
     assert not list(tmp_path.iterdir())

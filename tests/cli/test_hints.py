@@ -115,7 +115,9 @@ def test_a_query_without_a_picture_gets_a_hint(run, arguments, said) -> None:
     assert outcome.code == 0
     assert outcome.out
     first, *others = outcome.err.splitlines()
-    assert first.startswith("hint: ") and said in first and "--image FILE" in first
+    assert first.startswith("hint: ")
+    assert said in first
+    assert "--image FILE" in first
     assert not others
 
 

@@ -157,7 +157,8 @@ def multiply(gpu: FakeGpu, shapes: dict, addresses: dict[str, int], dtypes: dict
     x, w, y = (
         gpu.bytes_at(addresses[name], size * size * dtype.itemsize).view(dtype).reshape(size, size) for name in "xwy"
     )
-    assert np.isfinite(x).all() and np.isfinite(w).all()
+    assert np.isfinite(x).all()
+    assert np.isfinite(w).all()
     y[:] = x @ w
 
 

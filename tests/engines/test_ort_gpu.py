@@ -222,7 +222,7 @@ def test_a_gpu_that_does_not_start_is_an_error_that_auto_passes_over(on_cuda, gp
         raise driver.Error("cuDevicePrimaryCtxRetain failed: out of memory")
 
     monkeypatch.setattr(driver.Device, "retain_primary_context", full)
-    with pytest.raises(DependencyError, match="does not start on the GPU .*out of memory.*nvidia-smi"):
+    with pytest.raises(DependencyError, match=r"does not start on the GPU .*out of memory.*nvidia-smi"):
         on_cuda.backend("ort-fp16")
 
 

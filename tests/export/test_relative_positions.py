@@ -289,7 +289,7 @@ def test_rows_of_other_spans_are_decoded_together(exported, model: Flamingo) -> 
 def test_a_cache_beyond_the_last_distance_is_refused(exported, tokens: int) -> None:
     session = Session(exported(), 1, 4 * SPAN)
     session.take(random_ids(1, 3 * SPAN), [0])
-    with pytest.raises(Exception, match="(?i)split"):
+    with pytest.raises(Exception, match=r"(?i)split"):
         session.take(random_ids(1, tokens), [3 * SPAN])
 
 

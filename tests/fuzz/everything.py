@@ -12,13 +12,13 @@ import PIL.features  # noqa: F401
 import sklearn.datasets  # noqa: F401
 import torch  # noqa: F401
 
-import flamingo_rt.bench  # noqa: F401
-import flamingo_rt.checkpoints  # noqa: F401
-import flamingo_rt.export.pipeline  # noqa: F401
-import flamingo_rt.importing.openflamingo  # noqa: F401
-import flamingo_rt.loading  # noqa: F401
-import flamingo_rt.runtime.model  # noqa: F401
-import flamingo_rt.training.trainer  # noqa: F401
+import flamingo_rt.bench
+import flamingo_rt.checkpoints
+import flamingo_rt.export.pipeline
+import flamingo_rt.importing.openflamingo
+import flamingo_rt.loading
+import flamingo_rt.runtime.model
+import flamingo_rt.training.trainer
 from flamingo_rt.cli import COMMANDS
 from flamingo_rt.presets import preset
 

@@ -47,4 +47,5 @@ def test_changes_lead_to_refusals_and_to_answers(report: dict, kind: str) -> Non
     # Were all inputs refused at their first byte, or none, the changes would try nothing.
     counts = report[kind]
     assert counts["inputs"] == len(KINDS[kind].cases) + KINDS[kind].first
-    assert counts["accepted"] and counts["refused"]
+    assert counts["accepted"]
+    assert counts["refused"]

@@ -30,5 +30,5 @@ def test_the_generation_configuration_adds_its_own(stated, expected, tmp_path):
 
 @pytest.mark.parametrize("value", [[], ["2"], [2, None], [[2]], [-1, 2]])
 def test_a_list_of_anything_else_is_refused(value):
-    with pytest.raises(DataError, match="config.json: eos_token_id is"):
+    with pytest.raises(DataError, match=r"config.json: eos_token_id is"):
         end_of_text(value)

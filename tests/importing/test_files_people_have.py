@@ -44,7 +44,8 @@ def opened(files: OpenFlamingoFiles) -> tuple:
 def test_bfloat16_shards_are_read_as_they_are(files: OpenFlamingoFiles) -> None:
     model = open_openflamingo(files).model
     norm = model.tensors["language.norm.weight"]
-    assert norm.dtype == torch.bfloat16 and norm.read().dtype == torch.bfloat16
+    assert norm.dtype == torch.bfloat16
+    assert norm.read().dtype == torch.bfloat16
     expected = PeerModel("llama-interval4").tensors("language")["model.norm.weight"].bfloat16()
     assert torch.equal(norm.read(), expected)
 

@@ -122,9 +122,9 @@ def norm(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None) -> np.ndarr
 def slow_gated_layer(hidden, media_index, latents, w, attend, heads):
     """hidden [T, D], media_index [T], latents [V, L, Dm] -> [T, D], token by token (§3.1, figure 4)."""
     results = []
-    for token, media_index in zip(hidden, media_index, strict=True):
-        if media_index > 0:
-            seen = np.concatenate(latents[:media_index] if attend == "all" else latents[media_index - 1 : media_index])
+    for token, index in zip(hidden, media_index, strict=True):
+        if index > 0:
+            seen = np.concatenate(latents[:index] if attend == "all" else latents[index - 1 : index])
             query = w["query.weight"] @ norm(token, w["attention_norm.weight"], w.get("attention_norm.bias"))
             keys, values = seen @ w["key.weight"].T, seen @ w["value.weight"].T
             size, read = len(query) // heads, []
@@ -196,7 +196,8 @@ def test_the_mask_opens_one_visuals_latents():
 def test_a_mask_of_all_preceding_visuals_grows_with_each():
     bias, present = media_mask(torch.tensor([[0, 1, 2]]), keys=4, latents=2, attend="all", dtype=torch.float32)
     assert (bias[0, 0] == 0).int().tolist() == [[0] * 4, [1, 1, 0, 0], [1] * 4]
-    assert bias.max() == 0 and bias.min() == torch.finfo(torch.float32).min / 2
+    assert bias.max() == 0
+    assert bias.min() == torch.finfo(torch.float32).min / 2
     assert present[..., 0].tolist() == [[0.0, 1.0, 1.0]]
 
 

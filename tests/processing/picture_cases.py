@@ -81,7 +81,7 @@ def tiffs() -> Iterator[Case]:
             grey, white = samples(bits), 2**bits - 1
             for photometric, name in ((0, "WhiteIsZero"), (1, "BlackIsZero")):
                 expected = shown(white - grey if photometric == 0 else grey, white)
-                if photometric == 0 and bits in (12, 32) or order == ">" and (photometric, bits) in UNKNOWN_OF_MM:
+                if (photometric == 0 and bits in (12, 32)) or (order == ">" and (photometric, bits) in UNKNOWN_OF_MM):
                     expected = "which is a combination Pillow does not know"
                 yield Case("TIFF", name, f"{bits}", about, written(grey, bits, photometric), expected)
         for photometric, name in ((0, "WhiteIsZero"), (1, "BlackIsZero")):

@@ -27,7 +27,7 @@ def reader(request, monkeypatch):
     return request.param
 
 
-@pytest.mark.parametrize("version, used", [("16.1.0", False), ("17.0.1", False), ("17.1.0", True), ("18.1.0", True),
+@pytest.mark.parametrize(("version", "used"), [("16.1.0", False), ("17.0.1", False), ("17.1.0", True), ("18.1.0", True),
                                            ("19.0.2", False)])
 def test_pyav_is_used_in_the_versions_that_work(monkeypatch, version, used):
     monkeypatch.setattr(av, "__version__", version)
@@ -65,7 +65,8 @@ def test_both_libraries_give_the_same_pictures(tmp_path, monkeypatch, case):
         with monkeypatch.context() as patched:
             patched.setitem(sys.modules, "av", None)
             by_opencv = np.stack(read_frames(asked)).astype(int)
-        assert by_pyav.shape == by_opencv.shape and np.abs(by_pyav - by_opencv).max() <= (5 if "10" in layout else 2)
+        assert by_pyav.shape == by_opencv.shape
+        assert np.abs(by_pyav - by_opencv).max() <= (5 if "10" in layout else 2)
 
 
 # --- memory

@@ -116,7 +116,8 @@ def test_interlaced_clips_are_shown_or_a_library_is_named(tmp_path, monkeypatch)
     try:
         [picture] = read_frames(Video(clip, frames=1))
     except DependencyError as error:
-        assert "interlaced" in str(error) and "flamingo-rt[video]" in str(error)
+        assert "interlaced" in str(error)
+        assert "flamingo-rt[video]" in str(error)
     else:
         assert difference(picture, frame(8)) < 4
 
@@ -170,7 +171,8 @@ def test_pyav_shows_transparent_clips_over_white(tmp_path, case):
     assert pixels[:, WIDTH // 2 + 2 :].min() > 250
     opaque = pixels[:, : WIDTH // 2 - 2]
     if case[2] == "ya8":
-        assert np.ptp(opaque, axis=2).max() == 0 and opaque.max() < 200
+        assert np.ptp(opaque, axis=2).max() == 0
+        assert opaque.max() < 200
     else:
         assert np.abs(opaque - frame(8)[:, : WIDTH // 2 - 2]).mean() < 5
 
@@ -181,7 +183,8 @@ def test_without_pyav_a_transparent_clip_is_named(tmp_path, without_pyav, caplog
     if case[1] == "ffv1":  # OpenCV's own writer gives opaque clips an alpha
         with caplog.at_level(logging.WARNING):
             assert len(read_frames(Video(clip))) == 8
-        assert "transparent parts" in caplog.text and "flamingo-rt[video]" in caplog.text
+        assert "transparent parts" in caplog.text
+        assert "flamingo-rt[video]" in caplog.text
     else:
         with pytest.raises(DependencyError, match=r"transparent parts.*pip install 'flamingo-rt\[video\]'"):
             read_frames(Video(clip))
@@ -230,5 +233,5 @@ def test_a_damaged_animation_gives_the_frames_before_the_damage_or_is_refused(tm
     (tmp_path / "cut.gif").write_bytes(content[: len(content) // 2])
     assert len(read_frames(Video(tmp_path / "cut.gif"))) == 8
     (tmp_path / "none.gif").write_bytes(content[:14])
-    with pytest.raises(DataError, match="none.gif"):
+    with pytest.raises(DataError, match=r"none.gif"):
         read_frames(Video(tmp_path / "none.gif"))

@@ -73,7 +73,7 @@ TEXTS = {
 }
 
 
-@pytest.mark.parametrize("name, text", TEXTS.values(), ids=TEXTS)
+@pytest.mark.parametrize(("name", "text"), TEXTS.values(), ids=TEXTS)
 def test_a_text_that_names_other_files_is_refused(folder, name, text):
     (folder / "other.m3u8").write_text(playlist("../secret.ts"))
     (folder / name).write_text(text)

@@ -58,7 +58,7 @@ MP4S = {
 }
 
 
-@pytest.mark.parametrize("content, mirrored", MP4S.values(), ids=MP4S)
+@pytest.mark.parametrize(("content", "mirrored"), MP4S.values(), ids=MP4S)
 def test_a_mirror_in_an_mp4_is_seen(content, mirrored):
     assert declared(io.BytesIO(content)) == Declared(mirrored=mirrored)
 
@@ -97,7 +97,7 @@ MATROSKAS = {
 }
 
 
-@pytest.mark.parametrize("content, expected", MATROSKAS.values(), ids=MATROSKAS)
+@pytest.mark.parametrize(("content", "expected"), MATROSKAS.values(), ids=MATROSKAS)
 def test_transparency_and_mirrors_in_matroska_are_seen(content, expected):
     assert declared(io.BytesIO(content)) == expected
 

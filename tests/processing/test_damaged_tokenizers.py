@@ -103,7 +103,7 @@ def test_a_missing_unknown_token_is_noticed_when_loaded(content, tmp_path):
 
 def test_a_file_that_is_too_long_is_not_read(content, tmp_path, monkeypatch):
     monkeypatch.setattr("flamingo_rt.tokenizer_file.MOST_BYTES", 1000)
-    with pytest.raises(DataError, match="more than 0.001 MB"):
+    with pytest.raises(DataError, match=r"more than 0.001 MB"):
         load(tmp_path, content)
 
 

@@ -18,9 +18,11 @@ from flamingo_rt.processing.visuals import Video
 def test_indices_are_centres_of_equal_intervals(count, frames):
     indices = frame_indices(count, frames)
     centres = (np.arange(frames) + 0.5) * count / frames
-    assert len(indices) == frames and all(0 <= index < count for index in indices)
+    assert len(indices) == frames
+    assert all(0 <= index < count for index in indices)
     offsets = centres - np.array(indices)  # a frame covers [index, index + 1)
-    assert (offsets > -1e-9).all() and (offsets < 1 + 1e-9).all()
+    assert (offsets > -1e-9).all()
+    assert (offsets < 1 + 1e-9).all()
     repeats = [indices.count(index) for index in range(count)]
     assert max(repeats) - min(repeats) <= 1
 
@@ -47,7 +49,8 @@ def timelines(draw):
 @given(timeline=timelines(), frames=st.integers(1, 20))
 def test_a_frame_is_held_until_the_next_one_starts(timeline, frames):
     found = frames_in_time(timeline, frames)
-    assert len(found) == frames and found == sorted(found)
+    assert len(found) == frames
+    assert found == sorted(found)
     starts, ends = timeline.starts, np.append(timeline.starts[1:], timeline.end)
     for interval, index in enumerate(found):
         centre = (interval + 0.5) * timeline.duration / frames
@@ -75,7 +78,7 @@ FPS = {  # duration of a clip of 10 frames a second, fps, frames -> the times th
 }
 
 
-@pytest.mark.parametrize("duration, fps, frames, times", FPS.values(), ids=FPS)
+@pytest.mark.parametrize(("duration", "fps", "frames", "times"), FPS.values(), ids=FPS)
 def test_fps_takes_the_centres_of_intervals_of_that_length(duration, fps, frames, times):
     timeline = read_timeline(np.arange(round(duration * 10)) / 10)
     assert timeline.duration == pytest.approx(duration)
@@ -113,7 +116,7 @@ def test_a_file_of_a_varying_rate_is_sampled_in_time(tmp_path, reader, name):
     np.testing.assert_allclose(reds(read_frames(Video(clip))), [reds([frame(index)])[0] for index in expected], atol=6)
 
 
-@pytest.mark.parametrize("name, codec", [("a.mp4", "libx264"), ("a.mkv", "libx264"), ("a.avi", "mpeg4"),
+@pytest.mark.parametrize(("name", "codec"), [("a.mp4", "libx264"), ("a.mkv", "libx264"), ("a.avi", "mpeg4"),
                                          ("a.ts", "libx264"), ("a.webm", "libvpx")])
 def test_fps_takes_that_many_frames_of_a_file(tmp_path, reader, name, codec):
     clip = write_clip(tmp_path / name, codec, options={"b": "4M"}, rate=5)  # 16 frames, 3.2 s
@@ -143,4 +146,5 @@ def test_pictures_have_no_fps():
 
 def test_a_count_of_frames_may_be_any_integer():
     video = Video(["a.png"], frames=np.int64(2))
-    assert video.frames == 2 and type(video.frames) is int
+    assert video.frames == 2
+    assert type(video.frames) is int

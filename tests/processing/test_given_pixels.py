@@ -45,7 +45,8 @@ def test_pixel_values_in_host_memory_are_taken_as_they_are(kind, values) -> None
 def test_an_array_that_is_turned_is_put_in_order() -> None:
     turned = torch.from_numpy(PICTURE).permute(1, 2, 0).contiguous().permute(2, 0, 1)
     found = pixels(turned)
-    assert not turned.is_contiguous() and found.flags.c_contiguous
+    assert not turned.is_contiguous()
+    assert found.flags.c_contiguous
     np.testing.assert_array_equal(found[0], PICTURE)
 
 
@@ -54,7 +55,7 @@ def text_or_type(value) -> str:
     return value if isinstance(value, str) else type(value).__name__
 
 
-@pytest.mark.parametrize("array, message", [
+@pytest.mark.parametrize(("array", "message"), [
     (PICTURE.astype(np.float64), r"<array float64 \[3, 8, 8\]> is float64.*are float32 \[3, 8, 8\]"),
     (FRAME, "is uint8.*give an Image"),
     (PICTURE[:, :4], r"\[3, 4, 8\]"),
@@ -79,9 +80,11 @@ def test_what_are_no_pixel_values_is_refused(array, message) -> None:
 def test_pixel_values_in_device_memory_stay_there(kind, values) -> None:
     given = kind(values)
     found = pixels(given)
-    assert lies_on_device(PixelValues(given)) and is_device_array(found)
+    assert lies_on_device(PixelValues(given))
+    assert is_device_array(found)
     assert isinstance(found, DeviceFrames)
-    assert found.array is given and found.shape == values.reshape(-1, 3, SIZE, SIZE).shape
+    assert found.array is given
+    assert found.shape == values.reshape(-1, 3, SIZE, SIZE).shape
 
 
 @pytest.mark.parametrize("kind", [CudaArray, DlpackArray])
@@ -96,7 +99,7 @@ def test_slices_of_frames_are_places_in_the_same_memory(kind) -> None:
         assert given.streams == [-1, 7, 7, 7], "only who reads it has a stream that the producer waits for"
 
 
-@pytest.mark.parametrize("array, message", [
+@pytest.mark.parametrize(("array", "message"), [
     (CudaArray(PICTURE.transpose(0, 2, 1)), r"not C-contiguous.*contiguous\(\)"),
     (DlpackArray(PICTURE.transpose(0, 2, 1)), "not C-contiguous"),
     (CudaArray(PICTURE.astype(np.float16)), "is float16"), (CudaArray(FRAME), "is uint8"),
@@ -136,7 +139,8 @@ def test_a_picture_in_device_memory_is_copied_once_by_its_library(name) -> None:
     frame = CopyingArray(FRAME, name)
     np.testing.assert_array_equal(visual_pixels(Image(frame), CONFIG), visual_pixels(Image(FRAME), CONFIG))
     assert frame.copies == 1
-    assert lies_on_device(Image(frame)) and lies_on_device(Video([FRAME, frame], frames=2))
+    assert lies_on_device(Image(frame))
+    assert lies_on_device(Video([FRAME, frame], frames=2))
 
 
 def test_a_picture_that_numpy_can_read_itself_is_copied_by_it() -> None:
@@ -147,7 +151,7 @@ def test_a_picture_that_numpy_can_read_itself_is_copied_by_it() -> None:
 
 
 def test_a_picture_that_nothing_copies_is_refused() -> None:
-    with pytest.raises(DataError, match="<CudaArray in device memory> has none of the methods .*cpu, get"):
+    with pytest.raises(DataError, match=r"<CudaArray in device memory> has none of the methods .*cpu, get"):
         visual_pixels(Image(CudaArray(FRAME)), CONFIG)
 
 

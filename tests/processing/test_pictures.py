@@ -101,7 +101,7 @@ def test_arrays_of_opencv_are_bgr_if_one_says_so():
 def test_what_is_no_array_has_channels_of_its_own(source):
     with pytest.raises(UsageError, match="is no array"):
         Image(source, channels="BGR")
-    with pytest.raises(DataError, match="frame 0 .* is no array"):
+    with pytest.raises(DataError, match=r"frame 0 .* is no array"):
         read_frames(Video([source], channels="BGR"))
     with pytest.raises(UsageError, match="is no array"):
         Video("a.mp4", channels="BGR")
@@ -289,7 +289,8 @@ def refusal(source):
     with pytest.raises(DataError) as caught:
         open_picture(source)
     message = str(caught.value)
-    assert Image(source).label in message and "\n" not in message
+    assert Image(source).label in message
+    assert "\n" not in message
     return message
 
 
@@ -335,7 +336,8 @@ def test_file_without_permission_is_refused(tmp_path, monkeypatch):
 def test_text_named_png_is_refused(tmp_path):
     (tmp_path / "a.png").write_text("hello world")
     message = refusal(tmp_path / "a.png")
-    assert "hello world" in message and "JPEG" in message
+    assert "hello world" in message
+    assert "JPEG" in message
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP", "PPM", "JPEG2000"])
@@ -374,7 +376,7 @@ def test_floats_of_unknown_white_are_refused(values):
     assert "white" in refusal(PIL.Image.fromarray(np.array([values], np.float32)))
 
 
-@pytest.mark.parametrize("width, height", [(20_000, 20_000), (10_001, 10_000), (65_000, 65_000)])
+@pytest.mark.parametrize(("width", "height"), [(20_000, 20_000), (10_001, 10_000), (65_000, 65_000)])
 def test_too_many_pixels_are_refused_from_the_header(width, height):
     assert "more than the 100,000,000" in refusal(png(width, height, 8, 2))
 
@@ -465,7 +467,8 @@ def is_picture_or_data_error(content):
     except DataError as error:
         assert "<bytes>" in str(error)
     else:
-        assert picture.mode == "RGB" and min(picture.size) > 0
+        assert picture.mode == "RGB"
+        assert min(picture.size) > 0
 
 
 @pytest.fixture

@@ -91,7 +91,8 @@ def test_a_pillow_image_shows_what_its_mode_says(name: str) -> None:
     assert image.mode == name.split(",")[0]
     before = image.tobytes()
     picture = open_picture(image)
-    assert picture.mode == "RGB" and picture is not image
+    assert picture.mode == "RGB"
+    assert picture is not image
     np.testing.assert_allclose(np.asarray(picture).astype(int), expected, atol=tolerance, rtol=0)
     assert image.tobytes() == before
 
@@ -136,5 +137,5 @@ def test_an_opened_file_that_is_closed_is_refused() -> None:
         file = io.BytesIO(case.content)
         image = PIL.Image.open(file)
         file.close()
-        with pytest.raises(DataError, match="cannot be decoded: .*closed"):
+        with pytest.raises(DataError, match=r"cannot be decoded: .*closed"):
             open_picture(image)

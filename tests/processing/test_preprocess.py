@@ -45,7 +45,7 @@ def clip_reference(picture, config, size):
     return normalised(values[top : top + size, left : left + size], config)
 
 
-@pytest.mark.parametrize("width, height", [(64, 48), (48, 64), (33, 101), (101, 33), (32, 32), (7, 5), (20, 640)])
+@pytest.mark.parametrize(("width", "height"), [(64, 48), (48, 64), (33, 101), (101, 33), (32, 32), (7, 5), (20, 640)])
 @pytest.mark.parametrize("size", [32, 31])
 def test_crop_is_clips_transform(width, height, size):
     picture = noise(width, height)
@@ -68,7 +68,7 @@ def test_crop_of_a_square_of_the_right_size_changes_no_pixel():
     np.testing.assert_allclose(pixel_values(picture, CLIP, 16), normalised(np.asarray(picture), CLIP), **FLOAT32)
 
 
-@pytest.mark.parametrize("width, height", [(3, 300), (300, 3), (20, 90)])
+@pytest.mark.parametrize(("width", "height"), [(3, 300), (300, 3), (20, 90)])
 def test_crop_of_only_the_kept_part_is_the_same(width, height, monkeypatch):
     picture = noise(width, height).point(lambda value: 64 + value // 2)  # room for bicubic's overshoot, unclipped
     whole = pixel_values(picture, CLIP, 32)
@@ -86,7 +86,8 @@ def test_crop_of_a_line_needs_no_giant_picture():
 def test_pad_centres_the_picture_and_pads_with_exactly_zero():
     config = PreprocessingConfig(mean=CLIP.mean, std=CLIP.std)
     values = pixel_values(PIL.Image.new("RGB", (40, 20), (255, 0, 51)), config, 32)
-    assert not values[:, :8].any() and not values[:, 24:].any()
+    assert not values[:, :8].any()
+    assert not values[:, 24:].any()
     expected = normalised(np.broadcast_to([255, 0, 51], (16, 32, 3)), config)
     np.testing.assert_allclose(values[:, 8:24], expected, **FLOAT32)
 
@@ -95,12 +96,14 @@ def test_pad_keeps_every_pixel_of_a_picture_that_fits():
     picture = noise(16, 9)  # an odd remainder: 3 rows above, 4 below
     values = pixel_values(picture, PreprocessingConfig(), 16)
     np.testing.assert_allclose(values[:, 3:12], np.asarray(picture).transpose(2, 0, 1) / 127.5 - 1, **FLOAT32)
-    assert not values[:, :3].any() and not values[:, 12:].any()
+    assert not values[:, :3].any()
+    assert not values[:, 12:].any()
 
 
 def test_pad_of_a_portrait_pads_left_and_right():
     values = pixel_values(PIL.Image.new("RGB", (10, 40), "white"), PreprocessingConfig(), 32)
-    assert (values[:, :, 12:20] == 1).all() and values.sum() == 3 * 32 * 8
+    assert (values[:, :, 12:20] == 1).all()
+    assert values.sum() == 3 * 32 * 8
 
 
 def test_squash_fills_the_square():
@@ -122,7 +125,9 @@ def test_interpolation_is_the_configured_one():
 @settings(derandomize=True, max_examples=40, deadline=None, database=None)
 def test_every_size_gives_a_finite_square(mode, width, height, size):
     values = pixel_values(noise(width, height), PreprocessingConfig(resize=mode), size)
-    assert values.shape == (3, size, size) and values.dtype == np.float32 and values.flags.c_contiguous
+    assert values.shape == (3, size, size)
+    assert values.dtype == np.float32
+    assert values.flags.c_contiguous
     assert math.isfinite(values.sum())
 
 

@@ -191,7 +191,7 @@ def test_ids_are_those_of_the_joined_text_and_phi_counts_its_visuals(parts, star
 PILLOW = PIL.Image.new("RGB", (3, 2))
 
 
-@pytest.mark.parametrize("part, said", [
+@pytest.mark.parametrize(("part", "said"), [
     (Path("a.png"), r"the path 'a.png': write Image\('a.png'\)"),
     (Path("a.MP4"), r"the path 'a.MP4': write Video\('a.MP4'\)"),
     (PILLOW, r"a Pillow image \(RGB, 3x2\): write Image\(...\) around it"),
@@ -209,7 +209,7 @@ def test_a_part_of_another_type_is_named_with_how_to_write_it(part, said, tokeni
             build_prompt(part, tokenizer)
 
 
-@pytest.mark.parametrize("text, kind", [("photo.png", "Image"), ("../a/Photo.JPG", "Image"), ("clip.mp4", "Video")])
+@pytest.mark.parametrize(("text", "kind"), [("photo.png", "Image"), ("../a/Photo.JPG", "Image"), ("clip.mp4", "Video")])
 def test_a_text_that_is_the_path_of_a_picture_is_refused(text, kind, tokenizer):
     for parts in ([text, "Output:"], [A, text], text):
         with pytest.raises(UsageError, match=rf"is the path '{text}': write {kind}\('{text}'\)"):
@@ -261,5 +261,5 @@ def test_a_continuation_is_not_marked_as_a_beginning(metaspace):
 
 
 def test_an_address_is_told_that_nothing_is_fetched(tokenizer):
-    with pytest.raises(UsageError, match="the address 'https://a.example/c.png', and nothing is fetched"):
+    with pytest.raises(UsageError, match=r"the address 'https://a.example/c.png', and nothing is fetched"):
         build_prompt(["https://a.example/c.png", "Output:"], tokenizer)

@@ -40,7 +40,8 @@ def test_the_documents_preprocessing_is_ours_up_to_a_level(preprocess, resize, i
         config = replace(CONFIG, vision=replace(CONFIG.vision, image_size=size), preprocessing=how)
         found = preprocess(torch.from_numpy(picture), config)
         expected = pixel_values(PIL.Image.fromarray(picture), how, size)
-        assert found.dtype == torch.float32 and found.is_contiguous()
+        assert found.dtype == torch.float32
+        assert found.is_contiguous()
         apart = np.abs(found.numpy() - expected) * levels
         assert apart.max() < 1.01, (size, shape)
         assert (apart > 0.01).mean() < FEW[interpolation], (size, shape)

@@ -61,7 +61,7 @@ def test_an_empty_beginning_token_means_there_is_none(path):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(DataError, match="cannot read .*nowhere.json"):
+    with pytest.raises(DataError, match=r"cannot read .*nowhere.json"):
         TextTokenizer(tmp_path / "nowhere.json", TOKENS, 270)
 
 
@@ -74,7 +74,7 @@ def test_a_missing_file_is_named(tmp_path):
 def test_a_damaged_file_is_named(change, path, tmp_path):
     damaged = tmp_path / "damaged.json"
     damaged.write_text(change(path.read_text()))
-    with pytest.raises(DataError, match="cannot read .*damaged.json: .*not a tokenizer.json"):
+    with pytest.raises(DataError, match=r"cannot read .*damaged.json: .*not a tokenizer.json"):
         TextTokenizer(damaged, TOKENS, 270)
 
 
@@ -89,7 +89,7 @@ def test_a_token_that_is_not_found_in_a_text_is_named(text, path, tmp_path):
     content = json.loads(path.read_text())
     content["added_tokens"] = [token for token in content["added_tokens"] if token["content"] != text]
     (tmp_path / "t.json").write_text(json.dumps(content))
-    with pytest.raises(DataError, match="t.json does not find its token") as error:
+    with pytest.raises(DataError, match=r"t.json does not find its token") as error:
         TextTokenizer(tmp_path / "t.json", TOKENS, 270)
     assert repr(text) in str(error.value)
 

@@ -63,7 +63,7 @@ def test_frames_of_a_file_are_evenly_spaced_and_rgb(clip):
     np.testing.assert_allclose(np.asarray(frames[0]).mean((0, 1)), [level(1), 20, 200], atol=4)
 
 
-@pytest.mark.parametrize("name, codec", [("a.mp4", "mp4v"), ("a.avi", "MJPG")])
+@pytest.mark.parametrize(("name", "codec"), [("a.mp4", "mp4v"), ("a.avi", "MJPG")])
 def test_common_containers_are_read(tmp_path, name, codec):
     frames = read_frames(Video(str(write_clip(tmp_path / name, codec=codec)), frames=4))
     np.testing.assert_allclose(reds(frames), [level(i) for i in (2, 6, 10, 14)], atol=8)  # lossy
@@ -116,7 +116,8 @@ def test_refused_frame_is_named():
 def refusal(source):
     with pytest.raises(DataError) as caught:
         read_frames(Video(source))
-    assert Video(source).label in str(caught.value) and "\n" not in str(caught.value)
+    assert Video(source).label in str(caught.value)
+    assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
@@ -218,5 +219,6 @@ def test_settings_of_the_process_are_restored(clip, monkeypatch, given_options):
         monkeypatch.setenv(opencv_clips.FFMPEG_OPTIONS, given_options)
     before = logs.getLogLevel()
     read_frames(Video(clip))
-    assert opencv_clips.FFMPEG_LOG_LEVEL not in os.environ and logs.getLogLevel() == before
+    assert opencv_clips.FFMPEG_LOG_LEVEL not in os.environ
+    assert logs.getLogLevel() == before
     assert os.environ.get(opencv_clips.FFMPEG_OPTIONS) == given_options

@@ -154,7 +154,7 @@ def test_a_prefill_takes_about_what_is_reckoned(bundle_folder):
 def test_nothing_is_computed_of_what_does_not_fit(call, flamingo, config, tokenizer, pictures, have):
     backend = RecordingEngine(TorchBackend(flamingo))
     have(1000)
-    with pytest.raises(DataError, match="0.0 MB are available"):
+    with pytest.raises(DataError, match=r"0.0 MB are available"):
         call(Model(backend, config, tokenizer), [pictures[0], "x"])
     assert not backend.bound
 

@@ -104,7 +104,8 @@ def test_another_bundle_is_told_apart_and_no_text_of_the_file_is_shown(compiled,
     with pytest.raises(DataError) as caught:
         other.load_prompt(compiled)
     assert f"(manifest {ort_model.identity[:12]}; this one is manifest {other.identity[:12]})" in str(caught.value)
-    assert "compile its 2 shots again" in str(caught.value) and "curl" not in str(caught.value)
+    assert "compile its 2 shots again" in str(caught.value)
+    assert "curl" not in str(caught.value)
 
 
 @pytest.mark.parametrize("bundle", ["\x1b]52;c;aGk=\x07", "a" * 65, ["a"], {}, None, 7])
@@ -139,7 +140,7 @@ def test_tokens_that_the_model_does_not_have_are_refused(ort_model, compiled, tm
     arrays["input_ids"][1] = ort_model.config.language.vocab_size if isinstance(token, str) else token
     with (tmp_path / "other.prompt").open("wb") as file:
         np.savez(file, **arrays)
-    with pytest.raises(DataError, match="damaged .*token ids from .* compile it again"):
+    with pytest.raises(DataError, match=r"damaged .*token ids from .* compile it again"):
         ort_model.load_prompt(tmp_path / "other.prompt")
 
 
@@ -187,7 +188,7 @@ def test_another_kind_of_file_is_refused(content, ort_model, tmp_path):
 
 
 def test_a_missing_file_is_named(ort_model, tmp_path):
-    with pytest.raises(DataError, match="there is no compiled prompt at .*nowhere"):
+    with pytest.raises(DataError, match=r"there is no compiled prompt at .*nowhere"):
         ort_model.load_prompt(tmp_path / "nowhere")
 
 

@@ -215,7 +215,7 @@ def test_steps_of_each_size_are_bound_once_and_look_at_the_same_media(backend, c
     running.prefill([row])
     for count in (1, 4, 2, 4, 1, 2):
         running.extend(np.full(count, 65))
-    prefill, *steps = backend.of(LANGUAGE_MODEL)
+    _prefill, *steps = backend.of(LANGUAGE_MODEL)
     assert [step.inputs["input_ids"].shape for step in steps] == [(1, 1), (1, 4), (1, 2)]
     assert steps[1].inputs["media_index"].tolist() == [[1, 1, 1, 1]]
     for part in layer_parts(len(config.cross_layers)):

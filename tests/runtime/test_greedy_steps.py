@@ -104,6 +104,6 @@ def test_an_answer_that_is_given_up_waits_for_the_steps_that_are_under_way(backe
 
 def test_logits_that_are_no_numbers_end_the_answer(config, tokenizer):
     backend = AlphabetEngine(config, tokenizer, damaged=tokenizer.encode("x")[0])
-    with pytest.raises(DataError, match="not numbers to choose by .* log-probability nan.*: its weights are damaged"):
+    with pytest.raises(DataError, match=r"not numbers to choose by .* log-probability nan.*: its weights are damaged"):
         Model(backend, config, tokenizer).generate("u", max_new_tokens=9).result()
     assert backend.steps.finished

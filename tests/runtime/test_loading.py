@@ -42,7 +42,7 @@ def test_an_unknown_backend_is_answered_with_the_known_ones(bundle_folder):
 
 
 def test_torch_on_a_bundle_asks_for_the_checkpoint(bundle_folder):
-    with pytest.raises(UsageError, match="is a bundle .* give the checkpoint .* or take --backend ort"):
+    with pytest.raises(UsageError, match=r"is a bundle .* give the checkpoint .* or take --backend ort"):
         flamingo_rt.load(bundle_folder, "torch")
 
 
@@ -52,7 +52,7 @@ def test_ort_on_a_checkpoint_shows_the_export_command(checkpoint_folder):
 
 
 def test_a_missing_folder_is_named(tmp_path):
-    with pytest.raises(DataError, match="there is no model at .*nowhere"):
+    with pytest.raises(DataError, match=r"there is no model at .*nowhere"):
         flamingo_rt.load(tmp_path / "nowhere")
 
 
@@ -62,7 +62,7 @@ def test_what_is_neither_bundle_nor_checkpoint_is_refused(kind, tmp_path):
     if kind == "file":
         path = tmp_path / "model.onnx"
         path.write_bytes(b"x")
-    with pytest.raises(DataError, match="neither a bundle .no manifest.json. nor a checkpoint .no config.json."):
+    with pytest.raises(DataError, match=r"neither a bundle .no manifest.json. nor a checkpoint .no config.json."):
         flamingo_rt.load(path)
 
 
@@ -72,5 +72,5 @@ def test_a_graph_that_is_no_graph_is_named(bundle_folder, tmp_path):
         (tmp_path / file.name).write_bytes(file.read_bytes())
     (tmp_path / "resampler.onnx").write_bytes(b"not a graph")
     write_manifest(tmp_path, bundle.config, bundle.graphs, bundle.parity)
-    with pytest.raises(DataError, match="cannot load .*resampler.onnx"):
+    with pytest.raises(DataError, match=r"cannot load .*resampler.onnx"):
         flamingo_rt.load(tmp_path)

@@ -197,7 +197,7 @@ def test_a_drawn_token_is_one_that_the_processors_left(logits, temperature, top_
     assert np.isfinite(left[draw(array, 1, temperature=temperature, top_k=top_k, top_p=top_p)[0]])
 
 
-@pytest.mark.parametrize("name, value", [
+@pytest.mark.parametrize(("name", "value"), [
     ("max_new_tokens", 0), ("temperature", -0.1), ("temperature", math.nan), ("temperature", math.inf), ("top_k", -1),
     ("top_p", 0.0), ("top_p", 1.1), ("top_p", math.nan), ("repetition_penalty", 0.0),
     ("repetition_penalty", math.inf), ("seed", -1), ("stop", "text"), ("stop", ("",)), ("beams", 0), ("beams", 65),

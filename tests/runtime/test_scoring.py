@@ -110,7 +110,7 @@ def test_a_choice_is_scored_the_same_whatever_stands_beside_it(model, prompt):
     assert alone["yes"] == pytest.approx(among["yes"], abs=1e-9)
 
 
-@pytest.mark.parametrize("end, choice, continuation", [
+@pytest.mark.parametrize(("end", "choice", "continuation"), [
     ("Answer:", "yes", " yes"), ("Answer: ", "yes", "yes"), ("Answer:", " yes", " yes"), ("Answer:\n", "yes", "yes"),
 ])
 def test_a_space_stands_between_prompt_and_choice_once(end, choice, continuation, model, slow_score):
@@ -124,7 +124,7 @@ def test_a_choice_right_behind_a_picture_has_a_space_too(model, pictures, slow_s
     assert score.logprob == pytest.approx(slow_score(pictures[0], " yes"), rel=LOGPROB_SHARE, abs=LOGPROB)
 
 
-@pytest.mark.parametrize("end, separator, continuation", [
+@pytest.mark.parametrize(("end", "separator", "continuation"), [
     ("Answer:", "", "yes"), ("Answer:", "\n", "\nyes"), ("Answer: ", "\n", "yes"),
 ])
 def test_a_model_with_another_separator_has_that_one(end, separator, continuation, model, tokenizer, slow_score):
@@ -136,7 +136,7 @@ def test_a_model_with_another_separator_has_that_one(end, separator, continuatio
 
 @pytest.mark.parametrize("choices", [[], "yes", ["yes", ""], [" "]])
 def test_choices_that_are_no_list_of_texts_are_refused(choices, torch_model):
-    with pytest.raises(UsageError, match="choices are .*: give a list"):
+    with pytest.raises(UsageError, match=r"choices are .*: give a list"):
         torch_model.score("x", choices)
 
 

@@ -118,7 +118,7 @@ def test_a_model_without_a_cache_encodes_again(backend, config, tokenizer, pictu
 def test_loading_sets_the_caches_size(checkpoint_folder, bundle_folder):
     for folder in (checkpoint_folder, bundle_folder):
         assert flamingo_rt.load(folder, image_cache_bytes=0)
-        with pytest.raises(UsageError, match="image_cache_bytes is -1; it must be an integer, 0 .off. or more"):
+        with pytest.raises(UsageError, match=r"image_cache_bytes is -1; it must be an integer, 0 .off. or more"):
             flamingo_rt.load(folder, image_cache_bytes=-1)
 
 

@@ -81,5 +81,5 @@ def test_a_tensor_without_a_name_is_named_by_its_file():
 
 
 def test_complex_numbers_do_not_lose_half_of_themselves():
-    with pytest.raises(DataError, match="complex64, which torch.float32 cannot hold"):
+    with pytest.raises(DataError, match=r"complex64, which torch.float32 cannot hold"):
         lazy(torch.ones(2, dtype=torch.complex64)).to(torch.float32).read()

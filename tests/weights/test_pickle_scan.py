@@ -74,7 +74,7 @@ def test_a_legacy_file_cannot_ask_for_storages_longer_than_itself(tmp_path, monk
     place = content.index(b"K\x0f", content.index(b"cpuq"))  # 15 values
     (tmp_path / "old.pt").write_bytes(content[:place] + b"J\xff\xff\xff\x7f" + content[place + 2 :])
     monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("it was unpickled"))
-    with pytest.raises(DataError, match="more than the .* bytes of the file"):
+    with pytest.raises(DataError, match=r"more than the .* bytes of the file"):
         open_weights(tmp_path / "old.pt")
 
 

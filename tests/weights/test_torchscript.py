@@ -262,7 +262,7 @@ def test_an_archive_cut_anywhere_is_refused(tmp_path):
     content = file.read_bytes()
     for cut in range(0, len(content), len(content) // 50):
         file.write_bytes(content[:cut])
-        with pytest.raises(DataError, match="archive.pt"):
+        with pytest.raises(DataError, match=r"archive.pt"):
             open_weights(file)
 
 

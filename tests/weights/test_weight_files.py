@@ -110,9 +110,9 @@ def test_a_tensor_without_plain_values_is_read_by_torch(tmp_path):
     assert tensors["quantized"].dtype == torch.qint8
     assert torch.equal(tensors["quantized"].read().int_repr(), quantized.int_repr())
     assert torch.equal(tensors["weight"].read(), random(3))
-    with pytest.raises(DataError, match="sparse is torch.sparse_coo, only dense"):
+    with pytest.raises(DataError, match=r"sparse is torch.sparse_coo, only dense"):
         tensors["sparse"].read()
-    with pytest.raises(DataError, match="quantized cannot be converted from torch.qint8 to torch.float16"):
+    with pytest.raises(DataError, match=r"quantized cannot be converted from torch.qint8 to torch.float16"):
         tensors["quantized"].to(torch.float16).read()
 
 
@@ -189,7 +189,7 @@ def test_nested_dictionaries_have_dotted_names(tmp_path):
 @pytest.mark.parametrize("content", [{}, {"epoch": 3}, random(3), [random(3)], {"state_dict": {}}])
 def test_a_file_without_named_tensors_is_refused(tmp_path, content):
     torch.save(content, tmp_path / "nothing.pt")
-    with pytest.raises(DataError, match="nothing.pt holds no named tensors"):
+    with pytest.raises(DataError, match=r"nothing.pt holds no named tensors"):
         open_weights(tmp_path / "nothing.pt")
 
 
@@ -264,7 +264,7 @@ def test_a_whole_pickled_module_is_refused_by_its_class(tmp_path):
 
 def test_a_pickle_of_a_newer_protocol_is_refused(tmp_path):
     (tmp_path / "newer.pt").write_bytes(pickle.dumps({"trap": Trap(tmp_path / "sprung")}, protocol=4))
-    with pytest.raises(DataError, match="newer.pt holds a pickle that is damaged or more than weights"):
+    with pytest.raises(DataError, match=r"newer.pt holds a pickle that is damaged or more than weights"):
         open_weights(tmp_path / "newer.pt")
     assert not (tmp_path / "sprung").exists()
 
@@ -315,7 +315,7 @@ def test_a_file_cut_after_it_was_opened_is_refused_on_reading(tmp_path, name):
     (save_file if name.endswith("safetensors") else torch.save)({"weight": random(64)}, file)
     tensor = open_weights(file)["weight"]
     file.write_bytes(file.read_bytes()[:100])
-    with pytest.raises(DataError, match="tensor weight needs 256 bytes, .* are left"):
+    with pytest.raises(DataError, match=r"tensor weight needs 256 bytes, .* are left"):
         tensor.read()
     file.unlink()
     with pytest.raises(DataError, match=f"cannot read .*{name}: No such file"):
@@ -348,12 +348,12 @@ def test_what_is_no_weight_file_is_said_to_be_what_it_is(tmp_path, name, content
 def test_a_zip_file_of_something_else_is_refused(tmp_path):
     with zipfile.ZipFile(tmp_path / "photos.zip", "w") as opened:
         opened.writestr("photos/1.png", b"")
-    with pytest.raises(DataError, match="photos.zip is a zip file without data.pkl"):
+    with pytest.raises(DataError, match=r"photos.zip is a zip file without data.pkl"):
         open_weights(tmp_path / "photos.zip")
 
 
 def test_a_missing_path_is_refused(tmp_path):
-    with pytest.raises(DataError, match="absent.pt does not exist"):
+    with pytest.raises(DataError, match=r"absent.pt does not exist"):
         open_weights(tmp_path / "absent.pt")
 
 
@@ -365,7 +365,7 @@ def test_what_the_system_refuses_is_explained(tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied", str(self))
 
     monkeypatch.setattr(Path, "open", refuse)
-    with pytest.raises(DataError, match="cannot read .*model.bin: Permission denied"):
+    with pytest.raises(DataError, match=r"cannot read .*model.bin: Permission denied"):
         open_weights(file)
 
 

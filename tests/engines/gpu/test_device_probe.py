@@ -82,7 +82,8 @@ def test_an_engine_of_another_runtime_has_the_bandwidth_alone(runner: Runner) ->
 def test_too_little_device_memory_is_explained(runner: Runner, gpu: FakeGpu) -> None:
     backend = runner.backend("tensorrt")
     gpu.memory = gpu.used + LITTLE
-    with probe_of(backend, None, 1) as probe, pytest.raises(DataError, match="measuring the GPU's memory takes 0.1 MB"):
+    with probe_of(backend, None, 1) as probe, \
+            pytest.raises(DataError, match=r"measuring the GPU's memory takes 0.1 MB"):
         probe.bandwidth()
 
 

@@ -92,7 +92,7 @@ def test_another_version_is_refused_with_the_whole_command(bundle) -> None:
         f"flamingo-rt build --model {bundle.path} --target tensorrt --max-batch 2 --max-tokens 50 --max-visuals 6 "
         "--max-frames 4 --capacity 50"
     )
-    with pytest.raises(DataError, match="built with TensorRT 10.3.0, here is 10.4.0") as caught:
+    with pytest.raises(DataError, match=r"built with TensorRT 10.3.0, here is 10.4.0") as caught:
         read_engines(bundle, TENSORRT, "10.4.0", ORIN)
     assert str(caught.value).endswith(f": {command}")
 
@@ -209,5 +209,5 @@ def test_limits_that_no_build_has_are_refused(bundle, batch) -> None:
     record = json.loads(file.read_text())
     record["limits"]["batch"] = batch
     file.write_text(json.dumps(record))
-    with pytest.raises(DataError, match="cannot be used .*batch is not from 1"):
+    with pytest.raises(DataError, match=r"cannot be used .*batch is not from 1"):
         read_engines(bundle, TENSORRT, "10.3.0", ORIN, EngineTrust(engines=True, host_code=True))

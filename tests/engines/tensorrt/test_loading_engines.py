@@ -69,7 +69,7 @@ def test_a_bundle_without_engines_shows_the_command_that_builds_them(with_engine
 
 
 def test_a_checkpoint_has_no_engines(bundles) -> None:
-    with pytest.raises(UsageError, match="the tensorrt backend runs a bundle: .*flamingo-rt export"):
+    with pytest.raises(UsageError, match=r"the tensorrt backend runs a bundle: .*flamingo-rt export"):
         flamingo_rt.load(bundles["ort"].path.parent / "checkpoint", "tensorrt")
 
 
@@ -127,7 +127,7 @@ def test_strangers_engines_run_when_they_are_trusted_without_host_code(strangers
 
 def test_strangers_host_code_takes_an_option_of_its_own(strangers, runtimes, caplog) -> None:
     say_version_compatible(strangers)
-    with pytest.raises(DataError, match="bring a runtime that runs on the host.*--allow-engine-host-code"):
+    with pytest.raises(DataError, match=r"bring a runtime that runs on the host.*--allow-engine-host-code"):
         flamingo_rt.load(strangers, "tensorrt", trust_engines=True)
     assert flamingo_rt.load(strangers, trust_engines=True).engine.name == "ort"
     assert "--allow-engine-host-code" in caplog.messages[-1]

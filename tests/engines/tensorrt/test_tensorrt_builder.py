@@ -161,7 +161,8 @@ def test_a_build_that_cannot_be_remembered_is_there_all_the_same(bundle_of, tmp_
     engines = build_of(bundle, tensorrt("10.3.0")).run()
     assert (engines.path / "engine.json").exists()
     (warning,) = caplog.messages
-    assert "cannot be remembered" in warning and "--trust-engines" in warning
+    assert "cannot be remembered" in warning
+    assert "--trust-engines" in warning
     with pytest.raises(DataError, match="--trust-engines"):
         read_engines(bundle, TENSORRT, "10.3.0", ORIN)
     assert read_engines(bundle, TENSORRT, "10.3.0", ORIN, EngineTrust(engines=True)) == engines

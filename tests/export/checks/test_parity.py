@@ -119,7 +119,7 @@ def test_logits_that_say_never_do_not_hide_the_others() -> None:
     expected = torch.tensor([3.0, -2.0, -30000.0])
     deviation.check(LANGUAGE_MODEL, "logits", "a case", np.array([3.0, -2.0, -30000.02]), expected)
     assert deviation.largest[LANGUAGE_MODEL] < 1e-6
-    with pytest.raises(ParityError, match="by 1.00e-03"):
+    with pytest.raises(ParityError, match=r"by 1.00e-03"):
         deviation.check(LANGUAGE_MODEL, "logits", "a case", np.array([3.0, -2.003, -30000.0]), expected)
     with pytest.raises(ParityError, match="logits"):
         deviation.check(LANGUAGE_MODEL, "logits", "a case", np.array([3.0, -2.0, -20.0]), expected)

@@ -79,7 +79,9 @@ def test_of_a_long_file_prompts_from_all_over_it_are_taken(write) -> None:
     found = read_prompts(write(*(f'["prompt {number}"]' for number in range(1000))))
     assert (len(found.calibrate), len(found.measure)) == (CALIBRATED, MEASURED)
     numbers = [int(prompt.parts[0].split()[1]) for prompt in found.calibrate]
-    assert numbers == sorted(set(numbers)) and numbers[0] < 20 and numbers[-1] > 970
+    assert numbers == sorted(set(numbers))
+    assert numbers[0] < 20
+    assert numbers[-1] > 970
     assert not {prompt.place for prompt in found.calibrate} & {prompt.place for prompt in found.measure}
 
 
@@ -100,7 +102,8 @@ def test_a_line_that_is_no_prompt_is_named_with_an_example(write, line: str) -> 
     with pytest.raises(DataError) as refused:
         read_prompts(file)
     message = str(refused.value)
-    assert message.startswith(f"{file}, line 2: ") and '[{"image": "a.png"}, ' in message
+    assert message.startswith(f"{file}, line 2: ")
+    assert '[{"image": "a.png"}, ' in message
     assert len(message) < 1000
 
 
@@ -178,7 +181,7 @@ def test_prompts_become_cases_that_are_read_as_in_use(model: Flamingo, tokenizer
     reference = encode_prompts(model, tokenizer, PROMPTS, told.append)
     assert told == [1] * 4
     assert reference.pixel_values.shape[0] == reference.features.shape[0] == 3
-    first, text, both = reference.cases
+    _first, text, both = reference.cases
     assert [len(expected.case.visuals[0]) for expected in reference.cases] == [1, 0, 2]
     assert [expected.features.shape[:2] for expected in reference.cases] == [(1, 1), (1, 1), (2, 1)]
     assert torch.equal(both.features[:, 0], reference.features[1:])
@@ -186,7 +189,8 @@ def test_prompts_become_cases_that_are_read_as_in_use(model: Flamingo, tokenizer
         assert expected.case.pieces == (1,) * STEPWISE
         assert expected.case.lengths[0] + STEPWISE == expected.input_ids.shape[1] == expected.case.tokens
         assert set(expected.media) == {media_name(i, part) for i in range(2) for part in ("key", "value")}
-    assert both.media_index[0, -1] == 2 and text.media_index.max() == 0
+    assert both.media_index[0, -1] == 2
+    assert text.media_index.max() == 0
 
 
 def test_their_answers_are_the_models_own(model: Flamingo, tokenizer: TextTokenizer) -> None:
@@ -205,7 +209,8 @@ def test_a_batch_says_which_positions_are_no_padding(model: Flamingo, tokenizer:
     reference = encode_prompts(model, tokenizer, PROMPTS)
     batch = TextBatch.of(reference.cases)
     lengths = [expected.input_ids.shape[1] for expected in reference.cases]
-    assert batch.lengths == lengths and len(set(lengths)) > 1
+    assert batch.lengths == lengths
+    assert len(set(lengths)) > 1
     assert batch.tokens.sum(1).tolist() == lengths
     assert batch.tokens.shape == batch.input_ids.shape == (3, max(lengths))
     for row, length in enumerate(lengths):

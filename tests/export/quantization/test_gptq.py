@@ -139,7 +139,8 @@ def test_the_chosen_layers_compute_with_their_rounded_weights_and_others_stay() 
     rounding = LayerRounding(model, named(".ff."), TOKENS, told.append)
     run(model)
     chosen = {name for name in before if name.startswith("language.") and ".ff." in name}
-    assert set(rounding.rounded) == chosen and len(chosen) == 6
+    assert set(rounding.rounded) == chosen
+    assert len(chosen) == 6
     assert told == [1] * rounding.layers == [1] * 6
     for name, matrix in matrices(model).items():
         if name in chosen:
@@ -155,7 +156,8 @@ def test_each_layer_is_rounded_for_what_the_rounded_ones_before_it_give() -> Non
     rounding = LayerRounding(model, named(".ff.", "attention."), TOKENS)
     run(model)
     replayed, layers = small_flamingo(), list(rounding.rounded)
-    assert layers[0].startswith("language.layers.0.") and layers[-1].startswith("language.layers.2.")
+    assert layers[0].startswith("language.layers.0.")
+    assert layers[-1].startswith("language.layers.2.")
     for name in layers:  # in the order in which they compute
         seen = inputs_of(replayed, name.removesuffix(".weight"))[TOKENS].numpy()
         expected = round_with_errors(before[name].numpy(), seen.T @ seen, BLOCKS)

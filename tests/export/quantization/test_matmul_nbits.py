@@ -302,7 +302,8 @@ def test_a_product_of_integers_is_that_of_the_definition(seed: int, shape: tuple
     x, matrix = numbers(*shape, seed=seed), numbers(48, 40, seed=seed)
     matrix *= np.random.default_rng(seed).uniform(0.1, 5, 40).astype(np.float32)  # columns of different sizes
     proto, operators = alone(product(), matrix, shape, (*shape[:-1], 40), VISION_ENCODER)
-    assert operators.count("MatMulInteger") == 1 and "MatMul" not in operators
+    assert operators.count("MatMulInteger") == 1
+    assert "MatMul" not in operators
     expected = slow_integer_product(x, matrix)
     np.testing.assert_allclose(run(proto, x), expected, rtol=0, atol=1e-5 * np.abs(expected).max())
     dense = x @ matrix
@@ -338,7 +339,9 @@ def test_a_row_of_zeros_gives_zeros() -> None:
     x = numbers(4, 48)
     x[1] = 0
     found = run(alone(product(), numbers(48, 40), (4, 48), (4, 40), RESAMPLER)[0], x)
-    assert np.isfinite(found).all() and not found[1].any() and found[0].any()
+    assert np.isfinite(found).all()
+    assert not found[1].any()
+    assert found[0].any()
 
 
 @pytest.mark.parametrize("groups", [1, 2])
@@ -413,7 +416,8 @@ def test_a_matrix_that_is_read_twice_is_quantized_for_both(graph: str) -> None:
     x = numbers(3, 48)
     expected = x @ weight @ weight
     found = run(onnx_ir.to_proto(model), x)
-    assert "MatMul" not in [node.op_type for node in model.graph] and "w" not in model.graph.initializers
+    assert "MatMul" not in [node.op_type for node in model.graph]
+    assert "w" not in model.graph.initializers
     assert np.abs(found - expected).max() < 0.03 * np.abs(expected).max()
 
 
@@ -422,14 +426,15 @@ def test_a_matrix_that_is_read_twice_is_quantized_for_both(graph: str) -> None:
 
 @pytest.mark.parametrize("scheme", SCHEMES_OF["ort"])
 def test_the_blocks_that_each_kind_of_matrix_got_are_told(model_and_graphs, scheme: str, tmp_path: Path) -> None:
-    model, graphs = model_and_graphs
+    _model, graphs = model_and_graphs
     told = {name: quantize_graph(name, graph.clone().graph, SCHEMES[scheme]) for name, graph in graphs.items()}
     written = quantized(graphs[LANGUAGE_MODEL], LANGUAGE_MODEL, scheme, tmp_path / "graph.onnx")
     found: dict[str, set[int]] = {"attention": set(), "feed_forward": set(), "head": set()}
     for name, (_, block) in blocks_by_matrix(written).items():
         table = "language.head" in name or "language.embedding" in name
         found["head" if table else "feed_forward" if ".ff." in name else "attention"].add(block)
-    assert told.pop(LANGUAGE_MODEL) == found and all(found.values())
+    assert told.pop(LANGUAGE_MODEL) == found
+    assert all(found.values())
     assert not any(told.values()), "the encoders have no blocks"
 
 

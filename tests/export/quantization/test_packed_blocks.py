@@ -54,7 +54,9 @@ def test_every_number_is_rounded_to_the_nearest_that_its_block_has(blocks: Block
     within = steps <= half - 0.5
     assert (error[within] <= np.abs(scales)[within] / 2 * (1 + 1e-4)).all()
     np.testing.assert_allclose(rounded.dequantized()[~within], (half - 1) * scales[~within], rtol=1e-6)
-    assert within.mean() > 0.9 and steps.min() > -half - 1e-4 and steps.max() < half + 1e-4
+    assert within.mean() > 0.9
+    assert steps.min() > -half - 1e-4
+    assert steps.max() < half + 1e-4
 
 
 @FORMS

@@ -86,7 +86,8 @@ def test_of_the_language_model_logits_alone_count() -> None:
 
 def test_outputs_of_nothing_but_zeros_are_no_error() -> None:
     found = measured((RESAMPLER, "media", "p", [[0, 0]], [[0, 0]]))
-    assert math.isfinite(found.graphs[RESAMPLER].cosine) and math.isfinite(found.graphs[RESAMPLER].norm_ratio)
+    assert math.isfinite(found.graphs[RESAMPLER].cosine)
+    assert math.isfinite(found.graphs[RESAMPLER].norm_ratio)
 
 
 # Limits
@@ -106,7 +107,8 @@ def test_a_cosine_below_the_limit_names_graph_figure_and_remedy(graph: str, sche
     if scheme != "int8":
         assert remedy in str(refused.value)
     else:
-        assert "--quantize int" not in str(refused.value) and "mixed" not in str(refused.value)
+        assert "--quantize int" not in str(refused.value)
+        assert "mixed" not in str(refused.value)
 
 
 def test_too_many_changed_tokens_are_counted() -> None:
@@ -123,7 +125,7 @@ def test_too_many_changed_tokens_are_counted() -> None:
 def test_what_is_not_a_number_is_refused(value: float) -> None:
     found = measured(*[(graph, "logits" if graph == LANGUAGE_MODEL else "x", "p", [[value, 1.0]], [[1.0, 1.0]])
                        for graph in GRAPHS])
-    with pytest.raises(ParityError, match="graph vision_encoder, int8: the cosine .* is nan"):
+    with pytest.raises(ParityError, match=r"graph vision_encoder, int8: the cosine .* is nan"):
         check_quality(found, Limits(-1.0, 1.0), "int8")
 
 
@@ -142,7 +144,8 @@ def test_what_can_be_asked_for_is_what_there_is() -> None:
     """The command line knows the choices without numpy and torch, so they stand apart from what is made of them."""
     assert tuple(SCHEMES) == tuple(LIMITS) == QUANTIZATIONS
     assert tuple(name for name, scheme in SCHEMES.items() if 4 not in scheme.bits) == WITHOUT_4_BITS
-    assert BLOCKS[-1] == DEFAULT_BLOCK and set(BLOCKS_OF["tensorrt"]) < set(BLOCKS)
+    assert BLOCKS[-1] == DEFAULT_BLOCK
+    assert set(BLOCKS_OF["tensorrt"]) < set(BLOCKS)
     assert set(SCHEMES_OF) == set(CACHE_FORMS) == set(LOWERINGS)
     assert {name for names in SCHEMES_OF.values() for name in names} == set(QUANTIZATIONS)
     for names in SCHEMES_OF.values():

@@ -111,7 +111,8 @@ def test_a_quantized_bundle_is_verified_and_answers(exported, scheme: str) -> No
 def test_fewer_bits_are_fewer_bytes(exported, bundle: Path) -> None:
     sizes = [sum((folder / f"{name}.onnx.data").stat().st_size for name in GRAPHS)
              for folder in (bundle, *map(exported, ("int8", "mixed", "int4")))]
-    assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) == 4
+    assert sizes == sorted(sizes, reverse=True)
+    assert len(set(sizes)) == 4
 
 
 @pytest.mark.parametrize("scheme", SCHEMES_OF["ort"])
@@ -120,7 +121,8 @@ def test_the_manifest_records_how_and_at_what_cost(exported, scheme: str) -> Non
     assert found["parity"] == {}
     record = found["quantization"]
     assert set(record) == {"scheme", "blocks", "rounding", "calibration", "measured_on", "quality"}
-    assert record["scheme"] == scheme and record["blocks"] == SCHEMES[scheme].described(FITTED)
+    assert record["scheme"] == scheme
+    assert record["blocks"] == SCHEMES[scheme].described(FITTED)
     aware = scheme != "int8"
     assert record["rounding"] == ("gptq" if aware else "nearest")
     assert record["calibration"] == ("9 prompts of prompts.jsonl" if aware else None)
@@ -130,7 +132,8 @@ def test_the_manifest_records_how_and_at_what_cost(exported, scheme: str) -> Non
         assert 0.9 < cost["lowest_cosine"] <= cost["cosine"] < 1 - 1e-9, graph
         assert 0.9 < cost["norm_ratio"] < 1.1
     tokens = read_prompts_of(exported)
-    assert quality["tokens"] == tokens and 0 <= quality["changed"] < 0.4 * tokens
+    assert quality["tokens"] == tokens
+    assert 0 <= quality["changed"] < 0.4 * tokens
     assert read_bundle(exported(scheme)).quantization == record
 
 
@@ -146,7 +149,8 @@ def read_prompts_of(exported: Callable[[str], Path]) -> int:
 def test_fewer_bits_cost_more(exported) -> None:
     costs = [manifest(exported(scheme))["quantization"]["quality"]["graphs"] for scheme in ("int8", "mixed", "int4")]
     cosines = [cost[LANGUAGE_MODEL]["cosine"] for cost in costs]
-    assert cosines == sorted(cosines, reverse=True) and len(set(cosines)) == 3
+    assert cosines == sorted(cosines, reverse=True)
+    assert len(set(cosines)) == 3
     for graph in GRAPHS[:2]:  # 8 bits in all
         assert costs[0][graph] == pytest.approx(costs[1][graph]) == costs[2][graph]
 
@@ -166,7 +170,8 @@ def test_no_dense_matrix_of_the_language_model_is_left(exported) -> None:
     graph = onnx.load(exported("int4") / "language_model.onnx", load_external_data=False).graph
     assert not any(node.op_type == "MatMul" for node in graph.node)
     large = [tensor.name for tensor in graph.initializer if math.prod(tensor.dims) >= 1024]
-    assert large and all(name.endswith((".packed", ".scales")) for name in large)
+    assert large
+    assert all(name.endswith((".packed", ".scales")) for name in large)
 
 
 # What is refused
@@ -327,7 +332,8 @@ def test_the_matrices_of_4_bits_are_rounded_and_no_others(
         )
         if ours and len(tensor.shape) == 2 and any(kind in name for kind in kinds):
             expected.add(name)
-    assert set(rounded) == expected and (len(expected) > 8 or not kinds)
+    assert set(rounded) == expected
+    assert (len(expected) > 8 or not kinds)
     for name, matrix in rounded.items():
         assert matrix.blocks == Blocks(4, 128).fitting(stored.tensors[name].shape[1])
         assert matrix.dequantized().shape == stored.tensors[name].shape
