@@ -25,6 +25,7 @@ import cv2
 import numpy as np
 import pytest
 
+from flamingo_rt import __version__
 from flamingo_rt.child_process import child_environment
 from flamingo_rt.cli import cli
 from flamingo_rt.loading import PACKAGED_BUNDLE
@@ -350,3 +351,10 @@ def test_the_map_names_every_module_and_nothing_else() -> None:
         for file in (ROOT / top).rglob("*.py"):
             folder = f"{file.parent.relative_to(ROOT)}/"
             assert folder in folders, f"{folder} is not in CONTRIBUTING's map"
+
+
+def test_the_version_is_in_one_place_and_the_changelog_knows_it() -> None:
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg", encoding="utf-8")
+    assert setup["metadata"]["version"] == "attr: flamingo_rt.__version__"
+    assert f"## {__version__}\n" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
