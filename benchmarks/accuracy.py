@@ -1,6 +1,6 @@
 """How often is a model right about drawn scenes it has not seen?
 
-    python benchmarks/accuracy.py [--model BUNDLE] [--backend ort] [--scenes 300]
+    python -m benchmarks.accuracy [--model BUNDLE] [--backend ort] [--scenes 300]
 
 Scenes come from a seed that training does not use, digits from samples that training does not see. A caption is right
 when it names colour and shape of every object and nothing else. The last line is JSON.
