@@ -1,6 +1,6 @@
 """What the runtime's defaults gain: block sizes of quantized matrices, spinning threads, and the number of threads.
 
-    python benchmarks/choices.py [--preset openflamingo-3b] [--model BUNDLE] [--runs 15] [--results benchmarks/results]
+    python -m benchmarks.choices [--preset openflamingo-3b] [--model BUNDLE] [--runs 15] [--results benchmarks/results]
 
 Everything is measured in turns in one run, so that what drifts on the machine drifts for all of it: random matrices of
 the preset's shapes, in blocks of 32 to 256 numbers of 8 and of 4 bits, times 1, 8 and 64 tokens; and, with ``--model``,
@@ -21,11 +21,11 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
-from comparison.machine import about_machine, machine_name
-from comparison.report import table
-from comparison.results import FORMAT, result_path, write_results
 from onnx import TensorProto, helper, numpy_helper
 
+from benchmarks.comparison.comparison_tables import table
+from benchmarks.comparison.machine_names import about_machine, machine_name
+from benchmarks.comparison.result_file import FORMAT, result_path, write_results
 from flamingo_rt.bench.bandwidth import BandwidthProbe
 from flamingo_rt.bench.statistics import Spread, sample
 from flamingo_rt.bundle import Bundle, read_bundle

@@ -1,8 +1,8 @@
 """Everything that only a machine with an NVIDIA GPU can show, in ten minutes: right, how fast, beside the peer.
 
-    python benchmarks/gpu.py --work FOLDER                    # on the GPU's machine; FOLDER keeps bundles and engines
-    python benchmarks/gpu.py --work FOLDER --prepare          # before, anywhere: what needs no GPU, 5 GB; takes minutes
-    python benchmarks/gpu.py --smoke                          # the same parts, small, on this machine's CPU
+    python -m benchmarks.gpu --work FOLDER                    # on the GPU's machine; FOLDER keeps bundles and engines
+    python -m benchmarks.gpu --work FOLDER --prepare          # before, anywhere: what needs no GPU, 5 GB; takes minutes
+    python -m benchmarks.gpu --smoke                          # the same parts, small, on this machine's CPU
 
 What is installed is used, nothing is fetched: ``pip install -e .[export,train]`` with a CUDA build of PyTorch, then for
 the backends ``.[cuda]`` and ``.[tensorrt]`` or ``.[tensorrt-rtx]`` (for clocks and power nvidia-ml-py). The peer is
@@ -33,9 +33,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE / "peers"))
-from comparison.machine import about_machine, machine_name, slug  # noqa: E402
-from gpu_parts.plan import (  # noqa: E402
+from benchmarks.comparison.machine_names import about_machine, machine_name, slug
+from benchmarks.gpu_parts.plan import (
     LARGE,
     SMOKE,
     Part,
@@ -46,8 +45,8 @@ from gpu_parts.plan import (  # noqa: E402
     prepared_parts,
     smoke_systems,
 )
-from gpu_parts.running import FORMAT, Session  # noqa: E402
-from gpu_parts.table import TARGETS, printed  # noqa: E402
+from benchmarks.gpu_parts.running import FORMAT, Session
+from benchmarks.gpu_parts.table import TARGETS, printed
 
 
 def options_of(arguments: list[str] | None = None) -> argparse.Namespace:

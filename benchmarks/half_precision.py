@@ -1,6 +1,6 @@
 """What must be computed in float32 in a graph of half precision?
 
-    python benchmarks/half_precision.py [--checkpoint models/tiny] [--scenes 100] [--json]
+    python -m benchmarks.half_precision [--checkpoint models/tiny] [--scenes 100] [--json]
 
 The model is computed in PyTorch in fp16 and bf16, each operation rounded, norms and softmax written out
 (`rounded_model.py`), with one kind of layer after the other kept in float32; and compared with float32: the logits of
@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rounded_model import HEAD, KINDS, NORMS, SOFTMAX, RoundedBackend, Rounding, cosine, model_in
 
+from benchmarks.rounded_model import HEAD, KINDS, NORMS, SOFTMAX, RoundedBackend, Rounding, cosine, model_in
 from flamingo_rt.checkpoints import StoredModel, open_checkpoint
 from flamingo_rt.errors import FlamingoError
 from flamingo_rt.evaluation.scene_accuracy import scene_accuracy

@@ -12,9 +12,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from gpu_parts import facts
-from processes import run
 
+from benchmarks.gpu_parts import facts
+from benchmarks.processes import run
 from flamingo_rt import child_process
 from flamingo_rt.bench.bandwidth import BandwidthProbe
 from flamingo_rt.child_process import child_environment, python_command
@@ -83,8 +83,9 @@ def test_bench_imports_nothing_from_here(hostile: Path) -> None:
 
 
 def test_the_benchmark_of_starting_imports_nothing_from_here(hostile: Path) -> None:
-    script = ROOT / "benchmarks" / "startup.py"
-    done = subprocess.run([sys.executable, str(script), "--runs", "1"], capture_output=True, text=True)
+    environment = child_environment({"PYTHONPATH": str(ROOT)})
+    command = python_command("benchmarks.startup", "--runs", "1")
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     assert imported(hostile) == []
 

@@ -6,16 +6,16 @@ import json
 import sys
 from pathlib import Path
 
-import gpu
 import numpy as np
 import PIL.Image
 import pytest
 import torch
-from gpu_parts import correct, facts, own_torch, plan, rows, running, systems, table
-from gpu_parts.plan import LARGE, SMOKE, Part, Skipped
-from processes import Finished, run
 from small_model import small_config
 
+from benchmarks import gpu
+from benchmarks.gpu_parts import correct, facts, own_torch, plan, rows, running, systems, table
+from benchmarks.gpu_parts.plan import LARGE, SMOKE, Part, Skipped
+from benchmarks.processes import Finished, run
 from flamingo_rt import load
 from flamingo_rt.errors import DataError, DependencyError
 from flamingo_rt.model.cross_attention import one_after_the_other
@@ -85,7 +85,7 @@ def test_without_a_peer_our_own_model_stands_in_and_is_named_so(tmp_path: Path) 
     assert skipped == Skipped("peer", "open_flamingo", "no module named open_flamingo")
     assert "a stand-in" in eager.system
     assert "a stand-in" in compiled.system
-    assert "gpu_parts.own_torch" in eager.command
+    assert "benchmarks.gpu_parts.own_torch" in eager.command
     eager, compiled = plan.peer_parts(LARGE, tmp_path, "python", "")
     assert eager.command[:2] == ("python", str(plan.PEER_SCRIPT))
     assert compiled.command[-2:] == ("--compile", "inductor")
@@ -228,11 +228,11 @@ def test_an_engine_that_takes_few_pictures_at_once_is_compared_on_all(capsys) ->
 
         def bind(self, graph, inputs, outputs, constant=()):
             sizes.append(len(next(iter(inputs.values()))))
-            return model.engine.bind(graph, inputs, outputs, constant)
+            return model.backend.bind(graph, inputs, outputs, constant)
 
     held, exact = correct.compared_weights(systems.stored_model(systems.PACKAGED), "fp32")
     reference = correct.compute_reference(correct.streamed_model(exact.config, exact.tensors))
-    correct.tell_deviations(Few(model.engine), reference, held, "fp32")
+    correct.tell_deviations(Few(model.backend), reference, held, "fp32")
     told = [rows.parsed(line) for line in capsys.readouterr().out.splitlines()]
     assert len(told) == 3
     assert all(row["value"] <= float(row["target"].split()[1]) for row in told)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
-import half_precision
 import numpy as np
 import pytest
 import torch
-from rounded_model import KINDS, SOFTMAX, RoundedBackend, Rounding, mean, model_in, total
 from small_model import small_checkpoint
 
+from benchmarks import half_precision
+from benchmarks.rounded_model import KINDS, SOFTMAX, RoundedBackend, Rounding, mean, model_in, total
 from flamingo_rt import Image
 from flamingo_rt.checkpoints import StoredModel, open_checkpoint
 from flamingo_rt.model import vit

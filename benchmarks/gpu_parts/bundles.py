@@ -1,6 +1,6 @@
 """What needs no GPU, or only for compiling: a system's bundle, its engines, and the workload for everybody.
 
-    python -m gpu_parts.bundles --work FOLDER --model openflamingo-3b --system tensorrt+tensorrt+fp16+tensorrt --engines
+    python -m benchmarks.gpu_parts.bundles --work FOLDER --model openflamingo-3b --system SYSTEM --engines
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ import argparse
 import time
 from pathlib import Path
 
-import comparison.workload as workloads
-from processes import folder_bytes
 from tokenizers import Tokenizer
 
+import benchmarks.comparison.workload_folder as workloads
+from benchmarks.gpu_parts.rows import reporting, tell
+from benchmarks.gpu_parts.systems import PACKAGED, System, bundle_path, make_bundle, make_engines, system_path
+from benchmarks.processes import folder_bytes
 from flamingo_rt.bundle import read_bundle
 from flamingo_rt.config import FlamingoConfig
-from gpu_parts.rows import reporting, tell
-from gpu_parts.systems import PACKAGED, System, bundle_path, make_bundle, make_engines, system_path
 
 # Rows, new tokens and cache of the large model's engines: 32 shots, and a prefill of 1,500 tokens.
 LARGE_LIMITS = {"batch": 1, "tokens": 1536, "visuals": 33, "frames": 1, "capacity": 2048}

@@ -1,6 +1,6 @@
 """Does a backend compute what PyTorch does? Every graph's numbers, and greedy tokens, beside float32 on the CPU.
 
-    python -m gpu_parts.correct --work FOLDER --model packaged --system tensorrt+tensorrt+fp16+tensorrt
+    python -m benchmarks.gpu_parts.correct --work FOLDER --model packaged --system tensorrt+tensorrt+fp16+tensorrt
 
 Prefill, decode, a continued cache and a ragged batch, with the cases and the measure of the exporter's own comparison
 (`export/checks/parity.py`). Half precision is judged by what it costs PyTorch itself. The tokens of random weights
@@ -18,6 +18,8 @@ from typing import Any
 
 import torch
 
+from benchmarks.gpu_parts.rows import reporting, tell
+from benchmarks.gpu_parts.systems import PACKAGED, System, make_engines, stored_model
 from flamingo_rt import Image, load
 from flamingo_rt.backend import Backend
 from flamingo_rt.checkpoints import DTYPES, StoredModel
@@ -30,8 +32,6 @@ from flamingo_rt.export.relative_positions import tabled_tensors
 from flamingo_rt.export.streamed_model import streamed_model
 from flamingo_rt.model.torch_backend import TorchBackend
 from flamingo_rt.runtime.model import Model
-from gpu_parts.rows import reporting, tell
-from gpu_parts.systems import PACKAGED, System, make_engines, stored_model
 
 SCENE = Path(__file__).parents[2] / "examples" / "scene.png"
 LIMITS = {"batch": 4, "capacity": 256}  # of the engines: enough for the cases and the answers

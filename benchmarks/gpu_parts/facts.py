@@ -1,6 +1,6 @@
 """What is here: GPU, driver, libraries, which backends can run, and how fast the GPU moves its memory.
 
-    python -m gpu_parts.facts [--peer-python FILE]
+    python -m benchmarks.gpu_parts.facts [--peer-python FILE]
 
 Its last row is ``available``: by backend or target of engines, the lowerings that it runs, or why it does not run.
 """
@@ -11,6 +11,7 @@ import argparse
 import subprocess
 from typing import Any
 
+from benchmarks.gpu_parts.rows import reporting, tell
 from flamingo_rt.bench.machine import describe_machine
 from flamingo_rt.bench.units import scaled
 from flamingo_rt.child_process import child_environment
@@ -21,7 +22,6 @@ from flamingo_rt.engines.gpu.device_probe import DeviceProbe
 from flamingo_rt.engines.gpu.nvidia_driver import find_gpu
 from flamingo_rt.engines.tensorrt.versions import MODULES, import_tensorrt
 from flamingo_rt.errors import FlamingoError
-from gpu_parts.rows import reporting, tell
 
 IMPORT_PEER = "import sys; sys.path[:] = filter(None, sys.path); import open_flamingo, torch"
 

@@ -1,7 +1,7 @@
 """What stands in for open_flamingo where that is not installed: this project's own PyTorch model on the device, random
 weights, a loop with a cache of fixed size. A stand-in, and named as such: it is not what the targets are about.
 
-    python -m gpu_parts.own_torch --work FOLDER --model openflamingo-3b --device cuda [--compile inductor]
+    python -m benchmarks.gpu_parts.own_torch --work FOLDER --model openflamingo-3b --device cuda [--compile inductor]
 """
 
 from __future__ import annotations
@@ -11,10 +11,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from comparison.shapes import shape_of
-from measuring import Answer, measure_case, read_workload, wanted_cases
 from torch import Tensor
 
+from benchmarks.comparison.shapes import shape_of
+from benchmarks.gpu_parts.rows import reporting, tell
+from benchmarks.gpu_parts.timed import plan_for, tell_case, torch_options
+from benchmarks.peers.answer_timing import Answer, measure_case, read_workload, wanted_cases
 from flamingo_rt import Image
 from flamingo_rt.checkpoints import DTYPES
 from flamingo_rt.config import FlamingoConfig
@@ -22,8 +24,6 @@ from flamingo_rt.model.cross_attention import one_after_the_other
 from flamingo_rt.model.flamingo import Flamingo, on_meta_device
 from flamingo_rt.model.language_model import ScoreBias
 from flamingo_rt.processing.preprocess import visual_pixels
-from gpu_parts.rows import reporting, tell
-from gpu_parts.timed import plan_for, tell_case, torch_options
 
 
 class FixedCache:

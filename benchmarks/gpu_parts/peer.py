@@ -1,7 +1,7 @@
 """How fast is the real open_flamingo on a device? Random weights of the given shape, the workload's prompts, its cache
 on. Runs in the peer's environment: nothing of flamingo_rt is imported.
 
-    PYTHONPATH=benchmarks:benchmarks/peers PEER/bin/python benchmarks/gpu_parts/peer.py --work FOLDER --shape FILE
+    PYTHONPATH=. PEER/bin/python benchmarks/gpu_parts/peer.py --work FOLDER --shape FILE
 
 With ``--compile inductor`` torch.compile compiles its language model, for dynamic shapes, since its cache grows by a
 token each step; compiling is part of the warm-up. Its ``generate`` is the transformers library's, as ever.
@@ -17,13 +17,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import measure_case, read_workload, wanted_cases
-from openflamingo_model import Shape, random_model
 from transformers import logging
-from transformers_generation import DTYPES, answer_settings, checked_types, prompt_tensors, timed, weight_bytes
 
-from gpu_parts.rows import reporting, tell
-from gpu_parts.timed import plan_for, tell_case, torch_options
+from benchmarks.gpu_parts.rows import reporting, tell
+from benchmarks.gpu_parts.timed import plan_for, tell_case, torch_options
+from benchmarks.peers.answer_timing import measure_case, read_workload, wanted_cases
+from benchmarks.peers.openflamingo_model import Shape, random_model
+from benchmarks.peers.transformers_generation import (
+    DTYPES,
+    answer_settings,
+    checked_types,
+    prompt_tensors,
+    timed,
+    weight_bytes,
+)
 
 
 def main() -> None:

@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from comparison.shapes import SMALL, shape_of
-
+from benchmarks.comparison.shapes import SMALL, shape_of
+from benchmarks.gpu_parts.bundles import ready
+from benchmarks.gpu_parts.systems import PACKAGED, System, bundle_path, system_path, systems_of
 from flamingo_rt.child_process import python_command
 from flamingo_rt.config import ViTConfig
-from gpu_parts.bundles import ready
-from gpu_parts.systems import PACKAGED, System, bundle_path, system_path, systems_of
 
-MODULE = "gpu_parts"
+MODULE = "benchmarks.gpu_parts"
 PEER_SCRIPT = Path(__file__).parent / "peer.py"  # a file: its Python may be of a version without -P
 FACTS, EXPORT, BUILD, SPEED, CORRECT, PEER = "facts", "export", "build", "speed", "correct", "peer"
 EAGER, COMPILED = "eager", "compiled"
@@ -211,7 +210,7 @@ def amounts(size: Size) -> tuple[str, ...]:
 
 def write_shape(size: Size, work: Path) -> Path:
     """The peer's model of the same sizes, as its script reads it."""
-    from random_sources import language_settings
+    from benchmarks.random_sources import language_settings
 
     config, path = shape_of(size.model), work / f"peer-{size.model}.json"
     vision = config.vision

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from processes import Finished, run
-
-from flamingo_rt.child_process import child_environment
+from benchmarks.gpu_parts.plan import Part, Skipped
+from benchmarks.gpu_parts.rows import Row, parsed
+from benchmarks.processes import Finished, run
 from flamingo_rt.files import replacing_file
-from gpu_parts.plan import Part, Skipped
-from gpu_parts.rows import Row, parsed
 
 FORMAT = 1
 WHOLE = 100.0  # of the shares
-BENCHMARKS = Path(__file__).parents[1]
 Result = dict[str, Any]
 
 
@@ -54,9 +50,6 @@ class Session:
             self._add(part, {"skipped": why_not})
             return
         print(f"== {part.name}{': ' if part.system else ''}{part.system}", flush=True)
-        environment = {"PYTHONPATH": os.pathsep.join(
-            [str(BENCHMARKS), str(BENCHMARKS / "peers"), *filter(None, [child_environment().get("PYTHONPATH")])]
-        )}
         told: list[Row] = []
 
         def on_line(line: str) -> None:
@@ -65,7 +58,7 @@ class Session:
                 told.append(row)
                 self._add(part, row)
 
-        finished = self._runner(list(part.command), environment, echo=True, limit=limit, on_line=on_line)
+        finished = self._runner(list(part.command), None, echo=True, limit=limit, on_line=on_line)
         if finished.status and not any("error" in row for row in told):
             ended = limit is not None and finished.seconds >= limit
             why = f"ended after its {limit:.0f} s" if ended else f"its process ended with status {finished.status}"

@@ -1,6 +1,6 @@
 """How fast is one of our systems? The workload's cases as everybody has them, then what ``flamingo-rt bench`` measures.
 
-    python -m gpu_parts.speed --work FOLDER --model openflamingo-3b --system tensorrt+tensorrt+fp16+tensorrt
+    python -m benchmarks.gpu_parts.speed --work FOLDER --model openflamingo-3b --system tensorrt+tensorrt+fp16+tensorrt
 """
 
 from __future__ import annotations
@@ -9,15 +9,14 @@ import argparse
 import time
 from pathlib import Path
 
-from measuring import measure_case, read_workload, wanted_cases
-from ours import Ours, check, measure_compiled
-
+from benchmarks.gpu_parts.rows import reporting, tell
+from benchmarks.gpu_parts.systems import System, system_path
+from benchmarks.gpu_parts.timed import plan_for, tell_case
+from benchmarks.ours import Ours, check, measure_compiled
+from benchmarks.peers.answer_timing import measure_case, read_workload, wanted_cases
 from flamingo_rt.bench import BenchOptions, Report, measure
 from flamingo_rt.bench.units import scaled
 from flamingo_rt.cores import core_count
-from gpu_parts.rows import reporting, tell
-from gpu_parts.systems import System, system_path
-from gpu_parts.timed import plan_for, tell_case
 
 SHARE = ">= 0.7"  # of a GPU's bandwidth, while decoding
 

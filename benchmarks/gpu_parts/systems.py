@@ -12,8 +12,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from comparison.shapes import shape_of
-
+from benchmarks.comparison.shapes import shape_of
 from flamingo_rt.bundle import is_bundle
 from flamingo_rt.checkpoints import StoredModel, open_checkpoint
 from flamingo_rt.contract import Limits

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from comparison.report import table
-
-from gpu_parts.plan import COMPILED, EAGER, PEER, SPEED
-from gpu_parts.rows import Row
-from gpu_parts.timed import COMPILED as FIRST_COMPILED
-from gpu_parts.timed import FIRST, TOKEN
+from benchmarks.comparison.comparison_tables import table
+from benchmarks.gpu_parts.plan import COMPILED, EAGER, PEER, SPEED
+from benchmarks.gpu_parts.rows import Row
+from benchmarks.gpu_parts.timed import COMPILED as FIRST_COMPILED
+from benchmarks.gpu_parts.timed import FIRST, TOKEN
 
 HEADER = ("part", "system", "measure", "value", "target", "beside, or why not")
 TARGETS = {EAGER: ">= 10", COMPILED: ">= 2"}  # times the peer's speed on a GPU, for each token

@@ -7,9 +7,8 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from measuring import Plan
-
-from gpu_parts.rows import tell
+from benchmarks.gpu_parts.rows import tell
+from benchmarks.peers.answer_timing import Plan
 
 FIRST, TOKEN, COMPILED = "first_token", "token", "first_token_compiled"
 

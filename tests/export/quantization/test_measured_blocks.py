@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import choices
 import numpy as np
 import pytest
 
+from benchmarks import choices
 from flamingo_rt.export.quantization.packed_blocks import QuantizedMatrix
 from flamingo_rt.export.quantization.quantization_options import Blocks
 from flamingo_rt.loading import PACKAGED_BUNDLE
