@@ -161,12 +161,20 @@ def test_the_targets_and_scripts_that_pages_name_exist() -> None:
         folders = "benchmarks|tests|docs|examples|flamingo_rt|export|engines|models"
         for path in re.findall(rf"`((?:{folders})/[\w./-]+)`", text):
             assert (ROOT / path).exists(), f"{page.name}: {path}"
+        for path in re.findall(r"`([\w/]+\.py)`", text):
+            file = path.rpartition("/")[2]
+            assert any(each.as_posix().endswith(f"/{path}") for each in files_called(file)), f"{page.name}: {path}"
+
+
+def files_called(name: str) -> list[Path]:
+    tops = ("flamingo_rt", "export", "engines", "benchmarks", "tests", "examples")
+    return [file for top in tops for file in (ROOT / top).rglob(name) if ".venv" not in file.parts]
 
 
 def scripts_of(page: Path) -> list[str]:
     """Every ``python FILE.py …`` and ``python -m benchmarks.NAME …`` of a page, in blocks and in the text."""
     text = re.sub(r"\\?\n", " ", page.read_text(encoding="utf-8"))
-    return re.findall(r"python (?:-m benchmarks\.\w+|(?:\w+/)+\w+\.py)(?: +[^`$|#]*)?", text)
+    return re.findall(r"python (?:-m benchmarks[.\w]+|(?:\w+/)+\w+\.py)(?: +[^`$|#]*)?", text)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
@@ -175,8 +183,8 @@ def test_the_scripts_of_a_page_exist_with_their_options(page: Path) -> None:
         words = line.split()
         file = ROOT / (words[2].replace(".", "/") + ".py" if words[1] == "-m" else words[1])
         assert file.is_file(), f"{page.name}: {line}"
-        sources = [file, *(ROOT / "benchmarks").rglob("*.py")] if file.parent.name == "benchmarks" else [file]
-        told = "".join(each.read_text(encoding="utf-8") for each in sources if ".venv" not in each.parts)
+        shared = ROOT.glob("benchmarks/*/*.py") if "benchmarks" in file.parts else ()
+        told = "".join(each.read_text(encoding="utf-8") for each in (file, *shared))
         for option in re.findall(r"(?<= )--[a-z-]+", line):
             assert f'"{option}"' in told, f"{page.name}: {option} of {line}"
 
