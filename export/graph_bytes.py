@@ -25,11 +25,12 @@ def graph_weights(path: Path) -> WeightBytes:
     """Count the weights of a ``.onnx`` file; their data is not read."""
     import onnx_ir
 
-    tables, each_run, distances = 0, 0, 0
-    stored = 0
+    stored = tables = each_run = distances = 0
     for name, value in onnx_ir.load(path).graph.initializers.items():
         tensor = value.const_value
-        size, dims = tensor.nbytes, list(tensor.shape)
+        if tensor is None:
+            continue
+        size, dims = tensor.nbytes, tensor.shape.numpy()
         stored += size
         if f".{DISTANCES}." in name:
             if f".{DISTANCES}.0." in name:  # all spans of a layer have the same bytes for a distance

@@ -121,7 +121,8 @@ def test_an_older_format_asks_for_a_new_export(bundle):
 
 
 @pytest.mark.parametrize(("entry", "options"), [
-    ({}, ""), ({"lowering": "tensorrt", "compute": "float16", "dtype": "float16"}, "--lowering tensorrt --compute fp16 "),
+    ({}, ""),
+    ({"lowering": "tensorrt", "compute": "float16", "dtype": "float16"}, "--lowering tensorrt --compute fp16 "),
     ({"dtype": "bfloat16"}, "--dtype bf16 "), ({"quantization": "int4"}, "--quantize int4 "),
     ({"lowering": "--out", "compute": ["x"], "quantization": 3}, ""), (None, ""),
 ])

@@ -170,7 +170,7 @@ TIMES_ROUNDING = 4.0
 LEAST_UNITS = 8.0  # of rounding, where that cost is next to nothing
 UNMEASURED_UNITS = 32.0  # of rounding, where it was not measured
 UNITS = {"float16": 2.0**-10, "bfloat16": 2.0**-7}
-# Where activations are rounded to 8 bits, a difference in the last digit of a float32 becomes one in the last of 8 bits.
+# Where activations are rounded to 8 bits, a difference in the last digit of a float32 becomes one in the last of those.
 # Batches and numbers of threads made deviations of up to 0.003 on the packaged model; instruction sets make more.
 QUANTIZED_ACTIVATIONS = 0.05
 

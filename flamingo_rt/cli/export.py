@@ -91,7 +91,8 @@ def command(
             raise UsageError(f"{ckpt} is a bundle, {made}: give the checkpoint it was made of")
         if ckpt.is_file():
             raise UsageError(f"{ckpt} is a file: OpenFlamingo's checkpoint.pt needs --vision and --language beside it")
-        model, paths = open_checkpoint(ckpt), (ckpt,)
+        paths: tuple[Path, ...] = (ckpt,)
+        model = open_checkpoint(ckpt)
     elif sources["vision"] is None or sources["language"] is None:
         raise UsageError("an OpenFlamingo model has three sources: give --ckpt, --vision and --language")
     else:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,7 +108,8 @@ def write_reference(path: Path, reference: ReferenceOutputs) -> None:
     }
     for index, prompt in enumerate(prompts):
         arrays |= {f"{index}.{name}": getattr(prompt, name) for name in _PROMPT_ARRAYS}
-    np.savez(path, **{name: np.ascontiguousarray(array) for name, array in arrays.items()})
+    contiguous: dict[str, Any] = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    np.savez(path, **contiguous)
 
 
 # Type and dimensions of a prompt's arrays: T tokens, A of the answer, L sampled logits.

@@ -1,4 +1,4 @@
-"""Does a backend compute what the bundle's graphs computed when they were exported? Without PyTorch, so on a device too.
+"""Does a backend compute what the bundle's graphs computed when they were exported? It runs without PyTorch.
 
 The prompts of the reference outputs go the way that prompts of users go: pictures through the vision encoder and the
 resampler, alone and in a ragged batch, behind a prefix that was read before, by prefill, greedy steps, steps whose
@@ -63,8 +63,8 @@ class TokenDifference:
 
 @dataclass(frozen=True)
 class Verification:
-    """The result. ``equal_tokens`` of ``compared_tokens`` greedy tokens are the reference's: those of an answer count up
-    to its first difference. ``left_out`` are prompts that are beyond the limits of compiled engines."""
+    """The result. ``equal_tokens`` of ``compared_tokens`` greedy tokens are the reference's; of an answer, those up to
+    its first difference are compared. ``left_out`` are prompts that are beyond the limits of compiled engines."""
 
     graphs: tuple[GraphDeviation, ...]
     equal_tokens: int
@@ -75,7 +75,7 @@ class Verification:
     @property
     def passed(self) -> bool:
         """Whether every graph is within its tolerance, and no token differs that must not."""
-        return all(found.accepted for found in (*self.graphs, *self.differences))
+        return all(graph.accepted for graph in self.graphs) and all(one.accepted for one in self.differences)
 
 
 def verify(
@@ -166,7 +166,8 @@ class _Check:
 
     def media(self, prompt: ReferencePrompt, first: int) -> list[VisualMedia]:
         """Encode a prompt's visuals; ``first`` is the number of the first one in the reference."""
-        reference, size, specs, timer = self._reference, self._config.vision.image_size, self._backend.specs, StageTimer()
+        reference, specs, timer = self._reference, self._backend.specs, StageTimer()
+        size = self._config.vision.image_size
         pixels = [
             np.concatenate([reference.pixel_values(picture, size) for picture in frames]) for frames in prompt.visuals
         ]

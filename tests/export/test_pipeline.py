@@ -190,7 +190,7 @@ def test_license_and_source_are_recorded_as_they_are(stored: StoredModel, tmp_pa
 
 
 @pytest.mark.parametrize("words", [{"license": " "}, {"source": "x" * 3000}])
-def test_a_license_or_source_that_is_none_is_refused_before_any_work(stored: StoredModel, tmp_path: Path, words) -> None:
+def test_a_license_or_source_that_is_none_is_refused_before_work(stored: StoredModel, tmp_path: Path, words) -> None:
     with pytest.raises(UsageError, match=f"the {next(iter(words))} has .* characters"):
         export_model(stored, tmp_path / "out", **words)
     assert not list(tmp_path.iterdir())
