@@ -13,7 +13,7 @@ from flamingo_rt.runtime.reference_outputs import read_reference
 
 from ..corpus.bundles import CASES, FOLDER, engine_record, restated, write_bundle
 from ..kind import Kind, Seeds
-from ..mutators import json_text, protobuf, raw, zip_archive
+from ..mutators import json_text, npy, protobuf, raw, zip_archive
 from ..sandbox import Sandbox
 from .models import FILES, answer, packaged_files
 
@@ -41,7 +41,7 @@ def _write(rng: Random, seeds: Seeds, sandbox: Sandbox) -> None:
     elif choice < 0.85:
         files["tokenizer.json"] = json_text.mutate(rng, files["tokenizer.json"])
     elif choice < 0.88:
-        files[REFERENCE] = zip_archive.mutate(rng, files[REFERENCE])
+        files[REFERENCE] = zip_archive.mutate(rng, files[REFERENCE], lambda rng, member, data: npy.mutate(rng, data))
     elif choice < 0.9:
         name = rng.choice([f"{graph}.data" for graph in GRAPHS])
         files[name] = raw.mutate(rng, files[name])
