@@ -11,11 +11,11 @@ import numpy as np
 from flamingo_rt.runtime.answer import Answer
 from flamingo_rt.runtime.beams import BeamSearch, search
 from flamingo_rt.runtime.decoder import Decoder, Row
-from flamingo_rt.runtime.draft_length import StepCosts
 from flamingo_rt.runtime.generation_options import SPECULATION, GenerationOptions, GenerationResult
 from flamingo_rt.runtime.sampling import Sampler, check_choice
-from flamingo_rt.runtime.speculation import PromptLookup, speculate
+from flamingo_rt.runtime.speculation import DraftLength, PromptLookup, speculate
 from flamingo_rt.runtime.timing import Counts, StageTimer
+from flamingo_rt.step_costs import StepCosts
 
 Choice = tuple[int, float]  # a token and its log-probability
 
@@ -84,7 +84,7 @@ def decode_rows(
     decoder: Decoder, rows: Sequence[GrowingRow], options: GenerationOptions, costs: StepCosts, timer: StageTimer
 ) -> Iterator[list[str]]:
     """Read the prompts, then let their answers grow together, greedily or drawn; yields the new texts of each step.
-    ``costs`` are what the model's steps took in other answers, for one row that guesses ahead."""
+    ``costs`` are those of the model's steps of several tokens, for one row that guesses ahead."""
     with timer.stage("prefill"):
         logits = decoder.prefill([row.row for row in rows])
     samplers = [Sampler(options, logits.shape[-1], row.ids, index) for index, row in enumerate(rows)]
@@ -92,7 +92,8 @@ def decode_rows(
     if most:
         (row,) = rows
         lookup = PromptLookup(row.ids.tolist(), row.answer.stop_ids)
-        pieces = speculate(decoder, logits[0], row.answer, samplers[0], lookup, most, costs, timer, row.counts)
+        length = DraftLength(most, costs)
+        pieces = speculate(decoder, logits[0], row.answer, samplers[0], lookup, length, timer, row.counts)
         return ([piece] for piece in pieces)
     first = [sampler.choose(row) for sampler, row in zip(samplers, logits, strict=True)]
     if options.temperature == 0.0 and options.repetition_penalty == 1.0:

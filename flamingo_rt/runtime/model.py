@@ -21,13 +21,13 @@ from flamingo_rt.runtime.answer import Answer
 from flamingo_rt.runtime.batch_memory import Prefill, check_memory
 from flamingo_rt.runtime.compiled_prompt import CompiledPrompt, read_about, read_prompt, write_prompt
 from flamingo_rt.runtime.decoder import Decoder, Prefix, Row
-from flamingo_rt.runtime.draft_length import StepCosts
 from flamingo_rt.runtime.generation import BatchGeneration, Generation, GrowingRow, decode_rows, search_rows
 from flamingo_rt.runtime.generation_options import GenerationOptions, GenerationResult, Score
 from flamingo_rt.runtime.sampling import log_softmax
 from flamingo_rt.runtime.scoring import choice_logprobs, total_probability
 from flamingo_rt.runtime.timing import StageTimer
 from flamingo_rt.runtime.visual_encoder import DEFAULT_BYTES, MediaCache, VisualEncoder
+from flamingo_rt.step_costs import StepCosts
 
 PromptParts = Part | Sequence[Part]
 
@@ -67,15 +67,16 @@ class Model:
     def __init__(
         self, backend: Backend, config: FlamingoConfig, tokenizer: TextTokenizer, identity: str | None = None,
         image_cache_bytes: int = DEFAULT_BYTES, usual_probability: float | None = None,
+        step_costs: StepCosts | None = None,
     ) -> None:
         """``identity`` is the same for models that compute the same numbers: the hash of a bundle's manifest, which has
         the hash of every file of it. ``image_cache_bytes`` are for the keys and values of pictures seen before.
         ``usual_probability`` is what 95% of its captions of its own kind of pictures have at least, where that was
-        measured."""
+        measured. ``step_costs`` decide how many tokens are guessed ahead; by default those of unquantized weights."""
         self.backend, self.config, self.tokenizer, self.identity = backend, config, tokenizer, identity
         self.usual_probability = usual_probability
         self._specs = backend.specs
-        self._step_costs = StepCosts()
+        self._step_costs = step_costs or StepCosts.of(None)
         self._reader = VisualEncoder(backend, config, self._specs, MediaCache(image_cache_bytes))
 
     def caption_prompt(
