@@ -20,6 +20,7 @@ from flamingo_rt.contract import (
     NEXT_LOGPROB,
     NEXT_TOKEN,
     GraphSpec,
+    Limits,
     TensorSpec,
 )
 
@@ -51,6 +52,8 @@ class Backend(Protocol):
     name: str
     # With the cache in place, whatever form a backend's own graphs have.
     specs: dict[str, GraphSpec]
+    # The largest sizes that compiled engines take; None where graphs take any size.
+    limits: Limits | None
     # Whether several rows of a filled cache can be continued with several tokens each in one call.
     continues_batches: bool
     # Whether `bind` takes pixel values in device memory: what `flamingo_rt.device_arrays` can say where it lies.
@@ -173,6 +176,7 @@ class HostBackend:
     """The part of `flamingo_rt.backend.Backend` that does not depend on what computes."""
 
     bind: Callable[..., Callable[[], None]]  # a subclass's method, as `Backend.bind`
+    limits: Limits | None = None
     steps_ahead = 0  # a call returns when its step is done
     continues_batches = False
     reads_device_arrays = False

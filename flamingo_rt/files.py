@@ -119,7 +119,7 @@ def check_space(path: Path, needed: int) -> None:
 # told from others'.
 _WRITTEN = re.compile(
     r"(manifest|config|tokenizer|engine)\.json|\w+\.onnx(\.data)?|model(-\d+-of-\d+)?\.safetensors(\.index\.json)?"
-    r"|\w+\.engine|timing\.cache"
+    r"|\w+\.engine|timing\.cache|reference\.npz"
 )
 _MARKS = {
     "manifest.json": {"format_version", "graphs"}, "config.json": {"resampler", "cross_attention"},

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from flamingo_rt.backend import HostGreedySteps
-from flamingo_rt.contract import CACHE_LENGTH, LANGUAGE_MODEL, GraphSpec
+from flamingo_rt.contract import CACHE_LENGTH, LANGUAGE_MODEL, GraphSpec, Limits
 from flamingo_rt.engines.gpu.async_greedy import AsyncGreedySteps
 from flamingo_rt.engines.gpu.cache_pool import Buffers, CachePool
 from flamingo_rt.engines.gpu.cuda import Cuda
@@ -25,6 +25,7 @@ class GpuBackend(ABC):
     the graphs have: that is what a saved prompt has too."""
 
     reads_device_arrays = True
+    limits: Limits | None = None
     _tensorrt: TensorRT | None = None  # what compiles a product to be timed
 
     def __init__(self, cuda: Cuda, specs: dict[str, GraphSpec]) -> None:

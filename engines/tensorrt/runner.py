@@ -48,6 +48,7 @@ class TensorRtBackend(GpuBackend):
         """
         super().__init__(Cuda(), graph_specs(bundle.config, engines.compute))
         self._tensorrt, self._form = tensorrt, CACHE_FORMS[engines.lowering]
+        self.limits = engines.limits
         self.description = f"{tensorrt.title}, {engines.path.name}"
         log = make_log(tensorrt.module, Caught())
         rebuild = build_command(bundle.path, engines.target, engines)

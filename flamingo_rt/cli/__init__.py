@@ -21,6 +21,7 @@ COMMANDS = {
     "import": ("flamingo_rt.cli.importing", "Make a checkpoint of another project's files."),
     "export": ("flamingo_rt.cli.export", "Write a deployable bundle from a checkpoint."),
     "build": ("flamingo_rt.cli.build", "Compile a bundle's graphs for a GPU."),
+    "verify": ("flamingo_rt.cli.verify", "Compare a backend's numbers with those of the export."),
     "train": ("flamingo_rt.cli.train", "Train a model."),
     "bench": ("flamingo_rt.cli.bench", "Measure a model here, against what the machine can do."),
     "describe": ("flamingo_rt.cli.describe", "Show a model's parts and parameters."),

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 SCENES = "scenes"  # drawn scenes, of --validation; a file of that name is ./scenes
 
+
 @click.command()
 @click.option("--ckpt", required=True, type=READ, metavar="FOLDER|FILE",
               help="A checkpoint folder; or OpenFlamingo's checkpoint.pt, with --vision and --language.")
@@ -47,16 +48,20 @@ SCENES = "scenes"  # drawn scenes, of --validation; a file of that name is ./sce
 @click.option("--tolerance", type=Number(0, 1e9, min_open=True),
               help="Largest deviation from PyTorch that is accepted, without --quantize. Default: 0.0001; with "
                    "--compute fp16 or bf16, 8 of its units.")
+@click.option("--license", "license_", metavar="TEXT",
+              help="License of the weights, such as apache-2.0, to be kept in the bundle.")
+@click.option("--source", metavar="TEXT", help="Where the weights are from, such as an address, to be kept likewise.")
 @click.option("--overwrite", is_flag=True, help="Replace --out when it exists.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object: bundle, bytes, deviation and more.")
 def command(
     ckpt: Path, out: Path, lowering: str, compute: str, dtype: str | None, validation: str | None,
-    tolerance: float | None, overwrite: bool, as_json: bool, **options: Any,
+    tolerance: float | None, license_: str | None, source: str | None, overwrite: bool, as_json: bool, **options: Any,
 ) -> None:
     """Write a deployable bundle from a checkpoint: three ONNX graphs, tokenizer and manifest.
 
     Every graph is compared with the PyTorch model on eight kinds of prompts; a bundle that deviates is not written. A
-    quantized one is compared on prompts it was not rounded for, and not written if it costs more than is allowed.
+    quantized one is compared on prompts it was not rounded for, and not written if it costs more than is allowed. Some
+    of the graphs' outputs are kept in the bundle: flamingo-rt verify compares those of another machine with them.
 
     \b
     Examples:
@@ -97,7 +102,7 @@ def command(
         bundle = export_model(
             model, out, sources=paths, lowering=lowering, compute=compute, dtype=dtype, overwrite=overwrite,
             tolerance=tolerance, quantize=quantize_of(options, model.config),
-            validation=_validation(validation, model.config), progress=ProgressBar(),
+            validation=_validation(validation, model.config), license=license_, source=source, progress=ProgressBar(),
         )
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
     if as_json:
@@ -105,6 +110,7 @@ def command(
             "bundle": str(out), "bytes": size, "lowering": lowering, "compute": compute, "dtype": dtype or compute,
             "deviation": bundle.parity, "quantization": bundle.quantization, "rounding": bundle.rounding,
             "validation": bundle.validation and asdict(bundle.validation),
+            "license": bundle.license, "source": bundle.source,
         }))
         return
     if bundle.quantization is not None:
@@ -124,7 +130,7 @@ def command(
 
 
 def _validation(option: str | None, config: FlamingoConfig) -> ValidationPrompts | None:
-    """The pictures that ``--validation`` asks for."""
+    """Read the pictures that ``--validation`` asks for."""
     from flamingo_rt.export.checks.validation import file_captions, scene_captions
 
     if option is None:
@@ -146,13 +152,13 @@ def _listed(deviations: Mapping[str, float]) -> str:
 
 
 def _quantized(bundle: Path) -> str:
-    """What to say of a bundle's quantization; of a damaged one, nothing."""
-    from flamingo_rt.bundle import MANIFEST
-    from flamingo_rt.config import read_json
+    """Words about a bundle's quantization; none about a damaged one."""
+    from flamingo_rt.bundle import read_description
+    from flamingo_rt.contract import LANGUAGE_MODEL
     from flamingo_rt.errors import DataError
 
     try:
-        scheme = read_json(bundle / MANIFEST)["graphs"]["language_model"]["quantization"]
-    except (DataError, KeyError, TypeError):
+        scheme = read_description(bundle).graphs[LANGUAGE_MODEL].quantization
+    except DataError:
         return ""
     return f" and quantized ({scheme})" if scheme else ""

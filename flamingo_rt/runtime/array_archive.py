@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import math
 import re
+import struct
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,11 @@ _HEADER = re.compile(
 )
 _MOST_HEADER_BYTES = 1024
 _BLOCK = 1 << 24
+
+# What zipfile, numpy and the fields of a damaged file raise; zipfile's for an unknown compression and for encryption
+# are RuntimeError and its child.
+DAMAGE = (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, OverflowError, MemoryError, struct.error,
+          zlib.error, zipfile.BadZipFile)
 
 
 class ArrayArchive:

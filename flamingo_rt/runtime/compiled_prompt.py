@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-import struct
 import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,16 +24,12 @@ from flamingo_rt.errors import DataError
 from flamingo_rt.files import replacing_file
 from flamingo_rt.json_files import parse_json
 from flamingo_rt.printable import printable
-from flamingo_rt.runtime.array_archive import ArrayArchive
+from flamingo_rt.runtime.array_archive import DAMAGE, ArrayArchive
 from flamingo_rt.runtime.decoder import Prefix
 
 FORMAT_VERSION = 1
 ABOUT, IDS = "about", "input_ids"
 MOST_ABOUT_BYTES = 16_000_000  # the texts and names of the shots; a context of a million tokens is a few MB
-# What zipfile, numpy and the fields of a damaged file raise; zipfile's for an unknown compression and for encryption
-# are RuntimeError and its child.
-_DAMAGE = (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, OverflowError, MemoryError, struct.error,
-           zlib.error, zipfile.BadZipFile)
 
 
 @dataclass(frozen=True)
@@ -114,6 +108,6 @@ def _explained(path: str | os.PathLike) -> Iterator[None]:
     """Whatever reading a damaged archive raises becomes a `DataError` that names the file."""
     try:
         yield
-    except _DAMAGE as error:
+    except DAMAGE as error:
         reason = printable(str(error))[:200]
         raise DataError(f"compiled prompt {path} is damaged ({reason}): compile it again") from error
