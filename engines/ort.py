@@ -7,6 +7,7 @@ copied at each call (`bind_appended_cache`). That serves checks, and models whos
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,13 @@ ORT_TYPES = {"float32": "float"}  # where its names differ
 
 
 def import_onnxruntime(extra: str = "cpu") -> Any:
-    """The module, or a `DependencyError` that names the ``extra``."""
+    """Import the module; raises a `DependencyError` that names the ``extra``.
+
+    ONNX Runtime's default logger writes to stderr beside the errors that are raised, and quotes names of the graph as
+    they are. Where this is the first import of the process, it is turned down to fatal errors; whoever imports
+    onnxruntime before decides for the process.
+    """
+    first = "onnxruntime" not in sys.modules
     try:
         import onnxruntime
     except ImportError as error:
@@ -38,6 +45,8 @@ def import_onnxruntime(extra: str = "cpu") -> Any:
             f"onnxruntime is installed in parts: pip uninstall onnxruntime onnxruntime-gpu, then pip install "
             f"'flamingo-rt[{extra}]'"
         )
+    if first:
+        onnxruntime.set_default_logger_severity(FATAL)
     return onnxruntime
 
 

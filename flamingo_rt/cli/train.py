@@ -39,7 +39,7 @@ def command() -> None:
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Seed of weights and data.  [default: 0]")
 @click.option("--start-from", type=READ, metavar="FOLDER",
               help="Go on from a checkpoint's weights, with a new schedule.")
-@click.option("--questions", type=click.IntRange(0, 1000), help="Questions about each picture.  [default: 2]")
+@click.option("--questions", type=click.IntRange(0, 16), help="Questions about each picture.  [default: 2]")
 @click.option("--resume", is_flag=True, help="Continue an unfinished run for the same --out.")
 @click.option("--overwrite", is_flag=True, help="Replace --out when it exists.")
 def flamingo(
