@@ -46,7 +46,7 @@ train: .venv/test
 	$(BIN)/flamingo-rt train flamingo --preset tiny --out runs/tiny --start-from runs/first \
 		--steps 1800 --questions 5 --learning-rate 1e-3 --seed 1
 	$(BIN)/flamingo-rt export --ckpt runs/tiny --out runs/tiny-bundle
-	$(BIN)/python benchmarks/accuracy.py --model runs/tiny-bundle
+	$(BIN)/flamingo-rt evaluate scenes --model runs/tiny-bundle
 
 clean:
 	rm -rf .venv build *.egg-info

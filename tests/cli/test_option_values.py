@@ -28,6 +28,7 @@ NEEDED = {
     ("export",): ["--ckpt", "/nowhere/checkpoint", "--out", "/nowhere/out"],
     ("build",): ["--model", "/nowhere/bundle", "--target", "tensorrt"],
     ("train", "flamingo"): ["--preset", "nowhere", "--out", "/nowhere/out"],
+    ("evaluate", "scenes"): ["--model", "/nowhere/bundle"],
     ("bench",): ["--model", "/nowhere/bundle"],
     ("describe",): ["--preset", "nowhere"],
     ("doctor",): [],

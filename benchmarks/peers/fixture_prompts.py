@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from cases import END_OF_CHUNK, MEDIA, PAD, ROWS, VISION, Case
-from random_weights import random_pixels, random_tokens
 from torch import Tensor
+
+from benchmarks.peers.openflamingo_cases import END_OF_CHUNK, MEDIA, PAD, ROWS, VISION, Case
+from benchmarks.peers.random_weights import random_pixels, random_tokens
 
 # Rows of each prompt: t a random token, i an image, e the end of a chunk.
 PROMPTS = {

@@ -1,6 +1,6 @@
 """How fast is the real OpenFlamingo? The same weights, prompts and pictures as ours.
 
-    benchmarks/peers/.venv/bin/python benchmarks/peers/openflamingo.py --work FOLDER [--dtype bf16]
+    benchmarks/peers/.venv/bin/python -m benchmarks.peers.openflamingo_speed --work FOLDER [--dtype bf16]
 
 Runs in the peer's environment, without network. FOLDER holds ``sources/`` (checkpoint.pt, vision.safetensors,
 language/) and ``workload/``; ``benchmarks/compare.py --only sources`` writes both. The model has the size of the files.
@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import CAPTIONS, WORKLOAD, about, add_plan_options, emit
-from openflamingo_model import make_model
-from transformers_generation import (
+
+from benchmarks.peers.answer_timing import CAPTIONS, WORKLOAD, about, add_plan_options, emit
+from benchmarks.peers.openflamingo_model import make_model
+from benchmarks.peers.transformers_generation import (
     DTYPES,
     answer_settings,
     measure_peer,

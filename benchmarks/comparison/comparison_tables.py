@@ -4,8 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from comparison.results import Record, Spread, case_of, differing, first_difference, first_token, per_token
-from comparison.systems import CAPTIONED, MEASURED, SYSTEMS
+from benchmarks.comparison.compared_systems import CAPTIONED, MEASURED, SYSTEMS
+from benchmarks.comparison.result_file import (
+    Record,
+    Spread,
+    case_of,
+    differing,
+    first_difference,
+    first_token,
+    per_token,
+)
 
 REFERENCE, HALF = "peer-fp32", "peer-bf16"
 

@@ -9,14 +9,14 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from comparison.shapes import SMALL, import_options
+from benchmarks.comparison.shapes import SMALL, import_options
 from flamingo_rt.child_process import python_command
 
-BENCHMARKS = Path(__file__).parent.parent
+# Files: the peers' Python may be of a version without -P.
+PEERS = Path(__file__).parents[1] / "peers"
 TOOL = python_command("flamingo_rt")
 
 
@@ -75,18 +75,19 @@ def build_command(model: str, work: Path, preset: str) -> list[str]:
 
 
 def sources_command(work: Path, preset: str) -> list[str]:
-    return [sys.executable, str(BENCHMARKS / "random_sources.py"), "--preset", preset, "--out", str(work / "sources")]
+    return [*python_command("benchmarks.random_sources"), "--preset", preset, "--out", str(work / "sources")]
 
 
 def measure_command(system: System, work: Path, preset: str, peer_python: str, plan: list[str]) -> list[str]:
     """The command that measures a system of the kinds in `MEASURED`; ``plan`` are the options of how much."""
     common = ["--work", str(work), *plan, *(["--captions"] if system.captions else [])]
     if system.kind == "peer":
-        return [peer_python, str(BENCHMARKS / "peers" / "openflamingo.py"), *common, "--dtype", system.dtype]
+        return [peer_python, str(PEERS / "openflamingo_speed.py"), *common, "--dtype", system.dtype]
     if system.kind == "idefics":
         size = "small" if preset == SMALL else "3b"
-        return [peer_python, str(BENCHMARKS / "peers" / "idefics.py"), *common, "--dtype", system.dtype, "--size", size]
-    return [sys.executable, str(BENCHMARKS / "ours.py"), *common, "--model", str(work / system.model),
+        script = str(PEERS / "idefics_speed.py")
+        return [peer_python, script, *common, "--dtype", system.dtype, "--size", size]
+    return [*python_command("benchmarks.ours"), *common, "--model", str(work / system.model),
             "--backend", system.backend, "--name", system.name, "--dtype", system.dtype]
 
 

@@ -1,6 +1,6 @@
 """How fast is the transformers library's own relative of Flamingo, IDEFICS, at about the same size?
 
-    benchmarks/peers/.venv/bin/python benchmarks/peers/idefics.py --work FOLDER [--size small] [--dtype bf16]
+    benchmarks/peers/.venv/bin/python -m benchmarks.peers.idefics_speed --work FOLDER [--size small] [--dtype bf16]
 
 Runs in the peer's environment, without network: IdeficsForVisionText2Text with random weights. FOLDER holds
 ``workload/`` of ``benchmarks/compare.py``: the prompts have the same token ids and pictures as everybody's, so only the
@@ -17,11 +17,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import about, add_plan_options, emit
 from torch import Tensor, nn
 from transformers import IdeficsConfig, IdeficsForVisionText2Text
 from transformers.modeling_utils import no_init_weights
-from transformers_generation import DTYPES, answer_settings, measure_peer, prepare, prompt_tensors, weight_bytes
+
+from benchmarks.peers.answer_timing import about, add_plan_options, emit
+from benchmarks.peers.transformers_generation import (
+    DTYPES,
+    answer_settings,
+    measure_peer,
+    prepare,
+    prompt_tensors,
+    weight_bytes,
+)
 
 # 3b: CLIP ViT-L/14, the released models' resampler at that width, a LLaMA of 1.3B (Sheared-LLaMA's sizes), and
 # cross-attention before every layer, as in OpenFlamingo-3B. The released IDEFICS have it before every fourth.

@@ -11,7 +11,6 @@ import re
 from typing import Any
 
 import torch
-from cases import CONTEXT, ROWS, Case
 from torch import Tensor, nn
 from transformers import (
     GPTNeoXConfig,
@@ -25,6 +24,8 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
 )
+
+from benchmarks.peers.openflamingo_cases import CONTEXT, ROWS, Case
 
 CLASSES = {
     "mpt": MptForCausalLM, "mosaic_gpt": MptForCausalLM, "gpt_neox": GPTNeoXForCausalLM, "llama": LlamaForCausalLM,

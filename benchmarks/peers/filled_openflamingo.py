@@ -9,14 +9,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from cases import END_OF_CHUNK, MEDIA, RESIZED, VISION, Case
-from families import file_name, in_checkpoint, make_language, old_buffers, tied
 from open_flamingo.src.factory import _infer_decoder_layers_attr_name
 from open_flamingo.src.flamingo import Flamingo
 from open_flamingo.src.flamingo_lm import FlamingoLMMixin
 from open_flamingo.src.utils import extend_instance
 from torch import nn
-from vision import make_vision, value
+
+from benchmarks.peers.library_models import file_name, in_checkpoint, make_language, old_buffers, tied
+from benchmarks.peers.openflamingo_cases import END_OF_CHUNK, MEDIA, RESIZED, VISION, Case
+from benchmarks.peers.vision import make_vision, value
 
 sys.modules.setdefault("wandb", types.ModuleType("wandb"))  # imported by the next module, not used by its function
 from open_flamingo.train.train_utils import filter_state_dict_to_trainable  # noqa: E402
@@ -82,7 +83,8 @@ def fill_language(case: Case, model: nn.Module, is_tied: bool) -> tuple[Shapes, 
     loaded = {name: value(case, file_name(case, name), shape) for name, shape in native.items()}
     blank(model)
     missing, unexpected = model.load_state_dict(loaded, strict=False)
-    assert not unexpected and set(missing) <= {"lm_head.weight"}, (missing, unexpected)
+    assert not unexpected, unexpected
+    assert set(missing) <= {"lm_head.weight"}, missing
     assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
     aliases = {}
     if case.tied_head_in_file and head is not None:

@@ -1,7 +1,7 @@
 """What is measured of every system, peers and ours alike, so that the numbers mean the same.
 
 Imported by ``benchmarks/ours.py`` and by the peers' scripts, each in its own environment: the standard library alone.
-A script gives this module a function that answers one case of the workload (`comparison/workload.py` writes it) and
+A script gives this module a function that answers one case of the workload (see `comparison/workload_folder.py`) and
 gets back raw samples. Its last line of output is a JSON object, see `emit`.
 
     first token   from the call, with names of picture files and token ids (our side: texts), to the first chosen one
