@@ -89,7 +89,7 @@ def _paint_shape(canvas: np.ndarray, placed: SceneObject, rng: np.random.Generat
     tilt = math.radians(rng.uniform(-1, 1) * TILT[placed.shape])
     corners = _outline(placed.shape) @ _rotation(tilt) * placed.radius * size
     patch, left, top = _patch(canvas, placed, 1.15)
-    corners = (*corners, placed.x * size - left, placed.y * size - top)
+    corners = corners + np.array([placed.x * size - left, placed.y * size - top])
     outline = [np.round(corners * (1 << SUBPIXEL_BITS)).astype(np.int32)]
     mask = np.zeros(patch.shape[:2], np.uint8)
     cv2.fillPoly(mask, outline, 255, cv2.LINE_AA, SUBPIXEL_BITS)
