@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -37,6 +38,9 @@ class CudaArray(Protocol):
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]: ...
 
+
+# One line that begins with the root, the current, the parent or the home folder, a drive of Windows, or a scheme.
+_BEGINS_AS_A_PATH = re.compile(r"(?:\.{0,2}[/\\]\S|~\S*[/\\]|[A-Za-z]:[/\\]|[A-Za-z][A-Za-z0-9+.-]+://).*")
 
 Array = np.ndarray | DlpackArray | CudaArray
 PictureSource = str | os.PathLike | bytes | PIL.Image.Image | Array
@@ -183,9 +187,16 @@ def how_to_wrap(value: Any) -> str:
 
 
 def names_a_file(text: str) -> bool:
-    """Whether a text is the path of a picture or clip: it ends as their files' names do, and is one word or the path
-    of a file that is there."""
+    """Whether a text is the path of a picture or clip, also one that does not exist.
+
+    It ends as such files' names do, and is a single word, or begins as only a path or an address does, or is in a
+    folder that exists, or is the name of a file that exists. Other texts of several words may be prompts that mention
+    a file.
+    """
     text = text.rstrip()
     if os.path.splitext(text)[1].lower() not in (*PICTURE_SUFFIXES, *CLIP_SUFFIXES):
         return False
-    return not any(character.isspace() for character in text) or os.path.isfile(text)
+    if not any(character.isspace() for character in text) or _BEGINS_AS_A_PATH.fullmatch(text):
+        return True
+    folder = os.path.dirname(text)
+    return os.path.isfile(text) or (bool(folder) and os.path.isdir(folder))
