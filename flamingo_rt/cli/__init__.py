@@ -67,8 +67,8 @@ def main() -> None:
     for name in ("SIGTERM", "SIGHUP"):  # a closed terminal: as Ctrl-C, so that nothing half-written is left
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.default_int_handler)
-    if logging.lastResort is not None:  # warnings, one line each on stderr: the library alone is silent
-        logging.getLogger("flamingo_rt").addHandler(logging.lastResort)
+    # Warnings, one line each on stderr; without a handler of its own the library is silent.
+    logging.getLogger("flamingo_rt").addHandler(logging.lastResort or logging.StreamHandler())
     leave_gone_folder()
     try:
         cli.main(standalone_mode=False)

@@ -92,12 +92,12 @@ def command(
     ranked = _split_choices(choices, normalize_choices)
     examples = split_shots(shots, task)
     from flamingo_rt.loading import load
-    from flamingo_rt.processing.visuals import Image, Video
+    from flamingo_rt.processing.visuals import Image, Video, Visual
     from flamingo_rt.runtime.generation_options import GenerationOptions
 
     options = GenerationOptions(**generation)
     clips = [Video(file, fps=fps) if frames is None else Video(file, frames, fps) for file in videos]
-    visuals = [*map(Image, images), *clips]
+    visuals: list[Visual] = [*(Image(file) for file in images), *clips]
     start = time.perf_counter()
     model = load(  # no picture will come again
         path, backend, threads, image_cache_bytes=0, spin=spin, trust_engines=trust_engines,
@@ -108,7 +108,7 @@ def command(
     if task == "caption":
         query = model.caption_prompt(visuals)
     elif task == "vqa":
-        query = model.question_prompt(visuals, question)
+        query = model.question_prompt(visuals, question or "")
     else:
         forms = model.config.prompts
         query = [*visuals, prompt if prompt is not None else forms.ask(question) if question else forms.caption]
@@ -119,7 +119,7 @@ def command(
         scores = model.score(parts, ranked, prefix=prefix, normalize=normalize_choices)
         _show_scores(model, scores, normalize_choices, loading, as_json)
     if not visuals:
-        hint_at_missing_picture(model, query[-1], after_shots=bool(examples) or prefix is not None)
+        hint_at_missing_picture(model, str(query[-1]), after_shots=bool(examples) or prefix is not None)
 
 
 def _check_query(task: str | None, prompt: str | None, question: str | None, has_visuals: bool) -> None:

@@ -40,7 +40,8 @@ def shot_parts(model: Model, shots: Shots, task: str | None) -> list[Part]:
     from flamingo_rt.processing.tasks import caption_shot, question_shot
     from flamingo_rt.processing.visuals import Image
 
-    end, parts = model.config.tokens.end_of_chunk, []
+    end = model.config.tokens.end_of_chunk
+    parts: list[Part] = []
     for file, *texts in shots:
         if task is None:
             text = texts[0]

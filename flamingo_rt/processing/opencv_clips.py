@@ -99,7 +99,7 @@ class OpencvClip:
     def _compare(self, pixels: np.ndarray) -> None:
         if self._moves:
             return
-        digest = hashlib.blake2b(np.ascontiguousarray(pixels), digest_size=16).digest()
+        digest = hashlib.blake2b(np.ascontiguousarray(pixels).data, digest_size=16).digest()
         if self._index == 0:
             self._first_picture = digest
         else:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import PIL.Image
 import PIL.TiffImagePlugin
+from PIL.ImageFile import ImageFile
 
 from flamingo_rt.errors import DataError
 from flamingo_rt.processing.picture_strips import UINT32_WHITE, Samples, boxes
@@ -30,11 +31,12 @@ def stated_samples(image: PIL.Image.Image, label: str) -> Samples:
 
     Raises `DataError`, with the kind's name, for a kind that Pillow would decode to other colours without a word.
     """
-    reader = {"TIFF": _tiff, "PPM": _netpbm, "PNG": _png, "BMP": _bmp, "GIF": _gif, "JPEG2000": _jpeg2000}
-    return reader.get(image.format or "", lambda image, label: Samples())(image, label)
+    readers = {"TIFF": _tiff, "PPM": _netpbm, "PNG": _png, "BMP": _bmp, "GIF": _gif, "JPEG2000": _jpeg2000}
+    reader = readers.get(image.format or "")
+    return reader(image, label) if reader is not None and isinstance(image, ImageFile) else Samples()
 
 
-def _tiff(image: PIL.Image.Image, label: str) -> Samples:
+def _tiff(image: ImageFile, label: str) -> Samples:
     tags = getattr(image, "tag_v2", {})
     bits, formats = tags.get(BITS_PER_SAMPLE, (1,)), tags.get(SAMPLE_FORMAT, (UNSIGNED,))
     deep_grey = image.mode in ("I", "F") or image.mode.startswith("I;16")
@@ -51,13 +53,13 @@ def _tiff(image: PIL.Image.Image, label: str) -> Samples:
     return Samples((), downwards)
 
 
-def _netpbm(image: PIL.Image.Image, label: str) -> Samples:
+def _netpbm(image: ImageFile, label: str) -> Samples:
     if image.mode == "F":  # PFM: its scale factor is what 1.0 was multiplied by
         return Samples((image.info.get("scale", 1.0),))
     return Samples((65535,)) if image.mode == "I" else Samples()  # Pillow scales every other maximum to 65535
 
 
-def _png(image: PIL.Image.Image, label: str) -> Samples:
+def _png(image: ImageFile, label: str) -> Samples:
     colour = image.info.get("transparency")
     if image.mode == "RGB" and isinstance(colour, tuple) and max(colour) > 255 and not image.tile:
         raise DataError(f"{label} is a PNG of which Pillow has decoded 8 of 16 bits a colour, and its transparent "
@@ -65,7 +67,7 @@ def _png(image: PIL.Image.Image, label: str) -> Samples:
     return Samples((65535,)) if image.mode == "I" else Samples()  # Pillow before 11: 16-bit greys
 
 
-def _bmp(image: PIL.Image.Image, label: str) -> Samples:
+def _bmp(image: ImageFile, label: str) -> Samples:
     file = getattr(image, "fp", None)
     if image.tile and file is not None and image.tile[0][0] == "raw" and image.mode in ("1", "L"):
         header = _at(file, 0, BMP_BITS_AT + 2)
@@ -76,8 +78,8 @@ def _bmp(image: PIL.Image.Image, label: str) -> Samples:
     return Samples()
 
 
-def _gif(image: PIL.Image.Image, label: str) -> Samples:
-    frame = tuple(image.tile[0][1]) if image.tile else None
+def _gif(image: ImageFile, label: str) -> Samples:
+    frame = image.tile[0][1] if image.tile else None
     if frame is None or frame == (0, 0, *image.size) or "transparency" in image.info:
         return Samples()
     index, palette = image.info.get("background"), getattr(image, "global_palette", None)
@@ -90,7 +92,7 @@ def _gif(image: PIL.Image.Image, label: str) -> Samples:
     return Samples(outside=(frame, colour))
 
 
-def _jpeg2000(image: PIL.Image.Image, label: str) -> Samples:
+def _jpeg2000(image: ImageFile, label: str) -> Samples:
     file = getattr(image, "fp", None)
     if not image.tile or file is None:  # decoded already: its depths are not known any more
         return Samples()
@@ -134,7 +136,7 @@ def _codestream_start(head: bytes) -> int:
     return len(head)
 
 
-def settle(image: PIL.Image.Image, reopen: Callable[[], PIL.Image.Image]) -> None:
+def settle(image: ImageFile, reopen: Callable[[], ImageFile]) -> None:
     """Put right, in a picture file that is opened and not decoded yet, what Pillow would decode or convert wrongly.
     ``reopen`` opens the file again."""
     if image.format == "PNG":
@@ -143,13 +145,15 @@ def settle(image: PIL.Image.Image, reopen: Callable[[], PIL.Image.Image]) -> Non
         image.palette = None  # the frame's own table is a ramp of greys; Pillow would apply the screen's
     elif image.format == "TIFF" and image.tile and image.tile[0][0] == "libtiff":  # it gives the machine's byte order
         native = {"F;32BF": "F;32NF", "F;32F": "F;32NF", "I;32BS": "I;32NS", "I;32S": "I;32NS"}
-        image.tile = [_with_args(tile, (native.get(tile[3][0], tile[3][0]), *tile[3][1:])) for tile in image.tile]
+        for index, tile in enumerate(image.tile):
+            mode, *others = cast("tuple[Any, ...]", tile[3])
+            image.tile[index] = _with_args(tile, (native.get(mode, mode), *others))
 
 
-def _settle_transparency(image: PIL.Image.Image, reopen: Callable[[], PIL.Image.Image]) -> None:
+def _settle_transparency(image: ImageFile, reopen: Callable[[], ImageFile]) -> None:
     """Make the transparent value of a PNG what Pillow takes it for: the file states it at its own depth, Pillow
     compares it with 8-bit samples. 16-bit colours are decoded twice, to their high bytes and to their low ones."""
-    transparent, depth = image.info.get("transparency"), image.tile[0][3] if image.tile else ""
+    transparent, depth = image.info.get("transparency"), str(image.tile[0][3]) if image.tile else ""
     if image.mode == "L" and isinstance(transparent, int):
         bits = {"L;2": 2, "L;4": 4}.get(depth, 8)
         image.info["transparency"] = (transparent & (2**bits - 1)) * 255 // (2**bits - 1)
@@ -161,7 +165,7 @@ def _settle_transparency(image: PIL.Image.Image, reopen: Callable[[], PIL.Image.
             image.info["transparency"] = tuple(value & 255 for value in transparent)
 
 
-def _opaque(high: PIL.Image.Image, low: PIL.Image.Image, transparent: tuple[int, ...]) -> PIL.Image.Image:
+def _opaque(high: ImageFile, low: ImageFile, transparent: tuple[int, ...]) -> PIL.Image.Image:
     """Alpha, mode L, of a PNG picture of 16-bit colours: 0 where all three samples are those of ``transparent``.
     ``low`` is the file opened a second time."""
     low.tile = [_with_args(low.tile[0], "RGB;16L")]  # little-endian: takes the second byte of each sample
@@ -174,8 +178,8 @@ def _opaque(high: PIL.Image.Image, low: PIL.Image.Image, transparent: tuple[int,
     return alpha
 
 
-def _with_args(tile: tuple[Any, ...], args: Any) -> tuple[Any, ...]:
-    """A piece of an undecoded picture with other arguments for its decoder; some versions have plain tuples."""
+def _with_args(tile: Any, args: Any) -> Any:
+    """An entry of `ImageFile.tile` with other arguments for its decoder; some Pillow versions have plain tuples."""
     return tile._replace(args=args) if hasattr(tile, "_replace") else (*tile[:3], args)
 
 

@@ -130,4 +130,10 @@ def _lab_converter() -> Callable[[PIL.Image.Image], PIL.Image.Image]:
     from PIL import ImageCms  # of no use to other pictures
 
     transform = ImageCms.buildTransform(ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), "LAB", "RGB")
-    return lambda strip: ImageCms.applyTransform(strip, transform)
+
+
+    def convert(strip: PIL.Image.Image) -> PIL.Image.Image:
+        converted = ImageCms.applyTransform(strip, transform)  # None for what is changed in place, which this is not
+        return strip if converted is None else converted
+
+    return convert

@@ -14,6 +14,7 @@ from typing import BinaryIO
 
 import numpy as np
 import PIL.Image
+import PIL.ImageFile
 from PIL.Image import Transpose
 
 from flamingo_rt.errors import DataError
@@ -124,7 +125,7 @@ def _readable_formats() -> list[str]:
 
 
 def _to_rgb(
-    image: PIL.Image.Image, label: str, reopen: Callable[[], PIL.Image.Image] | None = None
+    image: PIL.Image.Image, label: str, reopen: Callable[[], PIL.ImageFile.ImageFile] | None = None
 ) -> PIL.Image.Image:
     """Decode ``image`` and make it upright 8-bit RGB; returns the image itself if it is that already. ``reopen`` opens
     the image's file a second time, for an image that was opened here.
@@ -132,7 +133,7 @@ def _to_rgb(
     Raises `DataError`, also for whatever Pillow's decoders raise.
     """
     try:
-        if reopen is not None:
+        if reopen is not None and isinstance(image, PIL.ImageFile.ImageFile):
             settle(image, reopen)
         samples = stated_samples(image, label)
         # Only libtiff prints, so that other threads lose their stderr for no other format.

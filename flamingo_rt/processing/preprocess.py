@@ -88,7 +88,7 @@ def decode_visual(visual: Visual, config: FlamingoConfig) -> DecodedVisual:
             pixels = np.stack(read_frames(visual, lambda picture: pixel_values(picture, preprocessing, size)))
     if isinstance(pixels, DeviceFrames):
         return DecodedVisual(visual, id(pixels.array), pixels)
-    return DecodedVisual(visual, hashlib.blake2b(pixels, digest_size=32).digest(), pixels)
+    return DecodedVisual(visual, hashlib.blake2b(pixels.data, digest_size=32).digest(), pixels)
 
 
 def _may_be_decoded_beside_others(visual: Visual) -> bool:

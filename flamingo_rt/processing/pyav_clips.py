@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import PIL.Image
@@ -86,17 +86,18 @@ class PyavClip:
     def _decoder(self) -> av.VideoCodecContext:
         import av
 
-        native = self._stream.codec_context
-        name = DECODERS_WITH_ALPHA.get(native.name)
+        decoder = self._stream.codec_context
+        large = decoder.width * decoder.height > THREADED_PIXELS
+        name = DECODERS_WITH_ALPHA.get(decoder.name)
         if name is not None and self._stream.metadata.get("alpha_mode") == "1":
-            native = av.CodecContext.create(name, "r")
-        native.options = {"max_pixels": str(clip.MAX_FRAME_PIXELS)}
-        large = self._stream.codec_context.width * self._stream.codec_context.height > THREADED_PIXELS
-        native.thread_type = "SLICE" if large else "AUTO"
-        return native
+            decoder = cast("av.VideoCodecContext", av.CodecContext.create(name, "r"))
+        decoder.options = {"max_pixels": str(clip.MAX_FRAME_PIXELS)}
+        decoder.thread_type = "SLICE" if large else "AUTO"
+        return decoder
 
-    def _declared_turn(self) -> av.sidedata.sidedata.SideData | None:
-        """The display matrix of the stream, which FFmpeg gives to frames of its own decoder only."""
+    def _declared_turn(self) -> Any:
+        """The display matrix of the stream (PyAV's side data, or None), which FFmpeg gives to frames of its own decoder
+        only."""
         for packet in self._container.demux(self._stream):
             for frame in packet.decode():
                 self._container.seek(0)
@@ -104,7 +105,8 @@ class PyavClip:
         return None
 
     def _frame(self, frame: av.VideoFrame, turn: Any) -> ClipFrame:
-        start = math.nan if frame.pts is None else float(frame.pts * self._stream.time_base)
+        pts, base = frame.pts, self._stream.time_base
+        start = math.nan if pts is None or base is None else float(pts * base)
         matrix = frame.side_data.get("DISPLAYMATRIX") or turn
         return ClipFrame(frame.width, frame.height, start, lambda: self._picture(frame, matrix))
 
@@ -154,7 +156,8 @@ def _frames_of_duration(container: av.container.InputContainer, stream: av.Video
 def _converted(frame: av.VideoFrame, mode: str) -> PIL.Image.Image:
     # Chroma by the filter that OpenCV takes, so that both libraries give the same pictures.
     plane = frame.reformat(format="rgb24" if mode == "RGB" else "rgba", interpolation="BICUBIC").planes[0]
-    return PIL.Image.frombuffer(mode, (frame.width, frame.height), plane, "raw", mode, plane.line_size, 1)
+    content = cast("bytes", plane)  # it has the buffer protocol, which PyAV's types do not say
+    return PIL.Image.frombuffer(mode, (frame.width, frame.height), content, "raw", mode, plane.line_size, 1)
 
 
 def _transpose(matrix: bytes, label: str) -> Transpose | None:

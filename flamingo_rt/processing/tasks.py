@@ -50,7 +50,8 @@ def asks_for_caption(config: FlamingoConfig, parts: Part | Sequence[Part]) -> bo
     """Whether a prompt ends in a picture or a clip and the model's text that asks for its caption."""
     listed = [parts] if isinstance(parts, (str, Visual)) else list(parts)
     visuals = [index for index, part in enumerate(listed) if isinstance(part, Visual)]
-    return bool(visuals) and "".join(listed[visuals[-1] + 1 :]).strip() == config.prompts.caption.strip()
+    after = "".join(part for part in listed[visuals[-1] + 1 :] if isinstance(part, str)) if visuals else ""
+    return bool(visuals) and after.strip() == config.prompts.caption.strip()
 
 
 def asks_about_a_picture(config: FlamingoConfig, text: str) -> bool:

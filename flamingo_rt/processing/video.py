@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 import PIL.Image
 
@@ -29,7 +29,11 @@ BYTES_PER_FRAME, LEAST_FRAMES, MOST_FRAMES = 8, 10_000, 1_000_000
 Opener = Callable[[], AbstractContextManager[Clip]]
 
 
-def read_frames(video: Video, preprocess: Preprocess[Frame] = lambda picture: picture) -> list[Frame]:
+@overload
+def read_frames(video: Video) -> list[PIL.Image.Image]: ...
+@overload
+def read_frames(video: Video, preprocess: Preprocess[Frame]) -> list[Frame]: ...
+def read_frames(video: Video, preprocess: Preprocess[Any] = lambda picture: picture) -> list[Any]:
     """Read ``video.frames`` RGB pictures, or fewer with ``video.fps``, as `frames_in_time` says; each is preprocessed
     as it comes, so that no more than one is held whole.
 

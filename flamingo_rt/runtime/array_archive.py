@@ -10,6 +10,7 @@ import math
 import re
 import zipfile
 from pathlib import Path
+from typing import IO, cast
 
 import numpy as np
 
@@ -62,7 +63,7 @@ class ArrayArchive:
             values = array.reshape(-1).view(np.uint8)
             for start in range(0, nbytes, _BLOCK):
                 block = values[start : start + _BLOCK]
-                if file.readinto(block) != len(block):
+                if cast("zipfile.ZipExtFile", file).readinto(block.data) != len(block):
                     raise EOFError(f"{name} is cut short")
             file.read(1)  # the end, where the checksum is compared
         return array
@@ -78,7 +79,7 @@ class ArrayArchive:
         return record
 
 
-def _header(file: zipfile.ZipExtFile, name: str, dtype: str) -> tuple[tuple[int, ...], int]:
+def _header(file: IO[bytes], name: str, dtype: str) -> tuple[tuple[int, ...], int]:
     """The shape that an array's header states, and the header's bytes; the type must be ``dtype``, the order C."""
     start = file.read(len(_MAGIC) + 2)
     length = int.from_bytes(start[-2:], "little")

@@ -97,7 +97,7 @@ def prefill_bytes(config: FlamingoConfig, rows: int, tokens: int, total: int) ->
 
 def needed_bytes(specs: dict[str, GraphSpec], rows: int, capacity: int, visuals: int) -> int:
     """Bytes of what the language model reads and writes: the cache, media and logits of a batch."""
-    spec, latents = specs[LANGUAGE_MODEL], specs[RESAMPLER].outputs[0].shape[2]
+    spec, latents = specs[LANGUAGE_MODEL], specs[RESAMPLER].outputs[0].resolve({"M": 1})[2]
     sizes = {"B": rows, "C": capacity, "T": capacity, "S": max(1, visuals) * latents, "K": 1}
     tensors = (*spec.inputs, spec.output(LOGITS))  # the rest is small, or written over an input
     return sum(math.prod(tensor.resolve(sizes)) * np.dtype(tensor.array_dtype).itemsize for tensor in tensors)

@@ -62,9 +62,11 @@ class FinishedAnswers:
 
 @dataclass(frozen=True)
 class Continuation:
-    """A beam and one more token: ``total`` decides, ``logprob`` is the token's own under the model."""
+    """The ``beam`` in a ``row`` and one more token: ranked by ``total``; ``logprob`` is the token's own under the
+    model."""
 
     row: int
+    beam: Beam
     token: int
     logprob: float
     total: float
@@ -122,7 +124,7 @@ class BeamSearch:
             count *= 2
 
     def _grown(self, continuation: Continuation) -> Beam:
-        answer = self._rows[continuation.row].answer.fork()
+        answer = continuation.beam.answer.fork()
         answer.push(continuation.token, continuation.logprob)
         return Beam(answer, continuation.total)
 
@@ -150,7 +152,7 @@ class BeamSearch:
             logprobs, scores = every[tokens], penalised[tokens]
         for token, logprob, score in zip(tokens.tolist(), logprobs.tolist(), scores.tolist(), strict=True):
             if score > -math.inf:
-                yield Continuation(row, token, logprob, beam.total + score)
+                yield Continuation(row, beam, token, logprob, beam.total + score)
 
     def _placed(self, running: Sequence[tuple[Beam, Continuation]]) -> tuple[np.ndarray, list[int]]:
         """Give each beam a row: where it can its parent's, so that only what forks is copied."""

@@ -62,7 +62,8 @@ def write_prompt(path: Path, prompt: CompiledPrompt) -> None:
         **{f"{slot}.{name}": array for slot, media in enumerate(prompt.prefix.media) for name, array in media.items()},
     }
     with replacing_file(path) as beside, beside.open("wb") as file:
-        np.savez(file, **{name: np.ascontiguousarray(array) for name, array in arrays.items()})
+        contiguous: dict[str, Any] = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+        np.savez(file, **contiguous)
 
 
 def read_about(path: str | os.PathLike) -> dict[str, Any]:

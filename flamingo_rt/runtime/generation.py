@@ -3,9 +3,10 @@ primitive; whole answers consume it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from typing import cast
 
 import numpy as np
 
@@ -146,7 +147,8 @@ def _greedily(
     """`_step_by_step` for greedy rows, whose tokens are chosen by the language model's graph."""
     yield _pushed(rows, first)
     most = max(row.answer.room for row in rows if row.answer.stop_reason is None) if _unfinished(rows) else 0
-    with closing(decoder.greedy(np.array([token for token, _ in first], dtype=np.int64), most)) as steps:
+    tokens = np.array([token for token, _ in first], dtype=np.int64)
+    with closing(cast("Generator[tuple[np.ndarray, np.ndarray], None, None]", decoder.greedy(tokens, most))) as steps:
         while _unfinished(rows):
             with timer.stage("decode"):
                 tokens, logprobs = next(steps)

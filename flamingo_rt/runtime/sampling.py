@@ -120,7 +120,7 @@ class Sampler:
             return logits
         seen = np.flatnonzero(self._seen)
         self._scratch[:] = logits
-        self._scratch[seen] = penalise_repetition(logits[seen], np.True_, penalty)
+        self._scratch[seen] = penalise_repetition(logits[seen], np.ones(len(seen), dtype=bool), penalty)
         return self._scratch
 
     def _draw(self, logits: np.ndarray) -> int:

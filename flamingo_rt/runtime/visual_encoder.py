@@ -141,7 +141,7 @@ def stack_rows(rows: Sequence[Sequence[VisualMedia]], resampler: GraphSpec) -> d
     slots = max(1, max(len(row) for row in rows))
     stacked = {}
     for spec in resampler.outputs:
-        _, heads, latents, width = spec.shape
+        heads, latents, width = spec.resolve({"M": 1})[1:]
         array = np.zeros((len(rows), heads, slots * latents, width), dtype=spec.array_dtype)
         for index, row in enumerate(rows):
             for slot, media in enumerate(row):
@@ -159,9 +159,11 @@ class MediaCache:
 
     def __init__(self, most_bytes: int = DEFAULT_BYTES) -> None:
         """Raises `UsageError` when ``most_bytes`` is no integer of 0 (keep nothing) or more."""
-        if not isinstance(most_bytes, Integral) or most_bytes < 0:
+        given: object = most_bytes
+        if not isinstance(given, Integral) or int(given) < 0:
             raise UsageError(f"image_cache_bytes is {most_bytes!r}; it must be an integer, 0 (off) or more")
-        self._most, self._held = most_bytes, 0
+        self._most = int(given)
+        self._held = 0  # bytes
         self._media: OrderedDict[Key, VisualMedia] = OrderedDict()
         self._lock = threading.Lock()
 
