@@ -26,7 +26,7 @@ from flamingo_rt.processing.shared_context import SharedContext
 from flamingo_rt.processing.visuals import Channels, PictureSource, is_array, source_label
 
 MAX_PIXELS = 100_000_000
-# In bytes a pixel, these decoders hold up to 17, 20 and 25, the others 13 (docs/pictures.md): at most 1.3 GB.
+# These decoders take up to 17, 20 and 25 bytes a pixel, the others 13 (docs/pictures.md): at most 1.3 GB.
 FEWER_PIXELS = {"WEBP": 60_000_000, "AVIF": 60_000_000, "JPEG2000": 40_000_000}
 LARGE_PIXELS = 40_000_000  # above: decoded one at a time, however many threads read pictures
 

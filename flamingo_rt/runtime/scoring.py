@@ -24,7 +24,7 @@ def checked_choices(choices: Sequence[str], image_token: str) -> list[str]:
         shown = [choice if isinstance(choice, str) else type(choice).__name__ for choice in listed] or choices
         raise UsageError(f"choices are {shown!r}: give a list of one or more texts that are not empty")
     if any(image_token in choice for choice in listed):
-        raise UsageError(f"a choice holds {image_token}: pictures belong into the prompt")
+        raise UsageError(f"a choice holds {image_token}: pictures belong in the prompt")
     return listed
 
 
