@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import signal
 import sys
@@ -68,6 +69,8 @@ def main() -> None:
     for name in ("SIGTERM", "SIGHUP"):  # a closed terminal: as Ctrl-C, so that nothing half-written is left
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.default_int_handler)
+    # Warnings, one line each on stderr; without a handler of its own the library is silent.
+    logging.getLogger("flamingo_rt").addHandler(logging.lastResort or logging.StreamHandler())
     leave_gone_folder()
     try:
         cli.main(standalone_mode=False)
