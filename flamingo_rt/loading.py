@@ -10,6 +10,7 @@ from pathlib import Path
 from flamingo_rt.backend import Backend
 from flamingo_rt.bundle import MANIFEST, Bundle, is_bundle, read_bundle
 from flamingo_rt.config import FlamingoConfig
+from flamingo_rt.contract import LANGUAGE_MODEL
 from flamingo_rt.engines.tensorrt.local_builds import EngineTrust
 from flamingo_rt.errors import DataError, DependencyError, FlamingoError, UsageError
 from flamingo_rt.model_memory import require_bytes
@@ -17,6 +18,7 @@ from flamingo_rt.printable import printable
 from flamingo_rt.processing.tokenizer import TextTokenizer
 from flamingo_rt.runtime.model import Model
 from flamingo_rt.runtime.visual_encoder import DEFAULT_BYTES
+from flamingo_rt.step_costs import StepCosts
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +84,8 @@ def _from_bundle(
     opened = _best_backend(bundle, open_backend) if backend == "auto" else open_backend(backend)
     tokenizer = _tokenizer(bundle.tokenizer_path, bundle.config)
     usual = None if bundle.validation is None else bundle.validation.probability
-    return Model(opened, bundle.config, tokenizer, bundle.identity, image_cache_bytes, usual)
+    costs = bundle.step_costs or StepCosts.of(bundle.graphs[LANGUAGE_MODEL].quantization)
+    return Model(opened, bundle.config, tokenizer, bundle.identity, image_cache_bytes, usual, costs)
 
 
 def _best_backend(bundle: Bundle, open_backend: Callable[[str], Backend]) -> Backend:

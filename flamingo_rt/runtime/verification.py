@@ -175,16 +175,15 @@ class _Check:
         feature_spec, media_specs = specs[VISION_ENCODER].output(FEATURES), specs[RESAMPLER].outputs
         for number, (frames, encoded) in enumerate(zip(prompt.visuals, features, strict=True)):
             for picture, frame in zip(frames, encoded, strict=True):
-                found = as_float(frame.reshape(-1)[reference.features_at], feature_spec)
-                expected = reference.features[picture]
+                found, expected = as_float(frame, feature_spec), reference.features[picture]
                 self._worst[VISION_ENCODER].take(
-                    relative_deviation(found, expected), f"{FEATURES} of picture {picture + 1}"
+                    _sampled_deviation(found, reference.features_at, expected), f"{FEATURES} of picture {picture + 1}"
                 )
             for index, spec in enumerate(media_specs):
-                found = as_float(media[number][spec.name].reshape(-1)[reference.media_at], spec)
-                expected = reference.media[first + number, index]
+                found, expected = as_float(media[number][spec.name], spec), reference.media[first + number, index]
                 self._worst[RESAMPLER].take(
-                    relative_deviation(found, expected), f"{spec.name} of visual {number + 1} of '{prompt.name}'"
+                    _sampled_deviation(found, reference.media_at, expected),
+                    f"{spec.name} of visual {number + 1} of '{prompt.name}'",
                 )
         return media
 
@@ -272,10 +271,19 @@ class _Check:
 
     def _logits(self, prompt: ReferencePrompt, position: int, found: np.ndarray, where: str) -> None:
         """Compare logits [vocab] before a token of the answer."""
-        deviation = relative_deviation(
-            found[prompt.logits_at[position]], prompt.logits[position], _scale(prompt.logits)
+        deviation = _sampled_deviation(
+            found, prompt.logits_at[position], prompt.logits[position], _scale(prompt.logits)
         )
         self._worst[LANGUAGE_MODEL].take(deviation, f"{where}, logits before token {position + 1}")
+
+
+def _sampled_deviation(
+    found: np.ndarray, positions: np.ndarray, expected: np.ndarray, scale: float | None = None
+) -> float:
+    """`relative_deviation` at positions of the flattened array; infinite where any of it is not a number."""
+    if not np.isfinite(found).all():
+        return math.inf
+    return relative_deviation(found.reshape(-1)[positions], expected, scale)
 
 
 def relative_deviation(found: np.ndarray, expected: np.ndarray, scale: float | None = None) -> float:

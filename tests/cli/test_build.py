@@ -82,6 +82,36 @@ def test_the_gpu_of_this_machine_is_the_default(build, graphs: Path, monkeypatch
     assert build().out.endswith("for A10\n")
 
 
+# Verification of what was built
+
+
+@pytest.fixture
+def on_gpu(bundle: Path, rtx: MadeUpTensorRT, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable:
+    """A bundle with reference outputs on a machine with a GPU, whose engines compute what ONNX Runtime does."""
+    a10 = Gpu("A10", "8.6", 24 << 30, integrated=False)
+    monkeypatch.setattr("flamingo_rt.engines.gpu.nvidia_driver.find_gpu", lambda: a10)
+    described = read_bundle(shutil.copytree(bundle, tmp_path / "bundle"))
+    graphs = {name: replace(entry, lowering="tensorrt") for name, entry in described.graphs.items()}
+    write_manifest(described.path, replace(described, graphs=graphs))
+
+    def build(backend: Callable, *arguments: object) -> Outcome:
+        monkeypatch.setattr("flamingo_rt.engines.tensorrt.runner.TensorRtBackend", backend)
+        return run_build(described.path, *arguments)
+
+    return build
+
+
+def computing(change: Callable[[OrtBackend], None] = lambda backend: None) -> Callable:
+    """A class of backends for engines."""
+
+    def backend(bundle: Bundle, engines: object, runtime: object) -> OrtBackend:
+        found = OrtBackend({name: bundle.graph_path(name) for name in bundle.graphs}, bundle.config, threads=1)
+        change(found)
+        return found
+
+    return backend
+
+
 def test_what_tensorrt_refuses_is_one_line(build, rtx: MadeUpTensorRT) -> None:
     rtx.fails["resampler"] = ["[node_x]: no kernel"]
     outcome = build("--compute-capability", "86")

@@ -17,7 +17,6 @@ from small_model import TEXTS, small_config, small_flamingo
 from torch import Tensor
 
 import flamingo_rt.export.pipeline as pipeline
-from flamingo_rt.bench.graph_bytes import graph_weights
 from flamingo_rt.bundle import read_bundle
 from flamingo_rt.checkpoints import DTYPES, StoredModel
 from flamingo_rt.config import TokensConfig
@@ -27,6 +26,7 @@ from flamingo_rt.export import tracing
 from flamingo_rt.export.checks.parity import check_parity
 from flamingo_rt.export.checks.parity_cases import CASES, compute_reference
 from flamingo_rt.export.folding import folded_tensors
+from flamingo_rt.export.graph_bytes import graph_weights
 from flamingo_rt.export.graph_weights import Weights
 from flamingo_rt.export.pipeline import export_model
 from flamingo_rt.export.quantization.quantization_options import SCHEMES_OF

@@ -74,7 +74,7 @@ def test_a_graph_that_is_no_graph_is_named(bundle_folder, tmp_path):
     for file in bundle_folder.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     (tmp_path / "resampler.onnx").write_bytes(b"not a graph")
-    write_manifest(tmp_path, bundle.config, bundle.graphs, bundle.parity)
+    write_manifest(tmp_path, bundle)
     with pytest.raises(DataError, match=r"cannot load .*resampler.onnx"):
         flamingo_rt.load(tmp_path)
 
