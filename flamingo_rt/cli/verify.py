@@ -123,8 +123,8 @@ def lines(verification: Verification, bundle: Bundle, backend: str) -> Iterator[
     for one in verification.differences:
         verdict = "rounding explains it" if one.accepted else "rounding does not explain it"
         yield (
-            f"{one.where}: token {one.position + 1} is {one.found}, not {one.expected}; they are {one.margin:.1e} apart "
-            f"in the reference: {verdict}"
+            f"{one.where}: token {one.position + 1} is {one.found}, not {one.expected}; they are {one.margin:.1e} "
+            f"apart in the reference: {verdict}"
         )
     if verification.left_out:
         yield f"beyond the engines' limits, so left out: {', '.join(verification.left_out)}"
