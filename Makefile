@@ -1,6 +1,7 @@
 # make demo      a sentence about a picture, from the model in this package; installs no torch
 # make test      the test suite
 # make test-all  the suite with what takes minutes more
+# make typecheck the types, by mypy, in the package as an installation lays it out
 # make fuzz      damaged and hostile files of every kind, for MINUTES=30 (make fuzz MINUTES=600 KINDS=pictures,clips)
 # make train     the model in this package, again (most of an hour on 2 cores)
 
@@ -14,7 +15,7 @@ MINUTES ?= 30
 SEED ?= 0
 FINDINGS ?= fuzz-findings
 
-.PHONY: demo test test-all lint fuzz train clean
+.PHONY: demo test test-all lint typecheck fuzz train clean
 
 demo: .venv/demo
 	$(BIN)/flamingo-rt infer --image examples/scene.png
@@ -30,6 +31,12 @@ test-all: .venv/test
 lint: .venv/test
 	$(BIN)/ruff check .
 
+# mypy follows no package_dir, so it is shown one folder of links, laid out as setup.cfg says.
+typecheck: .venv/test
+	rm -rf .venv/typecheck/flamingo_rt && mkdir -p .venv/typecheck/flamingo_rt
+	ln -s $(CURDIR)/flamingo_rt/* $(CURDIR)/engines $(CURDIR)/export .venv/typecheck/flamingo_rt
+	cd .venv/typecheck && ../bin/mypy --config-file $(CURDIR)/setup.cfg
+
 fuzz: .venv/test
 	$(BIN)/python -m tests.fuzz --minutes $(MINUTES) --seed $(SEED) --jobs 2 --keep $(FINDINGS) \
 		$(if $(KINDS),--kinds "$(KINDS)")
@@ -39,7 +46,7 @@ train: .venv/test
 	$(BIN)/flamingo-rt train flamingo --preset tiny --out runs/tiny --start-from runs/first \
 		--steps 1800 --questions 5 --learning-rate 1e-3 --seed 1
 	$(BIN)/flamingo-rt export --ckpt runs/tiny --out runs/tiny-bundle
-	$(BIN)/python benchmarks/accuracy.py --model runs/tiny-bundle
+	$(BIN)/flamingo-rt evaluate scenes --model runs/tiny-bundle
 
 clean:
 	rm -rf .venv build *.egg-info

@@ -1,14 +1,14 @@
 """Our runtime beside its peers on one machine: open_flamingo with the same weights, IDEFICS at the same size.
 
     benchmarks/peers/make.sh                                   # the peers' environment, once
-    python benchmarks/compare.py --work FOLDER                 # OpenFlamingo-3B; FOLDER needs 36 GB, 26 with --clean
-    python benchmarks/compare.py --work FOLDER --preset openflamingo-small --tokens 8 --repeats 2     # to try it
-    python benchmarks/compare.py --work FOLDER --only peer-fp32,ours-int8      # in pieces: the same file is filled
+    python -m benchmarks.compare --work FOLDER                 # OpenFlamingo-3B; FOLDER needs 36 GB, 26 with --clean
+    python -m benchmarks.compare --work FOLDER --preset openflamingo-small --tokens 8 --repeats 2     # to try it
+    python -m benchmarks.compare --work FOLDER --only peer-fp32,ours-int8      # in pieces: the same file is filled
 
 Writes the model's source files with random values once, makes our bundles from them, and runs every system in a process
 of its own, one after the other, measuring the memory's bandwidth in between. Prompts are the same token ids, pictures
-the same pixels (`comparison/workload.py`); ``captions-…`` decode captions that are given (`comparison/captions.py`,
-which needs the extra ``train``). Results go to ``benchmarks/results/DATE-MACHINE-PRESET.json`` with all
+the same pixels (`comparison/workload_folder.py`); ``captions-…`` decode given captions (`comparison/captions.py`, which
+needs the extra ``train``). Results go to ``benchmarks/results/DATE-MACHINE-PRESET.json`` with all
 samples, the chart beside it; the tables are printed. ``--only sources``, ``tables`` and ``chart`` do just that.
 """
 
@@ -23,14 +23,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent / "peers"))
-from comparison import machine as machines
-from comparison.captions import write_captions
-from comparison.chart import draw
-from comparison.report import report
-from comparison.results import Record, merged, read_results, result_path, write_results
-from comparison.shapes import SHAPES, comparable
-from comparison.systems import (
+from benchmarks.comparison.captions import write_captions
+from benchmarks.comparison.chart import draw
+from benchmarks.comparison.compared_systems import (
     MEASURED,
     SYSTEMS,
     System,
@@ -39,10 +34,13 @@ from comparison.systems import (
     measure_command,
     sources_command,
 )
-from comparison.workload import write_workload
-from measuring import CAPTIONS, WORKLOAD, Plan, add_plan_options, plan_of
-from processes import TAIL, Finished, folder_bytes, run
-
+from benchmarks.comparison.comparison_tables import report
+from benchmarks.comparison.machine_names import about_machine, machine_name, slug
+from benchmarks.comparison.result_file import Record, merged, read_results, result_path, write_results
+from benchmarks.comparison.shapes import SHAPES, comparable
+from benchmarks.comparison.workload_folder import write_workload
+from benchmarks.peers.answer_timing import CAPTIONS, WORKLOAD, Plan, add_plan_options, plan_of
+from benchmarks.processes import TAIL, Finished, folder_bytes, run
 from flamingo_rt.bench.bandwidth import BandwidthProbe
 from flamingo_rt.errors import FlamingoError
 from flamingo_rt.importing.openflamingo_tokenizer import read_tokenizer
@@ -65,8 +63,8 @@ class Comparison:
         self._options, self._plan = options, plan_of(options)
         self._config = comparable(options.preset)
         self._work = options.work.resolve()
-        machine = machines.about_machine()
-        name = machines.slug(options.machine) if options.machine else machines.machine_name(machine)
+        machine = about_machine()
+        name = slug(options.machine) if options.machine else machine_name(machine)
         self.path = result_path(options.results, options.date, name, options.preset)
         self.results = read_results(self.path, options.date, options.preset, machine)
 

@@ -1,6 +1,6 @@
 """Which probability of an answer tells a picture that the model knows from one that it does not?
 
-    python benchmarks/confidence.py [--model BUNDLE] [--scenes 300] [--photographs FOLDER]
+    python -m benchmarks.confidence [--model BUNDLE] [--scenes 300] [--photographs FOLDER]
 
 Drawn scenes, from a seed of their own, beside photographs (scikit-learn's two and crops of them; those of scikit-image,
 if it is installed; those of a folder), drawings of other things, noise and plain colours. For captions, with no shot

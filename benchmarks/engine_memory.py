@@ -1,7 +1,7 @@
 """How much memory engines take: computed for presets, and, with --work, measured while some are compiled.
 
-    python benchmarks/engine_memory.py
-    python benchmarks/engine_memory.py --work FOLDER          # needs tensorrt_rtx, and room for 4 GB
+    python -m benchmarks.engine_memory
+    python -m benchmarks.engine_memory --work FOLDER          # needs tensorrt_rtx, and room for 4 GB
 
 The computed figures, for fp16 and a GPU that shares the machine's memory, are as ``flamingo-rt build`` reckons them:
 two bytes a parameter, cache, inputs and outputs at the limits. What is measured is the most memory that a process of

@@ -1,6 +1,6 @@
 """How many steps do guesses save in captions of the packaged model? The rule is the product's, no step is computed.
 
-    python benchmarks/guessing.py [--seed 7] [--queries 12] [--schemes none,int8,mixed,int4] [--costs 1.06,1.12,1.24]
+    python -m benchmarks.guessing [--seed 7] [--queries 12] [--schemes none,int8,mixed,int4] [--costs 1.06,1.12,1.24]
 
 Scenes are drawn from the seed, as for ``compare.py``'s captions (`comparison/captions.py`): the packaged model answers
 once, then the answers are decoded again by `flamingo_rt.runtime.speculation` itself, over a decoder that knows what
@@ -15,15 +15,12 @@ import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parent / "peers"))
-from comparison.captions import EACH, QUERIES, SHOTS
-
 import flamingo_rt
+from benchmarks.comparison.captions import EACH, QUERIES, SHOTS
 from flamingo_rt import GenerationOptions, Image
 from flamingo_rt.processing.prompt import build_prompt
 from flamingo_rt.runtime.answer import Answer

@@ -1,6 +1,6 @@
 """Time and peak memory of import, export and infer for a model of a released size, with random weights.
 
-    python benchmarks/large_model.py --preset openflamingo-3b --work /path/with/40GB
+    python -m benchmarks.large_model --preset openflamingo-3b --work /path/with/40GB
 
 Writes the three source files that a user of OpenFlamingo has (checkpoint.pt, CLIP's weights, the language model's
 folder) with random values, once, then runs the command line on them, each command in a process of its own whose largest
@@ -19,12 +19,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from comparison.shapes import import_options, shape_of
 from PIL import Image
-from processes import folder_bytes
-from processes import run as run_process
-from random_sources import ensure_sources
 
+from benchmarks.comparison.shapes import import_options, shape_of
+from benchmarks.processes import folder_bytes
+from benchmarks.processes import run as run_process
+from benchmarks.random_sources import ensure_sources
 from flamingo_rt.child_process import python_command
 
 

@@ -1,6 +1,6 @@
 """How fast is this project's runtime? The counterpart of the peers' scripts, with the same fields and the same samples.
 
-    python benchmarks/ours.py --work FOLDER --model BUNDLE [--backend ort] [--name ours-int8]
+    python -m benchmarks.ours --work FOLDER --model BUNDLE [--backend ort] [--name ours-int8]
 
 FOLDER holds ``workload/`` of ``benchmarks/compare.py``; BUNDLE was exported from its ``sources/``, or is a checkpoint
 imported from them (``--backend torch``). Measured through the public API, beside what the peers have: prompts whose
@@ -20,8 +20,7 @@ from typing import Any
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parent / "peers"))  # what is measured of everybody stands there
-from measuring import (
+from benchmarks.peers.answer_timing import (
     CAPTIONS,
     WARM_UP_TOKENS,
     WORKLOAD,
@@ -42,9 +41,8 @@ from measuring import (
     wanted_captions,
     wanted_cases,
 )
-from processes import folder_bytes
-from stand_ins import GivenAnswers, NumberTokens, OneLetterTokens
-
+from benchmarks.processes import folder_bytes
+from benchmarks.stand_ins import GivenAnswers, NumberTokens, OneLetterTokens
 from flamingo_rt import GenerationOptions, Image, load
 from flamingo_rt.processing.preprocess import visual_pixels
 from flamingo_rt.processing.prompt import build_prompt

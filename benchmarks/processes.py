@@ -15,6 +15,7 @@ from pathlib import Path
 
 from flamingo_rt.child_process import child_environment
 
+ROOT = Path(__file__).parents[1]  # where the package of benchmarks is found
 TAIL = 3000  # characters of output that a failure is explained with
 
 
@@ -38,16 +39,19 @@ class Finished:
 
 def run(
     command: Sequence[str], environment: Mapping[str, str] | None = None, echo: bool = False, quiet: bool = False,
-    limit: float | None = None, on_line: Callable[[str], None] = lambda line: None,
+    together: bool = False, limit: float | None = None, on_line: Callable[[str], None] = lambda line: None,
 ) -> Finished:
-    """Run a command to its end, or for ``limit`` seconds and then kill it; ``environment`` is added to ours
-    (`child_environment`), ``echo``
-    shows output as it comes, but not a last line of JSON, and ``on_line`` is given each line. Standard error goes to
-    ours, or with ``quiet`` nowhere."""
+    """Run a command to its end, or kill it and its children after ``limit`` seconds.
+
+    The child gets `child_environment` with the checkout on its path, so that it finds ``benchmarks`` from any folder,
+    and ``environment`` added. ``echo`` shows output as it comes, but no JSON; ``on_line`` is called with each line.
+    Standard error is inherited; with ``quiet`` it is dropped, with ``together`` it is part of the output.
+    """
+    errors = subprocess.STDOUT if together else subprocess.DEVNULL if quiet else None
     start = time.perf_counter()
     process = subprocess.Popen(
-        list(command), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL if quiet else None, text=True,
-        env=child_environment(environment), start_new_session=limit is not None,
+        list(command), stdout=subprocess.PIPE, stderr=errors, text=True,
+        env=child_environment(_with_checkout(environment or {})), start_new_session=limit is not None,
     )
     pieces: list[str] = []
     first: list[float] = []
@@ -69,6 +73,12 @@ def run(
     unit = 1 if sys.platform == "darwin" else 1024
     return Finished(tuple(command), os.waitstatus_to_exitcode(status), seconds, usage.ru_maxrss * unit,
                     "".join(pieces).strip(), first[0] if first else None)
+
+
+def _with_checkout(environment: Mapping[str, str]) -> dict[str, str]:
+    """``environment`` with the checkout first on ``PYTHONPATH``."""
+    before = environment.get("PYTHONPATH", child_environment().get("PYTHONPATH"))
+    return {**environment, "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [before])])}
 
 
 def _kill_group(process: subprocess.Popen[str]) -> None:

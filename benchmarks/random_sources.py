@@ -1,6 +1,6 @@
 """An OpenFlamingo model's three source files with random values: what a user has, at any size.
 
-    python benchmarks/random_sources.py --preset openflamingo-3b --out FOLDER
+    python -m benchmarks.random_sources --preset openflamingo-3b --out FOLDER
 
 Writes checkpoint.pt, vision.safetensors and language/ (configuration, shards, tokenizer), each tensor made in memory by
 itself. The values are drawn from a fixed seed. `large_model.py` and `compare.py` use it.
@@ -12,22 +12,19 @@ import argparse
 import json
 import re
 import shutil
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
-from comparison.shapes import SHAPES, shape_of
-from processes import folder_bytes
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).parent / "peers"))
-from random_weights import offset_and_scale
-
+from benchmarks.comparison.shapes import SHAPES, shape_of
+from benchmarks.peers.random_weights import offset_and_scale
+from benchmarks.processes import folder_bytes
 from flamingo_rt.checkpoints import expected_shapes
 from flamingo_rt.config import FlamingoConfig
 from flamingo_rt.importing.clip import vision_tensors

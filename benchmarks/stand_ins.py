@@ -6,8 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
-from measuring import FORCED
-
+from benchmarks.peers.answer_timing import FORCED
 from flamingo_rt.backend import Backend, HostBackend
 from flamingo_rt.contract import LANGUAGE_MODEL, NEXT_TOKEN
 

@@ -1,6 +1,6 @@
 """How long do commands take, process start to exit?
 
-    python benchmarks/startup.py [--runs 10]
+    python -m benchmarks.startup [--runs 10]
 
 One run of each to warm the disk cache, then ``--runs`` of each in turn; median, fastest and slowest. The last line is
 JSON.

@@ -1,7 +1,7 @@
 """How many steps of one token do decode steps of 2, 4, 8 and 16 tokens cost? The tables in `flamingo_rt.step_costs`.
 
-    python benchmarks/step_costs.py [--preset openflamingo-3b] [--layers 6] [--schemes none,int8,mixed,int4]
-    python benchmarks/step_costs.py --model BUNDLE
+    python -m benchmarks.step_costs [--preset openflamingo-3b] [--layers 6] [--schemes none,int8,mixed,int4]
+    python -m benchmarks.step_costs --model BUNDLE
 
 A slice of the preset is exported for each scheme: random weights in matrices of its widths, ``--layers`` layers of the
 language model, a vocabulary that is smaller by the same factor. Or a bundle is measured as it is. Steps of all sizes
@@ -23,9 +23,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from comparison.machine import about_machine
-
 import flamingo_rt
+from benchmarks.comparison.machine_names import about_machine
 from flamingo_rt.bench.statistics import sample
 from flamingo_rt.bench.workload import CacheFilling, Pictures
 from flamingo_rt.config import FlamingoConfig, NFNetConfig

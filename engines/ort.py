@@ -68,7 +68,8 @@ class OrtBackend(HostBackend):
         ``frugal`` computes from the mapped files, without a second copy of the weights in the layout that is fastest,
         or in float32 where they are stored in half precision: slower, with the files' size as memory. Threads that wait
         for the next operator ``spin``, a fraction of a millisecond at most: a token has hundreds, and a thread would
-        be woken for each. Without, the cores are left to other work; `benchmarks/choices.py` measures what that costs.
+        be woken for each. Without, the cores are left to other work; what that costs was measured on 2026-11-23
+        (`benchmarks/results`, the file of choices).
 
         Raises `DependencyError` without onnxruntime, `DataError` when a graph cannot be loaded, `UsageError` for more
         threads than cores and for graphs in bfloat16: the CPU kernels have none.

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import random_sources
-from measuring import Answer, Plan
 from tokenizers import Tokenizer
 
+from benchmarks import random_sources
+from benchmarks.peers.answer_timing import Answer, Plan
 from flamingo_rt.importing.openflamingo_tokenizer import read_tokenizer
 
 PLAN = Plan(threads=2, tokens=4, repeats=3, budget=60.0, shots=None, beams=3, beam_tokens=5)

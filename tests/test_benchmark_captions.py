@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 
 import pytest
-import stand_ins
-from comparison import captions, report, shapes, workload
 from made_up_comparison import PLAN, answer, case, compared, large_tokenizer, record
-from measuring import (
+
+from benchmarks import stand_ins
+from benchmarks.comparison import captions, comparison_tables, shapes, workload_folder
+from benchmarks.peers.answer_timing import (
     Answer,
     Plan,
     measure_caption,
     wanted_captions,
 )
-
 from flamingo_rt import load
 
 
@@ -44,7 +44,7 @@ def caption(query: int, plain: float, guessing: float | None = None) -> dict:
 
 
 def test_captions_are_told_without_and_with_guessing_and_against_those_the_peer_decoded_too() -> None:
-    told = report.captions_table(compared(
+    told = comparison_tables.captions_table(compared(
         captions_peer_fp32={"captions": [caption(0, 60.0)]},
         captions_ours_int8={"captions": [caption(0, 6.0, 3.0), caption(1, 12.0, 9.0)]},
     ))
@@ -53,7 +53,7 @@ def test_captions_are_told_without_and_with_guessing_and_against_those_the_peer_
         "| flamingo-rt int8 | 4 | 2, 8 tokens | 3 (3 to 3) |  | 10.00 |  |  | yes |",
         "| flamingo-rt int8, guessing | 4 | 2, 8 tokens | 2 (2 to 2) | 1.50 | 20.00 | 4 for 6 | 2 of 6 | yes |",
     ]
-    assert report.captions_table(compared(ours_fp32=record(case(0, 1, 1)))) == ""
+    assert comparison_tables.captions_table(compared(ours_fp32=record(case(0, 1, 1)))) == ""
 
 
 @pytest.fixture(scope="module")
@@ -88,9 +88,9 @@ def test_texts_of_numbers_are_read_as_those_tokens(captioned: dict) -> None:
 
     tokens = stand_ins.NumberTokens(Tokenizer())
     for each in captioned["cases"]:
-        text = workload.written(shapes.shape_of(shapes.SMALL), each["parts"])
+        text = workload_folder.written(shapes.shape_of(shapes.SMALL), each["parts"])
         assert tokens.encode(text) == each["input_ids"]
-        assert each["pictures"] == workload.shown(each["parts"]) == [2 * each["query"] + 1, 2 * each["query"]]
+        assert each["pictures"] == workload_folder.shown(each["parts"]) == [2 * each["query"] + 1, 2 * each["query"]]
     assert tokens.stop_ids == Tokenizer.stop_ids
 
 
@@ -98,7 +98,7 @@ def test_texts_of_numbers_are_read_as_those_tokens(captioned: dict) -> None:
 def test_a_given_answer_is_decoded_whatever_the_model_would_have_said(speculation: int) -> None:
     model = load()
     model.tokenizer = stand_ins.NumberTokens(model.tokenizer)
-    model.engine = given = stand_ins.GivenAnswers(model.engine)
+    model.backend = given = stand_ins.GivenAnswers(model.backend)
     answer = [20, 21, 22, 20, 21, 23, model.tokenizer.end_of_chunk_id]
     given.give(answer, 1 + 4 + 2)  # a beginning of text, four of the prefix, two of the query
     prefix = model.prompt("20 21 22 24")
@@ -110,7 +110,7 @@ def test_a_given_answer_is_decoded_whatever_the_model_would_have_said(speculatio
 def test_guesses_of_a_given_answer_are_right_where_they_are_its_tokens() -> None:
     model = load()
     model.tokenizer = stand_ins.NumberTokens(model.tokenizer)
-    model.engine = given = stand_ins.GivenAnswers(model.engine)
+    model.backend = given = stand_ins.GivenAnswers(model.backend)
     answer = [20, 21] * 12
     given.give([*answer, model.tokenizer.end_of_chunk_id], 1 + 3)
     result = model.generate("40 41 42", speculation=7).result()

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import itertools
 import json
 import sys
 from pathlib import Path
 
-import compare
 import numpy as np
-import ours
-import processes
 import pytest
-import stand_ins
-from comparison import chart, machine, report, results, shapes, systems, workload
 from made_up_comparison import MACHINE, PLAN, answer, case, compared, large_tokenizer, record
-from measuring import (
+
+from benchmarks import compare, ours, processes, stand_ins
+from benchmarks.comparison import (
+    chart,
+    compared_systems,
+    comparison_tables,
+    machine_names,
+    result_file,
+    shapes,
+    workload_folder,
+)
+from benchmarks.peers.answer_timing import (
     Plan,
     add_plan_options,
     measure_beams,
@@ -25,8 +32,48 @@ from measuring import (
     repeated,
     wanted_cases,
 )
-
 from flamingo_rt.errors import UsageError
+
+ROOT = Path(__file__).parent.parent
+
+# The package
+
+
+def imported(file: Path) -> set[str]:
+    """The modules that a file imports, by their whole names."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add(node.module or "")
+    return names
+
+
+def files_of(folder: str) -> list[Path]:
+    return [file for file in sorted((ROOT / folder).rglob("*.py")) if ".venv" not in file.parts]
+
+
+def test_what_runs_in_the_peers_environment_needs_neither_the_product_nor_other_benchmarks() -> None:
+    for file in files_of("benchmarks/peers"):
+        for name in imported(file):
+            assert name.split(".")[0] != "flamingo_rt", f"{file} imports {name}"
+            assert not name.startswith("benchmarks") or name.startswith("benchmarks.peers"), f"{file} imports {name}"
+    shared = {name.split(".")[0] for name in imported(ROOT / "benchmarks" / "peers" / "answer_timing.py")}
+    assert shared <= sys.stdlib_module_names
+
+
+def test_no_benchmark_changes_where_modules_are_found() -> None:
+    for file in files_of("benchmarks"):
+        assert "sys.path" not in file.read_text(encoding="utf-8"), file
+
+
+def test_no_benchmark_has_the_name_of_another_file_of_the_project() -> None:
+    product = [file for folder in ("flamingo_rt", "export", "engines") for file in files_of(folder)]
+    own = [file for file in files_of("benchmarks") if "torchvision_stand_in" not in file.parts]
+    names = [file.name for file in (*product, *own) if file.name != "__init__.py"]
+    assert [file.name for file in own if names.count(file.name) > 1] == []
+
 
 # Samples
 
@@ -64,25 +111,25 @@ def test_beams_are_measured_beside_greedy_answers_of_the_same_length() -> None:
 
 def test_the_time_per_token_is_the_median_and_its_spread_that_of_whole_answers() -> None:
     gaps = {"token_ms": [[1.0, 1.0, 90.0], [2.0, 2.0, 2.0], [3.0, 3.0, 3.0]]}
-    assert results.per_token(gaps) == results.Spread(2.0, 1.0, 3.0)
+    assert result_file.per_token(gaps) == result_file.Spread(2.0, 1.0, 3.0)
 
 
 def test_answers_are_compared_place_by_place() -> None:
-    assert results.first_difference([1, 2, 3], [1, 2, 3, 4]) is None
-    assert results.first_difference([1, 2, 3], [1, 9, 9]) == 1
-    assert results.differing([1, 2, 3], [1, 9, 9]) == 2
+    assert result_file.first_difference([1, 2, 3], [1, 2, 3, 4]) is None
+    assert result_file.first_difference([1, 2, 3], [1, 9, 9]) == 1
+    assert result_file.differing([1, 2, 3], [1, 9, 9]) == 2
 
 
 # The result file
 
 
 def test_pieces_are_merged_into_one_file_and_a_run_made_again_replaces_its_record(tmp_path: Path) -> None:
-    path = results.result_path(tmp_path / "new", "2026-01-02", "a-cpu", "openflamingo-3b")
-    found = results.read_results(path, "2026-01-02", "openflamingo-3b", MACHINE)
+    path = result_file.result_path(tmp_path / "new", "2026-01-02", "a-cpu", "openflamingo-3b")
+    found = result_file.read_results(path, "2026-01-02", "openflamingo-3b", MACHINE)
     for name, number in (("peer-fp32", 1), ("ours-int8", 2), ("peer-fp32", 3)):
-        found = results.merged(found, "runs", name, {"number": number})
-        results.write_results(path, found)
-        found = results.read_results(path, "2026-01-02", "openflamingo-3b", MACHINE)
+        found = result_file.merged(found, "runs", name, {"number": number})
+        result_file.write_results(path, found)
+        found = result_file.read_results(path, "2026-01-02", "openflamingo-3b", MACHINE)
     assert found["runs"] == {"peer-fp32": {"number": 3}, "ours-int8": {"number": 2}}
     assert path.name == "2026-01-02-a-cpu-openflamingo-3b.json"
     assert [line for line in path.read_text().splitlines() if "number" in line] == [
@@ -93,18 +140,18 @@ def test_pieces_are_merged_into_one_file_and_a_run_made_again_replaces_its_recor
 
 def test_results_of_another_machine_or_preset_are_not_mixed(tmp_path: Path) -> None:
     path = tmp_path / "file.json"
-    results.write_results(path, compared())
+    result_file.write_results(path, compared())
     with pytest.raises(SystemExit, match="was measured on A CPU, this is B"):
-        results.read_results(path, "2026-01-02", "openflamingo-3b", MACHINE | {"cpu": "B"})
+        result_file.read_results(path, "2026-01-02", "openflamingo-3b", MACHINE | {"cpu": "B"})
     with pytest.raises(SystemExit, match="another comparison"):
-        results.read_results(path, "2026-01-02", "openflamingo-9b", MACHINE)
+        result_file.read_results(path, "2026-01-02", "openflamingo-9b", MACHINE)
 
 
 # Tables and chart
 
 
 def test_ratios_are_against_open_flamingo() -> None:
-    told = report.systems_table(compared(
+    told = comparison_tables.systems_table(compared(
         peer_fp32=record(case(0, 900.0, 400.0)), peer_bf16=record(case(0, 500.0, 200.0)),
         ours_int8=record(case(0, 300.0, 50.0)),
     ))
@@ -115,7 +162,7 @@ def test_ratios_are_against_open_flamingo() -> None:
 
 
 def test_what_was_not_measured_is_left_out() -> None:
-    told = report.report(compared(ours_int4=record(case(0, 300.0, 50.0))))
+    told = comparison_tables.report(compared(ours_int4=record(case(0, 300.0, 50.0))))
     assert "flamingo-rt int4" in told
     assert "beams" not in told
     assert "tokens against" not in told
@@ -123,7 +170,7 @@ def test_what_was_not_measured_is_left_out() -> None:
 
 
 def test_prompts_read_before_have_a_line_of_their_own() -> None:
-    told = report.shots_table(compared(ours_fp32=record(
+    told = comparison_tables.shots_table(compared(ours_fp32=record(
         case(0, 1000.0, 5.0), case(4, 8000.0, 5.0), compiled=[case(4, 1200.0, 5.0)],
     )))
     assert told.splitlines()[-2:] == [
@@ -132,7 +179,7 @@ def test_prompts_read_before_have_a_line_of_their_own() -> None:
 
 
 def test_the_first_differing_token_is_named() -> None:
-    told = report.tokens_table(compared(
+    told = comparison_tables.tokens_table(compared(
         peer_fp32=record(case(0, 1, 1), case(4, 1, 1)), idefics_fp32=record(case(0, 1, 1, [9, 9, 9, 9])),
         ours_int8=record(case(0, 1, 1), case(4, 1, 1, [1, 2, 7, 7])),
     ))
@@ -143,7 +190,7 @@ def test_the_first_differing_token_is_named() -> None:
 def test_speculation_is_told_against_without_and_against_the_peer() -> None:
     speculated = {"shots": 4, "speculation": 7, "steps": 2, "drafted": 2, "accepted": 1, "decode_ms": [10.0],
                   "tokens_equal": True}
-    told = report.speculation_table(compared(
+    told = comparison_tables.speculation_table(compared(
         peer_fp32=record(case(4, 1, 40.0)), ours_fp32=record(case(4, 1, 5.0), speculation=[speculated]),
     ))
     assert told.splitlines()[-1] == "| flamingo-rt fp32 | 4 | 2 for 3 | 10 (10 to 10) | 1.50 | 12.00 | yes |"
@@ -152,7 +199,7 @@ def test_speculation_is_told_against_without_and_against_the_peer() -> None:
 def test_memory_of_a_process_is_told_beside_its_bundle() -> None:
     infer = {"threads": 2, "seconds": [3.0, 1.0, 2.0], "peak_bytes": [3 * 10**9] * 3, "bundle_bytes": 2 * 10**9}
     start = {"threads": 2, "first_output_s": [0.3, 0.2, 0.4]}
-    told = report.processes_table(compared(infer_int4=infer, start=start))
+    told = comparison_tables.processes_table(compared(infer_int4=infer, start=start))
     assert "| 2.00 s | 3.00 GB = 1.50 times the bundle |" in told
     assert "0.300 s (0.200 to 0.400)" in told
 
@@ -176,8 +223,8 @@ def test_the_chart_is_drawn_from_whatever_was_measured(tmp_path: Path) -> None:
 
 
 def test_every_measured_system_has_a_colour() -> None:
-    assert set(chart.SHADES) == {name for name, each in systems.SYSTEMS.items() 
-                                 if each.kind in systems.MEASURED and not each.captions}
+    assert set(chart.SHADES) == {name for name, each in compared_systems.SYSTEMS.items()
+                                 if each.kind in compared_systems.MEASURED and not each.captions}
 
 
 # What is asked
@@ -189,8 +236,8 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> dict:
     folder = tmp_path_factory.mktemp("work")
     tokenizer = large_tokenizer(folder / "language")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(workload, "SHOTS", (0, 1, 4))
-        workload.write_workload(shapes.shape_of(shapes.SMALL), tokenizer, folder)
+        patch.setattr(workload_folder, "SHOTS", (0, 1, 4))
+        workload_folder.write_workload(shapes.shape_of(shapes.SMALL), tokenizer, folder)
     return json.loads((folder / "workload.json").read_text()) | {"folder": folder}
 
 
@@ -240,28 +287,31 @@ def test_keys_and_values_of_pictures_are_not_read_for_a_token() -> None:
 
 
 def test_the_small_model_is_not_checked_against_a_preset() -> None:
-    small = systems.build_command("bundle-int4", Path("work"), shapes.SMALL)
-    large = systems.build_command("checkpoint", Path("work"), "openflamingo-3b")
+    small = compared_systems.build_command("bundle-int4", Path("work"), shapes.SMALL)
+    large = compared_systems.build_command("checkpoint", Path("work"), "openflamingo-3b")
     assert "--preset" not in small
     assert small[small.index("--quantize") + 1] == "int4"
     assert large[large.index("--preset") + 1] == "openflamingo-3b"
     assert "import" in large
-    assert "--quantize" not in systems.build_command("bundle-fp32", Path("work"), shapes.SMALL)
+    assert "--quantize" not in compared_systems.build_command("bundle-fp32", Path("work"), shapes.SMALL)
 
 
 def test_only_matrices_of_4_bits_are_told_how_to_round() -> None:
-    int8, int4 = (systems.build_command(f"bundle-{name}", Path("work"), shapes.SMALL) for name in ("int8", "int4"))
+    int8, int4 = (
+        compared_systems.build_command(f"bundle-{name}", Path("work"), shapes.SMALL) for name in ("int8", "int4")
+    )
     assert "--rounding" in int4
     assert "--rounding" not in int8
 
 
 def test_captions_are_measured_behind_the_cases_of_the_same_model() -> None:
-    names = list(systems.SYSTEMS)
+    names = list(compared_systems.SYSTEMS)
 
     def command(name: str) -> list[str]:
-        return systems.measure_command(systems.SYSTEMS[name], Path("work"), shapes.SMALL, "peer-python", [])
+        system = compared_systems.SYSTEMS[name]
+        return compared_systems.measure_command(system, Path("work"), shapes.SMALL, "peer-python", [])
 
-    for name in systems.CAPTIONED:
+    for name in compared_systems.CAPTIONED:
         assert names[names.index(name) + 1] == f"captions-{name}"
         assert "--captions" in command(f"captions-{name}")
         assert "--captions" not in command(name)
@@ -276,7 +326,8 @@ def test_only_what_the_peer_can_be_built_as_is_compared() -> None:
 
 def test_peers_run_in_their_environment_and_we_in_ours() -> None:
     def command(name: str) -> list[str]:
-        return systems.measure_command(systems.SYSTEMS[name], Path("work"), shapes.SMALL, "peer-python", [])
+        system = compared_systems.SYSTEMS[name]
+        return compared_systems.measure_command(system, Path("work"), shapes.SMALL, "peer-python", [])
 
     assert command("peer-bf16")[0] == command("idefics-fp32")[0] == "peer-python"
     assert command("ours-int8")[0] == sys.executable
@@ -303,8 +354,11 @@ def test_a_plan_of_nothing_is_refused() -> None:
 
 
 def test_a_machine_is_named_for_files() -> None:
-    assert machine.machine_name({"cpu": "AMD EPYC 7B13 64-Core Processor", "cores": 2}) == "amd-epyc-7b13-2-cores"
-    assert machine.machine_name({"cpu": "Intel(R) Xeon(R) CPU @ 2.20GHz", "cores": 4}) == "intel-xeon-4-cores"
+    for cpu, cores, name in (
+        ("AMD EPYC 7B13 64-Core Processor", 2, "amd-epyc-7b13-2-cores"),
+        ("Intel(R) Xeon(R) CPU @ 2.20GHz", 4, "intel-xeon-4-cores"),
+    ):
+        assert machine_names.machine_name({"cpu": cpu, "cores": cores}) == name
 
 
 # Processes

@@ -12,9 +12,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from gpu_parts import facts
-from processes import run
 
+from benchmarks.gpu_steps.gpu_plan import PEER_SCRIPT
+from benchmarks.processes import run
 from flamingo_rt import child_process
 from flamingo_rt.bench.bandwidth import BandwidthProbe
 from flamingo_rt.child_process import child_environment, python_command
@@ -83,14 +83,17 @@ def test_bench_imports_nothing_from_here(hostile: Path) -> None:
 
 
 def test_the_benchmark_of_starting_imports_nothing_from_here(hostile: Path) -> None:
-    script = ROOT / "benchmarks" / "startup.py"
-    done = subprocess.run([sys.executable, str(script), "--runs", "1"], capture_output=True, text=True)
+    environment = child_environment({"PYTHONPATH": str(ROOT)})
+    command = python_command("benchmarks.startup", "--runs", "1")
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     assert imported(hostile) == []
 
 
 def test_looking_for_the_peer_imports_nothing_from_here(hostile: Path) -> None:
-    assert "working folder" not in facts.peer(sys.executable)
+    finished = run([sys.executable, str(PEER_SCRIPT), "--check"])
+    assert finished.status == 0
+    assert "working folder" not in finished.output
     assert imported(hostile) == []
 
 
@@ -166,7 +169,6 @@ def test_an_interpreter_that_is_not_known_is_explained(monkeypatch: pytest.Monke
 
 STARTED_HERE = {
     "flamingo_rt/bench/bandwidth.py", "benchmarks/processes.py", "benchmarks/startup.py", "benchmarks/engine_memory.py",
-    "benchmarks/gpu_parts/facts.py",
 }
 
 
@@ -180,7 +182,7 @@ def test_no_process_is_started_in_another_way() -> None:
                 continue
             for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
                 if isinstance(node, ast.Constant):
-                    assert node.value not in ("-m", "-c") or name == "benchmarks/gpu_parts/facts.py", name
+                    assert node.value not in ("-m", "-c"), name
                 if isinstance(node, ast.Import):
                     assert "multiprocessing" not in {alias.name.split(".")[0] for alias in node.names}, name
                 if isinstance(node, ast.ImportFrom):

@@ -24,7 +24,7 @@ import PIL.Image
 from tokenizers import Tokenizer
 
 import flamingo_rt
-from comparison.workload import DESCRIPTION, SEED, shown, write_folder
+from benchmarks.comparison.workload_folder import DESCRIPTION, SEED, shown, write_folder
 from flamingo_rt import Image
 from flamingo_rt.config import FlamingoConfig
 from flamingo_rt.errors import DataError, DependencyError

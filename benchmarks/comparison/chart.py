@@ -10,9 +10,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from comparison.report import measured
-from comparison.results import Record, case_of, first_token, per_token
-from comparison.systems import SYSTEMS
+from benchmarks.comparison.compared_systems import SYSTEMS
+from benchmarks.comparison.comparison_tables import measured
+from benchmarks.comparison.result_file import Record, case_of, first_token, per_token
 from flamingo_rt.files import replacing_file
 
 # Ours in blue, darker the fewer bits; the others in grey and sand.

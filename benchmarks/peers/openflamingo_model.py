@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from families import MOSAIC_NAMES, NormedQueryKey
 from open_clip.model import CLIPVisionCfg, _build_vision_tower
 from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import MptConfig, MptForCausalLM
+
+from benchmarks.peers.library_models import MOSAIC_NAMES, NormedQueryKey
 
 sys.modules.setdefault("wandb", types.ModuleType("wandb"))  # imported by open_flamingo's training code, not used here
 from open_flamingo.src.factory import _infer_decoder_layers_attr_name  # noqa: E402

@@ -15,7 +15,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from measuring import (
+from PIL import Image
+from torch import Tensor, nn
+from transformers import LogitsProcessor, LogitsProcessorList, logging
+from transformers.generation.streamers import BaseStreamer
+
+from benchmarks.peers.answer_timing import (
     FORCED,
     WORKLOAD,
     Answer,
@@ -30,10 +35,6 @@ from measuring import (
     wanted_captions,
     wanted_cases,
 )
-from PIL import Image
-from torch import Tensor, nn
-from transformers import LogitsProcessor, LogitsProcessorList, logging
-from transformers.generation.streamers import BaseStreamer
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 PIXEL_TOLERANCE = 1e-6

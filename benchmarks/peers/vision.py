@@ -7,11 +7,12 @@ import re
 from typing import Any
 
 import torch
-from cases import VISION, Case
 from open_clip.model import CLIPVisionCfg, _build_vision_tower
-from random_weights import random_pixels, random_tensor
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel
+
+from benchmarks.peers.openflamingo_cases import VISION, Case
+from benchmarks.peers.random_weights import random_pixels, random_tensor
 
 # The text side of CLIP files, which shares words with other parts of a Flamingo.
 OPEN_CLIP_TEXT = {

@@ -1,7 +1,7 @@
 """The keys that the transformers library knows in a configuration of each family: ``tests/fixtures/config_keys.json``,
 by version of the library. A test goes through all of them.
 
-    benchmarks/peers/.venv/bin/python benchmarks/peers/write_config_keys.py
+    benchmarks/peers/.venv/bin/python -m benchmarks.peers.write_config_keys
 
 It adds what the installed version knows, and needs nothing but the library: run it with old and new ones.
 """

@@ -1,6 +1,6 @@
 """Write tests/fixtures/openflamingo: what the real OpenFlamingo answers with random weights at small sizes.
 
-    benchmarks/peers/.venv/bin/python benchmarks/peers/write_fixtures.py [case ...]
+    benchmarks/peers/.venv/bin/python -m benchmarks.peers.write_fixtures [case ...]
 
 Runs in the peer's environment (README.md beside this file). The vision encoder is open_clip's, the model
 open_flamingo's, the language models transformers'; ``mosaic_gpt`` alone is a stand-in, made from transformers' MPT
@@ -18,10 +18,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from cases import CASES, END_OF_CHUNK, MEDIA, PAD, RESIZED, VISION, Case
-from flamingo import Peer, make_peer
-from prompts import PROMPTS, Row, make_rows, padded, pixel_tensor
 from transformers import logging
+
+from benchmarks.peers.filled_openflamingo import Peer, make_peer
+from benchmarks.peers.fixture_prompts import PROMPTS, Row, make_rows, padded, pixel_tensor
+from benchmarks.peers.openflamingo_cases import CASES, END_OF_CHUNK, MEDIA, PAD, RESIZED, VISION, Case
 
 OUT = Path(__file__).parents[2] / "tests" / "fixtures" / "openflamingo"
 NEW_TOKENS, NEVER = 32, 10_000

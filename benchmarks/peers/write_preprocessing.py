@@ -1,7 +1,7 @@
 """What transformers' CLIPImageProcessor makes of pictures: ``tests/fixtures/clip_preprocessing.npz``, with the settings
 that released encoders have, and ``clip_processors.npz``, with combinations of all settings that change the pixels.
 
-    benchmarks/peers/.venv/bin/python benchmarks/peers/write_preprocessing.py
+    benchmarks/peers/.venv/bin/python -m benchmarks.peers.write_preprocessing
 
 The pictures are noise from `random_weights`, so only the results are stored. Sizes are chosen so that an even number of
 pixels is cropped away: for odd ones torchvision, which OpenFlamingo used, and transformers round to different sides.
@@ -16,8 +16,9 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from random_weights import random_picture
 from transformers import CLIPImageProcessor
+
+from benchmarks.peers.random_weights import random_picture
 
 FIXTURES = Path(__file__).parents[2] / "tests" / "fixtures"
 SIZE = 28

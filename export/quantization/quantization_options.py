@@ -106,8 +106,8 @@ class Scheme:
 
 
 # On 2 cores with AVX-512, all products of OpenFlamingo-3B's shapes take 1.15 times as long with blocks of 128 as with
-# blocks of 256 at 8 bits, 0.95 to 1.15 at 4 bits, and 1.3 to 1.6 with blocks of 32 (`benchmarks/choices.py`). Rounded
-# with errors in mind, the packaged model loses no more with blocks of 128 than with blocks of 32.
+# blocks of 256 at 8 bits, 0.95 to 1.15 at 4 bits, and 1.3 to 1.6 with blocks of 32 (`benchmarks/results`, 2026-11-23,
+# choices). Rounded with errors in mind, the packaged model loses no more with blocks of 128 than with blocks of 32.
 INT8, INT4 = Blocks(8, 256), Blocks(4, DEFAULT_BLOCK)
 SCHEMES = {
     scheme.name: scheme

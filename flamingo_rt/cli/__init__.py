@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import signal
 import sys
@@ -23,6 +24,7 @@ COMMANDS = {
     "build": ("flamingo_rt.cli.build", "Compile a bundle's graphs for a GPU."),
     "verify": ("flamingo_rt.cli.verify", "Compare a backend's numbers with those of the export."),
     "train": ("flamingo_rt.cli.train", "Train a model."),
+    "evaluate": ("flamingo_rt.cli.evaluate", "Measure how often a model is right."),
     "bench": ("flamingo_rt.cli.bench", "Measure a model here, against what the machine can do."),
     "describe": ("flamingo_rt.cli.describe", "Show a model's parts and parameters."),
     "doctor": ("flamingo_rt.cli.doctor", "Show what is installed and which backends work here."),
@@ -67,6 +69,8 @@ def main() -> None:
     for name in ("SIGTERM", "SIGHUP"):  # a closed terminal: as Ctrl-C, so that nothing half-written is left
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.default_int_handler)
+    # Warnings, one line each on stderr; without a handler of its own the library is silent.
+    logging.getLogger("flamingo_rt").addHandler(logging.lastResort or logging.StreamHandler())
     leave_gone_folder()
     try:
         cli.main(standalone_mode=False)

@@ -1,1 +1,1 @@
-"""How often a model is right, measured with tasks of its own kind."""
+"""Evaluation: how often a model's answers are right."""

@@ -1,16 +1,17 @@
-"""How often is a model right about drawn scenes that training has not seen? The evaluation that ships with the trainer.
+"""Accuracy on drawn scenes that training has not seen: captions, and answers to questions.
 
-Scenes come from a seed of their own, digits from samples that training does not see. A caption is right when it names
-colour and shape of every object and nothing else; an answer, when it is the answer.
+Scenes come from a seed of their own, digits from samples held out of training. A caption is right when it names the
+colour and shape of every object and nothing else; an answer is right when it equals the expected one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from flamingo_rt.processing.prompt import Part
 from flamingo_rt.processing.visuals import Image
 from flamingo_rt.runtime.model import Model
 
@@ -21,31 +22,38 @@ LONGEST = 40  # tokens of an answer
 
 @dataclass(frozen=True)
 class SceneAccuracy:
-    """Whether each caption and each answer was right, by kind: ``2 object(s)``, ``digit``; ``color``, ``count`` …"""
+    """One flag for each caption and each answer, true when it was right, by kind.
+
+    Kinds of captions are ``digit``, ``1 object(s)`` and so on; those of questions ``color``, ``count`` and so on.
+    """
 
     captions: dict[str, list[bool]]
     questions: dict[str, list[bool]]
 
     @property
     def caption_share(self) -> float:
-        """Right captions, 0 to 1."""
+        """Share of right captions, 0 to 1."""
         return _share(self.captions)
 
     @property
     def question_share(self) -> float:
-        """Right answers, 0 to 1."""
+        """Share of right answers, 0 to 1; not a number when no question was asked."""
         return _share(self.questions)
 
 
 def _share(kinds: dict[str, list[bool]]) -> float:
-    return float(np.mean([right for rights in kinds.values() for right in rights]))
+    rights = [right for each in kinds.values() for right in each]
+    return sum(rights) / len(rights) if rights else float("nan")
 
 
 def scene_accuracy(
     model: Model, count: int, questions_each: int = 4, on_batch: Callable[[int], None] = lambda done: None
 ) -> SceneAccuracy:
-    """Ask ``model`` for a caption of each of ``count`` scenes and for the answers to questions about it. ``on_batch``
-    hears how many prompts were answered. Raises `DependencyError` without scikit-learn, which has the digits."""
+    """Ask ``model`` for a caption of each of ``count`` scenes, then up to ``questions_each`` questions about each.
+
+    ``on_batch`` is called with the number of prompts answered since the last call. Raises `DependencyError` without
+    scikit-learn, whose digits are drawn, and whatever `Model.generate_batch` raises.
+    """
     from flamingo_rt.training import scenes
 
     samples = [scenes.sample(SEED, index, "heldout") for index in range(count)]
@@ -65,7 +73,8 @@ def scene_accuracy(
     return SceneAccuracy(captions, questions)
 
 
-def _answers(model: Model, prompts: list, on_batch: Callable[[int], None]) -> list[str]:
+def _answers(model: Model, prompts: Sequence[list[Part]], on_batch: Callable[[int], None]) -> list[str]:
+    """The greedy answers, in batches of `BATCH`, without surrounding space."""
     texts: list[str] = []
     for start in range(0, len(prompts), BATCH):
         results = model.generate_batch(prompts[start : start + BATCH], max_new_tokens=LONGEST)

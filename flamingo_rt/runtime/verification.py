@@ -1,4 +1,4 @@
-"""Does a backend compute what the bundle's graphs computed when they were exported? It runs without PyTorch.
+"""Whether a backend computes what the bundle's graphs computed at export; without PyTorch, so on a device too.
 
 The prompts of the reference outputs go the way that prompts of users go: pictures through the vision encoder and the
 resampler, alone and in a ragged batch, behind a prefix that was read before, by prefill, greedy steps, steps whose
@@ -63,8 +63,8 @@ class TokenDifference:
 
 @dataclass(frozen=True)
 class Verification:
-    """The result. ``equal_tokens`` of ``compared_tokens`` greedy tokens are the reference's; of an answer, those up to
-    its first difference are compared. ``left_out`` are prompts that are beyond the limits of compiled engines."""
+    """The result. ``equal_tokens`` of ``compared_tokens`` greedy tokens are the reference's: an answer counts up to its
+    first difference. ``left_out`` are prompts that are beyond the limits of compiled engines."""
 
     graphs: tuple[GraphDeviation, ...]
     equal_tokens: int
@@ -166,13 +166,13 @@ class _Check:
 
     def media(self, prompt: ReferencePrompt, first: int) -> list[VisualMedia]:
         """Encode a prompt's visuals; ``first`` is the number of the first one in the reference."""
-        reference, specs, timer = self._reference, self._backend.specs, StageTimer()
-        size = self._config.vision.image_size
+        reference, size, timer = self._reference, self._config.vision.image_size, StageTimer()
+        specs = self._backend.specs
         pixels = [
             np.concatenate([reference.pixel_values(picture, size) for picture in frames]) for frames in prompt.visuals
         ]
-        features = encode_frames(self._backend, specs, pixels, timer)
-        media = resample(self._backend, specs, features, timer)
+        features = encode_frames(self._backend, pixels, timer)
+        media = resample(self._backend, features, timer)
         feature_spec, media_specs = specs[VISION_ENCODER].output(FEATURES), specs[RESAMPLER].outputs
         for number, (frames, encoded) in enumerate(zip(prompt.visuals, features, strict=True)):
             for picture, frame in zip(frames, encoded, strict=True):

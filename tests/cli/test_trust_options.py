@@ -20,10 +20,10 @@ def asked(monkeypatch) -> list[dict]:
     return calls
 
 
-@pytest.fixture(params=["infer", "bench", "prompt compile"])
+@pytest.fixture(params=["infer", "bench", "prompt compile", "evaluate scenes"])
 def command(request, bundle, pictures, tmp_path) -> tuple:
     own = {
-        "infer": ("--image", pictures[0]), "bench": (),
+        "infer": ("--image", pictures[0]), "bench": (), "evaluate scenes": (),
         "prompt compile": ("--shot", pictures[0], "a", "--out", tmp_path / "x.prompt"),
     }
     return (*request.param.split(), "--model", bundle, *own[request.param])

@@ -17,7 +17,7 @@ for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "RAY
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 _ROOT = Path(__file__).parents[2]
 # What setup.cfg puts on pytest's path: parts of the suite that kinds are made with.
-sys.path[:0] = [str(_ROOT / part) for part in ("tests", "tests/importing", "benchmarks", "benchmarks/peers")]
+sys.path[:0] = [str(_ROOT / part) for part in (".", "tests", "tests/importing")]
 
 import argparse  # noqa: E402
 import importlib  # noqa: E402

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from random_weights import random_pixels, random_tensor
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 
+from benchmarks.peers.random_weights import random_pixels, random_tensor
 from flamingo_rt.importing.openflamingo import OpenFlamingoFiles
 
 FIXTURES = Path(__file__).parent.parent / "fixtures" / "openflamingo"

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
-from random_weights import random_picture
 
+from benchmarks.peers.random_weights import random_picture
 from flamingo_rt.config import FlamingoConfig, PreprocessingConfig
 from flamingo_rt.importing.clip_preprocessing import open_clip_preprocessing, processor_preprocessing
 from flamingo_rt.importing.settings import Settings

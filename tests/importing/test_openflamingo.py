@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 from peer_model import PeerModel, write_tokenizer
-from random_weights import random_tensor
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from benchmarks.peers.random_weights import random_tensor
 from flamingo_rt.checkpoints import StoredModel, expected_shapes
 from flamingo_rt.errors import DataError, UsageError
 from flamingo_rt.importing import openflamingo

@@ -52,9 +52,8 @@ def logits_of(model: Flamingo, prompts: Sequence[PeerPrompt], image_id: int) -> 
 
 
 def encoded(engine: Backend, config: FlamingoConfig, prompts: Sequence[PeerPrompt], image_id: int) -> list[Row]:
-    specs = graph_specs(config)
     return [
-        Row(p.input_ids, p.media_index(image_id), encode_visuals(engine, specs, list(p.pixels[:, None]), StageTimer()))
+        Row(p.input_ids, p.media_index(image_id), encode_visuals(engine, list(p.pixels[:, None]), StageTimer()))
         for p in prompts
     ]
 

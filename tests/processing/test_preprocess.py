@@ -8,8 +8,8 @@ import PIL.Image
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from random_weights import random_picture
 
+from benchmarks.peers.random_weights import random_picture
 from flamingo_rt.config import PreprocessingConfig
 from flamingo_rt.errors import DataError
 from flamingo_rt.processing import preprocess

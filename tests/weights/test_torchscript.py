@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import pickle
-import time
 import warnings
 import zipfile
 from pathlib import Path
@@ -239,14 +238,13 @@ def doubled_pickle(levels: int) -> bytes:
     return pickle.dumps(content, 2)
 
 
+@pytest.mark.usefixtures("few_names")
 @pytest.mark.parametrize("content", [deep_pickle(5000), doubled_pickle(30)], ids=["deep", "doubled"])
-def test_a_structure_that_is_no_models_is_refused_soon(tmp_path, content):
+def test_a_structure_that_is_no_models_is_refused_before_all_of_it_is_named(tmp_path, content):
     assert isinstance(pickle.loads(content), dict)
     craft(tmp_path / "odd.pt", content)
-    start = time.perf_counter()
     with pytest.raises(DataError, match=r"cannot read .*odd\.pt: .*more than 1000000 entries"):
         open_weights(tmp_path / "odd.pt")
-    assert time.perf_counter() - start < 30  # 2 ** 30 names take an hour
 
 
 def test_a_compressed_archive_is_refused(tmp_path):

@@ -7,7 +7,6 @@ import os
 import pickle
 import subprocess
 import sys
-import time
 import warnings
 import zipfile
 from collections import OrderedDict
@@ -212,14 +211,13 @@ def old_format(content: object, file: Path) -> None:
     torch.save(content, file, _use_new_zipfile_serialization=False)
 
 
+@pytest.mark.usefixtures("few_names")
 @pytest.mark.parametrize("write", [torch.save, old_format])
 @pytest.mark.parametrize("content", [doubled(30), nested(200)], ids=["doubled", "deep"])
-def test_a_structure_that_is_no_models_is_refused_soon(tmp_path, write, content):
+def test_a_structure_that_is_no_models_is_refused_before_all_of_it_is_named(tmp_path, write, content):
     write(content, tmp_path / "odd.pt")
-    start = time.perf_counter()
     with pytest.raises(DataError, match=r"cannot read .*odd\.pt: .*more than (1000000 entries|20000000 characters)"):
         open_weights(tmp_path / "odd.pt")
-    assert time.perf_counter() - start < 30  # 2 ** 30 names take an hour
 
 
 def test_a_part_that_stands_in_several_places_has_each_name(tmp_path):

@@ -1,0 +1,1 @@
+"""Scripts behind the published figures, run from the checkout: ``python -m benchmarks.compare``. Not installed."""
