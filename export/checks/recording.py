@@ -67,12 +67,12 @@ class Recording:
         """Record the features of every picture and the media of every visual."""
         size, specs, timer = self._config.vision.image_size, backend.specs, StageTimer()
         spec, media_specs = specs[VISION_ENCODER].output(FEATURES), specs[RESAMPLER].outputs
-        features = encode_frames(backend, specs, [grid_pixels(picture, size) for picture in self._pictures], timer)
+        features = encode_frames(backend, [grid_pixels(picture, size) for picture in self._pictures], timer)
         self._features_at = spread_positions(int(np.prod(spec.resolve({"N": 1}))), FEATURES_SAMPLED)
         self._features = _sampled([as_float(array, spec) for array in features], self._features_at)
         for one in self._asked:
             frames = [np.concatenate([features[picture] for picture in visual]) for visual in one.visuals]
-            self._media.append(resample(backend, specs, frames, timer))
+            self._media.append(resample(backend, frames, timer))
         self._media_at = spread_positions(int(np.prod(media_specs[0].resolve({"M": 1}))), MEDIA_SAMPLED)
         self._media_sampled = np.array([
             _sampled([as_float(media[tensor.name], tensor) for tensor in media_specs], self._media_at)
