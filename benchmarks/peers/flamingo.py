@@ -82,7 +82,8 @@ def fill_language(case: Case, model: nn.Module, is_tied: bool) -> tuple[Shapes, 
     loaded = {name: value(case, file_name(case, name), shape) for name, shape in native.items()}
     blank(model)
     missing, unexpected = model.load_state_dict(loaded, strict=False)
-    assert not unexpected and set(missing) <= {"lm_head.weight"}, (missing, unexpected)
+    assert not unexpected, unexpected
+    assert set(missing) <= {"lm_head.weight"}, missing
     assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
     aliases = {}
     if case.tied_head_in_file and head is not None:

@@ -73,7 +73,7 @@ def _crop(picture: PIL.Image.Image, size: int, resample: Resampling) -> PIL.Imag
     short, long = min(picture.size), max(picture.size)
     long_resized = int(size * long / short)
     width, height = (size, long_resized) if picture.width <= picture.height else (long_resized, size)
-    left, top = int(round((width - size) / 2.0)), int(round((height - size) / 2.0))
+    left, top = round((width - size) / 2.0), round((height - size) / 2.0)
     box = (left, top, left + size, top + size)
     if width * height <= MAX_RESIZED_PIXELS:
         return picture.resize((width, height), resample).crop(box)
