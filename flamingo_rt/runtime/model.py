@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -101,9 +103,10 @@ class Model:
         check_memory(
             self.backend, 1, len(prompt), len(prompt.visuals), prefill=Prefill(self.config, len(prompt))
         )
-        decoder = self._decoder(1, len(prompt), None)
-        decoder.prefill(self._rows([prompt], timer))
-        return PromptState(self, decoder.prefix(), len(prompt.visuals), prompt.input_ids)
+        rows = self._rows([prompt], timer)
+        with self._decoder(1, len(prompt), None) as decoder:
+            decoder.prefill(rows)
+            return PromptState(self, decoder.prefix(), len(prompt.visuals), prompt.input_ids)
 
     def load_prompt(self, path: str | os.PathLike) -> PromptState:
         """A prompt that `PromptState.save` or ``flamingo-rt prompt compile`` wrote: as `prompt`, not computed again.
@@ -163,12 +166,12 @@ class Model:
             )
         prefill = Prefill(self.config, len(prompt), start - len(prompt))
         check_memory(self.backend, 1, start + longest, self._most_visuals([prompt], prefix), prefill=prefill)
-        decoder = self._decoder(1, start + longest, prefix)
         rows = self._rows([prompt], timer)
-        with timer.stage("prefill"):
-            logits = decoder.prefill(rows)[0]
-        with timer.stage("choices"):
-            sums = choice_logprobs(decoder, logits, tokens)
+        with self._decoder(1, start + longest, prefix) as decoder:
+            with timer.stage("prefill"):
+                logits = decoder.prefill(rows)[0]
+            with timer.stage("choices"):
+                sums = choice_logprobs(decoder, logits, tokens)
         ranks = np.array(sums) / [len(ids) if normalize else 1 for ids in tokens]
         shares, total = np.exp(log_softmax(ranks)), total_probability(tokens, sums)
         scores = [
@@ -218,10 +221,10 @@ class Model:
             for parts, row, limit in zip(prompts, self._rows(built, timer), limits, strict=True)
         ]
         if options.beams > 1:
-            pieces = search_rows(lambda: self._decoder(1, capacity, prefix), growing, options, timer)
+            pieces = search_rows(partial(self._decoder, 1, capacity, prefix), growing, options, timer)
         else:
-            decoder = self._decoder(len(growing), capacity, prefix)
-            pieces = decode_rows(decoder, growing, options, self._step_costs, timer)
+            open_decoder = partial(self._decoder, len(growing), capacity, prefix)
+            pieces = decode_rows(open_decoder, growing, options, self._step_costs, timer)
         return BatchGeneration(pieces, growing, timer)
 
     def _answer(self, options: GenerationOptions, limit: int) -> Answer:
@@ -234,11 +237,13 @@ class Model:
         likeliest = options.temperature == 0.0 and options.repetition_penalty == 1.0
         return self.usual_probability if likeliest and tasks.asks_for_caption(self.config, parts) else None
 
-    def _decoder(self, rows: int, capacity: int, prefix: PromptState | None) -> Decoder:
-        decoder = Decoder(self.backend, self.config, self._specs, rows, capacity)
-        if prefix is not None:
-            decoder.restore(prefix._prefix)
-        return decoder
+    @contextmanager
+    def _decoder(self, rows: int, capacity: int, prefix: PromptState | None) -> Iterator[Decoder]:
+        """A decoder whose rows begin with ``prefix``, closed behind the block."""
+        with Decoder(self.backend, self.config, rows, capacity) as decoder:
+            if prefix is not None:
+                decoder.restore(prefix._prefix)
+            yield decoder
 
     def _check(self, prompts: Sequence[Prompt], prefix: PromptState | None) -> None:
         if prefix is not None and prefix._owner is not self:

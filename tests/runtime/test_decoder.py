@@ -36,7 +36,7 @@ def backend(flamingo):
 
 
 def decoder(backend, config, rows=1):
-    return Decoder(backend, config, graph_specs(config), rows, CAPACITY)
+    return Decoder(backend, config, rows, CAPACITY)
 
 
 def rows_of(prompts, backend, config, tokenizer, start=True):
