@@ -160,7 +160,8 @@ def test_progress_is_told_of_every_stage_to_its_end(exported, stages) -> None:
     for scheme in ("int8", "int4"):
         exported(scheme)
         aware = ["calibration prompts", "error-aware rounding"] if scheme == "int4" else []
-        assert list(stages[scheme]) == ["PyTorch's answers", *aware, *graphs, "comparison", "reference outputs", "checksums"]
+        expected = ["PyTorch's answers", *aware, *graphs, "comparison", "reference outputs", "checksums"]
+    assert list(stages[scheme]) == expected
         for stage in ("PyTorch's answers", *aware, "comparison"):
             total, advances = stages[scheme][stage]
             assert sum(advances) == total > 0, stage
