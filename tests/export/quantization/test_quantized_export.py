@@ -161,7 +161,7 @@ def test_progress_is_told_of_every_stage_to_its_end(exported, stages) -> None:
         exported(scheme)
         aware = ["calibration prompts", "error-aware rounding"] if scheme == "int4" else []
         expected = ["PyTorch's answers", *aware, *graphs, "comparison", "reference outputs", "checksums"]
-    assert list(stages[scheme]) == expected
+        assert list(stages[scheme]) == expected
         for stage in ("PyTorch's answers", *aware, "comparison"):
             total, advances = stages[scheme][stage]
             assert sum(advances) == total > 0, stage
