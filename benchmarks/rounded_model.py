@@ -20,7 +20,7 @@ from flamingo_rt.checkpoints import StoredModel
 from flamingo_rt.contract import VISION_ENCODER, graph_specs
 from flamingo_rt.export.checks.half_precision import in_half
 from flamingo_rt.export.folding import fold_standardisation, folded_tensors
-from flamingo_rt.export.relative_positions import tabled_tensors, tabulate_distances
+from flamingo_rt.export.relative_positions import precompute_relative_bias, relative_key_tensors
 from flamingo_rt.model import nfnet, vit
 from flamingo_rt.model.cross_attention import GatedCrossAttention
 from flamingo_rt.model.flamingo import Flamingo
@@ -40,14 +40,14 @@ RESIDUAL = (DecoderLayer, GatedCrossAttention, ResamplerLayer, vit.Block, nfnet.
 
 def model_in(stored: StoredModel, dtype: torch.dtype) -> Flamingo:
     """The model in memory, computing in ``dtype``, with the weights that a graph in this type holds."""
-    folded = replace(stored, tensors=tabled_tensors(stored.config.language, folded_tensors(stored.tensors)))
+    folded = replace(stored, tensors=relative_key_tensors(stored.config.language, folded_tensors(stored.tensors)))
     held = in_half(folded, dtype) if dtype != torch.float32 else folded
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
         model = Flamingo(stored.config)
         fold_standardisation(model.vision)
-        tabulate_distances(model.language)
+        precompute_relative_bias(model.language)
     finally:
         torch.set_default_dtype(before)
     model.load_state_dict({name: tensor.read() for name, tensor in held.tensors.items()})

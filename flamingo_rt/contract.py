@@ -85,9 +85,9 @@ LOGITS = "logits"
 # The greedy choice: the first of the likeliest tokens, and its natural logarithm of the probability.
 NEXT_TOKEN, NEXT_LOGPROB = "next_token", "next_logprob"
 
-# In the names of weights that hold what a layer makes of every distance between tokens, in spans `distances.0`,
-# `distances.1` and so on: a run reads them as far as its context reaches.
-DISTANCES = "distances"
+# In the names of weights that hold relative positions, projected for every distance between tokens, in chunks
+# `relative_keys.0`, `relative_keys.1` and so on: a run reads as many as its context reaches.
+RELATIVE_KEYS = "relative_keys"
 
 
 def media_name(layer: int, part: str) -> str:

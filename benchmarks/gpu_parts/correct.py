@@ -26,7 +26,7 @@ from flamingo_rt.export.checks.half_precision import compared_with, in_half, rou
 from flamingo_rt.export.checks.parity import TOLERANCE, Deviation, compare
 from flamingo_rt.export.checks.parity_cases import Reference, compute_reference
 from flamingo_rt.export.folding import folded_tensors
-from flamingo_rt.export.relative_positions import tabled_tensors
+from flamingo_rt.export.relative_positions import relative_key_tensors
 from flamingo_rt.export.streamed_model import streamed_model
 from flamingo_rt.model.torch_backend import TorchBackend
 from flamingo_rt.runtime.model import Model
@@ -64,7 +64,7 @@ class InPieces:
 
 def compared_weights(model: StoredModel, compute: str) -> tuple[StoredModel, StoredModel]:
     """The weights as the graphs hold them, and what PyTorch computes with in float32."""
-    folded = replace(model, tensors=tabled_tensors(model.config.language, folded_tensors(model.tensors)))
+    folded = replace(model, tensors=relative_key_tensors(model.config.language, folded_tensors(model.tensors)))
     if compute == "fp32":
         return folded, folded
     half = in_half(folded, DTYPES[compute])

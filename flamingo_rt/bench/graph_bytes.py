@@ -11,7 +11,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
-from flamingo_rt.contract import DISTANCES
+from flamingo_rt.contract import RELATIVE_KEYS
 from flamingo_rt.errors import DataError
 from flamingo_rt.protobuf import fields, integers
 
@@ -67,10 +67,10 @@ def _weights(graph: memoryview) -> WeightBytes:
         elif number == INITIALIZER:
             name, size, dims = _tensor(value)
             sizes[name] = size, dims[0] if dims else 1
-            if f".{DISTANCES}." in name:
+            if f".{RELATIVE_KEYS}." in name:
                 spans[name] = size // dims[-1]  # the distances come last
     tables = {name for name in sizes if uses[name] == {True} and sizes[name][1] > 1}
-    firsts = [name for name in spans if f".{DISTANCES}.0." in name]  # of a layer's spans, all with the same bytes
+    firsts = [name for name in spans if f".{RELATIVE_KEYS}.0." in name]  # of a layer's spans, all with the same bytes
     return WeightBytes(
         stored=sum(size for size, _ in sizes.values()),
         each_run=sum(size for name, (size, _) in sizes.items() if name not in tables and name not in spans),
