@@ -85,9 +85,9 @@ LOGITS = "logits"
 # The greedy choice: the likeliest token (the first one of equals) and the natural logarithm of its probability.
 NEXT_TOKEN, NEXT_LOGPROB = "next_token", "next_logprob"
 
-# Part of the names of weights that hold a layer's position scores by distance between tokens, in spans `distances.0`,
-# `distances.1` and so on: a run reads as many spans as its context needs.
-DISTANCES = "distances"
+# In the names of weights that hold relative positions, projected for every distance between tokens, in chunks
+# `relative_keys.0`, `relative_keys.1` and so on: a run reads as many as its context reaches.
+RELATIVE_KEYS = "relative_keys"
 
 
 def media_name(layer: int, part: str) -> str:

@@ -1,8 +1,8 @@
 """Bundles on TensorRT and TensorRT-RTX: the engines that ``flamingo-rt build`` made, their buffers in device memory.
 
 - The cache stays on the device. In the lowering ``tensorrt`` it is one buffer, past and present at once, that the
-  engine writes in place: a step is a `CapturedStep`, replayed as a CUDA graph. In ``tensorrt-classic`` the engine returns the
-  new tokens, and an `AppendedStep` puts them in place.
+  engine writes in place: a step is a `CapturedStep`, replayed as a CUDA graph. In ``tensorrt-classic`` the engine
+  returns the new tokens, and an `AppendedStep` puts them in place.
 - Inputs that never change between steps (media, their index) are uploaded once. A step uploads its token ids and
   lengths and downloads its logits through pinned memory.
 - Greedy rows take the graph's own choice: a step reads the tokens of the previous one from device memory, and begins
