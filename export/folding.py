@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +18,11 @@ def fold_standardisation(module: nn.Module) -> nn.Module:
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, StandardisedConv2d):
+                kernel, stride, padding = (
+                    cast(tuple[int, int], size) for size in (child.kernel_size, child.stride, child.padding)
+                )
                 setattr(parent, name, nn.Conv2d(
-                    child.in_channels, child.out_channels, child.kernel_size, stride=child.stride,
-                    padding=child.padding, groups=child.groups,
+                    child.in_channels, child.out_channels, kernel, stride=stride, padding=padding, groups=child.groups,
                 ))
     return module
 

@@ -91,7 +91,8 @@ class DynamicLengthRelativeBias(PrecomputedRelativeBias):
             "Split", (copies, uses), attrs={"axis": 0}, dtypes=[query.dtype] * len(chunks),
             shapes=[(size, heads, rows, width) for size in _as_sizes(uses)],
         )
-        products = [_product(part, chunk.weight) for part, chunk in zip(parts, chunks, strict=True)]
+        weights = [chunk.get_parameter("weight") for chunk in chunks]
+        products = [_product(part, weight) for part, weight in zip(parts, weights, strict=True)]
         joined = torch.onnx.ops.symbolic(
             "Concat", products, attrs={"axis": 0}, dtype=query.dtype, shape=(reached, heads, rows, self.chunk)
         )

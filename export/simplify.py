@@ -8,6 +8,7 @@ and a constant factor behind a matrix is folded into it.
 from __future__ import annotations
 
 from collections import defaultdict
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -60,10 +61,7 @@ def _fold_factors(graph: Any) -> None:
             continue
         factor, tensor = float(factors[0].const_value.numpy().item()), weight.const_value
         weight.meta[PARTS] = [(name, before * factor) for name, before in parts_of(weight)]
-        weight.const_value = lazy_tensor(
-            weight.name, tensor.dtype, tensor.shape,
-            lambda tensor=tensor, factor=factor: tensor.numpy() * np.float32(factor),
-        )
+        weight.const_value = lazy_tensor(weight.name, tensor.dtype, tensor.shape, partial(_scaled, tensor, factor))
         node.outputs[0].replace_all_uses_with(product)
         graph.remove(node, safe=True)
 
@@ -160,3 +158,8 @@ def _remove_unused(graph: Any) -> None:
     for node in reversed(list(graph)):
         if not any(output.is_graph_output() or list(output.uses()) for output in node.outputs):
             graph.remove(node, safe=True)
+
+
+def _scaled(tensor: Any, factor: float) -> np.ndarray:
+    """The numbers of an onnx_ir tensor times ``factor``."""
+    return tensor.numpy() * np.float32(factor)

@@ -120,7 +120,7 @@ def _exported(
             free = [axis for axis, size in enumerate(tensor.shape) if isinstance(size, str)]
             dynamic[tensor.name] = dict.fromkeys(free, Dim.DYNAMIC)
     with torch.no_grad(), _quiet(), fake:
-        return torch.onnx.export(
+        program = torch.onnx.export(
             module,
             _arguments(spec, config, tensors),
             input_names=[tensor.name for tensor in spec.inputs],
@@ -131,6 +131,8 @@ def _exported(
             verbose=False,
             optimize=False,
         )
+    assert program is not None  # it is, with dynamo
+    return program
 
 
 def _arguments(spec: GraphSpec, config: FlamingoConfig, by_name: dict[str, Any]) -> tuple[Any, ...]:

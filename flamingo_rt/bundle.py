@@ -74,8 +74,10 @@ class GraphEntry:
     @staticmethod
     def parse(data: Any) -> GraphEntry:
         """Read a graph's entry of the manifest. Raises `KeyError`, `TypeError` or `ValueError`."""
-        names = ("file", "lowering", "dtype", "quantization", "compute")
-        entry = GraphEntry(*(data[name] for name in names), WeightBytes.parse(data["weight_bytes"]))
+        entry = GraphEntry(
+            data["file"], data["lowering"], data["dtype"], data["quantization"], data["compute"],
+            WeightBytes.parse(data["weight_bytes"]),
+        )
         if not (isinstance(entry.file, str) and entry.lowering in CACHE_FORMS
                 and entry.quantization in (None, *QUANTIZATIONS)
                 and all(dtype in FLOAT_DTYPES for dtype in (entry.dtype, entry.compute))):

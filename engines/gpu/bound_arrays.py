@@ -49,7 +49,7 @@ class BoundArrays:
 
     ``host`` are the caller's numpy arrays, ``past`` and ``present`` the cache's buffers, ``shapes`` those of all inputs
     and ``output_shapes`` those of all outputs but present. ``addresses`` are those of everything but the cache, which
-    a graph that appends has elsewhere at each run. ``repeated`` says that the run is a step that is launched many times.
+    a graph that appends has elsewhere at each run. A ``repeated`` run is a step that is launched many times.
     """
 
     def __init__(

@@ -166,7 +166,8 @@ class DeviceCache:
 
     def expand_rows(self, rows: int, length: int) -> DeviceCache:
         """See `Cache.expand_rows`. The new cache has its own memory, which no pool keeps."""
-        held, expanded = self._open(), {}
+        held = self._open()
+        expanded: dict[str, CacheBuffer] = {}
         self._held = None
         with self._cuda.current():
             for spec in self._layout.specs:  # layer by layer: only one is in memory twice

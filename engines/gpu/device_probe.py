@@ -84,9 +84,10 @@ class _Product:
         log = make_log(tensorrt.module, Caught())
         self._cuda, self._runtime, self._log, self._title = cuda, tensorrt.module.Runtime(log), log, tensorrt.title
         self._engine = self._runtime.deserialize_cuda_engine(compiled_product(tensorrt, dtype, log))
-        self._context = self._engine.create_execution_context() if self._engine is not None else None
-        if self._context is None:
+        context = self._engine.create_execution_context() if self._engine is not None else None
+        if context is None:
             raise DataError(f"{tensorrt.title} cannot load a product that it compiled ({'; '.join(log.errors)})")
+        self._context: Any = context
         self._memory: dict[str, DeviceMemory] = {}
         numbers = np.random.default_rng(0).standard_normal((SIZE, SIZE), dtype=np.float32)
         for name in ("x", "w", "y"):

@@ -7,6 +7,8 @@ MultiHeadAttention, one operator instead of a dozen. https://onnxruntime.ai/docs
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
@@ -50,7 +52,7 @@ class GroupQueryAttend(CachedAttention):
 
 def _as_size(total: Tensor) -> int:
     """Use a tensor's value as a dimension of the exported graph."""
-    size = total.item()
+    size = cast(int, total.item())
     torch._check(size >= 1)
     return size
 

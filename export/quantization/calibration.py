@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
@@ -62,7 +62,7 @@ def drawn_scenes(config: FlamingoConfig) -> Calibration:
     )
 
 
-def _scenes(config: FlamingoConfig, split: str, count: int) -> list[CalibrationPrompt]:
+def _scenes(config: FlamingoConfig, split: Literal["train", "heldout"], count: int) -> list[CalibrationPrompt]:
     from flamingo_rt.training import scenes
 
     rng = np.random.default_rng(SEED)

@@ -43,14 +43,14 @@ def encode_prompts(
     features, media = _encoded(model, pixel_values)
     on_step(1)
     cases, first = [], 0
-    for number, (prompt, arrays) in enumerate(built, 1):
+    for number, (read, arrays) in enumerate(built, 1):
         count = len(arrays)
         shown = slice(first, first + count) if count else slice(1)  # a graph needs at least one
         first += count
-        places = tuple(int(place) for place in np.flatnonzero(prompt.input_ids == tokenizer.image_id))
-        steps = min(STEPWISE, len(prompt) - 1)
-        case = Case(f"prompt {number}", (len(prompt) - steps,), (places,), pieces=(1,) * steps)
-        ids, media_index = (torch.from_numpy(array)[None] for array in (prompt.input_ids, prompt.media_index))
+        places = tuple(int(place) for place in np.flatnonzero(read.input_ids == tokenizer.image_id))
+        steps = min(STEPWISE, len(read) - 1)
+        case = Case(f"prompt {number}", (len(read) - steps,), (places,), pieces=(1,) * steps)
+        ids, media_index = (torch.from_numpy(array)[None] for array in (read.input_ids, read.media_index))
         own = {name: tensor[shown] for name, tensor in media.items()}
         cases.append(Expected(case, features[shown, None], own, ids, media_index, [], []))
     return Reference(pixel_values, features, cases)

@@ -88,7 +88,7 @@ class LayerRounding:
 
     def _hook(self, name: str, blocks: Blocks) -> Callable[[nn.Module, Any], None]:
         def round_weight(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            weight, hessian = module.weight.detach(), self._hessian(inputs[0])
+            weight, hessian = module.get_parameter("weight").detach(), self._hessian(inputs[0])
             for what, tensor in (("its weight has", weight), ("its inputs on the calibration prompts have", hessian)):
                 if not torch.isfinite(tensor).all():
                     raise DataError(

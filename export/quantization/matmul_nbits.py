@@ -94,7 +94,7 @@ def _quantize_tables(graph: Any, scheme: Scheme) -> set[int]:
         dense = table.const_value
         packed, scales = _add_blocks(
             graph, table.name, (rows, width), blocks,
-            lambda dense=dense, blocks=blocks: round_to_nearest(dense.numpy(), blocks),
+            partial(_rounded, dense, blocks),
         )
         for user, _ in list(table.uses()):
             if user.op_type == "Transpose":
@@ -218,3 +218,8 @@ def _constant(graph: Any, name: str, array: np.ndarray) -> Any:
     if name in graph.initializers:
         return graph.initializers[name]
     return _initializer(graph, name, array.shape, array.dtype.type, lambda: array)
+
+
+def _rounded(dense: Any, blocks: Blocks) -> QuantizedMatrix:
+    """Round the numbers of an onnx_ir tensor to the nearest of ``blocks``."""
+    return round_to_nearest(dense.numpy(), blocks)

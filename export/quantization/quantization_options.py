@@ -84,7 +84,7 @@ class Scheme:
     def described(self, fitted: Mapping[str, Collection[int]], lowering: str = "ort") -> dict[str, dict[str, Any]]:
         """Describe each kind of matrix for the manifest: its ``bits``, the ``block`` asked for, and ``fitted``, the
         sorted block sizes that its matrices got. 8-bit matrices for TensorRT have one scale per column, so no block."""
-        described = {}
+        described: dict[str, dict[str, Any]] = {}
         for kind in ("attention", "feed_forward", "head"):
             blocks: Blocks = getattr(self, kind)
             described[kind] = {"bits": blocks.bits}

@@ -32,7 +32,8 @@ def notes_on(
             f"The ceiling counts weights as they are stored, in {dtype}. ONNX Runtime widens them to float32 when it "
             "loads them and reads twice as many bytes."
         )
-    against = [entry.against for entry in (*stages, *decode) if entry.against is not None]
+    against = [stage.against for stage in stages if stage.against is not None]
+    against += [result.against for result in decode]
     if any(entry.reached > 1 for entry in against):
         why = "products of quantized weights can be faster than float32's" if quantization else "they are faster"
         found.append(

@@ -22,6 +22,7 @@ from flamingo_rt.printable import printable
 
 if TYPE_CHECKING:
     from flamingo_rt.bundle import Bundle
+    from flamingo_rt.checkpoints import StoredModel
     from flamingo_rt.config import FlamingoConfig
     from flamingo_rt.export.checks.validation import ValidationPrompts
 
@@ -71,15 +72,55 @@ def command(
       flamingo-rt export --ckpt checkpoint.pt --vision ViT-L-14.pt --language mpt-1b-redpajama-200b --out bundle
     """
     with needs_extra("export"):
-        from flamingo_rt.bundle import is_bundle
-        from flamingo_rt.checkpoints import open_checkpoint
         from flamingo_rt.export.pipeline import export_model
         from flamingo_rt.files import check_output
     check_output(out, overwrite)
     check_options(options)
     if tolerance is not None and options["quantize"]:
         raise UsageError("--tolerance goes without --quantize, whose limits are --min-cosine and --max-changed")
-    sources = {name: options[name] for name in SOURCES}
+    model, paths = _open(ckpt, {name: options[name] for name in SOURCES})
+    # PyTorch imports the libraries of the exporter when it exports.
+    with saying_what_was_written(out), needs_extra("export"):
+        bundle = export_model(
+            model, out, sources=paths, lowering=lowering, compute=compute, dtype=dtype, overwrite=overwrite,
+            tolerance=tolerance, quantize=quantize_of(options, model.config),
+            validation=_validation(validation, model.config), license=license_, source=source, progress=ProgressBar(),
+        )
+    size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
+    if not as_json:
+        _report(bundle, size, compute)
+    else:
+        click.echo(json.dumps({
+            "bundle": str(out), "bytes": size, "lowering": lowering, "compute": compute, "dtype": dtype or compute,
+            "deviation": bundle.parity, "quantization": bundle.quantization, "rounding": bundle.rounding,
+            "validation": bundle.validation and asdict(bundle.validation),
+            "license": bundle.license, "source": bundle.source,
+        }))
+
+
+def _report(bundle: Bundle, size: int, compute: str) -> None:
+    """Print what was written and what was measured of it."""
+    shown = printable(str(bundle.path))
+    if bundle.quantization is not None:
+        rounding = {"gptq": "by gptq", "nearest": "to the nearest"}[bundle.quantization["rounding"]]
+        click.echo(f"wrote {shown} ({size / 1e6:.1f} MB), {bundle.quantization['scheme']}, rounded {rounding}")
+        for line in cost_lines(bundle.quantization):
+            click.echo(printable(line))
+        _echo_validation(bundle)
+        return
+    upcast = "" if compute == "fp32" else ", both computing in fp32"
+    deviation = f"largest deviation from PyTorch{upcast}: {_listed(bundle.parity)}"
+    click.echo(f"wrote {shown} ({size / 1e6:.1f} MB); {deviation}")
+    if bundle.rounding is not None:
+        click.echo(f"what computing in {compute} costs, in PyTorch: {_listed(bundle.rounding)}")
+    _echo_validation(bundle)
+
+
+def _open(ckpt: Path, sources: dict[str, Any]) -> tuple[StoredModel, tuple[Path, ...]]:
+    """Open the checkpoint, or an OpenFlamingo model's three sources; with the paths that are read."""
+    from flamingo_rt.bundle import is_bundle
+    from flamingo_rt.checkpoints import open_checkpoint
+
     if sources["vision"] is None and sources["language"] is None:
         given = [name for name, value in sources.items() if value]
         if given:
@@ -90,43 +131,11 @@ def command(
             raise UsageError(f"{ckpt} is a bundle, {made}: give the checkpoint it was made of")
         if ckpt.is_file():
             raise UsageError(f"{ckpt} is a file: OpenFlamingo's checkpoint.pt needs --vision and --language beside it")
-        paths: tuple[Path, ...] = (ckpt,)
-        model = open_checkpoint(ckpt)
-    elif sources["vision"] is None or sources["language"] is None:
+        return open_checkpoint(ckpt), (ckpt,)
+    if sources["vision"] is None or sources["language"] is None:
         raise UsageError("an OpenFlamingo model has three sources: give --ckpt, --vision and --language")
-    else:
-        read = (ckpt, sources["vision"], sources["language"], sources["tokenizer"])
-        model, paths = open_sources(ckpt, **sources), tuple(path for path in read if path is not None)
-    # PyTorch imports the libraries of the exporter when it exports.
-    with saying_what_was_written(out), needs_extra("export"):
-        bundle = export_model(
-            model, out, sources=paths, lowering=lowering, compute=compute, dtype=dtype, overwrite=overwrite,
-            tolerance=tolerance, quantize=quantize_of(options, model.config),
-            validation=_validation(validation, model.config), license=license_, source=source, progress=ProgressBar(),
-        )
-    size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
-    if as_json:
-        click.echo(json.dumps({
-            "bundle": str(out), "bytes": size, "lowering": lowering, "compute": compute, "dtype": dtype or compute,
-            "deviation": bundle.parity, "quantization": bundle.quantization, "rounding": bundle.rounding,
-            "validation": bundle.validation and asdict(bundle.validation),
-            "license": bundle.license, "source": bundle.source,
-        }))
-        return
-    if bundle.quantization is not None:
-        rounding = {"gptq": "by gptq", "nearest": "to the nearest"}[bundle.quantization["rounding"]]
-        click.echo(f"wrote {printable(str(out))} ({size / 1e6:.1f} MB), {options['quantize']}, rounded {rounding}")
-        for line in cost_lines(bundle.quantization):
-            click.echo(printable(line))
-        _echo_validation(bundle)
-        return
-    widened = "" if compute == "fp32" else ", both computing in fp32"
-    shown = printable(str(out))
-    deviation = f"largest deviation from PyTorch{widened}: {_listed(bundle.parity)}"
-    click.echo(f"wrote {shown} ({size / 1e6:.1f} MB); {deviation}")
-    if bundle.rounding is not None:
-        click.echo(f"what computing in {compute} costs, in PyTorch: {_listed(bundle.rounding)}")
-    _echo_validation(bundle)
+    read = (ckpt, sources["vision"], sources["language"], sources["tokenizer"])
+    return open_sources(ckpt, **sources), tuple(path for path in read if path is not None)
 
 
 def _validation(option: str | None, config: FlamingoConfig) -> ValidationPrompts | None:

@@ -100,6 +100,7 @@ class TrainedParts(nn.Module):
         features = self.model.vision(batch.pixel_values.flatten(0, 1))
         latents = self.model.resampler(features.unflatten(0, batch.pixel_values.shape[:2]))
         _, loss = self.model.read(batch.input_ids, batch.media_index, latents, batch.rows, batch.labels)
+        assert loss is not None  # labels were given
         return loss, self.vision_task(features, batch.caption_tokens)
 
 

@@ -70,7 +70,7 @@ def questions(scene: Scene, rng: np.random.Generator, count: int) -> list[Questi
 
 
 def _pick(rng: np.random.Generator, options: Sequence[T]) -> T:
-    return options[rng.integers(len(options))]
+    return options[int(rng.integers(len(options)))]
 
 
 def _noun(placed: SceneObject) -> str:
