@@ -46,8 +46,8 @@ MOST_QUESTIONS = 16  # about each picture: a scene has few more that differ
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """What defines a run besides the model's configuration. The same options and seed give the same weights on the
-    same machine and number of threads."""
+    """Options that define a run besides the model's configuration. The same options and seed give the same weights on
+    the same machine and number of threads."""
 
     steps: int = 3600
     seed: int = 0
@@ -100,6 +100,7 @@ class TrainedParts(nn.Module):
         features = self.model.vision(batch.pixel_values.flatten(0, 1))
         latents = self.model.resampler(features.unflatten(0, batch.pixel_values.shape[:2]))
         _, loss = self.model.read(batch.input_ids, batch.media_index, latents, batch.rows, batch.labels)
+        assert loss is not None  # labels were given
         return loss, self.vision_task(features, batch.caption_tokens)
 
 
@@ -115,7 +116,7 @@ class Run:
 
 
 def state_path(out: Path) -> Path:
-    """Where an unfinished run keeps its state: beside the output."""
+    """Path of the state of an unfinished run, beside the output ``out``."""
     return out.with_name(out.name + ".training.safetensors")
 
 
