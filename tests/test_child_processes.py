@@ -194,5 +194,6 @@ def test_no_process_is_started_in_another_way() -> None:
                 if called in ("subprocess.run", "subprocess.Popen", "subprocess.check_output", "subprocess.call"):
                     starting.add(name)
                     given = [ast.unparse(keyword.value) for keyword in node.keywords if keyword.arg == "env"]
-                    assert given and given[0].startswith("child_environment("), name
+                    assert given, name
+                    assert given[0].startswith("child_environment("), name
     assert starting == STARTED_HERE
