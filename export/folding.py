@@ -1,4 +1,4 @@
-"""What need not be computed at run time: convolutions whose weights are standardised before use become plain ones."""
+"""Folding of weight standardisation: NFNet's standardised convolutions become plain ones when exporting."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def fold_standardisation(module: nn.Module) -> nn.Module:
 
 
 def folded_tensors(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
-    """The tensors of the model that `fold_standardisation` makes: weights standardised, in float32, and gains gone."""
+    """Tensors of the model that `fold_standardisation` makes: weights standardised, in float32, without gains."""
     folded = dict(tensors)
     for name in tensors:
         owner, _, part = name.rpartition(".")

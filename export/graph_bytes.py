@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flamingo_rt.bundle import WeightBytes
-from flamingo_rt.contract import DISTANCES
+from flamingo_rt.contract import RELATIVE_KEYS
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -32,8 +32,8 @@ def graph_weights(path: Path) -> WeightBytes:
             continue
         size, dims = tensor.nbytes, tensor.shape.numpy()
         stored += size
-        if f".{DISTANCES}." in name:
-            if f".{DISTANCES}.0." in name:  # all spans of a layer have the same bytes for a distance
+        if f".{RELATIVE_KEYS}." in name:
+            if f".{RELATIVE_KEYS}.0." in name:  # all spans of a layer have the same bytes for a distance
                 distances += size // dims[-1]  # the distances come last
         elif len(dims) > 0 and dims[0] > 1 and {op in LOOKUPS for op in _operators(value)} == {True}:
             tables += math.ceil(size / dims[0])

@@ -45,8 +45,9 @@ from flamingo_rt.export.folding import folded_tensors
 from flamingo_rt.export.graph_bytes import graph_weights
 from flamingo_rt.export.graph_weights import Weights, external_bytes, save_graph
 from flamingo_rt.export.lowerings.ort_lowering import NAME
-from flamingo_rt.export.quantization.quantized_export import Quantize, QuantizedExport
-from flamingo_rt.export.relative_positions import tabled_tensors
+from flamingo_rt.export.quantization.quantization_options import Quantize
+from flamingo_rt.export.quantization.quantized_export import QuantizedExport
+from flamingo_rt.export.relative_positions import relative_key_tensors
 from flamingo_rt.export.streamed_model import streamed_model
 from flamingo_rt.export.tracing import check_lowering, trace_graphs
 from flamingo_rt.files import check_output, check_space, new_directory
@@ -218,7 +219,7 @@ class WrittenGraphs:
 
 def _stored(model: StoredModel, precision: Precision) -> StoredModel:
     """The tensors as the graphs hold them, with what is folded into them."""
-    folded = replace(model, tensors=tabled_tensors(model.config.language, folded_tensors(model.tensors)))
+    folded = replace(model, tensors=relative_key_tensors(model.config.language, folded_tensors(model.tensors)))
     return in_half(folded, precision.matrices) if precision.half else folded.stored_as(precision.matrices)
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from read_or_refused import may_be_refused
 
 from flamingo_rt.bundle import (
     FORMAT_VERSION,
@@ -428,10 +429,7 @@ def test_a_manifest_with_any_other_value_is_read_or_refused(data, shared_bundle)
     else:
         del entry[path[-1]]
     write(folder, manifest)
-    try:
+    with may_be_refused():
         read = read_bundle(folder)
-    except DataError as error:
-        assert str(error)
-    else:
         assert set(read.graphs) == set(GRAPHS)
         assert read.config.vision.feature_count > 0

@@ -56,7 +56,9 @@ ALLOWED = {
     "checkpoints": {
         "errors", "config", "files", "model", "model_memory", "bounded_files", "tokenizer_file", "weights",
     },
-    "importing": {"errors", "config", "presets", "checkpoints", "bounded_files", "tokenizer_file", "weights"},
+    "importing": {
+        "errors", "config", "presets", "checkpoints", "bounded_files", "json_files", "tokenizer_file", "weights",
+    },
     "training": BASE | {"processing", "model", "checkpoints", "tokenizer_file", "weights"},
     "evaluation": RUNTIME | {"runtime", "training"},
     "export": RUNTIME | {"runtime", "model", "checkpoints", "evaluation", "training", "weights"},

@@ -87,10 +87,10 @@ class Recording:
             for one, media in zip(self._asked, self._media, strict=True)
         ]
         capacity = max(len(one.prompt) for one in self._asked) + self._length
-        decoder = Decoder(backend, self._config, backend.specs, len(rows), capacity)
-        positions = [_Position.of(decoder.prefill(rows))]
-        while len(positions) < self._length:
-            positions.append(_Position.of(decoder.step(positions[-1].tokens)))
+        with Decoder(backend, self._config, len(rows), capacity) as decoder:
+            positions = [_Position.of(decoder.prefill(rows))]
+            while len(positions) < self._length:
+                positions.append(_Position.of(decoder.step(positions[-1].tokens)))
         prompts = tuple(
             ReferencePrompt(
                 one.name, one.prompt.input_ids, one.prompt.media_index, one.visuals,

@@ -6,6 +6,7 @@ import os
 import statistics
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
@@ -49,8 +50,9 @@ def measure(
     threads = wanted.threads if model.backend.name == "ort" else None  # PyTorch takes what its environment says
     known = model_facts(model, Path(folder) if folder is not None else None, threads)
     theory, started = Theory(model.config, known.weights, _number_bytes(model)), _now()
-    with RateProbe(probe_of(model.backend, threads, core_count(), buffer_bytes or BUFFER_BYTES)) as probe:
-        runs = _Runs(model, wanted, probe, progress, clock)
+    device = probe_of(model.backend, threads, core_count(), buffer_bytes or BUFFER_BYTES)
+    with RateProbe(device) as probe, ExitStack() as decoders:
+        runs = _Runs(model, wanted, probe, progress, clock, decoders)
         queries, compiling = runs.queries()
         cold = {shots: runs.cold(shots) for shots in wanted.shots if shots}
         filled, prefills = runs.prefills()
@@ -71,13 +73,14 @@ def measure(
 
 
 class _Runs:
-    """The measurements of one model."""
+    """The measurements of one model; ``opened`` closes the decoders behind them."""
 
     def __init__(
-        self, model: Model, options: BenchOptions, probe: RateProbe, progress: Progress, clock: Clock
+        self, model: Model, options: BenchOptions, probe: RateProbe, progress: Progress, clock: Clock,
+        opened: ExitStack,
     ) -> None:
         self._model, self._options, self._probe, self._progress, self._clock = model, options, probe, progress, clock
-        self._pictures = Pictures()
+        self._pictures, self._opened = Pictures(), opened
         self._filling = CacheFilling(model, self._pictures.take(1)[0])
         probe.probe()
         self._probed = clock()
@@ -105,7 +108,11 @@ class _Runs:
         decoders: dict[int, Decoder] = {}
 
         def run(context: int) -> Mapping[str, float]:
-            decoders[context] = self._filling.decoder(1, context + self._options.tokens)
+            if context in decoders:
+                decoders[context].close()
+            decoders[context] = self._opened.enter_context(
+                self._filling.decoder(1, context + self._options.tokens)
+            )
             rows = self._filling.rows(1, context)
             start = self._clock()
             decoders[context].prefill(rows)
@@ -129,7 +136,7 @@ class _Runs:
         if batch == 1:
             decoder = filled[context]
         else:
-            decoder = self._filling.decoder(batch, context + self._options.tokens)
+            decoder = self._opened.enter_context(self._filling.decoder(batch, context + self._options.tokens))
             decoder.prefill(self._filling.rows(batch, context))
 
         def run() -> Mapping[str, list[float]]:

@@ -69,10 +69,10 @@ class CacheFilling:
         self._media = _encode(model, picture)
 
     def decoder(self, batch: int, capacity: int) -> Decoder:
-        """An empty decoder for ``batch`` rows of ``capacity`` tokens. Raises `DataError` when it does not fit into
-        memory."""
+        """An empty decoder for ``batch`` rows of ``capacity`` tokens; the caller closes it. Raises `DataError` when it
+        does not fit into memory."""
         check_memory(self._model.backend, batch, capacity, 1, prefill=Prefill(self._model.config, capacity))
-        return Decoder(self._model.backend, self._model.config, self._specs, batch, capacity)
+        return Decoder(self._model.backend, self._model.config, batch, capacity)
 
     def rows(self, batch: int, tokens: int) -> list[Row]:
         """Rows of ``tokens`` tokens: the picture's, then text."""

@@ -16,7 +16,7 @@ from flamingo_rt.cli.numbers import Number
 from flamingo_rt.cli.openflamingo_options import SOURCES, open_sources, source_options
 from flamingo_rt.cli.paths import MEDIA, READ, WRITTEN
 from flamingo_rt.cli.progress_bar import ProgressBar
-from flamingo_rt.cli.quantize_options import check_options, cost_lines, quantize_of, quantize_options
+from flamingo_rt.cli.quantize_options import SCENES, check_options, cost_lines, quantize_of, quantize_options
 from flamingo_rt.errors import UsageError
 from flamingo_rt.printable import printable
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from flamingo_rt.config import FlamingoConfig
     from flamingo_rt.export.checks.validation import ValidationPrompts
 
-SCENES = "scenes"  # drawn scenes, of --validation; a file of that name is ./scenes
 
 
 @click.command()
@@ -67,7 +66,7 @@ def command(
     Examples:
       flamingo-rt export --ckpt models/tiny --out bundle
       flamingo-rt export --ckpt models/tiny --validation scenes --out bundle
-      flamingo-rt export --ckpt models/tiny --quantize int4 --out bundle-int4
+      flamingo-rt export --ckpt models/tiny --quantize int4 --calibration scenes --out bundle-int4
       flamingo-rt export --ckpt models/tiny --compute fp16 --out bundle-gpu
       flamingo-rt export --ckpt checkpoint.pt --vision ViT-L-14.pt --language mpt-1b-redpajama-200b --out bundle
     """

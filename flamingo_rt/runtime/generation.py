@@ -4,7 +4,7 @@ primitive; whole answers consume it."""
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -20,6 +20,7 @@ from flamingo_rt.runtime.timing import Counts, StageTimer
 from flamingo_rt.step_costs import StepCosts
 
 Choice = tuple[int, float]  # a token and its log-probability
+OpenDecoder = Callable[[], AbstractContextManager[Decoder]]  # a decoder whose cache is given back behind the block
 
 
 @dataclass
@@ -45,12 +46,16 @@ class GrowingRow:
 class BatchGeneration:
     """Rows that grow together: iterating runs the loop and yields every row's new text."""
 
-    def __init__(self, pieces: Iterator[list[str]], rows: Sequence[GrowingRow], timer: StageTimer) -> None:
+    def __init__(self, pieces: Generator[list[str]], rows: Sequence[GrowingRow], timer: StageTimer) -> None:
         """``pieces`` is the loop that grows ``rows``."""
         self._pieces, self._rows, self._timer = pieces, rows, timer
 
     def __iter__(self) -> Iterator[list[str]]:
         return self._pieces
+
+    def close(self) -> None:
+        """Give the answers up, and the cache back. Otherwise that happens at the end, or when this object goes."""
+        self._pieces.close()
 
     def results(self) -> list[GenerationResult]:
         """Run to the end; one result for each row."""
@@ -76,29 +81,50 @@ class Generation:
     def __iter__(self) -> Iterator[str]:
         return (pieces[0] for pieces in self._batch if pieces[0])
 
+    def close(self) -> None:
+        """Give the answer up, and the memory that it takes back, without waiting for this object to go."""
+        self._batch.close()
+
     def result(self) -> GenerationResult:
         """The finished answer; runs the loop to its end."""
         return self._batch.results()[0]
 
 
 def decode_rows(
+    open_decoder: OpenDecoder, prompts: Sequence[Row], rows: Sequence[GrowingRow], options: GenerationOptions,
+    costs: StepCosts, timer: StageTimer,
+) -> Generator[list[str]]:
+    """Read the prompts, then grow their answers together, greedily or drawn; yields the new texts of each step.
+
+    ``costs`` are those of steps of several tokens, for one row that guesses ahead. The decoder is opened by the first
+    step, and closed when the answers end, fail or are given up: an answer that nobody asks for has no cache.
+    """
+    with open_decoder() as decoder:
+        with timer.stage("prefill"):
+            logits = decoder.prefill(prompts)
+        with closing(_pieces(decoder, logits, rows, options, costs, timer)) as pieces:
+            yield from pieces
+
+
+def _pieces(
     decoder: Decoder, logits: np.ndarray, rows: Sequence[GrowingRow], options: GenerationOptions, costs: StepCosts,
     timer: StageTimer,
-) -> Iterator[list[str]]:
-    """Grow the answers together, greedily or drawn; yields the new texts of each step. ``logits`` float32 [B, vocab]
-    are those after the prompts, ``costs`` those of steps of several tokens, for one row that guesses ahead."""
+) -> Generator[list[str]]:
+    """Grow the answers behind the ``logits`` float32 [B, vocab] of the prompts, in the way that the options ask for."""
     samplers = [Sampler(options, logits.shape[-1], row.ids, index) for index, row in enumerate(rows)]
     most = _guesses(options, decoder, len(rows))
     if most:
         (row,) = rows
         lookup = PromptLookup(row.ids.tolist(), row.answer.stop_ids)
         length = DraftLength(most, costs)
-        pieces = speculate(decoder, logits[0], row.answer, samplers[0], lookup, length, timer, row.counts)
-        return ([piece] for piece in pieces)
+        for piece in speculate(decoder, logits[0], row.answer, samplers[0], lookup, length, timer, row.counts):
+            yield [piece]
+        return
     first = [sampler.choose(row) for sampler, row in zip(samplers, logits, strict=True)]
     if options.temperature == 0.0 and options.repetition_penalty == 1.0:
-        return _greedily(decoder, first, rows, timer)
-    return _step_by_step(decoder, first, rows, samplers, timer)
+        yield from _greedily(decoder, first, rows, timer)
+    else:
+        yield from _step_by_step(decoder, first, rows, samplers, timer)
 
 
 def _guesses(options: GenerationOptions, decoder: Decoder, rows: int) -> int:
@@ -111,17 +137,16 @@ def _guesses(options: GenerationOptions, decoder: Decoder, rows: int) -> int:
 
 
 def search_rows(
-    make_decoder: Callable[[], Decoder], prompts: Sequence[Row], rows: Sequence[GrowingRow], options: GenerationOptions,
+    open_decoder: OpenDecoder, prompts: Sequence[Row], rows: Sequence[GrowingRow], options: GenerationOptions,
     timer: StageTimer,
-) -> Iterator[list[str]]:
+) -> Generator[list[str]]:
     """Search the answers one prompt after the other, each with a decoder of one row; yields each text whole."""
     for prompt, row in zip(prompts, rows, strict=True):
-        decoder = make_decoder()
-        with timer.stage("prefill"):
-            logits = decoder.prefill([prompt])
-        beams = BeamSearch(options, row.answer, row.ids, logits.shape[-1])
-        row.answer = search(decoder, logits, beams, options.beams, timer, row.counts)
-        del decoder  # frees its cache before the next one is allocated
+        with open_decoder() as decoder:
+            with timer.stage("prefill"):
+                logits = decoder.prefill([prompt])
+            beams = BeamSearch(options, row.answer, row.ids, logits.shape[-1])
+            row.answer = search(decoder, logits, beams, options.beams, timer, row.counts)
         yield [row.answer.text if each is row else "" for each in rows]
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -102,9 +103,10 @@ class Model:
         check_memory(
             self.backend, 1, len(prompt), len(prompt.visuals), prefill=Prefill(self.config, len(prompt))
         )
-        decoder = self._decoder(1, len(prompt), None)
-        decoder.prefill(self._rows([prompt], timer))
-        return PromptState(self, decoder.prefix(), len(prompt.visuals), prompt.input_ids)
+        rows = self._rows([prompt], timer)
+        with self._decoder(1, len(prompt), None) as decoder:
+            decoder.prefill(rows)
+            return PromptState(self, decoder.prefix(), len(prompt.visuals), prompt.input_ids)
 
     def load_prompt(self, path: str | os.PathLike) -> PromptState:
         """Load a prompt that `PromptState.save` or ``flamingo-rt prompt compile`` wrote; nothing is computed again.
@@ -159,11 +161,11 @@ class Model:
             )
         prefill = Prefill(self.config, len(prompt), before)
         check_memory(self.backend, 1, capacity, self._most_visuals([prompt], prefix), prefill=prefill)
-        decoder = self._decoder(1, capacity, prefix)
         rows = self._rows([prompt], timer)
-        with timer.stage("prefill"):
-            logits = decoder.prefill(rows)[0]
-        return score_choices(decoder, logits, listed, tokens, normalize, timer)
+        with self._decoder(1, capacity, prefix) as decoder:
+            with timer.stage("prefill"):
+                logits = decoder.prefill(rows)[0]
+            return score_choices(decoder, logits, listed, tokens, normalize, timer)
 
     def _start(
         self, prompts: Sequence[PromptParts], prefix: PromptState | None, options: GenerationOptions
@@ -194,12 +196,10 @@ class Model:
             for parts, prompt, limit in zip(prompts, built, limits, strict=True)
         ]
         if options.beams > 1:
-            pieces = search_rows(lambda: self._decoder(1, capacity, prefix), rows, growing, options, timer)
+            pieces = search_rows(partial(self._decoder, 1, capacity, prefix), rows, growing, options, timer)
         else:
-            decoder = self._decoder(len(rows), capacity, prefix)
-            with timer.stage("prefill"):
-                logits = decoder.prefill(rows)
-            pieces = decode_rows(decoder, logits, growing, options, self._step_costs, timer)
+            open_decoder = partial(self._decoder, len(rows), capacity, prefix)
+            pieces = decode_rows(open_decoder, rows, growing, options, self._step_costs, timer)
         return BatchGeneration(pieces, growing, timer)
 
     def _usual_probability(self, parts: PromptParts, options: GenerationOptions) -> float | None:
@@ -208,11 +208,13 @@ class Model:
         likeliest = options.temperature == 0.0 and options.repetition_penalty == 1.0
         return self.usual_probability if likeliest and tasks.asks_for_caption(self.config, parts) else None
 
-    def _decoder(self, rows: int, capacity: int, prefix: PromptState | None) -> Decoder:
-        decoder = Decoder(self.backend, self.config, self.backend.specs, rows, capacity)
-        if prefix is not None:
-            decoder.restore(prefix._prefix)
-        return decoder
+    @contextmanager
+    def _decoder(self, rows: int, capacity: int, prefix: PromptState | None) -> Iterator[Decoder]:
+        """Open a decoder whose rows begin with ``prefix``; it is closed behind the block."""
+        with Decoder(self.backend, self.config, rows, capacity) as decoder:
+            if prefix is not None:
+                decoder.restore(prefix._prefix)
+            yield decoder
 
     def _check(self, prompts: Sequence[Prompt], prefix: PromptState | None) -> None:
         if prefix is not None and prefix._owner is not self:

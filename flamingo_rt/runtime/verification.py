@@ -18,7 +18,7 @@ from flamingo_rt.backend import Backend
 from flamingo_rt.config import FlamingoConfig
 from flamingo_rt.contract import FEATURES, GRAPHS, LANGUAGE_MODEL, RESAMPLER, VISION_ENCODER, Limits, TensorSpec
 from flamingo_rt.errors import DataError
-from flamingo_rt.runtime.decoder import Decoder, Prefix, Row
+from flamingo_rt.runtime.decoder import Decoder, Row
 from flamingo_rt.runtime.reference_outputs import ReferenceOutputs, ReferencePrompt
 from flamingo_rt.runtime.timing import StageTimer
 from flamingo_rt.runtime.visual_encoder import VisualMedia, encode_frames, resample
@@ -191,45 +191,44 @@ class _Check:
     def alone(self, prompt: ReferencePrompt, row: Row) -> None:
         """Prefill and greedy steps; then the same answer again, several tokens at once and one by one."""
         where, length = f"'{prompt.name}'", len(prompt.input_ids)
-        decoder = self._decoder(1, prompt.tokens)
-        logits = decoder.prefill([row])
-        self._logits(prompt, 0, logits[0], f"{where}, prefill")
-        self._greedy(decoder, [prompt], logits, where)
-        decoder.rewind(length)
-        several = min(SEVERAL, len(prompt.answer) - 1)
-        if several:
-            for position, found in enumerate(decoder.extend(prompt.answer[:several])):
-                self._logits(prompt, position + 1, found, f"{where}, {several} tokens at once")
-        self._steps(decoder, [prompt], several, where)
+        with self._decoder(1, prompt.tokens) as decoder:
+            logits = decoder.prefill([row])
+            self._logits(prompt, 0, logits[0], f"{where}, prefill")
+            self._greedy(decoder, [prompt], logits, where)
+            decoder.rewind(length)
+            several = min(SEVERAL, len(prompt.answer) - 1)
+            if several:
+                for position, found in enumerate(decoder.extend(prompt.answer[:several])):
+                    self._logits(prompt, position + 1, found, f"{where}, {several} tokens at once")
+            self._steps(decoder, [prompt], several, where)
 
     def behind_a_prefix(self, prompt: ReferencePrompt, row: Row) -> None:
         """Read all before the last visual, keep that, and let another decoder continue it, as compiled prompts are
         continued."""
         where, cut = f"'{prompt.name}' behind a prefix", int(np.argmax(row.media_index))
         before = len(row.media) - 1
-        reading = self._decoder(1, cut)
-        reading.prefill([Row(row.input_ids[:cut], row.media_index[:cut], row.media[:before])])
-        decoder = self._decoder(1, prompt.tokens, reading.prefix())
-        logits = decoder.prefill([Row(row.input_ids[cut:], row.media_index[cut:] - before, row.media[before:])])
-        self._logits(prompt, 0, logits[0], f"{where}, prefill")
-        self._greedy(decoder, [prompt], logits, where)
+        with self._decoder(1, cut) as reading:
+            reading.prefill([Row(row.input_ids[:cut], row.media_index[:cut], row.media[:before])])
+            prefix = reading.prefix()
+        with self._decoder(1, prompt.tokens) as decoder:
+            decoder.restore(prefix)
+            logits = decoder.prefill([Row(row.input_ids[cut:], row.media_index[cut:] - before, row.media[before:])])
+            self._logits(prompt, 0, logits[0], f"{where}, prefill")
+            self._greedy(decoder, [prompt], logits, where)
 
     def together(self, rows: Sequence[tuple[ReferencePrompt, Row]]) -> None:
         """All prompts as one ragged batch: prefill and greedy steps; then the same answers again, one by one."""
         prompts = [prompt for prompt, _ in rows]
-        decoder = self._decoder(len(rows), max(prompt.tokens for prompt in prompts))
-        logits = decoder.prefill([row for _, row in rows])
-        for prompt, found in zip(prompts, logits, strict=True):
-            self._logits(prompt, 0, found, f"'{prompt.name}' in a batch, prefill")
-        self._greedy(decoder, prompts, logits, "in a batch")
-        decoder.lengths[:] = [len(prompt.input_ids) for prompt in prompts]
-        self._steps(decoder, prompts, 0, "in a batch")
+        with self._decoder(len(rows), max(prompt.tokens for prompt in prompts)) as decoder:
+            logits = decoder.prefill([row for _, row in rows])
+            for prompt, found in zip(prompts, logits, strict=True):
+                self._logits(prompt, 0, found, f"'{prompt.name}' in a batch, prefill")
+            self._greedy(decoder, prompts, logits, "in a batch")
+            decoder.lengths[:] = [len(prompt.input_ids) for prompt in prompts]
+            self._steps(decoder, prompts, 0, "in a batch")
 
-    def _decoder(self, rows: int, capacity: int, prefix: Prefix | None = None) -> Decoder:
-        decoder = Decoder(self._backend, self._config, self._backend.specs, rows, capacity)
-        if prefix is not None:
-            decoder.restore(prefix)
-        return decoder
+    def _decoder(self, rows: int, capacity: int) -> Decoder:
+        return Decoder(self._backend, self._config, rows, capacity)
 
     def _steps(self, decoder: Decoder, prompts: Sequence[ReferencePrompt], start: int, where: str) -> None:
         """Take the reference's tokens from ``start`` on, one at a time, and compare the logits after each."""

@@ -162,7 +162,7 @@ def resume_run(path: Path, config: FlamingoConfig, options: TrainingOptions) -> 
 def _read_run(path: Path, config: FlamingoConfig, options: TrainingOptions) -> Run:
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata() or {}
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
     stored_config, stored_options = json.loads(metadata["config"]), json.loads(metadata["options"])
     step = int(metadata["step"])
     tokenizer = parse_tokenizer(metadata["tokenizer"].encode(), path, config.language.vocab_size)

@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from flamingo_rt.bundle import WeightBytes, read_description
-from flamingo_rt.contract import DISTANCES, GRAPHS
+from flamingo_rt.contract import GRAPHS, RELATIVE_KEYS
 from flamingo_rt.export.graph_bytes import graph_weights
 from flamingo_rt.loading import PACKAGED_BUNDLE
 
@@ -52,7 +52,7 @@ def test_a_tied_embedding_is_read_whole_and_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("dtype", "size"), [(np.float32, 4), (np.float16, 2)])
 def test_distances_are_read_as_far_as_tokens_are_seen(tmp_path: Path, dtype: type, size: int) -> None:
     """Two layers with three spans of 5 distances each, for 2 heads of 4."""
-    names = [f"layers.{layer}.{DISTANCES}.{span}.weight" for layer in range(2) for span in range(3)]
+    names = [f"layers.{layer}.{RELATIVE_KEYS}.{span}.weight" for layer in range(2) for span in range(3)]
     kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
     graph = helper.make_graph(
         [helper.make_node("MatMul", ["query", name], [f"{name}.scores"]) for name in names], "g",

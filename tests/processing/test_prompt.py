@@ -221,7 +221,7 @@ def test_a_path_of_several_words_is_refused_where_only_a_path_reads_so(tokenizer
     (tmp_path / "my photos").mkdir()
     for text in ("/home/me/my photo.png", "./my photo.png", "../my photo.png", "~/my photo.png", "~me/my photo.png",
                  "C:/my photo.png", "C:\\my photo.png", "https://a.example/my photo.png", "my photos/cat.png"):
-        with pytest.raises(UsageError, match="a text of the prompt is the (path|address)"):
+        with pytest.raises(UsageError, match=r"a text of the prompt is the (path|address)"):
             build_prompt([A, text], tokenizer)
     assert len(build_prompt("my photo.png", tokenizer)) > 1  # a prompt may end so
     (tmp_path / "my photo.png").touch()

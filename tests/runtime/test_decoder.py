@@ -10,7 +10,6 @@ from flamingo_rt.contract import (
     LANGUAGE_MODEL,
     RESAMPLER,
     VISION_ENCODER,
-    graph_specs,
     layer_parts,
     media_name,
     past_name,
@@ -36,7 +35,7 @@ def backend(flamingo):
 
 
 def decoder(backend, config, rows=1):
-    return Decoder(backend, config, graph_specs(config), rows, CAPACITY)
+    return Decoder(backend, config, rows, CAPACITY)
 
 
 def rows_of(prompts, backend, config, tokenizer, start=True):
