@@ -1,4 +1,4 @@
-"""How many steps do guesses save in captions of the packaged model? The rule is the product's, no step is computed.
+"""Steps that guesses save in captions of the packaged model. The rule is the product's, no step is computed.
 
     python -m benchmarks.guessing [--seed 7] [--queries 12] [--schemes none,int8,mixed,int4] [--costs 1.06,1.12,1.24]
 

@@ -14,8 +14,8 @@ from typing import Any
 
 MOST = 1000.0  # a larger cost is an error
 
-# Measured by `python benchmarks/step_costs.py` for openflamingo-3b's widths on an AMD EPYC (Zen 4), 2 cores, with ONNX
-# Runtime's CPU kernels.
+# Measured by `python -m benchmarks.decode_step_costs` for openflamingo-3b's widths on an AMD EPYC (Zen 4), 2 cores,
+# with ONNX Runtime's CPU kernels.
 _UNQUANTIZED = {2: 1.06, 4: 1.12, 8: 1.3, 16: 1.6}
 _INT8 = {2: 1.1, 4: 1.3, 8: 1.7, 16: 2.5}
 _MIXED = {2: 1.6, 4: 2.5, 8: 4.0, 16: 5.0}

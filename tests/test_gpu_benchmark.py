@@ -33,6 +33,11 @@ LOWERINGS = {
     "tensorrt": ("tensorrt", "tensorrt-classic"), "tensorrt-rtx": ("tensorrt",), "ort-cuda": ("ort", "tensorrt"),
 }
 
+VERIFIED = {
+    "passed": False, "tokens": {"equal": 7, "compared": 8}, "differences": [{"where": "a picture", "position": 2}],
+    "graphs": {"language_model": {"deviation": 0.5, "tolerance": 0.01, "where": "logits", "accepted": False}},
+}
+
 
 def systems() -> list[System]:
     return gpu_plan.gpu_systems(DOCTOR, lowerings=LOWERINGS.__getitem__)[0]
@@ -251,14 +256,15 @@ def test_every_step_has_its_lines_whatever_became_of_it() -> None:
         {"step": "peer", "system": "y", "skipped": "too | late"}, {"step": "peer", "system": "z", "error": "e" * 500},
         {"step": "export", "system": "m", "seconds": 3.0, "records": [{"bytes": 5 * 10**9}]},
         {"step": "build", "system": "m", "seconds": 3.0, "records": [{"bytes": {"a": 10**9, "b": 10**9}}]},
-        {"step": "verify", "system": "m", "seconds": 3.0, "records": [{"worst": 0.5}], "error": "status 1"},
+        {"step": "verify", "system": "m", "seconds": 3.0, "records": [VERIFIED], "error": "status 1"},
     ]
     lines = gpu_table.printed(told, {}).splitlines()
     assert "| doctor |  | tensorrt-rtx | does not work |  | no libraries |" in lines
     assert "| peer | y | skipped |  |  | too / late |" in lines
     assert "| export | m | bytes | 5 GB |  |  |" in lines
     assert "| build | m | bytes | 2 GB |  |  |" in lines
-    assert '| verify | m | against the reference outputs | see beside |  | {"worst": 0.5} |' in lines
+    assert "| verify | m | language_model, deviation | 5.0e-01 | MISSED | tolerance 1.0e-02; logits |" in lines
+    assert "| verify | m | greedy tokens as the reference | 7 of 8 | MISSED | a picture: token 3 |" in lines
     assert "| verify | m | ERROR |  |  | status 1 |" in lines
     assert max(map(len, lines)) < 200
 

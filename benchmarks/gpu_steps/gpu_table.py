@@ -79,7 +79,14 @@ def _bench(record: Mapping[str, Any]) -> Iterator[Line]:
 
 
 def _verify(record: Mapping[str, Any]) -> Iterator[Line]:
-    yield "against the reference outputs", "see beside", "", cut(json.dumps(record))
+    for name, found in record["graphs"].items():
+        where = cut(f"tolerance {found['tolerance']:.1e}; {found['where']}")
+        deviation = "not a number" if found["deviation"] is None else f"{found['deviation']:.1e}"
+        yield f"{name}, deviation", deviation, "met" if found["accepted"] else "MISSED", where
+    tokens = record["tokens"]
+    parted = "; ".join(f"{each['where']}: token {each['position'] + 1}" for each in record["differences"])
+    told = f"{tokens['equal']} of {tokens['compared']}"
+    yield "greedy tokens as the reference", told, "met" if record["passed"] else "MISSED", cut(parted)
 
 
 def _peer(record: Mapping[str, Any]) -> Iterator[Line]:

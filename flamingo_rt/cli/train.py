@@ -70,7 +70,7 @@ def flamingo(
 
 
 def _left(state: Path) -> str:
-    """What an interrupted run left, and what to do with it."""
+    """A line about the state that an interrupted run left, with the command that goes on."""
     if not state.exists():
         return "nothing was saved yet; the state is saved every half minute"
     return f"the state is in {state}; go on with: {command_again('--resume')}"

@@ -46,8 +46,8 @@ MOST_QUESTIONS = 16  # about each picture: a scene has few more that differ
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """What defines a run besides the model's configuration. The same options and seed give the same weights on the
-    same machine and number of threads."""
+    """Options that define a run besides the model's configuration. The same options and seed give the same weights on
+    the same machine and number of threads."""
 
     steps: int = 3600
     seed: int = 0
@@ -116,7 +116,7 @@ class Run:
 
 
 def state_path(out: Path) -> Path:
-    """Where an unfinished run keeps its state: beside the output."""
+    """Path of the state of an unfinished run, beside the output ``out``."""
     return out.with_name(out.name + ".training.safetensors")
 
 

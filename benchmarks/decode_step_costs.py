@@ -1,7 +1,7 @@
-"""How many steps of one token do decode steps of 2, 4, 8 and 16 tokens cost? The tables in `flamingo_rt.step_costs`.
+"""Costs of decode steps of 2, 4, 8 and 16 tokens, in steps of one token: the tables in `flamingo_rt.step_costs`.
 
-    python -m benchmarks.step_costs [--preset openflamingo-3b] [--layers 6] [--schemes none,int8,mixed,int4]
-    python -m benchmarks.step_costs --model BUNDLE
+    python -m benchmarks.decode_step_costs [--preset openflamingo-3b] [--layers 6] [--schemes none,int8,mixed,int4]
+    python -m benchmarks.decode_step_costs --model BUNDLE
 
 A slice of the preset is exported for each scheme: random weights in matrices of its widths, ``--layers`` layers of the
 language model, a vocabulary that is smaller by the same factor. Or a bundle is measured as it is. Steps of all sizes
