@@ -21,7 +21,7 @@ demo: .venv/demo
 	$(BIN)/flamingo-rt infer --image examples/scene.png
 	$(BIN)/flamingo-rt infer --image examples/scene.png --question "How many objects are there?"
 
-test: .venv/test
+test: .venv/test typecheck
 	$(BIN)/ruff check .
 	$(PYTEST)
 
