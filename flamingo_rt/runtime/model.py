@@ -100,9 +100,7 @@ class Model:
         timer = StageTimer()
         prompt = build_prompt(parts, self.tokenizer)
         self._check([prompt], None)
-        check_memory(
-            self.backend, 1, len(prompt), len(prompt.visuals), prefill=Prefill(self.config, len(prompt))
-        )
+        check_memory(self.backend, 1, len(prompt), len(prompt.visuals), prefill=Prefill(self.config, len(prompt)))
         rows = self._rows([prompt], timer)
         with self._decoder(1, len(prompt), None) as decoder:
             decoder.prefill(rows)
