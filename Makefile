@@ -1,6 +1,7 @@
 # make demo      a sentence about a picture, from the model in this package; installs no torch
 # make test      the test suite
 # make test-all  the suite with what takes minutes more
+# make typecheck the types, by mypy, in the package as an installation lays it out
 # make fuzz      damaged and hostile files of every kind, for MINUTES=30 (make fuzz MINUTES=600 KINDS=pictures,clips)
 # make train     the model in this package, again (most of an hour on 2 cores)
 
@@ -14,13 +15,13 @@ MINUTES ?= 30
 SEED ?= 0
 FINDINGS ?= fuzz-findings
 
-.PHONY: demo test test-all lint fuzz train clean
+.PHONY: demo test test-all lint typecheck fuzz train clean
 
 demo: .venv/demo
 	$(BIN)/flamingo-rt infer --image examples/scene.png
 	$(BIN)/flamingo-rt infer --image examples/scene.png --question "How many objects are there?"
 
-test: .venv/test
+test: .venv/test typecheck
 	$(BIN)/ruff check .
 	$(PYTEST)
 
@@ -29,6 +30,12 @@ test-all: .venv/test
 
 lint: .venv/test
 	$(BIN)/ruff check .
+
+# mypy follows no package_dir, so it is shown one folder of links, laid out as setup.cfg says.
+typecheck: .venv/test
+	rm -rf .venv/typecheck/flamingo_rt && mkdir -p .venv/typecheck/flamingo_rt
+	ln -s $(CURDIR)/flamingo_rt/* $(CURDIR)/engines $(CURDIR)/export .venv/typecheck/flamingo_rt
+	cd .venv/typecheck && ../bin/mypy --config-file $(CURDIR)/setup.cfg
 
 fuzz: .venv/test
 	$(BIN)/python -m tests.fuzz --minutes $(MINUTES) --seed $(SEED) --jobs 2 --keep $(FINDINGS) \

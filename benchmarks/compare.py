@@ -23,7 +23,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.comparison import machine as machines
 from benchmarks.comparison.captions import write_captions
 from benchmarks.comparison.chart import draw
 from benchmarks.comparison.compared_systems import (
@@ -36,6 +35,7 @@ from benchmarks.comparison.compared_systems import (
     sources_command,
 )
 from benchmarks.comparison.comparison_tables import report
+from benchmarks.comparison.machine_names import about_machine, machine_name, slug
 from benchmarks.comparison.result_file import Record, merged, read_results, result_path, write_results
 from benchmarks.comparison.shapes import SHAPES, comparable
 from benchmarks.comparison.workload_folder import write_workload
@@ -63,8 +63,8 @@ class Comparison:
         self._options, self._plan = options, plan_of(options)
         self._config = comparable(options.preset)
         self._work = options.work.resolve()
-        machine = machines.about_machine()
-        name = machines.slug(options.machine) if options.machine else machines.machine_name(machine)
+        machine = about_machine()
+        name = slug(options.machine) if options.machine else machine_name(machine)
         self.path = result_path(options.results, options.date, name, options.preset)
         self.results = read_results(self.path, options.date, options.preset, machine)
 

@@ -1,4 +1,4 @@
-"""Which probability of an answer tells a picture that the model knows from one that it does not?
+"""Probabilities of answers as a sign that a picture is of the kind that the model knows.
 
     python -m benchmarks.confidence [--model BUNDLE] [--scenes 300] [--photographs FOLDER]
 

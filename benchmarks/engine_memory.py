@@ -1,4 +1,4 @@
-"""How much memory engines take: computed for presets, and, with --work, measured while some are compiled.
+"""Memory of engines: computed for presets, and, with --work, measured while some are compiled.
 
     python -m benchmarks.engine_memory
     python -m benchmarks.engine_memory --work FOLDER          # needs tensorrt_rtx, and room for 4 GB

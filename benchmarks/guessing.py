@@ -1,10 +1,11 @@
-"""How many steps do guesses save, in captions of the packaged model? Decided as ever, but no step is computed.
+"""Steps that guesses save in captions of the packaged model. The rule is the product's, no step is computed.
 
-    python -m benchmarks.guessing [--seed 7] [--queries 24] [--costs 1,1.06,1.12,1.24]
+    python -m benchmarks.guessing [--seed 7] [--queries 12] [--schemes none,int8,mixed,int4] [--costs 1.06,1.12,1.24]
 
 Scenes are drawn from the seed, as for ``compare.py``'s captions (`comparison/captions.py`): the packaged model answers
-once, then the answers are decoded again and again by `flamingo_rt.runtime.speculation` itself, over a decoder that says
-what comes next and a clock that a step of 1, 2, 4 or 8 tokens moves by ``--costs``. The last line is JSON.
+once, then the answers are decoded again by `flamingo_rt.runtime.speculation` itself, over a decoder that knows what
+comes next. The rule reads each scheme's table of step costs; time is counted in steps of one token, by the same table
+or by ``--costs``, on a machine where steps of 2, 4 and 8 tokens cost something else. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,46 +23,35 @@ import flamingo_rt
 from benchmarks.comparison.captions import EACH, QUERIES, SHOTS
 from flamingo_rt import GenerationOptions, Image
 from flamingo_rt.processing.prompt import build_prompt
-from flamingo_rt.runtime import speculation
 from flamingo_rt.runtime.answer import Answer
-from flamingo_rt.runtime.draft_length import StepCosts
 from flamingo_rt.runtime.generation_options import SPECULATION
 from flamingo_rt.runtime.model import Model
 from flamingo_rt.runtime.sampling import Sampler
+from flamingo_rt.runtime.speculation import DraftLength, PromptLookup, speculate
 from flamingo_rt.runtime.timing import Counts, StageTimer
+from flamingo_rt.step_costs import StepCosts
 
 OPTIONS = GenerationOptions()
-SIZES = (1, 2, 4, 8)
+SIZES = (2, 4, 8)  # of steps with guesses
+SCHEMES = ("none", "int8", "mixed", "int4")
 
 
 @dataclass(frozen=True)
 class Caption:
-    """A prompt's and its answer's token ids; the answer ends with its end token."""
+    """Token ids of a prompt and its answer; the answer ends with its end token."""
 
     shots: int
     prompt: list[int]
     answer: list[int]
 
 
-class Clock:
-    """Seconds that pass in steps alone: ``costs`` of steps of `SIZES` tokens."""
-
-    def __init__(self, costs: list[float]) -> None:
-        self._costs, self.now = dict(zip(SIZES, costs, strict=True)), 0.0
-
-    def step(self, size: int) -> None:
-        self.now += self._costs[size]
-
-    def perf_counter(self) -> float:
-        return self.now
-
-
 class KnownAnswer:
-    """A decoder of one row whose likeliest token is always the answer's next one."""
+    """A decoder of one row whose likeliest token is always the answer's next one. ``time`` counts what its steps cost,
+    in steps of one token."""
 
-    def __init__(self, caption: Caption, vocab: int, clock: Clock) -> None:
-        self._answer, self._vocab, self._clock = caption.answer, vocab, clock
-        self._start = len(caption.prompt)
+    def __init__(self, caption: Caption, vocab: int, costs: StepCosts) -> None:
+        self._answer, self._vocab, self._costs = caption.answer, vocab, costs
+        self._start, self.time = len(caption.prompt), 0.0
         self.lengths = np.array([self._start])
 
     def after(self, place: int) -> np.ndarray:
@@ -72,7 +61,7 @@ class KnownAnswer:
         return logits
 
     def extend(self, tokens: np.ndarray) -> np.ndarray:
-        self._clock.step(len(tokens))
+        self.time += self._costs.cost(len(tokens))
         place = int(self.lengths[0]) - self._start
         self.lengths += len(tokens)
         return np.stack([self.after(place + taken) for taken in range(1, len(tokens) + 1)])
@@ -97,46 +86,66 @@ def drawn_captions(model: Model, seed: int, queries: int) -> Iterator[Caption]:
                 yield Caption(shots, prompt, [*result.tokens, model.tokenizer.end_of_chunk_id])
 
 
-def replayed(model: Model, captions: list[Caption], costs: list[float]) -> dict[str, Any]:
-    """What decoding all of them one after the other takes, in steps of one token."""
-    clock, step_costs, total = Clock(costs), StepCosts(), Counts()
-    speculation.time = SimpleNamespace(perf_counter=clock.perf_counter)
-    gaps = 0
+def replayed(model: Model, captions: list[Caption], table: StepCosts, costs: StepCosts) -> dict[str, Any]:
+    """Steps, guesses and time of all captions, decoded one after the other. The rule reads ``table``, steps cost
+    ``costs``."""
+    total, tokens, time, vocab = Counts(), 0, 0.0, model.config.language.vocab_size
     for caption in captions:
-        decoder = KnownAnswer(caption, model.config.language.vocab_size, clock)
+        decoder = KnownAnswer(caption, vocab, costs)
         answer = Answer(model.tokenizer, OPTIONS, OPTIONS.max_new_tokens, "max_new_tokens")
-        sampler = Sampler(OPTIONS, model.config.language.vocab_size, np.array(caption.prompt), 0)
-        lookup = speculation.PromptLookup(caption.prompt, model.tokenizer.stop_ids)
-        for _ in speculation.speculate(
-            decoder, decoder.after(0), answer, sampler, lookup, SPECULATION, step_costs, StageTimer(), total
-        ):
+        sampler = Sampler(OPTIONS, vocab, np.array(caption.prompt), 0)
+        lookup = PromptLookup(caption.prompt, model.tokenizer.stop_ids)
+        length = DraftLength(SPECULATION, table)
+        for _ in speculate(decoder, decoder.after(0), answer, sampler, lookup, length, StageTimer(), total):
             pass
         if answer.tokens != caption.answer[:-1]:
             sys.exit(f"the answer {answer.tokens} is not the caption {caption.answer}")
-        gaps += len(caption.answer) - 1
+        tokens += len(caption.answer) - 1
+        time += decoder.time
     return {
-        "captions": len(captions), "tokens": gaps, "steps": total.steps, "drafted": total.drafted,
-        "accepted": total.accepted, "time": round(clock.now, 2), "times_as_fast": round(gaps / clock.now, 3),
+        "captions": len(captions), "tokens": tokens, "steps": total.steps, "drafted": total.drafted,
+        "accepted": total.accepted, "time": round(time, 2), "times_as_fast": round(tokens / time, 3),
     }
+
+
+def costs_of(text: str | None) -> StepCosts | None:
+    """The costs of ``--costs``. Raises `ValueError`."""
+    if text is None:
+        return None
+    numbers = [float(cost) for cost in text.split(",")]
+    if len(numbers) != len(SIZES):
+        raise ValueError(f"{len(numbers)} numbers: give one for each of {SIZES}")
+    return StepCosts(tuple(zip(SIZES, numbers, strict=True)))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, default=7, help="of the scenes; default %(default)s")
     parser.add_argument("--queries", type=int, default=QUERIES, help="pictures to caption; default %(default)s")
-    parser.add_argument("--costs", default="1,1.06,1.12,1.24", help="of steps of 1,2,4,8 tokens; default %(default)s")
+    parser.add_argument("--schemes", default="none", help="whose tables the rule reads; default %(default)s")
+    parser.add_argument("--costs", help="of steps of 2,4,8 tokens; default: those of the table")
     options = parser.parse_args()
-    costs = [float(cost) for cost in options.costs.split(",")]
-    if len(costs) != len(SIZES):
-        sys.exit(f"--costs {options.costs} has {len(costs)} numbers: give one for each of {SIZES}")
+    unknown = set(options.schemes.split(",")) - set(SCHEMES)
+    if unknown:
+        parser.error(f"--schemes {options.schemes}: {', '.join(sorted(unknown))} unknown; known: {', '.join(SCHEMES)}")
+    try:
+        costs = costs_of(options.costs)
+    except ValueError as error:
+        parser.error(f"--costs {options.costs}: {error}")
     model = flamingo_rt.load()
     captions = list(drawn_captions(model, options.seed, options.queries))
-    record = {"seed": options.seed, "costs": costs, "shots": {}}
-    for shots in SHOTS:
-        found = replayed(model, [caption for caption in captions if caption.shots == shots], costs)
-        record["shots"][shots] = found
-        print(f"{shots} shots: {found['steps']} steps for {found['tokens']} tokens of {found['captions']} captions, "
-              f"{found['accepted']} of {found['drafted']} guesses right, {found['times_as_fast']:.2f} times as fast")
+    record: dict[str, Any] = {"seed": options.seed, "costs": costs and costs.to_json(), "schemes": {}}
+    for scheme in options.schemes.split(","):
+        table = StepCosts.of(None if scheme == "none" else scheme)
+        found = {
+            shots: replayed(model, [caption for caption in captions if caption.shots == shots], table, costs or table)
+            for shots in SHOTS
+        }
+        record["schemes"][scheme] = found
+        for shots, each in found.items():
+            print(f"{scheme}, {shots} shots: {each['steps']} steps for {each['tokens']} tokens of {each['captions']} "
+                  f"captions, {each['accepted']} of {each['drafted']} guesses right, "
+                  f"{each['times_as_fast']:.2f} times as fast")
     print(json.dumps(record))
 
 

@@ -1,4 +1,4 @@
-"""How fast is this project's runtime? The counterpart of the peers' scripts, with the same fields and the same samples.
+"""Speed of this project's runtime: the counterpart of the peers' scripts, with the same fields and the same samples.
 
     python -m benchmarks.ours --work FOLDER --model BUNDLE [--backend ort] [--name ours-int8]
 

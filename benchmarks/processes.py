@@ -39,17 +39,18 @@ class Finished:
 
 def run(
     command: Sequence[str], environment: Mapping[str, str] | None = None, echo: bool = False, quiet: bool = False,
-    limit: float | None = None, on_line: Callable[[str], None] = lambda line: None,
+    together: bool = False, limit: float | None = None, on_line: Callable[[str], None] = lambda line: None,
 ) -> Finished:
     """Run a command to its end, or kill it and its children after ``limit`` seconds.
 
     The child gets `child_environment` with the checkout on its path, so that it finds ``benchmarks`` from any folder,
     and ``environment`` added. ``echo`` shows output as it comes, but no JSON; ``on_line`` is called with each line.
-    Standard error is inherited; with ``quiet`` it is dropped.
+    Standard error is inherited; with ``quiet`` it is dropped, with ``together`` it is part of the output.
     """
+    errors = subprocess.STDOUT if together else subprocess.DEVNULL if quiet else None
     start = time.perf_counter()
     process = subprocess.Popen(
-        list(command), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL if quiet else None, text=True,
+        list(command), stdout=subprocess.PIPE, stderr=errors, text=True,
         env=child_environment(_with_checkout(environment or {})), start_new_session=limit is not None,
     )
     pieces: list[str] = []

@@ -1,4 +1,4 @@
-"""What stands between our runtime and a model, so that it answers as the peers do: with as many tokens as asked for, or
+"""Stand-ins between our runtime and a model, so that it answers as the peers do: with as many tokens as asked for, or
 with answers that are given (`comparison/captions.py`)."""
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class GivenAnswers(HostBackend):
     def bind(
         self, graph: str, inputs: Mapping[str, Any], outputs: Mapping[str, Any], constant: Collection[str] = ()
     ) -> Callable[[], None]:
-        """As the backend's."""
+        """See `Backend.bind`."""
         run = self._backend.bind(graph, inputs, outputs, constant)
         if graph != LANGUAGE_MODEL:
             return run

@@ -1,4 +1,4 @@
-"""How long do commands take, process start to exit?
+"""Time of commands from process start to exit.
 
     python -m benchmarks.startup [--runs 10]
 

@@ -167,7 +167,9 @@ class RtxProvider(Provider):
         options.add_provider_for_devices(self._devices(), own)
 
 
-PROVIDERS: dict[str, type[Provider]] = {kind.backend: kind for kind in (CudaProvider, RtxProvider)}
+PROVIDERS: dict[str, type[CudaProvider] | type[RtxProvider]] = {
+    kind.backend: kind for kind in (CudaProvider, RtxProvider)
+}
 
 
 def has_cuda_kernels() -> bool:

@@ -7,6 +7,7 @@ copied at each call (`bind_appended_cache`). That serves checks, and models whos
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,13 @@ ORT_TYPES = {"float32": "float"}  # where its names differ
 
 
 def import_onnxruntime(extra: str = "cpu") -> Any:
-    """The module, or a `DependencyError` that names the ``extra``."""
+    """Import the module; raises a `DependencyError` that names the ``extra``.
+
+    ONNX Runtime's default logger writes to stderr beside the errors that are raised, and quotes names of the graph as
+    they are. Where this is the first import of the process, it is turned down to fatal errors; whoever imports
+    onnxruntime before decides for the process.
+    """
+    first = "onnxruntime" not in sys.modules
     try:
         import onnxruntime
     except ImportError as error:
@@ -38,6 +45,8 @@ def import_onnxruntime(extra: str = "cpu") -> Any:
             f"onnxruntime is installed in parts: pip uninstall onnxruntime onnxruntime-gpu, then pip install "
             f"'flamingo-rt[{extra}]'"
         )
+    if first:
+        onnxruntime.set_default_logger_severity(FATAL)
     return onnxruntime
 
 
@@ -59,7 +68,8 @@ class OrtBackend(HostBackend):
         ``frugal`` computes from the mapped files, without a second copy of the weights in the layout that is fastest,
         or in float32 where they are stored in half precision: slower, with the files' size as memory. Threads that wait
         for the next operator ``spin``, a fraction of a millisecond at most: a token has hundreds, and a thread would
-        be woken for each. Without, the cores are left to other work; `benchmarks/choices.py` measures what that costs.
+        be woken for each. Without, the cores are left to other work; what that costs was measured on 2026-11-23
+        (`benchmarks/results`, the file of choices).
 
         Raises `DependencyError` without onnxruntime, `DataError` when a graph cannot be loaded, `UsageError` for more
         threads than cores and for graphs in bfloat16: the CPU kernels have none.

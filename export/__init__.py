@@ -1,1 +1,1 @@
-"""From a PyTorch checkpoint to a bundle of three ONNX graphs."""
+"""Export of a PyTorch checkpoint to a bundle of three ONNX graphs."""

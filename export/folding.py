@@ -1,9 +1,10 @@
-"""What need not be computed at run time: convolutions whose weights are standardised before use become plain ones."""
+"""Folding of weight standardisation: NFNet's standardised convolutions become plain ones when exporting."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -17,15 +18,17 @@ def fold_standardisation(module: nn.Module) -> nn.Module:
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, StandardisedConv2d):
+                kernel, stride, padding = (
+                    cast(tuple[int, int], size) for size in (child.kernel_size, child.stride, child.padding)
+                )
                 setattr(parent, name, nn.Conv2d(
-                    child.in_channels, child.out_channels, child.kernel_size, stride=child.stride,
-                    padding=child.padding, groups=child.groups,
+                    child.in_channels, child.out_channels, kernel, stride=stride, padding=padding, groups=child.groups,
                 ))
     return module
 
 
 def folded_tensors(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
-    """The tensors of the model that `fold_standardisation` makes: weights standardised, in float32, and gains gone."""
+    """Tensors of the model that `fold_standardisation` makes: weights standardised, in float32, without gains."""
     folded = dict(tensors)
     for name in tensors:
         owner, _, part = name.rpartition(".")

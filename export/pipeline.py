@@ -6,17 +6,27 @@ from __future__ import annotations
 import contextlib
 import gc
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import astuple, dataclass, replace
+import platform
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from flamingo_rt.bundle import Bundle, GraphEntry, Validation, write_manifest
+from flamingo_rt.bundle import (
+    LONGEST_TEXT,
+    REFERENCE,
+    Bundle,
+    GraphEntry,
+    ReferenceEntry,
+    Validation,
+    write_manifest,
+)
 from flamingo_rt.checkpoints import DTYPES, TOKENIZER, StoredModel
+from flamingo_rt.config import FlamingoConfig
 from flamingo_rt.contract import CACHE_FORMS, GRAPHS, LANGUAGE_MODEL, RESAMPLER, VISION_ENCODER
-from flamingo_rt.engines.ort import OrtBackend
+from flamingo_rt.engines.ort import OrtBackend, import_onnxruntime
 from flamingo_rt.errors import ParityError, UsageError
 from flamingo_rt.export.checks.half_precision import (
     RoundedConstants,
@@ -28,13 +38,16 @@ from flamingo_rt.export.checks.half_precision import (
 from flamingo_rt.export.checks.parity import TOLERANCE, Deviation
 from flamingo_rt.export.checks.parity import compare as run_cases
 from flamingo_rt.export.checks.parity_cases import CASES, STEPS, Reference, compute_reference
+from flamingo_rt.export.checks.recording import Recording, accepted_deviation
 from flamingo_rt.export.checks.upcast import write_upcast
 from flamingo_rt.export.checks.validation import ValidationPrompts, validate
 from flamingo_rt.export.folding import folded_tensors
+from flamingo_rt.export.graph_bytes import graph_weights
 from flamingo_rt.export.graph_weights import Weights, external_bytes, save_graph
 from flamingo_rt.export.lowerings.ort_lowering import NAME
-from flamingo_rt.export.quantization.quantized_export import Quantize, QuantizedExport
-from flamingo_rt.export.relative_positions import tabled_tensors
+from flamingo_rt.export.quantization.quantization_options import Quantize
+from flamingo_rt.export.quantization.quantized_export import QuantizedExport
+from flamingo_rt.export.relative_positions import relative_key_tensors
 from flamingo_rt.export.streamed_model import streamed_model
 from flamingo_rt.export.tracing import check_lowering, trace_graphs
 from flamingo_rt.files import check_output, check_space, new_directory
@@ -42,6 +55,8 @@ from flamingo_rt.graph_files import GraphFile
 from flamingo_rt.processing.tokenizer import TextTokenizer
 from flamingo_rt.progress import Progress, silent
 from flamingo_rt.runtime.model import Model
+from flamingo_rt.runtime.reference_outputs import write_reference
+from flamingo_rt.step_costs import StepCosts
 
 GRAPH_DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 # The stages that run graphs: not all weights in memory at once.
@@ -92,6 +107,8 @@ def export_model(
     compare: bool = True,
     tolerance: float | None = None,
     validation: ValidationPrompts | None = None,
+    license: str | None = None,
+    source: str | None = None,
     overwrite: bool = False,
     progress: Progress = silent,
 ) -> Bundle:
@@ -101,8 +118,9 @@ def export_model(
     (fp32, fp16, bf16) is what the graphs compute in: half precision is for GPUs. ``dtype`` is the type the matrices are
     stored in, by default the same. Graphs are compared with PyTorch on the stored values, with ``tolerance``, by
     default `TOLERANCE`, or `half_tolerance`. ``quantize`` stores the weights in fewer bits and measures what it costs.
-    Without ``compare`` nothing is compared or measured: for weights that are random anyway. ``validation`` are pictures
-    of the model's own kind: how likely its captions of them are is measured with the graphs, and recorded.
+    Without ``compare`` nothing is compared or measured, and the bundle has no reference outputs: for weights that are
+    random anyway. ``validation`` are pictures of the model's own kind: how likely its captions of them are is measured
+    with the graphs, and recorded. ``license`` and ``source`` of the weights are recorded as they are.
 
     Raises `DataError` for a model that cannot be used, `ParityError` when a graph deviates by more than ``tolerance``
     or quantization costs more than its limits, `UsageError` when ``out`` exists or options are unknown or conflict.
@@ -115,6 +133,9 @@ def export_model(
             raise UsageError(
                 f"{precision.stored} and quantization {quantize.scheme} exclude each other: leave one of them out"
             )
+    for name, text in (("license", license), ("source", source)):
+        if text is not None and (not text.strip() or len(text) > LONGEST_TEXT):
+            raise UsageError(f"the {name} has {len(text)} characters: give 1 to {LONGEST_TEXT}, or leave it out")
     check_output(out, overwrite, sources)
     if tolerance is None:
         tolerance = half_tolerance(precision.matrices) if precision.half else TOLERANCE
@@ -133,21 +154,29 @@ def export_model(
             quantized = QuantizedExport(quantize, lowering, precision.half, stored, tokenizer, compare, progress)
             _write_graphs(stored, folder, lowering, precision, quantized.change, progress)
             measured = Measured({}, quantized.record(graph_paths(folder)), None)
-        usual = None
-        if validation is not None:
-            frugal = lowering != NAME or (quantize is None and precision.stored != "fp32")
-            usual = _validated(validation, stored, tokenizer, folder, precision, lowering, frugal, progress)
+        written = WrittenGraphs(folder, stored.config, lowering, precision, quantize is not None)
+        usual = None if validation is None else _validated(validation, tokenizer, written, progress)
+        reference = _recorded(tokenizer, written, measured, tolerance, progress) if compare else None
         with progress("checksums", 0):
             scheme = None if quantize is None else quantize.scheme
-            entry = GraphEntry("", lowering, GRAPH_DTYPES[precision.stored], scheme, GRAPH_DTYPES[precision.compute])
-            entries = {name: replace(entry, file=path.name) for name, path in graph_paths(folder).items()}
-            write_manifest(folder, model.config, entries, *astuple(measured), usual)
-    return Bundle(out, model.config, entries, *astuple(measured), usual)
+            entries = {
+                name: GraphEntry(
+                    path.name, lowering, GRAPH_DTYPES[precision.stored], scheme, GRAPH_DTYPES[precision.compute],
+                    graph_weights(path),
+                )
+                for name, path in graph_paths(folder).items()
+            }
+            bundle = Bundle(
+                out, model.config, entries, measured.parity, measured.quantization, measured.rounding, usual,
+                reference, StepCosts.of(scheme), license, source,
+            )
+            write_manifest(folder, bundle)
+    return bundle
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What the manifest says of a bundle's numbers, see `Bundle`."""
+    """The manifest's figures of a comparison with PyTorch, see `Bundle`."""
 
     parity: dict[str, float]
     quantization: dict[str, Any] | None
@@ -159,9 +188,38 @@ def graph_paths(folder: Path) -> dict[str, Path]:
     return {name: folder / f"{name}.onnx" for name in GRAPHS}
 
 
+@dataclass(frozen=True)
+class WrittenGraphs:
+    """The written graphs, to be run on ONNX Runtime's CPU kernels."""
+
+    folder: Path
+    config: FlamingoConfig
+    lowering: str
+    precision: Precision
+    quantized: bool
+
+    @contextlib.contextmanager
+    def runnable(self) -> Iterator[Mapping[str, Path | GraphFile]]:
+        """The three graphs; those of half precision as twins that compute in float32, removed afterwards."""
+        paths = graph_paths(self.folder)
+        twins = {name: write_upcast(path) for name, path in paths.items()} if self.precision.half else {}
+        try:
+            yield {**paths, **twins}
+        finally:
+            for twin in twins.values():
+                twin.path.unlink()
+
+    def backend(self, graphs: Mapping[str, Path | GraphFile]) -> OrtBackend:
+        """Some of the runnable graphs, without optimizations where they would change what is computed (of the quantized
+        graphs of other lowerings, ONNX Runtime makes its own, which round activations) or hold a float32 copy of
+        weights that are stored in half precision."""
+        frugal = self.lowering != NAME if self.quantized else self.precision.stored != "fp32"
+        return OrtBackend(graphs, self.config, frugal=frugal, cache=CACHE_FORMS[self.lowering])
+
+
 def _stored(model: StoredModel, precision: Precision) -> StoredModel:
     """The tensors as the graphs hold them, with what is folded into them."""
-    folded = replace(model, tensors=tabled_tensors(model.config.language, folded_tensors(model.tensors)))
+    folded = replace(model, tensors=relative_key_tensors(model.config.language, folded_tensors(model.tensors)))
     return in_half(folded, precision.matrices) if precision.half else folded.stored_as(precision.matrices)
 
 
@@ -179,45 +237,49 @@ def _export_compared(
     _write_graphs(stored, folder, lowering, precision, lambda name, graph: None, progress)
     if reference is None:
         return Measured({}, None, None)
-    paths, rounding, cache = graph_paths(folder), None, CACHE_FORMS[lowering]
+    parity, rounding = Deviation(GRAPHS, tolerance), None
+    _compare(reference, WrittenGraphs(folder, stored.config, lowering, precision, quantized=False), parity, progress)
     if precision.half:
-        twins = {name: write_upcast(path) for name, path in paths.items()}
-        parity = Deviation(GRAPHS, tolerance)
-        _compare(reference, twins, stored, parity, cache, frugal=True, progress=progress)
-        for twin in twins.values():
-            twin.path.unlink()
         with progress(f"PyTorch's answers in {precision.compute}", STEPS) as advance:
             rounding = rounding_cost(stored, precision.matrices, reference, advance)
-    else:
-        # Float32 weights are what ONNX Runtime computes with; of others it would hold a copy twice their size.
-        parity = Deviation(GRAPHS, tolerance)
-        frugal = precision.stored != "fp32"
-        _compare(reference, paths, stored, parity, cache, frugal, progress)
     return Measured(parity.largest, None, rounding)
 
 
 def _validated(
-    validation: ValidationPrompts, stored: StoredModel, tokenizer: TextTokenizer, folder: Path, precision: Precision,
-    lowering: str, frugal: bool, progress: Progress,
+    validation: ValidationPrompts, tokenizer: TextTokenizer, written: WrittenGraphs, progress: Progress
 ) -> Validation:
-    """How likely the written graphs' captions are; those of half precision are run in float32."""
-    twins = {name: write_upcast(path) for name, path in graph_paths(folder).items()} if precision.half else {}
-    paths = graph_paths(folder) | twins
-    backend = OrtBackend(paths, stored.config, frugal=frugal, cache=CACHE_FORMS[lowering])
-    with progress("captions of validation pictures", len(validation.prompts)) as advance:
-        measured = validate(Model(backend, stored.config, tokenizer), validation, advance)
-    del backend  # it has the files mapped
-    for twin in twins.values():
-        twin.unlink()
-    return measured
+    """How likely the written graphs' captions are."""
+    with written.runnable() as graphs, progress("captions of validation pictures", len(validation.prompts)) as advance:
+        return validate(Model(written.backend(graphs), written.config, tokenizer), validation, advance)
+
+
+def _recorded(
+    tokenizer: TextTokenizer, written: WrittenGraphs, measured: Measured, tolerance: float, progress: Progress
+) -> ReferenceEntry | None:
+    """Write the reference outputs: what the written graphs answer here. None for a model whose context is too short for
+    any prompt."""
+    recording = Recording(written.config, tokenizer)
+    if not recording.possible:
+        return None
+    with written.runnable() as graphs, progress("reference outputs", len(STAGES)) as advance:
+        pictures, language = ({name: graphs[name] for name in stage} for stage in STAGES)
+        recording.encode(written.backend(pictures))
+        advance(1)
+        write_reference(written.folder / REFERENCE, recording.answer(written.backend(language)))
+        advance(1)
+    accepted = accepted_deviation(
+        tolerance, GRAPH_DTYPES[written.precision.compute], measured.rounding,
+        quantized_activations=written.quantized and written.lowering == NAME,
+    )
+    return ReferenceEntry(REFERENCE, accepted, f"onnxruntime {import_onnxruntime().__version__}, {platform.machine()}")
 
 
 def _write_graphs(
     stored: StoredModel, folder: Path, lowering: str, precision: Precision, change: Callable[[str, Any], None],
     progress: Progress,
 ) -> None:
-    """The three graphs and their weights in ``folder``. ``change`` is given each graph's name and onnx_ir model before
-    it is written."""
+    """Write the three graphs and their weights into ``folder``. ``change`` is given each graph's name and onnx_ir model
+    before it is written."""
     weights = Weights(stored.tensors, precision.matrices)
     compute = GRAPH_DTYPES[precision.compute]
     graphs = trace_graphs(stored.config, lowering, weights.bind, weights.matrices == torch.float32, compute)
@@ -245,13 +307,10 @@ def _check_types(path: Path) -> None:
         raise ParityError(f"{path.name} is no valid ONNX graph: {error}") from error
 
 
-def _compare(
-    reference: Reference, paths: Mapping[str, Path | GraphFile], stored: StoredModel, judge: Deviation, cache: str,
-    frugal: bool, progress: Progress,
-) -> None:
+def _compare(reference: Reference, written: WrittenGraphs, judge: Deviation, progress: Progress) -> None:
     """Show ``judge`` what the graphs, which compute in float32, give for the reference's cases."""
-    with progress("comparison", len(STAGES) * len(CASES)) as advance:
-        for graphs in STAGES:
-            backend = OrtBackend({name: paths[name] for name in graphs}, stored.config, frugal=frugal, cache=cache)
-            run_cases(reference, backend, stored.config, judge, lambda name: advance(1), graphs)
+    with written.runnable() as graphs, progress("comparison", len(STAGES) * len(CASES)) as advance:
+        for stage in STAGES:
+            backend = written.backend({name: graphs[name] for name in stage})
+            run_cases(reference, backend, written.config, judge, lambda name: advance(1), stage)
             del backend  # it has the files mapped

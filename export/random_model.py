@@ -1,9 +1,10 @@
-"""A model of a preset's shape with random weights: as fast as the trained one, and anyone can make it."""
+"""Models of a preset's shape with random weights: as fast as a trained model, and made without downloads."""
 
 from __future__ import annotations
 
 import math
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +17,11 @@ from flamingo_rt.config import FlamingoConfig, TokensConfig
 from flamingo_rt.errors import UsageError
 from flamingo_rt.weights.lazy import LazyTensor
 
-GATE = 0.5  # of the cross-attention: open, so that what it computes reaches the logits
+GATE = 0.5  # of the cross-attention: open, so that its output reaches the logits
 
 
 def random_model(config: FlamingoConfig, seed: int = 0) -> StoredModel:
-    """A model whose tensors are drawn when they are read, each from its name and ``seed``: the same every time, and
+    """Make a model whose tensors are drawn when they are read, each seeded by its name and ``seed``: reproducible, and
     never all in memory. Matrices have the deviation of a fan-in initialisation, norms are near 1, gates are open.
 
     Raises `UsageError` for a vocabulary too small for a byte-level tokenizer.
@@ -33,7 +34,7 @@ def random_model(config: FlamingoConfig, seed: int = 0) -> StoredModel:
 
 
 def byte_tokenizer(vocab_size: int, tokens: TokensConfig) -> Tokenizer:
-    """A tokenizer of ``vocab_size`` entries that reads a text byte by byte; what is behind the bytes has made-up names.
+    """Make a byte-level tokenizer of ``vocab_size`` entries; those beyond the bytes and special tokens are unused.
 
     Raises `UsageError` when the bytes and the special tokens do not fit.
     """
@@ -51,7 +52,8 @@ def byte_tokenizer(vocab_size: int, tokens: TokensConfig) -> Tokenizer:
     return tokenizer
 
 
-def _drawing(name: str, shape: tuple[int, ...], seed: int):
+def _drawing(name: str, shape: tuple[int, ...], seed: int) -> Callable[[], Tensor]:
+    """Make the function that draws one tensor."""
     def draw() -> Tensor:
         if name.endswith("gate"):
             return torch.full(shape, GATE)

@@ -1,13 +1,14 @@
-"""What the exporter's optimizer leaves for us: operators that cost more to start than to run.
+"""Fewer operators, beyond what the exporter's optimizer removes.
 
-A token's step runs hundreds of operators, most of them on a few thousand numbers; with 4-bit weights, starting one
-costs as much as half a megabyte of weights. So matrices that read the same input become one, chains of reshapes one or
-none, and a constant factor behind a matrix goes into it.
+A decode step runs hundreds of operators, most of them on a few thousand numbers; with 4-bit weights, starting one costs
+as much as reading half a megabyte of weights. So matrices with the same input are merged, chains of reshapes shortened,
+and a constant factor behind a matrix is folded into it.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,8 @@ MERGED = ".merged"
 
 
 def simplify(graph: Any, fold_factors: bool = True) -> None:
-    """Apply all of it to an onnx_ir graph, in place. Weights stay unread: what becomes of them is done when they are
-    written. Without ``fold_factors`` weights keep their values: they would be rounded to half precision with it."""
+    """Simplify an onnx_ir graph in place. Weights stay unread: they are scaled and merged when they are written.
+    ``fold_factors`` is False for weights stored in half precision, which a factor would round differently."""
     if fold_factors:
         _fold_factors(graph)
     _merge_parallel(graph)
@@ -27,12 +28,12 @@ def simplify(graph: Any, fold_factors: bool = True) -> None:
 
 
 def _read_once(value: Any) -> bool:
-    """Whether one operator reads the value, once, and nobody outside the graph."""
+    """Whether the value has one reader, an operator of the graph."""
     return len(list(value.uses())) == 1 and not value.is_graph_output()
 
 
 def _weight(node: Any) -> Any:
-    """The matrix [in, out] of a MatMul if it is a weight that nothing else reads, or None."""
+    """Matrix [in, out] of a MatMul, if it is a weight that nothing else reads; else None."""
     if node is None or node.op_type != "MatMul":
         return None
     value = node.inputs[1]
@@ -41,7 +42,7 @@ def _weight(node: Any) -> Any:
 
 
 def _fold_factors(graph: Any) -> None:
-    """factor * (x @ W) and factor * (x @ W * y) -> the same with factor * W: the gates of cross-attention."""
+    """Rewrite factor * (x @ W) and factor * (x @ W * y) with factor * W as the weight: the gates of cross-attention."""
     for node in list(graph):
         if node.op_type != "Mul" or node.outputs[0].is_graph_output():  # an output keeps its name
             continue
@@ -60,22 +61,19 @@ def _fold_factors(graph: Any) -> None:
             continue
         factor, tensor = float(factors[0].const_value.numpy().item()), weight.const_value
         weight.meta[PARTS] = [(name, before * factor) for name, before in parts_of(weight)]
-        weight.const_value = lazy_tensor(
-            weight.name, tensor.dtype, tensor.shape,
-            lambda tensor=tensor, factor=factor: tensor.numpy() * np.float32(factor),
-        )
+        weight.const_value = lazy_tensor(weight.name, tensor.dtype, tensor.shape, partial(_scaled, tensor, factor))
         node.outputs[0].replace_all_uses_with(product)
         graph.remove(node, safe=True)
 
 
 def _is_number(value: Any) -> bool:
-    """Whether a value is a single number known when exporting."""
+    """Whether a value is a scalar constant."""
     return value is not None and value.const_value is not None and value.const_value.size == 1
 
 
 def _merge_parallel(graph: Any) -> None:
-    """Weights of the same input become one matrix, whose result is split: queries, keys and values; a gated
-    activation's two; keys and values of all cross-attention layers."""
+    """Merge weights with the same input into one matrix, whose product is split: queries, keys and values; the two of a
+    gated activation; keys and values of all cross-attention layers."""
     readers = defaultdict(list)
     for node in graph:
         if _weight(node) is not None and not node.outputs[0].is_graph_output():  # an output keeps its name
@@ -86,6 +84,7 @@ def _merge_parallel(graph: Any) -> None:
 
 
 def _merge(graph: Any, nodes: list[Any]) -> None:
+    """Replace the MatMuls ``nodes`` by one and a Split."""
     import onnx_ir
 
     weights = [node.inputs[1] for node in nodes]
@@ -123,7 +122,7 @@ def _merge(graph: Any, nodes: list[Any]) -> None:
 
 
 def _join_reshapes(graph: Any) -> None:
-    """Of reshapes in a row only the last counts; one that gives the shape it gets is none."""
+    """Skip reshapes before another one, and remove those that keep the shape."""
     for node in list(graph):
         if node.op_type != "Reshape":
             continue
@@ -138,12 +137,13 @@ def _join_reshapes(graph: Any) -> None:
 
 
 def _copies_dimensions(reshape: Any) -> bool:
-    """Whether a 0 in the target may mean "as before": then what is before matters."""
+    """Whether the target shape may hold a 0, which copies a dimension of the input."""
     target = reshape.inputs[1].const_value
     return target is not None and 0 in target.numpy()
 
 
 def _same_shape(first: Any, second: Any) -> bool:
+    """Whether two values have the same dimensions, all of them known or named."""
     if first.shape is None or second.shape is None or len(first.shape) != len(second.shape):
         return False
     pairs = zip(first.shape, second.shape, strict=True)
@@ -158,3 +158,8 @@ def _remove_unused(graph: Any) -> None:
     for node in reversed(list(graph)):
         if not any(output.is_graph_output() or list(output.uses()) for output in node.outputs):
             graph.remove(node, safe=True)
+
+
+def _scaled(tensor: Any, factor: float) -> np.ndarray:
+    """The numbers of an onnx_ir tensor times ``factor``."""
+    return tensor.numpy() * np.float32(factor)

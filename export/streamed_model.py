@@ -1,4 +1,4 @@
-"""The PyTorch model for models that do not fit: it reads the weights of a layer when the layer computes."""
+"""The PyTorch model for weights that do not fit into memory: a layer reads its weights when it computes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from flamingo_rt.config import FlamingoConfig
 from flamingo_rt.export.folding import fold_standardisation
-from flamingo_rt.export.relative_positions import DistanceSpan, tabulate_distances
+from flamingo_rt.export.relative_positions import RelativeKeyChunk, precompute_relative_bias
 from flamingo_rt.model.flamingo import Flamingo, on_meta_device
 from flamingo_rt.weights.lazy import LazyTensor
 
@@ -17,17 +17,19 @@ from flamingo_rt.weights.lazy import LazyTensor
 def streamed_model(
     config: FlamingoConfig, tensors: Mapping[str, LazyTensor], dtype: torch.dtype = torch.float32
 ) -> Flamingo:
-    """A `Flamingo` that computes in ``dtype`` with the given weights and holds those of one layer at a time.
+    """Build a `Flamingo` that computes in ``dtype`` and holds the weights of one layer at a time.
 
-    ``tensors`` are those of the model with plain convolutions and projected distances, see `folded_tensors` and
-    `tabled_tensors`. Linear layers, and spans of distances, are nearly all of a model; the rest (embedding, norms,
-    convolutions) is read now.
+    ``tensors`` are those of a model with plain convolutions and precomputed relative keys, see `folded_tensors` and
+    `relative_key_tensors`. Linear layers and relative keys, nearly all of a model, are streamed; the rest (embedding,
+    norms, convolutions) is read now.
     """
     with on_meta_device():
         model = Flamingo(config)
         fold_standardisation(model.vision)
-        tabulate_distances(model.language)
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, (nn.Linear, DistanceSpan))}
+        precompute_relative_bias(model.language)
+    layers = {
+        name: module for name, module in model.named_modules() if isinstance(module, (nn.Linear, RelativeKeyChunk))
+    }
     streamed = {f"{name}.{part}" for name, module in layers.items() for part, _ in module.named_parameters()}
     rest = {name: tensor.to(dtype).read() for name, tensor in tensors.items() if name not in streamed}
     model.load_state_dict(rest, assign=True, strict=False)
@@ -37,6 +39,7 @@ def streamed_model(
 
 
 def _stream(module: nn.Module, tensors: Mapping[str, LazyTensor]) -> None:
+    """Let a module read its parameters before it computes, and drop them afterwards."""
     empty = dict(module.named_parameters())
 
     def read(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:

@@ -1,7 +1,7 @@
-"""From the model's code to three ONNX graphs, named as the contract says, without any weights in memory.
+"""Tracing the model into three ONNX graphs with the contract's names, without any weights in memory.
 
-The model is built of fake tensors, which have shapes and no values; what its weights are is known by name alone, and
-`weights.py` puts them in. So a model of any size is traced in the same seconds.
+The model is built of fake tensors, which have shapes and no values, so that one of any size is traced within the same
+seconds. Weights are known by name alone, and bound by `graph_weights`.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from flamingo_rt.export.folding import fold_standardisation
 from flamingo_rt.export.graph_modules import LanguageModelGraph, ResamplerGraph, VisionEncoder
 from flamingo_rt.export.lowerings import classic_lowering, ort_lowering, tensorrt_lowering
 from flamingo_rt.export.lowerings.lowering import Lowering
-from flamingo_rt.export.relative_positions import tabulate_distances
+from flamingo_rt.export.relative_positions import precompute_relative_bias
 from flamingo_rt.export.simplify import simplify
 from flamingo_rt.model.flamingo import Flamingo
 from flamingo_rt.model.layers import Attention
 
 LOWERINGS = {module.NAME: module.LOWERING for module in (ort_lowering, tensorrt_lowering, classic_lowering)}
 
-# Sizes of the example inputs: all different, and none of them 1, or the exporter takes two for one or one as fixed.
+# Sizes of the example inputs: all different, or the exporter takes two for one symbol; none 1, which it takes as fixed.
 EXAMPLE_SIZES = {"N": 6, "M": 2, "F": 3, "B": 2, "S": 7, "T": 5, "K": 4, "C": 16}
 
-# Takes a traced graph (an onnx_ir model), before the optimizer sees it: the weights get their values here.
+# Gets a traced graph (an onnx_ir model) before the optimizer does, and gives its weights their values.
 GraphPass = Callable[[Any], None]
 
 
@@ -51,32 +51,32 @@ def check_lowering(lowering: str, dtype: str = "float32") -> None:
 def trace_graphs(
     config: FlamingoConfig, lowering: str, bind: GraphPass, fold_factors: bool = True, dtype: str = "float32"
 ) -> Iterator[tuple[str, Any]]:
-    """Name and onnx_ir model of each graph in turn, computing in ``dtype``; ``bind`` gives the initializers their
-    values. ``fold_factors`` as in `simplify`.
+    """Yield the name and the onnx_ir model of each graph, computing in ``dtype``. ``bind`` gives the initializers their
+    values; see `simplify` for ``fold_factors``.
 
-    Raises `UsageError` for an unknown lowering.
+    Raises `UsageError` for an unknown lowering, or one whose graphs cannot compute in ``dtype``.
     """
     check_lowering(lowering, dtype)
-    chosen, compute = LOWERINGS[lowering], getattr(torch, dtype)
+    form, compute = LOWERINGS[lowering], getattr(torch, dtype)
     specs = graph_specs(config, dtype, CACHE_FORMS[lowering])
     fake = FakeTensorMode()
     with fake, _default_dtype(compute):
         model = Flamingo(config).eval()
-        tabulate_distances(model.language, chosen.relative_bias)
+        precompute_relative_bias(model.language, form.relative_bias)
         fold_standardisation(model.vision)
-        _lower_attention(model, chosen)
+        _lower_attention(model, form)
     modules: dict[str, Callable[[], nn.Module]] = {
         VISION_ENCODER: lambda: VisionEncoder(model, compute),
         RESAMPLER: lambda: ResamplerGraph(model),
-        LANGUAGE_MODEL: lambda: LanguageModelGraph(model, chosen),
+        LANGUAGE_MODEL: lambda: LanguageModelGraph(model, form),
     }
     for name in GRAPHS:
-        yield name, _trace(modules[name]().eval(), specs[name], config, chosen, fake, bind, fold_factors)
+        yield name, _trace(modules[name]().eval(), specs[name], config, form, fake, bind, fold_factors)
 
 
 @contextlib.contextmanager
 def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """Modules are made in this type: those of fake tensors cannot be converted."""
+    """Make modules in this type: those of fake tensors cannot be converted later."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -86,7 +86,7 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 
 def _lower_attention(model: nn.Module, lowering: Lowering) -> None:
-    """Put the lowering's attention in the place of the model's, which is the same without a cache."""
+    """Replace every `Attention` module, which has no cache, by the lowering's."""
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, Attention):
@@ -110,8 +110,8 @@ def _trace(
 def _exported(
     module: nn.Module, spec: GraphSpec, config: FlamingoConfig, lowering: Lowering, fake: FakeTensorMode
 ) -> torch.onnx.ONNXProgram:
-    """What PyTorch's exporter makes of a graph, which takes nearly all of the time: nothing in it has a value yet, so
-    it is the same for all models of a configuration."""
+    """Run PyTorch's exporter, which takes nearly all of the time. No weight has a value yet, so the result is the same
+    for all models of a configuration."""
     tensors, dynamic = {}, {}
     with fake:
         for tensor in spec.inputs:
@@ -120,7 +120,7 @@ def _exported(
             free = [axis for axis, size in enumerate(tensor.shape) if isinstance(size, str)]
             dynamic[tensor.name] = dict.fromkeys(free, Dim.DYNAMIC)
     with torch.no_grad(), _quiet(), fake:
-        return torch.onnx.export(
+        program = torch.onnx.export(
             module,
             _arguments(spec, config, tensors),
             input_names=[tensor.name for tensor in spec.inputs],
@@ -131,10 +131,12 @@ def _exported(
             verbose=False,
             optimize=False,
         )
+    assert program is not None  # it is, with dynamo
+    return program
 
 
 def _arguments(spec: GraphSpec, config: FlamingoConfig, by_name: dict[str, Any]) -> tuple[Any, ...]:
-    """One value per argument of the wrapper: the language model takes its media and its past as lists."""
+    """Group values by the arguments of the graph's module: the language model takes media and past as lists."""
     values = [by_name[tensor.name] for tensor in spec.inputs]
     if spec.name != LANGUAGE_MODEL:
         return tuple(values)
@@ -143,7 +145,8 @@ def _arguments(spec: GraphSpec, config: FlamingoConfig, by_name: dict[str, Any])
 
 
 def _tidy(model: Any, spec: GraphSpec) -> None:
-    """Give the free dimensions the contract's letters; drop the exporter's stack traces, which name local files."""
+    """Name the free dimensions with the contract's letters, and drop the exporter's stack traces, which name local
+    files."""
     import onnx_ir
 
     for values, tensors in ((model.graph.inputs, spec.inputs), (model.graph.outputs, spec.outputs)):
@@ -160,8 +163,8 @@ def _tidy(model: Any, spec: GraphSpec) -> None:
 
 
 @contextlib.contextmanager
-def _quiet() -> Any:
-    """The exporter's progress, warnings and log lines are about its own internals: keep them from the user."""
+def _quiet() -> Iterator[None]:
+    """Silence the exporter's progress, warnings and log lines, which are about its own internals."""
     loggers: Sequence[logging.Logger] = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):

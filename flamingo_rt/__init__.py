@@ -7,12 +7,14 @@
     for piece in model.generate([Image("photo.png"), "Output:"]):
         print(piece, end="")
 
-Importing this package loads nothing heavy: names are resolved on first use.
+Importing this package loads nothing heavy: names are resolved on first use. It logs under the name "flamingo_rt", and
+an application that sets up no logging sees nothing of it.
 """
 
 from __future__ import annotations
 
 import importlib
+import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from flamingo_rt.runtime.model import Model, PromptState
 
 __version__ = "0.1.0"
+
+logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 _HOMES = {
     "DataError": "errors",

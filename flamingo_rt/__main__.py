@@ -1,7 +1,7 @@
 """``python -m flamingo_rt``.
 
-Python itself puts the working folder first on the path for that, and has looked for this package there by now. What is
-imported from here on does not come from it.
+``python -m`` puts the working folder first on the path, and Python has already looked for this package there. The
+folder is taken off the path again before anything else is imported.
 """
 
 import os
@@ -9,7 +9,7 @@ import sys
 
 
 def _leave_working_folder() -> None:
-    """Take what ``python -m`` put first off the path; with -P and -I it put nothing there."""
+    """Take the working folder off the path, where ``python -m`` put it; with -P and -I it did not."""
     if sys.flags.isolated or getattr(sys.flags, "safe_path", False):
         return
     try:

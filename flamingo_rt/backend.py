@@ -1,13 +1,14 @@
 """The seam between the decode loop and what runs the three graphs: named arrays in, named arrays out.
 
-A `Backend` binds arrays to a graph and makes the self-attention `Cache`, which lies where the backend computes.
-Outside a backend the past of one row always has one form, numpy arrays [1, Hk, length, d] by the names of
-`flamingo_rt.contract.past_name`: compiled prompts are made of it. `HostBackend` is the part that backends with buffers
-in host memory share.
+A `Backend` binds arrays to a graph and hands out the self-attention `Cache`, which lives where the backend computes and
+is closed by whoever asked for it. Outside a backend one row's past always has the same form, numpy arrays
+[1, Hk, length, d] by the names of `flamingo_rt.contract.past_name`: compiled prompts are made of it. `HostBackend` is
+the part shared by backends whose buffers are in host memory.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -20,55 +21,79 @@ from flamingo_rt.contract import (
     NEXT_LOGPROB,
     NEXT_TOKEN,
     GraphSpec,
-    TensorSpec,
+    Limits,
+    layer_parts,
+    past_name,
+    present_name,
 )
 
 
 class GreedySteps(Protocol):
-    """Steps of one token a row, each of which takes what the one before chose; the host need not see it first."""
+    """Decode steps of one token a row, each fed with the tokens that the previous one chose. The host may read those
+    later than the next step begins."""
 
     def begin(self, tokens: np.ndarray) -> None:
-        """The tokens that the first step takes, int64 [B]."""
+        """Set the tokens of the first step, int64 [B]."""
         ...
 
     def launch(self, lengths: np.ndarray) -> None:
-        """Begin one step more; ``lengths`` int64 [B] are the tokens cached in each row when it runs."""
+        """Begin one more step; ``lengths`` int64 [B] are the tokens cached in each row when it runs."""
         ...
 
     def take(self) -> tuple[np.ndarray, np.ndarray]:
-        """What the oldest step that was not taken has chosen, int64 [B], and the log-probabilities, float32 [B]. Waits
-        for that step, not for those behind it."""
+        """Wait for the oldest step that was not taken yet, and for no later one. Returns the tokens it chose, int64
+        [B], and their log-probabilities, float32 [B]."""
         ...
 
     def finish(self) -> None:
-        """Wait for what is under way; nothing of it is taken."""
+        """Wait for all steps under way and drop their results."""
         ...
 
 
 class Backend(Protocol):
     """The three graphs of `flamingo_rt.contract`, ready to run."""
 
-    name: str
-    # With the cache in place, whatever form a backend's own graphs have.
-    specs: dict[str, GraphSpec]
-    # Whether several rows of a filled cache can be continued with several tokens each in one call.
-    continues_batches: bool
-    # Whether `bind` takes pixel values in device memory: what `flamingo_rt.device_arrays` can say where it lies.
-    reads_device_arrays: bool
-    # How many greedy steps are begun before it is known what the one before them chose; 0 where a step is done as soon
-    # as it was begun, and one too many would cost time.
-    steps_ahead: int
+    @property
+    def name(self) -> str:
+        """The backend's name on the command line."""
+        ...
+
+    @property
+    def specs(self) -> dict[str, GraphSpec]:
+        """Names, types and shapes of the graphs' tensors, with the cache in place whatever form the graphs have."""
+        ...
+
+    @property
+    def limits(self) -> Limits | None:
+        """The largest sizes that compiled engines take; None where graphs take any size."""
+        ...
+
+    @property
+    def continues_batches(self) -> bool:
+        """Whether several rows of a filled cache can be continued with several tokens each in one call."""
+        ...
+
+    @property
+    def reads_device_arrays(self) -> bool:
+        """Whether `bind` takes pixel values in device memory (`flamingo_rt.device_arrays`)."""
+        ...
+
+    @property
+    def steps_ahead(self) -> int:
+        """Number of greedy steps begun before the result of the previous one is known; 0 where a step is done as soon
+        as it was begun, and one too many would cost time."""
+        ...
 
     def available_bytes(self) -> int | None:
-        """Free memory of a device that has its own, where this backend computes; None where that is the machine's."""
+        """Free memory of the device this backend computes on; None where that is the machine's own memory."""
         ...
 
     def device_probe(self) -> Any | None:
-        """What measures how fast that device is (`flamingo_rt.bench.rates.Measured`); None where it is the CPU."""
+        """A probe that measures the device's speed (`flamingo_rt.bench.rates.Measured`); None for the CPU."""
         ...
 
     def cache(self, rows: int, capacity: int) -> Cache:
-        """A cache of its own with room for ``capacity`` tokens in each of ``rows`` rows."""
+        """Open a cache with room for ``capacity`` tokens in each of ``rows`` rows; the caller closes it."""
         ...
 
     def bind(
@@ -76,26 +101,34 @@ class Backend(Protocol):
     ) -> Callable[[], None]:
         """A call that reads ``inputs`` and writes ``outputs`` each time it is made.
 
-        They are numpy arrays, C-contiguous, named, typed and shaped as ``specs`` says, and are looked at when the call
-        is made: change their content, not themselves. Those named ``constant`` never change: a backend may look at them
-        once. Past and present are what `cache` gave, the same for both; a backend takes numpy arrays for them too.
+        They are numpy arrays, C-contiguous, named, typed and shaped as ``specs`` says, and are read when the call is
+        made: change their content, not the arrays. Those named ``constant`` never change: a backend may read them once.
+        Past and present are a cache's `Cache.buffers`, the same for both; a backend takes numpy arrays for them too.
         Other outputs may be left out: they stay where they are computed.
         """
         ...
 
     def greedy_steps(
-        self, inputs: Mapping[str, Any], outputs: Mapping[str, Any], constant: Collection[str] = ()
+        self, cache: Cache, inputs: Mapping[str, Any], outputs: Mapping[str, Any], constant: Collection[str] = ()
     ) -> GreedySteps:
-        """Steps of the language model, with arrays as for `bind`: one token a row, and of the outputs the greedy choice
-        alone beside present. ``input_ids`` and ``cache_length`` are set by the steps themselves."""
+        """Greedy steps of the language model over ``cache``, one of this backend's own.
+
+        ``inputs`` and ``outputs`` are arrays as for `bind`, without past and present; the outputs are ``next_token``
+        and ``next_logprob``. The steps themselves set ``input_ids`` and ``cache_length``.
+        """
         ...
 
 
 class Cache(Protocol):
-    """Room for a number of tokens in each row of a batch. What no token was written to holds numbers, never NaN."""
+    """Room for a number of tokens in each row of a batch. Slots without a token hold numbers, never NaN."""
 
-    def buffers(self) -> dict[str, Any]:
-        """What `Backend.bind` takes as past and present, by the name of the past; of the backend's own type."""
+    def buffers(self) -> Mapping[str, Any]:
+        """The buffers that `Backend.bind` takes as past and present, by the name of the past; of the backend's own
+        type. Raises `ValueError` once the cache is closed."""
+        ...
+
+    def row(self, index: int) -> Mapping[str, Any]:
+        """`buffers` of one row. Asked for only where a backend does not continue batches."""
         ...
 
     def restore(self, arrays: Mapping[str, np.ndarray], length: int) -> None:
@@ -106,22 +139,24 @@ class Cache(Protocol):
         """A copy of the first row's first ``length`` tokens."""
         ...
 
-    def expand_rows(self, rows: int, length: int) -> None:
-        """Make the only row, of ``length`` tokens, ``rows`` equal rows. Buffers taken before are no longer in use."""
+    def expand_rows(self, rows: int, length: int) -> Cache:
+        """A cache of ``rows`` rows that all begin with the ``length`` tokens of this one's only row. It takes the place
+        of this cache, which is closed."""
         ...
 
     def copy_rows(self, targets: Sequence[int], sources: Sequence[int], tokens: slice) -> None:
-        """Write the ``tokens`` of each source row over those of its target row, all as they were before; a row may be
-        both."""
+        """Overwrite the ``tokens`` of each target row with those of its source row, as they were before the call; a row
+        may be both."""
+        ...
+
+    def close(self) -> None:
+        """Give the memory back. Closing twice does nothing."""
         ...
 
 
-class CacheOfRows(Cache, Protocol):
-    """A cache whose rows can be bound one by one: what a backend needs that does not continue batches."""
-
-    def row(self, index: int) -> dict[str, Any]:
-        """`buffers` of one row."""
-        ...
+def present_buffers(past: Mapping[str, Any]) -> dict[str, Any]:
+    """A cache's buffers under the names of the language model's present outputs."""
+    return {present_name(*part): past[past_name(*part)] for part in layer_parts(len(past) // 2)}
 
 
 class HostCache:
@@ -129,50 +164,59 @@ class HostCache:
 
     def __init__(self, language_model: GraphSpec, rows: int, capacity: int) -> None:
         """``language_model`` has its cache in place. Its past inputs are those with a dimension ``C``."""
-        self._specs = [spec for spec in language_model.inputs if "C" in spec.shape]
-        self._capacity = capacity
-        self._arrays = {spec.name: self._zeros(spec, rows) for spec in self._specs}
+        self._language_model, self._capacity = language_model, capacity
+        self._held: dict[str, np.ndarray] | None = {
+            spec.name: np.zeros(spec.resolve({"B": rows, "C": capacity}), dtype=spec.array_dtype)
+            for spec in language_model.inputs if "C" in spec.shape
+        }
 
     def buffers(self) -> dict[str, np.ndarray]:
         """The arrays themselves."""
-        return self._arrays
+        if self._held is None:
+            raise ValueError("the cache is closed")
+        return self._held
 
     def row(self, index: int) -> dict[str, np.ndarray]:
         """Views [1, Hk, C, d]."""
-        return {name: array[index : index + 1] for name, array in self._arrays.items()}
+        return {name: array[index : index + 1] for name, array in self.buffers().items()}
 
     def restore(self, arrays: Mapping[str, np.ndarray], length: int) -> None:
-        """As `Cache.restore`."""
+        """See `Cache.restore`."""
+        held = self.buffers()
         for name, array in arrays.items():
-            self._arrays[name][:, :, :length] = array[:, :, :length]
+            held[name][:, :, :length] = array[:, :, :length]
 
     def save(self, length: int) -> dict[str, np.ndarray]:
-        """As `Cache.save`."""
-        return {name: array[:1, :, :length].copy() for name, array in self._arrays.items()}
+        """See `Cache.save`."""
+        return {name: array[:1, :, :length].copy() for name, array in self.buffers().items()}
 
-    def expand_rows(self, rows: int, length: int) -> None:
-        """As `Cache.expand_rows`."""
-        for spec in self._specs:  # one at a time, so that only one is there twice
-            array = self._arrays[spec.name]
-            self._arrays[spec.name] = self._zeros(spec, rows)
-            self._arrays[spec.name][:, :, :length] = array[:, :, :length]
+    def expand_rows(self, rows: int, length: int) -> HostCache:
+        """See `Cache.expand_rows`."""
+        expanded, held = HostCache(self._language_model, rows, self._capacity), self.buffers()
+        # Zeroed arrays take memory when they are written to: one layer is there twice at a time, not the whole cache.
+        for name, array in expanded.buffers().items():
+            array[:, :, :length] = held.pop(name)[:, :, :length]
+        self.close()
+        return expanded
 
     def copy_rows(self, targets: Sequence[int], sources: Sequence[int], tokens: slice) -> None:
-        """As `Cache.copy_rows`."""
-        for array in self._arrays.values():
+        """See `Cache.copy_rows`."""
+        for array in self.buffers().values():
             array[list(targets), :, tokens] = array[list(sources), :, tokens]  # the right side is a copy
 
-    def _zeros(self, spec: TensorSpec, rows: int) -> np.ndarray:
-        return np.zeros(spec.resolve({"B": rows, "C": self._capacity}), dtype=spec.array_dtype)
+    def close(self) -> None:
+        """Drop the arrays."""
+        self._held = None
 
 
 Arrays = Mapping[str, np.ndarray]
 
 
-class HostBackend:
-    """The part of `flamingo_rt.backend.Backend` that does not depend on what computes."""
+class HostBackend(ABC):
+    """The part of `Backend` that is the same for all backends with buffers in host memory."""
 
-    bind: Callable[..., Callable[[], None]]  # a subclass's method, as `Backend.bind`
+    name: str
+    limits: Limits | None = None
     steps_ahead = 0  # a call returns when its step is done
     continues_batches = False
     reads_device_arrays = False
@@ -180,41 +224,60 @@ class HostBackend:
     def __init__(self, specs: dict[str, GraphSpec]) -> None:
         self.specs = specs
 
-    def available_bytes(self) -> None:
-        """It computes in the machine's memory."""
+    @abstractmethod
+    def bind(
+        self, graph: str, inputs: Arrays, outputs: Arrays, constant: Collection[str] = ()
+    ) -> Callable[[], None]:
+        """See `Backend.bind`."""
 
-    def device_probe(self) -> None:
-        """It computes on the CPU."""
+    def available_bytes(self) -> int | None:
+        """None: the memory is the machine's."""
+        return None
+
+    def device_probe(self) -> Any | None:
+        """None: it computes on the CPU."""
+        return None
 
     def cache(self, rows: int, capacity: int) -> HostCache:
-        """In host memory, where the kernels read and write it."""
+        """A cache in host memory, read and written in place by the kernels."""
         return HostCache(self.specs[LANGUAGE_MODEL], rows, capacity)
 
-    def greedy_steps(self, inputs: Arrays, outputs: Arrays, constant: Collection[str] = ()) -> HostGreedySteps:
-        """As `Backend.greedy_steps`."""
-        return HostGreedySteps(self.bind(LANGUAGE_MODEL, inputs, outputs, constant), inputs, outputs)
+    def greedy_steps(
+        self, cache: Cache, inputs: Arrays, outputs: Arrays, constant: Collection[str] = ()
+    ) -> GreedySteps:
+        """See `Backend.greedy_steps`."""
+        return host_greedy_steps(self, cache, inputs, outputs, constant)
+
+
+def host_greedy_steps(
+    backend: Backend, cache: Cache, inputs: Arrays, outputs: Arrays, constant: Collection[str]
+) -> HostGreedySteps:
+    """`HostGreedySteps` over a step that ``backend`` binds."""
+    past = cache.buffers()
+    run = backend.bind(LANGUAGE_MODEL, {**inputs, **past}, {**outputs, **present_buffers(past)}, constant)
+    return HostGreedySteps(run, inputs, outputs)
 
 
 class HostGreedySteps:
-    """`flamingo_rt.backend.GreedySteps` over a bound step: it is done when it was launched."""
+    """`GreedySteps` over a bound step that is done when its call returns."""
 
     def __init__(self, run: Callable[[], None], inputs: Arrays, outputs: Arrays) -> None:
         self._run, self._tokens, self._lengths = run, inputs[INPUT_IDS], inputs[CACHE_LENGTH]
         self._chosen, self._logprobs = outputs[NEXT_TOKEN], outputs[NEXT_LOGPROB]
 
     def begin(self, tokens: np.ndarray) -> None:
-        """As `GreedySteps.begin`."""
+        """See `GreedySteps.begin`."""
         self._tokens[:, 0] = tokens
 
     def launch(self, lengths: np.ndarray) -> None:
-        """As `GreedySteps.launch`."""
+        """See `GreedySteps.launch`."""
         self._lengths[:] = lengths
         self._run()
         self._tokens[:] = self._chosen
 
     def take(self) -> tuple[np.ndarray, np.ndarray]:
-        """As `GreedySteps.take`."""
+        """See `GreedySteps.take`."""
         return self._chosen[:, 0].copy(), self._logprobs[:, 0].copy()
 
     def finish(self) -> None:
-        """As `GreedySteps.finish`."""
+        """Nothing is under way."""

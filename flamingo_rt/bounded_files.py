@@ -1,4 +1,4 @@
-"""Files of strangers, read within a number of bytes."""
+"""Untrusted files, read up to a number of bytes."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ def check_size(path: Path, most_bytes: int, what: str = "") -> None:
 
 
 def read_bytes(path: Path, most_bytes: int, what: str = "") -> bytes:
-    """The content of a file; ``what`` is in it, for the message.
+    """Read a file. ``what`` names its content in messages, such as "the tokenizer".
 
-    Raises `DataError` when it cannot be read or has more than ``most_bytes``, which are never read.
+    Raises `DataError` when it cannot be read or has more than ``most_bytes``; no more than those are ever read.
     """
     check_size(path, most_bytes, what)
     try:
         with path.open("rb") as file:
-            content = file.read(most_bytes + 1)  # of a device or a pipe the size is not known before
+            content = file.read(most_bytes + 1)  # devices and pipes do not tell their size in advance
     except (OSError, ValueError) as error:
         raise _unreadable(path, what, error) from error
     if len(content) > most_bytes:
@@ -34,7 +34,7 @@ def read_bytes(path: Path, most_bytes: int, what: str = "") -> bytes:
 
 
 def read_text(path: Path, most_bytes: int, what: str = "") -> str:
-    """As `read_bytes`, the text in UTF-8, its lines ended by ``\\n``. Raises `DataError` for what is no UTF-8 too."""
+    """Read a UTF-8 text file, line ends as ``\\n``. Raises `DataError` like `read_bytes`, and for other encodings."""
     try:
         return read_bytes(path, most_bytes, what).decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:

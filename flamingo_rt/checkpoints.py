@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -29,23 +30,26 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class StoredModel:
-    """A model whose weights are still in their files: ``tensors`` has every tensor of `Flamingo`, by name, in the types
-    they are stored in. ``tokenizer`` is the text of a tokenizer.json."""
+    """A model whose weights are still in their files.
+
+    ``tensors`` has every tensor of `Flamingo` by name, in its stored dtype. ``tokenizer`` is the text of a
+    tokenizer.json.
+    """
 
     config: FlamingoConfig
     tokenizer: str
     tensors: Mapping[str, LazyTensor]
 
     def stored_as(self, dtype: torch.dtype) -> StoredModel:
-        """The same with its matrices in another type. Vectors (norms, biases, gates) are float32: they are few, and
-        half precision would cost more than it saves."""
+        """Convert the matrices to ``dtype`` when they are read, and the vectors (norms, biases, gates) to float32: they
+        are few, and half precision would cost more accuracy than it saves memory."""
         return StoredModel(self.config, self.tokenizer, {
             name: tensor.to(dtype if len(tensor.shape) > 1 else torch.float32)
             for name, tensor in self.tensors.items()
         })
 
     def load(self) -> Flamingo:
-        """The model in memory, in float32 and evaluation mode. Raises `DataError` when there is too little of it."""
+        """Read the weights: the model in float32 and evaluation mode. Raises `DataError` when memory is too small."""
         require_memory(self.config, BYTES_A_WEIGHT, "the model in float32")
         with on_meta_device():
             model = Flamingo(self.config)
@@ -55,7 +59,7 @@ class StoredModel:
 
 
 def expected_shapes(config: FlamingoConfig) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor of a model, in order."""
+    """Names and shapes of all tensors of a model, in the order of its state dict."""
     with on_meta_device():
         return {name: tuple(tensor.shape) for name, tensor in Flamingo(config).state_dict().items()}
 
@@ -66,20 +70,23 @@ def is_checkpoint(path: Path) -> bool:
 
 
 def save_checkpoint(path: Path, model: Flamingo, tokenizer_json: str, overwrite: bool = False) -> None:
-    """Write a model in memory as a checkpoint folder; it appears whole or not at all. Raises `UsageError` when it
-    exists."""
+    """Write a model as a checkpoint folder, which appears whole or not at all. Raises `UsageError` when it exists."""
     tensors = {
-        name: LazyTensor(tuple(tensor.shape), tensor.dtype, path, lambda tensor=tensor: tensor.detach().contiguous())
+        name: LazyTensor(tuple(tensor.shape), tensor.dtype, path, partial(_in_memory, tensor))
         for name, tensor in model.state_dict().items()
     }
     write_checkpoint(path, StoredModel(model.config, tokenizer_json, tensors), overwrite)
+
+
+def _in_memory(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().contiguous()
 
 
 def write_checkpoint(
     path: Path, model: StoredModel, overwrite: bool = False,
     on_tensor: Callable[[str, int], None] = lambda name, size: None,
 ) -> None:
-    """Write a checkpoint folder shard by shard; ``on_tensor`` hears of every tensor and its bytes.
+    """Write a checkpoint folder shard by shard. ``on_tensor(name, bytes)`` is called after each tensor.
 
     Raises `UsageError` when ``path`` exists and may not be replaced, `DataError` for a damaged source or a full disk.
     """
@@ -91,8 +98,8 @@ def write_checkpoint(
 
 
 def open_checkpoint(path: Path) -> StoredModel:
-    """Find the tensors of a checkpoint folder without reading them. Raises `DataError` that names what is missing or
-    has another shape."""
+    """Find the tensors of a checkpoint folder without reading them. Raises `DataError` that names a missing file, or a
+    tensor that is missing or has the wrong shape."""
     if not path.is_dir():
         raise DataError(f"{path} is not a checkpoint folder: it needs {WEIGHTS}, {CONFIG} and {TOKENIZER}")
     missing = [name for name in (CONFIG, TOKENIZER) if not (path / name).is_file()]

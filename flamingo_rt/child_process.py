@@ -1,7 +1,7 @@
-"""How Python processes of this project are started: none imports from its working folder.
+"""Commands and environments for Python child processes that import nothing from their working folder.
 
 ``python -m`` and ``python -c`` put the working folder first on the path, and so does an empty entry of ``PYTHONPATH``.
-Whoever works in a folder of downloaded files would run the ``numpy/__init__.py`` that lies in it.
+In a folder of downloaded files they would run a ``numpy/__init__.py`` that lies there.
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ import os
 import sys
 from collections.abc import Mapping
 
-# Before Python 3.11 there is no -P. There -c imports nothing but sys before the path is right; Python 3.13 would have
-# imported linecache by then.
+# Python 3.10 has no -P. Its -c imports nothing but sys before this code mends the path (3.13 imports linecache first).
 _MODULE_WITHOUT_WORKING_FOLDER = (
     "import sys; sys.path[:] = filter(None, sys.path); del sys.argv[0]; "
     "import runpy; runpy.run_module(sys.argv[0], run_name='__main__', alter_sys=True)"
@@ -19,7 +18,7 @@ _MODULE_WITHOUT_WORKING_FOLDER = (
 
 
 def python_command(module: str, *arguments: str) -> tuple[str, ...]:
-    """The command that runs a module with this Python, as ``python -m`` does but for the working folder on its path.
+    """Command that runs a module with this Python, like ``python -m`` without the working folder on its path.
 
     Start it in `child_environment`. Raises `OSError` where this process does not know its interpreter.
     """
@@ -30,8 +29,10 @@ def python_command(module: str, *arguments: str) -> tuple[str, ...]:
 
 
 def child_environment(added: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Environment variables for a process of Python: this process's, with ``PYTHONPATH`` without entries that are the
-    working folder and with other relative entries made absolute, and ``added`` ones, as they are, in their place."""
+    """Environment variables for a Python process: those of this process, with ``added`` ones on top.
+
+    ``PYTHONPATH`` loses entries that are the working folder; other relative entries become absolute.
+    """
     environment = dict(os.environ)
     entries = filter(None, environment.pop("PYTHONPATH", "").split(os.pathsep))
     kept = [_absolute(entry) for entry in entries if not _is_working_folder(entry)]

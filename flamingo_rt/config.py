@@ -19,6 +19,8 @@ from flamingo_rt.parameter_count import reckon_parameters
 
 Interpolation = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "squared_relu", "swiglu"]
+ViTActivation = Literal["gelu", "quick_gelu"]
+Resize = Literal["pad", "crop", "squash"]
 
 
 def require(condition: bool, message: str) -> None:
@@ -27,25 +29,25 @@ def require(condition: bool, message: str) -> None:
         raise DataError(f"invalid configuration: {message}")
 
 
-# The largest size of each name. All are far beyond the models there are (flamingo-80b: width 8192, 80 layers,
+# The largest value of each size, by its name. All are far beyond existing models (flamingo-80b: width 8192, 80 layers,
 # ff_width 32768), and small enough that nothing computed from them overflows or takes long before it is refused.
 LARGEST = {
     "image_size": 2048,  # SAM's 1024 are the largest known; a picture is then 50 MB of numbers
-    "layers": 1024, "depths": 1024,  # each is a module, made one after the other
+    "layers": 1024, "depths": 1024,  # each becomes a module
     "heads": 4096, "kv_heads": 4096, "head_width": 4096, "ff_multiplier": 64,
     "ff_width": 1 << 20, "vocab_size": 1 << 22,  # the largest vocabularies have 256,000 tokens
     "context": 1 << 24, "position_offset": 1 << 20,  # contexts of 10 million tokens were announced
     "latents": 1 << 16, "max_frames": 1 << 16, "max_visuals": 1 << 20,
     "stem_strides": 64, "strides": 64,
 }
-LARGEST_WIDTH = 1 << 18  # of every other size
+LARGEST_WIDTH = 1 << 18  # for every other size
 MOST_STAGES = 16
 MOST_PARAMETERS = 4 * 10**12  # fifty times flamingo-80b
 
 
 def require_sizes(config: Any, may_be_zero: tuple[str, ...] = ()) -> None:
-    """Raise `DataError` for an integer of ``config`` below 1 (below 0 for those that may be zero), or beyond `LARGEST`;
-    for a list of more than `MOST_STAGES`; and for a number that is not finite or not from 0 on."""
+    """Raise `DataError` for an integer of ``config`` below 1 (0 for names in ``may_be_zero``) or above its `LARGEST`, a
+    float that is negative or not finite, and a list of more than `MOST_STAGES` entries."""
     for name in (entry.name for entry in dataclasses.fields(config)):
         value, least = getattr(config, name), 0 if name in may_be_zero else 1
         most = LARGEST.get(name, LARGEST_WIDTH)
@@ -54,9 +56,9 @@ def require_sizes(config: Any, may_be_zero: tuple[str, ...] = ()) -> None:
                 f"than {MOST_STAGES}")
         for number in value if isinstance(value, tuple) else (value,):
             require(not isinstance(number, float) or 0 <= number < 1e30,
-                    f"{type(config).__name__}.{name} is {value}, not a number from 0 on")
+                    f"{type(config).__name__}.{name} is {value}, not a finite number of at least 0")
             require(not isinstance(number, int) or number <= most,
-                    f"{type(config).__name__}.{name} is beyond {most}, the largest that is taken")
+                    f"{type(config).__name__}.{name} is above {most}, the largest that is accepted")
             require(not isinstance(number, int) or isinstance(number, bool) or number >= least,
                     f"{type(config).__name__}.{name} is {value}, below {least}")
 
@@ -86,10 +88,10 @@ class NFNetConfig:
         for width in self.widths:
             inner = int(width * self.bottleneck)
             require(inner > 0 and inner % self.group_width == 0,
-                    f"vision width {width}: {inner}, what bottleneck makes of it, is no multiple of group_width")
+                    f"vision width {width}: its bottleneck width {inner} is no multiple of group_width")
             require(inner <= LARGEST_WIDTH and 1 <= int(width * self.squeeze_excite) <= LARGEST_WIDTH,
-                    f"vision width {width}: bottleneck {self.bottleneck} or squeeze_excite {self.squeeze_excite} make "
-                    f"a width that is not within 1 and {LARGEST_WIDTH}")
+                    f"vision width {width}: bottleneck {self.bottleneck} or squeeze_excite {self.squeeze_excite} gives "
+                    f"a width outside 1 to {LARGEST_WIDTH}")
 
     @property
     def width(self) -> int:
@@ -98,7 +100,7 @@ class NFNetConfig:
 
     @property
     def feature_count(self) -> int:
-        """Features S of one picture: the cells of the last stage's grid."""
+        """Number of features S of one picture: the cells of the last stage's grid."""
         side = self.image_size
         for stride in (*self.stem_strides, *self.strides):
             side = -(-side // stride)
@@ -119,7 +121,7 @@ class ViTConfig:
     layers: int = 24
     heads: int = 16
     ff_width: int = 4096
-    activation: Literal["gelu", "quick_gelu"] = "quick_gelu"
+    activation: ViTActivation = "quick_gelu"
     norm_eps: float = 1e-5
     keep_class_token: bool = False
     post_norm: bool = False
@@ -131,7 +133,7 @@ class ViTConfig:
 
     @property
     def feature_count(self) -> int:
-        """Features S of one picture: its patches, and the class token if it is kept."""
+        """Number of features S of one picture: its patches, and the class token if it is kept."""
         return (self.image_size // self.patch_size) ** 2 + int(self.keep_class_token)
 
 
@@ -242,13 +244,15 @@ class LanguageConfig:
 
 @dataclass(frozen=True)
 class PreprocessingConfig:
-    """From a picture to ``pixel_values``. ``resize``: ``pad`` keeps the aspect and pads with the mean (the paper);
-    ``crop`` resizes the short side and crops the centre (CLIP); ``squash`` ignores the aspect.
+    """The way from a picture to ``pixel_values``.
+
+    ``resize``: ``pad`` keeps the aspect and pads with the mean (the paper); ``crop`` resizes the short side and crops
+    the centre (CLIP); ``squash`` ignores the aspect.
     ``interpolation`` is one of Pillow's filters. ``mean`` and ``std`` are per channel, for values in 0..1. ``fill`` is
     another colour to pad with, in 0..1 (open_clip's ``longest``); None is the mean.
     """
 
-    resize: Literal["pad", "crop", "squash"] = "pad"
+    resize: Resize = "pad"
     interpolation: Interpolation = "bicubic"
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
@@ -324,7 +328,7 @@ class FlamingoConfig:
         )
         require(len(self.cross_layers) > 0, "no language layer has cross-attention: the interval is too large")
         parameters = reckon_parameters(self)["total"]
-        require(parameters <= MOST_PARAMETERS, f"it has {parameters} parameters, at most {MOST_PARAMETERS} are taken")
+        require(parameters <= MOST_PARAMETERS, f"it has {parameters} parameters, more than {MOST_PARAMETERS}")
         for name, text in dataclasses.asdict(self.prompts).items():
             for token in (self.tokens.image, self.tokens.end_of_chunk):
                 require(not token or token not in text,

@@ -1,19 +1,19 @@
-"""The three graphs: the names, types and shapes of what goes in and out. The one place that spells them.
+"""The three graphs: names, dtypes and shapes of their inputs and outputs, and the size limits of compiled ones.
 
-The exporter, the engines and the runtime read this table; nothing else writes a tensor's name.
+The exporter, the engines and the runtime read this table; a tensor's name is spelled nowhere else.
 
 Dimensions: N pictures and frames of a prompt, M visuals (a picture or a clip each), F frames of a visual,
 B rows of a batch, V visuals of a row, T new tokens of a row, K positions whose logits are wanted,
 C the capacity of the cache in tokens. S is V times the latents of a visual.
 
 A graph has its cache in one of two forms. ``in-place``: past and present are the whole cache [B, Hk, C, d] and may
-share memory. ``appended``: the past [C, B, Hk, d] is read, and present [T, B, Hk, d] holds the new tokens alone:
-whoever runs the graph puts them where they belong. d is `cached_head_width`: what lies beyond a head's own width is 0.
+share memory. ``appended``: the past [C, B, Hk, d] is read, and present [T, B, Hk, d] holds the new tokens alone; the
+caller copies them into the cache. d is `cached_head_width`; values beyond a head's own width are 0.
 
-Beside its logits the language model gives the likeliest token at each of those positions, and its log-probability: a
-greedy loop needs no more, and where the graph runs on a device the logits stay there.
+Beside its logits the language model outputs the likeliest token at each of those positions and its log-probability: a
+greedy loop needs no more, and on a device the logits stay where they are.
 
-A compiled engine takes sizes within limits alone: `Limits`, and the ranges that they make of every letter.
+A compiled engine accepts only sizes within its `Limits`; `size_ranges` turns them into a range for each letter.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ GRAPHS = (VISION_ENCODER, RESAMPLER, LANGUAGE_MODEL)
 IN_PLACE, APPENDED = "in-place", "appended"
 CACHE_FORMS = {"ort": IN_PLACE, "tensorrt": IN_PLACE, "tensorrt-classic": APPENDED}  # by lowering
 
-# Pictures and frames in one run of the vision encoder, and visuals in one of the resampler. The tokens of a few fill
-# their matrix products already; more would only take memory, and let what is decoded meanwhile wait for longer.
+# Pictures and frames in one run of the vision encoder, and visuals in one run of the resampler. A few already fill the
+# matrix products; more would only take memory, and delay answers that decode at the same time.
 ENCODED_AT_ONCE = 4
 
-# Heads of the self-attention cache are a multiple of this wide. ONNX Runtime's GroupQueryAttention refuses others, and
+# Head widths in the self-attention cache are multiples of this. ONNX Runtime's GroupQueryAttention refuses others, and
 # TensorRT-RTX 1.7.1 has no kernel for them: it compiles heads of 40 and 104 numbers, and refuses 36 and 100.
 HEAD_WIDTH_STEP = 8
 
@@ -52,7 +52,7 @@ class TensorSpec:
 
     @property
     def array_dtype(self) -> str:
-        """numpy's type for arrays that hold it. numpy has no bfloat16: its bits are kept as uint16."""
+        """numpy's dtype for this tensor. numpy has no bfloat16: its bits are kept as uint16."""
         return "uint16" if self.dtype == "bfloat16" else self.dtype
 
     def resolve(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
@@ -77,17 +77,17 @@ class GraphSpec:
         return next(spec for spec in self.outputs if spec.name == name)
 
 
-# The tensors of a graph, by the names they have in every file and every runtime.
+# Names of the tensors, in every file and every runtime.
 PIXEL_VALUES, FEATURES = "pixel_values", "features"
 INPUT_IDS, CACHE_LENGTH, MEDIA_INDEX, LOGITS_INDEX = "input_ids", "cache_length", "media_index", "logits_index"
 LOGITS = "logits"
 
-# The greedy choice: the first of the likeliest tokens, and its natural logarithm of the probability.
+# The greedy choice: the likeliest token (the first one of equals) and the natural logarithm of its probability.
 NEXT_TOKEN, NEXT_LOGPROB = "next_token", "next_logprob"
 
-# In the names of weights that hold what a layer makes of every distance between tokens, in spans `distances.0`,
-# `distances.1` and so on: a run reads them as far as its context reaches.
-DISTANCES = "distances"
+# In the names of weights that hold relative positions, projected for every distance between tokens, in chunks
+# `relative_keys.0`, `relative_keys.1` and so on: a run reads as many as its context reaches.
+RELATIVE_KEYS = "relative_keys"
 
 
 def media_name(layer: int, part: str) -> str:
@@ -96,22 +96,22 @@ def media_name(layer: int, part: str) -> str:
 
 
 def past_name(layer: int, part: str) -> str:
-    """Name of the self-attention cache of language layer ``layer`` on its way in."""
+    """Name of the input with the self-attention cache of language layer ``layer``."""
     return f"past_key_values.{layer}.{part}"
 
 
 def present_name(layer: int, part: str) -> str:
-    """Name of the self-attention cache of language layer ``layer`` on its way out."""
+    """Name of the output with the self-attention cache of language layer ``layer``."""
     return f"present.{layer}.{part}"
 
 
 def present_of(past: str) -> str:
-    """Name on its way out of the cache that is called ``past`` on its way in."""
+    """Name of the cache output that belongs to the input ``past``."""
     return past.replace("past_key_values", "present", 1)
 
 
 def past_of(present: str) -> str:
-    """Name on its way in of the cache that is called ``present`` on its way out."""
+    """Name of the cache input that belongs to the output ``present``."""
     return present.replace("present", "past_key_values", 1)
 
 
@@ -121,13 +121,16 @@ def layer_parts(layers: int) -> list[tuple[int, str]]:
 
 
 def cached_head_width(language: LanguageConfig) -> int:
-    """Numbers of a head in the self-attention cache: its width, rounded up to whole `HEAD_WIDTH_STEP`."""
+    """Width of a head in the self-attention cache: the model's, rounded up to a multiple of `HEAD_WIDTH_STEP`."""
     return -(-language.head_width // HEAD_WIDTH_STEP) * HEAD_WIDTH_STEP
 
 
 def graph_specs(config: FlamingoConfig, dtype: str = "float32", cache: str = IN_PLACE) -> dict[str, GraphSpec]:
-    """The three graphs of a model, by name. ``dtype`` (of `FLOAT_DTYPES`) is what they compute in, and what features,
-    media and cache are; pixel values and logits are float32 always. ``cache`` is the form of the cache."""
+    """The three graphs of a model, by name.
+
+    ``dtype``, one of `FLOAT_DTYPES`, is the one they compute in, and the one of features, media and cache; pixel values
+    and logits are always float32. ``cache`` is `IN_PLACE` or `APPENDED`.
+    """
     graphs = (_vision_encoder(config, dtype), _resampler(config, dtype), _language_model(config, dtype, cache))
     return {spec.name: spec for spec in graphs}
 
@@ -158,7 +161,8 @@ def _resampler(config: FlamingoConfig, dtype: str) -> GraphSpec:
 def _language_model(config: FlamingoConfig, dtype: str, cache: str) -> GraphSpec:
     language = config.language
     heads, width = language.kv_heads, cached_head_width(language)
-    past = present = ("B", heads, "C", width)
+    past: tuple[Dimension, ...] = ("B", heads, "C", width)
+    present = past
     if cache == APPENDED:
         past, present = ("C", "B", heads, width), ("T", "B", heads, width)
     parts = layer_parts(language.layers)
@@ -181,21 +185,21 @@ def _language_model(config: FlamingoConfig, dtype: str, cache: str) -> GraphSpec
     )
 
 
-# What a compiled engine accepts.
+# The sizes that a compiled engine accepts.
 
 PREFILL, DECODE = "prefill", "decode"
-CLIP_FRAMES = 8  # of a clip, at most, where the resampler has no time embeddings that would bound them
+CLIP_FRAMES = 8  # frames of a clip, at most, where the resampler has no time embeddings to bound them
 LOGITS_AT_ONCE = 64  # positions of a row whose logits are wanted at once, at most
-# Of TensorRT-RTX 1.7: where a row takes one new token always, its attention reads the cache where it lies; where it may
-# take several, it copies the whole cache in each step. And where all sizes are fixed, it holds the weights a second
-# time, laid out for that: so there may be two rows, even where one was asked for.
+# TensorRT-RTX 1.7 reads the cache in place where a row always takes exactly one new token; where it may take several,
+# it copies the whole cache in each step. And where all sizes are fixed, it keeps a second copy of the weights, in
+# another layout: so decoding accepts two rows, even where one was asked for.
 DECODE_ROWS = 2
 
 
 @dataclass(frozen=True)
 class Limits:
-    """The largest sizes of a run: ``batch`` rows, ``tokens`` new ones of a row, ``visuals`` of a row, ``frames`` of a
-    visual, and the ``capacity`` of the cache in tokens."""
+    """The largest sizes of a run: rows of a ``batch``, new ``tokens`` of a row, ``visuals`` of a row, ``frames`` of a
+    visual, and ``capacity`` of the cache in tokens."""
 
     batch: int
     tokens: int
@@ -208,9 +212,9 @@ class Limits:
         config: FlamingoConfig, batch: int | None = None, tokens: int | None = None, visuals: int | None = None,
         frames: int | None = None, capacity: int | None = None,
     ) -> Limits:
-        """What is given, and for the rest what the model can take, in 4 rows of at most 1024 new tokens.
+        """The given limits; where none is given, the model's own, with 4 rows of at most 1024 new tokens.
 
-        Raises `UsageError` for a limit below 1 or beyond what the model can take.
+        Raises `UsageError` for a limit below 1 or above the model's own.
         """
         context, most_frames = config.language.context, config.resampler.max_frames
         capacity = context if capacity is None else capacity
@@ -230,21 +234,23 @@ class Limits:
 
 @dataclass(frozen=True)
 class SizeRange:
-    """Smallest, most frequent and largest size behind a letter."""
+    """Smallest, most frequent (``opt``) and largest size of a dimension."""
 
     min: int
     opt: int
     max: int
 
 
-# The ranges of a graph's letters, by the name of the case: an engine has one set of kernels for each case.
+# Ranges by letter, by the name of the case: an engine has one set of kernels (an optimization profile) for each case.
 Cases = dict[str, dict[str, SizeRange]]
 
 
 def size_ranges(config: FlamingoConfig, limits: Limits, cache: str = IN_PLACE) -> dict[str, Cases]:
-    """For each graph, the sizes that its engine takes. The language model has two cases, `PREFILL` and `DECODE`
-    (one token a row; several, that were guessed, are a small prefill); a cache in place has its whole capacity
-    always."""
+    """Sizes that the engine of each graph accepts.
+
+    The language model has two cases, `PREFILL` and `DECODE` (one token of each row; verifying several guessed tokens is
+    a small prefill). An in-place cache always has its full capacity.
+    """
     latents, attends_to_all = config.resampler.latents, config.cross_attention.attend == "all"
     at_once = min(ENCODED_AT_ONCE, limits.batch * limits.visuals * limits.frames)
     visuals = min(ENCODED_AT_ONCE, limits.batch * limits.visuals)
@@ -260,7 +266,7 @@ def size_ranges(config: FlamingoConfig, limits: Limits, cache: str = IN_PLACE) -
                 "B": rows, "T": SizeRange(1, min(64, limits.tokens), limits.tokens),
                 "K": SizeRange(1, 1, min(LOGITS_AT_ONCE, limits.tokens)), "S": seen, "C": cached,
             },
-            # After prefill a token looks at the last visual alone, unless the model attends to all.
+            # After prefill a token attends to the last visual only, unless the model attends to all.
             DECODE: {
                 "B": replace(rows, max=max(DECODE_ROWS, limits.batch)), "T": one, "K": one,
                 "S": seen if attends_to_all else SizeRange(latents, latents, latents), "C": cached,

@@ -1,4 +1,4 @@
-"""How many cores this process may use."""
+"""The cores this process may use."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ def core_count() -> int:
 
 
 def check_threads(threads: int | None) -> None:
-    """Raise `UsageError` for more threads than cores: they wait for each other with the cores busy, for minutes. None
-    is as many as there are."""
+    """Raise `UsageError` unless ``threads`` is from 1 to the number of cores, or None for all of them.
+
+    More threads than cores would spin while they wait for each other, for minutes.
+    """
     cores = core_count()
     whole = isinstance(threads, Integral) and not isinstance(threads, bool)
     if threads is not None and not (whole and 1 <= threads <= cores):

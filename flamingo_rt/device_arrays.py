@@ -72,7 +72,12 @@ def device_array(value: Any, stream: int) -> DeviceArray:
         whole = device_array(value.array, stream)
         offset = value.first * math.prod(value.shape[1:]) * whole.dtype.itemsize
         return replace(whole, address=whole.address + offset, shape=value.shape)
-    return _from_dlpack(value, stream) if _on_device(value) else _from_interface(_interface(value), value)
+    if _on_device(value):
+        return _from_dlpack(value, stream)
+    interface = _interface(value)
+    if interface is None:
+        raise ValueError(f"{type(value).__name__} is no array in device memory")
+    return _from_interface(interface, value)
 
 
 def _on_device(value: Any) -> bool:

@@ -26,4 +26,4 @@ class ParityError(FlamingoError):
 
 
 class DependencyError(FlamingoError):
-    """An optional library is missing; the message names the extra that brings it."""
+    """An optional library is missing; the message names the extra that installs it."""

@@ -1,5 +1,7 @@
-"""Writing so that a kill or a full disk never costs what was there before: write beside, then rename. Everything that
-this project writes for a user goes through here."""
+"""Output for users: written beside its place, then renamed, so that a kill or a full disk never costs the old version.
+
+Everything that this project writes for a user goes through here.
+"""
 
 from __future__ import annotations
 
@@ -69,7 +71,7 @@ def check_output(path: Path, overwrite: bool, sources: Iterable[Path] = ()) -> N
 
 
 def _resolved(path: Path) -> Path:
-    """The path without links; as it is where links lead in a circle, which Python before 3.13 raises for."""
+    """The path without links, or made absolute where links form a circle (Python before 3.13 raises for those)."""
     try:
         return path.resolve()
     except RuntimeError:
@@ -86,7 +88,7 @@ def _check_place(path: Path, option: str) -> None:
 
 
 def _existing_folder(path: Path) -> Path:
-    """The nearest folder above ``path`` that is there. Raises `DataError` in a working folder that is not."""
+    """The nearest existing folder above ``path``. Raises `DataError` when the working folder was removed."""
     try:
         return next(folder for folder in path.absolute().parents if folder.exists())
     except FileNotFoundError as error:
@@ -94,7 +96,7 @@ def _existing_folder(path: Path) -> Path:
 
 
 def _working_folder() -> Path | None:
-    """None when it was removed."""
+    """The working folder, or None when it was removed."""
     try:
         return Path.cwd()
     except FileNotFoundError:
@@ -115,11 +117,10 @@ def check_space(path: Path, needed: int) -> None:
         )
 
 
-# What this project writes into a bundle, a checkpoint or a folder of engines, and the keys by which its JSON files are
-# told from others'.
+# Files of a bundle, a checkpoint or a folder of engines, and the keys that tell this project's JSON files from others.
 _WRITTEN = re.compile(
     r"(manifest|config|tokenizer|engine)\.json|\w+\.onnx(\.data)?|model(-\d+-of-\d+)?\.safetensors(\.index\.json)?"
-    r"|\w+\.engine|timing\.cache"
+    r"|\w+\.engine|timing\.cache|reference\.npz"
 )
 _MARKS = {
     "manifest.json": {"format_version", "graphs"}, "config.json": {"resampler", "cross_attention"},
@@ -128,8 +129,7 @@ _MARKS = {
 
 
 def _is_output(path: Path) -> bool:
-    """Whether a folder is empty, or one that this project wrote: nobody's photographs and no other library's model are
-    to be replaced."""
+    """Whether a folder is empty or this project's: photographs and other libraries' models are not replaced."""
     entries = [
         entry for entry in path.iterdir()
         if not is_leftover_name(entry.name) and (entry.name != "engines" or not _holds_engines(entry))
@@ -139,7 +139,7 @@ def _is_output(path: Path) -> bool:
 
 
 def _holds_engines(path: Path) -> bool:
-    """Whether a folder holds folders of engines, and what killed builds left of some."""
+    """Whether a folder holds folders of engines and leftovers of killed builds, and nothing else."""
     return path.is_dir() and all(
         entry.is_dir() and (_is_output(entry) or is_leftover_name(entry.name)) for entry in path.iterdir()
     )

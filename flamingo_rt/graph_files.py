@@ -1,10 +1,9 @@
-"""Graphs of bundles as ONNX Runtime and TensorRT are given them: bytes that were looked through, and the folder in
-which the one file with their weights really is.
+"""Graphs as ONNX Runtime and TensorRT load them: checked bytes, and the real folder of their one file of weights.
 
-A bundle may be a stranger's. Its graphs may take their weights from ``<graph>.onnx.data`` alone, which the manifest
-names, and hold no operators that load code. Libraries would follow any ``location`` (ONNX Runtime before 1.24), or
-refuse a link that is harmless (since then), such as those of the Hugging Face cache. So none is left to them: links
-are followed here, and what was looked through is what is loaded.
+A bundle may come from a stranger. Its graphs may take weights only from ``<graph>.onnx.data``, which the manifest
+names, and may hold no operators that load code. Libraries would follow any ``location`` (ONNX Runtime before 1.24), or
+refuse harmless links such as those of the Hugging Face cache (since then). So links are resolved here, and the bytes
+that were checked are the bytes that are loaded.
 """
 
 from __future__ import annotations
@@ -18,11 +17,11 @@ from flamingo_rt.errors import DataError
 from flamingo_rt.protobuf import encoded_fields, field, fields
 
 MOST_BYTES = 1 << 24  # without weights; one of 80 layers has about 1 MB
-MOST_NESTED = 100  # messages one within another, as the libraries have it
+MOST_NESTED = 100  # levels of nested messages, the limit of the libraries too
 EXTERNAL = 1  # TensorProto.DataLocation
 NUMBER = re.compile(rb"[0-9]{1,18}")
 
-# Messages of onnx.proto that hold tensors or nodes, and the numbers of the fields in which they do.
+# Messages of onnx.proto that contain tensors or nodes, with the numbers of the fields that do.
 MODEL, TRAINING, FUNCTION, GRAPH, NODE, ATTRIBUTE, SPARSE_TENSOR, TENSOR, ENTRY = range(9)
 CHILDREN = {
     MODEL: {7: GRAPH, 20: TRAINING, 25: FUNCTION},
@@ -40,8 +39,8 @@ TENSOR_EXTERNAL_DATA, TENSOR_DATA_LOCATION = 13, 14
 ENTRY_KEY, ENTRY_VALUE = 1, 2
 LOCATION = b"location"
 
-# ONNX's own operators compute. Of ONNX Runtime's those that are exported; others load engines (EPContext), run Python
-# (PythonOp) or need libraries of their own.
+# ONNX's own operators only compute. ONNX Runtime's are limited to the exported ones: others load engines (EPContext),
+# run Python (PythonOp) or need libraries of their own.
 STANDARD_DOMAINS = (b"", b"ai.onnx")
 CONTRIBUTED_DOMAIN = b"com.microsoft"
 CONTRIBUTED = frozenset((b"GatherBlockQuantized", b"GroupQueryAttention", b"MatMulNBits", b"MultiHeadAttention"))
@@ -49,8 +48,11 @@ CONTRIBUTED = frozenset((b"GatherBlockQuantized", b"GroupQueryAttention", b"MatM
 
 @dataclass(frozen=True)
 class GraphFile:
-    """A graph that was looked through. ``model`` is its content, whose weights are in a file in ``folder``, under the
-    name that it has there; ``linked`` says that something of it is not where ``path`` says."""
+    """A checked graph.
+
+    ``model`` is its content; the file of its weights is in ``folder``, under the name that ``model`` gives.
+    ``linked``: the graph or its weights are reached through a link, so ``path`` itself must not be loaded.
+    """
 
     path: Path
     model: bytes
@@ -59,12 +61,12 @@ class GraphFile:
 
     @property
     def beside(self) -> str | bytes:
-        """A path in ``folder``, for libraries that look for weights beside the graph."""
+        """A path in ``folder``, for libraries that look for weights beside the graph's path."""
         return native(self.folder / self.path.name)
 
 
 def native(path: Path) -> str | bytes:
-    """A path as C++ takes it: text, or the file system's bytes where those are no UTF-8."""
+    """A path for C++ libraries: text, or bytes where the file system's name is not UTF-8."""
     text = str(path)
     try:
         text.encode()
@@ -74,8 +76,7 @@ def native(path: Path) -> str | bytes:
 
 
 def read_graph(path: Path, data: Path | None = None) -> GraphFile:
-    """Read a ``.onnx`` file and look through it; its weights, if it has any outside, are in ``data``, by default
-    ``<path>.data``.
+    """Read and check a ``.onnx`` file whose external weights, if any, are in ``data``, by default ``<path>.data``.
 
     Raises `DataError` when it cannot be read, takes weights from elsewhere, or holds operators that are not exported.
     """
@@ -97,7 +98,7 @@ def read_graph(path: Path, data: Path | None = None) -> GraphFile:
 
 
 def _check(kind: int, message: memoryview, data_name: bytes, data_size: int, depth: int = 0) -> None:
-    """Raise `ValueError` for weights outside of the file ``data_name`` and operators that are not exported."""
+    """Raise `ValueError` for weights outside the file ``data_name`` and operators that are not exported."""
     if depth > MOST_NESTED:
         raise ValueError(f"its graphs are nested more than {MOST_NESTED} deep")
     if kind == TENSOR:
@@ -144,7 +145,7 @@ def _check_tensor(tensor: memoryview, data_name: bytes, data_size: int) -> None:
 
 
 def _with_location(kind: int, message: memoryview, location: bytes) -> bytes:
-    """The message with every ``location`` of external data replaced; everything else stays as it is encoded."""
+    """The message with every ``location`` of external data replaced and everything else byte for byte the same."""
     if kind == ENTRY:
         parts = dict(fields(message))
         return field(ENTRY_KEY, LOCATION) + field(ENTRY_VALUE, location) if parts.get(ENTRY_KEY) == LOCATION else (

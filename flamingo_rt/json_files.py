@@ -1,8 +1,9 @@
-"""JSON files of strangers, within limits: bytes, nesting, keys that stand twice, numbers that are none."""
+"""Untrusted JSON files, read within limits of size and nesting; duplicate keys and NaN are refused."""
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ def read_json(path: Path, most_bytes: int = MOST_BYTES) -> Any:
     """Parse a JSON file.
 
     Raises `DataError` that names it when it is missing, damaged, longer than ``most_bytes``, nested deeper than
-    `MOST_LEVELS`, or has a key twice or a number that is none (NaN, Infinity).
+    `MOST_LEVELS`, or has a duplicate key, NaN or Infinity.
     """
     content = read_bytes(path, most_bytes)
     try:
@@ -29,9 +30,10 @@ def read_json(path: Path, most_bytes: int = MOST_BYTES) -> Any:
 
 
 def parse_json(content: bytes) -> Any:
-    """Parse JSON text in UTF-8, which some editors begin with a byte order mark.
+    """Parse JSON text in UTF-8, with or without a byte order mark.
 
-    Raises `ValueError` as `read_json` raises `DataError`; the size is the caller's."""
+    Raises `ValueError` where `read_json` raises `DataError`; the caller limits the size.
+    """
     try:
         data = json.loads(content.decode("utf-8-sig"), object_pairs_hook=_unique, parse_constant=_no_number)
     except RecursionError as error:
@@ -50,8 +52,8 @@ def parse_json(content: bytes) -> Any:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+        counts = Counter(key for key, _ in pairs)
+        twice = next(key for key in counts if counts[key] > 1)
         raise ValueError(f"the key {printable(twice[:60])!r} stands twice in an object")
     return found
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from flamingo_rt.backend import Backend
 from flamingo_rt.bundle import MANIFEST, Bundle, is_bundle, read_bundle
 from flamingo_rt.config import FlamingoConfig
+from flamingo_rt.contract import LANGUAGE_MODEL
 from flamingo_rt.engines.tensorrt.local_builds import EngineTrust
 from flamingo_rt.errors import DataError, DependencyError, FlamingoError, UsageError
 from flamingo_rt.model_memory import require_bytes
@@ -17,6 +18,7 @@ from flamingo_rt.printable import printable
 from flamingo_rt.processing.tokenizer import TextTokenizer
 from flamingo_rt.runtime.model import Model
 from flamingo_rt.runtime.visual_encoder import DEFAULT_BYTES
+from flamingo_rt.step_costs import StepCosts
 
 logger = logging.getLogger(__name__)
 
@@ -35,14 +37,15 @@ def load(
     bundle on ONNX Runtime's CPU kernels, ``ort-cuda`` on its CUDA kernels, ``ort-tensorrt-rtx`` on TensorRT-RTX as its
     plugin, ``tensorrt`` the engines that ``flamingo-rt build`` put into it, on a GPU, ``torch`` runs a checkpoint in
     PyTorch. ``auto`` takes the first that runs here: engines, if the bundle has any; ``ort-cuda``, if the installed
-    onnxruntime has CUDA; the CPU. What it passed over for that it says in a warning.
+    onnxruntime has CUDA; the CPU. The choice is logged at level INFO, and as a WARNING with the reasons where a faster
+    backend was passed over.
 
-    ``threads`` is the number of cores for one operator of ``ort``. ``image_cache_bytes`` is how much is kept of
-    pictures that were encoded, for when they come again; 0 keeps nothing. Without ``spin``, waiting threads of ``ort``
+    ``threads`` is the number of cores for one operator of ``ort``. ``image_cache_bytes`` bounds the media kept of
+    visuals that were encoded, for when they come again; 0 keeps none. Without ``spin``, waiting threads of ``ort``
     leave the cores to other work at once; a token may take longer.
 
-    Engines are code. Those that this user built on this machine are used; others' with ``trust_engines`` alone, and
-    version-compatible ones, which bring a runtime that runs on the host, with ``allow_host_code`` as well.
+    Engines are code. Engines that this user built on this machine are used; others need ``trust_engines``, and
+    version-compatible engines, which bring a runtime that runs on the host, need ``allow_host_code`` as well.
 
     Raises `UsageError` for an unknown backend or one that does not fit, `DataError` for a damaged folder and
     `DependencyError` when the backend's library is missing.
@@ -81,11 +84,12 @@ def _from_bundle(
     opened = _best_backend(bundle, open_backend) if backend == "auto" else open_backend(backend)
     tokenizer = _tokenizer(bundle.tokenizer_path, bundle.config)
     usual = None if bundle.validation is None else bundle.validation.probability
-    return Model(opened, bundle.config, tokenizer, bundle.identity, image_cache_bytes, usual)
+    costs = bundle.step_costs or StepCosts.of(bundle.graphs[LANGUAGE_MODEL].quantization)
+    return Model(opened, bundle.config, tokenizer, bundle.identity, image_cache_bytes, usual, costs)
 
 
 def _best_backend(bundle: Bundle, open_backend: Callable[[str], Backend]) -> Backend:
-    """The first of the backends that runs here. One that was meant to and does not is named in a warning."""
+    """The fastest backend that runs here. Backends that should run and do not are named in a warning."""
     from flamingo_rt.engines.execution_providers import CUDA_BACKEND, has_cuda_kernels
 
     passed_over = []
@@ -98,11 +102,11 @@ def _best_backend(bundle: Bundle, open_backend: Callable[[str], Backend]) -> Bac
         try:
             opened = open_backend(backend)
         except FlamingoError as error:
-            passed_over.append((_NOT_RUNNING[backend], str(error)))  # the error would keep what was loaded
+            passed_over.append((_NOT_RUNNING[backend], str(error)))  # text: the traceback keeps what was loaded
             continue
         _report(bundle, doing, passed_over)
         return opened
-    _report(bundle, "ONNX Runtime runs it on the CPU", passed_over)  # first: should it fail too, this is known
+    _report(bundle, "ONNX Runtime runs it on the CPU", passed_over)  # logged first, in case opening it fails too
     return open_backend("ort")
 
 
@@ -110,7 +114,7 @@ _NOT_RUNNING = {"tensorrt": "its engines do not run", "ort-cuda": "not on the GP
 
 
 def _report(bundle: Bundle, doing: str, passed_over: list[tuple[str, str]]) -> None:
-    """One line: which backend, and why none of those before it."""
+    """Log one line: the backend, and why the ones before it were passed over."""
     why = "".join(f"; {what}: {error}" for what, error in passed_over)
     logger.log(logging.WARNING if passed_over else logging.INFO, "%s: %s%s", printable(str(bundle.path)), doing,
                printable(why))
@@ -132,8 +136,8 @@ def _ort_backend(bundle: Bundle, threads: int | None, spin: bool) -> Backend:
 
 
 def weights_bytes(bundle: Bundle) -> int:
-    """Bytes of a bundle's weights as ONNX Runtime keeps them on a CPU: in float32 where they are stored in half
-    precision, quantized ones as they are stored."""
+    """Bytes of a bundle's weights as ONNX Runtime keeps them on a CPU: half precision becomes float32, quantized
+    weights stay as they are stored."""
     total = 0
     for name, entry in bundle.graphs.items():
         data = bundle.graph_path(name).with_name(f"{entry.file}.data")
@@ -144,8 +148,8 @@ def weights_bytes(bundle: Bundle) -> int:
 
 
 def _built_targets(bundle: Bundle) -> list[str]:
-    """What the bundle has engines for, the likelier to be the faster one first."""
-    if not bundle.engines_path.is_dir():  # of most bundles; then nothing of all that is imported
+    """The TensorRT libraries that the bundle has engines for, the likely faster one first."""
+    if not bundle.engines_path.is_dir():  # most bundles have none: then TensorRT's modules are not imported
         return []
     from flamingo_rt.engines.tensorrt.engine_files import RECORD
     from flamingo_rt.engines.tensorrt.versions import TENSORRT, TENSORRT_RTX
@@ -157,7 +161,7 @@ def _built_targets(bundle: Bundle) -> list[str]:
 
 
 def _tensorrt_backend(bundle: Bundle, trust: EngineTrust) -> Backend:
-    """The engines of the bundle that run here. Raises what stands in the way of the first kind of them."""
+    """A backend over the bundle's engines that run here. Raises the error of the first library when none do."""
     from flamingo_rt.engines.gpu.nvidia_driver import required_gpu
     from flamingo_rt.engines.tensorrt.engine_files import read_engines
     from flamingo_rt.engines.tensorrt.runner import TensorRtBackend
@@ -170,7 +174,7 @@ def _tensorrt_backend(bundle: Bundle, trust: EngineTrust) -> Backend:
             tensorrt = import_tensorrt(target)
             return TensorRtBackend(bundle, read_engines(bundle, target, tensorrt.version, gpu, trust), tensorrt)
         except FlamingoError as error:
-            refused = refused or type(error)(str(error))  # without what was loaded
+            refused = refused or type(error)(str(error))  # a copy: the error's traceback keeps what was loaded
     raise refused or AssertionError("no target was tried")
 
 

@@ -1,4 +1,4 @@
-"""What a model takes in memory, reckoned before it is made: a refusal with the figure instead of a killed process."""
+"""The memory a model needs, computed before it is made: an error with the figure instead of a killed process."""
 
 from __future__ import annotations
 
@@ -8,24 +8,39 @@ from flamingo_rt.parameter_count import reckon_parameters
 from flamingo_rt.system_memory import available_bytes, readable_bytes
 
 WEIGHTS = 4  # bytes a parameter, in float32
-TRAINING = 16  # weights, gradients, and the two moments of AdamW; what a batch computes comes on top
+TRAINING = 16  # weights, gradients and the two moments of AdamW; activations come on top
 
 
 def require_memory(config: FlamingoConfig, bytes_a_parameter: float, purpose: str) -> None:
-    """Raise `DataError` when a model of this configuration takes more than this process can get.
+    """Raise `DataError` when a model of this configuration needs more memory than this process can get.
 
-    Where it is not known how much that is, nothing is refused.
+    Nothing is refused where the available memory is unknown.
     """
     parameters = reckon_parameters(config)["total"]
     made_of = f"{parameters / 1e6:,.1f}M parameters, {bytes_a_parameter:g} bytes each"
     require_bytes(int(parameters * bytes_a_parameter), purpose, made_of)
 
 
-def require_bytes(needed: int, purpose: str, made_of: str) -> None:
-    """Raise `DataError` when this process cannot get ``needed`` bytes; ``made_of`` says what they are."""
+def training_step_bytes(config: FlamingoConfig, tokens: int) -> int:
+    """Bytes of the activations that one training step keeps for its backward pass, for a batch of ``tokens`` tokens.
+
+    A layer keeps about ten vectors of the model's width and three of its feed-forward's for each token, in float32; the
+    head keeps the logits three times. The packaged model's steps take 0.8 times as much.
+    """
+    language, cross = config.language, config.cross_attention
+    layers = language.layers * (10 * language.width + 3 * language.ff_width)
+    layers += len(config.cross_layers) * (10 + 3 * cross.ff_multiplier) * language.width
+    return 4 * tokens * (layers + 3 * language.vocab_size)
+
+
+SMALLER_MODEL = "take a smaller model, or a machine with more memory"
+
+
+def require_bytes(needed: int, purpose: str, made_of: str, remedy: str = SMALLER_MODEL) -> None:
+    """Raise `DataError` when this process cannot get ``needed`` bytes; ``made_of`` explains them in the message."""
     available = available_bytes()
     if available is not None and needed > available:
         raise DataError(
             f"{purpose} needs at least {readable_bytes(needed)} of memory ({made_of}), {readable_bytes(available)} are "
-            "available: take a smaller model, or a machine with more memory"
+            f"available: {remedy}"
         )

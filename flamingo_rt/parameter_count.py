@@ -1,4 +1,4 @@
-"""Parameters of a model, reckoned from its configuration alone: known before anything is made, and without torch."""
+"""Parameter counts, computed from a configuration alone: before anything is allocated, and without torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def reckon_parameters(config: FlamingoConfig) -> Mapping[str, int]:
-    """Parameters of each part, a tied head counted once, and in total."""
+    """Parameter counts by part, and ``total``; a tied head counts once."""
     vision = config.vision
     counts = {
         "vision": _nfnet(vision) if vision.kind == "nfnet" else _vit(vision),
@@ -35,7 +35,7 @@ def _feed_forward(width: int, hidden: int, activation: str, bias: bool) -> int:
 
 
 def _convolution(inputs: int, outputs: int, kernel: int, groups: int = 1) -> int:
-    """A standardised one, with its bias and gain."""
+    """A standardised convolution, with its bias and gain."""
     return (inputs // groups) * outputs * kernel * kernel + 2 * outputs
 
 

@@ -1,4 +1,4 @@
-"""How long work tells how far it is, without knowing who listens."""
+"""The interface through which long work reports its progress, to a terminal or to nobody."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ Advance = Callable[[int], None]
 
 
 class Progress(Protocol):
-    """Entered for each stage, with its name and size (bytes or steps, 0 where nobody knows); what it gives is called as
-    the stage advances."""
+    """Opens a stage by its name and size (in bytes or steps, 0 when unknown).
+
+    The context yields a function to call with an amount each time the stage advances.
+    """
 
     def __call__(self, stage: str, total: int) -> AbstractContextManager[Advance]: ...
 
 
 @contextmanager
 def silent(stage: str, total: int) -> Iterator[Advance]:
-    """Nobody listens."""
+    """A `Progress` that reports to nobody."""
     yield lambda amount: None

@@ -1,4 +1,6 @@
-"""As much of Protocol Buffers' wire format as an ONNX file needs: an installed runtime has no ``onnx`` package.
+"""The part of Protocol Buffers' wire format that ONNX files use.
+
+Our own, since an installed runtime has no ``onnx`` package; and strict, since untrusted graphs are checked with it.
 
 https://protobuf.dev/programming-guides/encoding
 """
@@ -12,17 +14,17 @@ MOST_KEY, MOST_VALUE = 2**32 - 1, 2**64 - 1
 
 
 def fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
-    """(field number, value) of a message: an integer, or the bytes of a text, a message or a packed list.
+    """(field number, value) of each field: an integer, or the bytes of a text, a message or a packed list.
 
-    Raises `ValueError` when the bytes are no message.
+    Raises `ValueError` when the bytes are not a message.
     """
     return ((number, value) for number, value, _ in encoded_fields(data))
 
 
 def encoded_fields(data: memoryview) -> Iterator[tuple[int, int | memoryview, memoryview]]:
-    """`fields`, each with all of its bytes.
+    """(field number, value, all bytes of the field), see `fields`.
 
-    Strict where other readers cut a number to the bits that they keep: what is read here must be what they read.
+    Refuses numbers that other readers would truncate: what is read here must be what they read.
     """
     position = 0
     while position < len(data):

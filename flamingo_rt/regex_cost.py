@@ -1,4 +1,4 @@
-"""What a stranger's regular expression can cost: patterns that a backtracking engine may never finish are refused."""
+"""The cost of an untrusted regular expression: patterns that a backtracking engine may never finish are refused."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Atom:
 
 @dataclass(frozen=True)
 class Group:
-    """Alternatives, each a sequence of nodes. ``alone``: look-around or atomic, nothing behind it goes back into it;
-    ``empty``: it can match nothing and never fail, as no look-around can."""
+    """Alternatives, each a sequence of nodes. ``alone``: a look-around or an atomic group, which is never backtracked
+    into. ``looks``: a look-around, which can fail even though it matches no characters."""
 
     alternatives: tuple[tuple[Node, ...], ...]
     alone: bool = False
@@ -31,7 +31,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Repeat:
-    """``low`` to ``high`` times; ``high`` None is without end."""
+    """A node repeated ``low`` to ``high`` times; ``high`` None is unbounded."""
 
     node: Node
     low: int
@@ -43,16 +43,16 @@ Node = Atom | Group | Repeat
 
 
 def pattern_fault(pattern: str) -> str | None:
-    """What makes a pattern (Oniguruma's syntax, the tokenizers library's engine) refused, or None.
+    """The reason to refuse a pattern (in Oniguruma's syntax, the tokenizers library's engine), or None.
 
-    Refused are back-references, calls, conditions and what else is not a plain regular expression; a repeat of a group
-    that itself matches in several ways, as ``(a+)+`` and ``(a|b)*`` do; two repeats without end in a row before
-    something that can fail, as in ``a*b*c``; and patterns beyond the limits of this module. So at one place of a text
-    of n characters at most some `MOST_WAYS` * n steps are made.
+    Refused are back-references, calls, conditions and other extensions of regular expressions; a repeat of a group that
+    itself matches in several ways, such as ``(a+)+`` and ``(a|b)*``; two unbounded repeats in a row before something
+    that can fail, as in ``a*b*c``; and patterns beyond the limits of this module. So matching at one place of a text of
+    n characters takes at most some `MOST_WAYS` * n steps.
 
-    Not caught: one repeat before something that can fail, as in ``\\s+(?!\\S)``, which known models have. On a text
-    of n characters made for it that takes n² steps in all: a second for 10,000 characters. The repeats of a group with
-    alternatives are refused even where these exclude each other.
+    Not caught: one repeat before something that can fail, as in ``\\s+(?!\\S)``, which known models have. On a text of
+    n characters made for it that takes n² steps in all: a second for 10,000 characters. Repeats of a group with
+    alternatives are refused even where the alternatives exclude each other.
     """
     if len(pattern) > MOST_CHARACTERS:
         return f"it has more than {MOST_CHARACTERS} characters"
@@ -78,8 +78,8 @@ def _of_alternatives(alternatives: Sequence[Sequence[Node]], fallible: bool) -> 
 
 
 def _of_sequence(nodes: Sequence[Node], fallible: bool) -> tuple[int, int]:
-    """(degree, ways): at one place a match is tried in up to ways * n**degree ways. ``fallible``: what follows can
-    fail, and only then is there a way back."""
+    """(degree, ways): at one place of a text a match is tried in up to ways * n**degree ways. ``fallible``: what
+    follows can fail; only then does the engine backtrack."""
     degree, ways = 0, 1
     for node in reversed(nodes):
         more, factor = _of_node(node, fallible)
@@ -94,7 +94,7 @@ def _of_node(node: Node, fallible: bool) -> tuple[int, int]:
     if isinstance(node, Group):
         return _of_alternatives(node.alternatives, fallible and not node.alone)
     most = node.high
-    if not fallible and node.low <= 1:  # a round that fails ends the repeat, and nothing goes back into those before
+    if not fallible and node.low <= 1:  # a failed round ends the repeat, without backtracking into earlier rounds
         degree, ways = _of_node(node.node, False)
         return degree * 2 if most is None else degree, ways
     degree, ways = _of_node(node.node, True)
@@ -132,7 +132,7 @@ _COUNT = re.compile(r"\{(?:(\d+)(,?)(\d*)|(,)(\d+))\}")
 
 
 class _Parser:
-    """Reads a pattern into nodes; what it does not know it refuses, so that it never takes a pattern for another."""
+    """Parses a pattern into nodes; refuses unknown syntax, so that no pattern is misread as another."""
 
     def __init__(self, pattern: str) -> None:
         self._pattern, self._at, self._depth = pattern, 0, 0
@@ -208,7 +208,7 @@ class _Parser:
         if opened is None:
             raise _Refused(f"it uses {self._pattern[self._at : self._at + 3]}, and plain patterns alone are taken")
         self._at = opened.end()
-        if opened["ends"] == ")":  # an option for all that follows in the group, alternatives too
+        if opened["ends"] == ")":  # an option for the rest of the group, alternatives included
             return Group(self._alternatives())
         alternatives = self._alternatives()
         if self._at >= len(self._pattern):
@@ -242,7 +242,7 @@ class _Parser:
         low = int(first or 0)
         high = int(most) if from_none else int(last) if last else None if comma else low
         low, high = (low, high) if high is None or low <= high else (high, low)
-        if self._pattern[self._at : self._at + 1] == "?":  # lazy; behind a fixed count the engine reads: or nothing
+        if self._pattern[self._at : self._at + 1] == "?":  # lazy; after a fixed count the engine reads it as optional
             self._at += 1
             low = 0 if low == high else low
         return Repeat(node, low, high)

@@ -1,4 +1,4 @@
-"""How much memory this process can still get: on Linux, the kernel's own estimate and the limits of control groups
+"""The memory this process can still get: on Linux, the kernel's own estimate and the limits of control groups
 (containers)."""
 
 from __future__ import annotations
@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 MEMINFO, OWN_GROUPS, GROUPS = Path("/proc/meminfo"), Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
-# Files of a control group, version 2 and 1: limit, use, and what of the use is a cache of files that can be dropped.
+# Files of a control group, version 2 and 1: its limit, its use, and the part of the use that is droppable page cache.
 _VERSION_2 = ("memory.max", "memory.current", ("inactive_file", "active_file"))
 _VERSION_1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", ("total_inactive_file", "total_active_file"))
 
 
 def available_bytes() -> int | None:
-    """Memory that this process can still get, or None where that is not known."""
+    """Memory that this process can still get, or None where that is unknown."""
     return min((*_free_of_the_machine(), *_free_of_the_groups()), default=None)
 
 
@@ -25,7 +25,7 @@ def _free_of_the_machine() -> Iterator[int]:
 
 
 def _free_of_the_groups() -> Iterator[int]:
-    """What the control groups that this process is in leave it, each of them and its parents."""
+    """Memory left within the limits of this process's control groups and of their parents."""
     for line in _lines(OWN_GROUPS):
         _, controllers, path = line.split(":", 2)
         if controllers == "":
@@ -35,7 +35,7 @@ def _free_of_the_groups() -> Iterator[int]:
         else:
             continue
         group = top / path.strip("/")
-        # In a container the path may be the host's, and only the top is there.
+        # In a container the path may be the host's, and only the top exists.
         for folder in (group, *group.parents):
             yield from _free_of_group(folder, *files)
             if folder == top:
@@ -57,5 +57,5 @@ def _lines(file: Path) -> list[str]:
 
 
 def readable_bytes(count: int) -> str:
-    """Such as 1.5 GB or 12.0 MB."""
+    """A size for messages, such as 1.5 GB or 12.0 MB."""
     return f"{count / 1e9:,.1f} GB" if count >= 1e8 else f"{count / 1e6:,.1f} MB"

@@ -1,4 +1,4 @@
-"""The ``tokenizer.json`` of a stranger: the one way to open it, within limits, and tried before it is used."""
+"""Opening an untrusted ``tokenizer.json``: within limits, and tried before it is used."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from flamingo_rt.tokenizer_steps import steps_fault
 
 MOST_BYTES = 100_000_000  # vocabularies of 256,000 tokens take some 35 MB
 MOST_PATTERNS = 64  # known tokenizers have at most five
-MOST_IDS = 1 << 22  # the library takes memory for every number up to the largest
+MOST_IDS = 1 << 22  # the library allocates memory for every id up to the largest
 MOST_TOKEN = 10_000  # characters of a token; the longest known ones are some 250 spaces
 
 # Letters of many scripts, accents apart from their letters, emoji with joiners, numbers, spaces, controls, long runs.
@@ -29,23 +29,23 @@ PROBE = (
     + "a" * 40 + "!" + " " * 40 + "1" * 40 + "-" * 40 + "\n" * 20
 )
 
-# A letter that is written as an escape: no library writes one, and it could hide a key.
+# A letter written as an escape: no library writes one, and it could hide a key.
 _ESCAPED_LETTER = re.compile(rb"\\u00(?:[46][1-9a-fA-F]|[57][0-9aA])")
 _PATTERN = re.compile(rb'"Regex"\s*:\s*(?=")')
 
 
 def open_tokenizer(path: Path, vocab_size: int | None = None) -> Tokenizer:
-    """Read a tokenizer, within `MOST_BYTES`, as `parse_tokenizer` does. Raises `DataError`."""
+    """Read a tokenizer file of at most `MOST_BYTES`; see `parse_tokenizer`. Raises `DataError`."""
     return parse_tokenizer(read_bytes(path, MOST_BYTES), path, vocab_size)
 
 
 def parse_tokenizer(content: bytes, path: Path, vocab_size: int | None = None) -> Tokenizer:
-    """Make a tokenizer of the bytes of a tokenizer.json, which came from ``path``, and try it.
+    """Make a tokenizer from the bytes of a tokenizer.json, read from ``path``, and try it.
 
-    It neither cuts nor fills texts, whatever the file says, and makes the same tokens of the same text every time.
-    Raises `DataError` when it is damaged, beyond a limit of this module, of `regex_cost` or of `tokenizer_steps`, or
-    fails on a text of many scripts (`PROBE`) or on a token of its own; and when a token has an id from ``vocab_size``
-    on, which the model does not have.
+    Whatever the file says, it neither truncates nor pads texts, and equal texts give equal tokens. Raises `DataError`
+    when the file is damaged, exceeds a limit of this module, of `regex_cost` or of `tokenizer_steps`, fails on a text
+    of many scripts (`PROBE`) or on one of its own tokens, or has a token id of ``vocab_size`` or more, which the model
+    does not know.
     """
     with explained(f"cannot read {path}", "the file is damaged or not a tokenizer.json"):
         if len(content) > MOST_BYTES:
@@ -58,7 +58,7 @@ def parse_tokenizer(content: bytes, path: Path, vocab_size: int | None = None) -
     tokenizer.no_truncation()  # a stored setting would silently cut a prompt
     tokenizer.no_padding()
     if getattr(tokenizer.model, "dropout", None):
-        tokenizer.model.dropout = None  # for training alone: merges left out at random
+        tokenizer.model.dropout = None  # leaves merges out at random: for training alone
     try_tokenizer(tokenizer, path, vocab_size)
     return tokenizer
 
@@ -87,9 +87,9 @@ def try_tokenizer(tokenizer: Tokenizer, path: Path, vocab_size: int | None = Non
 
 @contextmanager
 def explained(what: str, remedy: str) -> Iterator[None]:
-    """Make whatever the library raises a `DataError`: bare Exceptions, and panics, which are no Exception.
+    """Turn whatever the library raises into a `DataError`: bare Exceptions, and panics, which are no Exception.
 
-    Its regular expressions give up after ten million steps at one place of a text, with a panic.
+    Its regular expressions give up, with a panic, after ten million steps at one place of a text.
     """
     try:
         yield
@@ -102,7 +102,8 @@ def explained(what: str, remedy: str) -> Iterator[None]:
 
 
 def _check_patterns(content: bytes, path: Path) -> None:
-    """Raise `DataError` for a pattern that may never end. Before the library sees them: it compiles them at once."""
+    """Raise `DataError` for a regular expression that may never finish. Call it before the library sees the file, which
+    it compiles at once."""
     if any(_is_escape(content, match.start()) for match in _ESCAPED_LETTER.finditer(content)):
         raise DataError(f"{path} writes letters as \\u escapes, which no tokenizer needs: save it again, with "
                         "Tokenizer.from_file(FILE).save(FILE) of the tokenizers library, if you trust it")
@@ -119,14 +120,15 @@ def _check_patterns(content: bytes, path: Path) -> None:
 
 
 def _is_escape(content: bytes, start: int) -> bool:
-    """Whether the backslash at a byte is none that another one before it escapes; after very many, it is taken so."""
+    """Whether the backslash at a byte offset starts an escape, rather than being escaped itself; a run of 1000 or more
+    backslashes counts as starting one."""
     before = content[max(start - 1000, 0) : start]
     count = len(before) - len(before.rstrip(b"\\"))
     return count % 2 == 0 or count >= 1000
 
 
 def _text_at(content: bytes, start: int) -> str | None:
-    """The JSON text that starts at a byte, or None when it has no end within the longest pattern."""
+    """The JSON string that starts at a byte offset, or None when it is longer than the longest pattern."""
     window = content[start : start + 12 * MOST_CHARACTERS + 2]  # a character takes up to two escapes of 6 bytes
     try:
         return json.JSONDecoder().raw_decode(window.decode("utf-8", errors="replace"))[0]

@@ -1,4 +1,4 @@
-"""How much a tokenizer's steps can lengthen a text, and what else of them has no use beyond a size."""
+"""Limits on a tokenizer's steps: how many there are, and how much they can lengthen a text."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-MOST_STEPS = 64  # of one kind; XLNet's normalizer has seven
-MOST_GROWTH = 400  # characters made of one
+MOST_STEPS = 64  # steps of one kind; XLNet's normalizer has seven
+MOST_GROWTH = 400  # characters made from one
 MOST_ADDED = 64  # characters put before a text or a word, tokens put around it
-MOST_WORD = 10_000  # characters of a word that WordPiece cuts, for which it takes the square of them in steps
+MOST_WORD = 10_000  # characters of a word that WordPiece splits, in a number of steps that grows with their square
 # One ligature becomes 18 letters in Unicode's compatibility forms, the most of any character. These forms change
 # nothing when they follow each other.
 UNICODE_GROWTH = 18
 UNICODE_FORMS = ("NFC", "NFD", "NFKC", "NFKD", "Nmt", "Lowercase", "BertNormalizer", "Precompiled", "ByteLevel")
-MOST_CHARSMAP_TEXT = 64  # bytes that a sentencepiece map makes of one character: its NFKC has 33
+MOST_CHARSMAP_TEXT = 64  # bytes that a sentencepiece map makes from one character; its NFKC map makes 33
 
 
 def steps_fault(tokenizer: Tokenizer) -> str | None:
-    """What is beyond a limit of this module, or None. No text is given to the tokenizer."""
+    """A description of what exceeds a limit of this module, or None. The tokenizer is not run."""
     for kind in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):
         part = getattr(tokenizer, kind)
         steps = [] if part is None else list(_steps(json.loads(part.__getstate__())))
@@ -37,7 +37,7 @@ def steps_fault(tokenizer: Tokenizer) -> str | None:
 
 
 def _steps(state: Any) -> Iterator[dict[str, Any]]:
-    """Every object with a type, in the order of the file, but the sequences around them."""
+    """Every typed object in the order of the file, without the sequences around them."""
     if isinstance(state, dict):
         if isinstance(state.get("type"), str) and state["type"] != "Sequence":
             yield state

@@ -1,9 +1,10 @@
-"""Unfinished output lies in a folder of its own beside its target, which nobody else may enter: no name in it can be
-foreseen, and no link can be planted. While its run lives the folder is locked; what killed runs left is told by that.
+"""Unfinished output, kept in a private folder beside its target: nobody can foresee its name or plant a link in it.
+
+The folder is locked while its run lives, which tells it from what killed runs left over.
 
     .flamingo-rt-<random>.partial/NAME     output that is being written; left over, it is removed
-    .flamingo-rt-<random>.replaced/NAME    what was there, for the moment between two renames; left over, it goes back,
-                                           if it is output of this project: an unpacked archive may bring such a folder
+    .flamingo-rt-<random>.replaced/NAME    the old version, for the moment between two renames; left over, it goes back
+                                           if this project wrote it (an unpacked archive may bring such a folder)
 """
 
 from __future__ import annotations
@@ -35,10 +36,10 @@ def is_leftover_name(name: str) -> bool:
 
 @contextmanager
 def unfinished_folder(parent: Path, is_output: Callable[[Path], bool]) -> Iterator[Path]:
-    """Yield a new, locked folder in ``parent`` for output on its way; what is still in it at the end is removed.
+    """Yield a new, locked folder in ``parent`` for unfinished output; what is still in it at the end is removed.
 
-    What runs that were killed left in ``parent`` is removed first; a folder that one had moved aside goes back, if
-    ``is_output`` says that it is this project's. Raises `OSError`.
+    Leftovers of killed runs in ``parent`` are removed first; a folder that one of them had moved aside goes back, if
+    ``is_output`` accepts it. Raises `OSError`.
     """
     _clear_leftovers(parent, is_output)
     folder, lock = _locked_folder(parent, PARTIAL)
@@ -50,7 +51,7 @@ def unfinished_folder(parent: Path, is_output: Callable[[Path], bool]) -> Iterat
 
 
 def put_in_place(new: Path, target: Path) -> None:
-    """Rename the folder ``new`` to ``target``; what is there goes once it has been replaced, and comes back otherwise.
+    """Rename the folder ``new`` to ``target``; an old version is removed after that, and comes back when it fails.
 
     Raises `OSError`.
     """
@@ -106,7 +107,7 @@ def _release(lock: int | None) -> None:
 
 
 def _clear_leftovers(parent: Path, is_output: Callable[[Path], bool]) -> None:
-    """Remove what killed runs of this user left, and put back what they had moved aside."""
+    """Remove leftovers of this user's killed runs, and put back what they had moved aside."""
     with suppress(OSError), os.scandir(parent) as entries:
         names = [entry.name for entry in entries if is_leftover_name(entry.name)]
     for name in names:
@@ -129,8 +130,8 @@ def _is_own_folder(folder: Path) -> bool:
 
 
 def _put_back(folder: Path, is_output: Callable[[Path], bool]) -> bool:
-    """Undo a replacement that a kill ended between its two renames. False for a folder that no run of this project
-    left, which stays as it is."""
+    """Undo a replacement that was killed between its two renames. False for a folder that holds anything else than this
+    project's output, which stays as it is."""
     if not folder.name.endswith(REPLACED):
         return True
     entries = list(folder.iterdir())
@@ -143,7 +144,7 @@ def _put_back(folder: Path, is_output: Callable[[Path], bool]) -> bool:
 
 
 def _discard(folder: Path) -> None:
-    """Remove a folder; under the other name first, so that half of one that was replaced is never put back."""
+    """Remove a folder. A replaced one is renamed to a partial one first, so that half of it is never put back."""
     if folder.name.endswith(REPLACED):
         partial = folder.with_name(folder.name.removesuffix(REPLACED) + PARTIAL)
         os.replace(folder, partial)

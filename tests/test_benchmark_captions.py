@@ -98,7 +98,7 @@ def test_texts_of_numbers_are_read_as_those_tokens(captioned: dict) -> None:
 def test_a_given_answer_is_decoded_whatever_the_model_would_have_said(speculation: int) -> None:
     model = load()
     model.tokenizer = stand_ins.NumberTokens(model.tokenizer)
-    model.engine = given = stand_ins.GivenAnswers(model.engine)
+    model.backend = given = stand_ins.GivenAnswers(model.backend)
     answer = [20, 21, 22, 20, 21, 23, model.tokenizer.end_of_chunk_id]
     given.give(answer, 1 + 4 + 2)  # a beginning of text, four of the prefix, two of the query
     prefix = model.prompt("20 21 22 24")
@@ -110,7 +110,7 @@ def test_a_given_answer_is_decoded_whatever_the_model_would_have_said(speculatio
 def test_guesses_of_a_given_answer_are_right_where_they_are_its_tokens() -> None:
     model = load()
     model.tokenizer = stand_ins.NumberTokens(model.tokenizer)
-    model.engine = given = stand_ins.GivenAnswers(model.engine)
+    model.backend = given = stand_ins.GivenAnswers(model.backend)
     answer = [20, 21] * 12
     given.give([*answer, model.tokenizer.end_of_chunk_id], 1 + 3)
     result = model.generate("40 41 42", speculation=7).result()

@@ -64,6 +64,13 @@ def old_folder(tmp_path):
     return path
 
 
+def write_half(opened, error):
+    """Write half of the file or folder that ``opened`` gives, and break off with ``error``."""
+    with opened as path:
+        (path / "new" if path.is_dir() else path).write_text("half")
+        raise error
+
+
 def test_a_file_is_replaced_and_nothing_is_left_beside_it(old_file):
     with replacing_file(old_file) as beside:
         beside.write_text("new")
@@ -79,19 +86,14 @@ def test_a_files_missing_folders_are_made(tmp_path):
 
 @pytest.mark.parametrize("raised", [ValueError, KeyboardInterrupt])
 def test_the_old_file_survives_an_exception(old_file, raised):
-    with pytest.raises(raised), replacing_file(old_file) as beside:
-        beside.write_text("half")
-        raise raised
+    with pytest.raises(raised):
+        write_half(replacing_file(old_file), raised())
     assert contents(old_file.parent) == {"result.json": "old"}
 
 
 def test_the_old_file_survives_a_full_disk(old_file):
-    with (
-        pytest.raises(DataError, match=r"no space left while writing .*result\.json"),
-        replacing_file(old_file) as beside,
-    ):
-        beside.write_text("half")
-        raise full_disk()
+    with pytest.raises(DataError, match=r"no space left while writing .*result\.json"):
+        write_half(replacing_file(old_file), full_disk())
     assert contents(old_file.parent) == {"result.json": "old"}
 
 
@@ -210,20 +212,15 @@ def test_overwrite_replaces_the_whole_folder(old_folder):
 
 @pytest.mark.parametrize("raised", [ValueError, KeyboardInterrupt])
 def test_the_old_folder_survives_an_exception(old_folder, raised):
-    with pytest.raises(raised), new_directory(old_folder, overwrite=True) as folder:
-        (folder / "new").write_text("half")
-        raise raised
+    with pytest.raises(raised):
+        write_half(new_directory(old_folder, overwrite=True), raised())
     assert contents(old_folder) == {"config.json": OLD}
     assert [entry.name for entry in old_folder.parent.iterdir()] == ["result"]
 
 
 def test_the_old_folder_survives_a_full_disk(old_folder):
-    with (
-        pytest.raises(DataError, match=r"no space left while writing .*result: nothing was changed"),
-        new_directory(old_folder, overwrite=True) as folder,
-    ):
-        (folder / "new").write_text("half")
-        raise full_disk()
+    with pytest.raises(DataError, match=r"no space left while writing .*result: nothing was changed"):
+        write_half(new_directory(old_folder, overwrite=True), full_disk())
     assert contents(old_folder) == {"config.json": OLD}
 
 

@@ -1,10 +1,11 @@
-"""``benchmarks/gpu.py`` without a GPU: the order of parts, budgets, rows, tables, and what stands in for the peer."""
+"""``benchmarks.gpu_run`` without a GPU: the order of steps, budgets, results, tables, and the peer's stand-in."""
 
 from __future__ import annotations
 
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -12,37 +13,52 @@ import pytest
 import torch
 from small_model import small_config
 
-from benchmarks import gpu
-from benchmarks.gpu_parts import correct, facts, own_torch, plan, rows, running, systems, table
-from benchmarks.gpu_parts.plan import LARGE, SMOKE, Part, Skipped
+from benchmarks import gpu_run
+from benchmarks.gpu_steps import gpu_plan, gpu_session, gpu_table, own_torch, random_graphs
+from benchmarks.gpu_steps.gpu_plan import LARGE, SMOKE, Skipped, Step, System
 from benchmarks.processes import Finished, run
-from flamingo_rt import load
-from flamingo_rt.errors import DataError, DependencyError
+from flamingo_rt.bundle import read_bundle
+from flamingo_rt.errors import DependencyError
+from flamingo_rt.loading import PACKAGED_BUNDLE, load
 from flamingo_rt.model.cross_attention import one_after_the_other
+from flamingo_rt.processing.prompt import build_prompt
 
 WORK = Path("work")
-AVAILABLE = {
-    "ort": ["ort", "tensorrt", "tensorrt-classic"], "tensorrt": ["tensorrt", "tensorrt-classic"],
-    "tensorrt-rtx": "no libraries", "ort-cuda": ["ort", "tensorrt"], "ort-tensorrt-rtx": "no plugin",
+WORKS, FAILS = {"works": True, "detail": "it runs"}, {"works": False, "detail": "no libraries"}
+DOCTOR = {
+    "backends": {"ort-cuda": WORKS, "ort-tensorrt-rtx": {"works": False, "detail": "no plugin"}},
+    "builders": {"tensorrt": WORKS, "tensorrt-rtx": FAILS}, "cuda": WORKS,
+}
+LOWERINGS = {
+    "tensorrt": ("tensorrt", "tensorrt-classic"), "tensorrt-rtx": ("tensorrt",), "ort-cuda": ("ort", "tensorrt"),
+}
+
+VERIFIED = {
+    "passed": False, "tokens": {"equal": 7, "compared": 8}, "differences": [{"where": "a picture", "position": 2}],
+    "graphs": {"language_model": {"deviation": 0.5, "tolerance": 0.01, "where": "logits", "accepted": False}},
 }
 
 
-def names(parts: list) -> list[tuple[str, str]]:
-    return [(part.name, part.system) for part in parts]
+def systems() -> list[System]:
+    return gpu_plan.gpu_systems(DOCTOR, lowerings=LOWERINGS.__getitem__)[0]
 
 
-def part(name: str = "a", share: float = 10.0, least: float = 1.0, **more) -> Part:
-    return Part(name, "", ("command",), share, least, **more)
+def names(steps: list) -> list[str]:
+    return [step.name for step in steps]
+
+
+def step(name: str = "a", share: float = 10.0, least: float = 1.0, **more: Any) -> Step:
+    return Step(name, "", ("command",), share, least, **more)
 
 
 class Runner:
-    """Takes so many seconds of a made-up clock for each part, and says what it is told to."""
+    """Takes so many seconds of a made-up clock for each step, and prints what it is told to."""
 
     def __init__(self, seconds: float, lines: tuple[str, ...] = (), status: int = 0) -> None:
         self.now, self.limits = 0.0, []
         self._seconds, self._lines, self._status = seconds, lines, status
 
-    def __call__(self, command, environment, echo, limit, on_line) -> Finished:
+    def __call__(self, command, echo, together, limit, on_line) -> Finished:
         self.limits.append(limit)
         for line in self._lines:
             on_line(line)
@@ -50,193 +66,239 @@ class Runner:
         return Finished(tuple(command), self._status, self._seconds, 0, "", None)
 
 
-def session(runner: Runner, folder: Path, seconds: float | None = 600.0) -> running.Session:
-    return running.Session(folder / "results.json", {"format": 1}, seconds, lambda: runner.now, runner)
+def session(runner: Runner, folder: Path, seconds: float | None = 600.0) -> gpu_session.Session:
+    return gpu_session.Session(folder / "results.jsonl", {"format": 2}, seconds, lambda: runner.now, runner)
 
 
 # The plan
 
 
 def test_the_first_backend_and_the_peer_come_before_other_backends() -> None:
-    found, missing = plan.gpu_systems(AVAILABLE)
+    found, missing = gpu_plan.gpu_systems(DOCTOR, lowerings=LOWERINGS.__getitem__)
     assert [each.name for each in found[:4]] == [
         "tensorrt, fp16", "ort-cuda, fp16", "tensorrt, classic graphs, fp16", "ort-cuda, tensorrt graphs, fp16",
     ]
     assert {each.compute for each in found[4:]} == {"bf16"}
     assert missing == [Skipped("backend", "tensorrt-rtx", "no libraries"),
                        Skipped("backend", "ort-tensorrt-rtx", "no plugin")]
-    order = names(plan.parts_of(LARGE, found, WORK, None, "not installed"))
-    assert [name for name, _ in order[:8]] == [
-        "export", "build", "speed", "correct", "correct", "peer", "peer", "peer",
-    ]
-    assert order.index(("speed", "ort-cuda, fp16")) > order.index(("correct", "ort-cuda, fp16: packaged")) > 7
-    assert ("build", "ort-cuda, fp16") not in order  # it has no engines
+    order = gpu_plan.steps_of(LARGE, found, WORK, "python", "not installed")
+    assert names(order)[:9] == ["export", "build", "bench", "export", "build", "verify", "peer", "peer", "peer"]
+    benches = [each.system for each in order if each.name == "bench"]
+    assert benches == [each.name for each in found if each.compute == "fp16"]
+    assert len([each for each in order if each.name == "verify"]) == 2 * len(found)
+    assert not any(each.name == "build" and each.system.startswith("ort-cuda") for each in order)  # it has no engines
 
 
-def test_the_parts_that_matter_have_the_whole_budget() -> None:
-    found, _ = plan.gpu_systems(AVAILABLE)
-    parts = plan.parts_of(LARGE, found, WORK, None, "not installed")[:8]
-    shares = sum(each.share for each in parts if isinstance(each, Part))
-    assert plan.facts_part(None).share + shares == running.WHOLE
+def test_a_bundle_has_engines_of_one_target() -> None:
+    both = {**DOCTOR, "builders": {"tensorrt": WORKS, "tensorrt-rtx": WORKS}}
+    found, missing = gpu_plan.gpu_systems(both, lowerings=LOWERINGS.__getitem__)
+    assert {each.target for each in found} == {"tensorrt", None}
+    assert "give --backends tensorrt-rtx" in missing[0].why
+    found, _ = gpu_plan.gpu_systems(both, ["tensorrt-rtx"], LOWERINGS.__getitem__)
+    assert {each.name for each in found} == {"tensorrt-rtx, fp16", "tensorrt-rtx, bf16"}
+
+
+def test_a_backend_does_not_run_where_doctor_or_its_library_says_so() -> None:
+    def missing(name: str) -> tuple[str, ...]:
+        raise DependencyError(f"no {name}")
+
+    _, why = gpu_plan.gpu_systems(DOCTOR, ["tensorrt"], missing)
+    assert why == [Skipped("backend", "tensorrt", "no tensorrt")]
+    found, why = gpu_plan.gpu_systems({**DOCTOR, "cuda": FAILS}, lowerings=LOWERINGS.__getitem__)
+    assert (found, {each.why for each in why}) == ([], {"no libraries"})
+    assert gpu_plan.gpu_systems({})[1][0].why == "doctor says nothing of it"
+
+
+def test_the_steps_that_matter_have_the_whole_budget() -> None:
+    steps = gpu_plan.steps_of(LARGE, systems(), WORK, "python", "not installed")[:9]
+    before = gpu_plan.first_steps("python")
+    assert sum(each.share for each in [*before, *steps] if isinstance(each, Step)) == gpu_session.WHOLE
+
+
+def test_steps_are_commands_of_the_product() -> None:
+    export, build, bench, packaged, _, verify = gpu_plan.steps_of(LARGE, systems(), WORK, "python", "none")[:6]
+    bundle = str(WORK / "bundles" / "openflamingo-3b-tensorrt-fp16")
+    assert "benchmarks.gpu_steps.random_graphs" in export.command
+    assert export.command[-4:] == ("--prompts", str(WORK / "workload"), "--shots", "32")
+    for each, command in ((build, "build"), (bench, "bench"), (packaged, "export"), (verify, "verify")):
+        words = each.command[each.command.index("flamingo_rt") + 1 :]
+        assert words[0] == command
+        assert words[-1] == "--json"
+    assert build.command[build.command.index("--model") + 1] == bundle
+    assert build.command[build.command.index("--capacity") + 1] == "2048"
+    assert bench.needs == (Path(bundle) / "manifest.json",)
+    assert verify.command[verify.command.index("--backend") + 1] == "tensorrt"
 
 
 def test_without_a_peer_our_own_model_stands_in_and_is_named_so(tmp_path: Path) -> None:
-    skipped, eager, compiled = plan.peer_parts(LARGE, tmp_path, "python", "no module named open_flamingo")
+    skipped, eager, compiled = gpu_plan.peer_steps(LARGE, tmp_path, "python", "no module named open_flamingo")
     assert skipped == Skipped("peer", "open_flamingo", "no module named open_flamingo")
     assert "a stand-in" in eager.system
     assert "a stand-in" in compiled.system
-    assert "benchmarks.gpu_parts.own_torch" in eager.command
-    eager, compiled = plan.peer_parts(LARGE, tmp_path, "python", "")
-    assert eager.command[:2] == ("python", str(plan.PEER_SCRIPT))
+    assert "benchmarks.gpu_steps.own_torch" in eager.command
+    eager, compiled = gpu_plan.peer_steps(LARGE, tmp_path, "python", None)
+    assert eager.command[:2] == ("python", str(gpu_plan.PEER_SCRIPT))
     assert compiled.command[-2:] == ("--compile", "inductor")
     assert json.loads((tmp_path / "peer-openflamingo-3b.json").read_text())["interval"] == 1
 
 
 def test_without_any_backend_the_peer_still_has_its_prompts() -> None:
-    order = [name for name, _ in names(plan.parts_of(LARGE, [], WORK, None, "not installed"))]
-    assert order == ["speed", "export", "peer", "peer", "peer"]
+    assert names(gpu_plan.steps_of(LARGE, [], WORK, "python", "none")) == ["bench", "export", "peer", "peer", "peer"]
 
 
 def test_preparing_makes_bundles_and_engines_ahead_of_time() -> None:
-    parts = plan.prepared_parts(LARGE, WORK, ["tensorrt", "ort"], ["86", "89"])
-    assert [part.name for part in parts].count("build") == 1
-    assert parts[1].command[-2:] == ("--compute-capability", "86,89")
-    assert [part.system for part in parts if part.name == "export"][:3] == [
+    steps = gpu_plan.prepared_steps(LARGE, WORK, ["tensorrt", "ort"], ["86", "89"])
+    assert names(steps).count("build") == 1
+    assert steps[1].command[-3:] == ("--compute-capability", "86,89", "--json")
+    assert [each.system for each in steps if each.name == "export"][:3] == [
         "openflamingo-3b, tensorrt graphs, fp16", "packaged, tensorrt graphs, fp16", "packaged, tensorrt graphs, bf16",
     ]
-    assert {part.name for part in plan.prepared_parts(LARGE, WORK, ["tensorrt"], [])} == {"export"}
-
-
-def test_a_systems_slug_is_read_back() -> None:
-    for system in (systems.System("tensorrt", "tensorrt-classic", "bf16", "tensorrt-rtx"),
-                   systems.System("ort-cuda", "ort", "fp16")):
-        assert systems.System.named(system.slug) == system
+    assert set(names(gpu_plan.prepared_steps(LARGE, WORK, ["tensorrt"], []))) == {"export"}
 
 
 # Running
 
 
-def test_what_an_early_part_leaves_is_there_for_later_ones(tmp_path: Path) -> None:
+def test_what_an_early_step_leaves_is_there_for_later_ones(tmp_path: Path) -> None:
     runner = Runner(seconds=5.0)
-    session(runner, tmp_path).run([part(share=10.0), part(share=20.0), part(share=90.0)])
+    found = session(runner, tmp_path)
+    found.run([step(share=10.0)])
+    found.run([step(share=20.0), step(share=90.0)])
     assert runner.limits == [60.0, 180.0 - 5.0, 600.0 - 10.0]  # never beyond the budget
 
 
-def test_a_part_for_which_time_is_short_is_skipped_with_the_reason(tmp_path: Path) -> None:
-    runner = Runner(seconds=590.0)
-    found = session(runner, tmp_path)
-    found.run([part("a", share=100.0), part("b", least=15.0)])
-    assert found.rows[-1] == {"part": "b", "system": "", "skipped": "10 s are left for it, it needs 15"}
+def test_a_step_for_which_time_is_short_is_skipped_with_the_reason(tmp_path: Path) -> None:
+    found = session(Runner(seconds=590.0), tmp_path)
+    found.run([step("a", share=100.0), step("b", least=15.0)])
+    assert found.outcomes[-1] == {"step": "b", "system": "", "skipped": "10 s are left for it, it needs 15"}
 
 
-def test_a_part_whose_needs_were_not_made_or_that_is_done_is_skipped(tmp_path: Path) -> None:
+def test_a_step_whose_needs_were_not_made_or_that_is_done_is_skipped(tmp_path: Path) -> None:
     found = session(Runner(1.0), tmp_path)
-    found.run([part(needs=(tmp_path / "bundle",)), part(done=True), Skipped("peer", "x", "not here")])
-    assert [row["skipped"].split(":")[0] for row in found.rows] == [
+    found.run([step(needs=(tmp_path / "bundle",)), step(done=True), Skipped("peer", "x", "not here")])
+    assert [each["skipped"].split(":")[0] for each in found.outcomes] == [
         f"there is no {tmp_path / 'bundle'}", "it is there already", "not here",
     ]
 
 
-def test_rows_are_in_the_file_at_once_and_a_crash_is_a_row(tmp_path: Path) -> None:
-    line = json.dumps({"measure": "each token", "value": 1.5, "unit": "ms"})
-    found = session(Runner(2.0, ("noise", "{no json", line), status=-11), tmp_path)
-    found.run([part("speed")])
-    written = json.loads((tmp_path / "results.json").read_text())
-    assert written["rows"] == found.rows
-    assert written["format"] == 1
-    assert written["rows"][0] == {"part": "speed", "system": "", "measure": "each token", "value": 1.5, "unit": "ms"}
-    assert "status -11" in written["rows"][1]["error"]
-    assert [file.name for file in tmp_path.iterdir()] == ["results.json"]
+def test_every_step_is_in_the_file_at_once_and_a_crash_is_a_line(tmp_path: Path) -> None:
+    found = session(Runner(2.0, ("noise", "{no json", '{"value": 1.5}', "the reason"), status=-11), tmp_path)
+    found.run([step("bench")])
+    about, written = map(json.loads, (tmp_path / "results.jsonl").read_text().splitlines())
+    assert about == {"format": 2, "elapsed": 2.0}
+    assert written == found.outcomes[0] == {
+        "step": "bench", "system": "", "status": -11, "seconds": 2.0, "records": [{"value": 1.5}],
+        "error": "status -11: the reason",
+    }
+    assert found.record("bench") == {"value": 1.5}
+    assert found.record("build") == {}
+    assert [file.name for file in tmp_path.iterdir()] == ["results.jsonl"]
 
 
-def test_a_part_that_takes_longer_is_ended_and_what_it_told_stays() -> None:
-    code = "import time; print('{\"measure\": 1}', flush=True); time.sleep(60)"
+def test_a_step_that_says_it_is_skipped_has_not_failed(tmp_path: Path) -> None:
+    found = session(Runner(1.0, ('{"skipped": "no module"}',)), tmp_path)
+    found.run([step("peer")])
+    assert found.outcomes[0]["skipped"] == "no module"
+    assert "error" not in found.outcomes[0]
+
+
+def test_a_step_that_takes_longer_is_ended_and_what_it_told_stays() -> None:
+    code = "import time; print('{\"case\": 1}', flush=True); time.sleep(60)"
     told: list[str] = []
     finished = run([sys.executable, "-c", code], limit=5.0, on_line=told.append)
     assert finished.status == -9
-    assert finished.seconds < 30
-    assert told == ['{"measure": 1}']
+    assert told == ['{"case": 1}']
 
 
-@pytest.mark.parametrize(
-    ("error", "code", "said"),
-    [(DependencyError("no tensorrt"), 0, {"skipped": "no tensorrt"}), (DataError("damaged"), 1, {"error": "damaged"}),
-     (MemoryError("much"), 1, {"error": "MemoryError: much"})],
-)
-def test_a_parts_end_says_why(capsys, error: Exception, code: int, said: dict) -> None:
-    with pytest.raises(SystemExit) as ended, rows.reporting():
-        raise error
-    assert ended.value.code == code
-    assert rows.parsed(capsys.readouterr().out.strip()) == said
+def test_an_error_is_part_of_the_output_where_it_is_asked_for() -> None:
+    code = "import sys; print('one', flush=True); sys.exit('why')"
+    assert run([sys.executable, "-c", code], together=True).output == "one\nwhy"
+    assert run([sys.executable, "-c", code], quiet=True).output == "one"
 
 
-# The table
+# The tables
 
 
-def timed(name: str, system: str, key: str, value: float, shots: int = 0) -> dict:
-    return {"part": name, "system": system, "measure": key, "value": value, "unit": "ms", "key": key, "shots": shots}
+def bench(token: float, first: float, cold: float, compiled: float) -> dict[str, Any]:
+    def spread(median: float) -> dict[str, float]:
+        return {"median": median, "runs": 3}
+
+    return {"records": [{
+        "decode": [{"context": context, "milliseconds": spread(token + context)} for context in (1500, 0)],
+        "shots": [{"shots": 0, "cold": spread(first), "compiled": None},
+                  {"shots": 32, "cold": spread(cold), "compiled": spread(compiled)}],
+    }]}
+
+
+def peer(system: str, token: float, first: float, behind: float) -> dict[str, Any]:
+    cases = [{"case": {"shots": shots, "prompt_tokens": 9, "first_token_ms": [time], "token_ms": [[token, token]]}}
+             for shots, time in ((0, first), (32, behind))]
+    return {"step": "peer", "system": system, "seconds": 9.0, "records": [{"torch": "2"}, *cases]}
 
 
 def test_ratios_are_the_peers_time_over_ours_and_only_the_peer_has_targets() -> None:
-    told = [
-        timed("speed", "tensorrt, fp16", "token", 2.0), timed("speed", "tensorrt, fp16", "first_token", 10.0),
-        timed("speed", "tensorrt, fp16", "first_token", 100.0, 32),
-        timed("speed", "tensorrt, fp16", "first_token_compiled", 12.0, 32),
-        *(entry for system, each in (("open_flamingo, fp16, eager", 21.0), ("open_flamingo, fp16, compiled", 3.0),
-                                     ("own PyTorch model, a stand-in, fp16, eager", 30.0))
-          for entry in (timed("peer", system, "token", each), timed("peer", system, "first_token", 600.0, 32))),
+    outcomes = [
+        {"step": "bench", "system": "tensorrt, fp16", **bench(2.0, 10.0, 100.0, 12.0)},
+        peer("open_flamingo, fp16, eager", 21.0, 30.0, 600.0), peer("open_flamingo, fp16, compiled", 3.0, 30.0, 600.0),
+        peer("own PyTorch model, a stand-in, fp16, eager", 30.0, 30.0, 600.0),
     ]
-    eager, compiled, stand_in = table.ratios(told, table.TARGETS)
-    assert eager[2:] == ("10.50 (>= 10: met)", "", "6.00", "50.00")
+    eager, compiled, stand_in = gpu_table.ratios(outcomes, gpu_table.TARGETS)
+    assert eager == ("open_flamingo, fp16, eager", "tensorrt, fp16", "10.50 (>= 10: met)", "3.00", "6.00", "50.00")
     assert compiled[2] == "1.50 (>= 2: MISSED)"
     assert stand_in[2] == "15.00"
-    assert "met" not in table.printed(told, {})
+    unmeasured = {"step": "bench", "system": "x", "skipped": "no time"}
+    assert gpu_table.ratios([unmeasured, outcomes[1]], gpu_table.TARGETS) == []
 
 
-def test_every_row_has_its_line_whatever_became_of_it() -> None:
+def test_every_step_has_its_lines_whatever_became_of_it() -> None:
     told = [
-        {"part": "speed", "system": "x", "measure": "share", "value": 0.71234, "unit": "", "target": ">= 0.7"},
-        {"part": "peer", "system": "y", "skipped": "too | late"}, {"part": "peer", "system": "z", "error": "e" * 500},
-        {"part": "peer", "system": "z", "measure": "the whole part", "value": 3, "unit": "s", "key": "time"},
+        {"step": "doctor", "system": "", "seconds": 1.0, "records": [DOCTOR]},
+        {"step": "peer", "system": "y", "skipped": "too | late"}, {"step": "peer", "system": "z", "error": "e" * 500},
+        {"step": "export", "system": "m", "seconds": 3.0, "records": [{"bytes": 5 * 10**9}]},
+        {"step": "build", "system": "m", "seconds": 3.0, "records": [{"bytes": {"a": 10**9, "b": 10**9}}]},
+        {"step": "verify", "system": "m", "seconds": 3.0, "records": [VERIFIED], "error": "status 1"},
     ]
-    lines = table.printed(told, {}).splitlines()
-    assert lines[2] == "| speed | x | share | 0.7123 | >= 0.7: met |  |"
-    assert lines[3] == "| peer | y | skipped |  |  | too / late |"
-    assert lines[4].startswith("| peer | z | ERROR |")
-    assert len(lines[4]) < 200
-    assert len(lines) == 5
+    lines = gpu_table.printed(told, {}).splitlines()
+    assert "| doctor |  | tensorrt-rtx | does not work |  | no libraries |" in lines
+    assert "| peer | y | skipped |  |  | too / late |" in lines
+    assert "| export | m | bytes | 5 GB |  |  |" in lines
+    assert "| build | m | bytes | 2 GB |  |  |" in lines
+    assert "| verify | m | language_model, deviation | 5.0e-01 | MISSED | tolerance 1.0e-02; logits |" in lines
+    assert "| verify | m | greedy tokens as the reference | 7 of 8 | MISSED | a picture: token 3 |" in lines
+    assert "| verify | m | ERROR |  |  | status 1 |" in lines
+    assert max(map(len, lines)) < 200
 
 
-# The parts
+def test_what_bench_prints_is_read() -> None:
+    file = next((gpu_run.HERE / "results").glob("*-bench-int4.json"))
+    record = json.loads(file.read_text(encoding="utf-8"))
+    lines = {line[0]: line for line in gpu_table.lines_of({"step": "bench", "seconds": 1.0, "records": [record]})}
+    assert {"memory", "products", "vision", "resampler", "the whole step"} <= set(lines)
+    assert any("share of the bandwidth" in name for name in lines)
+    assert gpu_table.TOKEN in gpu_table.bench_times(record)
 
 
-def test_facts_are_told_where_there_is_no_gpu(capsys) -> None:
-    facts.describe()
-    told = [rows.parsed(line) for line in capsys.readouterr().out.splitlines()]
-    assert {"processor", "GPU", "libraries"} <= {row["measure"] for row in told}
-    found = facts.available()
-    assert found["ort"] == ["ort", "tensorrt", "tensorrt-classic"]
-    assert isinstance(found["ort-cuda"], str)
+# The steps' own scripts
 
 
-def test_an_engine_that_takes_few_pictures_at_once_is_compared_on_all(capsys) -> None:
+def test_the_peers_prompts_are_those_that_bench_measures(tmp_path: Path) -> None:
+    from flamingo_rt.bench.workload import Pictures, query_parts, shot_parts
+
     model = load(threads=1)
-    sizes: list[int] = []
+    random_graphs.write_prompts(read_bundle(PACKAGED_BUNDLE), 2, tmp_path / "workload")
+    written = json.loads((tmp_path / "workload" / "workload.json").read_text())
+    for case in written["cases"]:
+        *examples, query = Pictures(0).take(case["shots"] + 1)
+        parts = shot_parts(model, examples) + query_parts(model, query)
+        assert case["input_ids"] == build_prompt(parts, model.tokenizer).input_ids.tolist()
+    assert [case["pictures"] for case in written["cases"]] == [[0], [1, 2, 0]]
+    assert len(written["pictures"]) == 3
 
-    class Few(correct.InPieces):
-        """Refuses more than the runtime gives at once."""
 
-        def bind(self, graph, inputs, outputs, constant=()):
-            sizes.append(len(next(iter(inputs.values()))))
-            return model.backend.bind(graph, inputs, outputs, constant)
-
-    held, exact = correct.compared_weights(systems.stored_model(systems.PACKAGED), "fp32")
-    reference = correct.compute_reference(correct.streamed_model(exact.config, exact.tensors))
-    correct.tell_deviations(Few(model.backend), reference, held, "fp32")
-    told = [rows.parsed(line) for line in capsys.readouterr().out.splitlines()]
-    assert len(told) == 3
-    assert all(row["value"] <= float(row["target"].split()[1]) for row in told)
-    assert max(sizes) == 4
+def test_a_peer_that_is_not_there_is_named() -> None:
+    finished = run([sys.executable, str(gpu_plan.PEER_SCRIPT), "--check"])
+    assert finished.status == 0
+    assert "open_flamingo" in json.loads(finished.last_line)["skipped"]
 
 
 def test_what_stands_in_for_the_peer_gives_the_models_own_tokens(tmp_path: Path) -> None:
@@ -258,23 +320,43 @@ def test_what_stands_in_for_the_peer_gives_the_models_own_tokens(tmp_path: Path)
             ids.append(token)
 
 
-def test_facts_alone_run_from_end_to_end(tmp_path: Path, capsys) -> None:
-    arguments = ["--smoke", "--work", str(tmp_path), "--only", "nothing", "--date", "2026-01-02", "--peer-python",
-                 "/nowhere"]
-    assert gpu.main(arguments) == 0
+# From end to end
+
+
+def test_the_plan_runs_with_the_commands_replaced(tmp_path: Path, capsys, monkeypatch) -> None:
+    commands: list[list[str]] = []
+
+    def runner(command, echo, together, limit, on_line) -> Finished:
+        commands.append(command)
+        if "doctor" in command:
+            on_line(json.dumps({**DOCTOR, "cuda": FAILS}))
+        if "--check" in command:
+            on_line('{"skipped": "no open_flamingo"}')
+        return Finished(tuple(command), 0, 1.0, 0, "", None)
+
+    monkeypatch.setattr(gpu_session.Session.__init__, "__defaults__", (gpu_session.time.monotonic, runner))
+    arguments = ["--smoke", "--work", str(tmp_path), "--date", "2026-01-02", "--peer-python", "/nowhere"]
+    assert gpu_run.main(arguments) == 0
     out = capsys.readouterr().out
-    assert "| facts |  | processor |" in out
     summary = json.loads(out.splitlines()[-1])
+    about, *outcomes = map(json.loads, Path(summary["results"]).read_text().splitlines())
     assert Path(summary["results"]).parent == tmp_path
-    assert summary["errors"] == 0
-    assert json.loads(Path(summary["results"]).read_text())["date"] == "2026-01-02"
+    assert (about["date"], about["size"]["model"], summary["errors"]) == ("2026-01-02", SMOKE.model, 0)
+    assert "| peer | open_flamingo | skipped |  |  | no open_flamingo |" in out
+    assert names([Skipped(each["step"], "", "") for each in outcomes])[:2] == ["doctor", "look"]
+    assert sum("doctor" in command for command in commands) == 1
+
+
+def test_unknown_backends_are_refused(capsys) -> None:
+    with pytest.raises(SystemExit):
+        gpu_run.main(["--smoke", "--backends", "opencl"])
+    assert "--backends opencl is unknown; known: tensorrt, tensorrt-rtx" in capsys.readouterr().err
 
 
 @pytest.mark.slow
-def test_every_part_works_small_on_the_cpu(tmp_path: Path, capsys) -> None:
-    assert gpu.main(["--smoke", "--work", str(tmp_path), "--minutes", "30", "--peer-python", sys.executable]) == 0
-    written = json.loads(next(tmp_path.glob("*-gpu.json")).read_text())
-    done = {row["part"] for row in written["rows"] if "measure" in row}
-    assert done == {"facts", "export", "speed", "correct", "peer"}
-    assert written["size"]["model"] == SMOKE.model
+def test_every_step_works_small_on_the_cpu(tmp_path: Path, capsys) -> None:
+    assert gpu_run.main(["--smoke", "--work", str(tmp_path), "--minutes", "30", "--peer-python", sys.executable]) == 0
+    outcomes = [json.loads(line) for line in next(tmp_path.glob("*-gpu.jsonl")).read_text().splitlines()][1:]
+    done = {each["step"] for each in outcomes if "skipped" not in each}
+    assert done == {"doctor", "export", "bench", "verify", "peer"}
     assert "times as fast as" in capsys.readouterr().out

@@ -20,7 +20,7 @@ FOLDERS = {
 BASE = {
     "errors", "config", "cores", "files", "contract", "backend", "device_arrays", "graph_files",
     "json_files", "model_memory", "parameter_count", "presets", "printable", "progress", "protobuf", "system_memory",
-    "bounded_files",
+    "bounded_files", "step_costs",
 }
 RUNTIME = BASE | {"bundle", "processing", "engines"}
 ALLOWED = {
@@ -44,9 +44,10 @@ ALLOWED = {
     "bounded_files": {"errors"},
     "unfinished": set(),
     "presets": {"errors", "config"},
+    "step_costs": set(),
     "contract": {"errors", "config"},
     "backend": {"contract"},
-    "bundle": {"errors", "config", "contract"},
+    "bundle": {"errors", "config", "contract", "step_costs"},
     "processing": {"errors", "config", "device_arrays", "tokenizer_file"},
     "engines": BASE | {"bundle"},
     "runtime": BASE | {"processing"},
@@ -55,7 +56,9 @@ ALLOWED = {
     "checkpoints": {
         "errors", "config", "files", "model", "model_memory", "bounded_files", "tokenizer_file", "weights",
     },
-    "importing": {"errors", "config", "presets", "checkpoints", "bounded_files", "tokenizer_file", "weights"},
+    "importing": {
+        "errors", "config", "presets", "checkpoints", "bounded_files", "json_files", "tokenizer_file", "weights",
+    },
     "training": BASE | {"processing", "model", "checkpoints", "tokenizer_file", "weights"},
     "evaluation": RUNTIME | {"runtime", "training"},
     "export": RUNTIME | {"runtime", "model", "checkpoints", "evaluation", "training", "weights"},

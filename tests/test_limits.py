@@ -64,7 +64,7 @@ def test_without_time_embeddings_frames_are_free() -> None:
 def test_decoding_takes_a_few_tokens_and_the_last_visual() -> None:
     ranges = size_ranges(TINY, Limits.of(TINY, visuals=5))[LANGUAGE_MODEL]
     assert ranges[DECODE]["T"] == ranges[DECODE]["K"] == SizeRange(1, 1, 1)
-    most = [size_ranges(TINY, Limits.of(TINY, batch=rows))[LANGUAGE_MODEL][DECODE]["B"].most for rows in (1, 3)]
+    most = [size_ranges(TINY, Limits.of(TINY, batch=rows))[LANGUAGE_MODEL][DECODE]["B"].max for rows in (1, 3)]
     assert most == [2, 3]
     assert ranges[DECODE]["S"] == SizeRange(24, 24, 24)
     assert ranges[PREFILL]["S"] == SizeRange(24, 24, 120)
@@ -84,4 +84,4 @@ def test_a_cache_in_place_has_one_size_and_an_appended_one_grows() -> None:
 def test_no_more_is_encoded_at_once_than_there_can_be() -> None:
     ranges = size_ranges(TINY, Limits.of(TINY, batch=1, visuals=2, frames=1))
     assert set(ranges) == set(GRAPHS)
-    assert ranges[VISION_ENCODER][PREFILL]["N"].most == ranges[RESAMPLER][PREFILL]["M"].most == 2
+    assert ranges[VISION_ENCODER][PREFILL]["N"].max == ranges[RESAMPLER][PREFILL]["M"].max == 2

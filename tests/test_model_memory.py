@@ -15,6 +15,7 @@ from flamingo_rt.errors import DataError
 from flamingo_rt.loading import PACKAGED_BUNDLE, weights_bytes
 from flamingo_rt.model_memory import TRAINING, require_memory
 from flamingo_rt.presets import preset
+from flamingo_rt.training.trainer import TrainingOptions, train
 
 
 @pytest.fixture
@@ -56,6 +57,14 @@ def test_weights_in_half_precision_take_twice_their_file(tmp_path: Path):
     for entry in bundle.graphs.values():
         object.__setattr__(entry, "compute", "bfloat16")
     assert weights_bytes(bundle) == stored
+
+
+def test_a_training_step_that_does_not_fit_is_refused_before_it_begins(available, tmp_path: Path, monkeypatch):
+    free = [10_000_000_000, 90_000_000]  # for the model's parameters, then for a step
+    monkeypatch.setattr("flamingo_rt.model_memory.available_bytes", lambda: free.pop(0))
+    with pytest.raises(DataError, match=r"a training step needs at least .* tokens in a batch\).*fewer --questions"):
+        train(preset("tiny"), TrainingOptions(steps=1, questions=16), tmp_path / "out")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_random_bundle_that_could_not_be_run_is_not_made(available, tmp_path: Path):

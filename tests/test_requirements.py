@@ -44,6 +44,7 @@ SEEN = {
     "packaging": ("26.4",) * 4,
     "hypothesis": ("6.168.5", "6.170.17", "6.170.17", "6.170.17"),
     "ruff": ("0.17.6",) * 4,
+    "mypy": ("1.20.2",) * 4,
 }
 
 
@@ -101,7 +102,9 @@ def test_every_requirement_has_an_upper_bound_but_for_sources() -> None:
             assert bounded or requirement.name == "pycuda", f"{requirement} of {extra}"
 
 
-@pytest.mark.parametrize(("version", "remedy"), [((3, 10), "with Python 3.11 or newer, pip install"), ((3, 11), "pip ins")])
+@pytest.mark.parametrize(
+    ("version", "remedy"), [((3, 10), "with Python 3.11 or newer, pip install"), ((3, 11), "pip ins")]
+)
 def test_an_onnxruntime_that_cannot_tell_where_it_runs_is_refused_with_what_helps(
     monkeypatch: pytest.MonkeyPatch, version: tuple[int, int], remedy: str
 ) -> None:

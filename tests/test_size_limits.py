@@ -38,7 +38,7 @@ def test_presets_are_far_below_the_limits(name):
     (name, part, key) for name in ("tiny", "openflamingo-3b") for part, key in sizes(name)
 ])
 def test_a_size_without_measure_is_refused_by_name(name, part, key, value):
-    with pytest.raises(DataError, match=rf"\.{key} is (beyond|[-(\d])") as caught:
+    with pytest.raises(DataError, match=rf"\.{key} is (above|[-(\d])") as caught:
         FlamingoConfig.from_dict(changed(name, part, key, value))
     assert len(str(caught.value)) < 500
 
@@ -63,5 +63,5 @@ def test_a_list_of_very_many_stages_is_refused():
 def test_a_model_whose_sizes_are_each_possible_but_not_together_is_refused():
     data = preset("openflamingo-9b").to_dict()
     data["language"] |= {"layers": 1024, "ff_width": 1 << 20}
-    with pytest.raises(DataError, match=r"it has \d+ parameters, at most 4000000000000"):
+    with pytest.raises(DataError, match=r"it has \d+ parameters, more than 4000000000000"):
         FlamingoConfig.from_dict(data)

@@ -182,16 +182,21 @@ def test_where_nothing_can_be_locked_age_tells(tmp_path, monkeypatch, days, stay
     assert (LEFT in names(tmp_path)) == stays
 
 
-def test_a_folder_that_appeared_meanwhile_is_not_destroyed(tmp_path) -> None:
-    path = tmp_path / "out"
-    with pytest.raises(UsageError, match="out already exists"), new_directory(path) as folder:
+def write_while_another_appears(path: Path, theirs: str, overwrite: bool) -> None:
+    """Write a folder; before it is complete, somebody else makes one with a file ``theirs`` in its place."""
+    with new_directory(path, overwrite) as folder:
         (folder / "new").write_text("new")
         path.mkdir()
-        (path / "theirs").write_text("theirs")
-    assert (path / "theirs").read_text() == "theirs"
-    with pytest.raises(UsageError, match="is not replaced"), new_directory(tmp_path / "2", overwrite=True) as folder:
-        (tmp_path / "2").mkdir()
-        (tmp_path / "2" / "notes.txt").write_text("mine")
+        (path / theirs).write_text("theirs")
+
+
+def test_a_folder_that_appeared_meanwhile_is_not_destroyed(tmp_path) -> None:
+    path = tmp_path / "out"
+    with pytest.raises(UsageError, match="out already exists"):
+        write_while_another_appears(path, "theirs.txt", overwrite=False)
+    assert (path / "theirs.txt").read_text() == "theirs"
+    with pytest.raises(UsageError, match="is not replaced"):
+        write_while_another_appears(tmp_path / "2", "notes.txt", overwrite=True)
     assert names(tmp_path) == ["2", "out"]
 
 

@@ -1,4 +1,4 @@
-"""What is compared, and the commands that run it. Everything lives in one work folder:
+"""The compared systems, and the commands that run them. Everything lies in one work folder:
 
     sources/      the model's three files
     workload/     prompts and pictures

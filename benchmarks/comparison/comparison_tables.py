@@ -19,7 +19,7 @@ REFERENCE, HALF = "peer-fp32", "peer-bf16"
 
 
 def report(results: Record) -> str:
-    """Everything there is to say; parts that were not measured are left out."""
+    """All tables; parts that were not measured are left out."""
     parts = [heading(results), systems_table(results), shots_table(results), beams_table(results),
              speculation_table(results), captions_table(results), tokens_table(results), processes_table(results)]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -150,7 +150,7 @@ def gap_ms(captions: Sequence[Record], way: str) -> Spread:
 
 
 def times(slow: Sequence[Record], slow_way: str, fast: Sequence[Record], fast_way: str) -> str:
-    """How many times as fast, by the captions that both decoded; nothing without any."""
+    """Ratio of the times of captions that both decoded; empty without any."""
     def named(captions: Sequence[Record]) -> dict[tuple[int, int], Record]:
         return {(caption["shots"], caption["query"]): caption for caption in captions}
 

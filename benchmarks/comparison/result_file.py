@@ -38,7 +38,7 @@ def result_path(folder: Path, date: str, machine: str, preset: str) -> Path:
 
 
 def read_results(path: Path, date: str, preset: str, machine: Record) -> Record:
-    """What is in the file, or the beginning of it. Ends the program when it is another comparison's."""
+    """Read the file, or begin a new record where there is none. Ends the program when it is another comparison's."""
     if not path.is_file():
         return {"format": FORMAT, "date": date, "preset": preset, "machine": machine, "builds": {}, "runs": {}}
     results = json.loads(path.read_text(encoding="utf-8"))

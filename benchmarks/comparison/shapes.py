@@ -30,7 +30,7 @@ def comparable(name: str) -> FlamingoConfig:
 
 
 def import_options(name: str) -> list[str]:
-    """What ``flamingo-rt export`` is told of the shape: the preset to check the files against, where it is one."""
+    """Options of ``flamingo-rt export`` for the shape: the preset to check the files against, where it is one."""
     return [] if name == SMALL else ["--preset", name]
 
 

@@ -1,4 +1,4 @@
-"""What every system is asked: captions of random pictures, after 0 to 32 shots, as texts and as token ids.
+"""The prompts that every system answers: captions of random pictures, after 0 to 32 shots, as texts and as token ids.
 
 Written once into the work folder: ``workload.json``, the pictures as PNG files in the encoder's size, so that nobody
 resizes them, and our pixel values of them, which the peers compare with theirs. With the byte-level tokenizer of the

@@ -1,4 +1,4 @@
-"""What is measured of every system, peers and ours alike, so that the numbers mean the same.
+"""Measurements of answers, the same for peers and for ours, so that the numbers mean the same.
 
 Imported by ``benchmarks/ours.py`` and by the peers' scripts, each in its own environment: the standard library alone.
 A script gives this module a function that answers one case of the workload (see `comparison/workload_folder.py`) and
@@ -52,8 +52,9 @@ class Answer:
 
 @dataclass(frozen=True)
 class Plan:
-    """How much is measured. ``budget`` bounds the repetitions of one case, in seconds; one is always made. All captions
-    of as many shots count as one case; of them there are ``queries`` for each of ``caption_shots``."""
+    """Number and length of the measurements. ``budget`` bounds the repetitions of one case, in seconds; one is always
+    made. All captions with the same number of shots count as one case; there are ``queries`` of them for each of
+    ``caption_shots``."""
 
     threads: int
     tokens: int
@@ -220,7 +221,7 @@ def peak_bytes() -> int:
 
 
 def about(plan: Plan, **more: Any) -> dict[str, Any]:
-    """What a record says of the run besides its samples."""
+    """The part of a record about the run, besides its samples."""
     return {
         "threads": plan.threads, "new_tokens": plan.tokens, "repeats": plan.repeats, "budget_s": plan.budget,
         "python": platform.python_version(), **more,

@@ -1,4 +1,4 @@
-"""How fast is the transformers library's own relative of Flamingo, IDEFICS, at about the same size?
+"""Speed of IDEFICS, the transformers library's relative of Flamingo, at about the same size.
 
     benchmarks/peers/.venv/bin/python -m benchmarks.peers.idefics_speed --work FOLDER [--size small] [--dtype bf16]
 

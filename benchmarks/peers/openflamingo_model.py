@@ -2,8 +2,8 @@
 
 The model is built without memory for its weights; tensors are then read, converted and put in place one by one, so that
 there is never a second copy of them. Sizes come from the files alone. MPT-1B's query and key norms are added to the
-transformers library's MPT, as in `families.py`. Where only the speed matters, `random_model` needs no files: it draws
-random numbers on the device.
+transformers library's MPT, as in `library_models.py`. Where only the speed matters, `random_model` needs no files: it
+draws random numbers on the device.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How fast is the real OpenFlamingo? The same weights, prompts and pictures as ours.
+"""Speed of the real open_flamingo, with the same weights, prompts and pictures as ours.
 
     benchmarks/peers/.venv/bin/python -m benchmarks.peers.openflamingo_speed --work FOLDER [--dtype bf16]
 

@@ -1,4 +1,4 @@
-"""Models with the transformers library's ``generate``, measured: what the peers' scripts share.
+"""Measuring of models through the transformers library's ``generate``, shared by the peers' scripts.
 
 Every answer has exactly as many tokens as asked for: no token ends it, and the image token is never chosen (after one
 OpenFlamingo counts the pictures of the prompt anew). The cache is on; without it each token would cost a whole prompt.
@@ -190,7 +190,7 @@ def checked_types(model: nn.Module, ask: Callable[[], Any], dtype: str) -> dict[
 
 
 def facts(model: nn.Module, dtype: str, types: dict[str, int], loading_peak: int) -> Record:
-    """What a record says of the model and its libraries, and the memory it took."""
+    """The part of a record about the model, its libraries, and the memory it took."""
     running_peak = peak_bytes()
     return {
         "dtype": dtype, "computed": types, "versions": {name: version(package) for name, package in PACKAGES.items()},

@@ -22,7 +22,7 @@ CONFIGS = {
 
 
 def known(configuration: type) -> list[str]:
-    """What it writes, and what it can be given."""
+    """Keys that a configuration writes, and parameters that it takes."""
     written = configuration().to_dict()
     given = inspect.signature(configuration.__init__).parameters
     return sorted({*written, *(name for name in given if name not in ("self", "kwargs"))})

@@ -4,7 +4,7 @@
 
 Runs in the peer's environment (README.md beside this file). The vision encoder is open_clip's, the model
 open_flamingo's, the language models transformers'; ``mosaic_gpt`` alone is a stand-in, made from transformers' MPT
-(families.py). A prompt is drawn again until its greedy tokens are a fair test: varied, and never a near tie.
+(library_models.py). A prompt is drawn again until its greedy tokens are a fair test: varied, and never a near tie.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def answer(peer: Peer, case: Case, rows: list[Row]) -> tuple[list[np.ndarray], n
 
 
 def suppressed(peer: Peer) -> list[int]:
-    """What generation may not choose: media, and the tokens that the checkpoint has no head for.
+    """Tokens that generation may not choose: media, and those that the checkpoint has no head for.
 
     After a media token in an answer the peer counts the images of every row from the start again.
     """
@@ -124,7 +124,7 @@ def write(case: Case) -> None:
 
 
 def describe(case: Case, peer: Peer) -> dict[str, Any]:
-    """What a test needs to write the three files and to know what they are."""
+    """Everything that a test needs to write the three files and to describe them."""
     packages = {"torch": "torch", "transformers": "transformers", "open_clip": "open-clip-torch",
                 "open_flamingo": "open-flamingo"}
     return {

@@ -1,4 +1,4 @@
-"""What transformers' CLIPImageProcessor makes of pictures: ``tests/fixtures/clip_preprocessing.npz``, with the settings
+"""Outputs of transformers' CLIPImageProcessor: ``tests/fixtures/clip_preprocessing.npz``, with the settings
 that released encoders have, and ``clip_processors.npz``, with combinations of all settings that change the pixels.
 
     benchmarks/peers/.venv/bin/python -m benchmarks.peers.write_preprocessing

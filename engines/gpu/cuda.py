@@ -1,11 +1,9 @@
-"""CUDA through PyCUDA: memory, copies and one stream, on the primary context of the first GPU; graphs through
+"""CUDA through PyCUDA: memory, copies and one stream, on the primary context of the first GPU; CUDA graphs through
 cuda-bindings, on the same stream.
 
-The primary context is the one that torch, CuPy and the CUDA runtime use: their device memory can be read here, and what
-is here can be read there. It is made current for the length of an operation only; operations of several threads follow
-one another.
-
-Not run on a GPU so far: the calls are those of the documentation of PyCUDA 2026.1 and cuda-bindings 13.5.
+The primary context is the one that torch, CuPy and the CUDA runtime use, so device memory can be shared with them. It
+is current only during an operation; operations of several threads run one after the other. The calls are those in the
+documentation of PyCUDA 2026.1 and cuda-bindings 13.5.
 """
 
 from __future__ import annotations
@@ -14,22 +12,21 @@ import math
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from flamingo_rt.errors import DataError, DependencyError
 
-# TensorRT wants addresses of tensors aligned to this; CUDA's own allocations are.
-ALIGNMENT = 256
-MEMSET_BYTES = 1 << 30  # PyCUDA's count of bytes to set has 32 bits
+ALIGNMENT = 256  # bytes; TensorRT requires it of a tensor's address, and CUDA's own allocations have it
+MEMSET_BYTES = 1 << 30  # at most, in one call: PyCUDA counts the bytes to set in 32 bits
 
 
 def import_pycuda() -> Any:
-    """PyCUDA's driver module. Raises `DependencyError` that names the extra, or when there is no GPU or driver."""
+    """PyCUDA's driver module. Raises `DependencyError` that names the extra, or where there is no GPU or driver."""
     try:
         import pycuda.driver as driver
-    except ImportError as error:  # its extension links to the driver, so this is also a machine without one
+    except ImportError as error:  # its extension links to the driver, so a missing driver ends here too
         raise DependencyError(
             f"PyCUDA cannot be imported ({error}): it needs an NVIDIA driver, and pip install 'flamingo-rt[cuda]', "
             "which compiles it: with a C++ compiler and the CUDA toolkit"
@@ -45,8 +42,8 @@ def import_pycuda() -> Any:
 
 
 def import_graphs() -> Any | None:
-    """cuda-bindings' driver module, or None: PyCUDA has no CUDA graphs, and without them each step takes longer to
-    start."""
+    """cuda-bindings' driver module, or None. PyCUDA has no CUDA graphs, without which each step takes longer to start.
+    """
     try:
         from cuda.bindings import driver
     except ImportError:
@@ -55,25 +52,35 @@ def import_graphs() -> Any | None:
 
 
 class CallError(RuntimeError):
-    """A call of cuda-bindings that failed."""
+    """A call of cuda-bindings failed."""
 
 
 class DeviceMemory:
-    """A piece of device memory; freed with its last reference."""
+    """One allocation of device memory, freed with its last reference."""
 
     def __init__(self, allocation: Any, bytes: int) -> None:
         self._allocation, self.bytes = allocation, bytes
         self.address = int(allocation)
 
 
+class Allocate(Protocol):
+    """`Cuda.allocate`, or the same with another source of memory behind it (`CachePool.allocate`)."""
+
+    def __call__(
+        self, bytes: int, what: str, fitting: Callable[[int], str] | None = None
+    ) -> DeviceMemory:
+        """See `Cuda.allocate`."""
+        ...
+
+
 class Graph:
-    """Work that was captured on a stream, to be launched again as a whole. Addresses in it are fixed."""
+    """A CUDA graph: work captured on a stream, launched again as a whole. Addresses in it are fixed."""
 
     def __init__(self, bindings: Any, executable: Any, stream: Any) -> None:
         self._bindings, self._executable, self._stream = bindings, executable, stream
 
     def launch(self) -> None:
-        """Put it on the stream."""
+        """Put the graph on the stream."""
         _check(self._bindings, self._bindings.cuGraphLaunch(self._executable, self._stream), "cuGraphLaunch")
 
     def __del__(self) -> None:
@@ -81,20 +88,19 @@ class Graph:
 
 
 class Cuda:
-    """One GPU and one stream. Everything but `allocate` and `pinned` is put on the stream and returns before it is
-    done, except where the host's memory is not pinned. To be used within `current`."""
+    """One GPU and one stream, used within `current`. Every operation but `allocate` and `pinned` is put on the stream
+    and returns before it is done, except for copies from and to host memory that is not pinned."""
 
     def __init__(self) -> None:
         """Raises `DependencyError` without PyCUDA or a GPU."""
         self._driver, self._bindings = import_pycuda(), import_graphs()
-        # One thread at a time: what another puts on the stream meanwhile would become part of a graph being captured.
+        # One thread at a time: work from another thread would become part of a graph that is being captured.
         self._lock = threading.RLock()
-        self.make_room: Callable[[], bool] = lambda: False  # frees memory that is not in use; whether there was any
         try:
             device = self._driver.Device(0)
             self.device_name = str(device.name())
             integrated = self._driver.device_attribute.INTEGRATED
-            self._integrated = bool(device.get_attribute(integrated))  # it has the machine's memory for its own
+            self._integrated = bool(device.get_attribute(integrated))  # it shares the machine's memory
             self._context = device.retain_primary_context()
             with self.current():
                 self._stream = self._driver.Stream()
@@ -110,9 +116,9 @@ class Cuda:
 
     @contextmanager
     def current(self) -> Iterator[None]:
-        """With the primary context as this thread's, and no other thread at work here.
+        """Make the primary context this thread's, and keep other threads out.
 
-        Raises `DataError` for what CUDA says within: of a run that goes wrong it may say so at any later call.
+        Raises `DataError` for an error of CUDA inside the block. An error of a run may show at any later call.
         """
         with self._lock:
             self._context.push()
@@ -127,27 +133,32 @@ class Cuda:
                 self._driver.Context.pop()
 
     def allocate(self, bytes: int, what: str, fitting: Callable[[int], str] | None = None) -> DeviceMemory:
-        """Device memory, not set to anything. Raises `DataError` when there is too little: it says for ``what``, and,
-        by ``fitting`` of the bytes that are free, what would fit."""
+        """Uninitialized device memory. Raises `DataError` when there is too little: the message names ``what`` it was
+        for, and what would fit, which ``fitting`` says given the number of free bytes."""
+        memory = self.try_to_allocate(bytes)
+        if memory is not None:
+            return memory
+        self.synchronize()  # the caller's earlier allocations are freed by the error, and may be in use
+        free, total = self._driver.mem_get_info()
+        remedy = fitting(free) if fitting else "use fewer rows or shots, or a smaller model"
+        raise DataError(
+            f"the GPU has too little memory: {what} takes {bytes / 1e6:,.1f} MB more, {free / 1e6:,.1f} MB of "
+            f"{total / 1e6:,.1f} MB are free; {remedy}"
+        )
+
+    def try_to_allocate(self, bytes: int) -> DeviceMemory | None:
+        """Uninitialized device memory, or None when there is too little."""
         try:
             return DeviceMemory(self._driver.mem_alloc(bytes), bytes)
-        except self._driver.MemoryError as error:
-            if self.make_room():
-                return self.allocate(bytes, what, fitting)
-            self.synchronize()  # what the caller has so far goes with the error, and may be in use
-            free, total = self._driver.mem_get_info()
-            remedy = fitting(free) if fitting else "use fewer rows or shots, or a smaller model"
-            raise DataError(
-                f"the GPU has too little memory: {what} takes {bytes / 1e6:,.1f} MB more, {free / 1e6:,.1f} MB of "
-                f"{total / 1e6:,.1f} MB are free; {remedy}"
-            ) from error
+        except self._driver.MemoryError:
+            return None
 
     def free_bytes(self) -> int | None:
-        """Device memory that is free; None where it is the machine's, whose own count knows what can be dropped."""
+        """Free device memory; None where it is the machine's: the system's own count knows what can be reclaimed."""
         return None if self._integrated else int(self._driver.mem_get_info()[0])
 
     def pinned(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-        """An array in memory of the host that the GPU reads and writes by itself."""
+        """An array in page-locked host memory, which the GPU reads and writes by itself."""
         try:
             return self._driver.pagelocked_empty(shape, dtype)
         except self._driver.Error as error:
@@ -157,7 +168,7 @@ class Cuda:
             ) from error
 
     def zero(self, memory: DeviceMemory) -> None:
-        """Set all of it to 0."""
+        """Set all bytes to 0."""
         for start in range(0, memory.bytes, MEMSET_BYTES):
             count = min(MEMSET_BYTES, memory.bytes - start)
             self._driver.memset_d8_async(memory.address + start, 0, count, self._stream)
@@ -171,13 +182,14 @@ class Cuda:
         self._driver.memcpy_dtoh_async(array, address, self._stream)
 
     def copy(self, target: int, source: int, bytes: int) -> None:
-        """Copy ``bytes``, below 4 GiB, within the device."""
+        """Copy ``bytes``, fewer than 4 GiB, within the device."""
         self._driver.memcpy_dtod_async(target, source, bytes, self._stream)
 
     def copy_rows(
         self, target: int, target_pitch: int, source: int, source_pitch: int, width: int, height: int
     ) -> None:
-        """Copy ``height`` pieces of ``width`` bytes within the device, a pitch from the start of one to the next."""
+        """Copy ``height`` pieces of ``width`` bytes within the device; the pitches are the bytes from the start of one
+        piece to the next."""
         copy = self._driver.Memcpy2D()
         copy.set_src_device(source)
         copy.set_dst_device(target)
@@ -186,17 +198,17 @@ class Cuda:
         copy(self._stream)
 
     def synchronize(self) -> None:
-        """Wait until all that was put on the stream is done."""
+        """Wait for everything on the stream."""
         self._stream.synchronize()
 
     def mark(self) -> Any:
-        """A mark behind what was put on the stream so far, whose ``synchronize`` waits until that is done."""
+        """An event recorded on the stream: its ``synchronize`` waits for everything put there before."""
         event = self._driver.Event(self._driver.event_flags.DISABLE_TIMING)
         event.record(self._stream)
         return event
 
     def seconds(self, enqueue: Callable[[], None]) -> float:
-        """How long the device takes for what ``enqueue`` puts on the stream, by its own clock; waits for it."""
+        """Seconds that the work put on the stream by ``enqueue`` takes, by the device's clock. Waits for it."""
         start, end = self._driver.Event(), self._driver.Event()
         start.record(self._stream)
         enqueue()
@@ -205,7 +217,7 @@ class Cuda:
         return start.time_till(end) / 1e3  # milliseconds
 
     def wait_for(self, stream: int) -> None:
-        """Wait until another stream's work is done, given its handle; 1 and 2 are the default streams."""
+        """Wait for another stream's work, given its handle; 1 and 2 are the default streams."""
         bindings = self._bindings
         if bindings is None:
             self._driver.Context.synchronize()
@@ -213,15 +225,16 @@ class Cuda:
             _check(bindings, bindings.cuStreamSynchronize(bindings.CUstream(stream)), "cuStreamSynchronize")
 
     def capture(self, enqueue: Callable[[], None]) -> Graph | None:
-        """What ``enqueue`` puts on the stream, as a graph, without doing it. None where graphs cannot be had.
+        """Capture the work that ``enqueue`` puts on the stream as a CUDA graph, without running it. None without
+        cuda-bindings.
 
-        Raises what ``enqueue`` raises, and `CallError` when what it does cannot be captured.
+        Raises `CallError` for work that cannot be captured, and any error of ``enqueue``.
         """
         bindings = self._bindings
         if bindings is None:
             return None
         stream = bindings.CUstream(self.stream)
-        # Relaxed: Python may free device memory meanwhile, on this thread or others, which the other modes forbid.
+        # Relaxed, as Python may free device memory during the capture, on any thread: the other modes forbid that.
         mode = bindings.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED
         _check(bindings, bindings.cuStreamBeginCapture(stream, mode), "cuStreamBeginCapture")
         try:
@@ -238,7 +251,7 @@ class Cuda:
 
 
 def _check(bindings: Any, result: tuple[Any, ...], call: str) -> Any:
-    """What a call of cuda-bindings returned behind its status. Raises `CallError` for any but success."""
+    """The value that a call of cuda-bindings returned behind its status. Raises `CallError` unless it succeeded."""
     status, *values = result
     if status != bindings.CUresult.CUDA_SUCCESS:
         raise CallError(f"{call} failed: {status}")
@@ -246,5 +259,5 @@ def _check(bindings: Any, result: tuple[Any, ...], call: str) -> Any:
 
 
 def aligned(bytes: int) -> int:
-    """The next multiple of `ALIGNMENT`."""
+    """``bytes``, rounded up to a multiple of `ALIGNMENT`."""
     return math.ceil(bytes / ALIGNMENT) * ALIGNMENT

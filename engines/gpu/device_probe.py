@@ -1,8 +1,8 @@
-"""How fast a GPU moves its memory and multiplies matrices: what ``flamingo-rt bench`` compares its engines with.
+"""A GPU's memory bandwidth and rate of matrix products, the ceilings that ``flamingo-rt bench`` compares engines with.
 
-Memory by copies within the device, each byte read and written; products by a network of one MatMul, compiled on the
-spot, in the type that the engines compute in. Both on the engines' own stream, timed by the device's clock. Not run on
-a GPU so far.
+Bandwidth is measured by copies within the device, each byte read and written; products by a network of one MatMul,
+compiled on the spot, in the type that the engines compute in. Both run on the engines' own stream and are timed by the
+device's clock.
 """
 
 from __future__ import annotations
@@ -11,24 +11,29 @@ from typing import Any
 
 import numpy as np
 
-from flamingo_rt.engines.gpu.cuda import Cuda, DeviceMemory
+from flamingo_rt.engines.gpu.cuda import Allocate, Cuda, DeviceMemory
 from flamingo_rt.engines.matmul_graph import matmul_graph
 from flamingo_rt.engines.tensorrt.callbacks import Caught, make_log
 from flamingo_rt.engines.tensorrt.versions import TensorRT
 from flamingo_rt.errors import DataError
 
 COPY_BYTES = 256 << 20  # far more than a GPU's cache holds
-SIZE = 4096  # of the matrices: enough work for the largest GPUs, and 100 MB in half precision
-REPEATS, ROUNDS = 8, 3  # of a copy or product in one measurement; of measurements, of which the fastest counts
+SIZE = 4096  # rows and columns of the matrices: enough work for the largest GPUs, and 100 MB in half precision
+REPEATS = 8  # copies or products in one measurement
+ROUNDS = 3  # measurements, of which the fastest counts
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
 class DeviceProbe:
-    """What a GPU can do, for the length of a ``with`` block."""
+    """Measures a GPU within a ``with`` block."""
 
-    def __init__(self, cuda: Cuda, tensorrt: TensorRT | None, dtype: str) -> None:
-        """``dtype`` is what the engines compute in. Without ``tensorrt`` products are not measured."""
+    def __init__(
+        self, cuda: Cuda, tensorrt: TensorRT | None, dtype: str, allocate: Allocate | None = None
+    ) -> None:
+        """``dtype`` is the type that the engines compute in. Without ``tensorrt`` products are not measured. Memory
+        comes from ``allocate``, by default from ``cuda``."""
         self._cuda, self._tensorrt, self._dtype = cuda, tensorrt, dtype
+        self._allocate = allocate or cuda.allocate
         self._product: _Product | None = None
         self._missing = "not measured: this backend has no product of its own to measure"
 
@@ -37,8 +42,8 @@ class DeviceProbe:
             return self
         try:
             with self._cuda.current():
-                self._product = _Product(self._cuda, self._tensorrt, self._dtype)
-        except DataError as error:  # what is to be measured is the model, not this
+                self._product = _Product(self._cuda, self._tensorrt, self._dtype, self._allocate)
+        except DataError as error:  # the model is measured all the same
             self._missing = f"not measured: {error}"
         return self
 
@@ -46,10 +51,11 @@ class DeviceProbe:
         self._product = None
 
     def bandwidth(self) -> tuple[float, str]:
-        """Bytes per second, read and written, and how. Raises `DataError` when there is too little device memory."""
+        """Bytes read and written per second, and how they were measured. Raises `DataError` when there is too little
+        device memory."""
         cuda = self._cuda
         with cuda.current():
-            target, source = (cuda.allocate(COPY_BYTES, "measuring the GPU's memory") for _ in range(2))
+            target, source = (self._allocate(COPY_BYTES, "measuring the GPU's memory") for _ in range(2))
             cuda.zero(source)
 
             def copies() -> None:
@@ -61,7 +67,8 @@ class DeviceProbe:
         return 2 * COPY_BYTES * REPEATS / seconds, how
 
     def products(self) -> tuple[float | None, str]:
-        """FLOPs per second and what computed them; None and why where TensorRT did not compile a product."""
+        """FLOPs per second, and the library that computed them; None and the reason where TensorRT compiled no product.
+        """
         if self._product is None or self._tensorrt is None:
             return None, self._missing
         with self._cuda.current():
@@ -70,21 +77,22 @@ class DeviceProbe:
 
 
 class _Product:
-    """One product of two matrices of random numbers, as TensorRT computes it."""
+    """A product of two random matrices, computed by TensorRT."""
 
-    def __init__(self, cuda: Cuda, tensorrt: TensorRT, dtype: str) -> None:
+    def __init__(self, cuda: Cuda, tensorrt: TensorRT, dtype: str, allocate: Allocate) -> None:
         """Raises `DataError` when TensorRT does not compile or load it, or there is too little device memory."""
         log = make_log(tensorrt.module, Caught())
         self._cuda, self._runtime, self._log, self._title = cuda, tensorrt.module.Runtime(log), log, tensorrt.title
         self._engine = self._runtime.deserialize_cuda_engine(compiled_product(tensorrt, dtype, log))
-        self._context = self._engine.create_execution_context() if self._engine is not None else None
-        if self._context is None:
+        context = self._engine.create_execution_context() if self._engine is not None else None
+        if context is None:
             raise DataError(f"{tensorrt.title} cannot load a product that it compiled ({'; '.join(log.errors)})")
+        self._context: Any = context
         self._memory: dict[str, DeviceMemory] = {}
         numbers = np.random.default_rng(0).standard_normal((SIZE, SIZE), dtype=np.float32)
         for name in ("x", "w", "y"):
-            memory = cuda.allocate(SIZE * SIZE * ITEM_BYTES[dtype], "measuring the GPU's matrix products")
-            if name != "y":  # zeros would take less power, and be faster
+            memory = allocate(SIZE * SIZE * ITEM_BYTES[dtype], "measuring the GPU's matrix products")
+            if name != "y":  # random numbers: zeros would take less power, and be faster
                 cuda.upload(memory.address, _as_dtype(numbers, dtype))
             if not self._context.set_tensor_address(name, memory.address):
                 raise self._failure()
@@ -104,7 +112,7 @@ class _Product:
 
 def compiled_product(tensorrt: TensorRT, dtype: str, log: Any, capability: str | None = None) -> Any:
     """The serialized engine of y = x @ w in ``dtype``, for this machine's GPU, or ahead of time for a compute
-    ``capability`` such as ``86``. Raises `DataError` with what TensorRT says when it does not compile it."""
+    ``capability`` such as ``86``. Raises `DataError` with TensorRT's errors when it does not compile."""
     module = tensorrt.module
     try:
         builder = module.Builder(log)

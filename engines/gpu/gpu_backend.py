@@ -1,132 +1,147 @@
-"""A backend whose buffers are in device memory: the part of `Backend` that TensorRT and ONNX Runtime have in common."""
+"""A backend whose buffers are in device memory: the part of `Backend` that TensorRT and ONNX Runtime share, and the run
+that it binds.
+
+A run is arrays (`BoundArrays`) and a launch, which the runtime makes for them: `CapturedStep` and `AppendedStep` for
+TensorRT, `OrtLaunch` for ONNX Runtime. Greedy steps launch the same without copies (`AsyncGreedySteps`).
+"""
 
 from __future__ import annotations
 
-import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping
+from contextlib import closing
 from typing import Any
 
 import numpy as np
 
-from flamingo_rt.backend import HostGreedySteps
-from flamingo_rt.contract import CACHE_LENGTH, LANGUAGE_MODEL, GraphSpec
+from flamingo_rt.backend import Cache, GreedySteps, host_greedy_steps, present_buffers
+from flamingo_rt.contract import LANGUAGE_MODEL, GraphSpec, Limits
 from flamingo_rt.engines.gpu.async_greedy import AsyncGreedySteps
-from flamingo_rt.engines.gpu.cache_pool import Buffers, CachePool
+from flamingo_rt.engines.gpu.bound_arrays import BoundArrays, GraphInterface, Launch
+from flamingo_rt.engines.gpu.cache_pool import CachePool, PooledCache
 from flamingo_rt.engines.gpu.cuda import Cuda
-from flamingo_rt.engines.gpu.device_cache import CacheBuffer, DeviceCache
 from flamingo_rt.engines.gpu.device_probe import DeviceProbe
-from flamingo_rt.engines.gpu.device_run import DeviceRun
 from flamingo_rt.engines.tensorrt.versions import TensorRT
 
 
+class DeviceRun:
+    """A bound graph: a call runs it, and its outputs are there when the call returns."""
+
+    def __init__(self, cuda: Cuda, arrays: BoundArrays, launch: Launch) -> None:
+        self.arrays, self.launch, self._cuda = arrays, launch, cuda
+
+    def __call__(self) -> None:
+        with self._cuda.current():
+            self.arrays.stage()
+            try:
+                self.launch()
+            finally:  # after a failure too: the caller's buffers go with the error, and may be in use
+                self._cuda.synchronize()
+            self.arrays.collect()
+
+
 class GpuBackend(ABC):
-    """An `Backend` on one GPU. ``specs`` are the graphs' names, types and shapes, with the cache in place whatever form
-    the graphs have: that is what a saved prompt has too."""
+    """A `Backend` on one GPU."""
 
+    name: str
+    continues_batches: bool
     reads_device_arrays = True
-    _tensorrt: TensorRT | None = None  # what compiles a product to be timed
+    limits: Limits | None = None
 
-    def __init__(self, cuda: Cuda, specs: dict[str, GraphSpec]) -> None:
-        self._cuda, self.specs, self._kept = cuda, specs, CachePool()
-        drop = weakref.WeakMethod(self._kept.drop)  # kept steps hold ``cuda``: no circle around memory
-        cuda.make_room = lambda: (kept := drop()) is not None and kept()
-
-    def cache(self, rows: int, capacity: int) -> DeviceCache:
-        """On the device. Raises `DataError` for more tokens than the graphs take, or than there is memory for."""
-        capacity = self._capacity_for(capacity)
-        return self._kept.cache(rows, capacity, lambda buffers: self._cache(rows, capacity, buffers))
-
-    @abstractmethod
-    def _capacity_for(self, capacity: int) -> int:
-        """What a cache must have for so many tokens. Raises `DataError` for more than the graphs take."""
+    def __init__(
+        self, cuda: Cuda, specs: dict[str, GraphSpec], interfaces: Mapping[str, GraphInterface], pool: CachePool,
+        tensorrt: TensorRT | None = None,
+    ) -> None:
+        """``specs`` have the cache in place, whatever form the graphs have, as a saved prompt does; ``interfaces`` are
+        the graphs' own. ``tensorrt`` compiles the matrix product that `device_probe` times."""
+        self.specs = specs
+        self._cuda, self._interfaces, self._pool, self._tensorrt = cuda, interfaces, pool, tensorrt
 
     @abstractmethod
-    def _cache(self, rows: int, capacity: int, buffers: Buffers | None) -> DeviceCache:
-        """As `cache`, of a kept cache's ``buffers`` if there are some."""
+    def cache(self, rows: int, capacity: int) -> PooledCache:
+        """See `Backend.cache`. Raises `DataError` for more tokens than the graphs take, or than there is memory for."""
+
+    @abstractmethod
+    def _launch(self, arrays: BoundArrays) -> Launch:
+        """Make the launch of the graph that ``arrays`` are bound to."""
 
     def device_probe(self) -> DeviceProbe:
-        """What measures how fast the GPU is."""
+        """See `Backend.device_probe`."""
         dtype = next(spec.dtype for spec in self.specs[LANGUAGE_MODEL].inputs if "C" in spec.shape)
-        return DeviceProbe(self._cuda, self._tensorrt, dtype)
+        return DeviceProbe(self._cuda, self._tensorrt, dtype, self._pool.allocate)
 
     def available_bytes(self) -> int | None:
-        """Device memory that is free, or None where it is the machine's own."""
+        """Free device memory, the unused cache's included; None where it is the machine's own."""
         with self._cuda.current():
             free = self._cuda.free_bytes()
-        return None if free is None else free + self._kept.spare_bytes
+        return None if free is None else free + self._pool.unused_bytes
 
     def bind(
         self, graph: str, inputs: Mapping[str, Any], outputs: Mapping[str, Any], constant: Collection[str] = ()
     ) -> Callable[[], None]:
-        """A call that reads ``inputs`` and writes ``outputs`` each time it is made: a `DeviceRun`, where the cache is
-        on the device.
+        """See `Backend.bind`. Gives a `DeviceRun` where the cache is on the device.
 
-        They are numpy arrays, or arrays in device memory of other libraries, whose content is then used where it is.
-        Past and present are a `cache`'s buffers; numpy arrays are copied to the device and back at each call. An output
-        that is left out stays on the device.
+        Arrays are numpy arrays, or device arrays of other libraries, which are read where they are. Past and present
+        are a cache's buffers; numpy arrays are copied to the device and back at each call. An output that is left out
+        stays on the device.
         Raises `DataError` for sizes that the graphs do not take, `ValueError` for arrays of another type or form.
         """
         past = [spec.name for spec in self.specs[graph].inputs if "C" in spec.shape]
         if past and isinstance(inputs[past[0]], np.ndarray):
-            return self._bind_copied(graph, past, inputs, outputs, constant)
+            return self._bind_copied(graph, past, inputs, outputs)
         with self._cuda.current():
-            return self._bound(graph, inputs, outputs, constant)
+            arrays = self._arrays(graph, inputs, outputs, constant)
+            return DeviceRun(self._cuda, arrays, self._launch(arrays))
 
     @property
     def steps_ahead(self) -> int:
-        """One, which runs while the host looks at what the one before it chose; none where the graph reads any of its
-        inputs on the host."""
-        return 0 if self._on_host(LANGUAGE_MODEL) else 1
+        """One, which runs while the host reads the result of the previous step; none where the graph reads any of its
+        inputs in host memory."""
+        return 0 if self._interfaces[LANGUAGE_MODEL].on_host else 1
 
     def greedy_steps(
-        self, inputs: Mapping[str, Any], outputs: Mapping[str, Any], constant: Collection[str] = ()
-    ) -> AsyncGreedySteps | HostGreedySteps:
-        """As `Backend.greedy_steps`, with the cache on the device. Steps over a cache that was kept are those of the
-        answer before."""
-        past = {name: value for name, value in inputs.items() if isinstance(value, CacheBuffer)}
-        if not self.steps_ahead or not past:
-            return HostGreedySteps(self.bind(LANGUAGE_MODEL, inputs, outputs, constant), inputs, outputs)
-        shapes = tuple((name, inputs[name].shape) for name in inputs if name not in past)
-        steps = self._kept.steps(past, shapes)
-        if steps is not None:
-            steps.renew(inputs)
-            return steps
+        self, cache: Cache, inputs: Mapping[str, Any], outputs: Mapping[str, Any], constant: Collection[str] = ()
+    ) -> GreedySteps:
+        """See `Backend.greedy_steps`. A pooled cache brings the steps of its last user, with their CUDA graph."""
+        if not self.steps_ahead:
+            return host_greedy_steps(self, cache, inputs, outputs, constant)
+        past, shapes = cache.buffers(), tuple((name, array.shape) for name, array in inputs.items())
+        kept = cache.greedy_steps(shapes) if isinstance(cache, PooledCache) else None
+        if kept is not None:
+            kept.renew(inputs)
+            return kept
         with self._cuda.current():
-            run = self._bound(LANGUAGE_MODEL, inputs, outputs, constant)
-            steps = AsyncGreedySteps(self._cuda, run, inputs[CACHE_LENGTH], self.steps_ahead)
-        self._kept.keep(past, shapes, steps)
+            arrays = self._arrays(
+                LANGUAGE_MODEL, {**inputs, **past}, {**outputs, **present_buffers(past)}, constant, copies=False
+            )
+            steps = AsyncGreedySteps(self._cuda, arrays, self._launch(arrays), self.steps_ahead)
+        if isinstance(cache, PooledCache):
+            cache.keep_greedy_steps(steps, shapes)
         return steps
 
-    def _on_host(self, graph: str) -> Collection[str]:
-        """The inputs that a graph reads in host memory."""
-        return ()
-
-    @abstractmethod
-    def _bound(
-        self, graph: str, inputs: Mapping[str, Any], outputs: Mapping[str, Any], constant: Collection[str]
-    ) -> DeviceRun:
-        """As `bind`, with the cache on the device."""
+    def _arrays(
+        self, graph: str, inputs: Mapping[str, Any], outputs: Mapping[str, Any], constant: Collection[str],
+        copies: bool = True,
+    ) -> BoundArrays:
+        return BoundArrays(
+            self._cuda, self._pool.allocate, self._interfaces[graph], inputs, outputs, constant, copies
+        )
 
     def _bind_copied(
-        self, graph: str, past: list[str], inputs: Mapping[str, Any], outputs: Mapping[str, Any],
-        constant: Collection[str],
+        self, graph: str, past: list[str], inputs: Mapping[str, Any], outputs: Mapping[str, Any]
     ) -> Callable[[], None]:
-        """With the cache in numpy arrays [B, Hk, C, d]: for checks."""
-        arrays = {name: inputs[name] for name in past}
+        """Bind with the cache in numpy arrays [B, Hk, C, d], which serves checks."""
+        arrays: dict[str, np.ndarray] = {name: inputs[name] for name in past}
         rows, _, capacity, _ = arrays[past[0]].shape
-        cache = self.cache(rows, capacity)
-        buffers = cache.buffers()
-        present = [spec.name for spec in self.specs[graph].outputs if "C" in spec.shape]
-        written = dict(zip(present, buffers.values(), strict=True))
-        run = self.bind(graph, {**inputs, **buffers}, {**outputs, **written}, constant)
 
         def call() -> None:
-            for row in range(rows):
-                cache.load([row], {name: array[row : row + 1] for name, array in arrays.items()}, capacity)
-            run()
-            for row in range(rows):
-                for name, saved in cache.save(capacity, row).items():
-                    arrays[name][row] = saved[0]
+            with closing(self.cache(rows, capacity)) as cache:
+                for row in range(rows):
+                    cache.load([row], {name: array[row : row + 1] for name, array in arrays.items()}, capacity)
+                buffers = cache.buffers()
+                self.bind(graph, {**inputs, **buffers}, {**outputs, **present_buffers(buffers)})()
+                for row in range(rows):
+                    for name, saved in cache.save(capacity, row).items():
+                        arrays[name][row] = saved[0]
 
         return call

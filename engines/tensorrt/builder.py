@@ -322,12 +322,11 @@ def _rewritten(data: memoryview, path: tuple[tuple[int, ...], ...], replaced: Ma
     """A message with the dimensions at ``path``, field numbers one inside the other, replaced."""
     parts = []
     for number, value in fields(data):
-        content = value if isinstance(value, int) else bytes(value)
-        if not path:
-            parts.append(replaced.get(content, b"") if number == DIM_PARAM else b"")
-            parts[-1] = parts[-1] or field(number, content)
-        elif number in path[0] and not isinstance(value, int):
+        if isinstance(value, int):
+            parts.append(field(number, value))
+        elif path and number in path[0]:
             parts.append(field(number, _rewritten(value, path[1:], replaced)))
         else:
-            parts.append(field(number, content))
+            fixed = replaced.get(bytes(value)) if not path and number == DIM_PARAM else None
+            parts.append(fixed or field(number, bytes(value)))
     return b"".join(parts)

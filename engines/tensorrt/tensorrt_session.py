@@ -1,6 +1,6 @@
-"""One graph as TensorRT runs it: a deserialized engine, and an execution context for each of its optimization profiles.
+"""One graph in TensorRT: a deserialized engine, and an execution context for each of its optimization profiles.
 
-Input and output by name alone, as TensorRT 8.5 to 11 and TensorRT-RTX have it. Not run on a GPU so far.
+Tensors are named, not numbered: the interface that TensorRT 8.5 to 11 and TensorRT-RTX have in common.
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ from typing import Any
 import numpy as np
 
 from flamingo_rt.contract import GraphSpec, TensorSpec
+from flamingo_rt.engines.gpu.bound_arrays import GraphInterface
+from flamingo_rt.engines.gpu.cache_pool import CachePool
 from flamingo_rt.engines.gpu.cuda import ALIGNMENT, Cuda
 from flamingo_rt.errors import DataError
 from flamingo_rt.graph_files import read_graph
 
-# What an engine may have for a type of the contract: TensorRT before 10 has no 64-bit integers and takes 32 bits.
+# Engine types accepted for a type of the contract: TensorRT before 10 has 32-bit integers only.
 ACCEPTED = {"int64": ("INT64", "INT32"), "float32": ("FLOAT",), "float16": ("HALF",), "bfloat16": ("BF16",)}
 ARRAY_DTYPES = {"INT64": "int64", "INT32": "int32", "FLOAT": "float32", "HALF": "float16", "BF16": "uint16"}
 
@@ -25,8 +27,8 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 class Profile:
-    """An execution context for the sizes of one optimization profile. It is set up for one ``user`` at a time: whoever
-    uses it next sets it up anew, and a CUDA graph captured before is no longer valid."""
+    """An execution context for the sizes of one optimization profile. It is set up for one ``user`` at a time: the next
+    user sets it up anew, which makes a CUDA graph captured before invalid."""
 
     def __init__(self, graph: TensorRtSession, index: int) -> None:
         self._graph, self._index = graph, index
@@ -35,17 +37,21 @@ class Profile:
         self.user: object = None
 
     def misfit(self, shapes: Shapes) -> str | None:
-        """Which input's shape this profile does not take, in words; None when it takes all."""
+        """A sentence about the first input whose shape this profile does not take; None when it takes all."""
         for name, shape in shapes.items():
             least, _, most = (tuple(dims) for dims in self._graph.engine.get_tensor_profile_shape(name, self._index))
             if not all(low <= size <= high for low, size, high in zip(least, shape, most, strict=True)):
                 return f"{name} is {list(shape)}, from {list(least)} to {list(most)} was compiled"
         return None
 
-    def use(self, user: object, shapes: Shapes) -> None:
-        """Set it up for ``user``. Addresses are set by `bind`."""
+    def prepare(self, pool: CachePool) -> None:
+        """Make the execution context, if there is none yet. Raises `DataError` when there is too little device memory,
+        after ``pool`` has freed what it could."""
         if self._context is None:
-            self._context = self._graph.new_context(self._index)
+            self._context = self._graph.new_context(self._index, pool)
+
+    def use(self, user: object, shapes: Shapes) -> None:
+        """Set the input shapes for ``user``. Addresses are set by `bind`."""
         for name, shape in shapes.items():
             if self._shapes.get(name) == shape:
                 continue
@@ -55,7 +61,7 @@ class Profile:
         self.user = user
 
     def bind(self, addresses: Mapping[str, int]) -> None:
-        """Where inputs are read and outputs written from the next run on."""
+        """Set the addresses of inputs and outputs for the next runs."""
         for name, address in addresses.items():
             if address % ALIGNMENT:
                 raise ValueError(f"{name}: address {address:#x} is no multiple of {ALIGNMENT}")
@@ -63,7 +69,7 @@ class Profile:
                 raise self._graph.failure(f"refuses the address of {name}")
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Of an output, for the shapes of the inputs that were set."""
+        """The shape of an output, for the input shapes that were set."""
         return tuple(self._context.get_tensor_shape(name))
 
     def run(self, stream: int) -> None:
@@ -72,9 +78,13 @@ class Profile:
             raise self._graph.failure("could not be run")
 
     def capturable(self, stream: int) -> bool:
-        """Whether a run can become part of a CUDA graph: TensorRT-RTX says so, TensorRT tries."""
+        """Whether a run can be captured in a CUDA graph, where the runtime can tell (TensorRT-RTX). True elsewhere."""
         asked = getattr(self._context, "is_stream_capturable", None)
         return asked is None or bool(asked(stream))
+
+    def failure(self, what: str) -> DataError:
+        """See `TensorRtSession.failure`."""
+        return self._graph.failure(what)
 
 
 class TensorRtSession:
@@ -86,31 +96,37 @@ class TensorRtSession:
         self.dtypes = self._checked_dtypes()
         self.profiles = [Profile(self, index) for index in range(engine.num_optimization_profiles)]
 
-    def profile(self, shapes: Shapes, repeated: bool) -> Profile:
-        """One that takes these shapes of the inputs. For what is ``repeated`` the last, which is for fewer sizes; for
-        what is run once the first, so that the other stays as steps have set it up.
+    @property
+    def interface(self) -> GraphInterface:
+        """The graph's tensors; none is read in host memory."""
+        return GraphInterface(self.spec, self.dtypes)
 
-        Raises `DataError` when no profile takes them.
+    def profile(self, shapes: Shapes, repeated: bool, pool: CachePool) -> Profile:
+        """A profile that takes these shapes of the inputs, ready to be used. For ``repeated`` runs the last one, which
+        is for fewer sizes; for a single run the first, so that the other stays set up for steps.
+
+        Raises `DataError` when no profile takes them, or there is too little device memory.
         """
         for profile in reversed(self.profiles) if repeated else self.profiles:
             if profile.misfit(shapes) is None:
+                profile.prepare(pool)
                 return profile
-        misfit = self.profiles[0].misfit(shapes)  # of the one for more sizes
+        misfit = self.profiles[0].misfit(shapes)  # the one for more sizes
         raise DataError(
             f"{self.path} was compiled for other sizes: {misfit}; ask for less, or build it for more: "
             f"{self._loader.rebuild}"
         )
 
     def range(self, name: str, axis: int) -> tuple[int, int]:
-        """Least and largest size of an input's axis, over all profiles."""
+        """The smallest and largest size of an input's axis, over all profiles."""
         shapes = [self.engine.get_tensor_profile_shape(name, index) for index in range(len(self.profiles))]
         return min(tuple(dims[0])[axis] for dims in shapes), max(tuple(dims[2])[axis] for dims in shapes)
 
-    def new_context(self, profile: int) -> Any:
-        """An execution context of its own. Raises `DataError` when there is too little device memory for it."""
+    def new_context(self, profile: int, pool: CachePool) -> Any:
+        """A new execution context. Raises `DataError` when there is too little device memory for it."""
         cuda = self._loader.cuda
         context = self.engine.create_execution_context()
-        if context is None and cuda.make_room():
+        if context is None and pool.free_unused():  # TensorRT allocates by itself: it says no more than that it failed
             context = self.engine.create_execution_context()
         if context is None:
             raise self.failure("gets no execution context, most likely for want of device memory")
@@ -120,11 +136,11 @@ class TensorRtSession:
         return context
 
     def failure(self, what: str) -> DataError:
-        """An error that says what TensorRT has logged."""
+        """An error about this engine, with the errors that TensorRT has logged."""
         return self._loader.failure(self.path, what)
 
     def _checked_dtypes(self) -> dict[str, np.dtype]:
-        """The types of arrays for its inputs and outputs; an engine must have those of ``spec`` and no others."""
+        """Types of arrays for the engine's inputs and outputs, which must be those of ``spec`` and no others."""
         engine, module = self.engine, self._loader.module
         found = {engine.get_tensor_name(index) for index in range(engine.num_io_tensors)}
         expected = {tensor.name for tensor in (*self.spec.inputs, *self.spec.outputs)}
@@ -144,7 +160,7 @@ class TensorRtSession:
         return dtypes
 
     def _check_shape(self, tensor: TensorSpec) -> None:
-        """A size of the contract must be the engine's, a letter may be any (-1)."""
+        """Raise `DataError` unless the engine has every fixed size of the contract; a letter may be any size (-1)."""
         shape = tuple(self.engine.get_tensor_shape(tensor.name))
         fits = len(shape) == len(tensor.shape) and all(
             isinstance(wanted, str) or wanted == size for wanted, size in zip(tensor.shape, shape, strict=True)
@@ -158,8 +174,8 @@ class TensorRtSession:
 
 @dataclass(frozen=True)
 class Loader:
-    """What engines are loaded with: a module of TensorRT, its ``Runtime``, and the ``log`` that it was made with.
-    ``rebuild`` is the command that makes the engines anew."""
+    """Loads engines with one module of TensorRT, its ``Runtime`` and the ``log`` that it was made with. ``rebuild`` is
+    the command that builds the engines again."""
 
     module: Any
     runtime: Any
@@ -168,8 +184,8 @@ class Loader:
     rebuild: str
 
     def load(self, path: Path, spec: GraphSpec, weights: Path | None = None) -> TensorRtSession:
-        """Read an engine; one without weights takes those of the graph ``weights``. Raises `DataError` when it cannot
-        be loaded."""
+        """Read an engine. One that was built without weights takes those of the graph ``weights``. Raises `DataError`
+        when it cannot be loaded."""
         engine = self.runtime.deserialize_cuda_engine(path.read_bytes())
         if engine is None:
             raise self.failure(path, "cannot be loaded")
@@ -182,12 +198,12 @@ class Loader:
         return TensorRtSession(engine, self, path, spec)
 
     def failure(self, path: Path, what: str) -> DataError:
-        """An error that says what TensorRT has logged, which is then forgotten."""
+        """An error about the engine ``path``, with the errors that TensorRT has logged, which are cleared."""
         said = "; ".join(self.log.errors) or "TensorRT says nothing about it"
         self.log.errors.clear()
         return DataError(f"the engine {path} {what} ({said}); build it again: {self.rebuild}")
 
 
 def _name(value: Any) -> str:
-    """Of a member of an enumeration: ``DataType.HALF`` is HALF."""
+    """The name of a member of an enumeration: HALF for ``DataType.HALF``."""
     return str(value).rpartition(".")[2]

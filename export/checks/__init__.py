@@ -1,1 +1,1 @@
-"""What is compared with PyTorch before a bundle is written."""
+"""Comparison of exported graphs with PyTorch, before a bundle is written."""

@@ -1,10 +1,9 @@
-"""Bundles that compute in half precision: their weights, what PyTorch must compute to be compared with them, and what
-half precision itself costs.
+"""Half precision: the weights of such a bundle, PyTorch's counterpart to compare with, and the cost of rounding.
 
-A graph, widened to float32 (`widening.py`), must give what PyTorch gives with the same rounded weights: that shows that
-the graph is right. What rounding after every operator does, and whether numbers become too large, PyTorch tells, with
-all of its numbers in half precision. (ONNX Runtime's CPU kernels cannot: of bfloat16 they know nothing, and float16
-they compute in float32 from one operator to the next.)
+A graph upcast to float32 (`upcast.py`) must give PyTorch's results with the same rounded weights: this shows that the
+graph is right. The effect of rounding after every operator, and overflow, are found by PyTorch with all of its numbers
+in half precision. (ONNX Runtime's CPU kernels cannot: they have no bfloat16, and compute float16 in float32 from one
+operator to the next.)
 """
 
 from __future__ import annotations
@@ -26,25 +25,25 @@ from flamingo_rt.export.checks.parity_cases import Reference, compute_reference
 from flamingo_rt.export.streamed_model import streamed_model
 from flamingo_rt.weights.lazy import LazyTensor
 
-# Of the widened graphs, in units of rounding. Small models deviate by 0.001 of one, as in float32; those of
-# `tensorrt-classic` by up to 0.14: constants within PyTorch's own functions, such as the factor of the scores, are
-# rounded in graphs of basic operators. One with numbers beyond fp16's largest deviated by 1.1.
+# Accepted deviation of upcast graphs, in units of rounding. Small models deviate by 0.001 of one, as in float32, and
+# those of `tensorrt-classic` by up to 0.14: graphs of basic operators hold constants of PyTorch's functions rounded,
+# such as the factor of the scores. One with numbers beyond fp16's largest deviated by 1.1.
 TOLERANCE_UNITS = 2
 
 
 def half_tolerance(dtype: torch.dtype) -> float:
-    """The deviation of a widened graph that is accepted, relative to a tensor's scale."""
+    """Accepted deviation of an upcast graph, relative to a tensor's scale."""
     return TOLERANCE_UNITS * torch.finfo(dtype).eps
 
 
 def in_half(stored: StoredModel, dtype: torch.dtype) -> StoredModel:
-    """All tensors in ``dtype``, vectors too: an operator takes one type."""
+    """Convert all tensors to ``dtype``, vectors too, since an operator takes one type."""
     return replace(stored, tensors={name: tensor.to(dtype) for name, tensor in stored.tensors.items()})
 
 
 def compared_with(half: StoredModel, dtype: torch.dtype) -> StoredModel:
-    """What PyTorch is given, in float32: the rounded weights, and of gates those whose tanh is the graph's, which was
-    rounded too."""
+    """Weights for PyTorch's float32 counterpart: the rounded ones. Gates are adjusted so that their tanh is the
+    graph's, which holds it folded and rounded."""
     return replace(half, tensors={
         name: _gate(tensor, dtype) if name.endswith("gate") else tensor for name, tensor in half.tensors.items()
     })
@@ -58,13 +57,15 @@ def _gate(gate: LazyTensor, dtype: torch.dtype) -> LazyTensor:
 
 
 class RoundedConstants(TorchFunctionMode):
-    """Within, a float32 model multiplies with the constants in its code as a graph of ``dtype`` holds them: rounded."""
+    """Context in which a float32 model multiplies with the constants in its code rounded to ``dtype``, as a graph of
+    that type holds them."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
         self.dtype = dtype
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        """Round the factors of multiplications."""
         if func in (Tensor.mul, Tensor.__mul__, Tensor.__rmul__, torch.mul):
             args = tuple(torch.tensor(x, dtype=self.dtype).item() if isinstance(x, float) else x for x in args)
         return func(*args, **(kwargs or {}))
@@ -73,28 +74,29 @@ class RoundedConstants(TorchFunctionMode):
 def rounding_cost(
     half: StoredModel, dtype: torch.dtype, expected: Reference, on_step: Callable[[int], None]
 ) -> dict[str, float]:
-    """The largest deviation of each graph's outputs when PyTorch computes everything in ``dtype``, one graph's results
-    going into the next; ``on_step`` as in `compute_reference`. Raises `ParityError` when numbers become too large."""
+    """Measure the largest deviation of each graph's outputs when PyTorch computes everything in ``dtype``, one graph's
+    results going into the next. See `compute_reference` for ``on_step``. Raises `ParityError` on overflow."""
     found = compute_reference(streamed_model(half.config, half.tensors, dtype), on_step)
     cost = _RoundingCost(dtype)
-    cost.take(VISION_ENCODER, FEATURES, "pictures", found.features, expected.features)
+    cost.add(VISION_ENCODER, FEATURES, "pictures", found.features, expected.features)
     for case, wanted in zip(found.cases, expected.cases, strict=True):
         name = case.case.name
         for tensor, values in case.media.items():
-            cost.take(RESAMPLER, tensor, name, values, wanted.media[tensor])
+            cost.add(RESAMPLER, tensor, name, values, wanted.media[tensor])
         for row, logits in enumerate(case.logits):
-            cost.take(LANGUAGE_MODEL, LOGITS, name, logits, wanted.logits[row])
+            cost.add(LANGUAGE_MODEL, LOGITS, name, logits, wanted.logits[row])
     return cost.largest
 
 
 class _RoundingCost(Deviation):
-    """The largest deviation per graph, however large, as long as it is finite."""
+    """Largest deviation per graph, of any finite size."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__(GRAPHS, math.inf)
         self.dtype = dtype
 
-    def take(self, graph: str, tensor: str, case: str, found: Tensor, expected: Tensor) -> None:
+    def add(self, graph: str, tensor: str, case: str, found: Tensor, expected: Tensor) -> None:
+        """Compare one tensor. Raises `ParityError` when it has overflowed."""
         if not found.isfinite().all():
             largest = torch.finfo(self.dtype).max
             remedy = "take --compute bf16" if self.dtype == torch.float16 else "take --compute fp32"
@@ -102,4 +104,4 @@ class _RoundingCost(Deviation):
                 f"graph {graph}, tensor {tensor}, prompt '{case}': numbers are too large for {self.dtype} "
                 f"({largest:.5g}); no bundle was written: {remedy}"
             )
-        self.check(graph, tensor, case, found.float().numpy(), expected)
+        self.update(graph, tensor, case, found.float().numpy(), expected)

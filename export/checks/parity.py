@@ -1,8 +1,8 @@
-"""Does the exported bundle compute what the PyTorch model computes? Checked before a bundle is written.
+"""The parity check: the exported graphs compute what the PyTorch model computes, or no bundle is written.
 
-Every graph is run through the backend that will run it (those with weights in half precision without the backend's
-optimizations, which would hold the weights in float32) and compared with the stateless model, tensor by tensor: media
-of pictures and clips, then prompts without a picture, with one, with several, with clips, in a ragged batch, each by
+Every graph runs through the backend that will run it (with weights in half precision, without the backend's
+optimizations, which would hold them in float32) and is compared with the stateless model, tensor by tensor: media of
+pictures and clips, then prompts without a picture, with one, with several, with clips and in a ragged batch, each by
 prefill and then token by token, and one continued by several tokens at once.
 """
 
@@ -43,28 +43,26 @@ from flamingo_rt.errors import ParityError
 from flamingo_rt.export.checks.parity_cases import Expected, Reference
 
 TOLERANCE = 1e-4  # float32 sums of a few thousand terms in another order differ by about 1e-6
-
 CHOICE_TOLERANCE = 1e-4  # of a log-probability, a float32 sum over the vocabulary
+MASKED = 1e4  # a logit beyond this stands for minus infinity, and must not set the scale of the others
 
 
-class Judge(Protocol):
-    """Hears of every tensor that is compared: ``found`` [..., d] in a graph's output, ``expected`` by PyTorch."""
+class Metric(Protocol):
+    """Updated with every tensor that is compared: ``found`` [..., d], a graph's output, and PyTorch's ``expected``."""
 
-    def check(self, graph: str, tensor: str, case: str, found: np.ndarray, expected: Tensor) -> None: ...
-
-
-MASKED = 1e4  # a logit beyond this says "never"; it must not set the scale of the others
+    def update(self, graph: str, tensor: str, case: str, found: np.ndarray, expected: Tensor) -> None: ...
 
 
 class Deviation:
-    """The largest deviation per graph, relative to the tensor's scale (at least 1); raises beyond the tolerance."""
+    """Largest deviation per graph, relative to the tensor's scale (at least 1), with a tolerance."""
 
     def __init__(self, graphs: Sequence[str], tolerance: float) -> None:
         self.tolerance = tolerance
         self.largest = dict.fromkeys(graphs, 0.0)
 
-    def check(self, graph: str, tensor: str, case: str, found: np.ndarray, expected: Tensor) -> None:
-        """Compare one tensor. Raises `ParityError` that names graph, tensor, prompt and error."""
+    def update(self, graph: str, tensor: str, case: str, found: np.ndarray, expected: Tensor) -> None:
+        """Compare one tensor. Raises `ParityError` that names graph, tensor, prompt and deviation when it is beyond the
+        tolerance."""
         size = np.abs(expected.numpy())
         scale = max(1.0, float(size.max(where=size < MASKED, initial=0.0)))
         error = float((np.abs(found - expected.numpy()) / np.maximum(size * (size >= MASKED), scale)).max())
@@ -80,9 +78,10 @@ def check_parity(
     reference: Reference, backend: Backend, config: FlamingoConfig, tolerance: float = TOLERANCE,
     on_case: Callable[[str], None] = lambda name: None, graphs: Sequence[str] = GRAPHS,
 ) -> dict[str, float]:
-    """The largest deviation from the reference of each of ``graphs``; ``on_case`` hears of each case that is done.
+    """Measure the largest deviation from the reference of each of ``graphs``. ``on_case`` is called with the name of
+    each finished case.
 
-    Raises `ParityError` when one is beyond ``tolerance``.
+    Raises `ParityError` when a deviation is beyond ``tolerance``.
     """
     deviation = Deviation(graphs, tolerance)
     compare(reference, backend, config, deviation, on_case, graphs)
@@ -90,30 +89,30 @@ def check_parity(
 
 
 def compare(
-    reference: Reference, backend: Backend, config: FlamingoConfig, judge: Judge,
+    reference: Reference, backend: Backend, config: FlamingoConfig, metric: Metric,
     on_case: Callable[[str], None] = lambda name: None, graphs: Sequence[str] = GRAPHS,
 ) -> None:
-    """Run ``graphs`` over the reference's cases, each given what PyTorch gives it, and show ``judge`` every output."""
+    """Run ``graphs`` over the reference's cases, each on PyTorch's inputs, and update ``metric`` with every output."""
     specs = backend.specs
     if VISION_ENCODER in graphs:
         sizes = {"N": len(reference.pixel_values)}
         found = _run(backend, specs[VISION_ENCODER], {PIXEL_VALUES: reference.pixel_values}, sizes)
-        judge.check(VISION_ENCODER, FEATURES, "pictures", found[FEATURES], reference.features)
+        metric.update(VISION_ENCODER, FEATURES, "pictures", found[FEATURES], reference.features)
     for expected in reference.cases:
         if RESAMPLER in graphs:
             sizes = {"M": expected.case.visual_count}
             found = _run(backend, specs[RESAMPLER], {FEATURES: expected.features}, sizes)
             for name, tensor in expected.media.items():
-                judge.check(RESAMPLER, name, expected.case.name, found[name], tensor)
+                metric.update(RESAMPLER, name, expected.case.name, found[name], tensor)
         if LANGUAGE_MODEL in graphs:
-            _check_language(backend, config, expected, judge)
+            _check_language(backend, config, expected, metric)
         on_case(expected.case.name)
 
 
 def _run(
     backend: Backend, graph: GraphSpec, inputs: dict[str, Tensor], sizes: dict[str, int]
 ) -> dict[str, np.ndarray]:
-    """The outputs of a graph, in float32."""
+    """Run a graph and return its outputs in float32."""
     given = {name: _as_array(tensor, graph.input(name)) for name, tensor in inputs.items()}
     arrays = {spec.name: np.empty(spec.resolve(sizes), dtype=spec.array_dtype) for spec in graph.outputs}
     backend.bind(graph.name, given, arrays)()
@@ -121,19 +120,19 @@ def _run(
 
 
 def _as_array(tensor: Tensor, spec: TensorSpec) -> np.ndarray:
-    """The array that a backend wants for ``spec``."""
+    """Convert a tensor to the array that a backend takes for ``spec``."""
     tensor = tensor.to(getattr(torch, spec.dtype)).contiguous()
     return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 
 def _as_float(array: np.ndarray, spec: TensorSpec) -> np.ndarray:
-    """What a backend's array for ``spec`` holds, in float32."""
+    """Convert a backend's array for ``spec`` to float32."""
     tensor = torch.from_numpy(array)
     return (tensor.view(torch.bfloat16) if spec.dtype == "bfloat16" else tensor).to(torch.float32).numpy()
 
 
-def _check_language(backend: Backend, config: FlamingoConfig, expected: Expected, judge: Judge) -> None:
-    """Prefill, then the case's pieces, against one pass of the stateless model over all tokens."""
+def _check_language(backend: Backend, config: FlamingoConfig, expected: Expected, metric: Metric) -> None:
+    """Compare prefill and the case's pieces with one pass of the stateless model over all tokens."""
     case = expected.case
     rows, prompt = len(case.lengths), max(case.lengths)
     spec = backend.specs[LANGUAGE_MODEL]
@@ -149,21 +148,21 @@ def _check_language(backend: Backend, config: FlamingoConfig, expected: Expected
             tokens = int(lengths[row]) if start == 0 else piece
             begin = 0 if start == 0 else int(taken[row])
             wanted = expected.logits[row][begin : begin + tokens]
-            judge.check(LANGUAGE_MODEL, LOGITS, case.name, logits[row, :tokens], wanted)
+            metric.update(LANGUAGE_MODEL, LOGITS, case.name, logits[row, :tokens], wanted)
         start += piece
     for row, seen in enumerate(expected.caches):
         for name, tensor in seen.items():
             found = cache[past_of(name)][row, :, : tensor.shape[2]]
             padded = F.pad(tensor[0], (0, found.shape[-1] - tensor.shape[-1]))  # as `cached_head_width` has it
-            judge.check(LANGUAGE_MODEL, name, case.name, _as_float(found, spec.output(name)), padded)
+            metric.update(LANGUAGE_MODEL, name, case.name, _as_float(found, spec.output(name)), padded)
 
 
 def _piece(
     backend: Backend, config: FlamingoConfig, expected: Expected, cache: dict[str, np.ndarray], cached: np.ndarray,
     tokens: slice,
 ) -> np.ndarray:
-    """Logits of all tokens of one call; the cache is extended in place. Raises `ParityError` when the greedy choice is
-    not that of the logits."""
+    """Run one step and return the logits of all its tokens; the cache is extended in place. Raises `ParityError` when
+    the greedy choice is not that of the logits."""
     rows, count = len(cached), tokens.stop - tokens.start
     spec = backend.specs[LANGUAGE_MODEL]
     logits = np.empty((rows, count, config.language.vocab_size), dtype=np.float32)
@@ -175,14 +174,15 @@ def _piece(
         **{name: _as_array(expected.by_row(name), spec.input(name)) for name in expected.media},
     }
     present = {present_of(name): array for name, array in cache.items()}
-    chosen = {NEXT_TOKEN: np.empty((rows, count), np.int64), NEXT_LOGPROB: np.empty((rows, count), np.float32)}
-    backend.bind(LANGUAGE_MODEL, {**inputs, **cache}, {LOGITS: logits, **chosen, **present})()
-    _check_choice(expected.case.name, logits, **chosen)
+    greedy = {NEXT_TOKEN: np.empty((rows, count), np.int64), NEXT_LOGPROB: np.empty((rows, count), np.float32)}
+    backend.bind(LANGUAGE_MODEL, {**inputs, **cache}, {LOGITS: logits, **greedy, **present})()
+    _check_choice(expected.case.name, logits, greedy[NEXT_TOKEN], greedy[NEXT_LOGPROB])
     return logits
 
 
 def _check_choice(case: str, logits: np.ndarray, next_token: np.ndarray, next_logprob: np.ndarray) -> None:
-    """The greedy choice against the logits of the same run. What is not finite is found with them."""
+    """Compare the greedy choice with the logits of the same run, where these are finite: others are found on their
+    own."""
     wanted = torch.from_numpy(logits).log_softmax(-1).amax(-1).numpy()
     wrong = (next_token != logits.argmax(-1)) | (np.abs(next_logprob - wanted) > CHOICE_TOLERANCE)
     if (wrong & np.isfinite(wanted)).any():

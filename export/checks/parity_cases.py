@@ -1,4 +1,4 @@
-"""The prompts on which an exported model is compared with PyTorch, and what PyTorch computes for them."""
+"""Random prompts on which exported graphs are compared with PyTorch, and PyTorch's results for them."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from flamingo_rt.model.cross_attention import one_after_the_other
 from flamingo_rt.model.flamingo import Flamingo
 from flamingo_rt.model.language_model import Attend, ScoreBias, attend_without_cache
 
-PICTURES = 6  # random ones, encoded once; the prompts' pictures and clips are made of them
+PICTURES = 6  # random, encoded once; the prompts' pictures and clips are made of them
 
 
 @dataclass(frozen=True)
 class Case:
-    """A prompt: for each row its tokens and where its visuals stand; then more tokens, in ``pieces``."""
+    """A prompt: each row's number of tokens and the places of its visuals, and the sizes of the ``pieces`` that
+    continue all rows."""
 
     name: str
     lengths: tuple[int, ...]
@@ -29,12 +30,12 @@ class Case:
 
     @property
     def tokens(self) -> int:
-        """Tokens of the longest row, with its pieces."""
+        """Number of tokens of the longest row, with its pieces."""
         return max(self.lengths) + sum(self.pieces)
 
     @property
     def visual_count(self) -> int:
-        """Visuals that are encoded; one even where the prompt has none, since a graph cannot take none."""
+        """Number of visuals to encode: at least one, since a graph cannot take none."""
         return max(1, sum(map(len, self.visuals)))
 
 
@@ -52,11 +53,11 @@ CASES = (
 
 @dataclass(frozen=True)
 class Expected:
-    """What the model computes for a case.
+    """PyTorch's results for a case.
 
     ``features`` [M, F, S, Dv] of its visuals; ``media``: keys and values [M, Hx, L, d] by name; ``input_ids`` and
     ``media_index`` [B, tokens]; for each row the ``logits`` [T, vocab] of its tokens and pieces, without padding, and
-    its ``cache`` [1, Hk, T, d] by name.
+    its ``caches`` [1, Hk, T, d] by name.
     """
 
     case: Case
@@ -68,7 +69,7 @@ class Expected:
     caches: list[dict[str, Tensor]]
 
     def by_row(self, name: str) -> Tensor:
-        """The media called ``name`` by row, [B, Hx, V * L, d], zeros in unused slots; at least one slot."""
+        """Arrange the media tensor ``name`` by row: [B, Hx, V * L, d], at least one slot, zeros in unused ones."""
         counts = [len(places) for places in self.case.visuals]
         rows = self.media[name][: sum(counts)].split(counts)
         stacked = pad_sequence(list(rows), batch_first=True)
@@ -78,7 +79,7 @@ class Expected:
 
 @dataclass(frozen=True)
 class Reference:
-    """Random pictures [N, 3, H, W], their features [N, S, Dv], and every case."""
+    """Pictures [N, 3, H, W], their features [N, S, Dv], and every case."""
 
     pixel_values: Tensor
     features: Tensor
@@ -86,7 +87,7 @@ class Reference:
 
 
 class _Recorder:
-    """The reference attention, keeping each layer's keys and values: what a cache must hold."""
+    """The reference attention, recording each layer's keys and values, which a cache must hold."""
 
     def __init__(self) -> None:
         self.seen: dict[str, Tensor] = {}
@@ -100,13 +101,13 @@ class _Recorder:
         return attend_without_cache(layer, query, key, value, positions, bias, bias_query)
 
 
-STEPS = len(CASES) + 2  # of `compute_reference`: the pictures, each case's media, all texts
+STEPS = len(CASES) + 2  # calls of `on_step`: for the pictures, each case's media, all texts
 
 
 @torch.no_grad()
 def compute_reference(model: Flamingo, on_step: Callable[[int], None] = lambda count: None) -> Reference:
-    """Run the stateless model over all cases, the texts of all of them in one pass: a model that reads its weights from
-    the disk reads them once. ``on_step`` is called `STEPS` times with 1."""
+    """Run the stateless model over all cases. All texts go in one pass, so that a streamed model reads its weights
+    once. ``on_step`` is called `STEPS` times with 1."""
     generator = torch.Generator().manual_seed(0)
     side = model.config.vision.image_size
     pixels = torch.randn(PICTURES, 3, side, side, generator=generator)
@@ -122,9 +123,9 @@ def compute_reference(model: Flamingo, on_step: Callable[[int], None] = lambda c
 
 
 def _with_media(model: Flamingo, case: Case, pictures: Tensor, generator: torch.Generator) -> Expected:
-    """A case with its media and texts; logits and caches follow."""
-    chosen = torch.arange(case.visual_count * case.frames) % PICTURES
-    features = pictures[chosen].unflatten(0, (case.visual_count, case.frames))
+    """Draw a case's texts and compute its media, without logits and caches yet."""
+    shown = torch.arange(case.visual_count * case.frames) % PICTURES
+    features = pictures[shown].unflatten(0, (case.visual_count, case.frames))
     media = encode_media(model, features)
     input_ids = torch.randint(model.config.language.vocab_size, (len(case.lengths), case.tokens), generator=generator)
     media_index = torch.zeros_like(input_ids)
@@ -142,7 +143,7 @@ def encode_media(model: Flamingo, features: Tensor) -> dict[str, Tensor]:
 
 
 def answer(model: Flamingo, cases: Sequence[Expected]) -> None:
-    """Fill in logits and caches, from one pass over the rows of all cases."""
+    """Fill in the cases' logits and caches, from one pass over all rows."""
     recorder, batch = _Recorder(), TextBatch.of(cases)
     logits = batch.decode(model, recorder)
     for index, ((expected, _), length) in enumerate(zip(batch.rows, batch.lengths, strict=True)):
@@ -152,8 +153,8 @@ def answer(model: Flamingo, cases: Sequence[Expected]) -> None:
 
 @dataclass(frozen=True)
 class TextBatch:
-    """The rows of all cases as one batch, each padded at its end, where causal attention leaves no trace; rows with
-    fewer visuals have zeros in the other slots. ``rows`` says which case's which row each is.
+    """Rows of all cases as one batch, padded at their end, which causal attention never sees; rows with fewer visuals
+    have zeros in the other slots. ``rows`` holds the case and the row in it of each.
 
     ``input_ids`` and ``media_index`` [R, T], ``keys`` and ``values`` per cross-attention layer [R, Hx, V * L, d].
     """
@@ -167,7 +168,7 @@ class TextBatch:
 
     @staticmethod
     def of(cases: Sequence[Expected]) -> TextBatch:
-        """Pad and stack."""
+        """Pad and stack the rows of ``cases``."""
         rows = [(expected, row) for expected in cases for row in range(len(expected.case.lengths))]
         texts = [_unpadded(expected, row) for expected, row in rows]
         input_ids, media_index = (pad_sequence(list(part), batch_first=True) for part in zip(*texts, strict=True))
@@ -180,13 +181,13 @@ class TextBatch:
 
     @property
     def tokens(self) -> Tensor:
-        """Which positions [R, T] are a row's own and not padding: bool."""
+        """Mask of the positions that are not padding: bool [R, T]."""
         return torch.arange(self.input_ids.shape[1]) < torch.tensor(self.lengths)[:, None]
 
     def decode(
         self, model: Flamingo, attend: Attend = attend_without_cache, logits_index: Tensor | None = None
     ) -> Tensor:
-        """Logits [R, T, vocab], or [R, K, vocab] at ``logits_index`` [R, K]."""
+        """Compute logits [R, T, vocab], or [R, K, vocab] at ``logits_index`` [R, K]."""
         positions = torch.arange(self.input_ids.shape[1]).expand_as(self.input_ids)
         return model.decode(
             self.input_ids, positions, self.media_index, self.keys, self.values, attend, logits_index
@@ -194,8 +195,9 @@ class TextBatch:
 
 
 def _unpadded(expected: Expected, row: int) -> tuple[Tensor, Tensor]:
-    """Token ids and phi of a row, [T] each: what comes after its prompt are the pieces' tokens."""
+    """Token ids and media indices of a row, [T] each, its pieces' tokens directly behind its prompt."""
     length, prompt = expected.case.lengths[row], max(expected.case.lengths)
-    return tuple(
+    ids, media_index = (
         torch.cat([part[row, :length], part[row, prompt:]]) for part in (expected.input_ids, expected.media_index)
     )
+    return ids, media_index

@@ -1,1 +1,1 @@
-"""The forms of the three graphs, one for each kind of runtime."""
+"""Forms of the three graphs, one for each kind of runtime."""

@@ -2,15 +2,14 @@
 
 By NVIDIA's documentation, these versions have no layer that writes into an input (KVCacheUpdate came with 10.15), and
 8.6 reads operators up to opset 17. None of them was run here; the graphs were compiled with TensorRT-RTX 1.7.1.116,
-which takes them too. So the graph reads the cache and gives the keys and values of the new tokens alone, and whoever
-runs it puts them in their place. The cache is laid out slot first, [C, B, Hk, d]: a slot of all rows is contiguous, so
-an output can be bound at its place in the cache, and an input of fewer slots is the same memory with a smaller shape: a
-step reads what is cached, not the capacity. Scores over the cache and over the new tokens are joined before the
-softmax; joining the keys would copy the cache.
+which accepts them too. So the graph reads the cache and outputs only the keys and values of the new tokens, which the
+backend puts in their place. The cache is laid out slot first, [C, B, Hk, d]: a slot of all rows is contiguous, so that
+an output can be bound at its place in the cache, and an input of fewer slots is the same memory with a smaller shape.
+A step thus reads the cached tokens, not the capacity. Scores over the cache and over the new tokens are joined before
+the softmax; joining the keys would copy the cache.
 
-Norms and softmax are float32 in the graph. TensorRT 8.6, told to use FP16, chooses the type of each layer by itself and
-may compute them in half precision all the same (NVIDIA's documentation, "weak typing"); later versions keep the types
-of the graph.
+Norms and softmax are float32 in the graph. TensorRT 8.6 in FP16 mode chooses each layer's type itself and may compute
+them in half precision all the same (NVIDIA's documentation, "weak typing"); later versions keep the graph's types.
 """
 
 from __future__ import annotations
@@ -20,58 +19,67 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flamingo_rt.export.lowerings.basic_attention import BasicAttention, group_queries, masked, scores, weigh
-from flamingo_rt.export.lowerings.lowering import CachedAttention, Lowering
-from flamingo_rt.export.relative_positions import WholeBias
+from flamingo_rt.export.lowerings.lowering import (
+    BasicAttention,
+    CachedAttention,
+    Lowering,
+    group_queries,
+    grouped_scores,
+    masked_scores,
+    weighted_values,
+)
+from flamingo_rt.export.relative_positions import FixedLengthRelativeBias
 from flamingo_rt.model.language_model import ScoreBias
 
 NAME = "tensorrt-classic"
 OPSET = 17
-TRACED = 18  # the exporter's lowest
-COMPUTES = ("float32", "float16")  # Conv, among others, takes no bfloat16 in this opset
+TRACED = 18  # the exporter's lowest opset
+COMPUTES = ("float32", "float16")  # Conv, among others, has no bfloat16 in this opset
 
 
 class AppendingAttend(CachedAttention):
-    """`CachedAttend` over the cached tokens and the new ones, each by themselves.
+    """`CachedAttend` with separate scores over the cached tokens and over the new ones.
 
-    past: per layer key and value [C, B, Hk, d]; cache_length int64 [B]; present: [T, B, Hk, d], of the new tokens.
-    Unused slots are masked, but must hold numbers.
+    past: per layer key and value [C, B, Hk, d]; cache_length int64 [B]; present: of the new tokens, [T, B, Hk, d].
+    Unused slots are masked, but must hold finite numbers.
     """
 
     def __call__(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, positions: Tensor,
         bias: ScoreBias | None, bias_query: Tensor,
     ) -> Tensor:
+        """See `Attend`."""
         past_key, past_value = self.past[2 * layer], self.past[2 * layer + 1]
         slots, tokens, kv_heads = self.past[0].shape[0], query.shape[1], key.shape[2]
         self.present += [key.transpose(0, 1), value.transpose(0, 1)]
         grouped = group_queries(query, kv_heads)
-        cached_scores = scores(grouped, past_key.permute(1, 2, 3, 0), tokens)
-        new_scores = scores(grouped, key.permute(0, 2, 3, 1), tokens)
+        cached_scores = grouped_scores(grouped, past_key.permute(1, 2, 3, 0), tokens)
+        new_scores = grouped_scores(grouped, key.permute(0, 2, 3, 1), tokens)
         cached_mask, new_mask = self._masks(slots, tokens, positions, bias, bias_query)
         weights = torch.cat([cached_scores + cached_mask, new_scores + new_mask], dim=-1).softmax(-1).to(value.dtype)
-        out = weigh(weights[..., :slots], past_value.permute(1, 2, 0, 3), tokens)
-        return (out + weigh(weights[..., slots:], value.transpose(1, 2), tokens)).transpose(1, 2)
+        out = weighted_values(weights[..., :slots], past_value.permute(1, 2, 0, 3), tokens)
+        return (out + weighted_values(weights[..., slots:], value.transpose(1, 2), tokens)).transpose(1, 2)
 
     def _masks(
         self, slots: int, tokens: int, positions: Tensor, bias: ScoreBias | None, bias_query: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """What is added to the scores over the cache [B, 1 or H, T or 1, C] and over the new tokens [.., T, T]."""
+        """Masks to add to the scores: over the cache [B, 1 or H, T or 1, C], over the new tokens [.., T, T]."""
         device = positions.device
         cached = (torch.arange(slots, device=device) < self.cache_length[:, None])[:, None, None]  # [B, 1, 1, C]
         new = torch.arange(tokens, device=device)
         earlier = new <= new[:, None]  # [T, T]
         if bias is None:
-            return masked(cached), masked(earlier)
-        # Biases depend on distances alone: among the new tokens these are as if the first stood at 0. In the cache
-        # they reach beyond its slots.
-        far = bias(bias_query, positions, slots + tokens)[..., :slots]
-        return masked(cached, far), masked(earlier, bias(bias_query, new.expand_as(positions), tokens))
+            return masked_scores(cached), masked_scores(earlier)
+        # Biases depend on distances alone, so among the new tokens positions may count from 0. The cached ones need
+        # distances beyond the number of slots.
+        over_cache = bias(bias_query, positions, slots + tokens)[..., :slots]
+        over_new = bias(bias_query, new.expand_as(positions), tokens)
+        return masked_scores(cached, over_cache), masked_scores(earlier, over_new)
 
 
 def to_opset_17(model: Any) -> None:
-    """Rewrite an onnx_ir model of opset 18 in place: what differs is how reductions and Split are told their axes and
-    parts. Raises `ValueError` for axes that are not constants."""
+    """Rewrite an onnx_ir model of opset 18 in place: the axes of reductions become attributes, Split loses its number
+    of outputs. Raises `ValueError` for axes that are not constants."""
     import onnx_ir
 
     for node in list(model.graph.all_nodes()):
@@ -89,5 +97,6 @@ def to_opset_17(model: Any) -> None:
 
 
 LOWERING = Lowering(
-    NAME, OPSET, AppendingAttend, BasicAttention, WholeBias, COMPUTES, traced_opset=TRACED, finish=to_opset_17
+    NAME, OPSET, AppendingAttend, BasicAttention, FixedLengthRelativeBias, COMPUTES, traced_opset=TRACED,
+    finish=to_opset_17,
 )

@@ -1,31 +1,34 @@
 """The ``ort`` lowering: attention as ONNX Runtime's own operators.
 
-Cached self-attention is GroupQueryAttention, which writes the cache in place: it takes the new keys and values and the
-whole cache buffer, and when past and present are bound to the same memory nothing is copied. All other attention is
-MultiHeadAttention: one operator instead of a dozen. https://onnxruntime.ai/docs/ContribOperators: com.microsoft.
+Cached self-attention is GroupQueryAttention, which writes the cache in place: it gets the new keys and values and the
+whole cache buffer, and copies nothing when past and present are bound to the same memory. All other attention is
+MultiHeadAttention, one operator instead of a dozen. https://onnxruntime.ai/docs/ContribOperators: com.microsoft.
 """
 
 from __future__ import annotations
+
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from flamingo_rt.export.lowerings.lowering import CachedAttention, Lowering
-from flamingo_rt.export.relative_positions import SplitBias
+from flamingo_rt.export.relative_positions import DynamicLengthRelativeBias
 from flamingo_rt.model.language_model import ScoreBias
 from flamingo_rt.model.layers import Attention
 
 NAME = "ort"
-OPSET = 22  # the first whose Conv takes bfloat16
+OPSET = 22  # the first whose Conv has bfloat16
 
 
 class GroupQueryAttend(CachedAttention):
-    """`CachedAttend` through the operator. past: per layer key and value [B, Hk, C, d]; cache_length int64 [B]."""
+    """`CachedAttend` as one operator. past: per layer key and value [B, Hk, C, d]; cache_length int64 [B]."""
 
     def __call__(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, positions: Tensor,
         bias: ScoreBias | None, bias_query: Tensor,
     ) -> Tensor:
+        """See `Attend`."""
         past_key, past_value = self.past[2 * layer], self.past[2 * layer + 1]
         tokens, heads, width = query.shape[1:]
         last = self.cache_length + tokens - 1  # [B]: the operator wants total length - 1
@@ -48,20 +51,21 @@ class GroupQueryAttend(CachedAttention):
 
 
 def _as_size(total: Tensor) -> int:
-    """A tensor's value as a dimension of an exported graph."""
-    size = total.item()
+    """Use a tensor's value as a dimension of the exported graph."""
+    size = cast(int, total.item())
     torch._check(size >= 1)
     return size
 
 
 class MultiHeadAttention(nn.Module):
-    """`Attention` through the operator."""
+    """`Attention` as one operator."""
 
     def __init__(self, attention: Attention) -> None:
         super().__init__()
         self.heads = attention.heads
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:
+        """See `Attention.forward`."""
         inputs = (query, key, value) if bias is None else (query, key, value, None, None, bias)
         return torch.onnx.ops.symbolic(
             "com.microsoft::MultiHeadAttention", inputs, attrs={"num_heads": self.heads}, dtype=query.dtype,
@@ -69,4 +73,4 @@ class MultiHeadAttention(nn.Module):
         )
 
 
-LOWERING = Lowering(NAME, OPSET, GroupQueryAttend, MultiHeadAttention, SplitBias)
+LOWERING = Lowering(NAME, OPSET, GroupQueryAttend, MultiHeadAttention, DynamicLengthRelativeBias)

@@ -1,1 +1,1 @@
-"""Weights in fewer bits: what can be asked for, how matrices are rounded and stored, and what it costs."""
+"""Quantized weights: options, rounding, formats for each runtime, and the measured cost."""

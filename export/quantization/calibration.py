@@ -1,6 +1,6 @@
-"""The prompts that quantization is calibrated with, and those, others, on which its cost is measured.
+"""Prompts for quantization: some to calibrate with, others to measure its cost on.
 
-They come from a file of the user's, or are captions of and questions about drawn scenes, in the model's own form.
+They come from a file, or are captions of and questions about drawn scenes, for a model trained on those.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
@@ -19,17 +19,17 @@ from flamingo_rt.processing.prompt import Part
 from flamingo_rt.processing.tasks import caption_shot, question_shot
 from flamingo_rt.processing.visuals import Image
 
-CALIBRATED = 64  # prompts to calibrate with, at most: all are in memory at once, with what PyTorch computes for them
-MEASURED = 16  # prompts to measure with, at most
-MEASURE_EVERY = 4  # of a file
-MOST_BYTES = 100_000_000  # of a file; pictures are in files of their own
+CALIBRATED = 64  # most prompts to calibrate with: all are in memory at once, with PyTorch's activations for them
+MEASURED = 16  # most prompts to measure on
+MEASURE_EVERY = 4  # every fourth prompt of a file is measured on
+MOST_BYTES = 100_000_000  # of a file of prompts; pictures are in files of their own
 SEED = 4
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class CalibrationPrompt:
-    """A prompt with its answer; ``place`` is where it stands, for messages: a file and a line."""
+    """A prompt with its answer; ``place`` names its file and line in messages."""
 
     parts: list[Part]
     place: str
@@ -37,7 +37,7 @@ class CalibrationPrompt:
 
 @dataclass(frozen=True)
 class Calibration:
-    """``calibrate`` are the prompts to round by, ``measure`` those to judge by; ``origin`` says where from."""
+    """Prompts to calibrate with, and others to measure on; ``origin`` completes "64 prompts …" in records."""
 
     calibrate: list[CalibrationPrompt]
     measure: list[CalibrationPrompt]
@@ -45,24 +45,24 @@ class Calibration:
 
     @property
     def source(self) -> str:
-        """What was rounded by."""
+        """Describe the calibration prompts."""
         return f"{len(self.calibrate)} prompts {self.origin}"
 
     @property
     def measured_source(self) -> str:
-        """What was judged by."""
+        """Describe the prompts to measure on."""
         return f"{len(self.measure)} prompts {self.origin}"
 
 
 def drawn_scenes(config: FlamingoConfig) -> Calibration:
-    """Drawn scenes, one or two to a prompt, each with a caption or a question and its answer. Raises `DependencyError`
-    where scikit-learn, which has the digits, is not there."""
+    """Draw prompts of one or two scenes, each with a caption, or a question and its answer: for models of `flamingo-rt
+    train`. Raises `DependencyError` without scikit-learn, whose digits the scenes show."""
     return Calibration(
         _scenes(config, "train", CALIBRATED), _scenes(config, "heldout", MEASURED), "about drawn scenes"
     )
 
 
-def _scenes(config: FlamingoConfig, split: str, count: int) -> list[CalibrationPrompt]:
+def _scenes(config: FlamingoConfig, split: Literal["train", "heldout"], count: int) -> list[CalibrationPrompt]:
     from flamingo_rt.training import scenes
 
     rng = np.random.default_rng(SEED)
@@ -81,11 +81,10 @@ def _scenes(config: FlamingoConfig, split: str, count: int) -> list[CalibrationP
 
 
 def read_prompts(file: Path) -> Calibration:
-    """Prompts of a file of JSON lines, a list of parts each: texts, and pictures as ``{"image": "a.png"}``, by their
-    path from the file's folder. Each prompt should hold its answer: it is what the model is to say. Of a long file,
-    prompts from all over it are taken.
+    """Read a file of JSON lines, one prompt each: a list of texts and of pictures, ``{"image": "a.png"}``, with paths
+    relative to the file's folder. A prompt should end with its answer. A long file is sampled evenly.
 
-    Raises `DataError` for a file that cannot be read, holds fewer than two prompts or a line that is not such a list.
+    Raises `DataError` for a file that cannot be read, one with fewer than two prompts, and a line that is no such list.
     """
     prompts = parse_prompts(file)
     if len(prompts) < 2:
@@ -95,17 +94,19 @@ def read_prompts(file: Path) -> Calibration:
         )
     measure = prompts[::MEASURE_EVERY]
     calibrate = [prompt for index, prompt in enumerate(prompts) if index % MEASURE_EVERY]
-    return Calibration(spread(calibrate, CALIBRATED), spread(measure, MEASURED), f"of {file.name}")
+    return Calibration(
+        sample_evenly(calibrate, CALIBRATED), sample_evenly(measure, MEASURED), f"of {file.name}"
+    )
 
 
 def parse_prompts(file: Path) -> list[CalibrationPrompt]:
-    """All prompts of a file. Raises `DataError` when it cannot be read, or for a line that is no prompt."""
+    """Read all prompts of a file. Raises `DataError` when it cannot be read, or for a line that is no prompt."""
     lines = read_text(file, MOST_BYTES, "prompts").split("\n")
     return [_prompt(file, number, line) for number, line in enumerate(lines, 1) if line.strip()]
 
 
-def spread(prompts: list[T], most: int) -> list[T]:
-    """At most ``most`` of the prompts, from all over the list."""
+def sample_evenly(prompts: list[T], most: int) -> list[T]:
+    """Pick at most ``most`` prompts at even distances."""
     return [prompts[index * len(prompts) // most] for index in range(most)] if len(prompts) > most else prompts
 
 

@@ -1,4 +1,4 @@
-"""Real prompts as cases of the comparison."""
+"""Calibration prompts as cases of the comparison with PyTorch: tokenized, with their pictures encoded."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from flamingo_rt.processing.preprocess import visual_pixels
 from flamingo_rt.processing.prompt import Prompt, build_prompt
 from flamingo_rt.processing.tokenizer import TextTokenizer
 
-STEPWISE = 3  # tokens at the end of each prompt that are decoded one by one
-PICTURES_AT_ONCE = 8  # what the encoder works on: some hundred megabytes of activations in a large model
+STEPWISE = 3  # last tokens of each prompt, decoded one by one
+PICTURES_AT_ONCE = 8  # in the encoder: some hundred megabytes of activations in a large model
 
 
 @torch.no_grad()
@@ -26,11 +26,11 @@ def encode_prompts(
     model: Flamingo, tokenizer: TextTokenizer, prompts: Sequence[CalibrationPrompt],
     on_step: Callable[[int], None] = lambda count: None,
 ) -> Reference:
-    """Prompts of pictures and texts as cases, with their media as ``model`` computes them; their logits are still to be
-    computed (`flamingo_rt.export.checks.parity_cases.answer`). ``on_step`` is called with 1 for each and once more.
+    """Turn prompts into cases with the media that ``model`` computes for their pictures. Logits and caches are left
+    empty, for `flamingo_rt.export.checks.parity_cases.answer`. ``on_step`` is called with 1 per prompt and once more.
 
-    Raises `DataError` that says where the prompt stands, for one longer than the context, a picture that cannot be read
-    and a text that is not what a prompt may hold.
+    Raises `DataError` that names the prompt's place, for a prompt longer than the context, a picture that cannot be
+    read, or a text that a prompt may not hold; and when no prompt has a picture.
     """
     built = []
     for prompt in prompts:
@@ -43,22 +43,22 @@ def encode_prompts(
     features, media = _encoded(model, pixel_values)
     on_step(1)
     cases, first = [], 0
-    for number, (prompt, arrays) in enumerate(built, 1):
+    for number, (read, arrays) in enumerate(built, 1):
         count = len(arrays)
-        shown = slice(first, first + count) if count else slice(1)  # a graph cannot take none
+        shown = slice(first, first + count) if count else slice(1)  # a graph needs at least one
         first += count
-        places = tuple(int(place) for place in np.flatnonzero(prompt.input_ids == tokenizer.image_id))
-        steps = min(STEPWISE, len(prompt) - 1)
-        case = Case(f"prompt {number}", (len(prompt) - steps,), (places,), pieces=(1,) * steps)
-        ids, media_index = (torch.from_numpy(array)[None] for array in (prompt.input_ids, prompt.media_index))
+        places = tuple(int(place) for place in np.flatnonzero(read.input_ids == tokenizer.image_id))
+        steps = min(STEPWISE, len(read) - 1)
+        case = Case(f"prompt {number}", (len(read) - steps,), (places,), pieces=(1,) * steps)
+        ids, media_index = (torch.from_numpy(array)[None] for array in (read.input_ids, read.media_index))
         own = {name: tensor[shown] for name, tensor in media.items()}
         cases.append(Expected(case, features[shown, None], own, ids, media_index, [], []))
     return Reference(pixel_values, features, cases)
 
 
 def _encoded(model: Flamingo, pixel_values: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """Pictures [N, 3, H, W] -> their features [N, S, Dv], and the media's keys and values [N, Hx, L, d] by name; some
-    pictures at a time, so that what is computed on the way stays small."""
+    """Encode pictures [N, 3, H, W] into features [N, S, Dv] and media keys and values [N, Hx, L, d] by name, a few
+    pictures at a time to bound the activations."""
     parts = []
     for some in pixel_values.split(PICTURES_AT_ONCE):
         features = model.vision(some)
@@ -70,7 +70,7 @@ def _encoded(model: Flamingo, pixel_values: Tensor) -> tuple[Tensor, dict[str, T
 def _read(
     prompt: CalibrationPrompt, tokenizer: TextTokenizer, config: FlamingoConfig
 ) -> tuple[Prompt, list[np.ndarray]]:
-    """A prompt's tokens, and the pixels [1, 3, H, W] of each of its pictures."""
+    """Tokenize a prompt, and preprocess each of its pictures to pixels [1, 3, H, W]."""
     try:
         built = build_prompt(prompt.parts, tokenizer)
         if len(built) > config.language.context:

@@ -1,9 +1,9 @@
-"""Weights of fewer bits, in the form ONNX Runtime multiplies fastest.
+"""Quantized weights for ONNX Runtime: MatMulNBits, integer matrix products and 8-bit tables.
 
-The language model and its cross-attention: blocks of 8 or 4 bits (`blocks`), multiplied as they are; the embedding,
-which is also the head where the two are tied, is stored once. The vision encoder and the resampler see hundreds of rows
-at a time, where multiplying integers gains most: 8-bit columns, and 8-bit activations, scaled row by row. Convolutions
-are stored in 8 bits and computed in float32.
+The language model and its cross-attention are multiplied in packed blocks of 8 or 4 bits (`packed_blocks`). The
+embedding is in such blocks too, and stored once where the head is tied to it. The vision encoder and the resampler work
+on hundreds of rows at a time, where integer products gain most: their matrices have 8-bit columns, and activations are
+rounded to 8 bits row by row. Convolutions are stored in 8 bits and computed in float32.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from typing import Any
 import numpy as np
 
 from flamingo_rt.contract import LANGUAGE_MODEL
-from flamingo_rt.export.graph_weights import Once, lazy_tensor, parts_of
+from flamingo_rt.export.graph_weights import SharedResult, add_initializer, parts_of
 from flamingo_rt.export.quantization.packed_blocks import QuantizedMatrix, round_to_nearest, stacked
 from flamingo_rt.export.quantization.quantization_options import Blocks, Scheme
 
 DOMAIN = "com.microsoft"
 ACCURACY_LEVEL = 4  # of MatMulNBits: activations in 8 bits, by blocks
-SMALLEST_MATRIX = 1024  # numbers; smaller ones stay as they are
-ROW_STEP = np.float32(1 / 127)  # of activations in 8 bits, whose rows are scaled to -1 to 1
+SMALLEST_MATRIX = 1024  # numbers; smaller matrices stay in float
+ROW_STEP = np.float32(1 / 127)  # between 8-bit activations, whose rows are scaled to -1 to 1
 
 
 def quantize_graph(
     name: str, graph: Any, scheme: Scheme, rounded: Mapping[str, QuantizedMatrix] | None = None
 ) -> dict[str, set[int]]:
-    """Replace the weights of an onnx_ir graph, in place. They are read and rounded when they are written, to the
-    nearest, unless ``rounded`` has them by the name of their tensor. Returns the sizes of block that each kind of
-    matrix has got."""
+    """Quantize the weights of an onnx_ir graph in place. They are read and rounded when the graph is written: to the
+    nearest, unless ``rounded`` has them by the name of their tensor. Returns the block sizes used, by kind of matrix
+    (`Scheme.kind_of`)."""
     fitted: dict[str, set[int]] = defaultdict(set)
     if name == LANGUAGE_MODEL:
         fitted["head"] |= _quantize_tables(graph, scheme)
@@ -41,14 +41,14 @@ def quantize_graph(
         if weight is None or not weight.is_initializer() or math.prod(weight.shape) < SMALLEST_MATRIX:
             continue
         if node.op_type == "MatMul" and len(weight.shape) > 2:
-            continue  # a matrix for each head, of relative positions: no operator multiplies blocks of many matrices
+            continue  # relative keys, one matrix per head: no operator multiplies a batch of block matrices
         if node.op_type == "Conv" or (node.op_type == "Gemm" and node.attributes.get_int("transB", 0)):
             _store_in_bytes(graph, node, weight)
         elif node.op_type == "Gemm":
-            continue  # none of ours is without transB
+            continue  # the exporter writes every Gemm of the model with transB
         elif name != LANGUAGE_MODEL:
             _multiply_integers(graph, node, weight)
-        elif blocks := scheme.blocks_of(weight.name).fitting(int(weight.shape[0])):
+        elif blocks := scheme.blocks_of(weight.name, int(weight.shape[0])):
             _multiply_blocks(graph, node, weight, blocks, rounded or {})
             fitted[scheme.kind_of(weight.name)].add(blocks.block)
     return fitted
@@ -57,7 +57,7 @@ def quantize_graph(
 def _multiply_blocks(
     graph: Any, node: Any, weight: Any, blocks: Blocks, rounded: Mapping[str, QuantizedMatrix]
 ) -> None:
-    """x @ W -> MatMulNBits(x, blocks of W transposed)."""
+    """Rewrite x @ W as MatMulNBits(x, blocks of W transposed)."""
     width, rows = (int(size) for size in weight.shape)
     compute = partial(block_matrix, weight.const_value, parts_of(weight), blocks, rounded)
     packed, scales = _add_blocks(graph, weight.name, (rows, width), blocks, compute)
@@ -69,15 +69,16 @@ def _multiply_blocks(
 def block_matrix(
     dense: Any, parts: list[tuple[str, float]], blocks: Blocks, rounded: Mapping[str, QuantizedMatrix]
 ) -> QuantizedMatrix:
-    """A weight [in, out] of the tensors ``parts`` in blocks: as those were ``rounded``, or else to the nearest."""
+    """Blocks of a weight [in, out] that holds the tensors ``parts`` side by side: taken from ``rounded`` when all of
+    them are there, else rounded to the nearest."""
     if all(name in rounded for name, _ in parts):
         return stacked([rounded[name].scaled(factor) for name, factor in parts])
     return round_to_nearest(dense.numpy().astype(np.float32).T, blocks)
 
 
 def _quantize_tables(graph: Any, scheme: Scheme) -> set[int]:
-    """The embedding's Gather and, where the head is tied to it, the head's MatMul, over the same blocks, whose size is
-    returned."""
+    """Let the embedding's Gather and, where the head is tied to it, the head's MatMul read the same blocks. Returns
+    their block sizes."""
     import onnx_ir
 
     fitted: set[int] = set()
@@ -86,21 +87,21 @@ def _quantize_tables(graph: Any, scheme: Scheme) -> set[int]:
         if table is None or not table.is_initializer() or "language.embedding." not in table.name:
             continue
         rows, width = (int(size) for size in table.shape)
-        blocks = scheme.head.fitting(width)
+        blocks = scheme.blocks_of(table.name, width)
         if blocks is None:
             continue
         fitted.add(blocks.block)
         dense = table.const_value
         packed, scales = _add_blocks(
             graph, table.name, (rows, width), blocks,
-            lambda dense=dense, blocks=blocks: round_to_nearest(dense.numpy(), blocks),
+            partial(_rounded, dense, blocks),
         )
         for user, _ in list(table.uses()):
             if user.op_type == "Transpose":
                 for head, _ in list(user.outputs[0].uses()):
                     _replace(graph, head, [_matmul_blocks(head.inputs[0], packed, scales, (rows, width), blocks)])
                 graph.remove(user, safe=True)
-        # By blocks, as MatMulNBits has them: reshaped to rows, the table would be in memory a second time.
+        # In MatMulNBits' layout by blocks: reshaped to rows, the table would be in memory a second time.
         each = _constant(graph, "each", np.array([-1], dtype=np.int64))
         by_block = onnx_ir.node("Unsqueeze", [scales, each])
         gather = onnx_ir.node(
@@ -126,33 +127,35 @@ def _matmul_blocks(x: Any, packed: Any, scales: Any, shape: tuple[int, int], blo
 def _add_blocks(
     graph: Any, name: str, shape: tuple[int, int], blocks: Blocks, compute: Callable[[], QuantizedMatrix]
 ) -> tuple[Any, Any]:
-    """Initializers for the blocks of a matrix [rows, width]: packed numbers and scales."""
-    once = Once(compute)
+    """Add initializers for the blocks of a matrix [rows, width]: packed numbers and scales."""
+    matrix = SharedResult(compute)
     packed_shape, scales_shape = blocks.shapes(*shape)
     return (
-        _initializer(graph, f"{name}.packed", packed_shape, np.uint8, lambda: once().packed),
-        _initializer(graph, f"{name}.scales", scales_shape, np.float32, lambda: once(last=True).scales),
+        _initializer(graph, f"{name}.packed", packed_shape, np.uint8, lambda: matrix().packed),
+        _initializer(graph, f"{name}.scales", scales_shape, np.float32, lambda: matrix(last=True).scales),
     )
 
 
 def _multiply_integers(graph: Any, node: Any, weight: Any) -> None:
-    """x @ W -> integers, exactly multiplied, times the scales of rows and columns.
+    """Rewrite x @ W as an integer product times the scales of rows and columns.
 
-    Each row is divided by its largest number, so that a row's result does not depend on the others: not their
-    precision on one row with large numbers, nor a picture's keys and values on the pictures that are encoded with it.
+    Activations are scaled row by row, so that a row with large numbers costs the others no precision, and a picture's
+    keys and values do not depend on the pictures encoded with it.
 
-    "Exactly" is so with VNNI; ONNX Runtime's kernels for x86 without it saturate sums of pairs of products.
+    The integer product is exact with VNNI; ONNX Runtime's x86 kernels without it saturate sums of pairs of products.
     """
     import onnx_ir
 
     width, outputs = (int(size) for size in weight.shape)
     dense, x = weight.const_value, node.inputs[0]
-    once = Once(lambda: _columns(dense.numpy()))
-    integers = _initializer(graph, f"{weight.name}.integers", (width, outputs), np.int8, lambda: once()[0])
-    scales = _initializer(graph, f"{weight.name}.scales", (outputs,), np.float32, lambda: once(last=True)[1] * ROW_STEP)
+    columns = SharedResult(lambda: _columns(dense.numpy()))
+    integers = _initializer(graph, f"{weight.name}.integers", (width, outputs), np.int8, lambda: columns()[0])
+    scales = _initializer(
+        graph, f"{weight.name}.scales", (outputs,), np.float32, lambda: columns(last=True)[1] * ROW_STEP
+    )
     nodes: list[Any] = []
 
-    def add(op: str, inputs: list[Any], attributes: dict | None = None) -> Any:
+    def add(op: str, inputs: list[Any], attributes: dict[str, int] | None = None) -> Any:
         nodes.append(onnx_ir.node(op, inputs, attributes or {}))
         return nodes[-1].outputs[0]
 
@@ -171,14 +174,14 @@ def _multiply_integers(graph: Any, node: Any, weight: Any) -> None:
 
 
 def _store_in_bytes(graph: Any, node: Any, weight: Any) -> None:
-    """The weight [out, ...] of a convolution, or of a gate of channels -> 8 bits and a scale for each output channel;
-    it computes in float32."""
+    """Store the weight [out, ...] of a convolution or a Gemm in 8 bits with a scale per output channel; the operator
+    still computes in float32."""
     import onnx_ir
 
     shape, dense = tuple(int(size) for size in weight.shape), weight.const_value
-    once = Once(lambda: _columns(dense.numpy().reshape(shape[0], -1).T))
-    integers = _initializer(graph, f"{weight.name}.integers", shape, np.int8, lambda: once()[0].T.reshape(shape))
-    scales = _initializer(graph, f"{weight.name}.scales", shape[:1], np.float32, lambda: once(last=True)[1])
+    columns = SharedResult(lambda: _columns(dense.numpy().reshape(shape[0], -1).T))
+    integers = _initializer(graph, f"{weight.name}.integers", shape, np.int8, lambda: columns()[0].T.reshape(shape))
+    scales = _initializer(graph, f"{weight.name}.scales", shape[:1], np.float32, lambda: columns(last=True)[1])
     dequantize = onnx_ir.node("DequantizeLinear", [integers, scales], {"axis": 0})
     dequantize.outputs[0].shape, dequantize.outputs[0].type = weight.shape, weight.type
     graph.insert_before(node, dequantize)
@@ -188,13 +191,13 @@ def _store_in_bytes(graph: Any, node: Any, weight: Any) -> None:
 
 
 def _columns(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A matrix as int8 and a scale for each column, which is that of its largest number."""
+    """Round a matrix to int8 with a scale per column [width], which its largest number sets."""
     scales = np.maximum(np.abs(matrix).max(axis=0), 1e-30) / np.float32(127)
     return np.rint(matrix / scales).astype(np.int8), scales.astype(np.float32)
 
 
 def _replace(graph: Any, node: Any, new: list[Any]) -> None:
-    """Put ``new`` in the place of ``node``; the last one gives what it gave."""
+    """Put the nodes ``new`` in the place of ``node``; the last one's output takes over its users and its name."""
     old, result = node.outputs[0], new[-1].outputs[0]
     result.shape, result.type = old.shape, old.type
     graph.insert_before(node, new)
@@ -205,19 +208,18 @@ def _replace(graph: Any, node: Any, new: list[Any]) -> None:
 
 
 def _initializer(graph: Any, name: str, shape: tuple[int, ...], dtype: type, read: Callable[[], np.ndarray]) -> Any:
-    """A new one, which is computed when it is written."""
     import onnx_ir
 
-    kind = onnx_ir.DataType.from_numpy(np.dtype(dtype))
-    value = onnx_ir.Value(
-        name=name, shape=onnx_ir.Shape(shape), type=onnx_ir.TensorType(kind),
-        const_value=lazy_tensor(name, kind, shape, lambda: np.ascontiguousarray(read())),
-    )
-    graph.initializers.add(value)
-    return value
+    return add_initializer(graph, name, onnx_ir.DataType.from_numpy(np.dtype(dtype)), shape, read)
 
 
 def _constant(graph: Any, name: str, array: np.ndarray) -> Any:
+    """Add an initializer, or find the one of that name: constants are shared by all rewritten products."""
     if name in graph.initializers:
         return graph.initializers[name]
     return _initializer(graph, name, array.shape, array.dtype.type, lambda: array)
+
+
+def _rounded(dense: Any, blocks: Blocks) -> QuantizedMatrix:
+    """Round the numbers of an onnx_ir tensor to the nearest of ``blocks``."""
+    return round_to_nearest(dense.numpy(), blocks)

@@ -1,4 +1,4 @@
-"""Matrices in blocks of few bits: what ONNX Runtime's MatMulNBits and GatherBlockQuantized read.
+"""Matrices in packed blocks of 4 or 8 bits, as ONNX Runtime's MatMulNBits and GatherBlockQuantized read them.
 
 A row of the stored matrix is an output (of a table: an entry). Along a row, every ``block`` numbers share a scale; a
 number is stored as an unsigned integer q of ``bits`` bits and means (q - 2**(bits - 1)) * scale.
@@ -27,23 +27,23 @@ class QuantizedMatrix:
     scales: np.ndarray
 
     def scaled(self, factor: float) -> QuantizedMatrix:
-        """Every number times ``factor``."""
+        """Multiply every number by ``factor``."""
         return QuantizedMatrix(self.blocks, self.packed, self.scales * np.float32(factor))
 
     def integers(self) -> np.ndarray:
-        """The integers around zero that the scales multiply, int16 [rows, width]."""
+        """Unpacked integers around zero, before scaling: int16 [rows, width]."""
         packed = self.packed
         if self.blocks.bits == 4:  # the lower half of a byte comes first
             packed = np.stack([packed & 15, packed >> 4], axis=-1)
         return packed.reshape(len(packed), -1).astype(np.int16) - 2 ** (self.blocks.bits - 1)
 
     def dequantized(self) -> np.ndarray:
-        """The numbers it stands for, float32 [rows, width]."""
+        """Integers times their scales, float32 [rows, width]."""
         return self.integers() * np.repeat(self.scales, self.blocks.block, axis=1)
 
 
 def pack(numbers: np.ndarray, scales: np.ndarray, blocks: Blocks) -> QuantizedMatrix:
-    """``numbers`` [rows, width / block, block], integers around zero of any type, with their scales [rows, width /
+    """Pack ``numbers`` [rows, width / block, block], integers around zero of any type, with their scales [rows, width /
     block]."""
     packed = (numbers + 2 ** (blocks.bits - 1)).astype(np.uint8)
     if blocks.bits == 4:  # the lower half of a byte comes first
@@ -52,14 +52,14 @@ def pack(numbers: np.ndarray, scales: np.ndarray, blocks: Blocks) -> QuantizedMa
 
 
 def stacked(parts: list[QuantizedMatrix]) -> QuantizedMatrix:
-    """One matrix of the rows of all ``parts``, which have the same blocks."""
+    """Concatenate the rows of ``parts``, which have the same blocks."""
     return QuantizedMatrix(
         parts[0].blocks, np.concatenate([p.packed for p in parts]), np.concatenate([p.scales for p in parts])
     )
 
 
 def round_to_nearest(matrix: np.ndarray, blocks: Blocks) -> QuantizedMatrix:
-    """The blocks nearest to ``matrix``, float32 [rows, width]; the scale is that of each block's largest number."""
+    """Round ``matrix``, float32 [rows, width], to the nearest; each block's largest number sets its scale."""
     with quantizers():
         from onnxruntime.quantization.matmul_nbits_quantizer import (
             DefaultWeightOnlyQuantConfig,
@@ -72,7 +72,7 @@ def round_to_nearest(matrix: np.ndarray, blocks: Blocks) -> QuantizedMatrix:
 
 @contextlib.contextmanager
 def quantizers() -> Iterator[None]:
-    """For importing onnxruntime's: they set up the root logger, and everybody's log lines would follow."""
+    """Keep the root logger as it is while onnxruntime's quantizers are imported: they configure it."""
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
     try:

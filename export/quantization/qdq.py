@@ -1,16 +1,16 @@
-"""Weights of fewer bits for TensorRT: stored as they are quantized, a DequantizeLinear before each product.
+"""Quantized weights for TensorRT: stored in 8 or 4 bits, with a DequantizeLinear before each product.
 
-TensorRT-RTX 1.7.1 takes the pair for one product, and engines that it builds hold the weights packed. The language
-model's matrices are int8 or fp8 by column, or int4 by blocks, as its scheme says; the vision encoder's and the
-resampler's are by column. Where the embedding is also the head, it is stored once, with a scale for each entry; one
-that is only looked up in stays as it is, as convolutions do.
+TensorRT-RTX 1.7.1 fuses the two into one product, and its engines hold the weights packed. The language model's
+matrices are int8 or fp8 by column, or int4 by blocks, as the scheme says; those of the vision encoder and the resampler
+are by column. An embedding that is also the head is stored once, with a scale per entry. An embedding that is only
+looked up, and convolutions, stay in float.
 """
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -18,81 +18,84 @@ import numpy as np
 
 from flamingo_rt.contract import LANGUAGE_MODEL
 from flamingo_rt.errors import DataError
-from flamingo_rt.export.graph_weights import Once, lazy_tensor, parts_of
+from flamingo_rt.export.graph_weights import SharedResult, add_initializer, parts_of
 from flamingo_rt.export.quantization.matmul_nbits import SMALLEST_MATRIX, block_matrix
 from flamingo_rt.export.quantization.packed_blocks import QuantizedMatrix
-from flamingo_rt.export.quantization.quantization_options import Scheme
+from flamingo_rt.export.quantization.quantization_options import Blocks, Scheme
 
-LARGEST_FP8 = np.float32(448)  # of e4m3
-HALF_SCALES = 19  # the opset since which scales may be float16 and bfloat16
+LARGEST_FP8 = np.float32(448)  # the largest finite e4m3
+HALF_SCALES = 19  # first opset whose scales may be float16 and bfloat16
 
 
 def dequantize_graph(
     name: str, graph: Any, scheme: Scheme, rounded: Mapping[str, QuantizedMatrix] | None = None
 ) -> dict[str, set[int]]:
-    """Replace the weights of an onnx_ir graph, in place. They are read and rounded when they are written, to the
-    nearest, unless ``rounded`` has them by the name of their tensor. Returns the sizes of block that each kind of
-    matrix has got; columns have none."""
+    """Quantize the weights of an onnx_ir graph in place. They are read and rounded when the graph is written: to the
+    nearest, unless ``rounded`` has them by the name of their tensor. Returns the block sizes used, by kind of matrix
+    (`Scheme.kind_of`); matrices quantized by column have none."""
     fitted: dict[str, set[int]] = defaultdict(set)
     for node in list(graph):
         weight = node.inputs[1] if node.op_type in ("MatMul", "Gemm") else None
         if weight is None:
             continue
         if _is_matrix(weight):
-            turned = node.op_type == "Gemm" and node.attributes.get_int("transB", 0)
+            transposed = node.op_type == "Gemm" and node.attributes.get_int("transB", 0)
             uses = [(user, index) for user, index in weight.uses() if user.op_type == node.op_type and index == 1]
-            blocks = scheme.blocks_of(weight.name) if name == LANGUAGE_MODEL and not turned else None
-            blocks = blocks.fitting(int(weight.shape[0])) if blocks is not None and blocks.bits == 4 else None
-            if blocks is None:
-                _by_column(graph, uses, weight, 0 if turned else 1, scheme.floating)
+            in_blocks = name == LANGUAGE_MODEL and not transposed
+            blocks = scheme.blocks_of(weight.name, int(weight.shape[0])) if in_blocks else None
+            if blocks is None or blocks.bits != 4:
+                _by_column(graph, uses, weight, 0 if transposed else 1, scheme.floating)
             else:
                 _in_blocks(graph, uses, weight, blocks, rounded or {})
                 fitted[scheme.kind_of(weight.name)].add(blocks.block)
         elif weight.producer() is not None and weight.producer().op_type == "Transpose":
-            table = weight.producer().inputs[0]  # the embedding, turned to be the head: both read one table in 8 bits
+            table = weight.producer().inputs[0]  # the embedding, transposed as the head: both read one 8-bit table
             if _is_matrix(table) and list(weight.producer().attributes["perm"].value) == [1, 0]:
                 _by_column(graph, list(table.uses()), table, 0, scheme.floating)
     return fitted
 
 
 def _is_matrix(value: Any) -> bool:
-    """Whether a value is a weight of two dimensions that is worth it. (Of three are relative positions, a matrix for
-    each head.)"""
+    """Whether a value is a two-dimensional weight large enough to quantize. (Relative keys have three dimensions, a
+    matrix per head.)"""
     return value.is_initializer() and len(value.shape) == 2 and math.prod(value.shape) >= SMALLEST_MATRIX
 
 
 def _by_column(graph: Any, uses: list[tuple[Any, int]], weight: Any, outputs: int, floating: bool) -> None:
-    """8-bit numbers, and a scale for each of the entries along the axis ``outputs`` of a matrix."""
+    """Let ``uses`` read 8-bit numbers with a scale per entry along the axis ``outputs`` of a matrix."""
     import onnx_ir
 
-    shape, dense, of = tuple(int(size) for size in weight.shape), weight.const_value, _scale_type(graph, weight)
-    once = Once(lambda: _rounded(_float32(dense), outputs, floating, of.numpy(), weight.name))
+    shape, dense = tuple(int(size) for size in weight.shape), weight.const_value
+    scale_type = _scale_type(graph, weight)
+    columns = SharedResult(lambda: _rounded(_float32(dense), outputs, floating, scale_type.numpy(), weight.name))
     kind = onnx_ir.DataType.FLOAT8E4M3FN if floating else onnx_ir.DataType.INT8
-    numbers = _initializer(graph, f"{weight.name}.numbers", kind, shape, lambda: once()[0])
-    scales = _initializer(graph, f"{weight.name}.scales", of, (shape[outputs],), lambda: once(last=True)[1])
+    numbers = add_initializer(graph, f"{weight.name}.numbers", kind, shape, lambda: columns()[0])
+    scales = add_initializer(
+        graph, f"{weight.name}.scales", scale_type, (shape[outputs],), lambda: columns(last=True)[1]
+    )
     _dequantized(graph, uses, weight, [numbers, scales], {"axis": outputs})
 
 
 def _scale_type(graph: Any, weight: Any) -> Any:
-    """The weight's own; before opset 19, DequantizeLinear knew float32 alone."""
+    """Type of the scales: the weight's, or float32 before opset 19, whose DequantizeLinear has no other."""
     import onnx_ir
 
     return weight.dtype if graph.opset_imports[""] >= HALF_SCALES else onnx_ir.DataType.FLOAT
 
 
 def _in_blocks(
-    graph: Any, uses: list[tuple[Any, int]], weight: Any, blocks: Any, rounded: Mapping[str, QuantizedMatrix]
+    graph: Any, uses: list[tuple[Any, int]], weight: Any, blocks: Blocks, rounded: Mapping[str, QuantizedMatrix]
 ) -> None:
-    """int4 numbers, and a scale for each block along the inputs of a matrix [in, out]."""
+    """Let ``uses`` read int4 numbers with a scale per block along the inputs of a matrix [in, out]."""
     import onnx_ir
 
     width, rows = (int(size) for size in weight.shape)
-    once = Once(partial(block_matrix, weight.const_value, parts_of(weight), blocks, rounded))
-    numbers = _initializer(
-        graph, f"{weight.name}.numbers", onnx_ir.DataType.INT4, (width, rows), lambda: once().integers().T
+    matrix = SharedResult(partial(block_matrix, weight.const_value, parts_of(weight), blocks, rounded))
+    numbers = add_initializer(
+        graph, f"{weight.name}.numbers", onnx_ir.DataType.INT4, (width, rows), lambda: matrix().integers().T
     )
-    scales = _initializer(
-        graph, f"{weight.name}.scales", weight.dtype, (width // blocks.block, rows), lambda: once(last=True).scales.T
+    scales = add_initializer(
+        graph, f"{weight.name}.scales", weight.dtype, (width // blocks.block, rows), lambda: matrix(last=True).scales.T
     )
     _dequantized(graph, uses, weight, [numbers, scales], {"axis": 0, "block_size": blocks.block})
 
@@ -100,7 +103,7 @@ def _in_blocks(
 def _dequantized(
     graph: Any, uses: list[tuple[Any, int]], weight: Any, inputs: list[Any], attributes: dict[str, int]
 ) -> None:
-    """Let ``uses`` read what a DequantizeLinear of ``inputs`` gives instead of ``weight``."""
+    """Let ``uses`` read a DequantizeLinear of ``inputs`` instead of ``weight``."""
     import onnx_ir
 
     nodes = [onnx_ir.node("DequantizeLinear", inputs, attributes)]
@@ -120,8 +123,8 @@ def _dequantized(
 def _rounded(
     matrix: np.ndarray, outputs: int, floating: bool, scale_type: np.dtype, name: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The numbers, int8 or fp8, and the scales of a matrix by its rows (``outputs`` 0) or its columns (1). Numbers are
-    rounded for the scales as they are stored. Raises `DataError` for a weight that is not finite."""
+    """Round a matrix to int8 or fp8 with a scale per row (``outputs`` 0) or column (1), float32 [outputs]. Numbers are
+    rounded with the scales as they are stored. Raises `DataError` for a weight that is not finite."""
     import ml_dtypes
 
     by_column = matrix if outputs else matrix.T
@@ -138,15 +141,3 @@ def _rounded(
 
 def _float32(tensor: Any) -> np.ndarray:
     return tensor.numpy().astype(np.float32)
-
-
-def _initializer(graph: Any, name: str, kind: Any, shape: tuple[int, ...], read: Callable[[], np.ndarray]) -> Any:
-    """A new one of the type ``kind``, which is computed when it is written."""
-    import onnx_ir
-
-    value = onnx_ir.Value(
-        name=name, shape=onnx_ir.Shape(shape), type=onnx_ir.TensorType(kind),
-        const_value=lazy_tensor(name, kind, shape, lambda: np.ascontiguousarray(read()).astype(kind.numpy())),
-    )
-    graph.initializers.add(value)
-    return value

@@ -1,7 +1,7 @@
-"""What quantization costs: how far the quantized graphs' answers are from PyTorch's, on prompts it was not rounded for.
+"""Quantization's cost: the distance of the quantized graphs' outputs from PyTorch's.
 
-Each graph is given what PyTorch gives it, so that its figures are its own. Prompts are read as in use: prefill, then
-token by token.
+Prompts are those that nothing was calibrated on. Every graph gets PyTorch's inputs, so that its figures show its own
+errors alone, and prompts run as in use: prefill, then token by token.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from flamingo_rt.export.quantization.quantization_options import SCHEMES_OF, Lim
 
 @dataclass(frozen=True)
 class GraphQuality:
-    """One graph's outputs (of the language model: the logits) against PyTorch's: the mean cosine of the vectors, that
-    of the prompt where it is lowest, and the mean ratio of their norms."""
+    """Outputs of one graph (of the language model, its logits) against PyTorch's: the mean cosine over all vectors, the
+    mean of the worst prompt, and the mean ratio of the norms."""
 
     cosine: float
     lowest_cosine: float
@@ -29,8 +29,8 @@ class GraphQuality:
 
 @dataclass(frozen=True)
 class Quality:
-    """The cost of quantizing a model. ``tokens`` of the measured prompts were compared, and for ``changed`` of them the
-    likeliest next token is another one."""
+    """Cost of quantizing a model. ``tokens`` positions were compared; at ``changed`` of them the greedy next token is
+    another one."""
 
     graphs: dict[str, GraphQuality]
     tokens: int
@@ -38,21 +38,21 @@ class Quality:
 
     @property
     def changed_share(self) -> float:
-        """Share of the tokens that changed, 0 to 1."""
+        """Share of greedy tokens that changed, 0 to 1."""
         return self.changed / max(1, self.tokens)
 
 
 @dataclass
 class QualityMeter:
-    """Takes the tensors that `flamingo_rt.export.checks.parity.compare` compares and adds them up."""
+    """A `Metric` of `flamingo_rt.export.checks.parity.compare` that accumulates a `Quality`."""
 
     _cosines: dict[str, dict[str, list[np.ndarray]]] = field(default_factory=dict)
     _ratios: dict[str, list[np.ndarray]] = field(default_factory=dict)
     _tokens: int = 0
     _changed: int = 0
 
-    def check(self, graph: str, tensor: str, case: str, found: np.ndarray, expected: Tensor) -> None:
-        """Take one output: its vectors are along the last axis. Of the language model, logits alone count."""
+    def update(self, graph: str, tensor: str, case: str, found: np.ndarray, expected: Tensor) -> None:
+        """Add one output [..., d], as vectors along its last axis. The language model's caches do not count."""
         if graph == LANGUAGE_MODEL:
             if tensor != LOGITS:
                 return
@@ -66,7 +66,7 @@ class QualityMeter:
         self._ratios.setdefault(graph, []).append(norms[0] / np.maximum(norms[1], floor))
 
     def quality(self) -> Quality:
-        """All that was taken."""
+        """Compute the figures of all outputs so far."""
         graphs = {}
         for graph, cases in self._cosines.items():
             by_case = [np.concatenate(parts) for parts in cases.values()]
@@ -81,8 +81,8 @@ def check_quality(
     quality: Quality, limits: Limits, scheme: str, schemes: Sequence[str] = SCHEMES_OF["ort"],
     graphs: Sequence[str] = GRAPHS,
 ) -> None:
-    """Raise `ParityError` that names what is beyond ``limits``, and the remedy; ``schemes`` are those there are, the
-    mildest first."""
+    """Raise `ParityError` for a cost beyond ``limits``. The remedy it names is a milder one of ``schemes``, which are
+    sorted, the mildest first."""
     milder = schemes[: schemes.index(scheme)][::-1]
     advice = f"take --quantize {' or '.join(milder)}" if milder else "leave out --quantize"
     remedy = f"no bundle was written: {advice}"

@@ -1,10 +1,9 @@
-"""Quantization as a part of the export: the prompts, error-aware rounding, and what all of it cost."""
+"""The quantized parts of an export: error-aware rounding, quantized graphs, and the measured cost."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +13,12 @@ from flamingo_rt.backend import Backend
 from flamingo_rt.checkpoints import StoredModel
 from flamingo_rt.contract import CACHE_FORMS, GRAPHS, LANGUAGE_MODEL
 from flamingo_rt.engines.ort import OrtBackend
-from flamingo_rt.errors import UsageError
 from flamingo_rt.evaluation.scene_accuracy import scene_accuracy
 from flamingo_rt.export.checks.parity import compare
-from flamingo_rt.export.checks.parity_cases import Reference, TextBatch, answer
+from flamingo_rt.export.checks.parity_cases import STEPS, Reference, TextBatch, answer, compute_reference
 from flamingo_rt.export.checks.upcast import write_upcast
 from flamingo_rt.export.lowerings.ort_lowering import NAME as ORT
-from flamingo_rt.export.quantization.calibration import Calibration, drawn_scenes, read_prompts
+from flamingo_rt.export.quantization.calibration import CalibrationPrompt
 from flamingo_rt.export.quantization.calibration_cases import encode_prompts
 from flamingo_rt.export.quantization.gptq import LayerRounding
 from flamingo_rt.export.quantization.matmul_nbits import quantize_graph
@@ -28,15 +26,11 @@ from flamingo_rt.export.quantization.packed_blocks import QuantizedMatrix
 from flamingo_rt.export.quantization.qdq import dequantize_graph
 from flamingo_rt.export.quantization.quality import Quality, QualityMeter, check_quality
 from flamingo_rt.export.quantization.quantization_options import (
-    BLOCKS,
-    BLOCKS_OF,
-    LIMITS,
-    ROUNDINGS,
+    RANDOM_PROMPTS,
     SCHEMES_OF,
     Blocks,
-    Limits,
+    Quantize,
     Scheme,
-    scheme_called,
 )
 from flamingo_rt.export.streamed_model import streamed_model
 from flamingo_rt.graph_files import GraphFile
@@ -45,120 +39,62 @@ from flamingo_rt.processing.tokenizer import TextTokenizer
 from flamingo_rt.progress import Progress
 from flamingo_rt.runtime.model import Model
 
-ERROR_AWARE_BITS = 4  # at 8, rounding to the nearest loses next to nothing
 QUESTIONS = 4  # about each drawn scene
 
 
-@dataclass(frozen=True)
-class Quantize:
-    """How to quantize: ``scheme`` (int8, fp8, mixed, int4); ``rounding`` of 4-bit matrices: ``gptq``, which takes
-    calibration prompts, from the file ``calibration`` or about drawn scenes, or ``nearest``. ``min_cosine`` and
-    ``max_changed`` (a share, 0 to 1) say what cost is accepted; by default, what the scheme usually has. ``evaluate``
-    is the number of drawn scenes to ask the model about before and after, for models of `flamingo-rt train`. ``block``
-    is how many numbers of a 4-bit matrix share a scale (32, 64, 128, 256): fewer are nearer, more are faster.
-
-    Raises `UsageError` for an unknown scheme, rounding or block and for numbers out of range.
-    """
-
-    scheme: str
-    rounding: str = ROUNDINGS[0]
-    calibration: Path | None = None
-    min_cosine: float | None = None
-    max_changed: float | None = None
-    evaluate: int = 0
-    block: int | None = None
-
-    def __post_init__(self) -> None:
-        scheme_called(self.scheme)
-        if self.rounding not in ROUNDINGS:
-            raise UsageError(f"unknown rounding {self.rounding!r}; known: {', '.join(ROUNDINGS)}")
-        if self.block is not None and self.block not in BLOCKS:
-            raise UsageError(f"block is {self.block}; known: {', '.join(map(str, BLOCKS))}")
-        if isinstance(self.evaluate, bool) or not isinstance(self.evaluate, int) or self.evaluate < 0:
-            raise UsageError(f"evaluate is {self.evaluate!r}; it must be a number of scenes, 0 or more")
-        for name, lowest in (("min_cosine", -1.0), ("max_changed", 0.0)):
-            value = getattr(self, name)
-            if value is not None and not (lowest <= value <= 1.0 and math.isfinite(value)):
-                raise UsageError(f"{name} is {value}; it must be from {lowest:g} to 1")
-
-    @property
-    def limits(self) -> Limits:
-        """The cost that is accepted."""
-        usual = LIMITS[self.scheme]
-        return Limits(
-            usual.cosine if self.min_cosine is None else self.min_cosine,
-            usual.changed if self.max_changed is None else self.max_changed,
-        )
-
-    def scheme_for(self, lowering: str) -> Scheme:
-        """The scheme, with its 4-bit blocks as asked for. Raises `UsageError` for what the lowering has no form of."""
-        if self.scheme not in SCHEMES_OF[lowering]:
-            known = ", ".join(SCHEMES_OF[lowering])
-            raise UsageError(f"the lowering {lowering} has no quantization {self.scheme}; known: {known}")
-        scheme, blocks = scheme_called(self.scheme), BLOCKS_OF.get(lowering, ())
-        if self.block is None:
-            return scheme.with_block(blocks[-1]) if blocks else scheme
-        if self.block not in blocks:
-            known = ", ".join(map(str, blocks)) or "none"
-            raise UsageError(f"block is {self.block}; of the lowering {lowering} known: {known}")
-        return scheme.with_block(self.block)
-
-    def prompts(self, model: StoredModel) -> Calibration:
-        """The prompts to round with and to measure on. Raises `DataError` for a file that cannot be used."""
-        return drawn_scenes(model.config) if self.calibration is None else read_prompts(self.calibration)
-
-
 class QuantizedExport:
-    """The parts of one export that differ with quantization: `change` for each graph, then `record`."""
+    """Quantization within one export: prepares when made, then `change` for each graph, then `record`."""
 
     def __init__(
         self, options: Quantize, lowering: str, half: bool, model: StoredModel, tokenizer: TextTokenizer,
         measure: bool, progress: Progress,
     ) -> None:
-        """For graphs of this ``lowering`` that compute in ``half`` precision or not. Reads the prompts, has PyTorch
-        answer those that are measured on, and rounds. Without ``measure`` it does none of it, and rounding is to the
-        nearest.
+        """Prepare for graphs of ``lowering``, which compute in half precision if ``half``: PyTorch answers the prompts
+        that the cost is measured on, unless ``measure`` is False, and gptq rounds if the options say so.
 
-        Raises `DataError` for prompts that cannot be used.
+        Raises `UsageError` for a scheme or block that the lowering does not have, `DataError` for unusable prompts.
         """
         self._options, self._model, self._tokenizer, self._progress = options, model, tokenizer, progress
         self._lowering, self._half = lowering, half
-        self._scheme, self._rounded = options.scheme_for(lowering), {}
-        self._fitted: dict[str, set[int]] = {}  # sizes of block by kind of matrix
-        self._calibration = options.prompts(model) if measure else None
-        if self._calibration is not None:
-            self._reference = measured_reference(model, tokenizer, self._calibration, progress)
-            if options.rounding == "gptq" and ERROR_AWARE_BITS in self._scheme.bits:
-                self._rounded = error_aware_rounding(model, tokenizer, self._scheme, self._calibration, progress)
+        self._scheme = options.scheme_for(lowering)
+        self._fitted: dict[str, set[int]] = {}  # block sizes by kind of matrix
+        self._reference = None
+        if measure and options.calibration is None:
+            self._reference = random_reference(model, progress)
+        elif measure and options.calibration is not None:
+            self._reference = prompts_reference(model, tokenizer, options.calibration.measure, progress)
+        self._rounded: dict[str, QuantizedMatrix] = {}
+        if options.error_aware and options.calibration is not None:
+            self._rounded = error_aware_rounding(
+                model, tokenizer, self._scheme, options.calibration.calibrate, progress
+            )
 
     def change(self, name: str, graph: Any) -> None:
-        """Quantize the weights of an onnx_ir model."""
+        """Quantize the weights of an onnx_ir model in place."""
         form = quantize_graph if self._lowering == ORT else dequantize_graph
         fitted = form(name, graph.graph, self._scheme, self._rounded)
-        if name == LANGUAGE_MODEL:  # the only one in blocks
+        if name == LANGUAGE_MODEL:  # the only graph with blocks
             self._fitted = fitted
 
     def record(self, paths: Mapping[str, Path]) -> dict[str, Any]:
-        """What the manifest says of it: scheme, blocks, rounding, and the cost, measured with the written graphs.
+        """Measure the cost with the written graphs and return the manifest's entry: scheme, blocks, rounding, cost.
 
-        Raises `ParityError` when it is beyond the limits.
+        Raises `ParityError` when the cost is beyond the limits.
         """
-        options, scheme = self._options, self._scheme
-        blocks = scheme.described(self._fitted)
-        if self._lowering != ORT:  # what has 8 bits has its scales by column
-            blocks = {name: kind if kind["bits"] == 4 else {"bits": kind["bits"]} for name, kind in blocks.items()}
+        options, calibration = self._options, self._options.calibration
         record: dict[str, Any] = {
-            "scheme": scheme.name, "blocks": blocks,
-            "rounding": "gptq" if self._rounded else "nearest",
+            "scheme": self._scheme.name, "blocks": self._scheme.described(self._fitted, self._lowering),
+            "rounding": "gptq" if options.error_aware else "nearest",
+            "calibration": calibration.source if calibration is not None and options.error_aware else None,
         }
-        if self._calibration is None:
+        if self._reference is None:
             return record
-        record["calibration"] = self._calibration.source if self._rounded else None
-        record["measured_on"] = self._calibration.measured_source
+        record["measured_on"] = RANDOM_PROMPTS if calibration is None else calibration.measured_source
         self._rounded = {}  # the graphs have them, and are about to be loaded
         twins = {name: write_upcast(path) for name, path in paths.items()} if self._half else {}
-        quality = self._quality({**paths, **twins})
-        check_quality(quality, options.limits, scheme.name, SCHEMES_OF[self._lowering])
+        quality = self._quality(self._reference, {**paths, **twins})
+        self._reference = None
+        check_quality(quality, options.limits, self._scheme.name, SCHEMES_OF[self._lowering])
         record["quality"] = asdict(quality)
         if options.evaluate:
             record["accuracy"] = self._accuracy({**paths, **twins})
@@ -167,52 +103,68 @@ class QuantizedExport:
         return record
 
     def _backend(self, paths: Mapping[str, Path | GraphFile]) -> OrtBackend:
-        # Optimized, ONNX Runtime would make of another lowering's graphs its own, and round activations too.
+        # With optimizations, ONNX Runtime would turn TensorRT's graphs into its own operators, and round activations.
         frugal = self._lowering != ORT
         return OrtBackend(paths, self._model.config, frugal=frugal, cache=CACHE_FORMS[self._lowering])
 
-    def _quality(self, paths: Mapping[str, Path | GraphFile]) -> Quality:
-        meter, cases = QualityMeter(), self._reference.cases
-        with self._progress("comparison", len(GRAPHS) * len(cases)) as advance:
+    def _quality(self, reference: Reference, paths: Mapping[str, Path | GraphFile]) -> Quality:
+        meter = QualityMeter()
+        with self._progress("comparison", len(GRAPHS) * len(reference.cases)) as advance:
             for name in GRAPHS:  # one by one: not all weights in memory at once
                 backend = self._backend({name: paths[name]})
-                compare(self._reference, backend, self._model.config, meter, lambda case: advance(1), (name,))
+                compare(reference, backend, self._model.config, meter, lambda case: advance(1), (name,))
                 del backend  # it has the files mapped
-        del self._reference
         return meter.quality()
 
     def _accuracy(self, paths: Mapping[str, Path | GraphFile]) -> dict[str, Any]:
-        """Right captions and answers about drawn scenes, before and after."""
+        """Shares of right captions and answers about drawn scenes, before and after quantization."""
         config, count = self._model.config, self._options.evaluate
-        engines: dict[str, Callable[[], Backend]] = {
+        backends: dict[str, Callable[[], Backend]] = {
             "before": lambda: TorchBackend(streamed_model(config, self._model.tensors)),
             "after": lambda: self._backend(paths),
         }
         result: dict[str, Any] = {"scenes": count}
-        for when, backend in engines.items():
+        for when, backend in backends.items():
             with self._progress(f"drawn scenes, {when}", count * (1 + QUESTIONS)) as advance:
                 accuracy = scene_accuracy(Model(backend(), config, self._tokenizer), count, QUESTIONS, advance)
             result[when] = {"captions": accuracy.caption_share, "questions": accuracy.question_share}
         return result
 
 
+def prompts_reference(
+    model: StoredModel, tokenizer: TextTokenizer, prompts: list[CalibrationPrompt], progress: Progress
+) -> Reference:
+    """Compute PyTorch's logits and caches for ``prompts``, with the weights before rounding."""
+    torch_model = streamed_model(model.config, model.tensors)
+    with progress("PyTorch's answers", len(prompts) + 2) as advance:
+        reference = encode_prompts(torch_model, tokenizer, prompts, advance)
+        answer(torch_model, reference.cases)
+        advance(1)
+    return reference
+
+
+def random_reference(model: StoredModel, progress: Progress) -> Reference:
+    """Compute the same for random prompts, those that graphs without quantization are compared on."""
+    with progress("PyTorch's answers", STEPS) as advance:
+        return compute_reference(streamed_model(model.config, model.tensors), advance)
+
+
 def error_aware_rounding(
-    model: StoredModel, tokenizer: TextTokenizer, scheme: Scheme, calibration: Calibration, progress: Progress
+    model: StoredModel, tokenizer: TextTokenizer, scheme: Scheme, prompts: list[CalibrationPrompt], progress: Progress
 ) -> dict[str, QuantizedMatrix]:
-    """The 4-bit matrices of the language model and its cross-attention, rounded for the calibration prompts, by the
-    name of their tensor."""
+    """Round the 4-bit matrices of the language model and its cross-attention by gptq on ``prompts``. Returns them by
+    the name of their tensor."""
     def blocks_of(name: str) -> Blocks | None:
-        width = model.tensors[name].shape[1]
-        # The media's keys and values are computed by the resampler's graph, which has 8 bits; so has the head.
+        # The resampler's graph computes the media's keys and values, in 8 bits.
         elsewhere = name.startswith(("vision.", "resampler.", "cross_attention.projection")) or (
             name.startswith("cross_attention.") and name.endswith((".key.weight", ".value.weight"))
         )
-        blocks = None if elsewhere else scheme.blocks_of(name).fitting(width)
-        return blocks if blocks is not None and blocks.bits == ERROR_AWARE_BITS else None
+        blocks = None if elsewhere else scheme.blocks_of(name, model.tensors[name].shape[1])
+        return blocks if blocks is not None and blocks.bits == 4 else None
 
     torch_model = streamed_model(model.config, model.tensors)
-    with progress("calibration prompts", len(calibration.calibrate) + 1) as advance:
-        cases = encode_prompts(torch_model, tokenizer, calibration.calibrate, advance).cases
+    with progress("calibration prompts", len(prompts) + 1) as advance:
+        cases = encode_prompts(torch_model, tokenizer, prompts, advance).cases
     batch = TextBatch.of(cases)
     matrices = sum(blocks_of(name) is not None for name in model.tensors if _is_matrix(model, name))
     with progress("error-aware rounding", matrices) as advance, torch.no_grad():
@@ -223,15 +175,3 @@ def error_aware_rounding(
 
 def _is_matrix(model: StoredModel, name: str) -> bool:
     return name.endswith(".weight") and len(model.tensors[name].shape) == 2 and "embedding" not in name
-
-
-def measured_reference(
-    model: StoredModel, tokenizer: TextTokenizer, calibration: Calibration, progress: Progress
-) -> Reference:
-    """What PyTorch answers, with the weights as they were, to the prompts that are measured on."""
-    torch_model = streamed_model(model.config, model.tensors)
-    with progress("PyTorch's answers", len(calibration.measure) + 2) as advance:
-        reference = encode_prompts(torch_model, tokenizer, calibration.measure, advance)
-        answer(torch_model, reference.cases)
-        advance(1)
-    return reference

@@ -43,21 +43,22 @@ def nvidia_gpus() -> tuple[Gpu, ...] | None:
     try:
         driver = _text(pynvml.nvmlSystemGetDriverVersion())
         handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
-        return tuple(
-            Gpu(
-                name=_text(pynvml.nvmlDeviceGetName(handle)),
-                driver=driver,
-                memory_bytes=_told(lambda h=handle: int(pynvml.nvmlDeviceGetMemoryInfo(h).total)),
-                sm_clock=_told(lambda h=handle: int(pynvml.nvmlDeviceGetClockInfo(h, pynvml.NVML_CLOCK_SM))),
-                memory_clock=_told(lambda h=handle: int(pynvml.nvmlDeviceGetClockInfo(h, pynvml.NVML_CLOCK_MEM))),
-                power_limit=_told(lambda h=handle: pynvml.nvmlDeviceGetEnforcedPowerLimit(h) / 1e3),
-            )
-            for handle in handles
-        )
+        return tuple(_gpu(pynvml, handle, driver) for handle in handles)
     except Exception:
         return None
     finally:
         _told(pynvml.nvmlShutdown)
+
+
+def _gpu(nvml: Any, handle: Any, driver: str) -> Gpu:
+    return Gpu(
+        name=_text(nvml.nvmlDeviceGetName(handle)),
+        driver=driver,
+        memory_bytes=_told(lambda: int(nvml.nvmlDeviceGetMemoryInfo(handle).total)),
+        sm_clock=_told(lambda: int(nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM))),
+        memory_clock=_told(lambda: int(nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_MEM))),
+        power_limit=_told(lambda: nvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1e3),
+    )
 
 
 def jetson() -> Jetson | None:
@@ -80,16 +81,14 @@ def jetson() -> Jetson | None:
 
 def _clocks(board: Any) -> dict[str, float]:
     """Current clocks; jtop gives kHz."""
-    found = {}
-    for index, core in enumerate(_told(lambda: list(board.cpu["cpu"])) or []):
-        clock = _told(lambda c=core: float(c["freq"]["cur"]))
-        if clock is not None:
-            found[f"cpu{index}"] = clock / 1e3
-    for name, gpu in (_told(lambda: dict(board.gpu.items())) or {}).items():
-        clock = _told(lambda g=gpu: float(g["freq"]["cur"]))
-        if clock is not None:
-            found[str(name)] = clock / 1e3
-    return found
+    cores = {f"cpu{index}": core for index, core in enumerate(_told(lambda: list(board.cpu["cpu"])) or [])}
+    gpus = _told(lambda: dict(board.gpu.items())) or {}
+    found = {str(name): _current_clock(unit) for name, unit in (cores | gpus).items()}
+    return {name: clock / 1e3 for name, clock in found.items() if clock is not None}
+
+
+def _current_clock(unit: Any) -> float | None:
+    return _told(lambda: float(unit["freq"]["cur"]))
 
 
 def _told(ask: Callable[[], Any]) -> Any:

@@ -42,10 +42,13 @@ class BandwidthProbe:
 
     def read(self) -> tuple[float, str]:
         """Bytes per second, and how they were read."""
+        asking, answers = self._process.stdin, self._process.stdout
         try:
-            self._process.stdin.write("read\n")
-            self._process.stdin.flush()
-            rate, way = self._process.stdout.readline().split(maxsplit=1)
+            if asking is None or answers is None:
+                raise OSError("the process has no pipes")
+            asking.write("read\n")
+            asking.flush()
+            rate, way = answers.readline().split(maxsplit=1)
         except (OSError, ValueError) as error:
             raise DataError(
                 f"memory bandwidth could not be measured: reading {self._bytes / 1e6:.0f} MB in a process of its own "
@@ -73,13 +76,13 @@ def _serve(threads: int, size: int) -> None:
     }
     with ThreadPoolExecutor(threads) as pool:
         for _ in sys.stdin:
-            rates = {}
+            rates: dict[str, float] = {}
             for name, way in ways.items():
                 for _ in range(3):
                     start = time.perf_counter()
                     list(pool.map(way, range(threads)))
                     rates[name] = max(rates.get(name, 0.0), buffer.nbytes / (time.perf_counter() - start))
-            best = max(rates, key=rates.get)
+            best = max(rates, key=lambda name: rates[name])
             print(rates[best], best, flush=True)
 
 

@@ -95,5 +95,5 @@ def _problem(model: Model, shots: int) -> str | None:
 
 
 def _check(name: str, value: object, least: int, most: int) -> None:
-    if not isinstance(value, Integral) or isinstance(value, bool) or not least <= value <= most:
+    if not isinstance(value, Integral) or isinstance(value, bool) or not least <= int(value) <= most:
         raise UsageError(f"{name} holds {value!r}; it must be an integer from {least} to {most}")

@@ -47,7 +47,7 @@ def describe_machine() -> Machine:
     """This machine, as it is now."""
     return Machine(
         cpu=cpu_name(), cores=core_count(), memory_bytes=_memory_bytes(), system=platform.platform(),
-        python=platform.python_version(), libraries={"flamingo-rt": __version__} | {n: _version(n) for n in LIBRARIES},
+        python=platform.python_version(), libraries={"flamingo-rt": __version__, **{n: _version(n) for n in LIBRARIES}},
         gpus=nvidia_gpus(), jetson=jetson(),
     )
 

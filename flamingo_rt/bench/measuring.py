@@ -6,6 +6,7 @@ import os
 import statistics
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
@@ -18,7 +19,7 @@ from flamingo_rt.bench.machine import describe_machine, memory_now
 from flamingo_rt.bench.model_facts import model_facts
 from flamingo_rt.bench.notes import notes_on
 from flamingo_rt.bench.rates import RateProbe, Rates, probe_of
-from flamingo_rt.bench.results import Against, DecodeResult, Report, ShotsResult, Stage
+from flamingo_rt.bench.results import Against, DecodeResult, Report, ShotsResult, Stage, StageName
 from flamingo_rt.bench.statistics import Clock, Run, Spread, sample
 from flamingo_rt.bench.theory import Theory, Work
 from flamingo_rt.bench.workload import CacheFilling, Pictures, caption_tokens, query_parts, shot_parts
@@ -46,13 +47,15 @@ def measure(
     """
     asked = options or BenchOptions()
     wanted = asked.for_model(model)
+    asked_shots = wanted.shots or ()
     threads = wanted.threads if model.backend.name == "ort" else None  # PyTorch takes what its environment says
     known = model_facts(model, Path(folder) if folder is not None else None, threads)
     theory, started = Theory(model.config, known.weights, _number_bytes(model)), _now()
-    with RateProbe(probe_of(model.backend, threads, core_count(), buffer_bytes or BUFFER_BYTES)) as probe:
-        runs = _Runs(model, wanted, probe, progress, clock)
+    device = probe_of(model.backend, threads, core_count(), buffer_bytes or BUFFER_BYTES)
+    with RateProbe(device) as probe, ExitStack() as decoders:
+        runs = _Runs(model, wanted, probe, progress, clock, decoders)
         queries, compiling = runs.queries()
-        cold = {shots: runs.cold(shots) for shots in wanted.shots if shots}
+        cold = {shots: runs.cold(shots) for shots in asked_shots if shots}
         filled, prefills = runs.prefills()
         steps = runs.steps(filled)
         memory, machine = memory_now(), describe_machine()  # clocks as they are under load
@@ -63,21 +66,22 @@ def measure(
         _decode(batch, context, wanted.tokens, times["step"], theory, rates)
         for (batch, context), times in steps.items()
     )
-    shots = tuple(_shots(model, count, queries, cold, compiling) for count in wanted.shots)
+    shots = tuple(_shots(model, count, queries, cold, compiling) for count in asked_shots)
     return Report(
         started, _now(), machine, known.facts, asdict(wanted), rates, stages, decode, shots,
-        _ratio(wanted.shots, queries), memory, notes_on(known.facts, asked, wanted, stages, decode, shots),
+        _ratio(asked_shots, queries), memory, notes_on(known.facts, asked, wanted, stages, decode, shots),
     )
 
 
 class _Runs:
-    """The measurements of one model."""
+    """The measurements of one model; ``opened`` closes the decoders behind them."""
 
     def __init__(
-        self, model: Model, options: BenchOptions, probe: RateProbe, progress: Progress, clock: Clock
+        self, model: Model, options: BenchOptions, probe: RateProbe, progress: Progress, clock: Clock,
+        opened: ExitStack,
     ) -> None:
         self._model, self._options, self._probe, self._progress, self._clock = model, options, probe, progress, clock
-        self._pictures = Pictures()
+        self._pictures, self._opened = Pictures(), opened
         self._filling = CacheFilling(model, self._pictures.take(1)[0])
         probe.probe()
         self._probed = clock()
@@ -105,7 +109,11 @@ class _Runs:
         decoders: dict[int, Decoder] = {}
 
         def run(context: int) -> Mapping[str, float]:
-            decoders[context] = self._filling.decoder(1, context + self._options.tokens)
+            if context in decoders:
+                decoders[context].close()
+            decoders[context] = self._opened.enter_context(
+                self._filling.decoder(1, context + self._options.tokens)
+            )
             rows = self._filling.rows(1, context)
             start = self._clock()
             decoders[context].prefill(rows)
@@ -129,7 +137,7 @@ class _Runs:
         if batch == 1:
             decoder = filled[context]
         else:
-            decoder = self._filling.decoder(batch, context + self._options.tokens)
+            decoder = self._opened.enter_context(self._filling.decoder(batch, context + self._options.tokens))
             decoder.prefill(self._filling.rows(batch, context))
 
         def run() -> Mapping[str, list[float]]:
@@ -165,7 +173,9 @@ class _Runs:
 def _stages(
     query: Mapping[str, list[float]], prefills: Mapping[int, list[float]], theory: Theory, rates: Rates, tokens: int
 ) -> tuple[Stage, ...]:
-    def stage(name: str, milliseconds: list[float], work: Work | None, tokens: int | None = None) -> Stage:
+    def stage(
+        name: StageName, milliseconds: list[float], work: Work | None, tokens: int | None = None
+    ) -> Stage:
         spread = Spread.of(milliseconds)
         return Stage(name, tokens, spread, Against.of(*work, spread.median, rates) if work else None)
 

@@ -6,12 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flamingo_rt.bench import ceilings
-from flamingo_rt.bench.graph_bytes import WeightBytes, graph_weights
 from flamingo_rt.bench.results import ModelFacts
-from flamingo_rt.bundle import MANIFEST, is_bundle
-from flamingo_rt.config import FlamingoConfig, read_json
+from flamingo_rt.bundle import WeightBytes, is_bundle, read_description
+from flamingo_rt.config import FlamingoConfig
 from flamingo_rt.contract import GRAPHS, LANGUAGE_MODEL, RESAMPLER, VISION_ENCODER
-from flamingo_rt.errors import DataError
 from flamingo_rt.runtime.model import Model
 
 
@@ -26,16 +24,13 @@ class Measured:
 def model_facts(model: Model, folder: Path | None, threads: int | None) -> Measured:
     """Facts of a loaded model. ``folder`` is what it was loaded from; without one, or for a checkpoint, the weights are
     counted from the configuration, in float32. Raises `DataError` for a bundle that is damaged."""
-    dtype, quantization = dict.fromkeys(GRAPHS, "float32"), dict.fromkeys(GRAPHS)
+    dtype: dict[str, str] = dict.fromkeys(GRAPHS, "float32")
+    quantization: dict[str, str | None] = dict.fromkeys(GRAPHS)
     if folder is not None and is_bundle(folder):
-        manifest = read_json(folder / MANIFEST)
-        try:
-            entries = {name: manifest["graphs"][name] for name in GRAPHS}
-            dtype = {name: str(entry["dtype"]) for name, entry in entries.items()}
-            quantization = {name: entry["quantization"] for name, entry in entries.items()}
-            weights = {name: graph_weights(folder / entry["file"]) for name, entry in entries.items()}
-        except (KeyError, TypeError) as error:
-            raise DataError(f"{folder / MANIFEST} is damaged ({error!r}): export the model again") from error
+        graphs = read_description(folder).graphs
+        dtype = {name: entry.dtype for name, entry in graphs.items()}
+        quantization = {name: entry.quantization for name, entry in graphs.items()}
+        weights = {name: entry.weight_bytes for name, entry in graphs.items()}
     else:
         weights = counted_weights(model.config)
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) if folder is not None else None

@@ -15,11 +15,12 @@ def notes_on(
 ) -> tuple[str, ...]:
     """Sentences, in no need of the tables to be understood."""
     found = []
-    left_out = [count for count in SHOTS if asked.shots is None and count not in measured.shots]
+    counts, contexts = measured.shots or (), measured.context or ()
+    left_out = [count for count in SHOTS if asked.shots is None and count not in counts]
     if left_out:
         found.append(f"Left out, since the model has no room for them: {_listed(left_out)} shots.")
-    if asked.context is None and CONTEXTS[-1] not in measured.context:
-        found.append(f"The longest context is {max(measured.context)} tokens, not {CONTEXTS[-1]}: the model's ends.")
+    if asked.context is None and CONTEXTS[-1] not in contexts:
+        found.append(f"The longest context is {max(contexts)} tokens, not {CONTEXTS[-1]}: the model's ends.")
     spreads = [(f"{result.shots} shots, cold", result.cold) for result in shots]
     spreads += [(f"prefill of {stage.tokens} tokens", stage.milliseconds) for stage in stages if stage.tokens]
     early = [f"{name} ({spread.runs})" for name, spread in spreads if spread.runs < measured.runs]
@@ -31,7 +32,8 @@ def notes_on(
             f"The ceiling counts weights as they are stored, in {dtype}. ONNX Runtime widens them to float32 when it "
             "loads them and reads twice as many bytes."
         )
-    against = [entry.against for entry in (*stages, *decode) if entry.against is not None]
+    against = [stage.against for stage in stages if stage.against is not None]
+    against += [result.against for result in decode]
     if any(entry.reached > 1 for entry in against):
         why = "products of quantized weights can be faster than float32's" if quantization else "they are faster"
         found.append(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Sequence
 from itertools import groupby
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -30,7 +31,7 @@ SHADES = {
     "decode": ("#8c3b00", "#f6b26b"),
 }
 TITLE_LENGTH = 150  # characters that fit beside each other
-STYLE = {
+STYLE: dict[Any, Any] = {  # of matplotlib
     "font.size": 10, "axes.titlesize": 11.5, "axes.titleweight": "bold", "axes.titlelocation": "left",
     "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#888888", "axes.labelcolor": INK,
     "text.color": INK, "xtick.color": INK, "ytick.color": INK, "legend.frameon": False, "axes.axisbelow": True,
@@ -143,7 +144,9 @@ def stage_chart(axes: Axes, report: Report) -> None:
 def roofline_chart(axes: Axes, report: Report) -> None:
     """Rate of products attained against products for each byte, under the two roofs."""
     rates = report.rates
-    points = [(stage.name, stage_name(stage), stage.against) for stage in report.stages if stage.against is not None]
+    points: list[tuple[str, str, Against]] = [
+        (stage.name, stage_name(stage), stage.against) for stage in report.stages if stage.against is not None
+    ]
     points += [("decode", decode_name(result), result.against) for result in report.decode]
     most = max(against.intensity for *_, against in points)
     top = rates.flops if rates.flops is not None else most * rates.bandwidth  # memory's roof alone, up to the points

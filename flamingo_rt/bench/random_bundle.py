@@ -57,7 +57,7 @@ class RandomBundle:
         room; `ModuleNotFoundError` without the extra.
         """
         from flamingo_rt.export.pipeline import export_model
-        from flamingo_rt.export.quantization.quantized_export import Quantize
+        from flamingo_rt.export.quantization.quantization_options import Quantize
         from flamingo_rt.export.random_model import random_model
 
         config = preset(self.preset)

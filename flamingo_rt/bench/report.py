@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from flamingo_rt.bench.results import Against, Report
 from flamingo_rt.bench.statistics import Spread
@@ -124,7 +124,7 @@ def _table(title: str, header: Line, lines: list[Line], wide: bool) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     shown = [index for index, name in enumerate(header) if wide or name not in DISPENSABLE]
     for index in shown:
-        justify = "left" if index == 0 or header[index] == "bound by" else "right"
+        justify: Literal["left", "right"] = "left" if index == 0 or header[index] == "bound by" else "right"
         table.add_column(header[index], justify=justify, no_wrap=True)
     for line in lines:
         table.add_row(*(escape(printable(line[index])) for index in shown))

@@ -55,12 +55,15 @@ class Against:
         )
 
 
+StageName = Literal["images", "vision", "resampler", "prefill"]
+
+
 @dataclass(frozen=True)
 class Stage:
     """One stage of a query with one picture; ``tokens`` are those of a prefill. ``images`` has nothing to compare with:
     reading and resizing a picture is no product of matrices."""
 
-    name: Literal["images", "vision", "resampler", "prefill"]
+    name: StageName
     tokens: int | None
     milliseconds: Spread
     against: Against | None

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from flamingo_rt.bench import ceilings
-from flamingo_rt.bench.graph_bytes import WeightBytes
+from flamingo_rt.bundle import WeightBytes
 from flamingo_rt.config import FlamingoConfig
 from flamingo_rt.contract import LANGUAGE_MODEL, RESAMPLER, VISION_ENCODER
 

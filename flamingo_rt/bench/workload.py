@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import numpy as np
 import PIL.Image
 
-from flamingo_rt.contract import GraphSpec
 from flamingo_rt.processing.preprocess import visual_pixels
 from flamingo_rt.processing.prompt import Part, build_prompt
 from flamingo_rt.processing.tasks import caption_prompt, caption_shot
@@ -67,13 +66,13 @@ class CacheFilling:
     def __init__(self, model: Model, picture: Image, seed: int = 0) -> None:
         self._model, self._specs = model, model.backend.specs
         self._rng = np.random.default_rng(seed)
-        self._media = _encode(model, self._specs, picture)
+        self._media = _encode(model, picture)
 
     def decoder(self, batch: int, capacity: int) -> Decoder:
-        """An empty decoder for ``batch`` rows of ``capacity`` tokens. Raises `DataError` when it does not fit into
-        memory."""
+        """An empty decoder for ``batch`` rows of ``capacity`` tokens; the caller closes it. Raises `DataError` when it
+        does not fit into memory."""
         check_memory(self._model.backend, batch, capacity, 1, prefill=Prefill(self._model.config, capacity))
-        return Decoder(self._model.backend, self._model.config, self._specs, batch, capacity)
+        return Decoder(self._model.backend, self._model.config, batch, capacity)
 
     def rows(self, batch: int, tokens: int) -> list[Row]:
         """Rows of ``tokens`` tokens: the picture's, then text."""
@@ -92,5 +91,5 @@ class CacheFilling:
         return np.where(ids >= image, ids + 1, ids).astype(np.int64)
 
 
-def _encode(model: Model, specs: dict[str, GraphSpec], picture: Image) -> VisualMedia:
-    return encode_visuals(model.backend, specs, [visual_pixels(picture, model.config)], StageTimer())[0]
+def _encode(model: Model, picture: Image) -> VisualMedia:
+    return encode_visuals(model.backend, [visual_pixels(picture, model.config)], StageTimer())[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import signal
 import sys
@@ -21,6 +22,7 @@ COMMANDS = {
     "import": ("flamingo_rt.cli.importing", "Make a checkpoint of another project's files."),
     "export": ("flamingo_rt.cli.export", "Write a deployable bundle from a checkpoint."),
     "build": ("flamingo_rt.cli.build", "Compile a bundle's graphs for a GPU."),
+    "verify": ("flamingo_rt.cli.verify", "Compare a backend's numbers with those of the export."),
     "train": ("flamingo_rt.cli.train", "Train a model."),
     "evaluate": ("flamingo_rt.cli.evaluate", "Measure how often a model is right."),
     "bench": ("flamingo_rt.cli.bench", "Measure a model here, against what the machine can do."),
@@ -28,8 +30,8 @@ COMMANDS = {
     "doctor": ("flamingo_rt.cli.doctor", "Show what is installed and which backends work here."),
 }
 
-LONGEST_USAGE = 600  # characters of what click says of a command line
-LONGEST_MESSAGE = 4000  # characters of an error, which may quote a stranger's file
+LONGEST_USAGE = 600  # characters of a usage error of click
+LONGEST_MESSAGE = 4000  # characters of an error, which may quote an untrusted file
 
 
 class _Commands(click.Group):
@@ -60,21 +62,15 @@ def cli() -> None:
 
 
 def main() -> None:
-    """Entry point: errors with a remedy become one line on stderr and their exit code."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a terminal that lacks a character shows "?" for it
-            stream.reconfigure(errors="replace")
-    for name in ("SIGTERM", "SIGHUP"):  # a closed terminal: as Ctrl-C, so that nothing half-written is left
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.default_int_handler)
-    leave_gone_folder()
+    """Run the command line: errors with a remedy become one line on stderr and their exit code."""
+    _prepare_process()
     try:
         cli.main(standalone_mode=False)
     except click.ClickException as error:
         _show(error)
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt) as error:
-        said = str(error.__cause__ or error)  # click raises its own error over an interrupt
+        said = str(error.__cause__ or error)  # click raises its own error from an interrupt
         click.echo(f"interrupted: {printable(said)}" if said else "interrupted", err=True)
         sys.exit(130)
     except FlamingoError as error:
@@ -84,7 +80,7 @@ def main() -> None:
         click.echo("flamingo-rt: out of memory: use a smaller model, a shorter prompt or fewer pictures", err=True)
         sys.exit(1)
     except BrokenPipeError:
-        # Whoever read our output has gone; Python would complain once more while it closes stdout.
+        # The reader of our output is gone; Python would complain once more when it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
@@ -92,9 +88,21 @@ def main() -> None:
         sys.exit(1)
 
 
+def _prepare_process() -> None:
+    """Make output and signals safe for a command, show warnings, and leave a current folder that was removed."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a terminal that lacks a character shows "?" for it
+            stream.reconfigure(errors="replace")
+    for name in ("SIGTERM", "SIGHUP"):  # a closed terminal ends a command like Ctrl-C: nothing half-written is left
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.default_int_handler)
+    # Warnings are one line each on stderr; the library without this handler is silent.
+    logging.getLogger("flamingo_rt").addHandler(logging.lastResort or logging.StreamHandler())
+    leave_gone_folder()
+
+
 def _show(error: click.ClickException) -> None:
-    """What click says of a command line that cannot be read, which may quote an option's value: as a terminal may show
-    it, and shortened."""
+    """Print a usage error of click, shortened and safe for a terminal: it may quote an option's value."""
     message = _shortened(printable(error.format_message(), lines=True), LONGEST_USAGE)
     click.UsageError(message, getattr(error, "ctx", None)).show()
 

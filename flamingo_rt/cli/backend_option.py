@@ -1,4 +1,4 @@
-"""``--backend``, ``--threads`` and what engines may do, of the commands that run a model."""
+"""Options of the commands that run a model: ``--backend``, ``--threads`` and how far engines are trusted."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def trust_options(command: Callable) -> Callable:
 
 
 def _threads(context: click.Context, parameter: click.Parameter, threads: int | None) -> int | None:
-    """Refuse too many before a model is read."""
+    """Refuse too many threads before a model is read."""
     check_threads(threads)
     return threads
 

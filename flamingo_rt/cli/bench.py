@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from flamingo_rt.runtime.model import Model
 
 PLOTS = (".svg", ".html")
-PLAIN_WIDTH = 120  # of the tables where there is no terminal
+PLAIN_WIDTH = 120  # characters of a table's line where there is no terminal
 
 
 @click.command()
@@ -93,7 +93,7 @@ def command(
         click.echo(json.dumps(report.to_dict()))
     else:
         _print(report)
-    if plot is not None:  # what was measured is out, whatever happens now
+    if plot is not None:  # after the figures are printed, in case that drawing fails
         from flamingo_rt.bench.page import write_plot
 
         write_plot(report, plot)
@@ -101,7 +101,7 @@ def command(
 
 
 def _made(bundle: RandomBundle, progress: ProgressBar) -> Path:
-    """The folder of the bundle, which is made unless it is there."""
+    """The folder of the bundle, made first unless it exists."""
     if not bundle.ready():
         with needs_extra("export"):
             bundle.make(lambda text: click.echo(printable(text, lines=True), err=True), progress)
@@ -112,17 +112,17 @@ def _loaded(
     path: Path | None, bundle: RandomBundle | None, backend: str, threads: int | None, spin: bool,
     trust: dict[str, bool],
 ) -> Model:
-    """The model, whose process's peak memory counts from here; ``bundle`` is what it was made as, if it was."""
+    """Load the model, and count the process's peak memory from here; ``bundle`` is set for a random model."""
     from flamingo_rt.bench.machine import reset_peak
     from flamingo_rt.loading import load
 
-    reset_peak()  # making a bundle is no part of running it
+    reset_peak()  # making a bundle is not part of running it
     try:
         return load(path, backend, threads, spin=spin, **trust)
     except DataError as error:
         if bundle is None:
             raise
-        raise DataError(f"{error}; or remove {bundle.path}, and it is made anew") from error
+        raise DataError(f"{error}; or remove {bundle.path}, and it is made again") from error
 
 
 def _print(report: Report) -> None:
@@ -154,7 +154,7 @@ def _random_bundle(
 
 
 def _check_plot(plot: Path, overwrite: bool) -> None:
-    """Refuse a chart that could not be drawn or written, before anything is measured."""
+    """Refuse a chart that cannot be drawn or written, before anything is measured."""
     from flamingo_rt.files import check_file
 
     if plot.suffix.lower() not in PLOTS:

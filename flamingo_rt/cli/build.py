@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -12,13 +13,22 @@ from flamingo_rt.cli.interrupts import on_interrupt
 from flamingo_rt.cli.numbers import count
 from flamingo_rt.cli.paths import READ
 from flamingo_rt.cli.progress_bar import ProgressBar
+from flamingo_rt.cli.verify import lines, report, verified
+from flamingo_rt.errors import DependencyError
 from flamingo_rt.printable import printable
+
+if TYPE_CHECKING:
+    from flamingo_rt.bundle import Bundle
+    from flamingo_rt.engines.tensorrt.builder import Destination
+    from flamingo_rt.engines.tensorrt.engine_files import EngineFolder
+    from flamingo_rt.engines.tensorrt.versions import TensorRT
+    from flamingo_rt.runtime.verification import Verification
 
 COUNT = count()
 
 
 def _numbers(context: click.Context, parameter: click.Parameter, text: str | None) -> tuple[str, ...]:
-    """``86,89`` or ``8.6,8.9`` as numbers without a point."""
+    """Read ``86,89`` or ``8.6,8.9`` as numbers without a point."""
     numbers = tuple(part.strip().replace(".", "") for part in text.split(",")) if text is not None else ()
     if any(not re.fullmatch(r"\d{2,3}", number) for number in numbers):
         raise click.BadParameter(f"{text!r} is no list of compute capabilities, such as 86,89,120")
@@ -42,18 +52,21 @@ def _numbers(context: click.Context, parameter: click.Parameter, text: str | Non
 @click.option("--weight-stripped", is_flag=True,
               help="Engines without weights, which are then read from the graphs.")
 @click.option("--estimate", is_flag=True, help="Say how much memory it takes, and build nothing.")
+@click.option("--verify/--no-verify", "verifying", default=True, show_default=True,
+              help="Compare the engines' outputs with the reference outputs in the bundle, where they run here.")
 @click.option("--force", is_flag=True, help="Build even when there seems to be too little memory.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object: folder, bytes, what the engines are for.")
 def command(
     model: Path, target: str, numbers: tuple[str, ...], max_batch: int | None, max_tokens: int | None,
     max_visuals: int | None, max_frames: int | None, capacity: int | None, version_compatible: bool,
-    weight_stripped: bool, estimate: bool, force: bool, as_json: bool,
+    weight_stripped: bool, estimate: bool, verifying: bool, force: bool, as_json: bool,
 ) -> None:
     """Compile a bundle's graphs into engines, which are kept in the bundle.
 
     TensorRT compiles for the GPU of the machine it runs on; TensorRT-RTX also for others, without any GPU. Limits cost
     memory: the engines reserve room for the largest run. Engines that were there are replaced when all new ones are
-    done.
+    done. Those for the GPU of this machine are then verified, as by flamingo-rt verify; the exit code is 1 when their
+    outputs deviate.
 
     \b
     Examples:
@@ -88,12 +101,39 @@ def command(
     with on_interrupt(lambda: "no engine was written; those that were there are as they were"):
         engines = build.run(ProgressBar(), force)
     sizes = {name: engines.engine_path(name).stat().st_size for name in GRAPHS}
+    verification = _verified(bundle, engines, runtime, destination) if verifying else None
     if as_json:
         click.echo(json.dumps({
             "engines": str(engines.path), "bytes": sizes, "target": target, "version": runtime.version,
             "device": engines.device, "capabilities": engines.capabilities, "limits": vars(limits),
-            "memory": vars(needs),
+            "memory": vars(needs), "verification": verification and report(verification, bundle),
         }))
-        return
-    made_for = engines.device or f"compute capability {', '.join(engines.capabilities)}"
-    click.echo(f"wrote {printable(str(engines.path))} ({sum(sizes.values()) / 1e6:.1f} MB) for {printable(made_for)}")
+    else:
+        made_for = engines.device or f"compute capability {', '.join(engines.capabilities)}"
+        size = sum(sizes.values()) / 1e6
+        click.echo(f"wrote {printable(str(engines.path))} ({size:.1f} MB) for {printable(made_for)}")
+        for line in lines(verification, bundle, "tensorrt") if verification else ():
+            click.echo(printable(line))
+    if verification is not None and not verification.passed:
+        raise SystemExit(1)
+
+
+def _verified(
+    bundle: Bundle, engines: EngineFolder, runtime: TensorRT, destination: Destination
+) -> Verification | None:
+    """Compare engines that were just built with the bundle's reference outputs; None, and a line that says why, where
+    that cannot be done here."""
+    from flamingo_rt.engines.tensorrt.runner import TensorRtBackend
+
+    command = f"flamingo-rt verify --model {bundle.path} --backend tensorrt"
+    if bundle.reference is None:
+        why = "the bundle has no reference outputs"
+    elif destination.gpu is None:
+        why = f"the engines are for another machine; there, run {command}"
+    else:
+        try:
+            return verified(TensorRtBackend(bundle, engines, runtime), bundle)
+        except DependencyError as error:
+            why = f"{error}; then run {command}"
+    click.echo(printable(f"not verified: {why}"), err=True)
+    return None

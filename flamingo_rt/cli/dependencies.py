@@ -1,4 +1,4 @@
-"""Commands that need an extra say so instead of failing on an import."""
+"""Missing optional libraries, reported with the extra that installs them."""
 
 from __future__ import annotations
 

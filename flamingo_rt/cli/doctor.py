@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import platform
+from collections.abc import Callable
+from functools import partial
 
 import click
 
@@ -50,12 +52,12 @@ def command(as_json: bool) -> None:
     libraries = {name: _version(name) for name in LIBRARIES}
     backends = {
         "ort": _try(_try_ort),
-        **{name: _try(lambda name=name: _try_ort_gpu(name)) for name in ("ort-cuda", "ort-tensorrt-rtx")},
+        **{name: _try(partial(_try_ort_gpu, name)) for name in ("ort-cuda", "ort-tensorrt-rtx")},
         "tensorrt": _try(_try_tensorrt),
         "torch": _try(_try_torch),
     }
     warnings = _warnings(libraries)
-    builders = {target: _try(lambda target=target: _try_builder(target)) for target in ("tensorrt", "tensorrt-rtx")}
+    builders = {target: _try(partial(_try_builder, target)) for target in ("tensorrt", "tensorrt-rtx")}
     cuda = _try(_try_cuda)
     system = {
         "flamingo-rt": __version__,
@@ -100,7 +102,7 @@ def _version(distribution: str) -> str | None:
 
 
 def _warnings(libraries: dict[str, str | None]) -> list[str]:
-    """What is installed and should not be so."""
+    """Warnings about libraries that do not work beside each other."""
     if libraries.get("onnxruntime") and libraries.get("onnxruntime-gpu"):
         return [
             "onnxruntime and onnxruntime-gpu are both installed, and overwrite each other's files: pip uninstall "
@@ -109,7 +111,7 @@ def _warnings(libraries: dict[str, str | None]) -> list[str]:
     return []
 
 
-def _try(check: object) -> dict[str, object]:
+def _try(check: Callable[[], str]) -> dict[str, object]:
     try:
         return {"works": True, "detail": check()}
     except FlamingoError as error:
@@ -177,7 +179,7 @@ def _try_tensorrt() -> str:
 
 
 def _try_cuda() -> str:
-    """A copy to the GPU and back through PyCUDA, which every backend on a GPU needs."""
+    """Copy numbers to the GPU and back through PyCUDA, which every backend on a GPU needs."""
     import numpy as np
 
     from flamingo_rt.engines.gpu.cuda import Cuda, import_graphs
@@ -196,7 +198,7 @@ def _try_cuda() -> str:
 
 
 def _try_torch() -> str:
-    """One product, and what a checkpoint needs."""
+    """Multiply two matrices, and import what reads checkpoints."""
     import safetensors
     import torch
 
@@ -206,7 +208,7 @@ def _try_torch() -> str:
 
 
 def _try_builder(target: str) -> str:
-    """Which lowering a version needs, and for which GPUs it builds here."""
+    """Find the lowering that the installed version needs, and the GPUs it builds for here."""
     from flamingo_rt.engines.gpu.nvidia_driver import find_gpu
     from flamingo_rt.engines.tensorrt.versions import import_tensorrt
 

@@ -1,4 +1,4 @@
-"""One line on stderr where a command does what it was asked for, though that may not be what was meant."""
+"""Hints, one line on stderr, for commands that do what was asked though it may not be what was meant."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ if TYPE_CHECKING:
     from flamingo_rt.runtime.generation_options import GenerationResult, Score
     from flamingo_rt.runtime.model import Model
 
-LIKELY = 0.01  # probability of all choices together below which their order says next to nothing
+LIKELY = 0.01  # total probability of the choices below which their order means little
 
 
 def hint(text: str) -> None:
-    """Say it, whatever the command writes to stdout."""
+    """Print a hint to stderr."""
     click.echo(f"hint: {printable(text)}", err=True)
 
 
 def hint_at_unlike_picture(model: Model, result: GenerationResult) -> None:
-    """Of a caption that is less likely than captions of the model's own kind of pictures."""
+    """Hint at a caption that is less likely than captions of the model's own kind of pictures."""
     from flamingo_rt.bundle import QUANTILE
 
     if result.unlike_validation and model.usual_probability is not None:
@@ -33,7 +33,7 @@ def hint_at_unlike_picture(model: Model, result: GenerationResult) -> None:
 
 
 def hint_at_unlikely_choices(scores: Sequence[Score]) -> None:
-    """Of choices none of which the model would say."""
+    """Hint at choices none of which the model would say."""
     total = scores[0].total_probability
     if total < LIKELY:
         hint(
@@ -43,8 +43,8 @@ def hint_at_unlikely_choices(scores: Sequence[Score]) -> None:
 
 
 def hint_at_missing_picture(model: Model, text: str, after_shots: bool) -> None:
-    """Of a query without a picture of its own, ``text``, where the model is asked about one: in a form
-    that asks about a picture, after shots, or when pictures are all that the model was validated on."""
+    """Hint at a query ``text`` without a picture of its own that asks about one: in a form that asks about a picture,
+    after shots, or to a model that was validated on pictures alone."""
     from flamingo_rt.processing.tasks import asks_about_a_picture
 
     remedy = "give --image FILE or --video FILE"

@@ -61,7 +61,8 @@ def openflamingo(checkpoint: Path, out: Path, dtype: str, overwrite: bool, as_js
         }))
         return
     vision = stored.config.vision
+    activation = vision.activation if vision.kind == "vit" else "GELU"
     click.echo(
         f"wrote {printable(str(out))}: {printable(stored.config.name)}, {numbers / 1e6:.1f}M parameters, "
-        f"{size / 1e6:.1f} MB ({dtype}); vision encoder with {vision.activation}"
+        f"{size / 1e6:.1f} MB ({dtype}); vision encoder with {activation}"
     )

@@ -6,6 +6,7 @@ import json
 import re
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,18 +21,18 @@ from flamingo_rt.errors import UsageError
 from flamingo_rt.printable import printable
 
 if TYPE_CHECKING:
-    from flamingo_rt.processing.prompt import Part
-    from flamingo_rt.runtime.model import Model, PromptState
+    from flamingo_rt.runtime.generation import Generation
+    from flamingo_rt.runtime.generation_options import Score
+    from flamingo_rt.runtime.model import Model
 
 
 @click.command()
 @click.option("--image", "images", type=MEDIA, multiple=True, metavar="FILE",
               help="A picture to ask about; repeatable.")
 @click.option("--video", "videos", type=MEDIA, multiple=True, metavar="FILE", help="A clip to ask about; repeatable.")
-@click.option("--frames", type=click.IntRange(1, 1024), default=8, show_default=True,
-              help="Frames to take from each clip.")
+@click.option("--frames", type=click.IntRange(1, 1024), help="Frames to take from each clip.  [default: 8]")
 @click.option("--fps", type=Number(0, 1000, min_open=True), metavar="RATE",
-              help="Take RATE frames a second, and --frames at most. Default: --frames, evenly spaced in time.")
+              help="Take RATE frames a second, up to --frames. Default: --frames, evenly spaced in time.")
 @click.option("--prompt", metavar="TEXT",
               help="Text after the pictures. Default: what the model was taught to caption after, such as 'Output:'.")
 @click.option("--question", metavar="TEXT",
@@ -66,7 +67,7 @@ if TYPE_CHECKING:
 @click.option("--stop", multiple=True, metavar="TEXT", help="End the answer before this text; repeatable.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object: text, tokens, timings per stage.")
 def command(
-    images: tuple[str, ...], videos: tuple[str, ...], frames: int, fps: float | None, prompt: str | None,
+    images: tuple[str, ...], videos: tuple[str, ...], frames: int | None, fps: float | None, prompt: str | None,
     question: str | None, shots: tuple[tuple[str, str], ...], task: str | None, prompt_file: Path | None,
     choices: str | None, normalize_choices: bool, path: Path | None, backend: str, trust_engines: bool,
     allow_host_code: bool, threads: int | None, spin: bool, as_json: bool, **generation: Any,
@@ -85,16 +86,18 @@ def command(
       flamingo-rt infer --image photo.png --beams 3
     """
     _check_query(task, prompt, question, has_visuals=bool(images or videos))
-    if fps is not None and not videos:
-        raise UsageError("--fps is of clips: give --video FILE, or leave it out")
+    for option, value in (("--fps", fps), ("--frames", frames)):
+        if value is not None and not videos:
+            raise UsageError(f"{option} is for clips: give --video FILE, or leave it out")
     ranked = _split_choices(choices, normalize_choices)
     examples = split_shots(shots, task)
     from flamingo_rt.loading import load
-    from flamingo_rt.processing.visuals import Image, Video
+    from flamingo_rt.processing.visuals import Image, Video, Visual
     from flamingo_rt.runtime.generation_options import GenerationOptions
 
     options = GenerationOptions(**generation)
-    visuals = [Image(file) for file in images] + [Video(file, frames, fps) for file in videos]
+    clips = [Video(file, fps=fps) if frames is None else Video(file, frames, fps) for file in videos]
+    visuals: list[Visual] = [*(Image(file) for file in images), *clips]
     start = time.perf_counter()
     model = load(  # no picture will come again
         path, backend, threads, image_cache_bytes=0, spin=spin, trust_engines=trust_engines,
@@ -105,17 +108,18 @@ def command(
     if task == "caption":
         query = model.caption_prompt(visuals)
     elif task == "vqa":
-        query = model.question_prompt(visuals, question)
+        query = model.question_prompt(visuals, question or "")
     else:
         forms = model.config.prompts
         query = [*visuals, prompt if prompt is not None else forms.ask(question) if question else forms.caption]
     parts = [*shot_parts(model, examples, task), *query]
-    if ranked is not None:
-        _rank(model, parts, prefix, ranked, normalize_choices, loading, as_json)
+    if ranked is None:
+        _show_answer(model, model.generate(parts, prefix=prefix, options=options), loading, as_json)
     else:
-        _answer(model, parts, prefix, options, loading, as_json)
+        scores = model.score(parts, ranked, prefix=prefix, normalize=normalize_choices)
+        _show_scores(model, scores, normalize_choices, loading, as_json)
     if not visuals:
-        hint_at_missing_picture(model, query[-1], after_shots=bool(examples) or prefix is not None)
+        hint_at_missing_picture(model, str(query[-1]), after_shots=bool(examples) or prefix is not None)
 
 
 def _check_query(task: str | None, prompt: str | None, question: str | None, has_visuals: bool) -> None:
@@ -149,10 +153,8 @@ def _split_choices(choices: str | None, normalize: bool) -> list[str] | None:
     return listed
 
 
-def _answer(
-    model: Model, parts: list[Part], prefix: PromptState | None, options: Any, loading: float, as_json: bool
-) -> None:
-    generation = model.generate(parts, prefix=prefix, options=options)
+def _show_answer(model: Model, generation: Generation, loading: float, as_json: bool) -> None:
+    """Print an answer while it grows, or as JSON; ``loading`` is the time in milliseconds that loading took."""
     if not as_json:
         started = False
         for piece in generation:
@@ -186,18 +188,19 @@ def _rounded(loading: float, timings: dict[str, float]) -> dict[str, float]:
     return {stage: round(value, 3) for stage, value in {"load": loading, **timings}.items()}
 
 
-def _rank(
-    model: Model, parts: list[Part], prefix: PromptState | None, choices: list[str], normalize: bool, loading: float,
-    as_json: bool,
-) -> None:
-    scores = model.score(parts, choices, prefix=prefix, normalize=normalize)
+def _show_scores(model: Model, scores: Sequence[Score], normalize: bool, loading: float, as_json: bool) -> None:
+    """Print the ranked choices as a table or as JSON."""
     if as_json:
         click.echo(json.dumps({
             "text": scores[0].text,
             "tokens": list(scores[0].tokens),
             "timings_ms": _rounded(loading, scores[0].timings),
             "choices": [
-                {"text": s.text, "logprob": round(s.logprob, 6), "probability": round(s.probability, 6)} for s in scores
+                {
+                    "text": score.text, "logprob": round(score.logprob, 6),
+                    "logprob_per_token": round(score.logprob_per_token, 6), "probability": round(score.probability, 6),
+                }
+                for score in scores
             ],
             "total_probability": float(f"{scores[0].total_probability:.6g}"),
             "normalized": normalize,
@@ -208,6 +211,6 @@ def _rank(
         texts = [printable(score.text) for score in scores]
         width = max(len(text) for text in texts)
         for text, score in zip(texts, scores, strict=True):
-            each = f" ({score.logprob / len(score.tokens):.3f} a token)" if normalize else ""
+            each = f" ({score.logprob_per_token:.3f} a token)" if normalize else ""
             click.echo(f"{text:<{width}}  {score.probability:6.1%}  log-probability {score.logprob:.3f}{each}")
     hint_at_unlikely_choices(scores)

@@ -1,4 +1,4 @@
-"""What an interrupted command leaves behind, said when it ends."""
+"""Messages of interrupted commands: what was written, and the command that continues."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Written = tuple[int, int, int] | None
 
 @contextmanager
 def on_interrupt(say: Callable[[], str]) -> Iterator[None]:
-    """Let an interrupt carry ``say()``, which `flamingo_rt.cli.main` prints."""
+    """Give an interrupt in the block the message ``say()``, which `flamingo_rt.cli.main` prints."""
     try:
         yield
     except KeyboardInterrupt as error:
@@ -24,7 +24,7 @@ def on_interrupt(say: Callable[[], str]) -> Iterator[None]:
 
 @contextmanager
 def saying_what_was_written(out: Path) -> Iterator[None]:
-    """The same, of a command that writes ``out`` whole or not at all."""
+    """Give an interrupt the message whether ``out`` was written, for a command that writes it whole or not at all."""
     before = _written(out)
 
     def say() -> str:
@@ -38,8 +38,10 @@ def saying_what_was_written(out: Path) -> Iterator[None]:
 
 
 def command_again(*more: str) -> str:
-    """The command line of the command that runs, as a shell takes it, and ``more`` flags that it does not have yet. For
-    commands whose options are flags or take one value."""
+    """The running command as one would type it into a shell, with the flags ``more`` added where they are missing.
+
+    For commands whose options are flags or take one value.
+    """
     context = click.get_current_context()
     words = context.command_path.split()
     for parameter in context.command.params:
@@ -52,7 +54,7 @@ def command_again(*more: str) -> str:
 
 
 def _written(path: Path) -> Written:
-    """What tells a file or folder from one that replaces it; None where there is none."""
+    """Identity of a file or folder, which changes when it is replaced; None where there is none."""
     try:
         status = path.stat()
     except OSError:

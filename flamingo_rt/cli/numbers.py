@@ -1,4 +1,4 @@
-"""The types of options that are numbers: every one has bounds, so that no value overflows behind them."""
+"""Option types for numbers, all with bounds, so that no value overflows later."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ MOST = 2**31 - 1  # of a count that has no smaller limit: what 32 bits hold
 
 
 class Number(click.FloatRange):
-    """A float within bounds; nan, which no comparison refuses, is none."""
+    """A finite float within bounds. `click.FloatRange` alone accepts nan."""
 
     def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> float:
         number = float(super().convert(value, parameter, context))

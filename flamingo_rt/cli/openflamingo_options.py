@@ -1,22 +1,26 @@
-"""The options that name the three sources of an OpenFlamingo model: shared by ``import`` and ``export``."""
+"""Options for the sources of an OpenFlamingo model, shared by ``import`` and ``export``."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from flamingo_rt.cli.paths import READ
 from flamingo_rt.printable import printable
 
-# The names of what `source_options` adds to a command.
+if TYPE_CHECKING:
+    from flamingo_rt.checkpoints import StoredModel
+    from flamingo_rt.config import ViTActivation
+
+# Names of the parameters that `source_options` adds to a command.
 SOURCES = ("vision", "language", "tokenizer", "vision_activation", "vision_post_norm", "preset")
 
 
 def source_options(required: bool) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """``--vision``, ``--language`` and what goes with them."""
+    """Decorator that adds ``--vision``, ``--language`` and the options that go with them."""
     options = (
         click.option("--vision", required=required, type=READ, metavar="FILE|FOLDER",
                      help="CLIP's weights: of open_clip, OpenAI (ViT-L-14.pt) or the transformers library."),
@@ -40,10 +44,10 @@ def source_options(required: bool) -> Callable[[Callable[..., Any]], Callable[..
 
 
 def open_sources(
-    checkpoint: Path, vision: Path, language: Path, tokenizer: Path | None, vision_activation: str | None,
+    checkpoint: Path, vision: Path, language: Path, tokenizer: Path | None, vision_activation: ViTActivation | None,
     vision_post_norm: bool, preset: str | None,
-) -> Any:
-    """The `flamingo_rt.checkpoints.StoredModel` of the sources; what its user should know goes to stderr."""
+) -> StoredModel:
+    """Open the model of the sources; notes about it go to stderr."""
     from flamingo_rt.importing.openflamingo import OpenFlamingoFiles, open_openflamingo
 
     imported = open_openflamingo(OpenFlamingoFiles(

@@ -1,4 +1,4 @@
-"""The type of every option that names a file or a folder, and what becomes of names when the current folder is gone."""
+"""Option types for files and folders, and the start of a command whose current folder was removed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import click
 from flamingo_rt.printable import printable
 
 LONGEST_NAME, LONGEST_PATH = 255, 4095  # bytes of one name and of a whole path, of Linux and most file systems
-ROOM_BESIDE = 40  # bytes: what is written stands beside its place first, under a longer name
+ROOM_BESIDE = 40  # bytes: output first stands beside its place, under a longer name
 SHOWN = 60  # characters of a path in a message
 
 _current_folder_gone = False
@@ -24,8 +24,8 @@ class PathType(click.ParamType):
     another option where the path should be, and a relative path where the current folder is gone. ``-`` is a file of
     that name: nothing is read from standard input.
 
-    ``written`` paths keep room for the name that they have until they are complete. ``as_written`` gives the text that
-    was given instead: a `Path` drops what tells an address of the web from a path.
+    ``written`` paths leave room for the longer name that output has until it is complete. With ``as_written`` the value
+    is the text itself: a `Path` would change a web address (``https://`` becomes ``https:/``).
     """
 
     name = "path"
@@ -50,8 +50,10 @@ READ, WRITTEN, MEDIA = PathType(), PathType(written=True), PathType(as_written=T
 
 
 def leave_gone_folder() -> None:
-    """Go to the root folder when the current one was removed: PyTorch's libraries end the process where there is none.
-    From then on relative paths are refused, absolute ones work."""
+    """Change to the root folder when the current one was removed: PyTorch's libraries end the process without one.
+
+    Relative paths are refused from then on; absolute ones work.
+    """
     global _current_folder_gone
     try:
         os.getcwd()
@@ -61,7 +63,7 @@ def leave_gone_folder() -> None:
 
 
 def _problem(text: str, longest_name: int) -> str | None:
-    """Why no file can have this path, in one line."""
+    """The reason why no file can have this path, or None."""
     if not text:
         return "the path is empty"
     if "\0" in text:
@@ -87,7 +89,7 @@ def _shown(text: str) -> str:
 
 
 def _option_names(context: click.Context) -> set[str]:
-    """Every long option of the command that is being read."""
+    """All long options of the command that is being parsed."""
     return {
         name for parameter in context.command.params for name in (*parameter.opts, *parameter.secondary_opts)
         if name.startswith("--")

@@ -1,4 +1,4 @@
-"""A progress bar on stderr: one line for each stage; a terminal sees it move."""
+"""Progress on stderr: one line for each stage, with a moving bar on a terminal."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ Shots = Sequence[tuple[str, ...]]
 
 
 def shot_options(required: bool) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """``--shot`` and ``--task``."""
+    """A decorator that adds ``--shot`` and ``--task`` to a command."""
     shot = click.option(
         "--shot", "shots", type=(MEDIA, str), multiple=True, required=required, metavar="FILE TEXT",
         help="An example before the prompt: a picture and its text, such as 'Output: a cat'; repeatable.",
@@ -31,16 +31,18 @@ def shot_options(required: bool) -> Callable[[Callable[..., Any]], Callable[...,
 
 
 def split_shots(shots: Sequence[tuple[str, str]], task: str | None) -> Shots:
-    """(file, text), or (file, question, answer) for vqa. Raises `UsageError` for a text without its two halves."""
+    """Split shots into (file, text), or (file, question, answer) for vqa. Raises `UsageError` for a text without its
+    two halves."""
     return [(file, *_question_and_answer(text)) if task == "vqa" else (file, text) for file, text in shots]
 
 
 def shot_parts(model: Model, shots: Shots, task: str | None) -> list[Part]:
-    """The examples as parts of a prompt, each with its end of chunk."""
+    """The shots as parts of a prompt, each with its end of chunk."""
     from flamingo_rt.processing.tasks import caption_shot, question_shot
     from flamingo_rt.processing.visuals import Image
 
-    end, parts = model.config.tokens.end_of_chunk, []
+    end = model.config.tokens.end_of_chunk
+    parts: list[Part] = []
     for file, *texts in shots:
         if task is None:
             text = texts[0]
@@ -51,7 +53,7 @@ def shot_parts(model: Model, shots: Shots, task: str | None) -> list[Part]:
 
 
 def _question_and_answer(text: str) -> list[str]:
-    """The two halves of a shot for vqa."""
+    """The two halves of a shot's text for vqa."""
     halves = text.split("|")
     if len(halves) != 2:
         raise UsageError(f"the --shot text {text!r} holds | {len(halves) - 1} times: with --task vqa give it once, "

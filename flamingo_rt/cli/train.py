@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -39,7 +39,7 @@ def command() -> None:
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Seed of weights and data.  [default: 0]")
 @click.option("--start-from", type=READ, metavar="FOLDER",
               help="Go on from a checkpoint's weights, with a new schedule.")
-@click.option("--questions", type=click.IntRange(0, 1000), help="Questions about each picture.  [default: 2]")
+@click.option("--questions", type=click.IntRange(0, 16), help="Questions about each picture.  [default: 2]")
 @click.option("--resume", is_flag=True, help="Continue an unfinished run for the same --out.")
 @click.option("--overwrite", is_flag=True, help="Replace --out when it exists.")
 def flamingo(
@@ -59,7 +59,7 @@ def flamingo(
     config = preset(preset_name)
     with needs_extra("train"):
         from flamingo_rt.training.trainer import TrainingOptions, state_path, train
-    given = {"steps": steps, "learning_rate": learning_rate, "seed": seed, "questions": questions}
+    given: dict[str, Any] = {"steps": steps, "learning_rate": learning_rate, "seed": seed, "questions": questions}
     if start_from is not None:
         given["vision_task_weight"] = 0.0  # the vision encoder has learnt to see
     options = replace(TrainingOptions(), **{name: value for name, value in given.items() if value is not None})
@@ -70,7 +70,7 @@ def flamingo(
 
 
 def _left(state: Path) -> str:
-    """What an interrupted run left, and what to do with it."""
+    """A line about the state that an interrupted run left, with the command that goes on."""
     if not state.exists():
         return "nothing was saved yet; the state is saved every half minute"
     return f"the state is in {state}; go on with: {command_again('--resume')}"

@@ -1,11 +1,11 @@
-"""CLIP's vision transformer, in the namings of open_clip (and OpenAI's own files) and of the transformers library."""
+"""CLIP's vision transformer, under the tensor names of open_clip (and OpenAI) or of the transformers library."""
 
 from __future__ import annotations
 
 import math
 import re
 
-from flamingo_rt.config import PreprocessingConfig, ViTConfig
+from flamingo_rt.config import PreprocessingConfig, ViTActivation, ViTConfig
 from flamingo_rt.errors import DataError
 from flamingo_rt.importing.clip_config import Found, Stated, stated_beside
 from flamingo_rt.importing.sources import Source, TensorSlice
@@ -26,7 +26,7 @@ _TRANSFORMERS = {
     "output_norm": "post_layernorm", "blocks": "encoder.layers", "attention_norm": "layer_norm1",
     "ff_norm": "layer_norm2", "output": "self_attn.out_proj", "ff.up": "mlp.fc1", "ff.down": "mlp.fc2",
 }
-# The final norm and the projection behind it act on what is not used; the rest is no weight.
+# The final norm and the projection act on the unused class token; the others are not weights.
 _NO_WEIGHTS = re.compile(r"(^|\.)(proj|ln_post\.\w+|post_layernorm\.\w+|position_ids|attn_mask)$")
 _NAMINGS = (("visual.", _OPEN_CLIP), ("", _OPEN_CLIP), ("vision_model.", _TRANSFORMERS), ("", _TRANSFORMERS))
 
@@ -42,7 +42,7 @@ def _naming(source: Source) -> tuple[str, dict[str, str]]:
     )
 
 
-def vision_config(source: Source, activation: str | None = None, post_norm: bool = False) -> ViTConfig:
+def vision_config(source: Source, activation: ViTActivation | None = None, post_norm: bool = False) -> ViTConfig:
     """The encoder's sizes, from its tensors and the configuration beside them.
 
     ``activation`` overrides what the configuration says; without either it is ``quick_gelu``, OpenAI's, which every
@@ -62,7 +62,7 @@ def vision_config(source: Source, activation: str | None = None, post_norm: bool
 
 
 def vision_preprocessing(source: Source) -> PreprocessingConfig:
-    """CLIP's, or what the configuration beside the weights states. Raises `DataError` for what cannot be honoured."""
+    """The preprocessing stated beside the weights, else CLIP's own. Raises `DataError` for unsupported settings."""
     return _stated(source).preprocessing
 
 
@@ -88,7 +88,7 @@ def _sizes(source: Source) -> Found:
 
 
 def vision_tensors(source: Source, config: ViTConfig) -> dict[str, TensorSlice]:
-    """Where each tensor of ``vision.*`` is. Raises `DataError` when the encoder has one that we do not."""
+    """The source of each tensor of ``vision.*``. Raises `DataError` when the encoder has one that ours lacks."""
     prefix, names = _naming(source)
     slices = {
         "class_token": TensorSlice(prefix + names["class_token"]),

@@ -1,23 +1,24 @@
-"""What the configuration files beside a CLIP encoder say: of open_clip, or of the transformers library."""
+"""The configuration files beside a CLIP encoder, of open_clip or of the transformers library."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from flamingo_rt.config import PreprocessingConfig, read_json
+from flamingo_rt.config import PreprocessingConfig, ViTActivation
 from flamingo_rt.importing.clip_preprocessing import open_clip_preprocessing, processor_preprocessing
 from flamingo_rt.importing.settings import NOWHERE, Settings
+from flamingo_rt.json_files import read_json
 from flamingo_rt.presets import CLIP_PREPROCESSING
 
 OPEN_CLIP, TRANSFORMERS = "open_clip_config.json", "config.json"
-PROCESSOR, PICTURES = "processor_config.json", "preprocessor_config.json"  # the first has the second in it, since 5.0
+PROCESSOR, PICTURES = "processor_config.json", "preprocessor_config.json"  # since 5.0 the first contains the second
 HEADS = 12  # CLIPVisionConfig's default, which the transformers library need not write
 
 
 @dataclass(frozen=True)
 class Found:
-    """The encoder's sizes, as its tensors have them."""
+    """The encoder's sizes, read from its tensors."""
 
     image_size: int
     patch_size: int
@@ -28,9 +29,9 @@ class Found:
 
 @dataclass(frozen=True)
 class Stated:
-    """None, or CLIP's own values, where nothing is said."""
+    """The settings that the files state; None, or CLIP's own values, where they state nothing."""
 
-    activation: str | None = None
+    activation: ViTActivation | None = None
     heads: int | None = None
     head_width: int | None = None
     norm_eps: float = 1e-5
@@ -38,11 +39,11 @@ class Stated:
 
 
 def stated_beside(path: Path, transformers: bool, found: Found) -> Stated:
-    """Read what stands in the folder ``path``, or beside the file. Raises `DataError` for what cannot be honoured, and
-    for sizes that are not those ``found``.
+    """Read the settings in the folder ``path``, or beside the file ``path``.
 
-    A config.json is any library's: beside a file it counts for the tensors of ``transformers`` alone. open_clip's
-    counts beside the files that it comes with.
+    Any library may write a config.json: beside a file it counts only for tensors under the names of ``transformers``.
+    open_clip's counts beside the files that it comes with. Raises `DataError` for settings that are not supported, and
+    for sizes that differ from ``found``.
     """
     folder = path if path.is_dir() else path.parent
     if (folder / OPEN_CLIP).is_file() and (path.is_dir() or path.name.startswith("open_clip")):
@@ -59,8 +60,8 @@ def stated_beside(path: Path, transformers: bool, found: Found) -> Stated:
 
 
 def _transformers(settings: Settings, found: Found, heads: int | None) -> Stated:
-    """``heads`` where none are stated."""
-    # What `vision_config_dict` says replaces all of `vision_config`, its defaults included.
+    """Read CLIP's config.json; ``heads`` is used where it states none."""
+    # `vision_config_dict` replaces all of `vision_config`, its defaults included.
     sections = [key for key in ("vision_config_dict", "vision_config") if settings.get(key) is not None]
     vision = settings.section(sections[0]) if sections else settings
     vision.agree({
@@ -69,15 +70,16 @@ def _transformers(settings: Settings, found: Found, heads: int | None) -> Stated
     })
     for each in (settings, vision):
         each.must(NOWHERE)
+    activation: ViTActivation = vision.choice("hidden_act", "quick_gelu", ("gelu", "quick_gelu"))
     return Stated(
-        activation=vision.choice("hidden_act", "quick_gelu", ("gelu", "quick_gelu")),
+        activation=activation,
         heads=heads if vision.get("num_attention_heads") is None else vision.integer("num_attention_heads"),
         norm_eps=vision.number("layer_norm_eps", 1e-5),
     )
 
 
 def _processor(folder: Path) -> Settings | None:
-    """The picture processor's settings, where a file has them; of two files the library takes the newer kind."""
+    """The picture processor's settings, if a file has them; of two files the library prefers the newer kind."""
     if (folder / PROCESSOR).is_file():
         settings = _settings(folder / PROCESSOR)
         if settings.get("image_processor") is not None:
@@ -97,7 +99,7 @@ def _open_clip(settings: Settings, found: Found) -> Stated:
         "scale_heads": False, "scale_attn_inner": False, "scale_attn": False, "scale_fc": False,
         "input_patchnorm": False,
     })
-    vision.choice("pool_type", "tok", ("tok", "avg"))  # of the class token; others give it among the patches
+    vision.choice("pool_type", "tok", ("tok", "avg"))  # other types keep the class token in the patches
     ratio = vision.number("mlp_ratio", found.ff_width / found.width)
     if int(found.width * ratio) != found.ff_width:
         raise vision.refused("mlp_ratio", f"the tensors have {found.ff_width} inner numbers for {found.width}")

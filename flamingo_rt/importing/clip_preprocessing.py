@@ -1,5 +1,5 @@
-"""How the files beside a CLIP encoder have pictures made into its input: the transformers library's
-``preprocessor_config.json``, and ``preprocess_cfg`` of open_clip.
+"""Preprocessing settings beside a CLIP encoder: the transformers library's ``preprocessor_config.json``, and
+``preprocess_cfg`` of open_clip.
 
 Every key that changes the pixels becomes part of a `PreprocessingConfig`, or is refused with its value.
 """
@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from flamingo_rt.config import Interpolation, PreprocessingConfig
-from flamingo_rt.importing.settings import Settings
+from flamingo_rt.config import Interpolation, PreprocessingConfig, Resize
+from flamingo_rt.importing.settings import Settings, Triple
 from flamingo_rt.presets import CLIP_PREPROCESSING
 
 # Names of CLIP's processor in the transformers library's releases; those of other models resize in other ways.
@@ -21,17 +21,19 @@ READ = (
     "do_center_crop", "crop_size", "do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std", "do_pad",
     "pad_size", "do_convert_rgb",
 )
-# About how a processor is called, and what it gives; the pixels are the same. (Pictures become RGB here always.)
+# Keys about how a processor is called; they do not change pixels. (Pictures always become RGB here.)
 IDLE = (
     "processor_class", "data_format", "input_data_format", "return_tensors", "device", "disable_grouping",
     "image_seq_length", "model_input_names", "transformers_version", "_valid_processor_keys", "_processor_class",
 )
-RESIZE_MODES = {"shortest": "crop", "longest": "pad", "squash": "squash"}
+RESIZE_MODES: dict[str, Resize] = {"shortest": "crop", "longest": "pad", "squash": "squash"}
 
 
 def processor_preprocessing(settings: Settings, image_size: int) -> PreprocessingConfig:
-    """What CLIP's processor of the transformers library does with these settings, for an encoder of pictures
-    [image_size, image_size]. Raises `DataError` that names the key for what cannot be honoured."""
+    """The preprocessing of the transformers library's CLIP processor, for pictures [image_size, image_size].
+
+    Raises `DataError` that names the key of a setting that is not supported.
+    """
     for key in ("image_processor_type", "feature_extractor_type"):
         settings.choice(key, PROCESSORS[0], PROCESSORS)
     settings.only((*READ, *IDLE))
@@ -46,9 +48,13 @@ def processor_preprocessing(settings: Settings, image_size: int) -> Preprocessin
     # (255 factor x - mean) / std of x in 0..1 is (x - mean / (255 factor)) / (std / (255 factor)).
     scale = 255 * _rescale_factor(settings)
     return PreprocessingConfig(
-        _resize_of_processor(settings, image_size), FILTERS[resample],
-        tuple(value / scale for value in mean), tuple(value / scale for value in std),  # type: ignore[arg-type]
+        _resize_of_processor(settings, image_size), FILTERS[resample], _divided(mean, scale), _divided(std, scale)
     )
+
+
+def _divided(values: Triple, by: float) -> Triple:
+    first, second, third = (value / by for value in values)
+    return first, second, third
 
 
 def _rescale_factor(settings: Settings) -> float:
@@ -60,8 +66,8 @@ def _rescale_factor(settings: Settings) -> float:
     return factor
 
 
-def _resize_of_processor(settings: Settings, image_size: int) -> str:
-    """``crop`` where the short side is given and the centre cropped, ``squash`` where both sides are."""
+def _resize_of_processor(settings: Settings, image_size: int) -> Resize:
+    """``crop`` where the short side is given and the centre is cropped, ``squash`` where both sides are given."""
     cropped = settings.flag("do_center_crop", True)
     expected = f"the encoder takes pictures of {image_size}x{image_size}"
     if cropped and settings.get("crop_size") is not None:
@@ -86,7 +92,7 @@ def _resize_of_processor(settings: Settings, image_size: int) -> str:
 
 
 def _both_sides(size: Any) -> tuple[int, int] | None:
-    """(height, width) of an object with both and nothing else, or of a list of two; None for all else."""
+    """(height, width) from an object with just these keys, or from a list of two; None for anything else."""
     sides: tuple[Any, ...] = ()
     if isinstance(size, dict) and size.keys() == {"height", "width"}:
         sides = (size["height"], size["width"])
@@ -96,31 +102,33 @@ def _both_sides(size: Any) -> tuple[int, int] | None:
 
 
 def open_clip_preprocessing(settings: Settings, image_size: int) -> PreprocessingConfig:
-    """What open_clip's transform for inference does with these settings, for an encoder of pictures [image_size,
-    image_size]. Raises `DataError` that names the key for what cannot be honoured."""
+    """The preprocessing of open_clip's transform for inference, for pictures [image_size, image_size].
+
+    Raises `DataError` that names the key of a setting that is not supported.
+    """
     settings.must({"mode": "RGB"})
     size = settings.get("size", image_size)
     if (_both_sides([size, size]) if type(size) is int else _both_sides(size)) != (image_size, image_size):
         raise settings.refused("size", f"the encoder takes pictures of {image_size}x{image_size}")
-    # In training `random` picks one of the two; for inference open_clip takes bicubic.
+    # `random` picks one of the two in training; for inference open_clip takes bicubic.
     interpolation = settings.choice("interpolation", "bicubic", ("bicubic", "bilinear", "random"))
     resize = RESIZE_MODES[settings.choice("resize_mode", "shortest", tuple(RESIZE_MODES))]
     return PreprocessingConfig(
-        resize, "bilinear" if interpolation == "bilinear" else "bicubic",  # type: ignore[arg-type]
+        resize, "bilinear" if interpolation == "bilinear" else "bicubic",
         settings.triple("mean", CLIP_PREPROCESSING.mean), _above_zero(settings, "std"),
         _fill(settings) if resize == "pad" else None,
     )
 
 
-def _above_zero(settings: Settings, key: str) -> tuple[float, float, float]:
+def _above_zero(settings: Settings, key: str) -> Triple:
     std = settings.triple(key, CLIP_PREPROCESSING.std)
     if min(std) <= 0:
         raise settings.refused(key, "numbers above 0 were expected")
     return std
 
 
-def _fill(settings: Settings) -> tuple[float, float, float]:
-    """The colour that open_clip pads with, 0 to 255: of all channels, or of each."""
+def _fill(settings: Settings) -> Triple:
+    """The colour that open_clip pads with, in 0..1; the file has one level from 0 to 255, or one for each channel."""
     fill = settings.get("fill_color", 0)
     levels = [fill] * 3 if type(fill) is int else fill
     known = isinstance(levels, list) and len(levels) == 3

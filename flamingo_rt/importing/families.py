@@ -1,4 +1,4 @@
-"""The language models that OpenFlamingo builds on, by the ``model_type`` of their ``config.json``."""
+"""The families of language models, by the ``model_type`` of their ``config.json``."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ FAMILIES: dict[str, Family] = {"mpt": MPT, "mosaic_gpt": MPT, "gpt_neox": GPT_NE
 
 
 def family_of(settings: Settings) -> Family:
-    """The family that a ``config.json`` names. Raises `DataError` that lists the known ones, and for a key of what none
-    of them computes."""
+    """The family that a ``config.json`` names. Raises `DataError` that lists the known ones, and for keys that no
+    family supports."""
     kind = settings.get("model_type")
     if not isinstance(kind, str) or kind not in FAMILIES:
         raise DataError(f"{settings.path}: model_type is {kind!r}; language models known: {', '.join(FAMILIES)}")

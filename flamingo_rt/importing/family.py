@@ -1,4 +1,4 @@
-"""What a family of language models must tell to be imported, and the forms of layers they share."""
+"""The description of a family of language models, and the layers that families share."""
 
 from __future__ import annotations
 
@@ -15,9 +15,12 @@ PARTS = ("weight", "bias")
 
 @dataclass(frozen=True)
 class Family:
-    """One architecture. ``layers``: the path of its decoder layers; ``embedding`` and ``head``: tensors whose rows are
-    the vocabulary. ``configure`` takes the ``config.json`` and the number of rows of the embedding. ``tensors`` gives
-    the place of every tensor of ours (``layers.0.attention.query.weight``, …) but those two."""
+    """One architecture.
+
+    ``layers``: the path of its decoder layers. ``embedding`` and ``head``: tensors with one row for each token.
+    ``configure`` takes the ``config.json`` and the number of rows of the embedding. ``tensors`` gives the source of
+    each of our tensors (``layers.0.attention.query.weight``, …) except those two.
+    """
 
     name: str
     layers: str
@@ -28,13 +31,13 @@ class Family:
 
 
 def plain(ours: str, theirs: str, bias: bool, weight: bool = True) -> dict[str, TensorSlice]:
-    """A layer that has the same form on both sides."""
+    """Sources of a layer with the same weight and bias on both sides."""
     wanted = [part for part, there in zip(PARTS, (weight, bias), strict=True) if there]
     return {f"{ours}.{part}": TensorSlice(f"{theirs}.{part}") for part in wanted}
 
 
 def fused(ours: str, theirs: str, bias: bool, heads: int = 1) -> dict[str, TensorSlice]:
-    """Query, key and value from one matrix."""
+    """Sources of query, key and value within one fused matrix."""
     return {
         f"{ours}.{name}.{part}": TensorSlice(f"{theirs}.{part}", index, 3, heads)
         for index, name in enumerate(("query", "key", "value"))
@@ -43,6 +46,7 @@ def fused(ours: str, theirs: str, bias: bool, heads: int = 1) -> dict[str, Tenso
 
 
 def head_width(settings: Settings, width: int, heads: int) -> int:
+    """Width of one head. Raises `DataError` when the heads do not divide ``width``."""
     if width % heads:
         raise DataError(f"{settings.path}: a width of {width} cannot be split into {heads} heads")
     return width // heads

@@ -1,4 +1,4 @@
-"""MPT, in two namings: MPT-1B's own code (``mosaic_gpt``), and MPT-7B's, which the transformers library took over."""
+"""MPT, under two sets of names: MPT-1B's (``mosaic_gpt``), and MPT-7B's, which the transformers library uses too."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _names(source: Source) -> dict[str, str]:
 def _config(settings: Settings, rows: int) -> LanguageConfig:
     if settings.get("model_type") == "mosaic_gpt":  # one flat object, with other keys
         attention, prefix = settings, "attn_"
-        for key in ("alibi", "no_bias"):  # both are off in its code where its files say nothing
+        for key in ("alibi", "no_bias"):  # its code has both off by default, so they must be stated
             settings.flag(key)
         ratio = settings.integer("mlp_ratio", 4)
     else:

@@ -1,7 +1,7 @@
 """An OpenFlamingo model from its three sources: ``checkpoint.pt``, CLIP's weights, and the language model's folder.
 
-Released checkpoints hold what was trained; the frozen encoder and language model come from their own files. Nothing is
-read here but names, shapes and small JSON files: the weights stay where they are until somebody asks for one.
+Released checkpoints hold only the trained parts; the frozen encoder and language model come from their own files. Only
+names, shapes and small JSON files are read here; weights are read when they are written or exported.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from flamingo_rt.checkpoints import StoredModel, expected_shapes
-from flamingo_rt.config import FlamingoConfig, LanguageConfig, read_json
+from flamingo_rt.config import FlamingoConfig, LanguageConfig, ViTActivation
 from flamingo_rt.errors import DataError, UsageError
 from flamingo_rt.importing import clip
 from flamingo_rt.importing.families import Family, family_of
@@ -31,40 +31,41 @@ from flamingo_rt.importing.openflamingo_checkpoint import (
 from flamingo_rt.importing.openflamingo_tokenizer import read_tokenizer
 from flamingo_rt.importing.settings import Settings
 from flamingo_rt.importing.sources import Source, TensorSlice
+from flamingo_rt.json_files import read_json
 from flamingo_rt.presets import OPENFLAMINGO_PROMPTS, PRESETS, preset
 from flamingo_rt.weights.lazy import LazyTensor
 from flamingo_rt.weights.weight_files import open_weights
 
-RELEASED = "openflamingo"  # how the presets of OpenFlamingo's models begin
+RELEASED = "openflamingo"  # prefix of the presets of OpenFlamingo's models
 MAX_VISUALS = 64  # OpenFlamingo has no limit; its evaluation goes to 32 shots
-# The logit of a token that the head has no row for: never chosen, and finite in half precision too.
+# Logit of a token without a row in the head: never chosen, and finite in half precision too.
 UNPREDICTABLE = -30000.0
-# Not weights: what older releases of the libraries stored beside them.
+# Buffers, not weights, that older releases of the libraries saved.
 _BUFFERS = re.compile(r"(rotary_emb\.\w+|attention\.(masked_)?bias|attn\.(masked_)?bias|attn_bias|position_ids)$")
 
 
 @dataclass(frozen=True)
 class OpenFlamingoFiles:
-    """Where the parts are. ``tokenizer``: a folder or a tokenizer.json, by default the language model's folder.
+    """Paths of the sources, and what they do not say themselves.
 
-    ``activation`` is the vision encoder's, where no configuration beside its weights says it, see `vision_config`.
-    ``post_norm``: the encoder's final norm acts on the patch tokens. The released checkpoints were trained on the
-    tokens before it, as open_clip gave them then; newer releases of open_clip give them after it, and models trained
-    with those need this. ``preset``: the shapes that are expected.
+    ``tokenizer``: a folder or a tokenizer.json, by default the language model's folder. ``activation`` of the vision
+    encoder, see `flamingo_rt.importing.clip.vision_config`. ``post_norm``: the encoder's final norm acts on the patch
+    tokens. The released checkpoints were trained on tokens before that norm, as open_clip gave them then; models
+    trained with newer releases of open_clip need it. ``preset``: the name of the model that the shapes must match.
     """
 
     checkpoint: Path
     vision: Path
     language: Path
     tokenizer: Path | None = None
-    activation: str | None = None
+    activation: ViTActivation | None = None
     post_norm: bool = False
     preset: str | None = None
 
 
 @dataclass(frozen=True)
 class Imported:
-    """A model that can be written or exported; ``notes`` are facts its user should know."""
+    """A model to write or export; ``notes`` are facts for its user."""
 
     model: StoredModel
     notes: tuple[str, ...]
@@ -118,7 +119,7 @@ def open_openflamingo(files: OpenFlamingoFiles) -> Imported:
     language.check_all_taken((root,), {family.embedding, *_names(slices)}, _BUFFERS)
     checkpoint.check_all_taken(TRAINED_ROOTS, _names(trained), _BUFFERS)
     tensors = {
-        **_bind(vision, clip.vision_tensors(vision, config.vision), shapes),
+        **_bind(vision, clip.vision_tensors(vision, vision_config), shapes),
         **_bind(checkpoint, trained, shapes),
         **_bind(language, _prefixed(slices), shapes),
         **_prefixed({**embedding, **head}),
@@ -128,7 +129,7 @@ def open_openflamingo(files: OpenFlamingoFiles) -> Imported:
 
 
 def _unread(checkpoint: Source, known: set[str]) -> tuple[str, ...]:
-    """What to say of tensors that the checkpoint has and the model does not; an encoder in it is CLIP's, as it was."""
+    """A note about tensors of the checkpoint that the model lacks. An encoder in it is CLIP's, unchanged."""
     left_out = [
         name for name in checkpoint.tensors
         if name not in known and not _BUFFERS.search(name) and not name.startswith("vision_encoder.")
@@ -140,9 +141,9 @@ def _unread(checkpoint: Source, known: set[str]) -> tuple[str, ...]:
 
 
 def _language_source(folder: Path, family: Family, checkpoint: Source) -> Source:
-    """The language model's own tensors, with those that the checkpoint has instead of them."""
+    """The language model's own tensors, replaced by the checkpoint's where it has them."""
     tensors = open_weights(folder)
-    outer = family.embedding.split(".")[0] + "."  # absent where the bare decoder was saved
+    outer = family.embedding.split(".")[0] + "."  # missing where only the decoder was saved
     if family.embedding not in tensors and family.embedding.removeprefix(outer) in tensors:
         tensors = {outer + name: tensor for name, tensor in tensors.items()}
     trained = {name: tensor for name, tensor in checkpoint.tensors.items() if not name.startswith("perceiver.")}
@@ -150,9 +151,9 @@ def _language_source(folder: Path, family: Family, checkpoint: Source) -> Source
 
 
 def _vocabulary_rows(language: Source, family: Family, trained: bool, tokens: int) -> int:
-    """Rows of the embedding: the checkpoint's, or as many of the language model's as open_flamingo keeps.
+    """Rows of the embedding: the checkpoint's, or else one for each token.
 
-    open_flamingo resizes the embedding to the tokenizer's size, down or up; rows it added and did not save are lost.
+    open_flamingo resizes the embedding to the tokenizer's size, down or up; added rows that were not saved are lost.
     """
     rows = language.rows(family.embedding)
     if rows < tokens:
@@ -177,7 +178,7 @@ def _rows(source: Source, name: str, rows: int, width: int) -> LazyTensor:
 def _head(
     language: Source, family: Family, config: LanguageConfig, new_tokens: tuple[str, str], trained: bool
 ) -> tuple[LanguageConfig, dict[str, LazyTensor], tuple[str, ...]]:
-    """The head's tensors where it is not tied, the configuration with a bias where it lacks rows, and what to say."""
+    """The configuration (with a bias where the head lacks rows), the tensors of a head that is not tied, and notes."""
     if config.tied_head:
         return config, {}, ()
     found, rows, width = language.rows(family.head), config.vocab_size, config.width
@@ -219,8 +220,8 @@ def _bind(source: Source, slices: dict[str, TensorSlice], shapes: dict[str, tupl
 
 
 def _end_of_text(settings: Settings) -> tuple[int | None, tuple[int, ...]]:
-    """The id of the token that ends a text, and all ids where several do: those of a list, and those that the
-    generation_config.json beside it names."""
+    """The id of the token that ends a text; and all ids where there are several, in a list or in the
+    generation_config.json beside ``settings``."""
     ids = _token_ids(settings, settings.get("eos_token_id"))
     several = ids if len(ids) > 1 else ()
     generation = settings.path.parent / "generation_config.json"
@@ -245,7 +246,7 @@ def _token_id(value: object) -> int | None:
 
 
 def _check_preset(config: FlamingoConfig, wanted: FlamingoConfig, files: OpenFlamingoFiles) -> None:
-    """Raise `DataError` that names the first size in which the files are not the preset's model."""
+    """Raise `DataError` that names the first size in which the files differ from the preset."""
     sources = {"vision": files.vision, "language": files.language}
     for part, found, expected in _differences(config, wanted):
         file = sources.get(part.split(".")[0], files.checkpoint)
@@ -253,7 +254,7 @@ def _check_preset(config: FlamingoConfig, wanted: FlamingoConfig, files: OpenFla
 
 
 def _differences(config: FlamingoConfig, other: FlamingoConfig) -> list[tuple[str, object, object]]:
-    """The sizes in which two models differ; how many tokens there are is the checkpoint's business."""
+    """Sizes in which two models differ as (name, first, second); the number of tokens may differ."""
     found = []
     for part in ("vision", "resampler", "cross_attention", "language"):
         ours, theirs = dataclasses.asdict(getattr(config, part)), dataclasses.asdict(getattr(other, part))
@@ -264,9 +265,9 @@ def _differences(config: FlamingoConfig, other: FlamingoConfig) -> list[tuple[st
 
 
 def _known_name(config: FlamingoConfig, settings: Settings) -> str | None:
-    """The released model with these shapes; the instruction-tuned ones differ in the language model's name alone."""
+    """The released model with these shapes; the instruction-tuned ones differ only in the language model's name."""
     names = [name for name in PRESETS if name.startswith(RELEASED) and not _differences(config, preset(name))]
     origin = f"{settings.get('_name_or_path', '')} {settings.path.parent.name}".lower()
     tuned = any(word in origin for word in ("dolly", "instruct"))
     chosen = [name for name in names if name.endswith("langinstruct") == tuned]
-    return (chosen or names or [None])[0]
+    return next(iter(chosen or names), None)

@@ -1,8 +1,9 @@
-"""What an OpenFlamingo ``checkpoint.pt`` holds: resampler, gated cross-attention, and some of the language model.
+"""An OpenFlamingo ``checkpoint.pt``: resampler, gated cross-attention, and parts of the language model.
 
-The gated layers have two names, depending on how the file was written: ``lang_encoder.gated_cross_attn_layers.N.*``,
-or ``lang_encoder.<decoder layers>.N.gated_cross_attn_layer.*``. The language model's own layers, where a file has
-them, are ``<decoder layers>.N.decoder_layer.*`` or ``old_decoder_blocks.N.*``.
+The gated layers have one of two names, depending on how the file was written:
+``lang_encoder.gated_cross_attn_layers.N.*`` or ``lang_encoder.<decoder layers>.N.gated_cross_attn_layer.*``. The
+language model's own layers, where a file has them, are ``<decoder layers>.N.decoder_layer.*`` or
+``old_decoder_blocks.N.*``.
 """
 
 from __future__ import annotations
@@ -25,8 +26,11 @@ _WRAPPERS = re.compile(r"(^|\.)(_fsdp_wrapped_module|_checkpoint_wrapped_module|
 
 
 def trained_part(path: Path, tensors: Mapping[str, LazyTensor], layers: str) -> Source:
-    """The checkpoint's tensors under one naming: ``perceiver.*``, ``gated_cross_attn_layers.N.*``, and the language
-    model's own under the names of its library. ``layers`` is the path of its decoder layers."""
+    """The checkpoint's tensors under uniform names.
+
+    They are ``perceiver.*``, ``gated_cross_attn_layers.N.*``, and the language model's own names; ``layers`` is the
+    path of its decoder layers. Raises `DataError` when this is no checkpoint for such a language model.
+    """
     renamed: dict[str, LazyTensor] = {}
     for name, tensor in tensors.items():
         name = _WRAPPERS.sub("", name).removeprefix(".").removeprefix("lang_encoder.")
@@ -72,7 +76,7 @@ def resampler_config(source: Source) -> ResamplerConfig:
 
 
 def resampler_tensors(config: ResamplerConfig) -> dict[str, TensorSlice]:
-    """Where each tensor of ``resampler.*`` is."""
+    """The source of each tensor of ``resampler.*``."""
     slices = {"latents": TensorSlice("perceiver.latents")} | _norm("final_norm", "perceiver.norm")
     if config.max_frames:
         slices["time"] = TensorSlice("perceiver.frame_embs")
@@ -85,7 +89,7 @@ def resampler_tensors(config: ResamplerConfig) -> dict[str, TensorSlice]:
 
 
 def cross_attention_config(source: Source, language_layers: int) -> CrossAttentionConfig:
-    """Sizes and places of the gated layers. Raises `DataError` when they stand at no regular interval."""
+    """Sizes and interval of the gated layers. Raises `DataError` when the interval is not regular."""
     there = _gated_layers(source)
     up = source.shape(f"{_GATED}.{there[0]}.ff.1.weight")
     config = CrossAttentionConfig(
@@ -103,7 +107,7 @@ def cross_attention_config(source: Source, language_layers: int) -> CrossAttenti
 
 
 def cross_attention_tensors(layers: tuple[int, ...]) -> dict[str, TensorSlice]:
-    """Where each tensor of ``cross_attention.*`` is."""
+    """The source of each tensor of ``cross_attention.*``."""
     slices: dict[str, TensorSlice] = {}
     for layer in layers:
         ours, theirs = f"cross_attention.layers.{layer}", f"{_GATED}.{layer}"

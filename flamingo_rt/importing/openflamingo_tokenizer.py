@@ -1,4 +1,4 @@
-"""The tokenizer of an OpenFlamingo model: the language model's, with two or three tokens more."""
+"""The tokenizer of an OpenFlamingo model: the language model's, with two or three added tokens."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
 from flamingo_rt.bounded_files import check_size
-from flamingo_rt.config import TokensConfig, read_json
+from flamingo_rt.config import TokensConfig
 from flamingo_rt.errors import DataError
+from flamingo_rt.json_files import read_json
 from flamingo_rt.tokenizer_file import MOST_BYTES, MOST_TOKEN, explained, open_tokenizer, try_tokenizer
 
 IMAGE, END_OF_CHUNK, PAD = "<image>", "<|endofchunk|>", "<PAD>"
-# What to do with a file of the sentencepiece library, as LLaMA was distributed with.
+# Remedy for a file of the sentencepiece library, the form in which LLaMA was distributed.
 SENTENCEPIECE = (
     ": AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER) of the transformers library, with sentencepiece "
     "installed, makes a tokenizer.json of it"
@@ -21,21 +22,21 @@ SENTENCEPIECE = (
 
 
 def read_tokenizer(path: Path, eos_id: int | None, stop_ids: tuple[int, ...] = ()) -> tuple[Tokenizer, TokensConfig]:
-    """The tokenizer in a folder or file, with OpenFlamingo's tokens added in its order: end of chunk, image, and a
-    padding token where there is none (open_flamingo's factory.py).
+    """Read the tokenizer in a folder or file, and add OpenFlamingo's tokens in its order: end of chunk, image, and a
+    padding token if there is none (open_flamingo's factory.py).
 
-    ``eos_id`` is the language model's end of text, used where the tokenizer's own files name none; answers end at
-    ``stop_ids`` too. The beginning of text is what the tokenizer itself puts before a text. Raises `DataError`.
+    ``eos_id`` is the language model's end of text, used where the tokenizer's own files name none; ``stop_ids`` are
+    more tokens that end answers. The beginning of text is the token that the tokenizer puts first. Raises `DataError`.
     """
     folder = path if path.is_dir() else path.parent
     tokenizer = _load(path)
     named = _named_tokens(folder)
     pad = named.get("pad_token", PAD)
-    # A padding token that the files name comes first: the transformers library adds it while it loads them.
+    # A padding token named in the files comes first: the transformers library adds it when it loads them.
     added = (pad, END_OF_CHUNK, IMAGE) if "pad_token" in named else (END_OF_CHUNK, IMAGE, pad)
     tokenizer.add_special_tokens([AddedToken(text, normalized=False) for text in added])
     there = [text for text in named.values() if tokenizer.token_to_id(text) is not None]
-    whole = {token.content for token in tokenizer.get_added_tokens_decoder().values()}  # these stay as they are
+    whole = {token.content for token in tokenizer.get_added_tokens_decoder().values()}  # these stay unchanged
     tokenizer.add_special_tokens([AddedToken(text, normalized=False) for text in there if text not in whole])
     eos = named.get("eos_token") or _token(tokenizer, eos_id)
     if not eos:
@@ -46,19 +47,19 @@ def read_tokenizer(path: Path, eos_id: int | None, stop_ids: tuple[int, ...] = (
     for text in (eos, pad):
         if tokenizer.token_to_id(text) is None:
             raise DataError(f"{folder}: tokenizer_config.json names the token {text!r}, tokenizer.json lacks it")
-    # Whether a beginning is put first: what the configuration says counts before what tokenizer.json does.
+    # The configuration's add_bos_token counts before what tokenizer.json does.
     asked = _tokenizer_config(folder).get("add_bos_token")
     bos = "" if asked is False else _bos(tokenizer)
     if asked is True and not bos and named.get("bos_token") in there:
         bos = named["bos_token"]
-    # A tokenizer without padding and truncation, whatever the file asked for: prompts are read as they are.
+    # No padding and no truncation, whatever the file asks for: prompts are read whole.
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer, TokensConfig(IMAGE, END_OF_CHUNK, bos, eos, pad, _stop(tokenizer, stop_ids, eos, path))
 
 
 def _stop(tokenizer: Tokenizer, ids: tuple[int, ...], eos: str, path: Path) -> tuple[str, ...]:
-    """The texts of the tokens besides ``eos`` that end an answer."""
+    """Texts of the tokens besides ``eos`` that end an answer."""
     missing = [number for number in ids if not _token(tokenizer, number)]
     if missing:
         raise DataError(f"eos_token_id names the token {missing[0]}, which the tokenizer in {path} lacks: another's?")
@@ -66,17 +67,18 @@ def _stop(tokenizer: Tokenizer, ids: tuple[int, ...], eos: str, path: Path) -> t
 
 
 def _token(tokenizer: Tokenizer, number: int | None) -> str:
-    """The token with this id, or nothing."""
-    there = number is not None and 0 <= number < 2**32  # the library cannot even look for others
-    return (tokenizer.id_to_token(number) if there else None) or ""
+    """The token with this id, or an empty text."""
+    if number is None or not 0 <= number < 2**32:  # the library raises for others
+        return ""
+    return tokenizer.id_to_token(number) or ""
 
 
 def _bos(tokenizer: Tokenizer) -> str:
-    """The special token that the tokenizer puts first, or nothing."""
+    """The special token that the tokenizer puts first, or an empty text."""
     with explained("the tokenizer fails on a text", "tokenizer.json is damaged"):
         with_special = tokenizer.encode("a").ids
         without = tokenizer.encode("a", add_special_tokens=False).ids
-    return tokenizer.id_to_token(with_special[0]) if with_special[: len(without)] != without else ""
+    return _token(tokenizer, with_special[0]) if with_special[: len(without)] != without else ""
 
 
 def _load(path: Path) -> Tokenizer:
@@ -95,7 +97,7 @@ def _load(path: Path) -> Tokenizer:
 
 
 def _byte_level(folder: Path) -> Tokenizer:
-    """GPT-2's form, in which OPT's tokenizer is distributed; OPT puts its beginning-of-text token first."""
+    """Read GPT-2's files, the form of OPT's tokenizer; OPT puts its beginning-of-text token first."""
     for name in ("vocab.json", "merges.txt"):  # the library reads them whole
         check_size(folder / name, MOST_BYTES)
     with explained(f"cannot read {folder / 'vocab.json'} with merges.txt", "copy them again"):
@@ -122,7 +124,7 @@ def _tokenizer_config(folder: Path) -> dict[str, Any]:
 
 
 def _named_tokens(folder: Path) -> dict[str, str]:
-    """The texts of pad_token, eos_token and bos_token, where the tokenizer's files say them."""
+    """Texts of pad_token, eos_token and bos_token, where the tokenizer's files name them."""
     named = {}
     for key, value in _tokenizer_config(folder).items():
         text = value.get("content") if isinstance(value, dict) else value

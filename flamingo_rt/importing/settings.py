@@ -1,30 +1,34 @@
-"""The ``config.json`` of a language model, read key by key: a value we cannot honour is an error, not a guess."""
+"""The ``config.json`` of another project, read key by key: a value that is not supported is an error, not a guess."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from flamingo_rt.config import Activation
 from flamingo_rt.errors import DataError
 
 # The transformers library's names of activations -> ours.
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Activation] = {
     "gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu"
 }
 
-# What no family computes, and its value where it asks for nothing; the transformers library has these keys for any
-# model, or for others whose files may claim to be one of ours.
-NOWHERE = {
+# Settings that no family supports, with the value that changes nothing. The transformers library knows these keys for
+# every model, or for models whose files may claim to be of one of our families.
+NOWHERE: dict[str, object] = {
     "per_layer_config": None, "quantization_config": None, "pruned_heads": {}, "sliding_window": None,
     "attn_logit_softcapping": None, "final_logit_softcapping": None, "query_pre_attn_scalar": None,
     "attention_multiplier": None, "embedding_multiplier": 1.0, "residual_multiplier": 1.0, "logits_scaling": 1.0,
     "qk_norm": False, "use_qk_norm": False, "qk_layernorm": False,
 }
 
-SQUARES = ("image_size", "patch_size")  # as one number, or as two equal ones
+SQUARES = ("image_size", "patch_size")  # written as one number, or as two equal ones
 
-LARGEST = 10_000_000  # no size of a model is beyond it
+LARGEST = 10_000_000  # no size of a model is above it
+
+Triple = tuple[float, float, float]
+Text = TypeVar("Text", bound=str)
 
 
 class Settings:
@@ -54,7 +58,7 @@ class Settings:
             raise DataError(f"{self._name(key)} is {value!r}, a number was expected")
         return float(value)
 
-    def triple(self, key: str, default: tuple[float, float, float]) -> tuple[float, float, float]:
+    def triple(self, key: str, default: Triple) -> Triple:
         """Three numbers, one for each colour."""
         value = self.get(key, list(default))
         if not isinstance(value, list) or len(value) != 3 or None in value:
@@ -63,7 +67,7 @@ class Settings:
         return first, second, third
 
     def flag(self, key: str, default: bool | None = None) -> bool:
-        """True or false; it must be stated where there is no default."""
+        """True or false; required where there is no default."""
         value = self.get(key, default)
         if not isinstance(value, bool):
             raise DataError(f"{self._name(key)} is {value!r}, true or false was expected")
@@ -73,11 +77,11 @@ class Settings:
         """An object inside this one; empty when it is missing."""
         return Settings(self.path, self.get(key, {}), f"{self._where}{key}.")
 
-    def activation(self, key: str, default: str) -> str:
-        """Our name of an activation."""
+    def activation(self, key: str, default: str) -> Activation:
+        """An activation, under our name."""
         return ACTIVATIONS[self.choice(key, default, tuple(ACTIVATIONS))]
 
-    def choice(self, key: str, default: str, known: tuple[str, ...]) -> str:
+    def choice(self, key: str, default: Text, known: tuple[Text, ...]) -> Text:
         """One of the texts in ``known``."""
         value = self.get(key, default)
         if value not in known:
@@ -85,8 +89,10 @@ class Settings:
         return value
 
     def plain_rotary(self) -> Settings:
-        """The parameters of rotary embeddings: ``rope_scaling``, which the library takes first, or ``rope_parameters``.
-        Refuses those that are stretched, and others for each kind of layer."""
+        """Parameters of rotary embeddings, in ``rope_scaling``, which the library prefers, or ``rope_parameters``.
+
+        Refuses scaled rotary embeddings, and parameters that differ between layers.
+        """
         for key in ("rope_scaling", "rope_parameters"):
             section = self.section(key)
             section.must({"rope_type": "default", "type": "default"})
@@ -96,17 +102,17 @@ class Settings:
         return self.section("rope_scaling" if self.get("rope_scaling") else "rope_parameters")
 
     def only(self, known: Collection[str]) -> None:
-        """Refuse keys that are not known; those that are null or false ask for nothing."""
+        """Refuse unknown keys, unless their value is null or false, which changes nothing."""
         for key, value in self._data.items():
             if key not in known and value is not None and value is not False:
                 raise self.refused(key, "this key is not known: take it out if the result does not depend on it")
 
     def refused(self, key: str, why: str) -> DataError:
-        """An error that names the value of ``key`` and says what would be right."""
+        """An error with the value of ``key`` and ``why`` it is refused."""
         return DataError(f"{self._name(key)} is {self.get(key)!r}; {why}")
 
     def agree(self, found: Mapping[str, int]) -> None:
-        """Refuse sizes that are not those ``found`` in the tensors: a library would leave layers out, or make other
+        """Refuse sizes that differ from those ``found`` in the tensors: a library would drop layers, or make new
         positions."""
         for key, value in found.items():
             stated = self.get(key, value)
@@ -114,7 +120,7 @@ class Settings:
                 raise self.refused(key, f"the tensors have {value}")
 
     def must(self, supported: Mapping[str, Any]) -> None:
-        """Refuse settings that change the computation in a way this project does not have."""
+        """Refuse settings with another value than ``supported``: they would change the computation."""
         for key, value in supported.items():
             found = self.get(key, value)
             if found != value:

@@ -1,4 +1,4 @@
-"""Finding a tensor of ours among the tensors of other projects' files, whole or as a part of a fused one."""
+"""Tensors of other projects' files, from which ours are taken, whole or as slices of fused ones."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from flamingo_rt.weights.lazy import LazyTensor
 
 @dataclass(frozen=True)
 class TensorSlice:
-    """A foreign tensor, or the ``index``-th of ``count`` that are stacked in its rows.
+    """A tensor of another project, or the ``index``-th of ``count`` that are stacked in its rows.
 
     With ``heads`` above 1 the rows are stacked head by head: [heads, count, rows / (heads * count), ...].
     """
@@ -29,7 +29,7 @@ class TensorSlice:
 
 @dataclass(frozen=True)
 class Source:
-    """The tensors of one foreign file or folder, by name; ``what`` says what it is in messages."""
+    """The tensors of another project's file or folder, by name; ``what`` describes it in messages."""
 
     what: str
     path: Path
@@ -39,7 +39,7 @@ class Source:
         return name in self.tensors
 
     def tensor(self, name: str) -> LazyTensor:
-        """A tensor by its foreign name. Raises `DataError` that names the file and the tensor."""
+        """The tensor ``name``. Raises `DataError` with file and tensor when it is missing."""
         if name not in self.tensors:
             raise DataError(
                 f"{self.path} lacks tensor {name}, which {self.what} needs: is it another model's, or incomplete?"
@@ -51,7 +51,7 @@ class Source:
         return self.shape(name)[0]
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a tensor that has at least one dimension, and none of size 0."""
+        """Shape of a tensor. Raises `DataError` for a single number, and for a dimension of size 0."""
         tensor = self.tensor(name)
         if not tensor.shape or 0 in tensor.shape:
             found = "empty" if tensor.shape else "a single number"
@@ -59,15 +59,15 @@ class Source:
         return tensor.shape
 
     def layers(self, path: str) -> int:
-        """How many layers there are below ``path``, by the highest number in ``path.N.…``; at least 1. One that is
-        missing between them is found missing when its tensors are taken."""
+        """Number of layers below ``path``, by the highest N in ``path.N.…``; at least 1. A gap in between is found when
+        its tensors are taken."""
         numbers = (re.match(rf"{re.escape(path)}\.(\d{{1,4}})\.", name) for name in self.tensors)
         highest = max((int(match[1]) for match in numbers if match), default=0)
-        return min(highest, len(self.tensors)) + 1  # more layers than tensors: one of the first is missing
+        return min(highest, len(self.tensors)) + 1  # more layers than tensors: then one is missing, and found so
 
     def check_all_taken(self, roots: tuple[str, ...], taken: Container[str], no_weights: re.Pattern[str]) -> None:
-        """Raise `DataError` when a tensor below ``roots`` would be left out: a bias, another norm. It would change the
-        result. ``no_weights`` matches what would not."""
+        """Raise `DataError` when a tensor below ``roots`` would be left out, such as a bias or a norm: it would change
+        the result. ``no_weights`` matches the names of those that would not."""
         for name, tensor in self.tensors.items():
             if name.startswith(roots) and name not in taken and not no_weights.search(name):
                 raise DataError(
@@ -76,7 +76,7 @@ class Source:
                 )
 
     def floating(self, name: str) -> LazyTensor:
-        """A tensor of numbers as they were trained. Raises `DataError` for integers."""
+        """The floating-point tensor ``name``. Raises `DataError` for integers, such as quantized weights."""
         tensor = self.tensor(name)
         if not tensor.dtype.is_floating_point:
             raise DataError(
@@ -86,7 +86,7 @@ class Source:
         return tensor
 
     def tensor_of(self, part: TensorSlice, shape: tuple[int, ...]) -> LazyTensor:
-        """The tensor of ``shape`` that ``part`` describes. Raises `DataError` when it is missing or has another."""
+        """The tensor of ``shape`` that ``part`` describes. Raises `DataError` when there is none, or another."""
         tensor = self.floating(part.name)
         expected = (shape[0] * part.count, *shape[1:]) if shape else ()
         if _squeezed(tensor.shape) != _squeezed(expected):
@@ -104,7 +104,7 @@ class Source:
 
 
 def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Gates are stored as [1] or as single numbers."""
+    """A shape without dimensions of size 1: gates are stored as [1] or as single numbers."""
     return tuple(size for size in shape if size != 1)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from flamingo_rt.model.layers import Attention, FeedForward, make_norm, split_he
 
 @dataclass(frozen=True)
 class Media:
-    """What the cross-attention layers of one forward pass read.
+    """Keys, values and mask that the cross-attention layers of one forward pass read.
 
     ``keys`` and ``values``: per cross-attention layer [B, Hx, S, d], S = V * L: the latents of a row's visuals, one
     visual after the other. ``bias`` [B, 1, T, S] is 0 where a token may look and the lowest number elsewhere.
@@ -27,22 +28,22 @@ class Media:
 
 
 def one_after_the_other(media: Tensor) -> Tensor:
-    """Keys or values of each visual of a row, [B, V, Hx, L, d] -> those of the row, [B, Hx, V * L, d]."""
+    """Join the visuals of a row: keys or values [B, V, Hx, L, d] -> [B, Hx, V * L, d]."""
     return media.transpose(1, 2).flatten(2, 3)
 
 
 def media_mask(
     media_index: Tensor, keys: int, latents: int, attend: str, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """The additive mask and the presence of `Media`, from phi (§3.1.3).
+    """``bias`` and ``present`` of `Media`, from ``media_index``, the paper's phi (§3.1.3).
 
-    media_index [B, T] counts the visuals up to each token: 0 none, i the i-th of V. ``keys`` is S.
+    media_index [B, T] names the last visual before each token: 0 none, i the i-th of V. ``keys`` is S.
     """
     slots = torch.arange(keys, device=media_index.device) // latents + 1
     phi = media_index[:, :, None]
     allowed = (slots <= phi) if attend == "all" else (slots == phi)  # [B, T, S]
     zero = torch.zeros((), dtype=dtype, device=media_index.device)
-    bias = torch.where(allowed, zero, torch.finfo(dtype).min / 2)  # a score beside it must not reach infinity
+    bias = torch.where(allowed, zero, torch.finfo(dtype).min / 2)  # with a score added it must not reach infinity
     return bias[:, None], (phi > 0).to(dtype)
 
 
@@ -70,7 +71,7 @@ class GatedCrossAttention(nn.Module):
         return split_heads(self.key(latents), self.heads), split_heads(self.value(latents), self.heads)
 
     def forward(self, hidden: Tensor, media: Media | None, index: int) -> Tensor:
-        """hidden [B, T, D] -> [B, T, D]; ``index`` picks this layer's keys. Without media only the second half acts."""
+        """hidden [B, T, D] -> [B, T, D]; ``index`` picks this layer's keys. Without media, feed-forward only."""
         if media is not None:
             hidden = hidden + self.attention_gate.tanh() * self._attend(hidden, media, index)
         return hidden + self.ff_gate.tanh() * self.ff(self.ff_norm(hidden))
@@ -96,16 +97,16 @@ class CrossAttention(nn.Module):
         """latents [M, L, Dm] -> keys and values of every layer, each [M, Hx, L, d]."""
         if self.projection is not None:
             latents = self.projection(latents)
-        pairs = [layer.keys_values(latents) for layer in self.layers.values()]
+        pairs = [cast(GatedCrossAttention, layer).keys_values(latents) for layer in self.layers.values()]
         return [key for key, _ in pairs], [value for _, value in pairs]
 
     def media(self, media_index: Tensor, keys: list[Tensor], values: list[Tensor]) -> Media:
-        """What the layers read for tokens with this media_index [B, T]; keys and values per layer [B, Hx, S, d]."""
+        """`Media` for tokens with this media_index [B, T]; keys and values per layer [B, Hx, S, d]."""
         bias, present = media_mask(media_index, keys[0].shape[2], self.latents, self.attend, keys[0].dtype)
         return Media(keys, values, bias, present)
 
     def forward(self, layer: int, hidden: Tensor, media: Media | None) -> Tensor:
-        """hidden [B, T, D] on its way into language layer ``layer`` -> [B, T, D]; unchanged where none precedes it."""
+        """Apply the gated layer before language layer ``layer``, if there is one: hidden [B, T, D] -> [B, T, D]."""
         name = str(layer)
         if name not in self.layers:
             return hidden

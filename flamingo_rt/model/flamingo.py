@@ -45,7 +45,7 @@ class Flamingo(nn.Module):
         attend: Attend = attend_without_cache,
         logits_index: Tensor | None = None,
     ) -> Tensor:
-        """The language model with its cross-attention.
+        """Run the language model with its cross-attention.
 
         input_ids, positions, media_index [B, T]; keys and values per layer [B, Hx, V * L, d], or None for a batch
         without any visual -> logits [B, T, vocab], or [B, K, vocab] at ``logits_index`` [B, K].
@@ -82,7 +82,7 @@ class Flamingo(nn.Module):
         rows: Tensor | None,
         labels: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """`forward` from latents [M, L, D] that `encode` has given."""
+        """`forward` from the latents [M, L, D] of `encode` instead of pixels."""
         keys = values = None
         if latents is not None and rows is not None:
             all_keys, all_values = self.cross_attention.keys_values(latents)
@@ -97,13 +97,13 @@ class Flamingo(nn.Module):
         return logits, loss
 
     def freeze(self, *, vision: bool = True, language: bool = True) -> None:
-        """Stop training of the pretrained parts (§3): what stays is the resampler and the gated cross-attention."""
+        """Stop training the pretrained parts (§3); the resampler and the gated cross-attention stay trainable."""
         self.vision.requires_grad_(not vision)
         self.language.requires_grad_(not language)
 
 
 @contextmanager
 def on_meta_device() -> Iterator[None]:
-    """Build models without memory for their weights."""
+    """Build models in this context without memory for their weights."""
     with torch.device("meta"):
         yield

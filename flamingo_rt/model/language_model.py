@@ -1,4 +1,4 @@
-"""The decoder-only language model, stateless: keys and values of earlier tokens belong to whoever calls it."""
+"""The decoder-only language model, stateless: keys and values of earlier tokens belong to its caller."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from flamingo_rt.model.positions import AlibiBias, RelativeBias, rotate
 
 
 class ScoreBias(Protocol):
-    """Position-dependent scores: query [B, T, H, d], positions [B, T] -> [1 or B, H, T, keys]."""
+    """Position-dependent attention scores: query [B, T, H, d], positions [B, T] -> [1 or B, H, T, keys]."""
 
     def __call__(self, query: Tensor, positions: Tensor, keys: int) -> Tensor: ...
 
 
 class Attend(Protocol):
-    """Causal self-attention of layer ``layer``; the one thing that differs between training, caches and lowerings.
+    """Causal self-attention of layer ``layer``: the one function that training, caches and lowerings each implement.
 
     query [B, T, H, d], key and value [B, T, Hk, d] of the new tokens at ``positions`` [B, T] -> [B, T, H, d].
-    ``bias_query`` is the query that ``bias``, if there is one, wants.
+    ``bias_query`` is the query to call ``bias`` with, if there is one.
     """
 
     def __call__(
@@ -49,7 +49,7 @@ def attend_without_cache(
 
 
 class SelfAttention(nn.Module):
-    """Projections, positions and norms around an `Attend`."""
+    """Query, key, value and output projections, with positions and norms, around an `Attend`."""
 
     def __init__(self, config: LanguageConfig, layer: int) -> None:
         super().__init__()
@@ -129,7 +129,7 @@ class LanguageModel(nn.Module):
         media: Media | None = None,
         logits_index: Tensor | None = None,
     ) -> Tensor:
-        """Logits of every token, or of those at ``logits_index`` [B, K]; ``cross_attention`` acts before layers."""
+        """Logits of every token, or of those at ``logits_index`` [B, K]; ``cross_attention`` acts before each layer."""
         hidden = self.embedding(input_ids)
         if self.position_table is not None:
             hidden = hidden + self.position_table(positions + self.config.position_offset)

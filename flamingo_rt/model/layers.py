@@ -49,11 +49,10 @@ class FeedForward(nn.Module):
 
 
 class Attention(nn.Module):
-    """Every query looks at all keys, or as ``bias`` says; without weights, so that a lowering can put the operator of
-    its runtime in the place of this module.
+    """Attention of every query to all keys; without weights, so that a lowering can replace it by its own operator.
 
-    query [B, T, H * d], key and value [B, S, H * d], or [B, H, S, d] where the heads are already apart; bias [1 or B,
-    1, T, S] is added to the scaled scores -> [B, T, H * d].
+    query [B, T, H * d]; key and value [B, S, H * d], or [B, H, S, d] with the heads split already; bias [1 or B, 1, T,
+    S] is added to the scaled scores -> [B, T, H * d].
     """
 
     def __init__(self, heads: int) -> None:

@@ -1,4 +1,4 @@
-"""Generation without any cache: the whole prompt again for every token. Slow, obvious, the oracle for the loop."""
+"""Generation without any cache: the whole prompt again for every token. Slow and obvious, the oracle of the tests."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ standard deviation, and by residual branches that start at zero.
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -32,26 +33,24 @@ def standardise(weight: Tensor, gain: Tensor) -> Tensor:
 
 
 class StandardisedConv2d(nn.Conv2d):
-    """A convolution whose weight is standardised per output channel before use (arXiv 2101.08692, §4)."""
+    """A convolution whose weight is standardised per output channel before use (arXiv 2101.08692, §4).
 
-    def __init__(self, *args: int, **kwargs: int) -> None:
-        super().__init__(*args, **kwargs)
+    It is padded to keep the size at stride 1.
+    """
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> None:
+        super().__init__(inputs, outputs, kernel, stride, padding=kernel // 2, groups=groups)
         self.gain = nn.Parameter(torch.ones(self.out_channels, 1, 1, 1))
-        # The scale has no effect on the output, but on the relative size of an optimizer's steps it has.
+        # The scale does not affect the output, only the relative size of an optimizer's steps.
         nn.init.normal_(self.weight, std=self.weight[0].numel() ** -0.5)
-        nn.init.zeros_(self.bias)
+        nn.init.zeros_(cast(Tensor, self.bias))
 
     def forward(self, x: Tensor) -> Tensor:
         return self._conv_forward(x, standardise(self.weight, self.gain), self.bias)
 
 
-def conv(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> StandardisedConv2d:
-    """A standardised convolution padded to keep the size at stride 1."""
-    return StandardisedConv2d(inputs, outputs, kernel, stride=stride, padding=kernel // 2, groups=groups)
-
-
 class SqueezeExcite(nn.Module):
-    """Scales each channel by a gate in 0..1 computed from the picture's mean."""
+    """Scales each channel by a gate in 0..1, computed from the channels' means over the picture."""
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
@@ -73,13 +72,13 @@ class Block(nn.Module):
         inner = int(outputs * config.bottleneck)
         groups = inner // config.group_width
         self.beta, self.stride, self.drop, self.scale = beta, stride, drop, config.residual_scale
-        self.conv0 = conv(inputs, inner, 1)
-        self.conv1 = conv(inner, inner, 3, stride, groups)
-        self.conv2 = conv(inner, inner, 3, 1, groups)
-        self.conv3 = conv(inner, outputs, 1)
+        self.conv0 = StandardisedConv2d(inputs, inner, 1)
+        self.conv1 = StandardisedConv2d(inner, inner, 3, stride, groups)
+        self.conv2 = StandardisedConv2d(inner, inner, 3, 1, groups)
+        self.conv3 = StandardisedConv2d(inner, outputs, 1)
         self.excite = SqueezeExcite(outputs, int(outputs * config.squeeze_excite))
         self.skip_gain = nn.Parameter(torch.zeros(()))
-        self.shortcut = conv(inputs, outputs, 1) if transition else None
+        self.shortcut = StandardisedConv2d(inputs, outputs, 1) if transition else None
 
     def forward(self, x: Tensor) -> Tensor:
         out = scaled_gelu(x) * self.beta
@@ -105,11 +104,11 @@ class NFNet(nn.Module):
         super().__init__()
         widths = (3, *config.stem_widths)
         self.stem = nn.ModuleList(
-            conv(inputs, outputs, 3, stride)
+            StandardisedConv2d(inputs, outputs, 3, stride)
             for inputs, outputs, stride in zip(widths, config.stem_widths, config.stem_strides, strict=False)
         )
         self.blocks = nn.ModuleList(_blocks(config))
-        self.final = conv(config.widths[-1], config.output_width, 1)
+        self.final = StandardisedConv2d(config.widths[-1], config.output_width, 1)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         x = self.stem[0](pixel_values)

@@ -7,7 +7,7 @@ from flamingo_rt.model.flamingo import Flamingo, on_meta_device
 
 
 def count_parameters(config: FlamingoConfig) -> dict[str, int]:
-    """Parameters of each part, in total, and trainable when vision encoder and language model are frozen (§3)."""
+    """Parameters of each part, ``total``, and ``trainable`` with vision encoder and language model frozen (§3)."""
     with on_meta_device():
         model = Flamingo(config)
     parts = ("vision", "resampler", "cross_attention", "language")

@@ -37,7 +37,7 @@ def alibi_slopes(heads: int, max_bias: float) -> Tensor:
 
 
 class AlibiBias(nn.Module):
-    """A penalty that grows with distance, with another slope for each head."""
+    """A penalty that grows with distance, with a slope of its own for each head."""
 
     def __init__(self, config: LanguageConfig) -> None:
         super().__init__()
@@ -69,14 +69,14 @@ class RelativeBias(nn.Module):
 
 
 def sinusoids(first: int, end: int, width: int, device: torch.device | None = None) -> Tensor:
-    """r of the distances from ``first`` up to ``end``: float32 [end - first, width], all sines, then all cosines."""
+    """Embeddings r of the distances ``first`` to ``end`` - 1: float32 [end - first, width], sines, then cosines."""
     half = torch.arange(width // 2, device=device, dtype=torch.float32) / (width // 2)
     angles = torch.arange(first, end, device=device)[:, None].float() * 10000.0**-half
     return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
 
 def by_position(by_distance: Tensor, positions: Tensor, keys: int) -> Tensor:
-    """Scores for each distance [B, H, T, distances] -> for the key at each position [B, H, T, keys]; those of keys
-    behind the query mean nothing."""
+    """Scores by distance [B, H, T, distances] -> by the key's position [B, H, T, keys]; those of later keys, which a
+    causal mask hides, are arbitrary."""
     distances = positions[:, :, None] - torch.arange(keys, device=positions.device)  # [B, T, keys]
     return by_distance.gather(-1, distances.clamp(min=0)[:, None].expand(-1, by_distance.shape[1], -1, -1))

@@ -11,7 +11,7 @@ from flamingo_rt.model.layers import Attention, FeedForward
 
 
 class ResamplerLayer(nn.Module):
-    """Latents attend to features and latents, then a feed-forward; both residual."""
+    """Attention of the latents to features and latents, then a feed-forward, both residual."""
 
     def __init__(self, config: ResamplerConfig) -> None:
         super().__init__()

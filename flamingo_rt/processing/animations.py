@@ -14,11 +14,11 @@ from flamingo_rt.processing.input_files import open_file
 from flamingo_rt.processing.pictures import NO_WARNINGS, open_picture
 
 FORMATS = ("GIF", "PNG", "WEBP", "AVIF")
-SHORTEST_GIF_DELAY, GIF_DELAY = 20, 100  # ms: shorter ones are shown so by browsers and by FFmpeg
+SHORTEST_GIF_DELAY, GIF_DELAY = 20, 100  # ms: browsers and FFmpeg show frames of shorter delays for this long
 
 
 def is_animation(beginning: bytes) -> bool:
-    """Whether a file that begins so is a picture of a format that can be animated."""
+    """Whether a file with this beginning has a picture format that can be animated."""
     return (
         beginning.startswith((b"GIF87a", b"GIF89a", b"\x89PNG\r\n\x1a\n"))
         or (beginning[:4] == b"RIFF" and beginning[8:12] == b"WEBP")
@@ -27,16 +27,16 @@ def is_animation(beginning: bytes) -> bool:
 
 
 class Animation:
-    """An opened animation, as `open_clip` gives it. A picture that does not move is one of a single frame."""
+    """An opened animation. A still picture is an animation of one frame."""
 
     def __init__(self, image: PIL.Image.Image, label: str) -> None:
         self._image, self._label = image, label
-        self._first = 1 if getattr(image, "default_image", False) else 0  # APNG's picture for those that show one only
-        # Counting reads the whole file, in which a header may say what it likes.
+        self._first = 1 if getattr(image, "default_image", False) else 0  # 0: APNG's picture for simple viewers
+        # Not known: counting would decode the whole file.
         self.stated_frames = 0
 
     def frames(self) -> Iterator[ClipFrame]:
-        """Decode to the end or to the first data that cannot be decoded."""
+        """Decode to the end or to the first undecodable data."""
         elapsed, index, image = 0.0, self._first, self._image
         while True:
             try:
@@ -67,7 +67,7 @@ class Animation:
 
 @contextmanager
 def open_clip(path: str, label: str) -> Iterator[Animation]:
-    """Open an animated picture. Raises `DataError` when it is none that Pillow reads."""
+    """Open an animated picture. Raises `DataError` when Pillow cannot read it."""
     with NO_WARNINGS, open_file(path) as file:
         PIL.Image.init()
         try:

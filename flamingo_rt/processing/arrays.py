@@ -1,4 +1,4 @@
-"""Arrays of any library as numpy arrays. What lies in device memory is copied by its own library, which knows the
+"""Arrays of any library as numpy arrays. Arrays in device memory are copied by their own library, which knows the
 stream, the strides and the device."""
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ import numpy as np
 
 from flamingo_rt.errors import DataError
 
-DLPACK_HOST = (1, 3)  # DLDeviceType: the CPU's memory, and that of it which is pinned for CUDA
+DLPACK_HOST = (1, 3)  # DLDeviceType: CPU memory, and CPU memory pinned for CUDA
 COPIES = ("cpu", "get", "copy_to_host")  # methods of torch; of CuPy and PyCUDA; of numba
 
 
 def host_array(value: Any, label: str) -> np.ndarray:
-    """The array in host memory: as it is where it lies there, else a copy. Call it in the thread that gave the array:
-    a library copies behind what was put on the stream that is current there.
+    """The array in host memory: itself if it is there already, else a copy. Call it in the thread that made the array:
+    a library orders its copy behind the work on that thread's current stream.
 
     Raises `DataError` when it cannot be read or copied; ``label`` is its name in the message.
     """
@@ -39,7 +39,7 @@ def _copy(value: Any, label: str) -> np.ndarray:
     for name in COPIES:
         copy = getattr(value, name, None)
         if callable(copy):
-            return np.from_dlpack(copy())  # numpy's own of most, a tensor of torch
+            return np.from_dlpack(copy())  # numpy arrays from most libraries, a tensor from torch
     if hasattr(value, "__array__") or hasattr(value, "__array_interface__"):  # JAX
         return np.asarray(value)
     raise DataError(

@@ -1,4 +1,4 @@
-"""The containers that clips are read from, and what their headers declare that OpenCV does not tell."""
+"""The containers that clips are read from, and the declarations in their headers that OpenCV does not report."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
-# FFmpeg's names of containers whose frames lie in the file itself. Not here: what names other files or hosts (hls,
-# concat, dash, imf, sdp, image2, vobsub, ...), what is no video, and animations, which Pillow reads.
+# FFmpeg's names of containers whose frames lie in the file itself. Left out: formats that name other files or hosts
+# (hls, concat, dash, imf, sdp, image2, vobsub, ...), formats without video, and animations, which Pillow reads.
 FORMATS = (
     "mov", "matroska", "webm", "avi", "mpegts", "mpeg", "flv", "asf", "ogg", "nut", "mxf", "ivf", "dv", "rm",
     "mpegvideo", "m4v", "h264", "hevc", "mjpeg", "yuv4mpegpipe",
 )
 PROTOCOLS = ("file",)
 
-MAX_ELEMENTS = 100_000  # of a file that are looked at, before its header is given up
+MAX_ELEMENTS = 100_000  # boxes or elements looked at before a header counts as undeclared
 
 
 @dataclass(frozen=True)
 class Declared:
-    """What a container's header says of its pictures. ``mirrored``: they are shown flipped. ``transparent``: a second
-    stream of the file holds their transparency."""
+    """Declarations of a container's header. ``mirrored``: frames are shown flipped. ``transparent``: a second stream of
+    the file holds their transparency."""
 
     mirrored: bool = False
     transparent: bool = False
 
 
 def declared(file: BinaryIO) -> Declared:
-    """Read what the header of an MP4 or QuickTime file, or of a Matroska or WebM file, declares. Other containers, and
-    damaged ones, declare nothing."""
+    """Read the declarations in the header of an MP4, QuickTime, Matroska or WebM file. Other containers, and damaged
+    ones, declare nothing."""
     beginning = file.read(12)
     try:
         if beginning[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot"):
@@ -117,7 +117,7 @@ def _elements(file: BinaryIO, start: int, end: int) -> Iterator[tuple[int, int, 
 
 
 def _variable_integer(file: BinaryIO, at: int, keep_marker: bool) -> tuple[int, int, int]:
-    """(value, the offset behind it, its bytes)."""
+    """Read an integer: (value, offset after it, its length in bytes)."""
     first = _read(file, at, 1)[0]
     length = 9 - first.bit_length()
     if length > 8:
@@ -132,7 +132,7 @@ def _declared_by_elements(file: BinaryIO) -> Declared:
         if segment != SEGMENT:
             continue
         for name, at, until in _elements(file, start, stop):
-            if name == CLUSTER:  # of the frames: what describes them came before
+            if name == CLUSTER:  # frames: their description came before them
                 break
             if name == TRACKS:
                 for track, within, last in _elements(file, at, until):

@@ -1,4 +1,4 @@
-"""What every reader of clips gives: frames in the order in which they are shown, with their times."""
+"""Decoded clips, the common interface of all clip readers: frames in display order, with their times."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ MAX_FRAME_PIXELS = 40_000_000
 
 @dataclass(frozen=True)
 class ClipFrame:
-    """One decoded frame. ``picture()`` converts it, upright RGB over white, until the next one is asked for.
+    """One decoded frame. ``picture()`` converts it to upright RGB over white; call it before taking the next frame.
 
-    start, end: seconds on the clip's clock; NaN where it has none. Only animations say when a frame ends.
+    start, end: seconds on the clip's clock; NaN for a clip without one. Only animations know when a frame ends.
     """
 
     width: int
@@ -29,12 +29,12 @@ class ClipFrame:
 
 
 class Clip(Protocol):
-    """An opened clip. ``stated_frames`` is the count in its header, which may be anything; 0 where it says none."""
+    """An opened clip. ``stated_frames`` is the frame count in its header, which may be wrong; 0 if there is none."""
 
     stated_frames: int
 
     def frames(self) -> Iterator[ClipFrame]:
-        """Decode from the start to the end, or to the first data that cannot be decoded."""
+        """Decode from the start to the end, or to the first undecodable data."""
         ...
 
 
@@ -46,12 +46,12 @@ def check_frame_size(width: int, height: int, label: str) -> None:
 
 
 def not_a_clip(label: str) -> DataError:
-    """The error for a file that is no clip, or none in a container that is read."""
+    """The error for a file that is no clip in a readable container."""
     return DataError(f"{label} is not a video this can read, or it is damaged or cut short; convert it, for example to "
                      "H.264 in MP4")
 
 
 def not_a_quarter_turn(label: str, degrees: float) -> DataError:
-    """The error for a clip that is to be shown at another angle."""
-    return DataError(f"{label} is to be shown turned by {degrees:.0f} degrees, which is no multiple of 90: turn its "
-                     "pictures themselves, for example with ffmpeg's rotate filter")
+    """The error for a clip rotated by ``degrees``, no multiple of 90."""
+    return DataError(f"{label} is displayed turned by {degrees:.0f} degrees, which is not a multiple of 90: rotate the "
+                     "frames themselves, for example with ffmpeg's rotate filter")

@@ -1,4 +1,4 @@
-"""Which frames of a clip the model sees: by the time at which each is shown, or by index where there is no clock."""
+"""The choice of a clip's frames for the model: by display time, or by index where the clip has no clock."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# Seconds. Matroska and FLV round timestamps to milliseconds: what is closer than that is the same moment.
+# Seconds. Matroska and FLV round timestamps to milliseconds: closer ones are the same moment.
 TICK = 1e-3
 
 
 def frame_indices(count: int, frames: int) -> list[int]:
-    """Which of a clip's ``count`` frames to take: those at the centres of ``frames`` equal intervals.
+    """Indices of ``frames`` of a clip's ``count`` frames, at the centres of equal intervals.
 
-    Ascending; with fewer frames than asked each is repeated, as evenly as can be.
+    Ascending; a clip with fewer frames has each repeated, as evenly as possible.
     """
     return [(2 * interval + 1) * count // (2 * frames) for interval in range(frames)]
 
 
 @dataclass(frozen=True)
 class Timeline:
-    """When the frames of a clip are shown. starts: float64 [N], seconds, ascending. A frame is held until the next one
-    starts, the last one until ``end``."""
+    """The display times of a clip's frames. starts: float64 [N], seconds, ascending. A frame is shown until the next
+    one starts, the last one until ``end``."""
 
     starts: np.ndarray
     end: float
@@ -73,7 +73,7 @@ def _shown_at(timeline: Timeline, seconds: np.ndarray) -> list[int]:
 
 
 def _has_constant_rate(timeline: Timeline) -> bool:
-    """Whether every start is where a constant rate would put it, as far as a clock of milliseconds can tell."""
+    """Whether every start is where a constant rate would put it, within the rounding of a millisecond clock."""
     starts, count = timeline.starts, len(timeline.starts)
     step = (starts[-1] - starts[0]) / (count - 1) if count > 1 else timeline.duration
     even = starts[0] + step * np.arange(count + 1)

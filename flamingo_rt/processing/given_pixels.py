@@ -1,4 +1,4 @@
-"""Pixel values that a user preprocessed: checked, and left where they are."""
+"""Pixel values preprocessed by the user: checked, and left where they are."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from flamingo_rt.processing.visuals import MAX_FRAMES, PixelValues, is_array
 
 
 def given_frames(visual: PixelValues, size: int) -> np.ndarray | DeviceFrames:
-    """Pixel values [F, 3, size, size], float32: C-contiguous and finite in host memory, or in device memory, where
-    nothing looks at their content.
+    """Pixel values float32 [F, 3, size, size]: C-contiguous and finite in host memory, or in device memory, where their
+    content is not checked.
 
     Raises `DataError` for an array of another type or shape, one with NaN or infinite values in host memory, and one
     that is not contiguous in device memory, where this cannot put it in order.

@@ -1,4 +1,4 @@
-"""Opening the files a user names, with an error that says why one cannot be read."""
+"""Opening the files that a user names, with errors that say why a file cannot be read."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 from flamingo_rt.errors import DataError
 
-# A scheme, and the slash that `pathlib` leaves of two; one letter is a drive of Windows.
+# A scheme with one slash: `pathlib` drops the second. One letter is a Windows drive.
 ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/|data:")
 
 

@@ -1,4 +1,4 @@
-"""Clips by OpenCV, where PyAV is not installed. The one file of the runtime that uses OpenCV."""
+"""Clips by OpenCV, where PyAV is not installed. The only file of the runtime that uses OpenCV."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ OPENCV_SILENT = 0  # LOG_LEVEL_SILENT
 FFMPEG_LOG_LEVEL = "OPENCV_FFMPEG_LOGLEVEL"
 FFMPEG_QUIET = "-8"  # AV_LOG_QUIET
 FFMPEG_OPTIONS = "OPENCV_FFMPEG_CAPTURE_OPTIONS"
-# OpenCV's form: options apart by |, name and value by ;
+# OpenCV's syntax: name;value|name;value
 CONFINED = f"format_whitelist;{','.join(FORMATS)}|protocol_whitelist;{','.join(PROTOCOLS)}"
 
-# The codes by which OpenCV names layouts with alpha, of FFmpeg's table of raw formats: packed ones whole, and how those
-# of planes begin, or end where they are big-endian.
+# OpenCV's codes of pixel layouts with alpha, from FFmpeg's table of raw formats: whole codes of packed layouts, and the
+# beginnings of planar ones (their endings, reversed, where they are big-endian).
 PACKED_WITH_ALPHA = frozenset(
     {b"RGBA", b"BGRA", b"ARGB", b"ABGR", b"RBA@", b"@RBA", b"BRA@", b"@BRA", b"AYUV", b"VUYA", b"UYVA"}
 )
@@ -44,7 +44,7 @@ LOG = logging.getLogger(__name__)
 
 
 class OpencvClip:
-    """An opened clip, as `open_clip` gives it."""
+    """An opened clip; see `decoded_clip.Clip`."""
 
     def __init__(self, capture: cv2.VideoCapture, label: str) -> None:
         cv2 = _opencv()
@@ -55,21 +55,21 @@ class OpencvClip:
             int(capture.get(side)) for side in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT)
         )
         check_frame_size(self._width, self._height, label)
-        self._index = -1  # of the frame that was decoded last
-        self._first_picture = b""  # its digest
-        self._compared = self._moves = False  # others with it
+        self._index = -1  # the frame decoded last
+        self._first_picture = b""  # digest of frame 0
+        self._compared = self._moves = False  # whether later frames were compared with it, and differed
 
     def frames(self) -> Iterator[ClipFrame]:
-        """Decode to the end or to the first data that cannot be decoded. Raises `DataError` for what OpenCV raises."""
+        """Decode to the end or to the first undecodable data. Raises `DataError` for OpenCV's errors."""
         cv2 = _opencv()
         try:
             while self._capture.grab():
                 self._index += 1
                 start = self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
-                if abs(start) > LONGEST:  # OpenCV 4 reckons so with the time of a start that is not known
+                if abs(start) > LONGEST:  # OpenCV 4's arithmetic on an unknown start time
                     start = math.nan
                 if self._index == 0 and _loses_interlaced_frames():
-                    self._pixels()  # to be compared with those that are asked for
+                    self._pixels()  # kept for the comparison with later frames
                 yield ClipFrame(self._width, self._height, start, self._picture)
         except cv2.error as error:
             raise self._undecodable(str(error)) from error
@@ -91,15 +91,15 @@ class OpencvClip:
         return pixels
 
     def check_pictures(self) -> None:
-        """Raise `DependencyError` when all of several pictures came out alike, as those of interlaced frames do where
-        OpenCV cannot convert them: it gives what lay in its memory, and reports no error."""
+        """Raise `DependencyError` when all of several frames came out alike. OpenCV 5 returns stale memory, without an
+        error, for interlaced frames that it cannot convert."""
         if self._compared and not self._moves:
             raise _needs_pyav(self._label, "shows the same picture in all frames, or is interlaced")
 
     def _compare(self, pixels: np.ndarray) -> None:
         if self._moves:
             return
-        digest = hashlib.blake2b(np.ascontiguousarray(pixels), digest_size=16).digest()
+        digest = hashlib.blake2b(np.ascontiguousarray(pixels).data, digest_size=16).digest()
         if self._index == 0:
             self._first_picture = digest
         else:
@@ -114,8 +114,8 @@ class OpencvClip:
 def open_clip(path: str, label: str) -> Iterator[OpencvClip]:
     """Open a clip, letting FFmpeg see no other file.
 
-    Raises `DataError` when it is none, and `DependencyError` without OpenCV, or when the clip is mirrored or
-    transparent, which OpenCV would show otherwise than it is.
+    Raises `DataError` for a file that is no clip, and `DependencyError` without OpenCV, or for a mirrored or
+    transparent clip, which OpenCV would show wrongly.
     """
     cv2 = _opencv()
     with open_file(path) as file:
@@ -124,8 +124,8 @@ def open_clip(path: str, label: str) -> Iterator[OpencvClip]:
         raise _needs_pyav(label, "is to be shown mirrored")
     if header.transparent:
         raise _needs_pyav(label, "has transparent parts")
-    with _CONFINED:  # of the process: held no longer than opening takes
-        # FFmpeg: other backends take a name for a device or a numbered series.
+    with _CONFINED:  # changes the process's environment: held no longer than opening takes
+        # FFmpeg alone: other backends take a name for a device or a numbered series.
         capture = cv2.VideoCapture(_file_url(path, label), cv2.CAP_FFMPEG)
     try:
         if not capture.isOpened():
@@ -145,8 +145,8 @@ def open_clip(path: str, label: str) -> Iterator[OpencvClip]:
 
 
 def _file_url(path: str, label: str) -> str | bytes:
-    """The form in which no name is taken for another protocol. Raises `DataError` for a name that is not UTF-8 before
-    OpenCV 4.12; any OpenCV would end the process for it as a str."""
+    """The path as a ``file:`` URL, so that no name is taken for another protocol. Raises `DataError` for a name that is
+    not UTF-8 with OpenCV before 4.12; given as a str, it would end the process with any version."""
     url = f"file:{os.path.abspath(path)}"
     try:
         url.encode("utf-8")
@@ -196,8 +196,8 @@ def _opencv() -> Any:
 def _silent_opencv() -> Iterator[None]:
     """Keep OpenCV and FFmpeg from writing to stderr.
 
-    FFmpeg's level is taken from the environment at its first use in the process; an application that used OpenCV's
-    videos before keeps the level it had.
+    FFmpeg reads its level from the environment at its first use in the process; an application that used OpenCV's
+    videos before keeps its level.
     """
     cv2 = _opencv()
     logs = getattr(cv2.utils, "logging", cv2)  # OpenCV 5, 4
@@ -212,7 +212,7 @@ def _silent_opencv() -> Iterator[None]:
 
 @contextmanager
 def _environment(name: str, value: str) -> Iterator[None]:
-    """Set a variable, and put back what there was."""
+    """Set an environment variable, and restore its former value."""
     given = os.environ.get(name)
     os.environ[name] = value
     try:
@@ -225,5 +225,5 @@ def _environment(name: str, value: str) -> Iterator[None]:
 
 
 QUIET = SharedContext(_silent_opencv)
-# What a user has set there, for cameras of the same application, is not for files: it is left out while one is opened.
+# Replaces what the application may have set there for its cameras, while a file is opened.
 _CONFINED = SharedContext(lambda: _environment(FFMPEG_OPTIONS, CONFINED))

@@ -1,14 +1,15 @@
-"""What the samples of a picture file mean, where Pillow does not tell it or tells it wrongly."""
+"""The meaning of a picture file's samples, where Pillow does not report it or reports it wrongly."""
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import PIL.Image
 import PIL.TiffImagePlugin
+from PIL.ImageFile import ImageFile
 
 from flamingo_rt.errors import DataError
 from flamingo_rt.processing.picture_strips import UINT32_WHITE, Samples, boxes
@@ -26,23 +27,24 @@ JP2_HEADER_BYTES = 2**20  # the codestream begins within; boxes before it are a 
 
 
 def stated_samples(image: PIL.Image.Image, label: str) -> Samples:
-    """What the file of a picture that is not decoded yet says of its samples.
+    """Read the meaning of the samples from the file of a picture that is not decoded yet.
 
-    Raises `DataError`, with the kind's name, for a kind that Pillow would decode to other colours without a word.
+    Raises `DataError`, with the kind's name, for a kind that Pillow would silently decode to wrong colours.
     """
-    reader = {"TIFF": _tiff, "PPM": _netpbm, "PNG": _png, "BMP": _bmp, "GIF": _gif, "JPEG2000": _jpeg2000}
-    return reader.get(image.format or "", lambda image, label: Samples())(image, label)
+    readers = {"TIFF": _tiff, "PPM": _netpbm, "PNG": _png, "BMP": _bmp, "GIF": _gif, "JPEG2000": _jpeg2000}
+    reader = readers.get(image.format or "")
+    return reader(image, label) if reader is not None and isinstance(image, ImageFile) else Samples()
 
 
-def _tiff(image: PIL.Image.Image, label: str) -> Samples:
+def _tiff(image: ImageFile, label: str) -> Samples:
     tags = getattr(image, "tag_v2", {})
     bits, formats = tags.get(BITS_PER_SAMPLE, (1,)), tags.get(SAMPLE_FORMAT, (UNSIGNED,))
     deep_grey = image.mode in ("I", "F") or image.mode.startswith("I;16")
-    downwards = deep_grey and tags.get(PHOTOMETRIC, 0) == 0  # Pillow turns greys of at most 8 bits round itself
+    downwards = deep_grey and tags.get(PHOTOMETRIC, 0) == 0  # Pillow inverts greys of at most 8 bits itself
     if tags.get(PLANAR) == 2 and tags.get(COMPRESSION, 1) == 1 and ((max(bits) > 8 and not deep_grey) or
                                                                     set(tags.get(EXTRA_SAMPLES, ())) & {0, 1}):
         raise unreadable(label, f"a TIFF of {max(bits)}-bit samples in separate planes, not compressed")
-    if SIGNED in formats and max(bits) < 32:  # of 32 bits: as Pillow itself writes mode I
+    if SIGNED in formats and max(bits) < 32:  # 32 bits: Pillow itself writes mode I so
         raise unreadable(label, f"a TIFF of signed {max(bits)}-bit samples, which does not say which value is white")
     if image.mode.startswith("I;16"):
         return Samples((2 ** bits[0] - 1,), downwards)
@@ -51,21 +53,21 @@ def _tiff(image: PIL.Image.Image, label: str) -> Samples:
     return Samples((), downwards)
 
 
-def _netpbm(image: PIL.Image.Image, label: str) -> Samples:
-    if image.mode == "F":  # PFM: its scale factor is what 1.0 was multiplied by
+def _netpbm(image: ImageFile, label: str) -> Samples:
+    if image.mode == "F":  # PFM: its scale factor is the value of white
         return Samples((image.info.get("scale", 1.0),))
     return Samples((65535,)) if image.mode == "I" else Samples()  # Pillow scales every other maximum to 65535
 
 
-def _png(image: PIL.Image.Image, label: str) -> Samples:
+def _png(image: ImageFile, label: str) -> Samples:
     colour = image.info.get("transparency")
     if image.mode == "RGB" and isinstance(colour, tuple) and max(colour) > 255 and not image.tile:
-        raise DataError(f"{label} is a PNG of which Pillow has decoded 8 of 16 bits a colour, and its transparent "
-                        f"colour {colour} cannot be found in them any more: give the file itself")
+        raise DataError(f"{label} is a PNG of 16 bits a colour that Pillow has already decoded to 8 bits, so its "
+                        f"transparent colour {colour} can no longer be found: give the file itself")
     return Samples((65535,)) if image.mode == "I" else Samples()  # Pillow before 11: 16-bit greys
 
 
-def _bmp(image: PIL.Image.Image, label: str) -> Samples:
+def _bmp(image: ImageFile, label: str) -> Samples:
     file = getattr(image, "fp", None)
     if image.tile and file is not None and image.tile[0][0] == "raw" and image.mode in ("1", "L"):
         header = _at(file, 0, BMP_BITS_AT + 2)
@@ -76,8 +78,8 @@ def _bmp(image: PIL.Image.Image, label: str) -> Samples:
     return Samples()
 
 
-def _gif(image: PIL.Image.Image, label: str) -> Samples:
-    frame = tuple(image.tile[0][1]) if image.tile else None
+def _gif(image: ImageFile, label: str) -> Samples:
+    frame = image.tile[0][1] if image.tile else None
     if frame is None or frame == (0, 0, *image.size) or "transparency" in image.info:
         return Samples()
     index, palette = image.info.get("background"), getattr(image, "global_palette", None)
@@ -90,9 +92,9 @@ def _gif(image: PIL.Image.Image, label: str) -> Samples:
     return Samples(outside=(frame, colour))
 
 
-def _jpeg2000(image: PIL.Image.Image, label: str) -> Samples:
+def _jpeg2000(image: ImageFile, label: str) -> Samples:
     file = getattr(image, "fp", None)
-    if not image.tile or file is None:  # decoded already: its depths are not known any more
+    if not image.tile or file is None:  # decoded already: its depths are no longer known
         return Samples()
     head = _at(file, 0, JP2_HEADER_BYTES)
     start = _codestream_start(head)
@@ -110,16 +112,16 @@ def _jpeg2000(image: PIL.Image.Image, label: str) -> Samples:
     if JP2_PALETTE in head[:start]:
         raise unreadable(label, "a JPEG 2000 file with a palette")
     if image.mode == "I;16":
-        return Samples(((2 ** depths[0] - 1) << max(0, 16 - depths[0]),))  # Pillow moves the bits up to 16
+        return Samples(((2 ** depths[0] - 1) << max(0, 16 - depths[0]),))  # Pillow shifts the bits up to 16
     if max(depths) > 8:  # Pillow rounds in 8 bits: white becomes black
         raise unreadable(label, f"a JPEG 2000 file of {count} components of {max(depths)} bits")
     if min(depths) >= 8:
         return Samples()
-    return Samples(tuple((2 ** min(depth, 8) - 1) << max(0, 8 - depth) for depth in depths))  # or to 8
+    return Samples(tuple((2 ** min(depth, 8) - 1) << max(0, 8 - depth) for depth in depths))  # or up to 8
 
 
 def _codestream_start(head: bytes) -> int:
-    """Where the codestream begins in a JPEG 2000 file: behind the boxes before it, if there are any."""
+    """Offset of the codestream in a JPEG 2000 file, after any boxes before it."""
     if head.startswith(CODESTREAM):
         return 0
     at = 0
@@ -128,28 +130,30 @@ def _codestream_start(head: bytes) -> int:
         if kind == b"jp2c":
             return at + (16 if length == 1 else 8)
         length = extended if length == 1 else length
-        if length < 8:  # 0: the last box, which was no codestream
+        if length < 8:  # 0: the last box, and it was no codestream
             break
         at += length
     return len(head)
 
 
-def settle(image: PIL.Image.Image, reopen: Callable[[], PIL.Image.Image]) -> None:
-    """Put right, in a picture file that is opened and not decoded yet, what Pillow would decode or convert wrongly.
+def settle(image: ImageFile, reopen: Callable[[], ImageFile]) -> None:
+    """Correct, in a picture file that is opened and not decoded yet, what Pillow would decode or convert wrongly.
     ``reopen`` opens the file again."""
     if image.format == "PNG":
         _settle_transparency(image, reopen)
     elif image.format == "GIF" and image.mode == "L":
         image.palette = None  # the frame's own table is a ramp of greys; Pillow would apply the screen's
-    elif image.format == "TIFF" and image.tile and image.tile[0][0] == "libtiff":  # it gives the machine's byte order
+    elif image.format == "TIFF" and image.tile and image.tile[0][0] == "libtiff":  # decodes to the machine's byte order
         native = {"F;32BF": "F;32NF", "F;32F": "F;32NF", "I;32BS": "I;32NS", "I;32S": "I;32NS"}
-        image.tile = [_with_args(tile, (native.get(tile[3][0], tile[3][0]), *tile[3][1:])) for tile in image.tile]
+        for index, tile in enumerate(image.tile):
+            mode, *others = cast("tuple[Any, ...]", tile[3])
+            image.tile[index] = _with_args(tile, (native.get(mode, mode), *others))
 
 
-def _settle_transparency(image: PIL.Image.Image, reopen: Callable[[], PIL.Image.Image]) -> None:
-    """Make the transparent value of a PNG what Pillow takes it for: the file states it at its own depth, Pillow
-    compares it with 8-bit samples. 16-bit colours are decoded twice, to their high bytes and to their low ones."""
-    transparent, depth = image.info.get("transparency"), image.tile[0][3] if image.tile else ""
+def _settle_transparency(image: ImageFile, reopen: Callable[[], ImageFile]) -> None:
+    """Convert the transparent value of a PNG to 8 bits: the file states it at its own depth, Pillow compares it with
+    8-bit samples. 16-bit colours are decoded twice, to their high and to their low bytes."""
+    transparent, depth = image.info.get("transparency"), str(image.tile[0][3]) if image.tile else ""
     if image.mode == "L" and isinstance(transparent, int):
         bits = {"L;2": 2, "L;4": 4}.get(depth, 8)
         image.info["transparency"] = (transparent & (2**bits - 1)) * 255 // (2**bits - 1)
@@ -161,10 +165,10 @@ def _settle_transparency(image: PIL.Image.Image, reopen: Callable[[], PIL.Image.
             image.info["transparency"] = tuple(value & 255 for value in transparent)
 
 
-def _opaque(high: PIL.Image.Image, low: PIL.Image.Image, transparent: tuple[int, ...]) -> PIL.Image.Image:
+def _opaque(high: ImageFile, low: ImageFile, transparent: tuple[int, ...]) -> PIL.Image.Image:
     """Alpha, mode L, of a PNG picture of 16-bit colours: 0 where all three samples are those of ``transparent``.
     ``low`` is the file opened a second time."""
-    low.tile = [_with_args(low.tile[0], "RGB;16L")]  # little-endian: takes the second byte of each sample
+    low.tile = [_with_args(low.tile[0], "RGB;16L")]  # little-endian takes the second byte of each sample
     alpha = PIL.Image.new("L", high.size)
     for box in boxes(high.size):
         same = np.ones((box[3] - box[1], box[2] - box[0]), bool)
@@ -174,8 +178,8 @@ def _opaque(high: PIL.Image.Image, low: PIL.Image.Image, transparent: tuple[int,
     return alpha
 
 
-def _with_args(tile: tuple[Any, ...], args: Any) -> tuple[Any, ...]:
-    """A piece of an undecoded picture with other arguments for its decoder; some versions have plain tuples."""
+def _with_args(tile: Any, args: Any) -> Any:
+    """An entry of `ImageFile.tile` with other arguments for its decoder; some Pillow versions have plain tuples."""
     return tile._replace(args=args) if hasattr(tile, "_replace") else (*tile[:3], args)
 
 
@@ -188,12 +192,12 @@ def _at(file: BinaryIO, offset: int, count: int) -> bytes:
 
 
 def unreadable(label: str, kind: str) -> DataError:
-    """The error for a kind of picture whose colours are not known."""
+    """The error for a kind of picture whose colours cannot be told."""
     return DataError(f"{label} is {kind}: it is not read; save it as an 8-bit PNG first")
 
 
 def unread_kind(file: BinaryIO) -> str | None:
-    """What a file is that Pillow does not open although it begins like a picture: a name for messages, or None."""
+    """The kind of a file that begins like a picture and that Pillow does not open: a name for messages, or None."""
     head = _at(file, 0, 4)
     if head[:2] in (b"II", b"MM"):
         return _tiff_kind(file)

@@ -12,17 +12,17 @@ from flamingo_rt.errors import DataError
 
 STRIP_PIXELS = 2**18
 UINT32_WHITE = 2**32 - 1
-GUESSED_WHITES = (1, 255, 65535)  # of modes I and F, where nothing says it; 1 for F alone
+GUESSED_WHITES = (1, 255, 65535)  # candidates for modes I and F, where the file states none; 1 for F alone
 
 Box = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
 class Samples:
-    """How the values of a decoded picture are to be read, where its mode does not say it.
+    """The meaning of a decoded picture's values, where its mode does not determine it.
 
-    ``whites``: for each band the value that is white (opaque, in alpha), in the units of the decoded picture; empty
-    where it is the greatest of the mode, or not known (modes I and F). ``zero_is_white``: greys run downwards.
+    ``whites``: for each band the value of white (of opaque, in alpha), in the units of the decoded picture; empty where
+    it is the mode's greatest value, or not known (modes I and F). ``zero_is_white``: greys run downwards.
     ``outside``: a GIF's frame (left, top, right, bottom) and the colour of the screen around it.
     """
 
@@ -42,15 +42,15 @@ def boxes(size: tuple[int, int]) -> Iterator[Box]:
 
 
 def is_plain(image: PIL.Image.Image, samples: Samples) -> bool:
-    """Whether the picture is 8-bit RGB without transparency as it was decoded."""
+    """Whether the decoded picture is 8-bit RGB without transparency."""
     return image.mode == "RGB" and "transparency" not in image.info and samples == Samples()
 
 
 def rgb_over_white(image: PIL.Image.Image, samples: Samples, label: str) -> PIL.Image.Image:
     """A new RGB picture of a decoded one, over white where it is transparent; ``label`` is its name in errors.
 
-    Deep greys are scaled linearly, their white to 255, see `_white`. Raises `DataError` for values of which is not
-    known how bright they are, and what Pillow raises for modes that it cannot convert.
+    Deep greys are scaled linearly, their white to 255, see `_white`. Raises `DataError` for values of unknown
+    brightness, and whatever Pillow raises for modes that it cannot convert.
     """
     convert = _converter(image, samples, label)
     picture = PIL.Image.new("RGB", image.size)
@@ -65,7 +65,7 @@ def rgb_over_white(image: PIL.Image.Image, samples: Samples, label: str) -> PIL.
 
 
 def _converter(image: PIL.Image.Image, samples: Samples, label: str) -> Callable[[PIL.Image.Image], PIL.Image.Image]:
-    """What makes a strip of the picture RGB, or grey, over white."""
+    """A function that converts a strip of the picture to RGB, or grey, over white."""
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         white = _white(image, samples, label)
         return lambda strip: _eight_bits(strip, white, samples.zero_is_white)
@@ -88,13 +88,13 @@ def _converter(image: PIL.Image.Image, samples: Samples, label: str) -> Callable
 
 
 def _white(image: PIL.Image.Image, samples: Samples, label: str) -> float:
-    """The value of a deep grey picture that is white: the one stated, 65535 for 16 bits, else the least of
-    `GUESSED_WHITES` that holds every value.
+    """The value of white in a deep grey picture: as stated, 65535 for 16 bits, else the least of `GUESSED_WHITES` that
+    no value exceeds.
 
     Raises `DataError` for values below 0, above white or not finite.
     """
     if samples.whites and image.mode != "F":
-        return samples.whites[0]  # integers of a known width: none is beyond it
+        return samples.whites[0]  # integers of a known width: no value is beyond it
     if image.mode.startswith("I;16"):
         return 65535
     candidates = samples.whites or (GUESSED_WHITES if image.mode == "F" else GUESSED_WHITES[1:])
@@ -119,15 +119,21 @@ def _eight_bits(strip: PIL.Image.Image, white: float, zero_is_white: bool) -> PI
     grey = np.rint(values * (255 / np.float64(white)))
     if zero_is_white:
         grey = 255 - grey
-    transparent = strip.info.get("transparency")  # PNG: the one grey that is transparent
+    transparent = strip.info.get("transparency")  # PNG: the transparent grey
     if isinstance(transparent, int):
         grey[values == transparent] = 255
     return PIL.Image.fromarray(grey.astype(np.uint8))
 
 
 def _lab_converter() -> Callable[[PIL.Image.Image], PIL.Image.Image]:
-    """CIE L*a*b* to sRGB, relative to the white of D50, which TIFF's and ICC's files have."""
-    from PIL import ImageCms  # of no use to other pictures
+    """A converter from CIE L*a*b* to sRGB, relative to D50 white, as in TIFF and ICC files."""
+    from PIL import ImageCms  # loaded for such pictures alone
 
     transform = ImageCms.buildTransform(ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), "LAB", "RGB")
-    return lambda strip: ImageCms.applyTransform(strip, transform)
+
+
+    def convert(strip: PIL.Image.Image) -> PIL.Image.Image:
+        converted = ImageCms.applyTransform(strip, transform)  # None for what is changed in place, which this is not
+        return strip if converted is None else converted
+
+    return convert

@@ -8,12 +8,13 @@ import os
 import re
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import BinaryIO
 
 import numpy as np
 import PIL.Image
+import PIL.ImageFile
 from PIL.Image import Transpose
 
 from flamingo_rt.errors import DataError
@@ -25,7 +26,7 @@ from flamingo_rt.processing.shared_context import SharedContext
 from flamingo_rt.processing.visuals import Channels, PictureSource, is_array, source_label
 
 MAX_PIXELS = 100_000_000
-# In bytes a pixel, these decoders hold up to 17, 20 and 25, the others 13 (docs/pictures.md): at most 1.3 GB.
+# These decoders take up to 17, 20 and 25 bytes a pixel, the others 13 (docs/pictures.md): at most 1.3 GB.
 FEWER_PIXELS = {"WEBP": 60_000_000, "AVIF": 60_000_000, "JPEG2000": 40_000_000}
 LARGE_PIXELS = 40_000_000  # above: decoded one at a time, however many threads read pictures
 
@@ -33,7 +34,7 @@ LARGE_PIXELS = 40_000_000  # above: decoded one at a time, however many threads 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "JPEG2000", "AVIF")
 
 ORIENTATION_TAG = 0x0112
-UPRIGHT = {
+UPRIGHT: dict[object, Transpose] = {
     2: Transpose.FLIP_LEFT_RIGHT,
     3: Transpose.ROTATE_180,
     4: Transpose.FLIP_TOP_BOTTOM,
@@ -71,13 +72,12 @@ def _discarded_stderr() -> Iterator[None]:
         os.close(kept)
 
 
-# What `settle` and `stated_samples` look at is not known any more once Pillow has decoded a picture of these.
+# Formats in which `settle` and `stated_samples` need the file: once Pillow has decoded it, they can no longer tell.
 REREAD = ("PNG", "GIF", "TIFF", "JPEG2000")
 HOLD_THEIR_DECODER = ("WEBP", "AVIF")  # as long as they live: twice the picture's memory
 
+NO_WARNINGS = SharedContext(_ignored_warnings)
 _ONE_LARGE = threading.Lock()
-_QUIET = SharedContext(_ignored_warnings)
-NO_WARNINGS = _QUIET  # animations are read by Pillow too
 _NO_STDERR = SharedContext(_discarded_stderr)
 
 
@@ -90,100 +90,51 @@ def open_picture(source: PictureSource, channels: Channels = "RGB") -> PIL.Image
     checked before anything is decoded. docs/pictures.md says what is read, and how.
     """
     label = source_label(source)
-    if channels != "RGB" and not is_array(source):
-        raise DataError(f"{label} is no array: {channels} is the order of an array's channels; leave it out")
-    if isinstance(source, (str, os.PathLike)):
-        with open_file(source) as file:
-            return _read(file, label)
-    if isinstance(source, bytes):
-        if not source:
-            raise DataError(f"{label}: no picture in 0 bytes; was the file read to its end before?")
-        return _read(io.BytesIO(source), label)
-    if isinstance(source, PIL.Image.Image):
-        with _QUIET:
-            return _of_pillow(source, label)
     if is_array(source):
         return _from_array(host_array(source, label), channels, label)
-    raise DataError(
-        f"{label} is not a picture; give a path, the bytes of a picture file, a Pillow image or a uint8 array"
-    )
-
-
-def _read(file: BinaryIO, label: str) -> PIL.Image.Image:
-    with _QUIET:
+    if channels != "RGB":
+        raise DataError(f"{label} is no array: {channels} is the order of an array's channels; leave it out")
+    file: BinaryIO
+    if isinstance(source, (str, os.PathLike)):
+        file = open_file(source)
+    elif isinstance(source, bytes) and source:
+        file = io.BytesIO(source)
+    elif isinstance(source, PIL.Image.Image):
+        content = _undecoded_file(source, label)
+        if content is None:
+            return _from_pillow(source, label)
+        file = io.BytesIO(content)
+    else:
+        raise _no_picture(source, label)
+    with file, NO_WARNINGS:
         PIL.Image.init()
-        with _opened(file, label) as image:
-            _check_size(image, label)
+        try:
+            image = PIL.Image.open(file, formats=_readable_formats())
+        except Exception as error:  # decoders raise anything at all for damaged bytes
+            raise _cannot_be_opened(error, file, label) from error
+        with image:
+            _check_extent(image.size, FEWER_PIXELS.get(image.format or "", MAX_PIXELS), label)
             with _ONE_LARGE if image.width * image.height > LARGE_PIXELS else nullcontext():
-                try:
-                    settle(image, lambda: _opened(file, label))
-                except DataError:
-                    raise
-                except Exception as error:
-                    raise _damaged(label, error) from error
-                picture = _to_rgb(image, label)
+                picture = _to_rgb(image, label, reopen=lambda: PIL.Image.open(file, formats=_readable_formats()))
                 return picture.copy() if picture is image and image.format in HOLD_THEIR_DECODER else picture
 
 
-def _opened(file: BinaryIO, label: str) -> PIL.Image.Image:
-    """A picture file with its header read. Raises `DataError` for what is none, of another format or of a kind that
-    Pillow does not read."""
-    known = [name for name in FORMATS if name in PIL.Image.OPEN]
-    file.seek(0)
-    try:
-        return PIL.Image.open(file, formats=known)
-    except PIL.Image.DecompressionBombError as error:  # Pillow's own limit, met before ours can be
-        count = re.search(r"\d+", str(error))
-        raise _too_large(label, f"{int(count[0]):,} pixels" if count else "too many pixels") from error
-    except PIL.UnidentifiedImageError as error:
-        kind = unread_kind(file)
-        if kind:
-            raise unreadable(label, kind) from error
-        file.seek(0)
-        raise DataError(
-            f"{label} is not a picture this can read, or its header is damaged: it begins with {file.read(12)!r}; "
-            f"give one of {', '.join(known)}"
-        ) from error
-    except Exception as error:  # decoders raise anything at all for damaged bytes
-        raise _damaged(label, error) from error
+def _readable_formats() -> list[str]:
+    """Those of `FORMATS` that this Pillow was built with; `PIL.Image.init` must have been called."""
+    return [name for name in FORMATS if name in PIL.Image.OPEN]
 
 
-def _of_pillow(image: PIL.Image.Image, label: str) -> PIL.Image.Image:
-    """The picture in a Pillow image, which is left as it is, but that Pillow decodes it."""
-    file = getattr(image, "fp", None)
-    if image.format in REREAD and getattr(image, "tile", None) and file is not None and image.tell() == 0:
-        try:
-            place = file.tell()
-            file.seek(0)
-            content = file.read()
-            file.seek(place)
-        except (OSError, ValueError) as error:  # ValueError: closed
-            raise _damaged(label, error) from error
-        return _read(io.BytesIO(content), label)
-    _check_size(image, label)
-    picture = _to_rgb(image, label)
-    return picture.copy() if picture is image else picture
+def _to_rgb(
+    image: PIL.Image.Image, label: str, reopen: Callable[[], PIL.ImageFile.ImageFile] | None = None
+) -> PIL.Image.Image:
+    """Decode ``image`` and make it upright 8-bit RGB; returns the image itself if it is that already. ``reopen`` opens
+    the image's file a second time, for an image that was opened here.
 
-
-def _from_array(array: np.ndarray, channels: Channels, label: str) -> PIL.Image.Image:
-    shape_fits = array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)
-    if array.dtype != np.uint8 or not shape_fits:
-        raise DataError(
-            f"{label} is not a picture; give uint8 values, shape [H, W, 3] (RGB, or BGR with channels='BGR') or [H, W] "
-            "(grey), or PixelValues of what is preprocessed already"
-        )
-    _check_extent(array.shape[1], array.shape[0], MAX_PIXELS, label)
-    if array.ndim == 2:
-        return PIL.Image.fromarray(np.ascontiguousarray(array)).convert("RGB")
-    return PIL.Image.fromarray(np.ascontiguousarray(array if channels == "RGB" else array[:, :, ::-1]))
-
-
-def _to_rgb(image: PIL.Image.Image, label: str) -> PIL.Image.Image:
-    """Decode ``image`` and make it upright 8-bit RGB: the image itself if it is that already.
-
-    Raises `DataError`, also for what Pillow's decoders raise.
+    Raises `DataError`, also for whatever Pillow's decoders raise.
     """
     try:
+        if reopen is not None and isinstance(image, PIL.ImageFile.ImageFile):
+            settle(image, reopen)
         samples = stated_samples(image, label)
         # Only libtiff prints, so that other threads lose their stderr for no other format.
         with _NO_STDERR if image.format == "TIFF" else nullcontext():
@@ -207,15 +158,75 @@ def _orientation(image: PIL.Image.Image) -> object:
         return None
 
 
-def _check_size(image: PIL.Image.Image, label: str) -> None:
-    _check_extent(image.width, image.height, FEWER_PIXELS.get(image.format or "", MAX_PIXELS), label)
+def _undecoded_file(image: PIL.Image.Image, label: str) -> bytes | None:
+    """The file behind a Pillow image that has not been decoded yet, for the formats in `REREAD`; None for any other
+    image."""
+    file = getattr(image, "fp", None)
+    if image.format not in REREAD or not getattr(image, "tile", None) or file is None or image.tell() != 0:
+        return None
+    try:
+        place = file.tell()
+        file.seek(0)
+        content = file.read()
+        file.seek(place)
+    except (OSError, ValueError) as error:  # ValueError: closed
+        raise _damaged(label, error) from error
+    return content
 
 
-def _check_extent(width: int, height: int, most: int, label: str) -> None:
+def _from_pillow(image: PIL.Image.Image, label: str) -> PIL.Image.Image:
+    """The picture in a Pillow image. The image stays as it is, but Pillow decodes it."""
+    with NO_WARNINGS:
+        _check_extent(image.size, FEWER_PIXELS.get(image.format or "", MAX_PIXELS), label)
+        picture = _to_rgb(image, label)
+        return picture.copy() if picture is image else picture
+
+
+def _from_array(array: np.ndarray, channels: Channels, label: str) -> PIL.Image.Image:
+    shape_fits = array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)
+    if array.dtype != np.uint8 or not shape_fits:
+        raise DataError(
+            f"{label} is not a picture; give uint8 values, shape [H, W, 3] (RGB, or BGR with channels='BGR') or [H, W] "
+            "(grey), or PixelValues of what is preprocessed already"
+        )
+    _check_extent((array.shape[1], array.shape[0]), MAX_PIXELS, label)
+    if array.ndim == 2:
+        return PIL.Image.fromarray(np.ascontiguousarray(array)).convert("RGB")
+    return PIL.Image.fromarray(np.ascontiguousarray(array if channels == "RGB" else array[:, :, ::-1]))
+
+
+def _check_extent(size: tuple[int, int], most: int, label: str) -> None:
+    """Raise `DataError` for a picture of ``size`` (width, height) without pixels, or with more than ``most``."""
+    width, height = size
     if width < 1 or height < 1:
         raise DataError(f"{label} is {width} x {height} pixels: there is nothing in it; give another picture")
     if width * height > min(most, MAX_PIXELS):
         raise _too_large(label, f"{width:,} x {height:,} pixels", min(most, MAX_PIXELS))
+
+
+def _cannot_be_opened(error: Exception, file: BinaryIO, label: str) -> DataError:
+    """The error for a file in which Pillow finds no picture: what it is instead, as far as that can be told."""
+    if isinstance(error, PIL.Image.DecompressionBombError):  # Pillow's own limit, met before ours can be
+        count = re.search(r"\d+", str(error))
+        return _too_large(label, f"{int(count[0]):,} pixels" if count else "too many pixels")
+    if not isinstance(error, PIL.UnidentifiedImageError):
+        return _damaged(label, error)
+    kind = unread_kind(file)
+    if kind:
+        return unreadable(label, kind)
+    file.seek(0)
+    return DataError(
+        f"{label} is not a picture this can read, or its header is damaged: it begins with {file.read(12)!r}; "
+        f"give one of {', '.join(_readable_formats())}"
+    )
+
+
+def _no_picture(source: object, label: str) -> DataError:
+    if isinstance(source, bytes):
+        return DataError(f"{label}: no picture in 0 bytes; was the file read to its end before?")
+    return DataError(
+        f"{label} is not a picture; give a path, the bytes of a picture file, a Pillow image or a uint8 array"
+    )
 
 
 def _too_large(label: str, extent: str, most: int = MAX_PIXELS) -> DataError:

@@ -1,11 +1,10 @@
-"""From pictures, clips and text, interleaved, to token ids and phi (paper §3.1.3)."""
+"""From interleaved pictures, clips and text to token ids and the media index (phi in the paper, §3.1.3)."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -29,8 +28,11 @@ class Prompt:
         return len(self.input_ids)
 
 
-def build_prompt(parts: Part | Sequence[Part], tokenizer: TextTokenizer, *, start: bool = True) -> Prompt:
+def build_prompt(
+    parts: Part | Sequence[Part], tokenizer: TextTokenizer, *, start: bool = True, continuation: str = ""
+) -> Prompt:
     """Tokenize a prompt; each visual becomes one ``<image>`` token. ``start`` puts the beginning-of-text token first.
+    ``continuation`` is text behind the prompt's parts, such as an answer; it may be the name of a file.
 
     The prompt is one text, as in training: visuals stand in it as the image token's text, neighbouring texts are joined
     without a separator (and may share tokens), and all of it is tokenized at once. A tokenizer may mark the beginning
@@ -40,29 +42,20 @@ def build_prompt(parts: Part | Sequence[Part], tokenizer: TextTokenizer, *, star
     Raises `UsageError` for an empty prompt, a part of another type, an ``<image>`` written in a text, or a text that is
     the path of a picture or clip (`names_a_file`).
     """
-    listed = _listed(parts)
-    for part in listed:
-        if isinstance(part, str) and names_a_file(part):
-            raise UsageError(f"a text of the prompt is {how_to_wrap(part)}, on the command line --image or --video; "
-                             "a path that is meant as text goes into the text beside it")
-    return _tokenized(listed, tokenizer, start)
-
-
-def _listed(parts: Any) -> list[Any]:
     alone = isinstance(parts, (str, bytes, os.PathLike, PIL.Image.Image)) or is_array(parts)
-    return [parts] if alone or not isinstance(parts, Iterable) else list(parts)
-
-
-def _tokenized(parts: Sequence[Part], tokenizer: TextTokenizer, start: bool) -> Prompt:
     visuals, pieces = [], [""]  # a text before, between and behind the visuals
-    for part in parts:
+    for part in [parts] if alone or not isinstance(parts, Iterable) else parts:
         if isinstance(part, Visual):
             visuals.append(part)
             pieces.append("")
-        elif isinstance(part, str):
-            pieces[-1] += part
-        else:
+        elif not isinstance(part, str):
             raise UsageError(f"a prompt holds str, Image, Video and PixelValues, not {how_to_wrap(part)}")
+        elif names_a_file(part):
+            raise UsageError(f"a text of the prompt is {how_to_wrap(part)}, on the command line --image or --video; "
+                             "a path that is meant as text goes into the text beside it")
+        else:
+            pieces[-1] += part
+    pieces[-1] += continuation
     image = tokenizer.tokens.image
     for piece in pieces:
         if image in piece:
@@ -82,13 +75,10 @@ def _tokenized(parts: Sequence[Part], tokenizer: TextTokenizer, start: bool) -> 
 def continuation_ids(
     parts: Part | Sequence[Part], text: str, tokenizer: TextTokenizer, *, start: bool = True
 ) -> np.ndarray:
-    """Token ids int64 [T] of a text that continues a prompt: what the two have together behind the prompt's own.
-
-    Where the text changes the prompt's last token by joining it, the ids are those of the text alone.
-    """
-    listed = _listed(parts)
-    before = build_prompt(listed, tokenizer, start=start).input_ids
-    whole = _tokenized([*listed, text], tokenizer, start).input_ids
+    """Token ids int64 [T] of a text that continues a prompt: those behind the prompt's own when both are tokenized
+    together. Where joining the text changes the prompt's last token, they are the ids of the text alone."""
+    before = build_prompt(parts, tokenizer, start=start).input_ids
+    whole = build_prompt(parts, tokenizer, start=start, continuation=text).input_ids
     if len(whole) > len(before) and np.array_equal(whole[: len(before)], before):
         return whole[len(before) :]
     return np.array(tokenizer.encode(text), dtype=np.int64)

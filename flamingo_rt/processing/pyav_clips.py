@@ -1,4 +1,4 @@
-"""Clips by PyAV, which tells what OpenCV does not: the whole display matrix, and transparency. An optional library."""
+"""Clips by PyAV, an optional library that reports what OpenCV does not: the whole display matrix, and transparency."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import PIL.Image
@@ -21,10 +21,10 @@ from flamingo_rt.processing.pictures import open_picture
 if TYPE_CHECKING:
     import av
 
-# FFmpeg's own VP8 and VP9 decoders drop the second stream, of transparency; libvpx gives both.
+# FFmpeg's own VP8 and VP9 decoders drop the second stream, the transparency; libvpx decodes both.
 DECODERS_WITH_ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 
-# Threads that decode a frame each hold one each: larger frames are decoded one at a time.
+# With frame threads each thread holds a frame: larger frames are decoded one at a time, in slices.
 THREADED_PIXELS = 4096 * 2304
 
 # The display matrix's a, b, c, d, by their signs: (x, y) is shown at (a x + c y, b x + d y), y downwards.
@@ -40,12 +40,12 @@ TRANSPOSES = {
 }
 
 
-# As in setup.cfg. Earlier ones end the process when options are given to files of some containers; 19 takes others.
+# As in setup.cfg. Earlier versions end the process when options are given for some containers; 19 takes other options.
 OLDEST, BELOW = (17, 1), (19, 0)
 
 
 def installed() -> bool:
-    """Whether PyAV is there, its libraries load, and it is of a version that this uses."""
+    """Whether PyAV is installed, in a supported version, and its libraries load."""
     try:
         import av
     except ImportError:
@@ -54,7 +54,7 @@ def installed() -> bool:
 
 
 class PyavClip:
-    """An opened clip, as `open_clip` gives it."""
+    """An opened clip; see `decoded_clip.Clip`."""
 
     def __init__(self, container: av.container.InputContainer, label: str) -> None:
         self._container, self._label = container, label
@@ -70,8 +70,8 @@ class PyavClip:
         self.stated_frames = self._stream.frames or _frames_of_duration(container, self._stream)
 
     def frames(self) -> Iterator[ClipFrame]:
-        """Decode to the end or to the first packet that cannot be decoded. Raises `DataError` for a display matrix that
-        is no multiple of a quarter turn."""
+        """Decode to the end or to the first undecodable packet. Raises `DataError` for a display matrix that is no
+        multiple of a quarter turn."""
         import av
 
         decoder = self._decoder()
@@ -86,17 +86,18 @@ class PyavClip:
     def _decoder(self) -> av.VideoCodecContext:
         import av
 
-        native = self._stream.codec_context
-        name = DECODERS_WITH_ALPHA.get(native.name)
+        decoder = self._stream.codec_context
+        large = decoder.width * decoder.height > THREADED_PIXELS
+        name = DECODERS_WITH_ALPHA.get(decoder.name)
         if name is not None and self._stream.metadata.get("alpha_mode") == "1":
-            native = av.CodecContext.create(name, "r")
-        native.options = {"max_pixels": str(clip.MAX_FRAME_PIXELS)}
-        large = self._stream.codec_context.width * self._stream.codec_context.height > THREADED_PIXELS
-        native.thread_type = "SLICE" if large else "AUTO"
-        return native
+            decoder = cast("av.VideoCodecContext", av.CodecContext.create(name, "r"))
+        decoder.options = {"max_pixels": str(clip.MAX_FRAME_PIXELS)}
+        decoder.thread_type = "SLICE" if large else "AUTO"
+        return decoder
 
-    def _declared_turn(self) -> av.sidedata.sidedata.SideData | None:
-        """The display matrix of the stream, which FFmpeg gives to frames of its own decoder only."""
+    def _declared_turn(self) -> Any:
+        """The display matrix of the stream (PyAV's side data, or None), which FFmpeg gives to frames of its own decoder
+        only."""
         for packet in self._container.demux(self._stream):
             for frame in packet.decode():
                 self._container.seek(0)
@@ -104,7 +105,8 @@ class PyavClip:
         return None
 
     def _frame(self, frame: av.VideoFrame, turn: Any) -> ClipFrame:
-        start = math.nan if frame.pts is None else float(frame.pts * self._stream.time_base)
+        pts, base = frame.pts, self._stream.time_base
+        start = math.nan if pts is None or base is None else float(pts * base)
         matrix = frame.side_data.get("DISPLAYMATRIX") or turn
         return ClipFrame(frame.width, frame.height, start, lambda: self._picture(frame, matrix))
 
@@ -120,19 +122,19 @@ class PyavClip:
         return image if transpose is None else image.transpose(transpose)
 
     def _has_alpha(self, frame: av.VideoFrame) -> bool:
-        if frame.format.has_palette:  # others than PNG's are opaque, whatever their fourth byte is
+        if frame.format.has_palette:  # palettes other than PNG's are opaque, whatever their fourth byte is
             return self._stream.codec_context.name == "png"
         return any(component.is_alpha for component in frame.format.components)
 
 
 @contextmanager
 def open_clip(path: str, label: str) -> Iterator[PyavClip]:
-    """Open a clip, letting FFmpeg see no other file. Raises `DataError` when it is none, or has no pictures."""
+    """Open a clip, letting FFmpeg see no other file. Raises `DataError` for a file that is no clip or has no frames."""
     import av
 
     options = {
         "format_whitelist": ",".join(FORMATS), "protocol_whitelist": ",".join(PROTOCOLS),
-        "max_pixels": str(clip.MAX_FRAME_PIXELS),  # for the first frames, which FFmpeg may decode to know the stream
+        "max_pixels": str(clip.MAX_FRAME_PIXELS),  # for the frames that FFmpeg may decode to probe the stream
     }
     try:
         container = av.open(f"file:{os.path.abspath(path)}", options=options, metadata_errors="replace")
@@ -145,20 +147,21 @@ def open_clip(path: str, label: str) -> Iterator[PyavClip]:
 
 
 def _frames_of_duration(container: av.container.InputContainer, stream: av.VideoStream) -> int:
-    """The count that duration and rate make, as OpenCV reckons it; 0 where one is not stated."""
+    """The frame count from duration and rate, as OpenCV computes it; 0 where either is not stated."""
     if not container.duration or container.duration < 0 or not stream.average_rate:
         return 0
     return int(container.duration / 1e6 * float(stream.average_rate) + 0.5)
 
 
 def _converted(frame: av.VideoFrame, mode: str) -> PIL.Image.Image:
-    # Chroma by the filter that OpenCV takes, so that both libraries give the same pictures.
+    # OpenCV's filter for chroma, so that both libraries give the same pictures.
     plane = frame.reformat(format="rgb24" if mode == "RGB" else "rgba", interpolation="BICUBIC").planes[0]
-    return PIL.Image.frombuffer(mode, (frame.width, frame.height), plane, "raw", mode, plane.line_size, 1)
+    content = cast("bytes", plane)  # it has the buffer protocol, which PyAV's types do not say
+    return PIL.Image.frombuffer(mode, (frame.width, frame.height), content, "raw", mode, plane.line_size, 1)
 
 
 def _transpose(matrix: bytes, label: str) -> Transpose | None:
-    """What to do with a frame so that it is shown as its display matrix says, but for its scale.
+    """The operation that shows a frame as its display matrix says, apart from scale.
 
     Raises `DataError` for an angle that is no multiple of 90 degrees.
     """
@@ -166,7 +169,7 @@ def _transpose(matrix: bytes, label: str) -> Transpose | None:
     largest = max(map(abs, (a, b, c, d)))
     if largest == 0:  # no matrix at all
         return None
-    # Of a quarter turn, one diagonal is zero; a scale may differ across and down.
+    # In a quarter turn one diagonal is zero; the scale may differ across and down.
     signs = tuple((number > 0) - (number < 0) if abs(number) > 0.02 * largest else 0 for number in (a, b, c, d))
     if signs not in TRANSPOSES:
         raise not_a_quarter_turn(label, math.degrees(math.atan2(b, a)))

@@ -1,4 +1,4 @@
-"""A context for state that belongs to the whole process, such as warning filters, entered from many threads."""
+"""A context manager for process-wide state, such as warning filters, entered from many threads."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from types import TracebackType
 
 
 class SharedContext:
-    """Enters ``make()`` with the first thread that comes in and leaves it with the last that goes out.
+    """Enters ``make()`` with the first thread that enters and exits it with the last that leaves.
 
-    A plain save-and-restore context loses the state when threads overlap: the one that entered second restores
-    what the first had set, for good.
+    A plain save-and-restore context loses the state when threads overlap: the second to enter would restore what the
+    first had set, for good.
     """
 
     def __init__(self, make: Callable[[], AbstractContextManager[object]]) -> None:

@@ -16,7 +16,7 @@ from flamingo_rt.processing.prompt import Part
 from flamingo_rt.processing.visuals import Visual, how_to_wrap
 
 Visuals = Visual | Sequence[Visual]
-SHOWN_PARTS = 6  # of a shot, in a message
+SHOWN_PARTS = 6  # parts of a shot named in a message
 
 
 def caption_shot(config: FlamingoConfig, visuals: Visuals, caption: str) -> list[Part]:
@@ -47,14 +47,15 @@ def question_prompt(
 
 
 def asks_for_caption(config: FlamingoConfig, parts: Part | Sequence[Part]) -> bool:
-    """Whether a prompt ends in a picture or a clip and the model's text that asks for its caption."""
+    """Whether a prompt ends in a picture or a clip and the model's text that asks for a caption."""
     listed = [parts] if isinstance(parts, (str, Visual)) else list(parts)
     visuals = [index for index, part in enumerate(listed) if isinstance(part, Visual)]
-    return bool(visuals) and "".join(listed[visuals[-1] + 1 :]).strip() == config.prompts.caption.strip()
+    after = "".join(part for part in listed[visuals[-1] + 1 :] if isinstance(part, str)) if visuals else ""
+    return bool(visuals) and after.strip() == config.prompts.caption.strip()
 
 
 def asks_about_a_picture(config: FlamingoConfig, text: str) -> bool:
-    """Whether a text is the model's own that asks for a caption, or its form of a question."""
+    """Whether a text is the model's request for a caption, or a question in the model's form."""
     before, after = (part.strip() for part in config.prompts.question.split("{}"))
     text = text.strip()
     framed = text.startswith(before) and text.endswith(after) and bool(before or after)
@@ -91,7 +92,7 @@ def _visuals(visuals: Any, may_be_empty: bool = False) -> list[Visual]:
 
 
 def _entries(shot: Any, names: str) -> Sequence[Any]:
-    """The parts of a shot, which may be pictures of any size: a message says how many there are and of which type."""
+    """The parts of a shot. The error names their number and types, not their content: they may be large pictures."""
     if not isinstance(shot, (list, tuple)):
         raise UsageError(f"a shot is of type {type(shot).__name__}: give a tuple ({names})")
     wanted = len(names.split(","))

@@ -34,7 +34,7 @@ class TextTokenizer:
         return token
 
     def _written(self, text: str) -> int:
-        """The id of a special token that prompts hold as text: it must be found between words."""
+        """The id of a special token that prompts hold as text: the tokenizer must find it between letters."""
         token = self._special(text)
         if self.encode(f"a{text}a").count(token) != 1:
             raise DataError(f"{self._path} does not find its token {text!r} in a text: make it a special added token")

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 import PIL.Image
 
@@ -21,23 +21,27 @@ from flamingo_rt.processing.visuals import Video, is_array
 Frame = TypeVar("Frame")
 Preprocess = Callable[[PIL.Image.Image], Frame]
 
-# What is decoded of one clip is bounded by its file's size: a header of a few bytes can show the same frames again and
-# again. A still hour of 1080p takes some 100,000 pixels and a tenth of a frame a byte.
+# A file's size bounds how much of it is decoded: a few bytes of header can repeat the same frames without end. A still
+# hour of 1080p has some 100,000 pixels, and a tenth of a frame, for each byte.
 PIXELS_PER_BYTE, LEAST_PIXELS, MOST_PIXELS = 200_000, 10**10, 10**12  # 10^12: 4.5 hours of 1080p, 30 frames a second
 BYTES_PER_FRAME, LEAST_FRAMES, MOST_FRAMES = 8, 10_000, 1_000_000
 
 Opener = Callable[[], AbstractContextManager[Clip]]
 
 
-def read_frames(video: Video, preprocess: Preprocess[Frame] = lambda picture: picture) -> list[Frame]:
-    """Read ``video.frames`` RGB pictures, or fewer with ``video.fps``, as `frames_in_time` says; each is preprocessed
-    as it comes, so that no more than one is held whole.
+@overload
+def read_frames(video: Video) -> list[PIL.Image.Image]: ...
+@overload
+def read_frames(video: Video, preprocess: Preprocess[Frame]) -> list[Frame]: ...
+def read_frames(video: Video, preprocess: Preprocess[Any] = lambda picture: picture) -> list[Any]:
+    """Read ``video.frames`` RGB pictures, or fewer with ``video.fps``, chosen by `frames_in_time`; each is preprocessed
+    as it comes, so that only one is held whole.
 
-    A file is decoded from its start to its end, because the frame count in its header may be missing or wrong; what
-    follows undecodable data is not part of the clip. Pictures of a sequence, and frames without timestamps, are taken
-    by index, as `frame_indices` says. Animated pictures are read by Pillow, other files by PyAV, or by OpenCV without
-    it. Raises `DataError` when the clip is missing, empty, cannot be decoded or has more in it than is decoded, and
-    `DependencyError` when a file needs a library that is not installed.
+    A file is decoded from its start to its end, because the frame count in its header may be missing or wrong; frames
+    after undecodable data are not part of the clip. Pictures of a sequence, and frames without timestamps, are chosen
+    by index, by `frame_indices`. Animated pictures are read by Pillow, other files by PyAV, or by OpenCV without it.
+    Raises `DataError` when the clip is missing, empty, cannot be decoded or has more frames or pixels than are decoded,
+    and `DependencyError` when a file needs a library that is not installed.
     """
     source = video.source
     if isinstance(source, (str, os.PathLike)):
@@ -71,7 +75,7 @@ def _read_file(path: str, video: Video, preprocess: Preprocess[Frame]) -> list[F
     with quiet:
         reading.run_to_the_end(video.frames)
         indices = _chosen(reading, video)
-        if not reading.kept.keys() >= set(indices):  # the header was wrong, or the rate varies: now the times are known
+        if not reading.kept.keys() >= set(indices):  # the header was wrong or the rate varies; the times are known now
             reading.run_again(indices)
     if not reading.kept.keys() >= set(indices):
         raise DataError(f"{video.label} decodes differently from one reading to the next; convert it or copy it again")
@@ -79,7 +83,7 @@ def _read_file(path: str, video: Video, preprocess: Preprocess[Frame]) -> list[F
 
 
 def _reader(beginning: bytes) -> tuple[Any, AbstractContextManager[Any]]:
-    """The module that reads a file which begins so, and what keeps it quiet."""
+    """The module that reads a file with this beginning, and a context that keeps its library quiet."""
     if animations.is_animation(beginning):
         return animations, nullcontext()
     if pyav_clips.installed():
@@ -102,7 +106,7 @@ def _chosen(reading: _Reading, video: Video) -> list[int]:
 
 @dataclass(frozen=True)
 class _Bounds:
-    """What is decoded of one clip, at most."""
+    """The most frames and pixels decoded from one clip."""
 
     frames: int
     pixels: int
@@ -114,7 +118,7 @@ class _Bounds:
 
 
 class _Reading:
-    """The frames of a clip that are kept, preprocessed, by index, and the times of all."""
+    """The reading of one clip: preprocessed frames that are kept, by index, and the start times of all frames."""
 
     def __init__(self, opener: Opener, label: str, bounds: _Bounds, preprocess: Preprocess[Any]) -> None:
         self._opener, self._label, self._bounds, self._preprocess = opener, label, bounds, preprocess
@@ -123,12 +127,12 @@ class _Reading:
         self.end: float | None = None
 
     def run_to_the_end(self, frames: int) -> None:
-        """Decode all frames; keep those that are wanted if the header is right and the rate constant."""
+        """Decode all frames; keep those that will be wanted if the header is right and the rate constant."""
         with self._opener() as clip:
             self._run(clip, set(frame_indices(clip.stated_frames, frames)) if clip.stated_frames else set(), None)
 
     def run_again(self, indices: Collection[int]) -> None:
-        """Decode up to the last of the indices, and keep these."""
+        """Decode up to the last of the indices and keep these frames."""
         self.kept, self.starts = {}, []
         with self._opener() as clip:
             self._run(clip, set(indices), max(indices))
@@ -140,7 +144,7 @@ class _Reading:
             pixels += frame.width * frame.height
             if index == self._bounds.frames or pixels > self._bounds.pixels:
                 raise DataError(f"{self._label} goes on after {index:,} frames of {frame.width:,} x {frame.height:,} "
-                                "pixels, more than are decoded of a file of its size: cut it shorter, or convert it")
+                                "pixels, more than are decoded from a file of its size: cut it shorter, or convert it")
             self.starts.append(frame.start)
             self.end = frame.end
             if index in wanted:

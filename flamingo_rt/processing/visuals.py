@@ -1,10 +1,11 @@
-"""The media a prompt can hold: one picture, one video clip, or pixel values of either. Types only; `pictures`, `video`
-and `given_pixels` read them."""
+"""The visuals a prompt can hold: a picture, a video clip, or pixel values of either. Types only; `preprocess` reads
+them."""
 
 from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -24,7 +25,7 @@ CLIP_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".mpeg
 
 
 class DlpackArray(Protocol):
-    """An array of another library that DLPack hands on: torch, JAX, CuPy."""
+    """An array of another library with DLPack: torch, JAX, CuPy."""
 
     def __dlpack__(self, **options: Any) -> Any: ...
 
@@ -32,11 +33,14 @@ class DlpackArray(Protocol):
 
 
 class CudaArray(Protocol):
-    """An array in device memory that says where it lies: numba, PyCUDA, camera frames."""
+    """An array in device memory with CUDA's array interface: numba, PyCUDA, camera frames."""
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]: ...
 
+
+# One line that begins with the root, the current, the parent or the home folder, a drive of Windows, or a scheme.
+_BEGINS_AS_A_PATH = re.compile(r"(?:\.{0,2}[/\\]\S|~\S*[/\\]|[A-Za-z]:[/\\]|[A-Za-z][A-Za-z0-9+.-]+://).*")
 
 Array = np.ndarray | DlpackArray | CudaArray
 PictureSource = str | os.PathLike | bytes | PIL.Image.Image | Array
@@ -49,11 +53,11 @@ Channels = Literal["RGB", "BGR"]
 class Image:
     """One picture: a path, the bytes of a picture file, a Pillow image, or an array, uint8 [H, W, 3] or [H, W].
 
-    An array is numpy's or one of another library, such as a tensor or a camera frame. Its channels are RGB, or those of
-    ``channels``: OpenCV's frames are "BGR". One in device memory is copied to the host, by its library, and
-    preprocessed there: `PixelValues` can stay.
+    An array is numpy's or another library's, such as a tensor or a camera frame. Its channels are RGB, or "BGR" as in
+    OpenCV's frames. An array in device memory is copied to the host by its library and preprocessed there; give
+    `PixelValues` to leave it on the device.
 
-    Raises `UsageError` when ``channels`` is neither "RGB" nor "BGR", and for "BGR" of what is no array.
+    Raises `UsageError` when ``channels`` is neither "RGB" nor "BGR", and for "BGR" without an array.
     """
 
     source: PictureSource
@@ -71,14 +75,14 @@ class Image:
 @dataclass(frozen=True, eq=False)
 class Video:
     """One clip: the path of a video file, a sequence of pictures, or an array, uint8 [T, H, W, 3]. The model sees
-    ``frames`` of its frames; no others are copied from a device. ``channels`` is the order of arrays' channels, as in
+    ``frames`` of its frames; only these are copied from a device. ``channels`` is the order of arrays' channels, as in
     `Image`.
 
-    They are those shown at the centres of ``frames`` equal intervals of the clip's time (of a sequence: of its length).
-    With ``fps``, which files alone have, they are ``fps`` a second, unless that makes more than ``frames``.
+    The frames are those shown at the centres of ``frames`` equal intervals of the clip's time (of a sequence's length).
+    With ``fps``, for files alone, they are ``fps`` a second, unless that makes more than ``frames``.
 
-    Raises `UsageError` when ``frames`` is not an integer from 1 to `MAX_FRAMES`, ``fps`` not a number above 0 or asked
-    of no file, when ``channels`` is neither "RGB" nor "BGR", and for "BGR" of a file.
+    Raises `UsageError` when ``frames`` is not an integer from 1 to `MAX_FRAMES`, ``fps`` is not a number above 0 or
+    is given for no file, when ``channels`` is neither "RGB" nor "BGR", and for "BGR" of a file.
     """
 
     source: VideoSource
@@ -108,14 +112,15 @@ class Video:
 
 @dataclass(frozen=True, eq=False)
 class PixelValues:
-    """A picture or a clip that is preprocessed already: float32 [3, H, W], or [F, 3, H, W] for a clip, of which the
-    model sees all frames. H and W are the model's image size, the channels RGB, normalised: ``Model.config.vision`` and
-    ``Model.config.preprocessing`` say how, docs/device-arrays.md has an example.
+    """A preprocessed picture, float32 [3, H, W], or clip, [F, 3, H, W], of which the model sees all frames. H and W are
+    the model's image size, the channels RGB and normalised by ``Model.config.preprocessing``; docs/device-arrays.md has
+    an example.
 
-    In host memory: numpy, or what DLPack hands on, such as a tensor; it is a picture like any other. In device memory,
-    by DLPack or ``__cuda_array_interface__``: an engine that computes there reads it where it is, C-contiguous and
-    aligned to 256 bytes; it may be written again when the call that was given it (`Model.generate`, `Model.prompt`, …)
-    has returned. Its content is not looked at: it is encoded each time, once a call however often it stands there.
+    In host memory it is a numpy array or an array with DLPack, such as a tensor, and is treated like a picture. In
+    device memory (DLPack or ``__cuda_array_interface__``) it must be C-contiguous and aligned to 256 bytes, and a
+    backend that computes there reads it in place; it may be overwritten once the call that was given it
+    (`Model.generate`, `Model.prompt`, ...) has returned. Its content is not looked at, so it is encoded in every call,
+    once for each call.
     """
 
     array: Array
@@ -141,12 +146,12 @@ def _is_number(value: Any, kind: type) -> bool:
 
 
 def is_array(value: Any) -> bool:
-    """Whether it is an array, of any library and in any memory."""
+    """Whether a value is an array, of any library and in any memory."""
     return hasattr(value, "__dlpack__") or is_device_array(value)
 
 
 def source_label(source: Any) -> str:
-    """A short name for any source: its path, or what it is."""
+    """A short name for any source: its path, or its type and shape."""
     if isinstance(source, (str, os.PathLike)):
         return os.fsdecode(source)
     if isinstance(source, bytes):
@@ -162,7 +167,7 @@ def source_label(source: Any) -> str:
 
 
 def how_to_wrap(value: Any) -> str:
-    """What a value is that stands where a picture or clip should, and how to write it: for messages."""
+    """Text for messages: the kind of a value that was given in place of a picture or clip, and how to write it."""
     if isinstance(value, (str, os.PathLike)):
         path = os.fsdecode(value)
         if "://" in path:
@@ -183,9 +188,16 @@ def how_to_wrap(value: Any) -> str:
 
 
 def names_a_file(text: str) -> bool:
-    """Whether a text is the path of a picture or clip: it ends as their files' names do, and is one word or the path
-    of a file that is there."""
+    """Whether a text is the path of a picture or clip, also one that does not exist.
+
+    It ends as such files' names do, and is a single word, or begins as only a path or an address does, or is in a
+    folder that exists, or is the name of a file that exists. Other texts of several words may be prompts that mention
+    a file.
+    """
     text = text.rstrip()
     if os.path.splitext(text)[1].lower() not in (*PICTURE_SUFFIXES, *CLIP_SUFFIXES):
         return False
-    return not any(character.isspace() for character in text) or os.path.isfile(text)
+    if not any(character.isspace() for character in text) or _BEGINS_AS_A_PATH.fullmatch(text):
+        return True
+    folder = os.path.dirname(text)
+    return os.path.isfile(text) or (bool(folder) and os.path.isdir(folder))

@@ -1,4 +1,4 @@
-"""The answer of one row while it grows: text that can be streamed, and the rule that ends it."""
+"""One row's answer while it grows: text that can be streamed, and the rule that ends it."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from copy import copy
 from flamingo_rt.processing.tokenizer import TextTokenizer
 from flamingo_rt.runtime.generation_options import GenerationOptions, StopReason
 
-UNFINISHED_CHARACTER = "\ufffd"  # what a decoder shows for bytes that are not yet a whole character
-# Tokens that are decoded again with a new one: enough that the first of them rarely begins within a character.
+UNFINISHED_CHARACTER = "\ufffd"  # decoders show it for bytes that are not yet a whole character
+# Tokens decoded again with each new one: enough that the first of them rarely begins within a character.
 TAIL_TOKENS = 8
 
 
@@ -21,27 +21,27 @@ class Answer:
     ) -> None:
         self._tokenizer, self._stop = tokenizer, options.stop
         self._limit, self._limit_reason = limit, limit_reason
-        self._start = 0  # of the tail, the tokens that are decoded
+        self._start = 0  # first token of the tail, the tokens that are decoded
         self._given = 0  # characters of the tail's text that have been given out
         self.tokens: list[int] = []
         self.logprobs: list[float] = []
-        self.text = ""  # what has been given out
+        self.text = ""  # text that has been given out
         self.stop_reason: StopReason | None = None
-        self._stop_logprob = 0.0  # of the token that ended it
+        self._stop_logprob = 0.0  # log-probability of the stop token
 
     @property
     def probability(self) -> float:
-        """Of the tokens so far, and of the stop token that ended them, under the model: 0 to 1."""
+        """The model's probability of the tokens so far, stop token included: 0 to 1."""
         return math.exp(min(0.0, math.fsum(self.logprobs) + self._stop_logprob))
 
     @property
     def stop_ids(self) -> frozenset[int]:
-        """The tokens that end it."""
+        """The tokens that end the answer."""
         return self._tokenizer.stop_ids
 
     @property
     def room(self) -> int:
-        """How many tokens it may still take."""
+        """The number of tokens that may still be added."""
         return self._limit - len(self.tokens)
 
     def fork(self) -> Answer:
@@ -51,7 +51,7 @@ class Answer:
         return other
 
     def push(self, token: int, logprob: float) -> str:
-        """Take the next token; returns the text that is now certain, possibly empty. Nothing more after the end."""
+        """Take the next token; returns the text that is now certain, possibly empty. Takes nothing after the end."""
         if self.stop_reason is not None:
             return ""
         if token in self._tokenizer.stop_ids:
@@ -70,7 +70,7 @@ class Answer:
         return self._give(held[: len(held) - self._uncertain(held)])
 
     def _held(self) -> str:
-        """The text that has not been given out: what decoding all tokens would give behind ``text``."""
+        """The text that has not been given out: decoding all tokens would give it after ``text``."""
         tail = self._tokenizer.decode(self.tokens[self._start :])
         held = tail[self._given :]
         if len(self.tokens) - self._start >= 2 * TAIL_TOKENS:
@@ -78,10 +78,10 @@ class Answer:
         return held
 
     def _shorten_tail(self, tail: str, held: str) -> None:
-        """Leave the first tokens of the tail out, unless that changes the text of the others.
+        """Drop the first tokens of the tail, unless that changes the text of the others.
 
-        A tail that begins with a whole character begins where one does. It must begin with a character that was given
-        out: some tokenizers drop a space that comes first.
+        A tail whose text begins with a whole character begins at a character's boundary. That character must have been
+        given out: some tokenizers drop a leading space.
         """
         start = len(self.tokens) - TAIL_TOKENS
         text = self._tokenizer.decode(self.tokens[start:])
@@ -97,7 +97,7 @@ class Answer:
     def _uncertain(self, held: str) -> int:
         """Characters at the end that later tokens may still change: part of a character, the start of a stop text."""
         whole = held.rstrip(UNFINISHED_CHARACTER)
-        kept = 0  # of the whole characters: the unfinished one may turn out to continue a stop text
+        kept = 0  # whole characters to hold: an unfinished one may turn out to continue a stop text
         for stop in self._stop:
             for length in range(min(len(stop) - 1, len(whole)), kept, -1):
                 if whole.endswith(stop[:length]):

@@ -1,15 +1,18 @@
-"""Arrays of an ``.npz`` file whose types and shapes are known beforehand, read without trusting what it says of itself.
+"""Arrays of an untrusted ``.npz`` file whose types and shapes are known beforehand.
 
-Records that are compressed, or longer or shorter than the array that is expected, are refused before their bytes are
-read; an array's header is compared with a pattern, not evaluated.
+Records that are compressed, or longer or shorter than the expected array, are refused before their bytes are read; an
+array's header is compared with a pattern, not evaluated.
 """
 
 from __future__ import annotations
 
 import math
 import re
+import struct
 import zipfile
+import zlib
 from pathlib import Path
+from typing import IO, cast
 
 import numpy as np
 
@@ -21,10 +24,15 @@ _HEADER = re.compile(
 _MOST_HEADER_BYTES = 1024
 _BLOCK = 1 << 24
 
+# What zipfile, numpy and the fields of a damaged file raise; zipfile's for an unknown compression and for encryption
+# are RuntimeError and its child.
+DAMAGE = (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, OverflowError, MemoryError, struct.error,
+          zlib.error, zipfile.BadZipFile)
+
 
 class ArrayArchive:
-    """An open ``.npz`` file; a context manager. Methods raise `ValueError` for what is not as expected, `KeyError`
-    for a missing array, and what `zipfile` raises for a damaged archive."""
+    """An open ``.npz`` file; a context manager. Methods raise `ValueError` for an array that is not as
+    expected, `KeyError` for a missing one, and whatever `zipfile` raises for a damaged archive."""
 
     def __init__(self, path: Path) -> None:
         self._zip = zipfile.ZipFile(path)
@@ -49,7 +57,7 @@ class ArrayArchive:
         return self.array(name, dtype, shape)
 
     def array(self, name: str, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
-        """The array of this type and shape, in C order, its checksum compared; a copy that may be written to."""
+        """Read the array of this type and shape, in C order, and compare its checksum; returns a writable copy."""
         record = self._record(name)
         with self._zip.open(record) as file:
             stated, header_bytes = _header(file, name, dtype)
@@ -62,9 +70,9 @@ class ArrayArchive:
             values = array.reshape(-1).view(np.uint8)
             for start in range(0, nbytes, _BLOCK):
                 block = values[start : start + _BLOCK]
-                if file.readinto(block) != len(block):
+                if cast("zipfile.ZipExtFile", file).readinto(block.data) != len(block):
                     raise EOFError(f"{name} is cut short")
-            file.read(1)  # the end, where the checksum is compared
+            file.read(1)  # reaching the end compares the checksum
         return array
 
     def _stated(self, name: str, dtype: str) -> tuple[int, ...]:
@@ -78,8 +86,8 @@ class ArrayArchive:
         return record
 
 
-def _header(file: zipfile.ZipExtFile, name: str, dtype: str) -> tuple[tuple[int, ...], int]:
-    """The shape that an array's header states, and the header's bytes; the type must be ``dtype``, the order C."""
+def _header(file: IO[bytes], name: str, dtype: str) -> tuple[tuple[int, ...], int]:
+    """The shape in an array's header, and the header's length in bytes; the type must be ``dtype``, the order C."""
     start = file.read(len(_MAGIC) + 2)
     length = int.from_bytes(start[-2:], "little")
     if not start.startswith(_MAGIC) or len(start) != len(_MAGIC) + 2 or length > _MOST_HEADER_BYTES:

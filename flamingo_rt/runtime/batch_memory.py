@@ -1,6 +1,6 @@
-"""How much memory a batch needs, before it is asked for: a refusal instead of a killed process.
+"""The memory a batch needs, computed before it is allocated: a refusal instead of a killed process.
 
-Where it is not known how much there is, nothing is refused.
+Where the available memory is not known, nothing is refused.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from flamingo_rt.system_memory import available_bytes, readable_bytes
 
 @dataclass(frozen=True)
 class Prefill:
-    """What is read at once: ``tokens`` new ones a row, padding included, behind ``cached`` ones; of all rows
-    ``together``, or of one row at a time."""
+    """A prefill of ``tokens`` new tokens a row, padding included, after ``cached`` ones; all rows ``together``, or one
+    row at a time."""
 
     config: FlamingoConfig
     tokens: int
@@ -30,7 +30,7 @@ class Prefill:
     together: bool = True
 
     def bytes(self, rows: int, capacity: int) -> int:
-        """Of a batch whose rows have room for ``capacity`` tokens, if that is less than are to be read."""
+        """Bytes computed for ``rows`` rows; ``capacity`` bounds the tokens of a row."""
         tokens, total = min(self.tokens, capacity), min(self.cached + self.tokens, capacity)
         return prefill_bytes(self.config, rows if self.together else 1, tokens, total)
 
@@ -39,11 +39,11 @@ def check_memory(
     backend: Backend, rows: int, capacity: int, visuals: int, kind: str = "rows", prefill: Prefill | None = None,
 ) -> None:
     """Raise `DataError` when ``rows`` rows of ``capacity`` tokens and at most ``visuals`` visuals each, and their
-    ``prefill``, need more memory than there is where the ``backend`` computes; it says how many would fit. ``kind`` is
-    what the caller calls them: rows or beams.
+    ``prefill``, need more memory than is available where the ``backend`` computes. The message says how many would fit.
+    ``kind`` is the caller's word for the rows: rows or beams.
 
-    On a device what prefill computes is not counted: runtimes hold memory for that from before, nobody knows how much,
-    and what they cannot get in the end is an error of its own."""
+    On a device the prefill is not counted: runtimes reserve memory for it beforehand, of unknown size, and raise an
+    error of their own when it is not enough."""
     on_device = backend.available_bytes()
     specs, place = backend.specs, "" if on_device is None else " on the GPU"
     if on_device is not None:
@@ -71,20 +71,19 @@ def check_memory(
 
 
 def _most(limit: int, fits: Callable[[int], bool]) -> int:
-    """The largest number below ``limit`` that fits, where all smaller ones do; 0 where none does."""
+    """The largest number below ``limit`` that fits, 0 if none does; every number below one that fits must fit too."""
     return max(0, bisect_left(range(1, limit), True, key=lambda count: not fits(count)))
 
 
 def prefill_bytes(config: FlamingoConfig, rows: int, tokens: int, total: int) -> int:
-    """Bytes of what the language model computes on its way through ``tokens`` new tokens a row, ``total`` with those
-    before them, in float32: what is alive in its largest layer at once, as ONNX Runtime runs it.
+    """Bytes of the language model's activations for ``tokens`` new tokens a row (``total`` with those before them), in
+    float32: what is alive at once in its largest layer, as ONNX Runtime runs it.
 
-    A token's vectors: the residual stream, its norm and a layer's result (3 * width), and either attention's queries,
-    keys and values (merged, split and turned: 3 times) or a feed-forward's inner vectors (before and after the
-    activation: 2; gated and split: 7). Pairs of a token and one that it may look at: scores themselves are computed in
-    pieces, but position biases are whole. ALiBi's: a number a head (4 bytes), and the distances as int64 and float32.
-    Relative ones: products, scaled, indices (int64) and gathered, 20 bytes a head, and the distances three times as
-    int64.
+    Per token: the residual stream, its norm and a layer's result (3 * width), and either the attention's queries, keys
+    and values (merged, split and transposed: 3 times) or a feed-forward's inner vectors (before and after the
+    activation: 2; gated and split: 7). Per pair of tokens: attention scores are computed in pieces, but position biases
+    are whole. ALiBi: a number a head (4 bytes), and the distances as int64 and float32. Relative positions: products,
+    scaled, indices (int64) and gathered, 20 bytes a head, and the distances three times as int64.
     """
     language, cross = config.language, config.cross_attention
     attention = 3 * (language.heads + 2 * language.kv_heads) * cached_head_width(language)
@@ -96,8 +95,8 @@ def prefill_bytes(config: FlamingoConfig, rows: int, tokens: int, total: int) ->
 
 
 def needed_bytes(specs: dict[str, GraphSpec], rows: int, capacity: int, visuals: int) -> int:
-    """Bytes of what the language model reads and writes: the cache, media and logits of a batch."""
-    spec, latents = specs[LANGUAGE_MODEL], specs[RESAMPLER].outputs[0].shape[2]
+    """Bytes of the language model's inputs and outputs: the cache, media and logits of a batch."""
+    spec, latents = specs[LANGUAGE_MODEL], specs[RESAMPLER].outputs[0].resolve({"M": 1})[2]
     sizes = {"B": rows, "C": capacity, "T": capacity, "S": max(1, visuals) * latents, "K": 1}
-    tensors = (*spec.inputs, spec.output(LOGITS))  # the rest is small, or written over an input
+    tensors = (*spec.inputs, spec.output(LOGITS))  # other outputs are small, or written over an input
     return sum(math.prod(tensor.resolve(sizes)) * np.dtype(tensor.array_dtype).itemsize for tensor in tensors)

@@ -1,14 +1,15 @@
 """Beam search, by the rules of the transformers library (`generate(num_beams=…, early_stopping=False)`):
 
-- A step looks at the best (1 + number of end tokens) * beams continuations of all beams together, by the sum of their
-  log-probabilities, at least 2 * beams of them; a repetition penalty acts on log-probabilities.
-- One that ends is a finished answer if it is among the best ``beams`` of these, else it is dropped; its score is its
-  sum / tokens ** length_penalty, the end token counted in both. The best ``beams`` finished answers are kept.
-- The best ``beams`` of those that do not end are the next beams.
-- The search ends when there are ``beams`` finished answers and the worst of them is no worse than the best sum of this
-  step / its tokens ** length_penalty; or at the limit of tokens, where the beams are finished answers too.
+- A step takes the best (1 + number of end tokens) * beams continuations of all beams together, at least 2 * beams of
+  them, by the sum of their log-probabilities; a repetition penalty acts on log-probabilities.
+- A continuation that ends is a finished answer if it is among the best ``beams`` of these, else it is dropped. Its
+  score is sum / tokens ** length_penalty, with the end token counted in both. The best ``beams`` finished answers are
+  kept.
+- The best ``beams`` continuations that do not end are the next beams.
+- The search ends when there are ``beams`` finished answers and the worst of them scores no lower than this step's best
+  sum / tokens ** length_penalty; or at the limit of tokens, where the beams become finished answers too.
 
-Here a stop text ends a continuation as an end token does, and the tokens of the stop text count.
+Here a stop text ends a continuation as an end token does, and its tokens count.
 """
 
 from __future__ import annotations
@@ -39,21 +40,22 @@ class FinishedAnswers:
 
     def __init__(self, most: int, length_penalty: float) -> None:
         self._most, self._length_penalty = most, length_penalty
-        self._scored: list[tuple[float, Answer]] = []  # ascending; of equals the later one is last
+        self._scored: list[tuple[float, Answer]] = []  # ascending; among equals the later one is last
 
     def add(self, beam: Beam, tokens: int) -> None:
-        """``tokens`` long, its end token counted."""
+        """Add an answer of ``tokens`` tokens, its end token counted."""
         score = self._score(beam.total, tokens)
         if len(self._scored) == self._most and score <= self._scored[0][0]:
             return
         self._scored = sorted([*self._scored, (score, beam.answer)], key=lambda entry: entry[0])[-self._most :]
 
     def cannot_improve(self, best_total: float, tokens: int) -> bool:
-        """Whether the search ends when the best sum of a step that made answers of ``tokens`` tokens is this."""
+        """Whether no finished answer can be displaced, given the best sum of a step whose answers have ``tokens``
+        tokens."""
         return len(self._scored) == self._most and self._scored[0][0] >= self._score(best_total, tokens)
 
     def best(self) -> Answer:
-        """The one with the largest score."""
+        """The answer with the largest score."""
         return self._scored[-1][1]
 
     def _score(self, total: float, tokens: int) -> float:
@@ -62,9 +64,11 @@ class FinishedAnswers:
 
 @dataclass(frozen=True)
 class Continuation:
-    """A beam and one more token: ``total`` decides, ``logprob`` is the token's own under the model."""
+    """The ``beam`` in a ``row`` and one more token: ranked by ``total``; ``logprob`` is the token's own under the
+    model."""
 
     row: int
+    beam: Beam
     token: int
     logprob: float
     total: float
@@ -84,26 +88,26 @@ class BeamSearch:
         self._scratch = np.empty(vocab_size, dtype=np.float32)
 
     def advance(self, logits: np.ndarray) -> tuple[np.ndarray, list[int]] | None:
-        """logits float32 [rows, vocab] of the rows so far (at first one) -> each row's next token, int64 [beams], and
-        the row whose past it goes on from; None when the search has ended."""
+        """Take one step. ``logits`` float32 [rows, vocab] are those of the present rows (at first one). Returns each
+        row's next token, int64 [beams], and the row whose past it continues; None when the search has ended."""
         self._tokens += 1
         continuations, ended, running = self._divided(logits)
         for beam in ended:
             self._finished.add(beam, self._tokens)
         if not running or self._finished.cannot_improve(continuations[0].total, self._tokens):
             return None
-        if any(beam.answer.stop_reason for beam, _ in running):  # the limit, which is the same for all
+        if any(beam.answer.stop_reason for beam, _ in running):  # the limit of tokens, reached by all at once
             for beam, _ in running:
                 self._finished.add(beam, self._tokens)
             return None
         return self._placed(running)
 
     def best(self) -> Answer:
-        """The answer, when the search has ended."""
+        """The best answer, once the search has ended."""
         return self._finished.best()
 
     def _divided(self, logits: np.ndarray) -> tuple[list[Continuation], list[Beam], list[tuple[Beam, Continuation]]]:
-        """The best continuations, those of them that are finished answers, and the next beams."""
+        """The best continuations, the finished answers among them, and the next beams."""
         beams, count = self._options.beams, self._count
         while True:
             continuations = self._best(logits, count)
@@ -122,7 +126,7 @@ class BeamSearch:
             count *= 2
 
     def _grown(self, continuation: Continuation) -> Beam:
-        answer = self._rows[continuation.row].answer.fork()
+        answer = continuation.beam.answer.fork()
         answer.push(continuation.token, continuation.logprob)
         return Beam(answer, continuation.total)
 
@@ -150,10 +154,10 @@ class BeamSearch:
             logprobs, scores = every[tokens], penalised[tokens]
         for token, logprob, score in zip(tokens.tolist(), logprobs.tolist(), scores.tolist(), strict=True):
             if score > -math.inf:
-                yield Continuation(row, token, logprob, beam.total + score)
+                yield Continuation(row, beam, token, logprob, beam.total + score)
 
     def _placed(self, running: Sequence[tuple[Beam, Continuation]]) -> tuple[np.ndarray, list[int]]:
-        """Give each beam a row: where it can its parent's, so that only what forks is copied."""
+        """Give each beam a row, its parent's where possible, so that only forked beams are copied."""
         rows = len(self._rows)
         tokens, parents = np.zeros(rows, dtype=np.int64), list(range(rows))
         self._rows = [None] * rows
@@ -164,7 +168,7 @@ class BeamSearch:
             else:
                 forked.append((beam, continuation))
         free = [row for row, beam in enumerate(self._rows) if beam is None]
-        for row, (beam, continuation) in zip(free, forked, strict=False):  # fewer beams than rows may go on
+        for row, (beam, continuation) in zip(free, forked, strict=False):  # there may be fewer beams than rows
             self._rows[row], tokens[row], parents[row] = beam, continuation.token, continuation.row
         return tokens, parents
 
@@ -172,7 +176,7 @@ class BeamSearch:
 def search(
     decoder: Decoder, logits: np.ndarray, beams: BeamSearch, rows: int, timer: StageTimer, counts: Counts
 ) -> Answer:
-    """Run the search of one prompt to its end; ``logits`` [1, vocab] are those after the prompt, the only row."""
+    """Run the search of one prompt to its end. ``logits`` [1, vocab] are those after the prompt in the only row."""
     chosen = beams.advance(logits)
     if chosen is not None:
         decoder.expand_rows(rows)

@@ -1,17 +1,16 @@
-"""A compiled prompt: what a model remembers of a prefix, in a file that queries of other processes continue.
+"""Compiled prompts: the state of a model after a prefix, in a file that queries of other processes continue.
 
-An uncompressed ``.npz`` (numpy's, without pickles): the self-attention cache, the media that later tokens may still
-look at, the token ids, and a JSON object that says which model and which shots they are of. The archive has a checksum
-of every array, so a damaged file is noticed.
+The file is an uncompressed ``.npz`` (numpy's, without pickles): the self-attention cache, the media that later tokens
+may still look at, the token ids, and a JSON object that names the model and the shots. The archive has a checksum of
+every array, so a damaged file is noticed.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import struct
+import re
 import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,21 +25,18 @@ from flamingo_rt.errors import DataError
 from flamingo_rt.files import replacing_file
 from flamingo_rt.json_files import parse_json
 from flamingo_rt.printable import printable
-from flamingo_rt.runtime.array_archive import ArrayArchive
+from flamingo_rt.runtime.array_archive import DAMAGE, ArrayArchive
 from flamingo_rt.runtime.decoder import Prefix
 
 FORMAT_VERSION = 1
 ABOUT, IDS = "about", "input_ids"
 MOST_ABOUT_BYTES = 16_000_000  # the texts and names of the shots; a context of a million tokens is a few MB
-# What zipfile, numpy and the fields of a damaged file raise; zipfile's for an unknown compression and for encryption
-# are RuntimeError and its child.
-_DAMAGE = (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, OverflowError, MemoryError, struct.error,
-           zlib.error, zipfile.BadZipFile)
 
 
 @dataclass(frozen=True)
 class CompiledPrompt:
-    """The state after a prompt: ``input_ids`` int64 [T], its number of ``visuals``, and what ``about`` says of it."""
+    """The state after a prompt: its ``input_ids`` int64 [T], its number of ``visuals``, and the JSON object ``about``
+    that names its model and its shots."""
 
     prefix: Prefix
     input_ids: np.ndarray
@@ -60,11 +56,12 @@ def write_prompt(path: Path, prompt: CompiledPrompt) -> None:
         **{f"{slot}.{name}": array for slot, media in enumerate(prompt.prefix.media) for name, array in media.items()},
     }
     with replacing_file(path) as beside, beside.open("wb") as file:
-        np.savez(file, **{name: np.ascontiguousarray(array) for name, array in arrays.items()})
+        contiguous: dict[str, Any] = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+        np.savez(file, **contiguous)
 
 
 def read_about(path: str | os.PathLike) -> dict[str, Any]:
-    """What a compiled prompt says of itself. Raises `DataError` when it is none, or of a newer format."""
+    """The JSON object of a compiled prompt. Raises `DataError` for another file, and for a newer format."""
     with _explained(path), ArrayArchive(_existing(path)) as file:
         about = parse_json(file.vector(ABOUT, "uint8", MOST_ABOUT_BYTES).tobytes())
     version = about.get("format_version") if isinstance(about, dict) else None
@@ -79,10 +76,18 @@ def read_about(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def read_prompt(
-    path: str | os.PathLike, config: FlamingoConfig, specs: dict[str, GraphSpec], about: Mapping[str, Any]
+    path: str | os.PathLike, config: FlamingoConfig, specs: dict[str, GraphSpec], identity: str
 ) -> CompiledPrompt:
-    """Read a compiled prompt of a model with this configuration and these graphs, which says ``about`` itself what
-    `read_about` gave. Raises `DataError` when it is damaged or does not fit."""
+    """Read a compiled prompt of the bundle with this ``identity``, configuration and graphs.
+
+    Raises `DataError` when the file is damaged, or was compiled for another bundle.
+    """
+    about = read_about(path)
+    if about.get("bundle") != identity:
+        raise DataError(
+            f"compiled prompt {os.fsdecode(path)} is of another bundle ({_short(about.get('bundle'))}; this one is "
+            f"{_short(identity)}): {_recompiling(about)}"
+        )
     with _explained(path), ArrayArchive(_existing(path)) as file:
         ids, slots, visuals = file.vector(IDS, "int64", config.language.context), about["media"], about["visuals"]
         if type(slots) is not int or type(visuals) is not int or not 0 <= slots <= visuals <= config.max_visuals:
@@ -101,6 +106,21 @@ def read_prompt(
     return CompiledPrompt(Prefix(cache, len(ids), kept), ids, visuals, about)
 
 
+def _short(identity: object) -> str:
+    """The beginning of a bundle's identity. Names are no help: they are free to choose, and so often the same."""
+    known = isinstance(identity, str) and re.fullmatch(r"[0-9a-f]{64}", identity)
+    return f"manifest {str(identity)[:12]}" if known else "without a manifest's hash"
+
+
+def _recompiling(about: Mapping[str, Any]) -> str:
+    """How to compile the prompt for this bundle. Quotes no text of the file: it may be a stranger's, and look like
+    advice."""
+    shots = about.get("shots")
+    if isinstance(shots, list) and shots:
+        return f"compile its {len(shots)} shots again for this one with flamingo-rt prompt compile"
+    return "make it again with this model's prompt() and save()"
+
+
 def _existing(path: str | os.PathLike) -> Path:
     if not Path(path).is_file():
         raise DataError(f"there is no compiled prompt at {path}: flamingo-rt prompt compile writes one")
@@ -111,9 +131,9 @@ def _existing(path: str | os.PathLike) -> Path:
 
 @contextmanager
 def _explained(path: str | os.PathLike) -> Iterator[None]:
-    """Whatever reading a damaged archive raises becomes a `DataError` that names the file."""
+    """Turn whatever reading a damaged archive raises into a `DataError` that names the file."""
     try:
         yield
-    except _DAMAGE as error:
+    except DAMAGE as error:
         reason = printable(str(error))[:200]
         raise DataError(f"compiled prompt {path} is damaged ({reason}): compile it again") from error

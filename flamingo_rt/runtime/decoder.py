@@ -1,14 +1,16 @@
-"""One batch in flight: a cache allocated once, filled by prefill, extended in place by one token or several."""
+"""One batch in flight: a cache opened once, filled by prefill, extended in place by one token or several, and closed by
+whoever opened the decoder.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from flamingo_rt.backend import Backend, GreedySteps
+from flamingo_rt.backend import Backend, GreedySteps, present_buffers
 from flamingo_rt.config import FlamingoConfig
 from flamingo_rt.contract import (
     CACHE_LENGTH,
@@ -20,10 +22,6 @@ from flamingo_rt.contract import (
     NEXT_LOGPROB,
     NEXT_TOKEN,
     RESAMPLER,
-    GraphSpec,
-    layer_parts,
-    past_name,
-    present_name,
 )
 from flamingo_rt.runtime.visual_encoder import VisualMedia, stack_rows
 
@@ -48,13 +46,14 @@ class Prefix:
 
 
 class Decoder:
-    """Runs the language model over a batch of ``rows`` rows with room for ``capacity`` tokens each."""
+    """Runs the language model over a batch of ``rows`` rows with room for ``capacity`` tokens each.
 
-    def __init__(
-        self, backend: Backend, config: FlamingoConfig, specs: dict[str, GraphSpec], rows: int, capacity: int
-    ) -> None:
-        self._backend, self._config, self._specs = backend, config, specs
-        self._parts = layer_parts(config.language.layers)
+    It opens a cache of the backend's: use it in a ``with`` block, or call `close`.
+    """
+
+    def __init__(self, backend: Backend, config: FlamingoConfig, rows: int, capacity: int) -> None:
+        """Raises `DataError` for more tokens than the backend takes, or than there is memory for."""
+        self._backend, self._config = backend, config
         self._capacity = capacity
         self._cache = backend.cache(rows, capacity)
         self.lengths = np.zeros(rows, dtype=np.int64)
@@ -62,11 +61,22 @@ class Decoder:
         self._common = 0  # tokens that all rows have in common since `expand_rows`
         self._steps: dict[int, _Step] = {}
         self._greedy: GreedySteps | None = None
-        self._step_media: dict[str, np.ndarray] | None = None  # of all steps: they look at the same
+        self._step_media: dict[str, np.ndarray] | None = None  # shared by all steps: they look at the same visuals
+
+    def __enter__(self) -> Decoder:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the cache back. Closing twice does nothing; what was bound to the cache is dropped before."""
+        self._drop_steps()
+        self._cache.close()
 
     @property
     def runs_ahead(self) -> bool:
-        """Whether greedy steps are begun before the tokens of those before them are known."""
+        """Whether a greedy step begins before the tokens of the previous one are known."""
         return self._backend.steps_ahead > 0
 
     def restore(self, prefix: Prefix) -> None:
@@ -115,8 +125,8 @@ class Decoder:
         return self._take(tokens[None])[0]
 
     def greedy(self, tokens: np.ndarray, most: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Take one token for each row, int64 [B], and then in each step the likeliest one of the step before; yields
-        what each of at most ``most`` steps chose, int64 [B], and its log-probabilities, float32 [B]."""
+        """Take one token for each row, int64 [B], then in each step the likeliest token of the previous one. Yields the
+        tokens chosen by each of at most ``most`` steps, int64 [B], and their log-probabilities, float32 [B]."""
         if self._greedy is None:
             self._greedy = self._bind_greedy()
         steps, begun = self._greedy, 0
@@ -130,25 +140,24 @@ class Decoder:
                 self.lengths += 1
                 yield chosen
         finally:
-            steps.finish()  # what ran ahead has written behind the rows' ends, where the next tokens are written
+            steps.finish()  # steps that ran ahead wrote behind the rows' ends, where the next tokens will be written
 
     def rewind(self, length: int) -> None:
-        """Forget what the only row has behind its first ``length`` tokens; the next tokens are written over it."""
+        """Shorten the only row to its first ``length`` tokens; the next tokens overwrite the rest."""
         self.lengths[0] = length
 
     def expand_rows(self, rows: int) -> None:
         """Make the only row ``rows`` equal rows; nothing is computed again."""
         length = int(self.lengths[0])
-        self._steps.clear()  # they hold the buffers of one row
-        self._greedy = self._step_media = None
-        self._cache.expand_rows(rows, length)
+        self._drop_steps()  # they hold the buffers of one row
+        self._cache = self._cache.expand_rows(rows, length)
         self.lengths = np.full(rows, length)
         self._media = self._media * rows
         self._common = length
 
     def reorder(self, parents: Sequence[int]) -> None:
-        """Let each row go on from what the row ``parents[row]`` has, in place. All must have the same length, and come
-        from one `expand_rows`: what they have had since then is copied, for the rows that change."""
+        """Continue each row from the tokens of row ``parents[row]``, in place. All rows must have the same length and
+        come from one `expand_rows`: the tokens since then are copied, for the rows that change."""
         moved = [row for row, parent in enumerate(parents) if parent != row]
         since = slice(self._common, int(self.lengths[0]))
         if not moved or since.start == since.stop:
@@ -168,17 +177,17 @@ class Decoder:
         return step.logits
 
     def _bounded(self, lengths: np.ndarray, count: int) -> np.ndarray:
-        """A row that has ended goes on beside the others; it must not write behind its buffer."""
+        """``lengths``, cut so that ``count`` tokens fit: a row that has ended still runs beside the others."""
         return np.minimum(lengths, self._capacity - count)
 
     def _forward(
-        self, rows: Sequence[Row], lengths: np.ndarray, wanted: Sequence[np.ndarray], cache: dict[str, Any]
+        self, rows: Sequence[Row], lengths: np.ndarray, wanted: Sequence[np.ndarray], cache: Mapping[str, Any]
     ) -> np.ndarray:
         """Logits [B, K, vocab] at each row's ``wanted`` positions; the rows' ``cache``, filled up to ``lengths``, is
         extended."""
         length = max(len(row.input_ids) for row in rows)
         input_ids, media_index = (np.zeros((len(rows), length), dtype=np.int64) for _ in range(2))
-        for index, row in enumerate(rows):  # right padding: what is behind a row's end is overwritten later
+        for index, row in enumerate(rows):  # right padding: slots behind a row's end are overwritten later
             input_ids[index, : len(row.input_ids)] = row.input_ids
             media_index[index, : len(row.media_index)] = row.media_index
         inputs = {
@@ -186,32 +195,37 @@ class Decoder:
             MEDIA_INDEX: media_index,
             LOGITS_INDEX: np.stack(wanted).astype(np.int64),
             CACHE_LENGTH: lengths.copy(),
-            **stack_rows([row.media for row in rows], self._specs[RESAMPLER]),
+            **stack_rows([row.media for row in rows], self._backend.specs[RESAMPLER]),
         }
         logits = self._logits(*inputs[LOGITS_INDEX].shape)
-        self._backend.bind(LANGUAGE_MODEL, {**inputs, **cache}, {LOGITS: logits, **self._present(cache)})()
+        self._backend.bind(LANGUAGE_MODEL, {**inputs, **cache}, {LOGITS: logits, **present_buffers(cache)})()
         return logits
 
     def _bind_step(self, count: int) -> _Step:
-        """The step that takes ``count`` tokens a row and gives the logits after each."""
+        """A step that takes ``count`` tokens a row and gives the logits after each."""
         inputs, cache = self._step_inputs(count), self._cache.buffers()
         logits = self._logits(len(self.lengths), count)
         run = self._backend.bind(
-            LANGUAGE_MODEL, {**inputs, **cache}, {LOGITS: logits, **self._present(cache)}, _constant(inputs)
+            LANGUAGE_MODEL, {**inputs, **cache}, {LOGITS: logits, **present_buffers(cache)}, _constant(inputs)
         )
         return _Step(inputs[INPUT_IDS], inputs[CACHE_LENGTH], logits, run)
 
     def _bind_greedy(self) -> GreedySteps:
-        """The step that takes a token a row and gives the likeliest ones behind them."""
-        inputs, cache, rows = self._step_inputs(1), self._cache.buffers(), len(self.lengths)
+        """Steps that take one token a row and choose the likeliest next one."""
+        inputs, rows = self._step_inputs(1), len(self.lengths)
         chosen = {NEXT_TOKEN: np.empty((rows, 1), np.int64), NEXT_LOGPROB: np.empty((rows, 1), np.float32)}
-        return self._backend.greedy_steps({**inputs, **cache}, {**chosen, **self._present(cache)}, _constant(inputs))
+        return self._backend.greedy_steps(self._cache, inputs, chosen, _constant(inputs))
+
+    def _drop_steps(self) -> None:
+        """Forget the bound steps: they hold the cache's buffers."""
+        self._steps.clear()
+        self._greedy = self._step_media = None
 
     def _step_inputs(self, count: int) -> dict[str, np.ndarray]:
-        """Of a step of ``count`` tokens a row, the cache apart."""
+        """Inputs of a step of ``count`` tokens a row, without the cache."""
         rows = len(self.lengths)
         if self._step_media is None:
-            self._step_media = stack_rows(self._media, self._specs[RESAMPLER])
+            self._step_media = stack_rows(self._media, self._backend.specs[RESAMPLER])
         return {
             INPUT_IDS: np.zeros((rows, count), dtype=np.int64),
             CACHE_LENGTH: self.lengths.copy(),
@@ -223,19 +237,15 @@ class Decoder:
     def _logits(self, rows: int, wanted: int) -> np.ndarray:
         return np.empty((rows, wanted, self._config.language.vocab_size), dtype=np.float32)
 
-    def _present(self, cache: dict[str, Any]) -> dict[str, Any]:
-        """The cache's buffers once more, as what is written."""
-        return {present_name(*part): cache[past_name(*part)] for part in self._parts}
-
 
 def _constant(inputs: dict[str, np.ndarray]) -> list[str]:
-    """What is the same in all steps."""
+    """Names of the inputs that are the same in all steps."""
     return [name for name in inputs if name not in (INPUT_IDS, CACHE_LENGTH)]
 
 
 @dataclass(frozen=True)
 class _Step:
-    """A step of one or several tokens a row, bound once, and its buffers."""
+    """A bound step of one or several tokens a row, and its buffers."""
 
     input_ids: np.ndarray
     cache_length: np.ndarray

@@ -1,31 +1,33 @@
-"""The decode loop, written once over any backend. Streaming is the primitive; whole answers consume it."""
+"""The decode loop, written once over any backend: from the logits after the prompts to whole answers. Streaming is the
+primitive; whole answers consume it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field
+from typing import cast
 
 import numpy as np
 
 from flamingo_rt.runtime.answer import Answer
 from flamingo_rt.runtime.beams import BeamSearch, search
 from flamingo_rt.runtime.decoder import Decoder, Row
-from flamingo_rt.runtime.draft_length import StepCosts
 from flamingo_rt.runtime.generation_options import SPECULATION, GenerationOptions, GenerationResult
 from flamingo_rt.runtime.sampling import Sampler, check_choice
-from flamingo_rt.runtime.speculation import PromptLookup, speculate
+from flamingo_rt.runtime.speculation import DraftLength, PromptLookup, speculate
 from flamingo_rt.runtime.timing import Counts, StageTimer
+from flamingo_rt.step_costs import StepCosts
 
 Choice = tuple[int, float]  # a token and its log-probability
+OpenDecoder = Callable[[], AbstractContextManager[Decoder]]  # a decoder whose cache is given back behind the block
 
 
 @dataclass
 class GrowingRow:
-    """A prompt and its answer so far. ``row`` is what is still to be read of it, ``ids`` int64 [T] all its tokens,
-    ``usual_probability`` what answers to such prompts have at least; None where that is not known."""
+    """A row of a batch: ``ids`` int64 [T] are all tokens of its prompt, ``answer`` grows behind them.
+    ``usual_probability`` is a probability that answers to such prompts usually reach, None where none is known."""
 
-    row: Row
     ids: np.ndarray
     answer: Answer
     counts: Counts = field(default_factory=Counts)
@@ -33,8 +35,8 @@ class GrowingRow:
 
     @property
     def unlike_validation(self) -> bool | None:
-        """Whether the finished answer is less likely than usual; None where that cannot be said: what an answer that
-        was cut would have come to is not known, but for that it is no likelier than its beginning."""
+        """Whether the finished answer is less likely than usual; None where that cannot be said. A cut answer would
+        have become no likelier than its beginning, so only "less likely" can be said of it."""
         if self.usual_probability is None:
             return None
         below = self.answer.probability < self.usual_probability
@@ -42,14 +44,18 @@ class GrowingRow:
 
 
 class BatchGeneration:
-    """Rows that grow together: iterating runs the loop, and yields the new texts of every row."""
+    """Rows that grow together: iterating runs the loop and yields every row's new text."""
 
-    def __init__(self, pieces: Iterator[list[str]], rows: Sequence[GrowingRow], timer: StageTimer) -> None:
-        """``pieces`` is the loop, which lets ``rows`` grow."""
+    def __init__(self, pieces: Generator[list[str]], rows: Sequence[GrowingRow], timer: StageTimer) -> None:
+        """``pieces`` is the loop that grows ``rows``."""
         self._pieces, self._rows, self._timer = pieces, rows, timer
 
     def __iter__(self) -> Iterator[list[str]]:
         return self._pieces
+
+    def close(self) -> None:
+        """Give the answers up, and the cache back. Otherwise that happens at the end, or when this object goes."""
+        self._pieces.close()
 
     def results(self) -> list[GenerationResult]:
         """Run to the end; one result for each row."""
@@ -75,33 +81,54 @@ class Generation:
     def __iter__(self) -> Iterator[str]:
         return (pieces[0] for pieces in self._batch if pieces[0])
 
+    def close(self) -> None:
+        """Give the answer up, and the memory that it takes back, without waiting for this object to go."""
+        self._batch.close()
+
     def result(self) -> GenerationResult:
-        """The finished answer; runs what has not been iterated."""
+        """The finished answer; runs the loop to its end."""
         return self._batch.results()[0]
 
 
 def decode_rows(
-    decoder: Decoder, rows: Sequence[GrowingRow], options: GenerationOptions, costs: StepCosts, timer: StageTimer
-) -> Iterator[list[str]]:
-    """Read the prompts, then let their answers grow together, greedily or drawn; yields the new texts of each step.
-    ``costs`` are what the model's steps took in other answers, for one row that guesses ahead."""
-    with timer.stage("prefill"):
-        logits = decoder.prefill([row.row for row in rows])
+    open_decoder: OpenDecoder, prompts: Sequence[Row], rows: Sequence[GrowingRow], options: GenerationOptions,
+    costs: StepCosts, timer: StageTimer,
+) -> Generator[list[str]]:
+    """Read the prompts, then grow their answers together, greedily or drawn; yields the new texts of each step.
+
+    ``costs`` are those of steps of several tokens, for one row that guesses ahead. The decoder is opened by the first
+    step, and closed when the answers end, fail or are given up: an answer that nobody asks for has no cache.
+    """
+    with open_decoder() as decoder:
+        with timer.stage("prefill"):
+            logits = decoder.prefill(prompts)
+        with closing(_pieces(decoder, logits, rows, options, costs, timer)) as pieces:
+            yield from pieces
+
+
+def _pieces(
+    decoder: Decoder, logits: np.ndarray, rows: Sequence[GrowingRow], options: GenerationOptions, costs: StepCosts,
+    timer: StageTimer,
+) -> Generator[list[str]]:
+    """Grow the answers behind the ``logits`` float32 [B, vocab] of the prompts, in the way that the options ask for."""
     samplers = [Sampler(options, logits.shape[-1], row.ids, index) for index, row in enumerate(rows)]
     most = _guesses(options, decoder, len(rows))
     if most:
         (row,) = rows
         lookup = PromptLookup(row.ids.tolist(), row.answer.stop_ids)
-        pieces = speculate(decoder, logits[0], row.answer, samplers[0], lookup, most, costs, timer, row.counts)
-        return ([piece] for piece in pieces)
+        length = DraftLength(most, costs)
+        for piece in speculate(decoder, logits[0], row.answer, samplers[0], lookup, length, timer, row.counts):
+            yield [piece]
+        return
     first = [sampler.choose(row) for sampler, row in zip(samplers, logits, strict=True)]
     if options.temperature == 0.0 and options.repetition_penalty == 1.0:
-        return _greedily(decoder, first, rows, timer)
-    return _step_by_step(decoder, first, rows, samplers, timer)
+        yield from _greedily(decoder, first, rows, timer)
+    else:
+        yield from _step_by_step(decoder, first, rows, samplers, timer)
 
 
 def _guesses(options: GenerationOptions, decoder: Decoder, rows: int) -> int:
-    """How many tokens may be guessed in a step."""
+    """The largest number of tokens to guess in a step."""
     if rows > 1 or options.temperature > 0.0:
         return 0
     if options.speculation is None:
@@ -110,16 +137,16 @@ def _guesses(options: GenerationOptions, decoder: Decoder, rows: int) -> int:
 
 
 def search_rows(
-    make_decoder: Callable[[], Decoder], rows: Sequence[GrowingRow], options: GenerationOptions, timer: StageTimer
-) -> Iterator[list[str]]:
-    """Search the answers of the prompts one after the other, each with a decoder of one row; yields each text whole."""
-    for row in rows:
-        decoder = make_decoder()
-        with timer.stage("prefill"):
-            logits = decoder.prefill([row.row])
-        beams = BeamSearch(options, row.answer, row.ids, logits.shape[-1])
-        row.answer = search(decoder, logits, beams, options.beams, timer, row.counts)
-        del decoder  # and its cache, before the next one is made
+    open_decoder: OpenDecoder, prompts: Sequence[Row], rows: Sequence[GrowingRow], options: GenerationOptions,
+    timer: StageTimer,
+) -> Generator[list[str]]:
+    """Search the answers one prompt after the other, each with a decoder of one row; yields each text whole."""
+    for prompt, row in zip(prompts, rows, strict=True):
+        with open_decoder() as decoder:
+            with timer.stage("prefill"):
+                logits = decoder.prefill([prompt])
+            beams = BeamSearch(options, row.answer, row.ids, logits.shape[-1])
+            row.answer = search(decoder, logits, beams, options.beams, timer, row.counts)
         yield [row.answer.text if each is row else "" for each in rows]
 
 
@@ -127,7 +154,7 @@ def _step_by_step(
     decoder: Decoder, first: Sequence[Choice], rows: Sequence[GrowingRow], samplers: Sequence[Sampler],
     timer: StageTimer,
 ) -> Iterator[list[str]]:
-    """One token for every unfinished row in each step, chosen from the logits; ``first`` are those after the
+    """Take one token for every unfinished row in each step, chosen from the logits; ``first`` are the tokens after the
     prompts."""
     choices = list(first)
     yield _pushed(rows, choices)
@@ -143,10 +170,11 @@ def _step_by_step(
 def _greedily(
     decoder: Decoder, first: Sequence[Choice], rows: Sequence[GrowingRow], timer: StageTimer
 ) -> Iterator[list[str]]:
-    """The same for greedy rows, whose tokens are chosen where the language model runs."""
+    """`_step_by_step` for greedy rows, whose tokens are chosen by the language model's graph."""
     yield _pushed(rows, first)
     most = max(row.answer.room for row in rows if row.answer.stop_reason is None) if _unfinished(rows) else 0
-    with closing(decoder.greedy(np.array([token for token, _ in first], dtype=np.int64), most)) as steps:
+    tokens = np.array([token for token, _ in first], dtype=np.int64)
+    with closing(cast("Generator[tuple[np.ndarray, np.ndarray], None, None]", decoder.greedy(tokens, most))) as steps:
         while _unfinished(rows):
             with timer.stage("decode"):
                 tokens, logprobs = next(steps)
@@ -161,12 +189,12 @@ def _unfinished(rows: Sequence[GrowingRow]) -> bool:
 
 
 def _counted(rows: Sequence[GrowingRow], choices: Sequence[Choice]) -> list[str]:
-    """`_pushed`, of one step more."""
+    """`_pushed`, after counting one step for every row."""
     for row in rows:
         row.counts.steps += 1
     return _pushed(rows, choices)
 
 
 def _pushed(rows: Sequence[GrowingRow], choices: Sequence[Choice]) -> list[str]:
-    """Each row's new text; a row that has ended takes nothing."""
+    """Give each row its token; returns their new texts. A row that has ended takes nothing."""
     return [row.answer.push(*choice) for row, choice in zip(rows, choices, strict=True)]

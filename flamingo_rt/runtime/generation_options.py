@@ -1,22 +1,22 @@
-"""What a caller can ask of a generation, and what comes back."""
+"""The options of a generation and its results."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from numbers import Integral, Real
-from typing import Literal
+from typing import Any, Literal
 
 from flamingo_rt.errors import UsageError
 
 MOST, MOST_SEED, MOST_TEMPERATURE = 2**31 - 1, 2**63 - 1, 1e12  # more is a slip of the finger
-SPECULATION = 7  # tokens guessed ahead, where nothing else is asked for
+SPECULATION = 7  # default number of tokens guessed ahead
 
 StopReason = Literal["end_of_chunk", "stop_string", "max_new_tokens", "context"]
 
 
 @dataclass(frozen=True)
 class GenerationOptions:
-    """How tokens are chosen and when to stop.
+    """Options of a generation: the choice of tokens and the end of the answer.
 
     ``temperature`` 0 is greedy; then ``top_k``, ``top_p`` and ``seed`` have no effect. ``repetition_penalty`` divides
     the positive logits of tokens already in the row (arXiv 1909.05858, §4.1).
@@ -24,10 +24,10 @@ class GenerationOptions:
     ``beams`` above 1 is beam search by the rules of `flamingo_rt.runtime.beams`; among finished answers it takes the
     one with the largest sum of log-probabilities / tokens ** ``length_penalty``: above 0 favours longer answers.
 
-    ``speculation`` is the most tokens that are guessed ahead in one step, 0 for none. It changes the time of a greedy
-    answer, not its tokens, and applies to one row at a time (`flamingo_rt.runtime.speculation`). None is
-    `SPECULATION` where a step is waited for, and 0 where steps are begun before the tokens of those before them are
-    known, on a GPU: guesses would have to wait for them.
+    ``speculation`` is the largest number of tokens guessed ahead in one step, 0 for none. It changes the time of a
+    greedy answer, not its tokens, and applies to one row at a time (`flamingo_rt.runtime.speculation`). None is
+    `SPECULATION` on backends that finish each step before the next, and 0 on GPUs, where steps begin before the tokens
+    of the steps before them are known: guesses would have to wait for those tokens.
 
     Raises `UsageError` for a value out of range, and for beams with a temperature.
     """
@@ -77,18 +77,27 @@ class GenerationOptions:
             )
 
 
+def options_with(options: GenerationOptions | None, changes: dict[str, Any]) -> GenerationOptions:
+    """The options (None: the defaults) with some fields changed. Raises `UsageError` for an unknown field."""
+    known = [field.name for field in fields(GenerationOptions)]
+    for name in changes:
+        if name not in known:
+            raise UsageError(f"unknown generation option {name!r}; known: {', '.join(known)}")
+    return replace(options or GenerationOptions(), **changes)
+
+
 @dataclass(frozen=True)
 class GenerationResult:
-    """One finished answer. ``tokens`` are without the stop token; ``logprobs`` are of the model, before temperature
-    and penalties, one for each token. ``timings`` in milliseconds: images, vision, resampler, prefill, decode.
+    """One finished answer. ``tokens`` exclude the stop token; ``logprobs``, one for each token, are those of the model
+    before temperature and penalties. ``timings`` in milliseconds: images, vision, resampler, prefill, decode.
 
-    ``probability`` is the model's own of this answer, of all its tokens and the stop token together: 0 to 1.
-    ``unlike_validation`` says whether it is below what 95% of the model's captions of its own kind of pictures reach,
-    as its bundle records it: then the picture is likely one that the model knows nothing of. None where that cannot be
-    said: the bundle records nothing, the answer is no caption, was drawn or penalised, or was cut before it fell below.
+    ``probability`` is the model's probability of the whole answer, stop token included: 0 to 1. ``unlike_validation``
+    says whether it is below the probability that 95% of the model's captions reach on pictures of its own kind, as its
+    bundle records it: then the picture is likely of a kind the model does not know. None where that cannot be said: the
+    bundle records nothing, the answer is no caption, was drawn or penalised, or was cut before it fell below.
 
-    ``steps`` are the runs of the language model after the prefill, of the whole batch where rows run together. Of the
-    ``drafted`` tokens that speculation guessed, ``accepted`` were those that the model chose.
+    ``steps`` counts the runs of the language model after the prefill, shared by all rows that run together. Speculation
+    guessed ``drafted`` tokens, and the model chose ``accepted`` of them.
     """
 
     text: str
@@ -106,10 +115,11 @@ class GenerationResult:
 
 @dataclass(frozen=True)
 class Score:
-    """One candidate answer: the sum of its tokens' log-probabilities, and its share among the candidates.
+    """One candidate answer. ``logprob`` is the sum of its tokens' log-probabilities, ``probability`` its share among
+    the candidates.
 
-    ``total_probability``, the same in every score of a call, is the model's that its answer begins with any of the
-    candidates: where it is next to nothing, their order says next to nothing.
+    ``total_probability``, equal in all scores of a call, is the model's probability of an answer that begins with any
+    of the candidates: where it is close to zero, their order means little.
 
     ``timings`` in milliseconds are of the whole call: images, vision, resampler, prefill, choices.
     """
@@ -120,3 +130,8 @@ class Score:
     tokens: tuple[int, ...]
     timings: dict[str, float]
     total_probability: float
+
+    @property
+    def logprob_per_token(self) -> float:
+        """The mean log-probability of the tokens, by which normalized scores are ranked."""
+        return self.logprob / len(self.tokens)

@@ -9,11 +9,12 @@ import numpy as np
 from flamingo_rt.errors import DataError
 from flamingo_rt.runtime.generation_options import GenerationOptions
 
-BLOCK = 64  # values whose maximum `largest` looks at first
+BLOCK = 64  # values in a block, whose maximum `largest` looks at first
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
-    """Along the last axis, float64. Raises `DataError` where there is no probability: see `check_largest`."""
+    """Log-softmax along the last axis, float64. Raises `DataError` for logits that are not finite: see
+    `check_largest`."""
     highest = logits.max(axis=-1, keepdims=True)
     check_largest(highest)
     shifted = logits.astype(np.float64) - highest
@@ -21,10 +22,10 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def log_sum_exp(logits: np.ndarray, scratch: np.ndarray) -> float:
-    """Of float32 [vocab], within 1e-6; ``scratch`` is float32 [vocab] and is overwritten. Allocates no array of that
-    size. Adding up in float64 keeps what is far behind a token of almost all of the probability.
+    """Log-sum-exp of float32 [vocab], within 1e-6. ``scratch``, float32 [vocab], is overwritten: no array of that size
+    is allocated. The sum in float64 keeps the tail beside a token of almost all of the probability.
 
-    Raises `DataError` where there is no probability: see `check_largest`."""
+    Raises `DataError` for logits that are not finite: see `check_largest`."""
     highest = logits.max()
     check_largest(highest)
     np.subtract(logits, highest, out=scratch)
@@ -33,15 +34,15 @@ def log_sum_exp(logits: np.ndarray, scratch: np.ndarray) -> float:
 
 
 def check_largest(highest: np.ndarray) -> None:
-    """Raise `DataError` when the largest of some logits, or of each of several rows of them, is not finite: so it is as
-    soon as one of them is not a number, and no token is likelier than another."""
+    """Raise `DataError` when the largest logit, or the largest of any row, is not finite. One NaN among the logits
+    makes it so, and then no token is likelier than another."""
     if not np.isfinite(highest).all():
         wrong = np.ravel(highest)[~np.isfinite(np.ravel(highest))][0]
         raise _no_choice(f"the largest is {wrong}")
 
 
 def check_choice(logprob: float) -> None:
-    """The same of a token that was chosen where the model runs, by its log-probability."""
+    """`check_largest` for a token chosen by the language model's graph, by its log-probability."""
     if not math.isfinite(logprob):
         raise _no_choice(f"the likeliest token has the log-probability {logprob}")
 
@@ -54,13 +55,13 @@ def _no_choice(why: str) -> DataError:
 
 
 def largest(values: np.ndarray, count: int) -> np.ndarray:
-    """Indices of the ``count`` largest of values [n], in no order."""
+    """Indices of the ``count`` largest values of [n], in no order."""
     if count >= values.size:
         return np.arange(values.size)
     blocks = values[: values.size - values.size % BLOCK].reshape(-1, BLOCK)
     if len(blocks) <= count:
         return np.argpartition(values, -count)[-count:]
-    # They are in the blocks with the largest maxima: finding these first takes a fifth of the time of a vocabulary.
+    # They are in the blocks with the largest maxima: finding these first takes a fifth of the time, for a vocabulary.
     chosen = np.argpartition(blocks.max(axis=1), -count)[-count:]
     indices = np.append(chosen[:, None] * BLOCK + np.arange(BLOCK), np.arange(blocks.size, values.size))
     return indices[np.argpartition(values[indices], -count)[-count:]]
@@ -102,8 +103,8 @@ class Sampler:
         self._scratch = np.empty(vocab_size, dtype=np.float32)
 
     def choose(self, logits: np.ndarray) -> tuple[int, float]:
-        """logits float32 [vocab] -> the token, and its log-probability under the unchanged logits. Raises `DataError`
-        for logits of which one is not a number."""
+        """Choose from logits float32 [vocab]; returns the token and its log-probability under the unchanged logits.
+        Raises `DataError` when a logit is not a number."""
         options = self._options
         normaliser = log_sum_exp(logits, self._scratch)
         if options.temperature == 0.0:
@@ -114,13 +115,13 @@ class Sampler:
         return token, float(logits[token]) - normaliser
 
     def _penalised(self, logits: np.ndarray) -> np.ndarray:
-        """The logits with the repetition penalty, in the scratch array; themselves without one."""
+        """The logits with the repetition penalty, in the scratch array; the logits themselves without a penalty."""
         penalty = self._options.repetition_penalty
         if penalty == 1.0:
             return logits
         seen = np.flatnonzero(self._seen)
         self._scratch[:] = logits
-        self._scratch[seen] = penalise_repetition(logits[seen], np.True_, penalty)
+        self._scratch[seen] = penalise_repetition(logits[seen], np.ones(len(seen), dtype=bool), penalty)
         return self._scratch
 
     def _draw(self, logits: np.ndarray) -> int:

@@ -1,4 +1,4 @@
-"""Wall-clock time by stage, and what was done in it."""
+"""Wall-clock time by stage, and counts of a generation's steps."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class StageTimer:
 
 @dataclass
 class Counts:
-    """What a generation did: `flamingo_rt.runtime.generation_options.GenerationResult` says what is counted."""
+    """Counters of a generation; see `flamingo_rt.runtime.generation_options.GenerationResult`."""
 
     steps: int = 0
     drafted: int = 0

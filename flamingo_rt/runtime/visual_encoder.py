@@ -1,179 +1,120 @@
-"""From the pictures and clips of prompts to their media, the keys and values that the language model attends to.
+"""From pixel values to media: the keys and values that the language model's cross-attention reads.
 
-Visuals are decoded in threads while others are encoded, each once; media of pictures seen before come from a cache, by
-content. A visual in device memory is read in the thread that asks: its library knows by the thread which stream makes
-it.
+Visuals come decoded, one after the other (`flamingo_rt.processing.preprocess.decode_visuals`), and are encoded in
+batches while the next ones are decoded. Each content is encoded once; the media of content seen before come from a
+cache.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
 import threading
-from collections import OrderedDict, defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, nullcontext
-from functools import partial
+from collections import OrderedDict, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from numbers import Integral
+from typing import cast
 
 import numpy as np
 
 from flamingo_rt.backend import Backend
-from flamingo_rt.config import FlamingoConfig
 from flamingo_rt.contract import ENCODED_AT_ONCE, FEATURES, PIXEL_VALUES, RESAMPLER, VISION_ENCODER, GraphSpec
 from flamingo_rt.device_arrays import DeviceFrames
 from flamingo_rt.errors import DataError, UsageError
-from flamingo_rt.processing.preprocess import lies_on_device, visual_pixels
-from flamingo_rt.processing.visuals import Image, PixelValues, Visual, is_array
+from flamingo_rt.processing.preprocess import DecodedVisual, Key, lies_on_device
+from flamingo_rt.processing.visuals import PixelValues, Visual
 from flamingo_rt.runtime.timing import StageTimer
 
-# Pillow decodes without Python's lock. More threads would take the cores that the encoder works on.
-THREADS = min(4, os.cpu_count() or 1)
-AHEAD = 2 * THREADS  # visuals that are decoded, or being decoded, before they are asked for
-
-# A decoder of clips has threads of its own, and an opened Pillow picture may stand in several places of a prompt.
-_ONE_AT_A_TIME = threading.Lock()
-
-# Of its content, or, in device memory, of the array's identity: that is good for one call, and not kept in the cache.
-Key = bytes | int
-Decoded = tuple[Key, np.ndarray | DeviceFrames]
+# One visual: a tensor [Hx, L, d] for each media input of the language model.
+VisualMedia = dict[str, np.ndarray]
 
 
 class VisualEncoder:
-    """Reads and encodes visuals; what was encoded before is taken from a cache, by content."""
+    """Encodes decoded visuals; media of content that was encoded before are taken from a cache."""
 
-    def __init__(
-        self, backend: Backend, config: FlamingoConfig, specs: dict[str, GraphSpec], cache: MediaCache
-    ) -> None:
-        self._backend, self._config, self._specs, self._cache = backend, config, specs, cache
+    def __init__(self, backend: Backend, cache: MediaCache) -> None:
+        self._backend, self._cache = backend, cache
 
-    def read(self, visuals: Sequence[Visual], timer: StageTimer) -> list[VisualMedia]:
-        """The media of each visual, in order; equal ones are encoded once. Stages: images (the time that decoding is
-        waited for), vision, resampler. Raises `DataError` for the first that cannot be read, `UsageError` for pixel
-        values in device memory where the backend reads none."""
-        unique = list({id(visual): visual for visual in visuals}.values())
-        self._check_places(unique)
-        keys: dict[int, Key] = {}
-        found: dict[Key, VisualMedia] = {}
-        features: dict[Key, np.ndarray] = {}
-        waiting: dict[Key, np.ndarray] = {}  # pixel values
-        with timer.stage("images"):
-            pass  # a prompt without pictures has waited 0 milliseconds
-        if unique:
-            # So has one whose pictures are all in the cache, for the encoder.
-            timer.milliseconds |= {stage: timer.milliseconds.get(stage, 0.0) for stage in ("vision", "resampler")}
-        with closing(_decoded(unique, self._config)) as decoded:
-            for visual in unique:
-                with timer.stage("images"):
-                    key, pixels = next(decoded)
-                keys[id(visual)] = key
-                known = self._cache.get(key) if isinstance(key, bytes) else None
-                if known is not None:
-                    found[key] = known
-                elif key not in features:
-                    if isinstance(pixels, DeviceFrames):
-                        features[key] = self._encode_in_place(visual, pixels, timer)
-                    else:
-                        waiting[key] = pixels
-                # Batches are the same in every run: sums in another order would round differently.
-                if sum(map(len, waiting.values())) >= ENCODED_AT_ONCE or visual is unique[-1]:
-                    arrays = encode_frames(self._backend, self._specs, list(waiting.values()), timer)
-                    features.update(zip(waiting, arrays, strict=True))
-                    waiting.clear()
-        media = resample(self._backend, self._specs, list(features.values()), timer)
-        for key, encoded in zip(features, media, strict=True):
-            if isinstance(key, bytes):
-                self._cache.put(key, encoded)
-            found[key] = encoded
-        return [found[keys[id(visual)]] for visual in visuals]
-
-    def _check_places(self, visuals: Sequence[Visual]) -> None:
+    def check_places(self, visuals: Iterable[Visual]) -> None:
+        """Raise `UsageError` for pixel values in device memory when the backend computes in host memory."""
+        if self._backend.reads_device_arrays:
+            return
         for visual in visuals:
-            if isinstance(visual, PixelValues) and lies_on_device(visual) and not self._backend.reads_device_arrays:
+            if isinstance(visual, PixelValues) and lies_on_device(visual):
                 raise UsageError(
                     f"{visual.label} cannot be read by the {self._backend.name} backend, which computes in host memory:"
                     " give PixelValues(array.cpu()) (CuPy: array.get()), or load a backend that computes on the GPU "
                     "(flamingo-rt doctor says which work here)"
                 )
 
-    def _encode_in_place(self, visual: Visual, frames: DeviceFrames, timer: StageTimer) -> np.ndarray:
-        """Features [F, S, Dv] of frames in device memory: alone, as others are not in the same piece of it."""
+    def encode(self, visuals: Iterator[DecodedVisual], timer: StageTimer) -> list[VisualMedia]:
+        """The media of each visual, in order; equal ones are encoded once.
+
+        Stages: images (the time spent waiting for decoded visuals), vision, resampler. Raises `DataError` for frames in
+        device memory that the backend cannot read, and what ``visuals`` raises.
+        """
+        keys: list[Key] = []
+        found: dict[Key, VisualMedia] = {}
+        features: dict[Key, np.ndarray] = {}
+        batch: dict[Key, np.ndarray] = {}  # pixel values
+        while True:
+            with timer.stage("images"):
+                visual = next(visuals, None)
+            if visual is not None:
+                keys.append(visual.key)
+                cached = self._cache.get(visual.key)
+                if cached is not None:
+                    found[visual.key] = cached
+                elif visual.key not in features:
+                    if isinstance(visual.pixels, DeviceFrames):
+                        features[visual.key] = self._encode_in_place(visual, timer)
+                    else:
+                        batch[visual.key] = visual.pixels
+            # Batches depend on the visuals alone, not on time: sums in another order would round differently.
+            if sum(map(len, batch.values())) >= ENCODED_AT_ONCE or visual is None:
+                features.update(zip(batch, encode_frames(self._backend, list(batch.values()), timer), strict=True))
+                batch.clear()
+            if visual is None:
+                break
+        if keys:  # an encoder that had nothing to do, because the cache had all, took no time
+            timer.milliseconds |= {stage: timer.milliseconds.get(stage, 0.0) for stage in ("vision", "resampler")}
+        for key, media in zip(features, resample(self._backend, list(features.values()), timer), strict=True):
+            self._cache.put(key, media)
+            found[key] = media
+        return [found[key] for key in keys]
+
+    def _encode_in_place(self, visual: DecodedVisual, timer: StageTimer) -> np.ndarray:
+        """Features [F, S, Dv] of frames in device memory, in runs of their own: other frames are not beside them."""
         try:
-            return encode_frames(self._backend, self._specs, [frames], timer)[0]
-        except ValueError as error:  # what a backend cannot read where it is
-            raise DataError(f"{visual.label}: {error}; copy it to memory of its own (torch: clone())") from error
+            return encode_frames(self._backend, [visual.pixels], timer)[0]
+        except ValueError as error:  # the backend cannot read this array where it is
+            raise DataError(f"{visual.visual.label}: {error}; copy it to memory of its own (torch: clone())") from error
 
 
-def _decoded(visuals: Sequence[Visual], config: FlamingoConfig) -> Iterator[Decoded]:
-    """Each visual's key and pixel values, in order, decoded in threads. Leaves no thread behind when it is closed."""
-    if len(visuals) == 1:  # a thread would only take time to start
-        yield _decode(visuals[0], config)
-        return
-    pool = ThreadPoolExecutor(THREADS, thread_name_prefix="flamingo-rt-pictures")
-    try:
-        running: deque[Callable[[], Decoded]] = deque()
-        for visual in visuals:
-            work = partial(_decode, visual, config)
-            running.append(work if lies_on_device(visual) else pool.submit(work).result)
-            if len(running) == AHEAD:
-                yield running.popleft()()
-        while running:
-            yield running.popleft()()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _decode(visual: Visual, config: FlamingoConfig) -> Decoded:
-    """The key of a visual, and its pixel values [F, 3, H, W]."""
-    with nullcontext() if _may_run_beside(visual) else _ONE_AT_A_TIME:
-        pixels = visual_pixels(visual, config)
-    if isinstance(pixels, DeviceFrames):
-        return id(pixels.array), pixels
-    return hashlib.blake2b(pixels, digest_size=32).digest(), pixels
-
-
-def _may_run_beside(visual: Visual) -> bool:
-    if isinstance(visual, Image):
-        return isinstance(visual.source, (str, os.PathLike, bytes)) or is_array(visual.source)
-    return isinstance(visual, PixelValues)
-
-
-# One visual: a tensor [Hx, L, d] for each media input of the language model.
-VisualMedia = dict[str, np.ndarray]
-
-
-def encode_visuals(
-    backend: Backend, specs: dict[str, GraphSpec], pixels: Sequence[np.ndarray], timer: StageTimer
-) -> list[VisualMedia]:
-    """Keys and values of visuals given as pixel values [F, 3, H, W] each."""
-    return resample(backend, specs, encode_frames(backend, specs, pixels, timer), timer)
+def encode_visuals(backend: Backend, pixels: Sequence[np.ndarray], timer: StageTimer) -> list[VisualMedia]:
+    """Media of visuals given as pixel values [F, 3, H, W] each."""
+    return resample(backend, encode_frames(backend, pixels, timer), timer)
 
 
 def encode_frames(
-    backend: Backend, specs: dict[str, GraphSpec], pixels: Sequence[np.ndarray] | Sequence[DeviceFrames],
-    timer: StageTimer,
+    backend: Backend, pixels: Sequence[np.ndarray | DeviceFrames], timer: StageTimer
 ) -> list[np.ndarray]:
-    """Features [F, S, Dv] of visuals given as pixel values [F, 3, H, W] each: their frames one after the other,
-    `ENCODED_AT_ONCE` in a run. Those of one visual, which may lie in device memory, are read where they are."""
+    """Features [F, S, Dv] of visuals given as pixel values [F, 3, H, W] each; their frames run one after the other,
+    `ENCODED_AT_ONCE` at a time. Frames in device memory are given alone, and read where they are."""
     if not pixels:
         return []
-    spec = specs[VISION_ENCODER].output(FEATURES)
-    frames = pixels[0] if len(pixels) == 1 else np.concatenate(pixels)
+    spec = backend.specs[VISION_ENCODER].output(FEATURES)
+    frames = pixels[0] if len(pixels) == 1 else np.concatenate(cast("Sequence[np.ndarray]", pixels))
     features = np.empty(spec.resolve({"N": len(frames)}), dtype=spec.array_dtype)
     with timer.stage("vision"):
         for start in range(0, len(frames), ENCODED_AT_ONCE):
             run = slice(start, start + ENCODED_AT_ONCE)
             backend.bind(VISION_ENCODER, {PIXEL_VALUES: frames[run]}, {FEATURES: features[run]})()
-    return np.split(features, np.cumsum([len(p) for p in pixels[:-1]]))
+    return np.split(features, np.cumsum([len(visual) for visual in pixels[:-1]]))
 
 
-def resample(
-    backend: Backend, specs: dict[str, GraphSpec], features: Sequence[np.ndarray], timer: StageTimer
-) -> list[VisualMedia]:
-    """Keys and values of visuals given as features [F, S, Dv] each: those with the same number of frames together,
-    `ENCODED_AT_ONCE` in a run of the resampler."""
-    spec = specs[RESAMPLER]
+def resample(backend: Backend, features: Sequence[np.ndarray], timer: StageTimer) -> list[VisualMedia]:
+    """Media of visuals given as features [F, S, Dv] each. Visuals with the same number of frames run together,
+    `ENCODED_AT_ONCE` at a time."""
+    spec = backend.specs[RESAMPLER]
     by_frames: dict[int, list[int]] = defaultdict(list)
     for visual, array in enumerate(features):
         by_frames[len(array)].append(visual)
@@ -200,7 +141,7 @@ def stack_rows(rows: Sequence[Sequence[VisualMedia]], resampler: GraphSpec) -> d
     slots = max(1, max(len(row) for row in rows))
     stacked = {}
     for spec in resampler.outputs:
-        _, heads, latents, width = spec.shape
+        heads, latents, width = spec.resolve({"M": 1})[1:]
         array = np.zeros((len(rows), heads, slots * latents, width), dtype=spec.array_dtype)
         for index, row in enumerate(rows):
             for slot, media in enumerate(row):
@@ -213,28 +154,30 @@ DEFAULT_BYTES = 256 * 2**20  # some 40 pictures of OpenFlamingo-3B, more than a 
 
 
 class MediaCache:
-    """Media by a key of their picture's content, at most so many bytes: the least recently used is dropped. May be used
-    from several threads."""
+    """Media by the key of their visual, up to ``most_bytes``; the least recently used are dropped first. Identities of
+    arrays in device memory are no keys to keep media by. May be used from several threads."""
 
     def __init__(self, most_bytes: int = DEFAULT_BYTES) -> None:
         """Raises `UsageError` when ``most_bytes`` is no integer of 0 (keep nothing) or more."""
-        if not isinstance(most_bytes, Integral) or most_bytes < 0:
+        given: object = most_bytes
+        if not isinstance(given, Integral) or int(given) < 0:
             raise UsageError(f"image_cache_bytes is {most_bytes!r}; it must be an integer, 0 (off) or more")
-        self._most, self._held = most_bytes, 0
-        self._media: OrderedDict[bytes, VisualMedia] = OrderedDict()
+        self._most = int(given)
+        self._held = 0  # bytes
+        self._media: OrderedDict[Key, VisualMedia] = OrderedDict()
         self._lock = threading.Lock()
 
-    def get(self, key: bytes) -> VisualMedia | None:
-        """The media of a picture, the same numbers that were put; not to be written to."""
+    def get(self, key: Key) -> VisualMedia | None:
+        """The media of a visual, read-only arrays with the numbers that were put; None when they are not there."""
         with self._lock:
             if key in self._media:
                 self._media.move_to_end(key)
             return self._media.get(key)
 
-    def put(self, key: bytes, media: VisualMedia) -> None:
-        """Keep a copy: what is given may be a part of a larger array, which would be kept with it."""
+    def put(self, key: Key, media: VisualMedia) -> None:
+        """Keep a copy: the given arrays may be views that would keep a larger array alive."""
         size = _bytes_of(media)
-        if size > self._most:
+        if size > self._most or not isinstance(key, bytes):
             return
         kept = {name: array.copy() for name, array in media.items()}
         for array in kept.values():

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from flamingo_rt.config import FlamingoConfig, PromptsConfig
+from flamingo_rt.errors import DataError
 from flamingo_rt.model.flamingo import IGNORED_LABEL
 from flamingo_rt.processing.preprocess import pixel_values
 from flamingo_rt.training import scenes
@@ -36,7 +37,7 @@ class Batch(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """A picture's index in the batch and what is said of it; loss is taken on the answer alone."""
+    """A picture's index in the batch, with a prompt and its answer; only the answer contributes to the loss."""
 
     picture: int
     prompt: str
@@ -87,7 +88,7 @@ class SceneBatches:
     def _collate(self, documents: list[list[Chunk]], pixels: Tensor, caption_tokens: Tensor) -> Batch:
         encoded = [self._encode(document) for document in documents]
         rows, length = len(documents), max(len(ids) for ids, _, _ in encoded)
-        pad = self.tokenizer.token_to_id(self.config.tokens.pad)
+        pad = self._token_id(self.config.tokens.pad)
         input_ids = torch.full((rows, length), pad)
         media_index = torch.zeros((rows, length), dtype=torch.int64)
         labels = torch.full((rows, length), IGNORED_LABEL)
@@ -99,17 +100,24 @@ class SceneBatches:
         return Batch(input_ids, media_index, pixels, visuals, labels, caption_tokens)
 
     def _encode(self, document: list[Chunk]) -> tuple[list[int], list[int], list[int]]:
-        """Token ids, phi and labels of one row: <BOS>, then <image>prompt answer<EOC> for each chunk, <EOS> (§A.2)."""
+        """Token ids, media_index and labels of one row: <BOS>, <image>prompt answer<EOC> of each chunk, <EOS>; §A.2."""
         tokens = self.config.tokens
-        ids, media_index, labels = [self.tokenizer.token_to_id(tokens.bos)], [0], [IGNORED_LABEL]
+        ids, media_index, labels = [self._token_id(tokens.bos)], [0], [IGNORED_LABEL]
         for number, chunk in enumerate(document, start=1):
             prompt = self.tokenizer.encode(tokens.image + chunk.prompt).ids
             answer = self.tokenizer.encode(chunk.answer + tokens.end_of_chunk).ids
             ids += prompt + answer
             media_index += [number] * (len(prompt) + len(answer))
             labels += [IGNORED_LABEL] * len(prompt) + answer
-        end = self.tokenizer.token_to_id(tokens.eos)
+        end = self._token_id(tokens.eos)
         return [*ids, end], [*media_index, media_index[-1]], [*labels, end]
+
+    def _token_id(self, token: str) -> int:
+        """The id of a special token. Raises `DataError` for one that the tokenizer does not have."""
+        number = self.tokenizer.token_to_id(token)
+        if number is None:
+            raise DataError(f"the tokenizer has no token {token!r}: train with the tokenizer of the configuration")
+        return number
 
 
 class _Steps(IterableDataset):

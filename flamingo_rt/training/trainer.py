@@ -29,7 +29,7 @@ from flamingo_rt.config import FlamingoConfig
 from flamingo_rt.errors import DataError, UsageError
 from flamingo_rt.files import check_output, replacing_file
 from flamingo_rt.model.flamingo import Flamingo
-from flamingo_rt.model_memory import TRAINING, require_memory
+from flamingo_rt.model_memory import TRAINING, require_bytes, require_memory, training_step_bytes
 from flamingo_rt.processing.tokenizer import TextTokenizer
 from flamingo_rt.tokenizer_file import parse_tokenizer
 from flamingo_rt.training.batches import Batch, SceneBatches, prefetched, scene_texts
@@ -41,10 +41,13 @@ TOKENIZER_SCENES = 3000
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
+MOST_QUESTIONS = 16  # about each picture: a scene has few more that differ
+
+
 @dataclass(frozen=True)
 class TrainingOptions:
-    """What defines a run besides the model's configuration. The same options and seed give the same weights on the
-    same machine and number of threads."""
+    """Options that define a run besides the model's configuration. The same options and seed give the same weights on
+    the same machine and number of threads."""
 
     steps: int = 3600
     seed: int = 0
@@ -61,6 +64,8 @@ class TrainingOptions:
         for name in ("learning_rate", "gradient_clip"):
             if not 0.0 < getattr(self, name) < math.inf:
                 raise UsageError(f"{name} is {getattr(self, name)}; it must be above 0 and finite")
+        if not 0 <= self.questions <= MOST_QUESTIONS:
+            raise UsageError(f"questions is {self.questions}; it must be from 0 to {MOST_QUESTIONS}")
         for name in ("steps", "pictures"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} is {getattr(self, name)}; it must be 1 or more")
@@ -95,6 +100,7 @@ class TrainedParts(nn.Module):
         features = self.model.vision(batch.pixel_values.flatten(0, 1))
         latents = self.model.resampler(features.unflatten(0, batch.pixel_values.shape[:2]))
         _, loss = self.model.read(batch.input_ids, batch.media_index, latents, batch.rows, batch.labels)
+        assert loss is not None  # labels were given
         return loss, self.vision_task(features, batch.caption_tokens)
 
 
@@ -110,7 +116,7 @@ class Run:
 
 
 def state_path(out: Path) -> Path:
-    """Where an unfinished run keeps its state: beside the output."""
+    """Path of the state of an unfinished run, beside the output ``out``."""
     return out.with_name(out.name + ".training.safetensors")
 
 
@@ -156,7 +162,7 @@ def resume_run(path: Path, config: FlamingoConfig, options: TrainingOptions) -> 
 def _read_run(path: Path, config: FlamingoConfig, options: TrainingOptions) -> Run:
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata() or {}
-        tensors = {name: file.get_tensor(name) for name in file.keys()}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
     stored_config, stored_options = json.loads(metadata["config"]), json.loads(metadata["options"])
     step = int(metadata["step"])
     tokenizer = parse_tokenizer(metadata["tokenizer"].encode(), path, config.language.vocab_size)
@@ -203,7 +209,7 @@ def train(
     """Train on drawn scenes and write a checkpoint folder ``out``; from random weights, or from a checkpoint's.
 
     The state is saved every ``save_seconds``. Raises `UsageError` when ``out`` exists, or when an unfinished run is
-    there and ``resume`` is not asked for.
+    there and ``resume`` is not asked for, `DataError` when there is too little memory for a step.
     """
     check_output(out, overwrite)
     state = state_path(out)
@@ -218,7 +224,10 @@ def train(
     batches = SceneBatches(config, run.tokenizer, options.seed, options.pictures, options.questions)
     run.parts.train()
     saved = time.monotonic()
+    started = run.step
     for batch in prefetched(batches, run.step, options.steps):
+        if run.step == started:
+            _require_step_memory(config, batch)
         loss = _step(run, batch)
         on_step(Progress(run.step, loss, batch.input_ids.numel()))
         if time.monotonic() - saved > save_seconds:
@@ -226,6 +235,15 @@ def train(
             saved = time.monotonic()
     save_checkpoint(out, run.parts.model, run.tokenizer.to_str(pretty=True), overwrite)
     state.unlink(missing_ok=True)
+
+
+def _require_step_memory(config: FlamingoConfig, batch: Batch) -> None:
+    """Raise `DataError` when a step on a batch of this size takes more memory than there is."""
+    tokens = batch.input_ids.numel()
+    require_bytes(
+        training_step_bytes(config, tokens), "a training step", f"{tokens:,} tokens in a batch",
+        "take fewer --questions, or a machine with more memory",
+    )
 
 
 def _step(run: Run, batch: Batch) -> float:

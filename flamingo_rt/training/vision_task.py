@@ -1,4 +1,4 @@
-"""A task for the vision encoder alone: which tokens does the picture's caption hold?"""
+"""Task for the vision encoder alone: predict the set of tokens in the picture's caption."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ INITIAL_LOGIT = -5.0  # most tokens are in no caption
 
 
 class VisionTask(nn.Module):
-    """Predicts a caption's tokens, as a set, from the features: a token is there if some cell says so."""
+    """Predicts a caption's tokens, as a set, from the features: a token counts as present when any cell predicts it."""
 
     def __init__(self, config: FlamingoConfig) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The zip files of PyTorch, both plain and TorchScript: where each record's bytes lie."""
+"""PyTorch's zip files, plain and TorchScript: the place of each record's bytes."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from flamingo_rt.errors import DataError
 from flamingo_rt.weights.regions import AGAIN, Region
 
 PICKLE = "data.pkl"
-MOST_PICKLE_BYTES = 256_000_000  # of 80B parameters and their optimizer some 20 MB
-# Weights shrink to 0.9 by deflation, halves of zeros more; a record that says more than this is a bomb.
+MOST_PICKLE_BYTES = 256_000_000  # 80B parameters and their optimizer need some 20 MB
+# Deflation shrinks weights to 0.9 of their size, and sparse ones further; beyond this factor a record is a zip bomb.
 MOST_INFLATION, FREE_BYTES = 200, 64_000_000
 _LOCAL_HEADER = 30  # bytes before the name; the lengths of the name and the extra field are its last four
 
@@ -37,12 +37,12 @@ class Archive:
 
     @property
     def is_native(self) -> bool:
-        """Whether its numbers have this machine's byte order; files without a mark are little-endian."""
+        """Whether the numbers have this machine's byte order; files without a mark are little-endian."""
         order = self.content("byteorder") if "byteorder" in {*self.regions, *self.compressed} else b"little"
         return order == sys.byteorder.encode()
 
     def content(self, record: str) -> bytes:
-        """A small record, whole, its checksum compared. Raises `DataError` when it is damaged or not small."""
+        """Read a small record and compare its checksum. Raises `DataError` when it is damaged or too large."""
         try:
             with zipfile.ZipFile(self.file) as opened, opened.open(self.folder + record) as stream:
                 content = stream.read(MOST_PICKLE_BYTES)
@@ -53,7 +53,7 @@ class Archive:
             raise _damaged(self.file, error) from error
 
 
-# What zipfile raises on damage; for encryption, and in a child of it for an unknown compression, RuntimeError.
+# Errors of zipfile for damage; RuntimeError for encryption and, as NotImplementedError, for an unknown compression.
 _DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, KeyError, ValueError, RuntimeError)
 
 
@@ -62,8 +62,8 @@ def _damaged(file: Path, error: Exception) -> DataError:
 
 
 def _check_entries(entries: list[zipfile.ZipInfo], file_bytes: int) -> None:
-    """Refuse, by `ValueError`, records that torch's reader could take for others, or that are not as long as stated."""
-    # Torch's reader does not tell capitals from small letters, and takes the first of two records.
+    """Raise `ValueError` for records that torch's reader could confuse, or whose stated length is impossible."""
+    # Torch's reader ignores case, and takes the first of two records.
     names = {entry.filename.lower() for entry in entries}
     pickles = [name for name in names if name == PICKLE or name.endswith(f"/{PICKLE}")]
     if len(names) != len(entries) or len(pickles) > 1:
@@ -95,7 +95,7 @@ def open_archive(file: Path) -> Archive:
                 if entry.compress_type != zipfile.ZIP_STORED:
                     compressed.append(name)
                     continue
-                # The directory knows where the record's own header is, that header how long it is.
+                # The directory has the offset of the record's own header; only that header has its own length.
                 opened.seek(entry.header_offset)
                 header = opened.read(_LOCAL_HEADER)
                 if len(header) < _LOCAL_HEADER:

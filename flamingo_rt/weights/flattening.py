@@ -1,4 +1,4 @@
-"""From what a checkpoint holds to its tensors' names."""
+"""The nested mappings of a checkpoint, flattened to tensors by name."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Leaf = TypeVar("Leaf")
 
 
 def unwrapped(content: object) -> object:
-    """The state dict in a training checkpoint that keeps it beside its epoch and optimizer, else ``content``."""
+    """The state dict within a training checkpoint, which has epoch and optimizer beside it; else ``content`` itself."""
     for _ in WRAPPERS:  # one inside the other at most
         if isinstance(content, Mapping):
             inner = (content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping))
@@ -20,18 +20,18 @@ def unwrapped(content: object) -> object:
     return content
 
 
-# A mapping that stands in several places is followed in each; a few bytes could so hold billions of names.
+# A mapping that occurs in several places is followed in each, so a few bytes could stand for billions of names.
 MOST_NODES, MOST_LEVELS = 1_000_000, 64
 MOST_NAME = 1_000  # characters of a tensor's full name; real ones have some 100
-MOST_TEXT = 20_000_000  # characters of all names together: a prefix is stored once but stands in every name below it
+MOST_TEXT = 20_000_000  # characters of all names: a prefix is stored once but repeated in every name below it
 MOST_NUMBER = 1 << 63  # a number as a key, as optimizers use them
 
 
 def flattened(content: object, leaf: type[Leaf]) -> dict[str, Leaf]:
-    """Every ``leaf`` in nested mappings by its dotted name, in their order. Anything else is left out.
+    """Every ``leaf`` in nested mappings by its dotted name, in order. Anything else is left out.
 
-    Raises `ValueError` for a structure that is no model's: too deep, with too many names for few things or too long
-    ones, or with tensors under keys that are neither text nor numbers.
+    Raises `ValueError` for structures that no model has: too deep, too many or too long names, or tensors under keys
+    that are neither text nor numbers.
     """
     found: dict[str, Leaf] = {}
     left, text = MOST_NODES, 0
@@ -46,7 +46,7 @@ def flattened(content: object, leaf: type[Leaf]) -> dict[str, Leaf]:
             if text > MOST_TEXT:
                 raise ValueError(f"the names of its tensors have more than {MOST_TEXT} characters")
             found.setdefault(prefix, node)
-        elif isinstance(node, Mapping) and id(node) not in above:  # pickles can hold themselves
+        elif isinstance(node, Mapping) and id(node) not in above:  # pickles can contain themselves
             for key, value in node.items():
                 if isinstance(value, (leaf, Mapping)):  # other keys name nothing
                     visit(value, _joined(prefix, key), (*above, id(node)))
@@ -57,8 +57,7 @@ def flattened(content: object, leaf: type[Leaf]) -> dict[str, Leaf]:
 
 
 def _joined(prefix: str, key: object) -> str:
-    """The name of what ``key`` leads to. A key is looked at before it becomes text: a tuple may hold a long text often.
-    """
+    """Append ``key`` to a name. Its type is checked before it becomes text: a tuple could expand to gigabytes."""
     if not isinstance(key, str) and not (isinstance(key, int) and -MOST_NUMBER <= key < MOST_NUMBER):
         raise ValueError(f"a key of type {type(key).__name__} that is no text and no number of 64 bits")
     if isinstance(key, str) and len(prefix) + len(key) >= MOST_NAME:
@@ -67,7 +66,7 @@ def _joined(prefix: str, key: object) -> str:
 
 
 def without_shared_prefix(tensors: dict[str, Leaf]) -> dict[str, Leaf]:
-    """Names without the ``module.`` that DataParallel puts before every one of them."""
+    """Remove the ``module.`` that DataParallel puts before every name."""
     if all(name.startswith(PREFIX) for name in tensors):
         return {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
     return tensors

@@ -1,4 +1,4 @@
-"""Which file of a folder holds a model's weights, or which files, where an index divides them."""
+"""The weight file of a model's folder, or the index of several."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from flamingo_rt.json_files import MOST_BYTES, parse_json
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 INDEX = ".index.json"
-# In this order: safetensors first, an index before the single file of its kind.
+# Tried in this order: safetensors first, an index before the single file of its kind.
 USUAL = (
     f"model.safetensors{INDEX}",
     "model.safetensors",
@@ -21,7 +21,7 @@ USUAL = (
 
 
 def weights_in(folder: Path) -> Path:
-    """The weight file of a folder, or the index of several. Raises `DataError` when there is none or no telling."""
+    """The weight file of a folder, or the index of several. Raises `DataError` when there is none, or no single one."""
     usual = [folder / name for name in USUAL if (folder / name).is_file()]
     if usual:
         return usual[0]

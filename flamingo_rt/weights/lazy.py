@@ -1,4 +1,4 @@
-"""A tensor that is known but not read: what a model of any size can be listed, renamed and converted with."""
+"""Tensors whose values are not read yet, so that models of any size can be listed, renamed and converted."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from flamingo_rt.errors import DataError
 
 @dataclass(frozen=True)
 class LazyTensor:
-    """A tensor in a file: its shape, type and place are known, its values are read when asked for.
+    """A tensor in a file: shape and dtype are known, the values are read on demand.
 
-    ``read()`` returns a fresh contiguous tensor of that shape and type in memory and keeps nothing; it raises
-    `DataError` when the file is damaged. ``file`` and ``name`` (the name in that file, where known) are for messages.
+    ``read()`` returns a new contiguous tensor of that shape and dtype and keeps nothing; it raises `DataError` when the
+    file is damaged. ``file`` and ``name`` (the name in that file, where known) are for messages.
     """
 
     shape: tuple[int, ...]
@@ -30,7 +30,7 @@ class LazyTensor:
 
     @property
     def nbytes(self) -> int:
-        """The size of the values once read, in bytes."""
+        """Size of the values in memory, in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
     def to(self, dtype: torch.dtype) -> LazyTensor:
@@ -62,13 +62,13 @@ def _convert(source: LazyTensor, dtype: torch.dtype) -> Tensor:
 
 
 def _surely_finite(values: Tensor) -> bool:
-    """Whether the smallest and the largest value are finite: one quick pass, for the types that can be compared."""
+    """Whether the extreme values are finite: one quick pass, for dtypes that can be compared; False is "unknown"."""
     if not values.numel() or not values.is_floating_point() or values.dtype.itemsize == 1:
         return False
     return all(bool(torch.isfinite(bound)) for bound in values.aminmax())  # NaN is carried into both
 
 
 def _not_finite(values: Tensor) -> Tensor:
-    # The 8-bit types have no arithmetic of their own; some have no infinity either, and overflow to NaN.
+    # The 8-bit types have no arithmetic; some have no infinity either, and overflow to NaN.
     narrow = values.is_floating_point() and values.dtype.itemsize == 1
     return ~torch.isfinite(values.float() if narrow else values)

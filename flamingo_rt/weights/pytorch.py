@@ -1,4 +1,4 @@
-"""Weights of files that ``torch.save`` wrote: state dicts, alone or in a training checkpoint. No code is run."""
+"""Files of ``torch.save``: state dicts, alone or in a training checkpoint. No code of theirs is run."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PLAIN = "save its weights as a plain state dict or as safetensors"
 
 
 def open_zip(file: Path) -> dict[str, LazyTensor]:
-    """Every tensor of a file in PyTorch's zip format or of a TorchScript archive, by name, with nothing read yet.
+    """Tensors of a file in PyTorch's zip format or of a TorchScript archive, by name, with nothing read yet.
 
     Raises `DataError` when the file is damaged or would run code.
     """
@@ -44,20 +44,20 @@ def open_zip(file: Path) -> dict[str, LazyTensor]:
 
 
 def open_legacy(file: Path) -> dict[str, LazyTensor]:
-    """Every tensor of a file from before PyTorch 1.6, by name. The whole file is read and kept.
+    """Tensors of a file from before PyTorch 1.6, by name. The whole file is read and kept in memory.
 
     Raises `DataError` when the file is damaged or would run code.
     """
     if tarfile.is_tarfile(file):  # torch would unpack it, whatever else it looks like
         raise DataError(f"{file} is a tar file, as PyTorch wrote before 0.4: {PLAIN}")
-    # A map is read no further than the file goes, whatever length an opcode states.
+    # Reading from a map ends with the file, whatever length an opcode states.
     with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
         _check_pickles(file, content, PickleScan(most_values=len(content)), LEGACY_PICKLES)
     return _open_whole(file, mmap=False)
 
 
 def _check_pickles(file: Path, content: BinaryIO | mmap.mmap, scan: PickleScan, count: int) -> None:
-    """Scan the pickles at the beginning of ``content`` for what takes memory or time without end."""
+    """Scan ``count`` pickles at the beginning of ``content`` for anything that takes unlimited memory or time."""
     try:
         for _ in range(count):
             scan.scan(content)
@@ -92,12 +92,13 @@ def _open_lazily(archive: Archive) -> dict[str, LazyTensor] | None:
         if tensor.is_conj() or tensor.is_neg():  # a flag that stands for values other than the file's
             return None
         storage = tensor.untyped_storage()
-        region = regions.get(getattr(storage, "_checkpoint_offset", None))
+        offset: int | None = getattr(storage, "_checkpoint_offset", None)
+        region = None if offset is None else regions.get(offset)
         if region is None or region.nbytes != storage.nbytes():
             if tensor.numel():
                 return None
             region = archive.regions["data.pkl"]  # any will do: nothing is read
-        found[name] = region.tensor(name, tensor.dtype, tensor.shape, tensor.stride(), tensor.storage_offset())
+        found[name] = region.tensor(name, tensor.dtype, tensor.shape, tensor.stride(), int(tensor.storage_offset()))
     return found
 
 
@@ -118,7 +119,7 @@ def _open_whole(file: Path, mmap: bool) -> dict[str, LazyTensor]:
 
 def _load(file: Path, device: str, mmap: bool) -> dict[str, Tensor]:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about how the file was written, which its reader cannot change
+        warnings.simplefilter("ignore")  # they are about how the file was written
         content = torch.load(file, map_location=device, weights_only=True, mmap=mmap)
     return flattened(unwrapped(content), Tensor)
 
@@ -130,7 +131,7 @@ def _copied(file: Path, name: str, tensor: Tensor) -> Tensor:
 
 
 def _refused(file: Path, message: str) -> DataError:
-    """What torch's own long message comes to, without its advice to load the file regardless."""
+    """The gist of torch's long message, without its advice to load the file regardless."""
     code = re.search(r"GLOBAL (\S+) (?:was not an allowed|whose module)", message)
     if code:
         return DataError(f"{file} wants to run code ({code[1]}) when it is loaded, so it was not loaded: {PLAIN}")

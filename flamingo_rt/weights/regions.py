@@ -26,7 +26,7 @@ class Region:
     def tensor(
         self, name: str, dtype: torch.dtype, shape: Sequence[int], strides: Sequence[int] | None = None, first: int = 0
     ) -> LazyTensor:
-        """The tensor of ``shape`` and ``dtype`` whose values begin ``first`` values into the region.
+        """A tensor of ``shape`` and ``dtype`` that begins ``first`` values into the region.
 
         ``strides`` are in values, contiguous when not given. Raises `DataError` when it would reach past the region.
         """
@@ -56,12 +56,12 @@ class _View:
     first: int
 
     def read(self) -> Tensor:
-        """The values, contiguous. Raises `DataError` when the file cannot be read or has become shorter."""
+        """Read the values, contiguous. Raises `DataError` when the file cannot be read or has become shorter."""
         if 0 in self.shape:
             return torch.empty(self.shape, dtype=self.dtype)
         file, item = self.region.file, self.dtype.itemsize
         try:
-            # Only what lies between the first and the last value: a slice does not cost the whole storage.
+            # Only the bytes from the first to the last value: a slice does not cost the whole storage.
             content = bytearray(_span(self.shape, self.strides) * item)
             with file.open("rb") as opened:
                 opened.seek(self.region.offset + self.first * item)
@@ -74,7 +74,7 @@ class _View:
             return torch.empty(0, dtype=self.dtype).set_(storage, 0, self.shape, self.strides).contiguous()
         except OSError as error:
             raise DataError(f"cannot read {file}: {error.strerror or error}; check the file and the disk") from error
-        except (MemoryError, RuntimeError) as error:  # RuntimeError is what torch makes of too little memory
+        except (MemoryError, RuntimeError) as error:  # torch raises RuntimeError for too little memory
             raise DataError(
                 f"{file}: tensor {self.name}, {list(self.shape)} of {self.dtype}, does not fit into memory: "
                 "free some and run again"
@@ -90,5 +90,5 @@ def _contiguous(shape: Sequence[int]) -> tuple[int, ...]:
 
 
 def _span(shape: Sequence[int], strides: Sequence[int]) -> int:
-    """Values from the first to the last one, both included, of a tensor that is not empty."""
+    """Number of values from the first to the last one, both included, of a tensor that is not empty."""
     return 1 + sum((length - 1) * stride for length, stride in zip(shape, strides, strict=True))

@@ -1,4 +1,4 @@
-"""Weights of safetensors files."""
+"""Tensors of safetensors files."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-# Of 200 bytes a tensor: 80,000 tensors, where the largest models have some thousands. Parsing takes ten times as much.
+# Room for 80,000 tensors at 200 bytes each; the largest models have some thousands. Parsing takes ten times as much.
 MOST_HEADER_BYTES = 16_000_000
 
 
 def open_safetensors(file: Path) -> dict[str, LazyTensor]:
-    """Every tensor of a safetensors file by name, in the file's order, with nothing read yet.
+    """Tensors of a safetensors file by name, in the file's order, with nothing read yet.
 
     Raises `DataError` when the file is damaged or has a type that torch lacks, `OSError` when it can't be read.
     """
@@ -60,7 +60,7 @@ def open_safetensors(file: Path) -> dict[str, LazyTensor]:
         try:
             header = parse_json(opened.read(length))
         except ValueError as error:
-            raise DataError(f"cannot read {file}: its header is no JSON that is read ({error}); {AGAIN}") from error
+            raise DataError(f"cannot read {file}: its header is not valid JSON ({error}); {AGAIN}") from error
     header.pop("__metadata__", None)
     found = {}
     for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"][0]):

@@ -1,7 +1,7 @@
-"""Weights of TorchScript archives, as CLIP's were first published, without running or compiling what is in them.
+"""Tensors of TorchScript archives, in which CLIP's weights were first published.
 
-Such an archive is a program. Only its ``data.pkl`` is read, by an unpickler that knows tensors and treats every
-module of the program as a dictionary of its attributes.
+Such an archive is a program, and ``torch.jit.load`` would compile and run parts of it: so this reader is our own. It
+reads ``data.pkl`` alone, by an unpickler that knows tensors and takes every module as a dictionary of its attributes.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ STORAGES = {
 
 
 def open_torchscript(archive: Archive) -> dict[str, LazyTensor]:
-    """Every tensor among the attributes of the archive's modules, by its dotted name, buffers of any kind included.
+    """Tensors among the attributes of the archive's modules, buffers of any kind included, by their dotted names.
 
     Raises `DataError` when the archive is damaged or its ``data.pkl`` asks for anything but tensors and modules.
     """
@@ -75,10 +75,10 @@ class _Tensor:
 
 
 class _Module(dict):
-    """A module of the program: a dictionary of its attributes, whatever its class was."""
+    """A module of the program, of whatever class: a dictionary of its attributes."""
 
     def __setstate__(self, state: object) -> None:
-        if isinstance(state, dict):  # a module with a state of another form has no attributes to name
+        if isinstance(state, dict):  # other states have no attributes
             self.update(state)
 
 
@@ -91,7 +91,7 @@ class _RebuildTensor:
 
 
 class _First:
-    """Stands for functions whose result is their first argument."""
+    """Stand-in for functions whose result is their first argument."""
 
     __slots__ = ()
 
@@ -99,8 +99,8 @@ class _First:
         return value
 
 
-# The stand-ins for what an archive may ask for. None of them is torch's own: the pickle gets hold of nothing that
-# does more than is written above, and of new instances each time, so it cannot change them for later either.
+# Stand-ins for the functions that an archive may name. None is torch's own: a pickle can reach nothing that does more
+# than the code above, and gets new instances each time, so it cannot change them for later either.
 STAND_INS = {
     ("torch._utils", "_rebuild_tensor_v2"): _RebuildTensor,
     ("torch._utils", "_rebuild_parameter"): _First,
@@ -140,7 +140,7 @@ class _Unpickler(pickle.Unpickler):
 
     def persistent_load(self, key: tuple) -> tuple[Region, torch.dtype]:
         kind, storage_type, record, *_ = key
-        # A record of another type may be far longer as text than it is in the pickle.
+        # A record that is not a text may be far longer when printed than it is in the pickle.
         named = isinstance(record, str) and len(record) <= MOST_NAME
         if kind != "storage" or not isinstance(storage_type, _StorageType) or not named:
             raise DataError(f"cannot read {self.archive.file}: it refers to something that is no storage; {AGAIN}")

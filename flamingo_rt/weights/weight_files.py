@@ -1,4 +1,4 @@
-"""Weight files and folders of them, whatever their format, tensor by tensor."""
+"""Weight files of every format, and folders of them, tensor by tensor."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ KNOWN = "safetensors, a PyTorch state dict or a TorchScript archive"
 
 
 def open_weights(path: Path) -> dict[str, LazyTensor]:
-    """Every tensor of a weight file or of a folder of them, by name.
+    """Tensors of a weight file, or of a folder of them, by name.
 
     A file is safetensors, a state dict that ``torch.save`` wrote (by itself or in a training checkpoint), a
-    TorchScript archive, or the index of several; a folder has one of these. No code that a file holds is run, and no
-    values are read before `LazyTensor.read`, except of files from before PyTorch 1.6 and of tensors that have no plain
-    values, such as quantized ones. Raises `DataError` when there is nothing to read or it is damaged.
+    TorchScript archive, or the index of several; a folder has one of these. No code in a file is run. Values are read
+    by `LazyTensor.read`, except for files from before PyTorch 1.6 and for tensors without plain values, such as
+    quantized ones, which are read at once. Raises `DataError` when there is nothing to read or it is damaged.
     """
     path = Path(path)
     try:
@@ -41,7 +41,7 @@ def _open(file: Path) -> dict[str, LazyTensor]:
 
 def _open_index(index: Path) -> dict[str, LazyTensor]:
     promised = read_index(index)
-    found = {}
+    found: dict[str, LazyTensor] = {}
     for shard, names in promised.items():
         if not shard.is_file():
             raise DataError(f"{shard} is missing: {index.name} says that it holds {_listed(names)}; copy it there too")
@@ -68,7 +68,7 @@ def _open_file(file: Path) -> dict[str, LazyTensor]:
         return open_safetensors(file)
     if start.startswith(b"PK\x03\x04"):
         return open_zip(file)
-    if start.startswith(b"\x80"):  # how every pickle of protocol 2 and later begins
+    if start.startswith(b"\x80"):  # a pickle of protocol 2 or later
         return open_legacy(file)
     raise DataError(f"{file} is not a weight file: it begins with {start[:8]!r}; give {KNOWN}")
 

@@ -1,4 +1,4 @@
-"""Writing safetensors files, one or several with an index, with one of them in memory at a time."""
+"""Safetensors files, written one at a time, or several with an index, with one of them in memory."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from flamingo_rt.weights.lazy import LazyTensor
 
 WEIGHTS = "model.safetensors"
 INDEX = f"{WEIGHTS}.index.json"
-METADATA = {"format": "pt"}  # Hugging Face's readers want to be told
+METADATA = {"format": "pt"}  # Hugging Face's readers ask for it
 REMEDY = "free some space and run again"
 
 
@@ -23,10 +23,10 @@ def write_tensors(tensors: dict[str, Tensor], file: Path, target: Path, metadata
     """Write a safetensors file that will be renamed to ``target``. Raises `DataError`, on a full disk for instance."""
     try:
         file.touch()
-        mode = file.stat().st_mode & 0o777  # what the user's umask gives a new file
+        mode = file.stat().st_mode & 0o777  # a new file's, by the user's umask
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file, metadata)
-        file.chmod(mode)  # safetensors leaves it to its owner alone
-    except (SafetensorError, OSError) as error:  # the first is what safetensors makes of the second
+        file.chmod(mode)  # safetensors lets only the owner read it
+    except (SafetensorError, OSError) as error:  # safetensors turns the second into the first
         raise DataError(f"cannot write {target}: {error}; {REMEDY}") from error
 
 
@@ -44,9 +44,10 @@ def write_shards(
 ) -> None:
     """Write ``model.safetensors``, or several ``model-00001-of-0000N.safetensors`` and their index, into ``folder``.
 
-    Tensors keep their order; no file but one of a single tensor has more than ``shard_bytes`` of values, and one file
-    is in memory at a time. ``on_tensor(name, bytes)`` is called after each tensor is read. ``folder`` exists and will
-    be renamed to ``target``, which messages name. Raises `DataError` when a tensor cannot be read or a file written.
+    Tensors keep their order. No file has more than ``shard_bytes`` of values, except one with a single larger tensor,
+    and one file is in memory at a time. ``on_tensor(name, bytes)`` is called after each tensor is read. ``folder``
+    exists and will be renamed to ``target``, the name used in messages. Raises `DataError` when a tensor cannot be read
+    or a file cannot be written.
     """
     shards = _divided(tensors, shard_bytes)
     files = [f"model-{number:05}-of-{len(shards):05}.safetensors" for number in range(1, len(shards) + 1)]

@@ -10,9 +10,9 @@ from small_model import small_config
 from torch.utils.flop_counter import FlopCounterMode
 
 from flamingo_rt.bench import ceilings
-from flamingo_rt.bench.graph_bytes import WeightBytes, graph_weights
 from flamingo_rt.bench.model_facts import counted_weights
 from flamingo_rt.bench.theory import Theory
+from flamingo_rt.bundle import WeightBytes, read_description
 from flamingo_rt.config import FlamingoConfig
 from flamingo_rt.contract import GRAPHS, LANGUAGE_MODEL
 from flamingo_rt.loading import PACKAGED_BUNDLE
@@ -115,7 +115,7 @@ def test_an_untied_embedding_is_stored_but_not_read() -> None:
 
 
 def test_a_step_of_the_packaged_model_reads_weights_cache_and_one_picture() -> None:
-    weights = {name: graph_weights(PACKAGED_BUNDLE / f"{name}.onnx") for name in GRAPHS}
+    weights = {name: entry.weight_bytes for name, entry in read_description(PACKAGED_BUNDLE).graphs.items()}
     theory = Theory(preset("tiny"), weights)
     row = 4 * 2 * (2 * 32) * 4  # 4 layers, keys and values, 2 heads of 32
     picture = 4 * 2 * (4 * 24 * 32) * 4  # 4 layers, keys and values, 4 heads, 24 latents of 32
@@ -140,6 +140,6 @@ def test_distances_are_read_once_for_all_rows_and_as_many_as_are_seen() -> None:
 
 
 def test_counted_and_real_weights_of_the_packaged_model_agree() -> None:
-    found = counted_weights(preset("tiny"))
+    found, packaged = counted_weights(preset("tiny")), read_description(PACKAGED_BUNDLE).graphs
     for name in GRAPHS:
-        assert found[name].each_run == pytest.approx(graph_weights(PACKAGED_BUNDLE / f"{name}.onnx").each_run, rel=0.04)
+        assert found[name].each_run == pytest.approx(packaged[name].weight_bytes.each_run, rel=0.04)

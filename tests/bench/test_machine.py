@@ -6,7 +6,7 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 
 import pytest
 
@@ -88,11 +88,11 @@ class FakeBoard:
     """What jtop gives inside its ``with`` block."""
 
     running = True
-    board = {"hardware": {"Model": "Jetson AGX Orin"}}
+    board = MappingProxyType({"hardware": {"Model": "Jetson AGX Orin"}})
     nvpmodel = "MAXN"
     jetson_clocks = True
-    cpu = {"cpu": [{"freq": {"cur": 2_201_600}}, {"freq": {}}]}
-    gpu = {"gpu": {"freq": {"cur": 1_300_500}}}
+    cpu = MappingProxyType({"cpu": [{"freq": {"cur": 2_201_600}}, {"freq": {}}]})
+    gpu = MappingProxyType({"gpu": {"freq": {"cur": 1_300_500}}})
 
     def __enter__(self):
         return self

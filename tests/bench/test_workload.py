@@ -47,7 +47,7 @@ def test_a_filled_cache_holds_one_picture_and_text(packaged) -> None:
         assert row.media_index.tolist() == [1] * 40
         assert len(row.media) == 1
     assert not np.array_equal(rows[0].input_ids, rows[1].input_ids)
-    decoder = filling.decoder(2, 48)
-    assert decoder.prefill(rows).shape == (2, packaged.config.language.vocab_size)
-    assert decoder.lengths.tolist() == [40, 40]
+    with filling.decoder(2, 48) as decoder:
+        assert decoder.prefill(rows).shape == (2, packaged.config.language.vocab_size)
+        assert decoder.lengths.tolist() == [40, 40]
     assert image not in filling.text_ids(5000)

@@ -45,8 +45,8 @@ def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> C
         try:
             main()
         except SystemExit as stop:
-            assert isinstance(stop.code, int)
             code = stop.code
+        assert isinstance(code, int)
         out, err = capfd.readouterr()
         assert "Traceback" not in err
         return Outcome(code, out, err)

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from made_up_tensorrt import MadeUpTensorRT
 
+from flamingo_rt.bundle import Bundle, read_bundle, write_manifest
 from flamingo_rt.checkpoints import open_checkpoint
 from flamingo_rt.engines.gpu.nvidia_driver import Gpu
+from flamingo_rt.engines.ort import OrtBackend
+from flamingo_rt.errors import DependencyError
 from flamingo_rt.export.pipeline import export_model
 
 VERSION = "1.7.1.116"
@@ -48,9 +53,10 @@ def test_the_memory_is_said_before_and_the_folder_behind(build, graphs: Path) ->
     assert outcome.out.endswith("for compute capability 8.6, 8.9\n")
     first, *stages = outcome.err.splitlines()
     assert first.startswith(f"TensorRT-RTX {VERSION}: compiling takes about ")
-    assert [line.split("s  ")[1] for line in stages] == [
+    assert [line.split("s  ")[1] for line in stages[:-1]] == [
         "vision_encoder engine", "resampler engine", "language_model engine", "checksums",
     ]
+    assert stages[-1] == "not verified: the bundle has no reference outputs"
 
 
 def test_the_json_says_what_the_engines_are_for(build, graphs: Path) -> None:
@@ -80,6 +86,78 @@ def test_the_gpu_of_this_machine_is_the_default(build, graphs: Path, monkeypatch
     a10 = Gpu("A10", "8.6", 24 << 30, integrated=False)
     monkeypatch.setattr("flamingo_rt.engines.gpu.nvidia_driver.find_gpu", lambda: a10)
     assert build().out.endswith("for A10\n")
+
+
+# Verification of what was built
+
+
+@pytest.fixture
+def build_here(
+    run: Callable, bundle: Path, rtx: MadeUpTensorRT, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Callable:
+    """`flamingo-rt build` of a bundle with reference outputs on a machine with a GPU. Its engines compute what
+    ``backend`` does, or fail as it does."""
+    a10 = Gpu("A10", "8.6", 24 << 30, integrated=False)
+    monkeypatch.setattr("flamingo_rt.engines.gpu.nvidia_driver.find_gpu", lambda: a10)
+    described = read_bundle(shutil.copytree(bundle, tmp_path / "bundle"))
+    graphs = {name: replace(entry, lowering="tensorrt") for name, entry in described.graphs.items()}
+    write_manifest(described.path, replace(described, graphs=graphs))
+
+    def build(backend: Callable, *arguments: object) -> object:
+        monkeypatch.setattr("flamingo_rt.engines.tensorrt.runner.TensorRtBackend", backend)
+        return run("build", "--model", described.path, "--target", "tensorrt-rtx", *arguments)
+
+    return build
+
+
+def on_the_cpu(bundle: Bundle, engines: object, runtime: object) -> OrtBackend:
+    """The bundle's own graphs."""
+    return OrtBackend({name: bundle.graph_path(name) for name in bundle.graphs}, bundle.config, threads=1)
+
+
+def test_engines_for_the_gpu_at_hand_are_verified(build_here) -> None:
+    outcome = build_here(on_the_cpu)
+    assert outcome.code == 0
+    wrote, *_, verdict = outcome.out.splitlines()
+    assert wrote.endswith("for A10")
+    assert verdict == "verified"
+    found = json.loads(build_here(on_the_cpu, "--json").out)
+    assert found["verification"]["passed"] is True
+
+
+def test_engines_that_compute_something_else_are_written_and_end_with_1(build_here, tmp_path: Path) -> None:
+    def wrong(bundle: Bundle, engines: object, runtime: object) -> OrtBackend:
+        backend = on_the_cpu(bundle, engines, runtime)
+        bind = backend.bind
+
+        def bind_wrongly(graph, inputs, outputs, constant=()):
+            run = bind(graph, inputs, outputs, constant)
+            return lambda: (run(), outputs["features"].__imul__(1.1) if graph == "vision_encoder" else None)
+
+        backend.bind = bind_wrongly
+        return backend
+
+    outcome = build_here(wrong)
+    assert outcome.code == 1
+    assert "beyond the tolerance: features of picture" in outcome.out
+    assert outcome.out.splitlines()[-1] == "not verified"
+    assert len(list((tmp_path / "bundle" / "engines").rglob("*.engine"))) == 3
+
+
+def test_engines_that_cannot_run_for_want_of_a_library_are_not_verified(build_here) -> None:
+    def missing(*arguments: object) -> OrtBackend:
+        raise DependencyError("PyCUDA cannot be imported: pip install 'flamingo-rt[cuda]'")
+
+    outcome = build_here(missing)
+    assert outcome.code == 0
+    assert "not verified: PyCUDA cannot be imported" in outcome.err
+    assert "then run flamingo-rt verify --model" in outcome.err
+
+
+def test_verification_can_be_left_out(build_here) -> None:
+    outcome = build_here(None, "--no-verify")
+    assert (outcome.code, len(outcome.out.splitlines())) == (0, 1)
+    assert "not verified" not in outcome.err
 
 
 def test_what_tensorrt_refuses_is_one_line(build, rtx: MadeUpTensorRT) -> None:

@@ -27,7 +27,7 @@ def without(library: str, *arguments: object) -> subprocess.CompletedProcess[str
         ("safetensors", "export", ["export", "--ckpt", "CHECKPOINT", "--out", "OUT"]),
         ("onnx_ir", "export", ["export", "--ckpt", "CHECKPOINT", "--out", "OUT"]),
         ("sklearn", "train", ["train", "flamingo", "--out", "OUT"]),
-        ("sklearn", "train", ["evaluate", "scenes", "--model", "BUNDLE", "--scenes", "1"]),
+        ("sklearn", "train", ["evaluate", "scenes", "--model", "BUNDLE", "--scenes", "30"]),
     ],
     ids=lambda value: value if isinstance(value, str) else value[0],
 )

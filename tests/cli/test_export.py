@@ -60,13 +60,13 @@ def test_an_exported_bundle_answers(run, checkpoint, bundle, tmp_path, monkeypat
     report = json.loads(outcome.out)
     assert set(report) == {
         "bundle", "bytes", "lowering", "compute", "dtype", "deviation", "quantization", "rounding",
-        "validation",
+        "validation", "license", "source",
     }
     assert report["quantization"] is report["rounding"] is None
     assert (report["bundle"], report["lowering"], report["dtype"]) == (str(out), "ort", "fp32")
     assert report["bytes"] == sum(file.stat().st_size for file in out.iterdir())
     assert set(report["deviation"]) == set(GRAPHS)
-    assert stages(outcome.err) == ["PyTorch's answers", *GRAPHS, "comparison", "checksums"]
+    assert stages(outcome.err) == ["PyTorch's answers", *GRAPHS, "comparison", "reference outputs", "checksums"]
     assert run("infer", "--model", out, "--prompt", "a", "--max-new-tokens", 2).code == 0
 
 
@@ -75,7 +75,7 @@ def test_an_export_in_bf16_is_half_as_large_and_answers(run, checkpoint, bundle,
     outcome = run("export", "--ckpt", checkpoint, "--out", out, "--tolerance", "1e-2", "--dtype", "bf16")
     assert outcome.code == 0
     graphs = [f"{name} {part}" for name in GRAPHS for part in ("graph", "weights")]
-    assert stages(outcome.err) == ["PyTorch's answers", *graphs, "comparison", "checksums"]
+    assert stages(outcome.err) == ["PyTorch's answers", *graphs, "comparison", "reference outputs", "checksums"]
     assert outcome.out.startswith(f"wrote {out} (")
     manifest = json.loads((out / "manifest.json").read_text())
     assert {entry["dtype"] for entry in manifest["graphs"].values()} == {"bfloat16"}

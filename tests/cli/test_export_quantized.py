@@ -12,12 +12,17 @@ from flamingo_rt.bundle import Bundle, read_bundle
 from flamingo_rt.checkpoints import open_checkpoint
 from flamingo_rt.contract import GRAPHS
 from flamingo_rt.errors import ParityError
+from flamingo_rt.export.quantization.calibration import read_prompts
+from flamingo_rt.export.quantization.quantization_options import RANDOM_PROMPTS
 
 QUALITY = {
     "graphs": {name: {"cosine": 0.987654, "lowest_cosine": 0.91234, "norm_ratio": 1.00321} for name in GRAPHS},
     "tokens": 321, "changed": 7,
 }
-RECORD = {"scheme": "int4", "blocks": {}, "rounding": "gptq", "calibration": "3 prompts", "quality": QUALITY}
+RECORD = {
+    "scheme": "int4", "blocks": {}, "rounding": "gptq", "calibration": "3 prompts of prompts.jsonl",
+    "measured_on": "1 prompts of prompts.jsonl", "quality": QUALITY,
+}
 
 
 @pytest.fixture(scope="module")
@@ -61,50 +66,94 @@ def test_a_quantized_bundle_answers_and_says_what_it_cost(run, checkpoint, calib
     assert answer.code == 0
 
 
-def test_the_cost_is_printed_a_graph_a_line(run, checkpoint, asked, tmp_path) -> None:
-    outcome = run("export", "--ckpt", checkpoint, "--out", tmp_path / "out", "--quantize", "int4")
+def test_the_cost_is_printed_a_graph_a_line(run, checkpoint, calibration, asked, tmp_path) -> None:
+    outcome = run("export", "--ckpt", checkpoint, "--out", tmp_path / "out", "--quantize", "int4",
+                  "--calibration", calibration)
     assert outcome.code == 0
     lines = outcome.out.splitlines()
     assert lines[0] == f"wrote {tmp_path / 'out'} (0.0 MB), int4, rounded by gptq"
-    assert lines[1:4] == [
+    assert lines[1] == "cost, measured on 1 prompts of prompts.jsonl:"
+    assert lines[2:5] == [
         f"{name}: cosine with PyTorch's output 0.98765 (lowest of a prompt 0.91234), norm ratio 1.0032"
         for name in GRAPHS
     ]
-    assert lines[4:] == ["greedy tokens that changed: 7 of 321"]
+    assert lines[5:] == ["greedy tokens that changed: 7 of 321"]
+
+
+def test_a_cost_that_was_measured_on_random_prompts_says_so(run, checkpoint, asked, tmp_path, monkeypatch) -> None:
+    monkeypatch.setitem(RECORD, "measured_on", RANDOM_PROMPTS)
+    outcome = run("export", "--ckpt", checkpoint, "--out", tmp_path / "out", "--quantize", "int8")
+    assert asked[0]["quantize"].calibration is None
+    assert outcome.out.splitlines()[1] == "cost, measured on random prompts, for want of --calibration:"
 
 
 def test_the_accuracy_is_printed_where_it_was_measured(run, checkpoint, asked, tmp_path, monkeypatch) -> None:
     accuracy = {"scenes": 50, "before": {"captions": 0.98, "questions": 0.945},
                 "after": {"captions": 0.96, "questions": 0.93}}
     monkeypatch.setitem(RECORD, "accuracy", accuracy)
-    outcome = run("export", "--ckpt", checkpoint, "--out", tmp_path / "out", "--quantize", "int4")
-    assert outcome.out.splitlines()[5:] == [
+    outcome = run("export", "--ckpt", checkpoint, "--out", tmp_path / "out", "--quantize", "int4",
+                  "--calibration", "scenes")
+    assert outcome.out.splitlines()[6:] == [
         "right captions about 50 drawn scenes: 98.0% before, 96.0% after",
         "right questions about 50 drawn scenes: 94.5% before, 93.0% after",
     ]
 
 
-def test_options_reach_the_export(run, checkpoint, asked, tmp_path) -> None:
+def test_options_reach_the_export(run, checkpoint, calibration, asked, tmp_path) -> None:
     run("export", "--ckpt", checkpoint, "--out", tmp_path / "out", "--quantize", "mixed", "--rounding", "nearest",
-        "--calibration", "prompts", "--min-cosine", "0.5", "--max-changed", "0.25", "--evaluate", "3", "--block", "32")
+        "--calibration", calibration, "--min-cosine", "0.5", "--max-changed", "0.25", "--evaluate", "3",
+        "--block", "32")
     wanted = asked[0]["quantize"]
-    assert (wanted.scheme, wanted.rounding, wanted.calibration) == ("mixed", "nearest", Path("prompts"))
+    assert (wanted.scheme, wanted.rounding) == ("mixed", "nearest")
+    assert wanted.calibration == read_prompts(calibration)
     assert (wanted.min_cosine, wanted.max_changed, wanted.evaluate, wanted.block) == (0.5, 0.25, 3, 32)
 
 
-@pytest.mark.parametrize(("name", "scenes"), [("small", 0), ("tiny", 50)])
-def test_only_the_models_of_the_trainer_are_asked_about_scenes(
-    run, checkpoint, asked, tmp_path, name: str, scenes: int
+@pytest.mark.parametrize(("options", "evaluated"), [((), 50), (("--evaluate", "7"), 7), (("--evaluate", "0"), 0)])
+def test_a_model_of_drawn_scenes_is_calibrated_on_them_and_asked_about_some(
+    run, checkpoint, asked, tmp_path, options: tuple, evaluated: int
 ) -> None:
+    run("export", "--ckpt", checkpoint, "--out", tmp_path / "out", "--quantize", "int4", "--calibration", "scenes",
+        *options)
+    wanted = asked[0]["quantize"]
+    assert wanted.calibration.source == "64 prompts about drawn scenes"
+    assert wanted.evaluate == evaluated
+
+
+def test_a_file_called_scenes_is_given_by_its_path(
+    run, checkpoint, calibration, asked, tmp_path, monkeypatch
+) -> None:
+    (tmp_path / "scenes").write_bytes(calibration.read_bytes())
+    monkeypatch.chdir(tmp_path)
+    run("export", "--ckpt", checkpoint, "--out", tmp_path / "out", "--quantize", "int4", "--calibration", "./scenes")
+    wanted = asked[0]["quantize"]
+    assert wanted.calibration.source == "4 prompts of scenes"
+    assert wanted.evaluate == 0
+
+
+@pytest.mark.parametrize("name", ["tiny", "openflamingo-3b"])
+def test_no_model_is_taken_for_one_of_drawn_scenes_by_its_name(run, checkpoint, asked, tmp_path, name: str) -> None:
     named = shutil.copytree(checkpoint, tmp_path / "named")
     config = json.loads((named / "config.json").read_text())
     (named / "config.json").write_text(json.dumps(config | {"name": name}))
     assert open_checkpoint(named).config.name == name
     run("export", "--ckpt", named, "--out", tmp_path / "out", "--quantize", "int8")
-    assert asked[0]["quantize"].evaluate == scenes
+    assert (asked[0]["quantize"].evaluate, asked[0]["quantize"].calibration) == (0, None)
 
 
 # Refusals
+
+
+@pytest.mark.parametrize("scheme", ["mixed", "int4"])
+@pytest.mark.parametrize("rounding", [(), ("--rounding", "gptq")])
+def test_4_bit_matrices_without_calibration_prompts_are_refused_before_anything_is_read(
+    run, tmp_path, scheme: str, rounding: tuple
+) -> None:
+    outcome = run("export", "--ckpt", tmp_path / "absent", "--out", tmp_path / "out", "--quantize", scheme, *rounding)
+    assert outcome.code == 2
+    for way in ("--calibration FILE", "--calibration scenes", "--rounding nearest"):
+        assert way in outcome.err
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

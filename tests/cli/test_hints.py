@@ -87,7 +87,7 @@ def test_normalized_choices_are_ranked_by_log_probability_per_token(run) -> None
     [
         (["--choices", "yes;no"], "'yes;no' is one choice: give two or more, separated by commas"),
         (["--choices", "yes;no,maybe"], "'yes;no' is one choice: separate choices by commas"),
-        (["--fps", "1"], "--fps is of clips: give --video FILE"),
+        (["--fps", "1"], "--fps is for clips: give --video FILE"),
         (["--choices", "yes,no,yes"], "names 'yes' 2 times"),
         (["--normalize-choices"], "--normalize-choices goes with --choices"),
     ],

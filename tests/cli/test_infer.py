@@ -216,6 +216,9 @@ def test_choices_are_ranked_best_first(infer, model, pictures) -> None:
     assert set(answer["timings_ms"]) == {"load", "images", "vision", "resampler", "prefill", "choices"}
     assert [choice["text"] for choice in answer["choices"]] == [score.text for score in scores]
     assert [choice["logprob"] for choice in answer["choices"]] == pytest.approx([s.logprob for s in scores], abs=1e-5)
+    assert [choice["logprob_per_token"] for choice in answer["choices"]] == pytest.approx(
+        [score.logprob / len(score.tokens) for score in scores], abs=1e-5
+    )
     assert sum(choice["probability"] for choice in answer["choices"]) == pytest.approx(1, abs=1e-5)
     plain = infer(*question)
     assert plain.code == 0
@@ -344,6 +347,8 @@ def test_a_clip_that_cannot_be_read_is_named(infer, tmp_path, kind) -> None:
         (["--prompt", "a", "--speculation", "-1"], ["speculation", "-1", "from 0 (off) to 31"]),
         (["--prompt", "a", "--choices", ""], ["choices", "not empty"]),
         (["--prompt", "a", "--choices", "yes,,no"], ["choices", "not empty"]),
+        (["--prompt", "a", "--frames", "8"], ["--frames is for clips", "--video FILE"]),
+        (["--image", "a.png", "--fps", "2"], ["--fps is for clips", "--video FILE"]),
         (["--prompt", "a <image> b"], ["<image>", "picture itself"]),
         (["--prompt", "a", "--backend", "torch"], ["is a bundle", "--backend ort"]),
         (["--task", "caption", "--image", "a.png", "--question", "b"], ["--task caption", "--question", "--task vqa"]),

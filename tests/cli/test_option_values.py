@@ -17,6 +17,7 @@ from flamingo_rt.cores import core_count
 # Options whose value is any text. One that is not here has a type that refuses what it cannot be.
 TEXTS = {
     "--prompt", "--question", "--choices", "--stop", "--backend", "--preset", "--compute-capability", "--lowering",
+    "--license", "--source",
 }
 # What a command needs besides the option that is looked at: values that are well formed and lead nowhere.
 NEEDED = {
@@ -27,6 +28,7 @@ NEEDED = {
     ],
     ("export",): ["--ckpt", "/nowhere/checkpoint", "--out", "/nowhere/out"],
     ("build",): ["--model", "/nowhere/bundle", "--target", "tensorrt"],
+    ("verify",): ["--model", "/nowhere/bundle"],
     ("train", "flamingo"): ["--preset", "nowhere", "--out", "/nowhere/out"],
     ("evaluate", "scenes"): ["--model", "/nowhere/bundle"],
     ("bench",): ["--model", "/nowhere/bundle"],

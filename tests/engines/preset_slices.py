@@ -14,7 +14,7 @@ from flamingo_rt.bundle import Bundle
 from flamingo_rt.checkpoints import StoredModel
 from flamingo_rt.config import FlamingoConfig, ViTConfig
 from flamingo_rt.export.pipeline import export_model
-from flamingo_rt.export.quantization.quantized_export import Quantize
+from flamingo_rt.export.quantization.quantization_options import Quantize
 from flamingo_rt.export.random_model import random_model
 from flamingo_rt.presets import preset
 from flamingo_rt.weights.lazy import LazyTensor
@@ -42,7 +42,7 @@ def export_slice(name: str, form: str, out: Path, **language: object) -> Bundle:
     config = replace(config, language=replace(config.language, **language))
     return export_model(
         _repeating(config), out, lowering="tensorrt", compute=compute, compare=False,
-        quantize=None if scheme is None else Quantize(scheme),
+        quantize=None if scheme is None else Quantize(scheme, rounding="nearest"),
     )
 
 

@@ -14,8 +14,8 @@ from runners import assert_same, without_collector
 
 from flamingo_rt.contract import LANGUAGE_MODEL, RESAMPLER, graph_specs, layer_parts, past_name
 from flamingo_rt.engines.execution_providers import HOST_OPERATORS, CudaProvider
-from flamingo_rt.engines.gpu.device_run import BoundGraph
-from flamingo_rt.engines.ort_gpu import _OrtRun
+from flamingo_rt.engines.gpu.bound_arrays import BoundArrays, GraphInterface
+from flamingo_rt.engines.ort_gpu import OrtLaunch
 from flamingo_rt.errors import DataError, DependencyError, UsageError
 
 # What a stand-in finds when Python frees its memory is a warning otherwise.
@@ -117,7 +117,7 @@ def test_an_output_that_is_left_out_stays_on_the_device(on_cuda, gpu, runner, pi
         run = backend.bind(RESAMPLER, {"features": features}, part)
         run()
         for name, array in whole.items():
-            kept = gpu.bytes_at(run.address(name), array.nbytes).view(array.dtype).reshape(array.shape)
+            kept = gpu.bytes_at(run.arrays.addresses[name], array.nbytes).view(array.dtype).reshape(array.shape)
             np.testing.assert_array_equal(kept, array)
         np.testing.assert_array_equal(part[next(iter(part))], whole[next(iter(part))])
 
@@ -131,12 +131,12 @@ def test_the_parts_of_a_run_can_be_called_one_by_one(on_cuda, gpu) -> None:
     run = backend.bind(RESAMPLER, {"features": features}, {name: found}, constant=("none",))
     with backend._cuda.current():
         features[:] = 1
-        run.stage()
+        run.arrays.stage()
         features[:] = 5  # too late for this run
         run.launch()
         assert not found.any(), "nothing is there before the stream is waited for"
-        run.wait()
-        run.collect()
+        backend._cuda.synchronize()
+        run.arrays.collect()
     expected = np.zeros_like(found)
     features[:] = 1
     backend.bind(RESAMPLER, {"features": features}, {name: expected})()
@@ -167,10 +167,10 @@ def test_bfloat16_is_bound_by_its_number(on_cuda, gpu, ort) -> None:
     }
     backend = on_cuda.backend("ort-fp16")
     with backend._cuda.current():
-        _OrtRun(
-            backend._cuda, BoundGraph(spec, dtypes), SimpleNamespace(io_binding=lambda: binding), CudaProvider(),
-            arrays, arrays, (),
+        bound = BoundArrays(
+            backend._cuda, backend._cuda.allocate, GraphInterface(spec, dtypes), arrays, arrays, constant=()
         )
+        OrtLaunch(backend._cuda, SimpleNamespace(io_binding=lambda: binding), CudaProvider(), bound)
     assert set(kinds) == {16}
 
 

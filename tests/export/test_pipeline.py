@@ -25,6 +25,7 @@ from flamingo_rt.contract import GRAPHS, graph_specs
 from flamingo_rt.engines.ort import OrtBackend
 from flamingo_rt.errors import DataError, ParityError, UsageError
 from flamingo_rt.export.checks.parity_cases import CASES, STEPS
+from flamingo_rt.export.graph_bytes import graph_weights
 from flamingo_rt.export.pipeline import export_model
 from flamingo_rt.loading import load
 from flamingo_rt.model.naive import generate_naively
@@ -161,14 +162,38 @@ def test_a_graph_that_deviates_is_named_and_nothing_is_written(
 def test_progress_is_told_of_every_stage_to_its_end(bundle: Path, told: dict[str, tuple[int, list[int]]]) -> None:
     """In bytes where weights are written, in cases where prompts are computed."""
     graphs = [f"{name} {part}" for name in GRAPHS for part in ("graph", "weights")]
-    assert list(told) == ["PyTorch's answers", *graphs, "comparison", "checksums"]
-    for stage, steps in (("PyTorch's answers", STEPS), ("comparison", 2 * len(CASES))):
+    assert list(told) == ["PyTorch's answers", *graphs, "comparison", "reference outputs", "checksums"]
+    for stage, steps in (("PyTorch's answers", STEPS), ("comparison", 2 * len(CASES)), ("reference outputs", 2)):
         assert told[stage] == (steps, [1] * steps)
     for name in GRAPHS:
         total, advances = told[f"{name} weights"]
         assert sum(advances) == (bundle / f"{name}.onnx.data").stat().st_size
         assert 0.9 * total < sum(advances) <= total  # tensors of a few bytes stand in the graph file
         assert len(advances) > 8
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_the_manifest_states_the_bytes_that_each_graph_reads(bundles: Callable[[str], Path], dtype: str) -> None:
+    read = read_bundle(bundles(dtype))
+    for name, entry in read.graphs.items():
+        assert entry.weight_bytes == graph_weights(read.graph_path(name))
+        assert entry.weight_bytes.each_run > 0
+
+
+def test_license_and_source_are_recorded_as_they_are(stored: StoredModel, tmp_path: Path, copied_graphs) -> None:
+    copied_graphs(lambda folder: None)
+    words = {"license": "apache-2.0", "source": "https://example.org/weights"}
+    export_model(stored, tmp_path / "out", compare=False, **words)
+    read = read_bundle(tmp_path / "out")
+    assert {"license": read.license, "source": read.source} == words
+    assert read.reference is None, "nothing was compared"
+
+
+@pytest.mark.parametrize("words", [{"license": " "}, {"source": "x" * 3000}])
+def test_a_license_or_source_that_is_none_is_refused_before_work(stored: StoredModel, tmp_path: Path, words) -> None:
+    with pytest.raises(UsageError, match=f"the {next(iter(words))} has .* characters"):
+        export_model(stored, tmp_path / "out", **words)
+    assert not list(tmp_path.iterdir())
 
 
 # Answers

@@ -17,21 +17,26 @@ from small_model import TEXTS, small_config, small_flamingo
 from torch import Tensor
 
 import flamingo_rt.export.pipeline as pipeline
-from flamingo_rt.bench.graph_bytes import graph_weights
 from flamingo_rt.bundle import read_bundle
 from flamingo_rt.checkpoints import DTYPES, StoredModel
 from flamingo_rt.config import TokensConfig
-from flamingo_rt.contract import DISTANCES, LANGUAGE_MODEL, graph_specs, past_name, present_name
+from flamingo_rt.contract import LANGUAGE_MODEL, RELATIVE_KEYS, graph_specs, past_name, present_name
 from flamingo_rt.engines.ort import OrtBackend
 from flamingo_rt.export import tracing
 from flamingo_rt.export.checks.parity import check_parity
 from flamingo_rt.export.checks.parity_cases import CASES, compute_reference
 from flamingo_rt.export.folding import folded_tensors
+from flamingo_rt.export.graph_bytes import graph_weights
 from flamingo_rt.export.graph_weights import Weights
 from flamingo_rt.export.pipeline import export_model
-from flamingo_rt.export.quantization.quantization_options import SCHEMES_OF
-from flamingo_rt.export.quantization.quantized_export import Quantize
-from flamingo_rt.export.relative_positions import TabledBias, span_sizes, tabled_tensors, tabulate_distances
+from flamingo_rt.export.quantization.calibration import read_prompts
+from flamingo_rt.export.quantization.quantization_options import SCHEMES_OF, Quantize
+from flamingo_rt.export.relative_positions import (
+    PrecomputedRelativeBias,
+    chunk_sizes,
+    precompute_relative_bias,
+    relative_key_tensors,
+)
 from flamingo_rt.export.streamed_model import streamed_model
 from flamingo_rt.loading import load
 from flamingo_rt.model.flamingo import Flamingo
@@ -41,8 +46,8 @@ from flamingo_rt.processing.prompt import build_prompt
 from flamingo_rt.training.tokenizer_training import train_tokenizer
 from flamingo_rt.weights.lazy import LazyTensor
 
-SPAN = 200  # of each of three
-CONFIG = replace(small_config(), language=replace(small_config().language, positions="relative", context=3 * SPAN))
+CHUNK = 200  # of each of three
+CONFIG = replace(small_config(), language=replace(small_config().language, positions="relative", context=3 * CHUNK))
 LANGUAGE = CONFIG.language
 
 
@@ -67,7 +72,7 @@ def lazy(tensors: dict[str, Tensor]) -> dict[str, LazyTensor]:
 @pytest.fixture(scope="module")
 def traced(stored: StoredModel) -> dict[str, onnx_ir.Model]:
     """Each graph, with its weights to be read; factors are not folded, so that weights of any type fit."""
-    tensors = tabled_tensors(LANGUAGE, folded_tensors(stored.tensors))
+    tensors = relative_key_tensors(LANGUAGE, folded_tensors(stored.tensors))
     return dict(tracing.trace_graphs(CONFIG, "ort", Weights(tensors).bind, fold_factors=False))
 
 
@@ -94,7 +99,7 @@ def exported(stored: StoredModel, traced, tmp_path_factory: pytest.TempPathFacto
             folder / "noise.png"
         )
         file.write_text("\n".join(json.dumps([{"image": "noise.png"}, text]) for text in 4 * TEXTS))
-        return Quantize(scheme, calibration=file, min_cosine=0.9, max_changed=0.6)
+        return Quantize(scheme, calibration=read_prompts(file), min_cosine=0.9, max_changed=0.6)
 
     return bundle
 
@@ -124,29 +129,29 @@ def random_ids(*shape: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("context", "sizes"), [
-    (1, (1, 1)), (96, (1, 96)), (256, (1, 256)), (257, (2, 129)), (600, (3, SPAN)), (2048, (8, 256)),
+    (1, (1, 1)), (96, (1, 96)), (256, (1, 256)), (257, (2, 129)), (600, (3, CHUNK)), (2048, (8, 256)),
     (2049, (8, 257)), (32768, (8, 4096)),
 ])
-def test_spans_hold_every_distance_of_the_context(context: int, sizes: tuple[int, int]) -> None:
-    assert span_sizes(context) == sizes
+def test_chunks_hold_every_distance_of_the_context(context: int, sizes: tuple[int, int]) -> None:
+    assert chunk_sizes(context) == sizes
     assert sizes[0] * sizes[1] >= context
 
 
-@pytest.mark.parametrize("keys", [1, 37, SPAN - 1, SPAN, SPAN + 1, 3 * SPAN])
-def test_tabled_distances_give_the_scores_of_projected_ones(keys: int) -> None:
+@pytest.mark.parametrize("keys", [1, 37, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK])
+def test_precomputed_relative_keys_give_the_scores_of_projected_ones(keys: int) -> None:
     torch.manual_seed(keys)
-    projecting, tabled = RelativeBias(LANGUAGE), TabledBias(LANGUAGE)
+    projecting, precomputed = RelativeBias(LANGUAGE), PrecomputedRelativeBias(LANGUAGE)
     name = "language.layers.0.attention.bias"
     with torch.no_grad():
         projecting.bias.normal_()
-    tensors = tabled_tensors(LANGUAGE, lazy({f"{name}.{k}": v for k, v in projecting.state_dict().items()}))
-    tabled.load_state_dict({k.removeprefix(f"{name}."): v.read() for k, v in tensors.items()})
+    tensors = relative_key_tensors(LANGUAGE, lazy({f"{name}.{k}": v for k, v in projecting.state_dict().items()}))
+    precomputed.load_state_dict({k.removeprefix(f"{name}."): v.read() for k, v in tensors.items()})
     tokens = min(5, keys)
     ends = torch.tensor([keys, max(tokens, keys // 2)])  # rows of two lengths
     positions = ends[:, None] - tokens + torch.arange(tokens)
     query = torch.randn(2, tokens, LANGUAGE.heads, LANGUAGE.head_width)
     with torch.no_grad():
-        expected, found = projecting(query, positions, keys), tabled(query, positions, keys)
+        expected, found = projecting(query, positions, keys), precomputed(query, positions, keys)
     seen = torch.arange(keys) <= positions[:, None, :, None]
     assert expected.shape == found.shape == (2, LANGUAGE.heads, tokens, keys)
     assert expected.std() > 0.05
@@ -158,15 +163,15 @@ def test_projections_alone_are_replaced_and_nothing_is_read(stored: StoredModel)
         raise AssertionError("read")
 
     unread = {name: replace(tensor, read=read) for name, tensor in stored.tensors.items()}
-    tabled = tabled_tensors(LANGUAGE, unread)
+    replaced = relative_key_tensors(LANGUAGE, unread)
     projections = {f"language.layers.{layer}.attention.bias.projection.weight" for layer in range(LANGUAGE.layers)}
-    spans = {f"language.layers.{layer}.attention.bias.{DISTANCES}.{span}.weight"
-             for layer in range(LANGUAGE.layers) for span in range(3)}
-    assert set(unread) - set(tabled) == projections
-    assert set(tabled) - set(unread) == spans
-    assert all(tabled[name] is unread[name] for name in set(tabled) & set(unread))
+    chunks = {f"language.layers.{layer}.attention.bias.{RELATIVE_KEYS}.{chunk}.weight"
+              for layer in range(LANGUAGE.layers) for chunk in range(3)}
+    assert set(unread) - set(replaced) == projections
+    assert set(replaced) - set(unread) == chunks
+    assert all(replaced[name] is unread[name] for name in set(replaced) & set(unread))
     with pytest.raises(AssertionError, match="read"):
-        tabled[min(spans)].read()
+        replaced[min(chunks)].read()
 
 
 @pytest.mark.parametrize("positions", ["learnt", "alibi", "rotary"])
@@ -174,40 +179,40 @@ def test_other_positions_have_no_distances_to_project(positions: str) -> None:
     config = replace(small_config(), language=replace(LANGUAGE, positions=positions, context=9))
     model = Flamingo(config)
     tensors, modules = lazy(model.state_dict()), list(model.modules())
-    assert tabled_tensors(config.language, tensors) == tensors
-    tabulate_distances(model)
+    assert relative_key_tensors(config.language, tensors) == tensors
+    precompute_relative_bias(model)
     assert list(model.modules()) == modules
 
 
-def test_the_tensors_are_those_of_the_tabled_model(stored: StoredModel, model: Flamingo) -> None:
+def test_the_tensors_are_those_of_the_precomputed_model(stored: StoredModel, model: Flamingo) -> None:
     plain = Flamingo(CONFIG)
-    tabulate_distances(plain)
-    tensors = tabled_tensors(LANGUAGE, stored.tensors)
+    precompute_relative_bias(plain)
+    tensors = relative_key_tensors(LANGUAGE, stored.tensors)
     plain.load_state_dict({name: tensor.read() for name, tensor in tensors.items()})  # exactly
     assert not any(isinstance(module, RelativeBias) for module in plain.modules())
     assert any(isinstance(module, RelativeBias) for module in model.modules())
-    ids = torch.randint(LANGUAGE.vocab_size, (2, 2 * SPAN + 9), generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(LANGUAGE.vocab_size, (2, 2 * CHUNK + 9), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected, found = (each(ids, torch.zeros_like(ids))[0] for each in (model, plain))
     assert expected.std() > 0.1
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
 
 
-def test_a_streamed_model_reads_the_spans_that_a_text_reaches(stored: StoredModel, model: Flamingo) -> None:
+def test_a_streamed_model_reads_the_chunks_that_a_text_reaches(stored: StoredModel, model: Flamingo) -> None:
     read: list[str] = []
 
     def recorded(name: str, tensor: LazyTensor) -> LazyTensor:
         return replace(tensor, read=lambda: read.append(name) or tensor.read())
 
-    tensors = tabled_tensors(LANGUAGE, folded_tensors(stored.tensors))
+    tensors = relative_key_tensors(LANGUAGE, folded_tensors(stored.tensors))
     streamed = streamed_model(CONFIG, {name: recorded(name, tensor) for name, tensor in tensors.items()})
-    for tokens, spans in ((SPAN, "0"), (SPAN + 1, "01")):
+    for tokens, chunks in ((CHUNK, "0"), (CHUNK + 1, "01")):
         read.clear()
         ids = random_ids(tokens)
         close(expected_logits(streamed, ids).numpy(), expected_logits(model, ids))
-        assert sorted(name for name in read if f".{DISTANCES}." in name) == [
-            f"language.layers.{layer}.attention.bias.{DISTANCES}.{span}.weight"
-            for layer in range(LANGUAGE.layers) for span in spans
+        assert sorted(name for name in read if f".{RELATIVE_KEYS}." in name) == [
+            f"language.layers.{layer}.attention.bias.{RELATIVE_KEYS}.{chunk}.weight"
+            for layer in range(LANGUAGE.layers) for chunk in chunks
         ]
 
 
@@ -215,11 +220,11 @@ def test_a_streamed_model_reads_the_spans_that_a_text_reaches(stored: StoredMode
 def test_projections_stored_in_half_precision_are_not_rounded_again(stored: StoredModel, dtype: torch.dtype) -> None:
     half = {name: tensor.to(dtype) for name, tensor in stored.tensors.items()}
     name = "language.layers.1.attention.bias"
-    found = tabled_tensors(LANGUAGE, half)[f"{name}.{DISTANCES}.1.weight"]
+    found = relative_key_tensors(LANGUAGE, half)[f"{name}.{RELATIVE_KEYS}.1.weight"]
     same = {key: tensor.to(torch.float32) for key, tensor in half.items()}
-    expected = tabled_tensors(LANGUAGE, same)[f"{name}.{DISTANCES}.1.weight"]
+    expected = relative_key_tensors(LANGUAGE, same)[f"{name}.{RELATIVE_KEYS}.1.weight"]
     assert found.dtype == found.read().dtype == torch.float32
-    assert tuple(found.read().shape) == found.shape == (LANGUAGE.heads, LANGUAGE.head_width, SPAN)
+    assert tuple(found.read().shape) == found.shape == (LANGUAGE.heads, LANGUAGE.head_width, CHUNK)
     assert torch.equal(found.read(), expected.read())
 
 
@@ -257,21 +262,21 @@ class Session:
         return logits
 
 
-def test_texts_longer_than_a_span_are_continued_to_the_end_of_the_context(exported, model: Flamingo) -> None:
-    """Prefill, several tokens over the end of a span, single ones up to it and over it, up to the last distance."""
-    ids = random_ids(1, 3 * SPAN)
-    session, start = Session(exported(), 1, 3 * SPAN), 0
+def test_texts_longer_than_a_chunk_are_continued_to_the_end_of_the_context(exported, model: Flamingo) -> None:
+    """Prefill, several tokens over the end of a chunk, single ones up to it and over it, up to the last distance."""
+    ids = random_ids(1, 3 * CHUNK)
+    session, start = Session(exported(), 1, 3 * CHUNK), 0
     expected = expected_logits(model, ids[0])
-    for count in (SPAN - 3, 1, 1, 1, 1, SPAN - 5, 7, SPAN - 5, 1, 1):
+    for count in (CHUNK - 3, 1, 1, 1, 1, CHUNK - 5, 7, CHUNK - 5, 1, 1):
         piece = slice(start, start + count)
         close(session.take(ids[:, piece], [start])[0], expected[piece])
         start += count
-    assert start == 3 * SPAN
+    assert start == 3 * CHUNK
 
 
-def test_rows_of_other_spans_are_decoded_together(exported, model: Flamingo) -> None:
-    """A ragged batch whose shortest row needs one span and whose longest needs all."""
-    lengths, steps = [2 * SPAN + 5, 31, SPAN - 1], 3
+def test_rows_of_other_chunks_are_decoded_together(exported, model: Flamingo) -> None:
+    """A ragged batch whose shortest row needs one chunk and whose longest needs all."""
+    lengths, steps = [2 * CHUNK + 5, 31, CHUNK - 1], 3
     ids = random_ids(3, max(lengths) + steps)
     rows = [np.concatenate([ids[row, :length], ids[row, max(lengths) :]]) for row, length in enumerate(lengths)]
     expected = [expected_logits(model, row) for row in rows]
@@ -287,37 +292,37 @@ def test_rows_of_other_spans_are_decoded_together(exported, model: Flamingo) -> 
 
 @pytest.mark.parametrize("tokens", [1, 2])
 def test_a_cache_beyond_the_last_distance_is_refused(exported, tokens: int) -> None:
-    session = Session(exported(), 1, 4 * SPAN)
-    session.take(random_ids(1, 3 * SPAN), [0])
+    session = Session(exported(), 1, 4 * CHUNK)
+    session.take(random_ids(1, 3 * CHUNK), [0])
     with pytest.raises(Exception, match=r"(?i)split"):
-        session.take(random_ids(1, tokens), [3 * SPAN])
+        session.take(random_ids(1, tokens), [3 * CHUNK])
 
 
-def test_a_span_that_is_not_reached_is_not_computed_with(exported, tmp_path: Path) -> None:
+def test_a_chunk_that_is_not_reached_is_not_computed_with(exported, tmp_path: Path) -> None:
     """Its numbers may be anything."""
     path = tmp_path / "language_model.onnx"
     proto = onnx.load(read_bundle(exported()).graph_path(LANGUAGE_MODEL))
-    spoiled = [tensor for tensor in proto.graph.initializer if f".{DISTANCES}.1." in tensor.name]
+    spoiled = [tensor for tensor in proto.graph.initializer if f".{RELATIVE_KEYS}.1." in tensor.name]
     assert len(spoiled) == LANGUAGE.layers
     for tensor in spoiled:
         tensor.CopyFrom(onnx.numpy_helper.from_array(np.full(tuple(tensor.dims), np.nan, np.float32), tensor.name))
     onnx.save(proto, path)
-    session = Session(exported(), 1, SPAN + 1)
+    session = Session(exported(), 1, CHUNK + 1)
     session.backend = OrtBackend({LANGUAGE_MODEL: path}, CONFIG, threads=1)
-    assert np.isfinite(session.take(random_ids(1, SPAN), [0])).all()
-    assert np.isnan(session.take(random_ids(1, 1), [SPAN])).all()
+    assert np.isfinite(session.take(random_ids(1, CHUNK), [0])).all()
+    assert np.isnan(session.take(random_ids(1, 1), [CHUNK])).all()
 
 
-def test_the_graph_multiplies_with_spans_and_projects_nothing(exported) -> None:
+def test_the_graph_multiplies_with_chunks_and_projects_nothing(exported) -> None:
     graph = language_graph(exported())
     dims = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
-    spans = {name for name in dims if f".{DISTANCES}." in name}
-    assert len(spans) == 3 * LANGUAGE.layers
-    assert {dims[name] for name in spans} == {(LANGUAGE.heads, LANGUAGE.head_width, SPAN)}
+    chunks = {name for name in dims if f".{RELATIVE_KEYS}." in name}
+    assert len(chunks) == 3 * LANGUAGE.layers
+    assert {dims[name] for name in chunks} == {(LANGUAGE.heads, LANGUAGE.head_width, CHUNK)}
     assert not [name for name in dims if "bias.projection" in name]
     assert not {"Sin", "Cos", "Einsum"} & {node.op_type for node in graph.node}
     multiplied = [node.input[1] for node in graph.node if node.op_type == "MatMul"]
-    assert sorted(name for name in multiplied if name in spans) == sorted(spans)
+    assert sorted(name for name in multiplied if name in chunks) == sorted(chunks)
     # What is left are the layers' own matrices: no table is turned, cut or copied first.
     assert all(name in dims for name in multiplied)
 
@@ -326,21 +331,21 @@ def test_a_run_reads_the_distances_that_its_context_reaches(exported) -> None:
     weights = graph_weights(read_bundle(exported()).graph_path(LANGUAGE_MODEL))
     distance = LANGUAGE.layers * LANGUAGE.heads * LANGUAGE.head_width * 4
     assert weights.each_distance == distance
-    assert weights.stored - weights.each_run == 3 * SPAN * distance + LANGUAGE.vocab_size * weights.each_token
+    assert weights.stored - weights.each_run == 3 * CHUNK * distance + LANGUAGE.vocab_size * weights.each_token
     assert weights.read(2, 9.5) == weights.each_run + 2 * weights.each_token + 9.5 * distance
 
 
 # In other forms
 
 
-def test_spans_are_halved_with_the_other_matrices(exported, stored: StoredModel) -> None:
-    """And the graph computes with the rounded spans; how near is checked by the export."""
-    tabled = tabled_tensors(LANGUAGE, stored.tensors)
+def test_chunks_are_halved_with_the_other_matrices(exported, stored: StoredModel) -> None:
+    """And the graph computes with the rounded chunks; how near is checked by the export."""
+    keys = relative_key_tensors(LANGUAGE, stored.tensors)
     graph = language_graph(exported("bf16"))
-    spans = {tensor.name: tensor for tensor in graph.initializer if f".{DISTANCES}." in tensor.name}
-    assert {tensor.data_type for tensor in spans.values()} == {onnx.TensorProto.BFLOAT16}
-    for name, tensor in spans.items():
-        expected = tabled[name.removeprefix("model.")].read().to(torch.bfloat16)
+    chunks = {tensor.name: tensor for tensor in graph.initializer if f".{RELATIVE_KEYS}." in tensor.name}
+    assert {tensor.data_type for tensor in chunks.values()} == {onnx.TensorProto.BFLOAT16}
+    for name, tensor in chunks.items():
+        expected = keys[name.removeprefix("model.")].read().to(torch.bfloat16)
         bits = np.frombuffer(tensor.raw_data, np.int16)
         assert np.array_equal(bits, expected.view(torch.int16).numpy().ravel()), name
     assert graph_weights(read_bundle(exported("bf16")).graph_path(LANGUAGE_MODEL)).each_distance * 2 == graph_weights(
@@ -349,14 +354,14 @@ def test_spans_are_halved_with_the_other_matrices(exported, stored: StoredModel)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES_OF["ort"])
-def test_a_quantized_graph_keeps_its_spans_and_answers(exported, stored: StoredModel, scheme: str) -> None:
+def test_a_quantized_graph_keeps_its_chunks_and_answers(exported, stored: StoredModel, scheme: str) -> None:
     bundle = exported(scheme)
-    tabled = tabled_tensors(LANGUAGE, stored.tensors)
+    keys = relative_key_tensors(LANGUAGE, stored.tensors)
     tensors = {tensor.name: tensor for tensor in language_graph(bundle).initializer}
-    spans = {name: tensor for name, tensor in tensors.items() if f".{DISTANCES}." in name}
-    assert len(spans) == 3 * LANGUAGE.layers
-    for name, tensor in spans.items():
-        expected = tabled[name.removeprefix("model.")].read().numpy()
+    chunks = {name: tensor for name, tensor in tensors.items() if f".{RELATIVE_KEYS}." in name}
+    assert len(chunks) == 3 * LANGUAGE.layers
+    for name, tensor in chunks.items():
+        expected = keys[name.removeprefix("model.")].read().numpy()
         assert np.array_equal(onnx.numpy_helper.to_array(tensor), expected), name
     assert sum(name.endswith(".packed") for name in tensors) > 8
     record = read_bundle(bundle).quantization
@@ -370,7 +375,7 @@ def test_a_bundle_answers_like_the_model_that_projects(exported, model: Flamingo
     runtime = load(exported())
     text = " ".join(TEXTS * 3)
     prompt = build_prompt([text], runtime.tokenizer)
-    assert SPAN < len(prompt) < 2 * SPAN
+    assert CHUNK < len(prompt) < 2 * CHUNK
     found = runtime.generate([text], max_new_tokens=6).result()
     ids, media_index = prompt.input_ids.tolist(), prompt.media_index.tolist()
     assert list(found.tokens) == generate_naively(model, ids, media_index, [], 6, runtime.tokenizer.stop_ids)

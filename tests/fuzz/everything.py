@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import cv2  # noqa: F401
 import matplotlib  # noqa: F401
-import onnxruntime  # noqa: F401
 import PIL.features  # noqa: F401
 import sklearn.datasets  # noqa: F401
 import torch  # noqa: F401
@@ -20,8 +19,10 @@ import flamingo_rt.loading
 import flamingo_rt.runtime.model
 import flamingo_rt.training.trainer
 from flamingo_rt.cli import COMMANDS
+from flamingo_rt.engines.ort import import_onnxruntime
 from flamingo_rt.presets import preset
 
+import_onnxruntime()  # as the first import does in a user's process: its default logger is quiet then
 for _module, _ in COMMANDS.values():
     __import__(_module)
 # The first model on the meta device makes torch import hundreds of modules more.

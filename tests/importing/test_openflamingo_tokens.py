@@ -12,7 +12,6 @@ from peer_model import CASES, PeerModel, PeerPrompt
 
 from flamingo_rt.backend import Backend
 from flamingo_rt.config import FlamingoConfig
-from flamingo_rt.contract import graph_specs
 from flamingo_rt.engines.ort import OrtBackend
 from flamingo_rt.export.pipeline import export_model
 from flamingo_rt.importing.openflamingo import open_openflamingo
@@ -52,9 +51,8 @@ def logits_of(model: Flamingo, prompts: Sequence[PeerPrompt], image_id: int) -> 
 
 
 def encoded(engine: Backend, config: FlamingoConfig, prompts: Sequence[PeerPrompt], image_id: int) -> list[Row]:
-    specs = graph_specs(config)
     return [
-        Row(p.input_ids, p.media_index(image_id), encode_visuals(engine, specs, list(p.pixels[:, None]), StageTimer()))
+        Row(p.input_ids, p.media_index(image_id), encode_visuals(engine, list(p.pixels[:, None]), StageTimer()))
         for p in prompts
     ]
 
@@ -65,7 +63,7 @@ def greedy_tokens(engine: Backend, config: FlamingoConfig, rows: list[Row], abou
     The peer was kept from choosing ``suppress_tokens`` (its loop cannot go on after an image token).
     """
     count = 32
-    decoder = Decoder(engine, config, graph_specs(config), len(rows), max(len(r.input_ids) for r in rows) + count)
+    decoder = Decoder(engine, config, len(rows), max(len(r.input_ids) for r in rows) + count)
     logits = decoder.prefill(rows)
     tokens = []
     for _ in range(count):
@@ -79,7 +77,7 @@ def greedy_tokens(engine: Backend, config: FlamingoConfig, rows: list[Row], abou
 def engine_logits(engine: Backend, config: FlamingoConfig, rows: list[Row]) -> list[np.ndarray]:
     """Logits [T, vocab] of each row of a batch, from the graph that generates."""
     longest = max(len(row.input_ids) for row in rows)
-    decoder = Decoder(engine, config, graph_specs(config), len(rows), longest)
+    decoder = Decoder(engine, config, len(rows), longest)
     logits = decoder._forward(rows, decoder.lengths, [np.arange(longest)] * len(rows), decoder._cache.buffers())
     return [row_logits[: len(row.input_ids)] for row_logits, row in zip(logits, rows, strict=True)]
 

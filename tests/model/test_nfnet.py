@@ -11,7 +11,7 @@ import torch
 
 from flamingo_rt.config import NFNetConfig
 from flamingo_rt.model.flamingo import on_meta_device
-from flamingo_rt.model.nfnet import NFNet, conv, scaled_gelu, standardise
+from flamingo_rt.model.nfnet import NFNet, StandardisedConv2d, scaled_gelu, standardise
 
 # Expected variance on the way into each block of stages of 3 and 2 blocks: a branch adds 0.2² = 0.04 to it,
 # a transition starts again from 1 after its own branch.
@@ -99,7 +99,7 @@ def test_blocks_are_scaled_by_the_expected_deviation(nfnet_config):
 
 @pytest.mark.parametrize(("inputs", "kernel", "groups"), [(6, 3, 1), (6, 3, 2), (5, 1, 1)])
 def test_standardised_weights_have_no_mean_and_unit_fan_in_variance(inputs, kernel, groups, random_tensor):
-    layer = conv(inputs, 4, kernel, groups=groups)
+    layer = StandardisedConv2d(inputs, 4, kernel, groups=groups)
     with torch.no_grad():
         layer.weight.copy_(3 * random_tensor(*layer.weight.shape) + 5)
     weight = standardise(layer.weight, layer.gain).detach().double().flatten(1)
@@ -108,7 +108,7 @@ def test_standardised_weights_have_no_mean_and_unit_fan_in_variance(inputs, kern
 
 
 def test_a_constant_weight_is_not_divided_by_zero():
-    layer = conv(2, 1, 3)
+    layer = StandardisedConv2d(2, 1, 3)
     torch.nn.init.constant_(layer.weight, 0.5)
     assert standardise(layer.weight, layer.gain).abs().max() == 0
 

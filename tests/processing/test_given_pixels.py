@@ -14,7 +14,7 @@ from foreign_arrays import CopyingArray, CopyingClip, CudaArray, DlpackArray
 from flamingo_rt.device_arrays import DeviceFrames, device_array, is_device_array
 from flamingo_rt.errors import DataError
 from flamingo_rt.presets import preset
-from flamingo_rt.processing.preprocess import lies_on_device, visual_pixels
+from flamingo_rt.processing.preprocess import decode_visual, lies_on_device, visual_pixels
 from flamingo_rt.processing.visuals import Image, PixelValues, Video
 
 SIZE = 8
@@ -29,7 +29,7 @@ KINDS = {
 
 
 def pixels(array):
-    return visual_pixels(PixelValues(array), CONFIG)
+    return decode_visual(PixelValues(array), CONFIG).pixels
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -40,8 +40,8 @@ def clip_reference(picture, config, size):
     else:
         resized = picture.resize((int(size * width / height), size), PIL.Image.Resampling.BICUBIC)
     values = np.asarray(resized)
-    top = int(round((values.shape[0] - size) / 2.0))
-    left = int(round((values.shape[1] - size) / 2.0))
+    top = round((values.shape[0] - size) / 2.0)
+    left = round((values.shape[1] - size) / 2.0)
     return normalised(values[top : top + size, left : left + size], config)
 
 

@@ -216,16 +216,22 @@ def test_a_text_that_is_the_path_of_a_picture_is_refused(text, kind, tokenizer):
             build_prompt(parts, tokenizer)
 
 
-def test_a_text_of_several_words_is_the_path_of_a_picture_if_it_is_there(tokenizer, tmp_path):
-    path = str(tmp_path / "my photo.png")
-    assert len(build_prompt(path, tokenizer)) > 1
-    Path(path).touch()
+def test_a_path_of_several_words_is_refused_where_only_a_path_reads_so(tokenizer, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my photos").mkdir()
+    for text in ("/home/me/my photo.png", "./my photo.png", "../my photo.png", "~/my photo.png", "~me/my photo.png",
+                 "C:/my photo.png", "C:\\my photo.png", "https://a.example/my photo.png", "my photos/cat.png"):
+        with pytest.raises(UsageError, match=r"a text of the prompt is the (path|address)"):
+            build_prompt([A, text], tokenizer)
+    assert len(build_prompt("my photo.png", tokenizer)) > 1  # a prompt may end so
+    (tmp_path / "my photo.png").touch()
     with pytest.raises(UsageError, match="is the path"):
-        build_prompt(path, tokenizer)
+        build_prompt("my photo.png", tokenizer)
 
 
 @pytest.mark.parametrize("text", ["Question: is it photo.png", "photo.png<|endofchunk|>", " photo.png", "a .png file",
-                                  "photo.png?", "png", ".png", "\0 a.png"])
+                                  "photo.png?", "png", ".png", "\0 a.png", "a photo of cats/dogs in a.png",
+                                  "yes/no? the file is a.png", "/a/b is a folder\nis it in a.png", "and / or a.png"])
 def test_a_text_that_holds_a_name_of_a_picture_is_a_text(text, tokenizer):
     build_prompt([A, text], tokenizer)
 

@@ -9,6 +9,7 @@ import PIL.Image
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from read_or_refused import may_be_refused
 
 from flamingo_rt.errors import DataError, DependencyError, UsageError
 from flamingo_rt.processing import decoded_clip as clip_frames
@@ -171,10 +172,8 @@ def test_damaged_files_give_frames_or_a_data_error(tmp_path, clip):
         for where in data.draw(st.lists(st.integers(0, len(content) - 1), min_size=1, max_size=6)):
             damaged[where] = data.draw(st.integers(0, 255))
         path.write_bytes(damaged[: data.draw(st.integers(1, len(content)))])
-        try:
+        with may_be_refused(path):
             assert len(read_frames(Video(path, frames=3))) == 3
-        except DataError as error:
-            assert str(path) in str(error)
 
     check()
 

@@ -1,16 +1,23 @@
 """A backend that passes everything on and remembers it, and checks that no call leaves its cache; and what made-up
-engines give."""
+engines give and visual encoders are given."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
 
 from flamingo_rt.backend import HostBackend
+from flamingo_rt.config import FlamingoConfig
 from flamingo_rt.contract import LANGUAGE_MODEL, NEXT_LOGPROB, NEXT_TOKEN, past_name
+from flamingo_rt.processing.preprocess import decode_visuals
+from flamingo_rt.processing.visuals import Visual
 from flamingo_rt.runtime.sampling import log_softmax
+from flamingo_rt.runtime.timing import StageTimer
+from flamingo_rt.runtime.visual_encoder import VisualEncoder, VisualMedia
 
 
 def deliver(logits: np.ndarray, outputs: dict[str, np.ndarray]) -> None:
@@ -19,6 +26,16 @@ def deliver(logits: np.ndarray, outputs: dict[str, np.ndarray]) -> None:
     made = {"logits": logits, NEXT_TOKEN: logits.argmax(-1), NEXT_LOGPROB: logprobs.max(-1)}
     for name in made.keys() & outputs.keys():
         outputs[name][:] = made[name]
+
+
+def encoded(
+    encoder: VisualEncoder, visuals: Sequence[Visual], config: FlamingoConfig, timer: StageTimer | None = None
+) -> list[VisualMedia]:
+    """The media of each visual as a model reads them: decoded in threads, each object once."""
+    unique = list(dict.fromkeys(visuals))
+    with closing(decode_visuals(unique, config)) as decoded:
+        media = dict(zip(unique, encoder.encode(decoded, timer or StageTimer()), strict=True))
+    return [media[visual] for visual in visuals]
 
 
 @dataclass

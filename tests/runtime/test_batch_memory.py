@@ -112,7 +112,7 @@ from pathlib import Path
 import numpy as np
 from flamingo_rt.bundle import read_bundle
 from flamingo_rt.bench.machine import reset_peak
-from flamingo_rt.contract import GRAPHS, graph_specs
+from flamingo_rt.contract import GRAPHS
 from flamingo_rt.engines.ort import OrtBackend
 from flamingo_rt.runtime.decoder import Decoder, Row
 from flamingo_rt.runtime.batch_memory import prefill_bytes
@@ -122,7 +122,7 @@ def status(name):
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
 
 def decoder(tokens):
-    made = Decoder(backend, bundle.config, graph_specs(bundle.config), 1, tokens)
+    made = Decoder(backend, bundle.config, 1, tokens)
     ids = np.ones(tokens, dtype=np.int64)
     return made, [Row(ids, np.zeros_like(ids), [])]
 

@@ -10,7 +10,6 @@ from flamingo_rt.contract import (
     LANGUAGE_MODEL,
     RESAMPLER,
     VISION_ENCODER,
-    graph_specs,
     layer_parts,
     media_name,
     past_name,
@@ -36,7 +35,7 @@ def backend(flamingo):
 
 
 def decoder(backend, config, rows=1):
-    return Decoder(backend, config, graph_specs(config), rows, CAPACITY)
+    return Decoder(backend, config, rows, CAPACITY)
 
 
 def rows_of(prompts, backend, config, tokenizer, start=True):
@@ -45,7 +44,7 @@ def rows_of(prompts, backend, config, tokenizer, start=True):
     for parts in prompts:
         prompt = build_prompt(parts, tokenizer, start=start)
         pixels = [visual_pixels(visual, config) for visual in prompt.visuals]
-        media = encode_visuals(backend, graph_specs(config), pixels, StageTimer())
+        media = encode_visuals(backend, pixels, StageTimer())
         rows.append(Row(prompt.input_ids, prompt.media_index, media))
     return rows
 
@@ -293,12 +292,11 @@ def test_clips_are_resampled_with_those_of_as_many_frames(backend, config, pictu
     sources = [picture.source for picture in pictures]
     visuals = [pictures[0], Video(sources[:3], frames=3), pictures[1], Video(sources[3:5], frames=2), pictures[2]]
     pixels = [visual_pixels(visual, config) for visual in visuals]
-    specs = graph_specs(config)
-    together = encode_visuals(backend, specs, pixels, StageTimer())
+    together = encode_visuals(backend, pixels, StageTimer())
     assert [bound.inputs["pixel_values"].shape[0] for bound in backend.of(VISION_ENCODER)] == [4, 4]
     assert sorted(bound.inputs["features"].shape[:2] for bound in backend.of(RESAMPLER)) == [(1, 2), (1, 3), (3, 1)]
     for visual, array in zip(together, pixels, strict=True):
-        (alone,) = encode_visuals(backend, specs, [array], StageTimer())
+        (alone,) = encode_visuals(backend, [array], StageTimer())
         assert alone.keys() == visual.keys()
         for name, values in alone.items():
             np.testing.assert_allclose(visual[name], values, **FLOAT32)

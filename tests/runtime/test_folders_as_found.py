@@ -121,7 +121,7 @@ def with_graph(source: Path, folder: Path, name: str, change) -> Path:
     change(model.graph)
     (folder / f"{name}.onnx").write_bytes(model.SerializeToString())
     bundle = read_bundle(source)
-    write_manifest(folder, bundle.config, bundle.graphs, bundle.parity)
+    write_manifest(folder, bundle)
     return folder
 
 

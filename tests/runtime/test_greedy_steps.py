@@ -55,7 +55,7 @@ class AlphabetEngine(HostBackend):
 
         return call
 
-    def greedy_steps(self, inputs, outputs, constant=()):
+    def greedy_steps(self, cache, inputs, outputs, constant=()):
         self.steps = CountingSteps(self.bind("language_model", inputs, outputs, constant), inputs, outputs)
         return self.steps
 

@@ -1,5 +1,8 @@
 """Opening a model: the backend that fits the folder, and a remedy for everything that does not fit."""
 
+import subprocess
+import sys
+
 import pytest
 
 import flamingo_rt
@@ -71,6 +74,49 @@ def test_a_graph_that_is_no_graph_is_named(bundle_folder, tmp_path):
     for file in bundle_folder.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     (tmp_path / "resampler.onnx").write_bytes(b"not a graph")
-    write_manifest(tmp_path, bundle.config, bundle.graphs, bundle.parity)
+    write_manifest(tmp_path, bundle)
     with pytest.raises(DataError, match=r"cannot load .*resampler.onnx"):
         flamingo_rt.load(tmp_path)
+
+
+# Logging. In a process of its own: pytest sets up logging in this one.
+
+LOADING = """
+import logging, sys
+import flamingo_rt
+from flamingo_rt import loading
+from flamingo_rt.engines import execution_providers
+from flamingo_rt.errors import DependencyError
+
+def no_gpu(bundle, backend):
+    raise DependencyError("no GPU is found")
+
+execution_providers.has_cuda_kernels = lambda: PASSED_OVER
+loading._ort_gpu_backend = no_gpu
+"""
+
+
+def stderr_of_loading(bundle_folder, setup: str, passed_over: bool) -> str:
+    code = LOADING.replace("PASSED_OVER", str(passed_over)) + f"{setup}\nflamingo_rt.load({str(bundle_folder)!r})"
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stderr
+
+
+def test_a_library_user_who_sets_up_no_logging_sees_nothing(bundle_folder):
+    assert stderr_of_loading(bundle_folder, "", passed_over=True) == ""
+
+
+@pytest.mark.parametrize(("passed_over", "level", "said"), [
+    (False, "INFO", "ONNX Runtime runs it on the CPU"),
+    (True, "WARNING", "ONNX Runtime runs it on the CPU; not on the GPU: no GPU is found"),
+])
+def test_the_log_says_which_backend_and_why_not_a_faster_one(bundle_folder, passed_over, level, said):
+    written = stderr_of_loading(bundle_folder, "logging.basicConfig(level=logging.INFO)", passed_over)
+    assert written == f"{level}:flamingo_rt.loading:{bundle_folder}: {said}\n"
+
+
+def test_the_command_line_shows_warnings_and_nothing_less(bundle_folder):
+    run = f"sys.argv = ['flamingo-rt', 'infer', '--prompt', 'a', '--max-new-tokens', '1', '--model', " \
+          f"{str(bundle_folder)!r}]\nfrom flamingo_rt.cli import main\nmain()\nsys.exit()"
+    written = stderr_of_loading(bundle_folder, run, passed_over=True)
+    assert written == f"{bundle_folder}: ONNX Runtime runs it on the CPU; not on the GPU: no GPU is found\n"
+    assert stderr_of_loading(bundle_folder, run, passed_over=False) == ""

@@ -10,17 +10,16 @@ import numpy as np
 import pytest
 import torch
 from foreign_arrays import CudaArray
-from recording import RecordingEngine
+from recording import RecordingEngine, encoded
 
 import flamingo_rt
-from flamingo_rt.contract import RESAMPLER, VISION_ENCODER, graph_specs
+from flamingo_rt.contract import RESAMPLER, VISION_ENCODER
 from flamingo_rt.device_arrays import device_array, is_device_array
 from flamingo_rt.errors import DataError, UsageError
 from flamingo_rt.model.torch_backend import TorchBackend
 from flamingo_rt.processing.preprocess import visual_pixels
 from flamingo_rt.processing.visuals import Image, PixelValues, Video
 from flamingo_rt.runtime.model import Model
-from flamingo_rt.runtime.timing import StageTimer
 from flamingo_rt.runtime.visual_encoder import MediaCache, VisualEncoder
 
 
@@ -68,8 +67,10 @@ def backend(flamingo):
 
 
 @pytest.fixture
-def reader(backend, config):
-    return VisualEncoder(backend, config, graph_specs(config), MediaCache(2**20))
+def encode(backend, config):
+    """Encodes visuals, with a cache."""
+    encoder = VisualEncoder(backend, MediaCache(2**20))
+    return lambda visuals: encoded(encoder, visuals, config)
 
 
 @pytest.fixture
@@ -100,24 +101,25 @@ def test_pixel_values_give_the_answer_of_their_picture(model, pictures, pixels, 
     assert best.logprob == other.logprob
 
 
-def test_pixel_values_in_host_memory_are_batched_and_cached_like_their_pictures(reader, backend, pictures, pixels):
+def test_pixel_values_in_host_memory_are_batched_and_cached_like_their_pictures(encode, backend, pictures, pixels):
     given = [PixelValues(pixels[0]), pictures[1], PixelValues(torch.from_numpy(pixels[1].copy())), pictures[0]]
-    media = reader.read(given, StageTimer())
+    media = encode(given)
     assert frames(backend) == [2]
     assert_same_media([media[0], media[1]], [media[3], media[2]], atol=0)
-    reader.read([PixelValues(pixels[1].copy())], StageTimer())
+    encode([PixelValues(pixels[1].copy())])
     assert frames(backend) == [2]
 
 
-def test_those_in_device_memory_are_read_there_one_by_one(reader, backend, pictures, pixels):
+def test_those_in_device_memory_are_read_there_one_by_one(encode, backend, config, pictures, pixels):
     clip = np.stack([*pixels, pixels[0][::-1].copy()])  # 7 frames
     placed = [OnDevice(pixels[0]), OnDevice(clip)]
     visuals = [pictures[1], PixelValues(placed[0]), pictures[2], PixelValues(placed[1]), pictures[3]]
-    expected = VisualEncoder(backend, reader._config, reader._specs, MediaCache(0)).read(
-        [pictures[1], PixelValues(pixels[0]), pictures[2], PixelValues(clip), pictures[3]], StageTimer()
+    expected = encoded(
+        VisualEncoder(backend, MediaCache(0)),
+        [pictures[1], PixelValues(pixels[0]), pictures[2], PixelValues(clip), pictures[3]], config,
     )
     backend.bound.clear()
-    assert_same_media(reader.read(visuals, StageTimer()), expected)
+    assert_same_media(encode(visuals), expected)
     assert frames(backend) == [1, 4, 3, 3]  # the picture; the clip; those in host memory together
     frame = pixels[0].nbytes
     assert backend.addresses == [pixels[0].ctypes.data, clip.ctypes.data, clip.ctypes.data + 4 * frame]
@@ -141,20 +143,19 @@ def test_what_is_in_device_memory_is_encoded_once_a_call_and_not_kept(backend, c
         assert (result.tokens, result.logprobs) == (expected.tokens, expected.logprobs)
 
 
-def test_what_is_in_device_memory_is_looked_at_in_the_thread_that_asks(reader, pictures, pixels):
+def test_what_is_in_device_memory_is_looked_at_in_the_thread_that_asks(encode, pictures, pixels):
     placed = [OnDevice(pixels[0]), OnDevice(pictures[1].source), OnDevice(pictures[2].source)]
-    reader.read(
-        [pictures[3], PixelValues(placed[0]), Image(placed[1]), pictures[4], Video([placed[2]], frames=1), pictures[5]],
-        StageTimer(),
+    encode(
+        [pictures[3], PixelValues(placed[0]), Image(placed[1]), pictures[4], Video([placed[2]], frames=1), pictures[5]]
     )
     assert [array.threads for array in placed] == [{threading.get_ident()}] * 3
 
 
-def test_what_the_engine_cannot_read_where_it_is_is_reported_with_a_remedy(reader, pixels):
+def test_what_the_engine_cannot_read_where_it_is_is_reported_with_a_remedy(encode, pixels):
     memory = np.zeros(pixels[0].nbytes + 4, dtype=np.uint8)
     odd = memory[1 : 1 + pixels[0].nbytes].view(np.float32).reshape(pixels[0].shape)
     with pytest.raises(DataError, match=r"<OnDevice in device memory>: a device array at 0x\w+; copy .*clone\(\)"):
-        reader.read([PixelValues(OnDevice(odd))], StageTimer())
+        encode([PixelValues(OnDevice(odd))])
 
 
 def test_a_backend_in_host_memory_refuses_them_before_it_reads_anything(torch_model, ort_model, pixels, tmp_path):

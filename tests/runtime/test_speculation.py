@@ -1,8 +1,11 @@
-"""Guessing ahead: the answer is that of plain greedy decoding whatever is guessed and however long a step takes, and a
-text that repeats takes fewer steps."""
+"""Guessing ahead: the answer is that of plain greedy decoding whatever is guessed and whatever steps are said to cost,
+a text that repeats takes fewer steps, and the same input gives the same bits."""
 
 import itertools
-from types import SimpleNamespace
+import json
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -15,29 +18,19 @@ from flamingo_rt import Image
 from flamingo_rt.backend import HostBackend
 from flamingo_rt.contract import LANGUAGE_MODEL, graph_specs
 from flamingo_rt.model.torch_backend import TorchBackend
-from flamingo_rt.runtime import speculation
 from flamingo_rt.runtime.model import Model
 from flamingo_rt.runtime.speculation import DISCOUNT, PRIOR, PromptLookup
+from flamingo_rt.step_costs import StepCosts
 
 LOGPROBS = {"rtol": 0, "atol": 2e-4}  # float32 logits of about 5, sums in another order
 END = "<|endofchunk|>"
+FREE = StepCosts(((2, 1.0), (32, 1.0)))  # steps of any size cost the same
 
 
 @pytest.fixture
-def clock(monkeypatch):
-    """Sets how many seconds each step takes, by the clock that speculation reads."""
-
-    def take(seconds):
-        readings = itertools.accumulate(itertools.chain.from_iterable((0.0, each) for each in seconds))
-        monkeypatch.setattr(speculation, "time", SimpleNamespace(perf_counter=lambda: next(readings)))
-
-    return take
-
-
-@pytest.fixture
-def steps_cost_the_same(clock):
-    """However many tokens they take."""
-    clock(itertools.repeat(1.0))
+def eager(model, config, tokenizer):
+    """A fresh model on each backend in turn, whose guesses cost nothing."""
+    return Model(model.backend, config, tokenizer, step_costs=FREE)
 
 
 @pytest.fixture(scope="session")
@@ -64,28 +57,28 @@ def assert_same(plain, guessed):
     np.testing.assert_allclose(guessed.logprobs, plain.logprobs, **LOGPROBS)
 
 
-@pytest.mark.usefixtures("steps_cost_the_same")
 @pytest.mark.parametrize("options", [{}, {"repetition_penalty": 1.1}, {"stop": ("a", "é")}], ids=str)
 @pytest.mark.parametrize("name", ["text alone", "one picture", "shots", "a clip", "repeats itself"])
-def test_the_answer_is_that_of_plain_decoding(name, options, model, prompts):
-    plain, guessed = both(model, prompts[name], max_new_tokens=50, **options)
+def test_the_answer_is_that_of_plain_decoding(name, options, eager, prompts):
+    plain, guessed = both(eager, prompts[name], max_new_tokens=50, **options)
     assert_same(plain, guessed)
     assert plain.drafted == 0
     assert guessed.steps + guessed.accepted >= len(guessed.tokens) - 1
 
 
-def test_the_time_of_a_step_changes_no_answer(torch_model, prompts, clock):
+def test_the_costs_of_steps_change_no_answer(torch_model, config, tokenizer, prompts):
     answers = []
     for seed in range(5):
-        clock(np.random.default_rng(seed).uniform(0.1, 9.0, 200))
-        answers.append(torch_model.generate(prompts["repeats itself"], max_new_tokens=60).result())
+        ratios = np.random.default_rng(seed).uniform(1.0, 6.0, 3).tolist()
+        costs = StepCosts(tuple(zip((2, 4, 8), ratios, strict=True)))
+        model = Model(torch_model.backend, config, tokenizer, step_costs=costs)
+        answers.append(model.generate(prompts["repeats itself"], max_new_tokens=60).result())
     plain = torch_model.generate(prompts["repeats itself"], max_new_tokens=60, speculation=0).result()
     for answer in answers:
         assert_same(plain, answer)
-    assert len({answer.steps for answer in answers}) > 1  # it does change how they were found
+    assert len({answer.steps for answer in answers}) > 1  # they do change how it was found
 
 
-@pytest.mark.usefixtures("steps_cost_the_same")
 def test_the_packaged_models_answer_is_that_of_plain_decoding():
     packaged = flamingo_rt.load(threads=1)
     rng = np.random.default_rng(0)
@@ -100,34 +93,31 @@ def test_the_packaged_models_answer_is_that_of_plain_decoding():
         assert guessed.steps < plain.steps
 
 
-@pytest.mark.usefixtures("steps_cost_the_same")
-def test_a_text_that_repeats_takes_fewer_steps(model, prompts):
-    plain, guessed = both(model, prompts["repeats itself"], max_new_tokens=60)
+def test_a_text_that_repeats_takes_fewer_steps(eager, prompts):
+    plain, guessed = both(eager, prompts["repeats itself"], max_new_tokens=60)
     assert plain.steps == len(plain.tokens) - 1
     assert guessed.steps + guessed.accepted == len(guessed.tokens) - 1
     assert guessed.steps < plain.steps / 3
 
 
-@pytest.mark.usefixtures("steps_cost_the_same")
-def test_what_is_streamed_joins_to_the_result(model, prompts):
-    generation = model.generate(prompts["repeats itself"], max_new_tokens=30)
+def test_what_is_streamed_joins_to_the_result(eager, prompts):
+    generation = eager.generate(prompts["repeats itself"], max_new_tokens=30)
     assert "".join(generation) == generation.result().text
     assert generation.result().accepted > 0
 
 
-@pytest.mark.usefixtures("steps_cost_the_same")
 @pytest.mark.parametrize("limit", range(1, 20))
 def test_no_guess_goes_past_the_limit_or_the_cache(limit, flamingo, config, tokenizer, prompts):
     backend = RecordingEngine(TorchBackend(flamingo))  # checks that no step writes behind its cache
-    plain, guessed = both(Model(backend, config, tokenizer), prompts["repeats itself"], max_new_tokens=limit)
+    model = Model(backend, config, tokenizer, step_costs=FREE)
+    plain, guessed = both(model, prompts["repeats itself"], max_new_tokens=limit)
     assert_same(plain, guessed)
     assert len(guessed.tokens) == limit
 
 
-@pytest.mark.usefixtures("steps_cost_the_same")
 def test_no_guess_goes_past_the_context(flamingo, config, tokenizer):
     backend = RecordingEngine(TorchBackend(flamingo))
-    plain, guessed = both(Model(backend, config, tokenizer), "z" * (config.language.context - 20))
+    plain, guessed = both(Model(backend, config, tokenizer, step_costs=FREE), "z" * (config.language.context - 20))
     assert_same(plain, guessed)
     assert guessed.stop_reason == "context"
 
@@ -152,17 +142,16 @@ class CopyingEngine(HostBackend):
         return call
 
 
-@pytest.mark.usefixtures("steps_cost_the_same")
 def test_an_end_token_in_a_guess_ends_the_answer(config, tokenizer):
     text = [*tokenizer.encode("0123456789zyxwv"), tokenizer.end_of_chunk_id, *tokenizer.encode("ABC")]
     backend = CopyingEngine(text, config)
-    result = Model(backend, config, tokenizer).generate(f"0123456789zyxwv{END}ABC0", max_new_tokens=40).result()
+    model = Model(backend, config, tokenizer, step_costs=FREE)
+    result = model.generate(f"0123456789zyxwv{END}ABC0", max_new_tokens=40).result()
     assert (result.text, result.stop_reason) == ("123456789zyxwv", "end_of_chunk")
     assert result.accepted == result.drafted > 0
     assert sum(backend.took[1:]) <= len("123456789zyxwv")  # none spent on what stands behind the end
 
 
-@pytest.mark.usefixtures("steps_cost_the_same")
 @pytest.mark.parametrize("options", [{"speculation": 0}, {"temperature": 0.5}, {"beams": 2}], ids=str)
 def test_nothing_is_guessed_when_it_is_off_or_not_greedy(options, torch_model, prompts):
     result = torch_model.generate(prompts["repeats itself"], max_new_tokens=20, **options).result()
@@ -174,12 +163,98 @@ def test_rows_of_a_batch_guess_nothing(torch_model, prompts):
     assert [(result.steps, result.drafted) for result in results] == [(19, 0), (19, 0)]
 
 
-@pytest.mark.usefixtures("steps_cost_the_same")
 def test_a_step_takes_one_of_a_few_sizes_each_bound_once(flamingo, config, tokenizer, prompts):
     backend = RecordingEngine(TorchBackend(flamingo))
-    Model(backend, config, tokenizer).generate(prompts["repeats itself"], max_new_tokens=60, speculation=5).result()
+    model = Model(backend, config, tokenizer, step_costs=FREE)
+    model.generate(prompts["repeats itself"], max_new_tokens=60, speculation=5).result()
     _, *steps = [bound.inputs["input_ids"].shape[1] for bound in backend.of(LANGUAGE_MODEL)]
-    assert sorted(steps) == [1, 2, 4, 6]
+    assert len(steps) == len(set(steps)) > 2
+    assert set(steps) <= {1, 2, 4, 6}
+
+
+# The same in every run
+
+
+def bits(result):
+    """Tokens and log-probabilities, exactly, and how they were found."""
+    logprobs = tuple(logprob.hex() for logprob in result.logprobs)
+    return result.tokens, logprobs, result.stop_reason, result.steps, result.drafted, result.accepted
+
+
+class MeasuredRun:
+    """A fresh model on ONNX Runtime, and the number of tokens of each of its steps."""
+
+    def __init__(self, backend, config, tokenizer) -> None:
+        self._backend = RecordingSteps(backend)
+        self._model = Model(self._backend, config, tokenizer)
+
+    def answer(self, parts):
+        """The answer's `bits`, and the sizes of its steps."""
+        self._backend.took.clear()
+        result = self._model.generate(parts, max_new_tokens=60).result()
+        return bits(result), tuple(self._backend.took)
+
+
+class RecordingSteps(RecordingEngine):
+    """Notes how many tokens each run of the language model takes."""
+
+    def __init__(self, backend) -> None:
+        super().__init__(backend)
+        self.took = []
+
+    def bind(self, graph, inputs, outputs, constant=()):
+        run = super().bind(graph, inputs, outputs, constant)
+
+        def call() -> None:
+            if graph == LANGUAGE_MODEL:
+                self.took.append(inputs["input_ids"].shape[1])
+            run()
+
+        return call
+
+
+@pytest.fixture
+def fresh(ort_model, config, tokenizer):
+    """Makes models that have answered nothing."""
+    return lambda: MeasuredRun(ort_model.backend, config, tokenizer)
+
+
+def test_the_same_prompt_gives_the_same_bits_whatever_the_clock_says(fresh, prompts, monkeypatch):
+    answers = []
+    for seed in range(4):
+        readings = itertools.accumulate(np.random.default_rng(seed).exponential(10.0**seed, 10_000).tolist())
+        for name in ("perf_counter", "monotonic", "process_time"):
+            monkeypatch.setattr(time, name, lambda readings=readings: next(readings))
+        answers.append([fresh().answer(prompts[name]) for name in ("shots", "repeats itself")])
+    monkeypatch.undo()
+    assert answers == answers[:1] * 4
+    assert any(drafted > 0 for (*_, drafted, _), _ in answers[0])
+
+
+def test_a_model_that_has_answered_before_gives_the_bits_of_a_fresh_one(fresh, prompts):
+    cold, warm = fresh(), fresh()
+    for other in ("text alone", "repeats itself", "a clip"):
+        warm.answer(prompts[other])
+    for _ in range(2):
+        assert warm.answer(prompts["shots"]) == cold.answer(prompts["shots"])
+
+
+ANSWER_ALONE = """
+import json, sys
+import flamingo_rt
+result = flamingo_rt.load(threads=1).generate(sys.argv[1], max_new_tokens=40).result()
+print(json.dumps([list(result.tokens), [each.hex() for each in result.logprobs], result.steps, result.drafted]))
+"""
+
+
+def test_another_process_gives_the_same_bits():
+    prompt = f"Output: a red star and a blue cross{END}Output: a blue star and a red cross{END}Output:"
+    done = subprocess.run([sys.executable, "-c", ANSWER_ALONE, prompt], capture_output=True, text=True, check=True)
+    packaged = flamingo_rt.load(threads=1)
+    packaged.generate("Output: a", max_new_tokens=20).result()
+    tokens, logprobs, _, steps, drafted, _ = bits(packaged.generate(prompt, max_new_tokens=40).result())
+    assert json.loads(done.stdout) == [list(tokens), list(logprobs), steps, drafted]
+    assert drafted > 0
 
 
 # What is guessed

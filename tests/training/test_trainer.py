@@ -192,9 +192,10 @@ DAMAGES = {
 def state(config, tmp_path_factory) -> bytes:
     """The state file of a run that broke off."""
     out = tmp_path_factory.mktemp("state") / "out"
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(RuntimeError, match="broken off"):
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainer, "TOKENIZER_SCENES", SCENES)
-        train(config, OPTIONS, out, save_seconds=0, on_step=break_off)
+        with pytest.raises(RuntimeError, match="broken off"):
+            train(config, OPTIONS, out, save_seconds=0, on_step=break_off)
     return state_path(out).read_bytes()
 
 

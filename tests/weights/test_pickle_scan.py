@@ -113,9 +113,10 @@ def test_a_tuple_that_holds_a_long_text_over_and_over_is_refused():
 def test_the_opcodes_of_all_pickles_of_a_file_are_counted_together(monkeypatch):
     monkeypatch.setattr("flamingo_rt.weights.pickle_scan.MOST_OPCODES", 500)
     several = PickleScan()
+    for _ in range(2):
+        several.scan(io.BytesIO(pickle.dumps([None] * 200, 2)))
     with pytest.raises(ValueError, match="more than 500 opcodes"):
-        for _ in range(3):
-            several.scan(io.BytesIO(pickle.dumps([None] * 200, 2)))
+        several.scan(io.BytesIO(pickle.dumps([None] * 200, 2)))
 
 
 def test_a_stack_without_end_is_refused():

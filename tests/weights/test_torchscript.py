@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from read_or_refused import may_be_refused
 from torch import nn
 
 from flamingo_rt.errors import DataError
@@ -273,11 +274,9 @@ def test_an_archive_with_a_changed_byte_is_read_or_refused(tmp_path):
         changed = bytearray(whole)
         changed[place] ^= 0x55
         file.write_bytes(changed)
-        try:
+        with may_be_refused(file):
             for tensor in open_weights(file).values():
                 assert tensor.read().shape == tensor.shape
-        except DataError as error:
-            assert str(file) in str(error)
 
 
 @pytest.mark.parametrize("place", range(0, 200, 3))
@@ -285,8 +284,6 @@ def test_a_changed_pickle_is_read_or_refused(tmp_path, place):
     content = bytearray(pickled({"weight": tensor_of(float_storage("0", 12), 0, (12,), (1,)), "flag": [True, 1.5]}))
     content[place % len(content)] ^= 0x15
     craft(tmp_path / "archive.pt", bytes(content), {"data/0": bytes(48)})
-    try:
+    with may_be_refused("archive.pt"):
         for tensor in open_weights(tmp_path / "archive.pt").values():
             assert tensor.read().shape == tensor.shape
-    except DataError as error:
-        assert "archive.pt" in str(error)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 import warnings
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from read_or_refused import may_be_refused
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -65,7 +67,8 @@ def assert_read_like(path: Path, expected: dict[str, Tensor]) -> None:
         values = tensor.read()
         assert (tensor.shape, tensor.dtype) == (tuple(expected[name].shape), expected[name].dtype), name
         assert same(values, expected[name]), name
-        assert values.is_contiguous() and not values.requires_grad, name
+        assert values.is_contiguous(), name
+        assert not values.requires_grad, name
         assert values.untyped_storage().data_ptr() != tensor.read().untyped_storage().data_ptr() or not tensor.nbytes
 
 
@@ -282,12 +285,8 @@ def test_a_file_cut_anywhere_is_refused(tmp_path, kind):
     content = file.read_bytes()
     for cut in cuts(len(content)):
         file.write_bytes(content[:cut])
-        try:
+        with pytest.raises(DataError, match=re.escape(str(file))):
             assert_read_like(file, tensors)
-        except DataError as error:
-            assert str(file) in str(error)
-        else:
-            raise AssertionError(f"{cut} of {len(content)} bytes were enough")
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "model.bin"])
@@ -300,11 +299,9 @@ def test_a_file_with_a_changed_byte_is_read_or_refused(tmp_path, name):
         changed = bytearray(content)
         changed[place] ^= 0x55
         file.write_bytes(changed)
-        try:
+        with may_be_refused(file):
             for tensor in open_weights(file).values():
                 assert tensor.read().shape == tensor.shape
-        except DataError as error:
-            assert str(file) in str(error)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "model.bin"])

@@ -1,4 +1,4 @@
-"""What can be said about a scene: its caption, and questions with their answers.
+"""Descriptions of a scene: its caption, and questions with their answers.
 
 Texts use American spelling ("color"), as public data sets do.
 """
@@ -70,7 +70,7 @@ def questions(scene: Scene, rng: np.random.Generator, count: int) -> list[Questi
 
 
 def _pick(rng: np.random.Generator, options: Sequence[T]) -> T:
-    return options[rng.integers(len(options))]
+    return options[int(rng.integers(len(options)))]
 
 
 def _noun(placed: SceneObject) -> str:
@@ -150,7 +150,7 @@ def _ask_position(scene: Scene, rng: np.random.Generator) -> Question | None:
 
 
 def _third(value: float, first: str, last: str) -> str | None:
-    """``first``, ``last``, or empty for the middle third; None near a border."""
+    """Name of the third that holds ``value``: ``first``, ``last``, or empty for the middle; None near a border."""
     if min(abs(value - 1 / 3), abs(value - 2 / 3)) < BORDER_GAP:
         return None
     return first if value < 1 / 3 else last if value > 2 / 3 else ""

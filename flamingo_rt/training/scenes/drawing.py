@@ -1,4 +1,4 @@
-"""From a scene to pixels: anti-aliased shapes, textures, handwriting, background, light and sensor noise."""
+"""Drawing of a scene: anti-aliased shapes, textures, handwriting, background, light and sensor noise."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def draw(scene: Scene, rng: np.random.Generator, size: int = IMAGE_SIZE) -> np.n
     """The scene as [size, size, 3] uint8 RGB. ``rng`` decides tilt, texture phase, light and noise."""
     canvas = _background(scene.background, rng, size)  # [size, size, 3] float32, 0..255
     for placed in scene.objects:
-        if placed.is_digit:
+        if placed.is_digit and scene.digit_index is not None:
             _paint_digit(canvas, placed, digit_ink(scene.digit_index), rng)
         else:
             _paint_shape(canvas, placed, rng)
@@ -39,7 +39,8 @@ def draw(scene: Scene, rng: np.random.Generator, size: int = IMAGE_SIZE) -> np.n
 
 
 def _background(background: Background, rng: np.random.Generator, size: int) -> np.ndarray:
-    """[size, size, 3] float32, 0..255."""
+    """The background as [size, size, 3] float32 in 0..255."""
+    mix: np.ndarray  # [size, size] float32, share of the second colour
     if background.kind == "plain":
         mix = np.zeros((size, size), np.float32)
     elif background.kind == "gradient":
@@ -89,11 +90,11 @@ def _paint_shape(canvas: np.ndarray, placed: SceneObject, rng: np.random.Generat
     tilt = math.radians(rng.uniform(-1, 1) * TILT[placed.shape])
     corners = _outline(placed.shape) @ _rotation(tilt) * placed.radius * size
     patch, left, top = _patch(canvas, placed, 1.15)
-    corners += np.array((placed.x * size - left, placed.y * size - top))
+    corners += (placed.x * size - left, placed.y * size - top)
     outline = [np.round(corners * (1 << SUBPIXEL_BITS)).astype(np.int32)]
     mask = np.zeros(patch.shape[:2], np.uint8)
     cv2.fillPoly(mask, outline, 255, cv2.LINE_AA, SUBPIXEL_BITS)
-    paint = np.float32(COLORS[placed.color])
+    paint = _rgb(placed.color)
     if placed.texture != "plain":
         share = _texture(placed, patch.shape[:2], (placed.x * size - left, placed.y * size - top), size, rng)
         # A rim in the object's own colour: pale stripes would open a shape's edge to a pale background.
@@ -114,8 +115,13 @@ def _patch(canvas: np.ndarray, placed: SceneObject, reach: float) -> tuple[np.nd
 
 
 def _rotation(angle: float) -> np.ndarray:
-    """[2, 2], for row vectors."""
+    """Matrix [2, 2] that turns row vectors."""
     return np.array([(math.cos(angle), math.sin(angle)), (-math.sin(angle), math.cos(angle))])
+
+
+def _rgb(color: str) -> np.ndarray:
+    """A colour of `COLORS`, [3] float32 in 0..255."""
+    return np.array(COLORS[color], np.float32)
 
 
 def _texture_tone(color: str) -> np.ndarray:
@@ -123,9 +129,9 @@ def _texture_tone(color: str) -> np.ndarray:
 
     Orange never gets darker: that would be brown.
     """
-    paint = np.float32(COLORS[color])
+    paint = _rgb(color)
     if color == "black":
-        return np.float32((165, 165, 170))
+        return np.array((165, 165, 170), np.float32)
     if color in ("white", "yellow"):
         return paint * np.float32(0.5)
     return paint + np.float32(0.72) * (255 - paint)
@@ -134,10 +140,10 @@ def _texture_tone(color: str) -> np.ndarray:
 def _texture(
     placed: SceneObject, shape: tuple[int, int], centre: tuple[float, float], size: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """How much of the second tone each pixel of a patch gets, [height, width] float32 in 0..1."""
+    """Share of the second tone in each pixel of a patch, [height, width] float32 in 0..1."""
     angle = rng.uniform(0, math.pi)
     rows, columns = np.ogrid[: shape[0], : shape[1]]
-    columns, rows = np.float32(columns - centre[0]), np.float32(rows - centre[1])
+    columns, rows = (columns - centre[0]).astype(np.float32), (rows - centre[1]).astype(np.float32)
     across = math.cos(angle) * columns + math.sin(angle) * rows
     # A period of at least 5 pixels of 64 survives the downscaling; a larger object has a few more of them.
     period = max(0.5 * placed.radius, 5 / 64) * size
@@ -162,4 +168,4 @@ def _paint_digit(canvas: np.ndarray, placed: SceneObject, ink: np.ndarray, rng: 
     smooth = cv2.warpAffine(ink, matrix, (patch.shape[1], patch.shape[0]), flags=cv2.INTER_CUBIC)
     # The 8 x 8 pixels hold grey edges; a steep ramp about the middle turns them into a pen's line.
     mask = np.clip((smooth - 0.32) / 0.2, 0, 1)
-    patch += mask[:, :, None] * (np.float32(COLORS[placed.color]) - patch)
+    patch += mask[:, :, None] * (_rgb(placed.color) - patch)

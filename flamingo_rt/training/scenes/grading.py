@@ -1,4 +1,4 @@
-"""Whether a generated caption or answer is right. Free wording, strict content."""
+"""Grading of captions and answers: free wording, strict content."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _NOUNS = {*SHAPES, *NUMBERS}
 
 
 def caption_is_right(scene: Scene, text: str) -> bool:
-    """Whether ``text`` names every object's colour and shape and invents none. Order and texture are not graded."""
+    """Return whether ``text`` names every object's colour and shape, and no other. Order and texture are not graded."""
     return named_objects(text) == Counter((placed.color, placed.shape) for placed in scene.objects)
 
 
@@ -31,5 +31,5 @@ def named_objects(text: str) -> Counter[tuple[str, str]] | None:
 
 
 def answer_is_right(question: Question, text: str) -> bool:
-    """Whether ``text`` is the answer, but for case and surrounding space."""
+    """Return whether ``text`` is the answer, apart from case and surrounding space."""
     return text.strip().lower() == question.answer

@@ -1,4 +1,4 @@
-"""What stands in a picture and where, before anything is drawn."""
+"""Scenes: the objects of a picture and their places, before anything is drawn."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def _sample_object(rng: np.random.Generator, colors: list[str]) -> SceneObject:
 
 
 def _apart(a: SceneObject, b: SceneObject) -> bool:
-    """Whether two objects neither touch, nor share a column, nor go by the same name."""
+    """Return whether two objects neither touch, nor share a column, nor have the same name."""
     distance = math.hypot(a.x - b.x, a.y - b.y)
     same_name = (a.shape, a.color) == (b.shape, b.color)
     return distance >= a.radius + b.radius + MARGIN and abs(a.x - b.x) >= COLUMN_GAP and not same_name

@@ -1,4 +1,4 @@
-"""The words of the drawn scenes, and what each of them looks like."""
+"""Words of the drawn scenes, with the colours and sizes they stand for."""
 
 from __future__ import annotations
 

@@ -74,10 +74,10 @@ def test_a_much_larger_cache_is_not_kept_for_a_short_answer(runner, gpu, monkeyp
     backend = runner.backend("tensorrt-classic")
     row = 6 * 64
     for capacity, kept in ((90, 90), (80, 90), (91, 91)):
-        backend.cache(1, capacity)
+        backend.cache(1, capacity).close()
         assert gpu.used == kept * row
     monkeypatch.setattr(cache_pool, "SLACK", 8)
-    backend.cache(1, 60)
+    backend.cache(1, 60).close()
     assert gpu.used == 60 * row
 
 
@@ -85,10 +85,13 @@ def test_a_widened_cache_leaves_no_memory_behind(runner, gpu) -> None:
     backend, row = runner.backend("tensorrt"), 96 * 6 * 64
     cache = backend.cache(1, 96)
     gpu.memory = 4 * row
-    cache.expand_rows(3, 5)
+    wide = cache.expand_rows(3, 5)
     assert gpu.used == 3 * row
-    del cache
+    cache.close()
+    wide.close()
+    wide.close()
     assert gpu.used == 0
+    assert backend.available_bytes() == gpu.memory
 
 
 def test_the_kept_cache_makes_room_for_pictures(runner, gpu, pictures) -> None:

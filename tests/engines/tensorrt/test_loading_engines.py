@@ -47,7 +47,7 @@ def test_a_bundle_with_engines_for_this_gpu_runs_on_them(with_engines, backend, 
 
 def test_engines_that_do_not_run_here_are_left_for_the_cpu_with_a_warning(with_engines, monkeypatch, caplog) -> None:
     monkeypatch.setattr("flamingo_rt.engines.gpu.nvidia_driver.find_gpu", lambda: None)
-    assert flamingo_rt.load(with_engines).engine.name == "ort"
+    assert flamingo_rt.load(with_engines).backend.name == "ort"
     (warning,) = caplog.messages
     assert "ONNX Runtime runs it on the CPU; its engines do not run: no NVIDIA GPU is found" in warning
 
@@ -65,7 +65,7 @@ def test_a_bundle_without_engines_shows_the_command_that_builds_them(with_engine
     shutil.rmtree(with_engines / "engines")
     with pytest.raises(DataError, match=r"has no engines for TensorRT: flamingo-rt build"):
         flamingo_rt.load(with_engines, "tensorrt")
-    assert flamingo_rt.load(with_engines).engine.name == "ort"
+    assert flamingo_rt.load(with_engines).backend.name == "ort"
 
 
 def test_a_checkpoint_has_no_engines(bundles) -> None:
@@ -105,7 +105,7 @@ def runtimes(monkeypatch) -> list:
 
 
 def test_auto_leaves_strangers_engines_and_says_how_they_are_used(strangers, runtimes, caplog) -> None:
-    assert flamingo_rt.load(strangers).engine.name == "ort"
+    assert flamingo_rt.load(strangers).backend.name == "ort"
     (warning,) = caplog.messages
     assert "tensorrt-fake was not built by this user on this machine, and engines are code" in warning
     assert "flamingo-rt build" in warning
@@ -121,7 +121,7 @@ def test_asked_for_strangers_engines_are_an_error_that_names_the_option(stranger
 
 @pytest.mark.parametrize("backend", ["auto", "tensorrt"])
 def test_strangers_engines_run_when_they_are_trusted_without_host_code(strangers, runtimes, backend) -> None:
-    assert flamingo_rt.load(strangers, backend, trust_engines=True).engine.name == "tensorrt"
+    assert flamingo_rt.load(strangers, backend, trust_engines=True).backend.name == "tensorrt"
     assert [hasattr(runtime, "engine_host_code_allowed") for runtime in runtimes] == [False]
 
 
@@ -129,10 +129,10 @@ def test_strangers_host_code_takes_an_option_of_its_own(strangers, runtimes, cap
     say_version_compatible(strangers)
     with pytest.raises(DataError, match=r"bring a runtime that runs on the host.*--allow-engine-host-code"):
         flamingo_rt.load(strangers, "tensorrt", trust_engines=True)
-    assert flamingo_rt.load(strangers, trust_engines=True).engine.name == "ort"
+    assert flamingo_rt.load(strangers, trust_engines=True).backend.name == "ort"
     assert "--allow-engine-host-code" in caplog.messages[-1]
     assert not runtimes
-    assert flamingo_rt.load(strangers, trust_engines=True, allow_host_code=True).engine.name == "tensorrt"
+    assert flamingo_rt.load(strangers, trust_engines=True, allow_host_code=True).backend.name == "tensorrt"
     assert [runtime.engine_host_code_allowed for runtime in runtimes] == [True]
 
 
@@ -163,14 +163,14 @@ def test_onnx_runtime_with_cuda_runs_a_bundle_on_the_gpu(bundles, on_cuda, backe
 
 def test_engines_that_do_not_run_are_left_for_cuda(with_engines, on_cuda, monkeypatch, caplog) -> None:
     monkeypatch.setattr("flamingo_rt.engines.gpu.nvidia_driver.find_gpu", lambda: Gpu("Other", "8.7", 1 << 30, True))
-    assert flamingo_rt.load(with_engines).engine.name == "ort-cuda"
+    assert flamingo_rt.load(with_engines).backend.name == "ort-cuda"
     (warning,) = caplog.messages
     assert "ONNX Runtime runs it on the GPU; its engines do not run: " in warning
 
 
 def test_a_bundle_that_cuda_has_no_kernels_for_runs_on_the_cpu_with_a_warning(bundles, on_cuda, caplog) -> None:
     on_cuda.runtime.without_kernels |= {"GroupQueryAttention"}
-    assert flamingo_rt.load(bundles["ort"].path).engine.name == "ort"
+    assert flamingo_rt.load(bundles["ort"].path).backend.name == "ort"
     (warning,) = caplog.messages
     assert "ONNX Runtime runs it on the CPU; not on the GPU: " in warning
     assert "3 GroupQueryAttention" in warning
@@ -178,13 +178,13 @@ def test_a_bundle_that_cuda_has_no_kernels_for_runs_on_the_cpu_with_a_warning(bu
 
 def test_onnxruntime_with_cuda_but_no_gpu_runs_on_the_cpu_with_a_warning(bundles, on_cuda, monkeypatch, caplog) -> None:
     monkeypatch.setattr("flamingo_rt.engines.gpu.nvidia_driver.find_gpu", lambda: None)
-    assert flamingo_rt.load(bundles["ort"].path).engine.name == "ort"
+    assert flamingo_rt.load(bundles["ort"].path).backend.name == "ort"
     (warning,) = caplog.messages
     assert "not on the GPU: no NVIDIA GPU is found" in warning
 
 
 def test_plain_onnxruntime_lacks_nothing(bundles, caplog) -> None:
-    assert flamingo_rt.load(bundles["ort"].path).engine.name == "ort"
+    assert flamingo_rt.load(bundles["ort"].path).backend.name == "ort"
     assert not caplog.messages
 
 

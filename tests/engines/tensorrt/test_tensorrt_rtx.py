@@ -20,7 +20,7 @@ from flamingo_rt.engines.tensorrt.engine_files import read_engines
 from flamingo_rt.engines.tensorrt.versions import TENSORRT_RTX
 from flamingo_rt.errors import DataError
 from flamingo_rt.export.pipeline import export_model
-from flamingo_rt.export.quantization.quantized_export import Quantize
+from flamingo_rt.export.quantization.quantization_options import Quantize
 from flamingo_rt.graph_files import read_graph
 from flamingo_rt.loading import PACKAGED_BUNDLE
 
@@ -41,7 +41,7 @@ def packaged(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Bundle
             compute, scheme = FORMS.get(form, ("fp16", form))
             made[form] = export_model(
                 open_checkpoint(CHECKPOINT), folder / form, lowering="tensorrt", compute=compute, compare=False,
-                quantize=None if scheme is None else Quantize(scheme),
+                quantize=None if scheme is None else Quantize(scheme, rounding="nearest"),
             )
         return made[form]
 

@@ -189,11 +189,9 @@ def test_too_little_memory_says_what_would_fit(runner, gpu) -> None:
 ])
 def test_sizes_that_were_not_compiled_are_refused_with_the_command(runner, limits, parts, message) -> None:
     model = runner.model("tensorrt", limits=limits)
+    prompts = ["Output:", "Output:"] if parts is None else [parts]
     with pytest.raises(DataError, match=f"{message}.*flamingo-rt build"):
-        if parts is None:
-            model.generate_batch(["Output:", "Output:"], max_new_tokens=2)
-        else:
-            model.generate(parts, max_new_tokens=8).result()
+        model.generate_batch(prompts, max_new_tokens=8)
 
 
 def test_a_file_that_is_no_engine_is_refused_with_the_command(runner) -> None:

@@ -91,7 +91,7 @@ def test_an_export_records_it_with_the_graphs_that_it_writes(stored, tmp_path, l
     bundle = export_model(stored, out, lowering=lowering, compute=compute, compare=False, validation=prompts)
     assert read_bundle(out).validation == bundle.validation
     assert (bundle.validation.captions, bundle.validation.origin) == (FEWEST, "of prompts.jsonl")
-    assert not list(out.glob("*.widened*"))
+    assert not list(out.glob("*upcast*"))
     if lowering == "ort":
         model = flamingo_rt.load(out, threads=1)
         answered = model.generate(prompts.prompts[0]).result()

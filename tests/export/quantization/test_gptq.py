@@ -197,7 +197,7 @@ def test_a_layer_that_is_given_no_numbers_to_round_for_is_named(value: float) ->
     LayerRounding(model, named(".ff."), TOKENS)
     with torch.no_grad():
         model.language.layers[1].ff_norm.weight[0] = value
-    with pytest.raises(DataError, match=r"cannot round language\.layers\.1\.ff\.up\.weight: what it is given on the"):
+    with pytest.raises(DataError, match=r"cannot round language\.layers\.1\.ff\.up\.weight: its inputs on the"):
         run(model)
 
 

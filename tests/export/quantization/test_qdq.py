@@ -21,10 +21,10 @@ from flamingo_rt.config import TokensConfig
 from flamingo_rt.contract import GRAPHS, LANGUAGE_MODEL, RESAMPLER
 from flamingo_rt.errors import DataError, UsageError
 from flamingo_rt.export.pipeline import export_model
+from flamingo_rt.export.quantization.calibration import read_prompts
 from flamingo_rt.export.quantization.packed_blocks import round_to_nearest
 from flamingo_rt.export.quantization.qdq import dequantize_graph
-from flamingo_rt.export.quantization.quantization_options import SCHEMES, Blocks
-from flamingo_rt.export.quantization.quantized_export import Quantize
+from flamingo_rt.export.quantization.quantization_options import SCHEMES, Blocks, Quantize
 from flamingo_rt.training.tokenizer_training import train_tokenizer
 
 WIDTH, OUTPUTS = 128, 40
@@ -154,7 +154,7 @@ def quantized(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     calibration = folder / "prompts.jsonl"
     PIL.Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)).save(folder / "a.png")
     calibration.write_text("\n".join(json.dumps([{"image": "a.png"}, text]) for text in TEXTS))
-    options = Quantize("int4", calibration=calibration, block=32, min_cosine=0.5, max_changed=1.0)
+    options = Quantize("int4", calibration=read_prompts(calibration), block=32, min_cosine=0.5, max_changed=1.0)
     export_model(
         open_checkpoint(folder / "checkpoint"), folder / "bundle", lowering="tensorrt", compute="fp16", quantize=options
     )
@@ -176,7 +176,7 @@ def test_a_whole_export_has_every_large_matrix_quantized_and_scales_in_half_prec
         dense = [n for n in graph.node if n.op_type == "MatMul" and n.input[1] in weights
                  and np.prod(weights[n.input[1]].dims) >= 1024]
         assert not dense, name
-    assert not list((quantized / "bundle").glob("*widened*"))
+    assert not list((quantized / "bundle").glob("*upcast*"))
 
 
 def test_what_it_cost_is_recorded(quantized: Path) -> None:
@@ -198,7 +198,8 @@ def test_what_it_cost_is_recorded(quantized: Path) -> None:
 def test_what_a_lowering_has_no_form_of_is_refused(quantized: Path, tmp_path, lowering, options, message) -> None:
     with pytest.raises(UsageError, match=message):
         export_model(
-            open_checkpoint(quantized / "checkpoint"), tmp_path / "out", lowering=lowering, quantize=Quantize(**options)
+            open_checkpoint(quantized / "checkpoint"), tmp_path / "out", lowering=lowering,
+            quantize=Quantize(rounding="nearest", **options),
         )
     assert not list(tmp_path.iterdir())
 

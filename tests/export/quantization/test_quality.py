@@ -31,7 +31,7 @@ def measured(*checks: tuple[str, str, str, list, list]) -> Quality:
     """graph, tensor, prompt, what was found, what was expected."""
     meter = QualityMeter()
     for graph, tensor, case, found, expected in checks:
-        meter.check(graph, tensor, case, np.array(found, np.float32), torch.tensor(expected, dtype=torch.float32))
+        meter.update(graph, tensor, case, np.array(found, np.float32), torch.tensor(expected, dtype=torch.float32))
     return meter.quality()
 
 

@@ -21,11 +21,20 @@ from flamingo_rt.checkpoints import StoredModel
 from flamingo_rt.contract import GRAPHS, LANGUAGE_MODEL
 from flamingo_rt.errors import DataError, ParityError, UsageError
 from flamingo_rt.evaluation.scene_accuracy import SceneAccuracy
+from flamingo_rt.export.checks.parity_cases import CASES
 from flamingo_rt.export.pipeline import export_model
 from flamingo_rt.export.quantization.calibration import Calibration, read_prompts
 from flamingo_rt.export.quantization.packed_blocks import QuantizedMatrix
-from flamingo_rt.export.quantization.quantization_options import LIMITS, SCHEMES, SCHEMES_OF, Blocks, Limits
-from flamingo_rt.export.quantization.quantized_export import Quantize, error_aware_rounding
+from flamingo_rt.export.quantization.quantization_options import (
+    LIMITS,
+    RANDOM_PROMPTS,
+    SCHEMES,
+    SCHEMES_OF,
+    Blocks,
+    Limits,
+    Quantize,
+)
+from flamingo_rt.export.quantization.quantized_export import error_aware_rounding
 from flamingo_rt.loading import load
 from flamingo_rt.processing.tokenizer import TextTokenizer
 from flamingo_rt.processing.visuals import Image
@@ -39,8 +48,8 @@ WORDS = ["Output: a red circle", "Question: how many stars are there? Answer: tw
 
 
 @pytest.fixture(scope="module")
-def calibration(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twelve prompts, three of them to measure with."""
+def calibration(tmp_path_factory: pytest.TempPathFactory) -> Calibration:
+    """Twelve prompts, three of them to measure on."""
     folder, rng = tmp_path_factory.mktemp("calibration"), np.random.default_rng(0)
     lines = []
     for number in range(12):
@@ -49,7 +58,7 @@ def calibration(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shown = [{"image": f"{number}.png"}] if number % 5 != 1 else []
         lines.append(json.dumps([*shown, WORDS[number % 4]]))
     (folder / "prompts.jsonl").write_text("\n".join(lines))
-    return folder / "prompts.jsonl"
+    return read_prompts(folder / "prompts.jsonl")
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +68,7 @@ def stages() -> dict[str, dict[str, tuple[int, list[int]]]]:
 
 
 @pytest.fixture(scope="module")
-def exported(stored: StoredModel, traced, calibration: Path, stages, tmp_path_factory) -> Callable[[str], Path]:
+def exported(stored: StoredModel, traced, calibration: Calibration, stages, tmp_path_factory) -> Callable[[str], Path]:
     """The small model as a bundle of a scheme, exported once for each."""
     folder = tmp_path_factory.mktemp("quantized")
 
@@ -160,7 +169,8 @@ def test_progress_is_told_of_every_stage_to_its_end(exported, stages) -> None:
     for scheme in ("int8", "int4"):
         exported(scheme)
         aware = ["calibration prompts", "error-aware rounding"] if scheme == "int4" else []
-        assert list(stages[scheme]) == ["PyTorch's answers", *aware, *graphs, "comparison", "checksums"]
+        expected = ["PyTorch's answers", *aware, *graphs, "comparison", "reference outputs", "checksums"]
+        assert list(stages[scheme]) == expected
         for stage in ("PyTorch's answers", *aware, "comparison"):
             total, advances = stages[scheme][stage]
             assert sum(advances) == total > 0, stage
@@ -178,7 +188,7 @@ def test_no_dense_matrix_of_the_language_model_is_left(exported) -> None:
 
 
 @pytest.fixture
-def export(stored: StoredModel, calibration: Path, traced_before: None, tmp_path: Path):
+def export(stored: StoredModel, calibration: Calibration, traced_before: None, tmp_path: Path):
     """Export to ``out`` with these options; what is left behind is looked at by the test."""
     def call(scheme: str = "int8", dtype: str = "fp32", **options: object):
         wanted = Quantize(scheme, **({"calibration": calibration} | LOOSE | options))
@@ -207,8 +217,8 @@ def one_changed(quality: Callable) -> Callable:
 @pytest.mark.parametrize("spoiled", ["larger", "other", "swapped"])
 def test_a_spoiled_rounding_is_refused(export, tmp_path: Path, monkeypatch, spoiled: str) -> None:
     """Wrong scales of one kind of matrix: as a bug in the packing would give."""
-    def rounding(model, tokenizer, scheme, calibration, progress) -> dict[str, QuantizedMatrix]:
-        rounded = error_aware_rounding(model, tokenizer, scheme, calibration, progress)
+    def rounding(model, tokenizer, scheme, prompts, progress) -> dict[str, QuantizedMatrix]:
+        rounded = error_aware_rounding(model, tokenizer, scheme, prompts, progress)
         for name in rounded:
             if ".ff.down" in name:
                 scales, packed = rounded[name].scales, rounded[name].packed
@@ -241,7 +251,7 @@ def test_prompts_that_cannot_be_used_are_refused_before_any_work(export, tmp_pat
                              (json.dumps(["long " * 500]), "the context is 96: shorten it")):
         bad.write_text(f"{content}\n{content}")
         with pytest.raises(DataError, match=message):
-            export(calibration=bad)
+            export(calibration=read_prompts(bad))
         assert [file.name for file in tmp_path.iterdir()] == ["bad.jsonl"]
 
 
@@ -255,13 +265,27 @@ def test_prompts_that_cannot_be_used_are_refused_before_any_work(export, tmp_pat
 ])
 def test_an_impossible_wish_is_refused_where_it_is_made(wrong: dict, message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        Quantize(**({"scheme": "int4"} | wrong))
+        Quantize(**({"scheme": "int8"} | wrong))
+
+
+@pytest.mark.parametrize("scheme", ["mixed", "int4"])
+def test_4_bit_matrices_ask_for_calibration_prompts_and_name_the_ways_out(scheme: str) -> None:
+    with pytest.raises(UsageError, match=rf"{scheme} rounds its 4-bit matrices on calibration prompts") as refused:
+        Quantize(scheme)
+    for way in ("--calibration FILE", "--calibration scenes", "--rounding nearest, which needs none and changes"):
+        assert way in str(refused.value)
+    assert not Quantize(scheme, rounding="nearest").error_aware
+
+
+@pytest.mark.parametrize("scheme", ["int8", "fp8"])
+def test_8_bit_matrices_need_no_calibration(scheme: str) -> None:
+    assert not Quantize(scheme).error_aware
 
 
 def test_limits_are_the_schemes_unless_given() -> None:
-    assert Quantize("mixed").limits == LIMITS["mixed"]
-    assert Quantize("mixed", min_cosine=0.0).limits == Limits(0.0, LIMITS["mixed"].changed)
-    assert Quantize("mixed", max_changed=0.0).limits == Limits(LIMITS["mixed"].cosine, 0.0)
+    assert Quantize("int8").limits == LIMITS["int8"]
+    assert Quantize("int8", min_cosine=0.0).limits == Limits(0.0, LIMITS["int8"].changed)
+    assert Quantize("int8", max_changed=0.0).limits == Limits(LIMITS["int8"].cosine, 0.0)
 
 
 # Options
@@ -269,11 +293,11 @@ def test_limits_are_the_schemes_unless_given() -> None:
 
 @pytest.mark.parametrize("block", [32, 256])
 def test_blocks_of_4_bits_can_have_another_size(block: int) -> None:
-    scheme = Quantize("mixed", block=block).scheme_for("ort")
+    scheme = Quantize("mixed", rounding="nearest", block=block).scheme_for("ort")
     assert (scheme.attention, scheme.feed_forward, scheme.head) == (
         SCHEMES["mixed"].attention, Blocks(4, block), SCHEMES["mixed"].head
     )
-    assert Quantize("mixed").scheme_for("ort") == SCHEMES["mixed"]
+    assert Quantize("mixed", rounding="nearest").scheme_for("ort") == SCHEMES["mixed"]
 
 
 def test_rounding_to_the_nearest_takes_no_calibration(export, tmp_path: Path, monkeypatch) -> None:
@@ -281,18 +305,40 @@ def test_rounding_to_the_nearest_takes_no_calibration(export, tmp_path: Path, mo
     record = export("int4", rounding="nearest").quantization
     assert record is not None
     assert (record["rounding"], record["calibration"]) == ("nearest", None)
+    assert record["measured_on"] == "3 prompts of prompts.jsonl"
+
+
+def test_without_calibration_prompts_the_cost_is_measured_on_random_ones_and_says_so(export) -> None:
+    record = export("int8", calibration=None).quantization
+    assert record is not None
+    assert record["measured_on"] == RANDOM_PROMPTS
+    tokens = sum(length + sum(case.pieces) for case in CASES for length in case.lengths)
+    assert record["quality"]["tokens"] == tokens
+    assert 0.9 < record["quality"]["graphs"][LANGUAGE_MODEL]["lowest_cosine"] < 1 - 1e-9
 
 
 def test_without_a_comparison_nothing_is_computed(
     stored: StoredModel, traced_before, tmp_path: Path, monkeypatch
 ) -> None:
-    for name in ("error_aware_rounding", "measured_reference", "compare"):
+    for name in ("error_aware_rounding", "prompts_reference", "random_reference", "compare"):
         monkeypatch.setattr(quantized_export, name, None)
-    bundle = export_model(stored, tmp_path / "out", quantize=Quantize("int4"), compare=False)
+    bundle = export_model(stored, tmp_path / "out", quantize=Quantize("int4", rounding="nearest"), compare=False)
     assert bundle.quantization == {
-        "scheme": "int4", "blocks": SCHEMES["int4"].described(FITTED), "rounding": "nearest",
+        "scheme": "int4", "blocks": SCHEMES["int4"].described(FITTED), "rounding": "nearest", "calibration": None,
     }
     assert read_bundle(tmp_path / "out").quantization == bundle.quantization
+
+
+def test_error_aware_rounding_goes_without_a_comparison(
+    stored: StoredModel, traced_before, calibration: Calibration, tmp_path: Path, monkeypatch
+) -> None:
+    for name in ("prompts_reference", "random_reference", "compare"):
+        monkeypatch.setattr(quantized_export, name, None)
+    options = Quantize("mixed", calibration=calibration)
+    record = export_model(stored, tmp_path / "out", quantize=options, compare=False).quantization
+    assert record is not None
+    assert (record["rounding"], record["calibration"]) == ("gptq", "9 prompts of prompts.jsonl")
+    assert "quality" not in record
 
 
 def test_accuracy_is_measured_before_and_after_when_asked(export, monkeypatch) -> None:
@@ -317,14 +363,13 @@ def test_accuracy_is_measured_before_and_after_when_asked(export, monkeypatch) -
 
 @pytest.mark.parametrize(("scheme", "kinds"), [("mixed", [".ff."]), ("int4", [".ff.", "attention"]), ("int8", [])])
 def test_the_matrices_of_4_bits_are_rounded_and_no_others(
-    stored: StoredModel, exported, calibration: Path, scheme: str, kinds: list[str]
+    stored: StoredModel, exported, calibration: Calibration, scheme: str, kinds: list[str]
 ) -> None:
     """Of the language model and what it reads of the cross-attention; neither the media's keys and values nor the
     head, which have 8 bits."""
     read = read_bundle(exported("int8"))
     tokenizer = TextTokenizer(read.tokenizer_path, read.config.tokens, read.config.language.vocab_size)
-    prompts = read_prompts(calibration)
-    rounded = error_aware_rounding(stored, tokenizer, SCHEMES[scheme], Calibration(prompts.calibrate, [], ""), silent)
+    rounded = error_aware_rounding(stored, tokenizer, SCHEMES[scheme], calibration.calibrate, silent)
     expected = set()
     for name, tensor in stored.tensors.items():
         ours = name.startswith("language.layers.") or (

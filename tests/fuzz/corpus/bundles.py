@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
+
+import numpy as np
+
+from flamingo_rt.bundle import REFERENCE
 
 from ..kind import Case, Seeds
 from ..mutators import protobuf
@@ -109,7 +114,29 @@ def _config(part: str, key: str, value: object) -> Callable[[dict[str, bytes], S
     return change
 
 
+def _reference(change: Callable[[bytes], bytes]) -> Callable[[dict[str, bytes], Sandbox], dict[str, bytes]]:
+    """Other reference outputs, in a manifest that agrees."""
+    return lambda files, sandbox: restated({**files, REFERENCE: change(files[REFERENCE])})
+
+
+def _with_nan(content: bytes) -> bytes:
+    with np.load(io.BytesIO(content)) as file:
+        arrays = {name: file[name].copy() for name in file.files}
+    arrays["features"][0] = np.nan
+    written = io.BytesIO()
+    np.savez(written, **arrays)
+    return written.getvalue()
+
+
+def _without_reference(files: dict[str, bytes], sandbox: Sandbox) -> dict[str, bytes]:
+    return {name: content for name, content in files.items() if name != REFERENCE}
+
+
 CASES = (
+    _case("reference outputs that are missing", _without_reference),
+    _case("reference outputs cut short", _reference(lambda content: content[: len(content) // 2])),
+    _case("reference outputs that are no archive", _reference(lambda content: b"x" * 100)),
+    _case("reference outputs with NaN", _reference(_with_nan)),
     _case("weights above the bundle", _located("../../outside/secret.txt")),
     _case("weights at an absolute path", _located("{0}/secret.txt")),
     _case("weights in a file of no manifest", _located("extra.data", b"")),

@@ -60,6 +60,8 @@ CASES = (
     _case("choices with semicolons", *_ASK, "--choices", "yes;no"),
     _case("200 threads", *_ASK[:3], "--threads", "200", "--max-new-tokens", "2", refused=None),
     _case("training that does not fit into memory", "train", "flamingo", "--preset", "flamingo-3b", "--out", "out"),
+    _case("thousand questions about each picture", "train", "flamingo", "--questions", "1000", "--steps", "1", "--out",
+          "out"),
     _case("picture that never ends", "infer", "--image", "/dev/zero"),
     _case("pipe as a picture", "infer", "--image", "input/pipe"),
     _case("pipe as a clip", "infer", "--video", "input/pipe"),

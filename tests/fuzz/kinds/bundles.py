@@ -8,10 +8,12 @@ from pathlib import Path
 from random import Random
 
 import flamingo_rt
+from flamingo_rt.bundle import REFERENCE, read_description
+from flamingo_rt.runtime.reference_outputs import read_reference
 
 from ..corpus.bundles import CASES, FOLDER, engine_record, restated, write_bundle
 from ..kind import Kind, Seeds
-from ..mutators import json_text, protobuf, raw
+from ..mutators import json_text, npy, protobuf, raw, zip_archive
 from ..sandbox import Sandbox
 from .models import FILES, answer, packaged_files
 
@@ -38,6 +40,8 @@ def _write(rng: Random, seeds: Seeds, sandbox: Sandbox) -> None:
             files["hostile.data"] = bytes(1000)
     elif choice < 0.85:
         files["tokenizer.json"] = json_text.mutate(rng, files["tokenizer.json"])
+    elif choice < 0.88:
+        files[REFERENCE] = zip_archive.mutate(rng, files[REFERENCE], lambda rng, member, data: npy.mutate(rng, data))
     elif choice < 0.9:
         name = rng.choice([f"{graph}.data" for graph in GRAPHS])
         files[name] = raw.mutate(rng, files[name])
@@ -55,7 +59,11 @@ def _write(rng: Random, seeds: Seeds, sandbox: Sandbox) -> None:
 
 
 def _run(sandbox: Sandbox) -> None:
-    answer(flamingo_rt.load(sandbox.input / FOLDER, threads=1))
+    folder = sandbox.input / FOLDER
+    answer(flamingo_rt.load(folder, threads=1))
+    bundle = read_description(folder)
+    if bundle.reference is not None:
+        read_reference(folder / bundle.reference.file, bundle.config)
 
 
 BUNDLES = Kind("bundles", _seeds, _write, _run, CASES, seconds=20, first=60, share=2.0)

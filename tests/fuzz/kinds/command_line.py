@@ -120,5 +120,5 @@ def _run(sandbox: Sandbox) -> None:
 
 
 COMMAND_LINE = Kind(
-    "command line", _seeds, _write, _run, CASES, commands=True, memory=900 * MEGABYTE, seconds=30, first=70, share=2.0
+    "command line", _seeds, _write, _run, CASES, commands=True, memory=1600 * MEGABYTE, seconds=30, first=70, share=2.0
 )

@@ -1,7 +1,9 @@
-"""What stands in for open_flamingo where that is not installed: this project's own PyTorch model on the device, random
-weights, a loop with a cache of fixed size. A stand-in, and named as such: it is not what the targets are about.
+"""This project's own PyTorch model on a device, with random weights: stands in for open_flamingo where that is missing.
 
-    python -m benchmarks.gpu_parts.own_torch --work FOLDER --model openflamingo-3b --device cuda [--compile inductor]
+    python -m benchmarks.gpu_steps.own_torch --work FOLDER --model openflamingo-3b --device cuda [--compile inductor]
+
+The decode loop has a cache of fixed size. Results name it as a stand-in: the targets are about open_flamingo. Output:
+JSON lines (`device_timing.py`).
 """
 
 from __future__ import annotations
@@ -14,9 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.comparison.shapes import shape_of
-from benchmarks.gpu_parts.rows import reporting, tell
-from benchmarks.gpu_parts.timed import plan_for, tell_case, torch_options
-from benchmarks.peers.answer_timing import Answer, measure_case, read_workload, wanted_cases
+from benchmarks.peers.answer_timing import Answer, emit
+from benchmarks.peers.device_timing import device_options, emit_cases, plan_of_device, wanted
 from flamingo_rt import Image
 from flamingo_rt.checkpoints import DTYPES
 from flamingo_rt.config import FlamingoConfig
@@ -27,7 +28,7 @@ from flamingo_rt.processing.preprocess import visual_pixels
 
 
 class FixedCache:
-    """`Attend` over buffers [1, Hk, C, d] of each layer, of which every slot is looked at and the later ones masked."""
+    """`Attend` over a fixed buffer [1, Hk, C, d] for each layer; attention masks the slots that are not written yet."""
 
     def __init__(self, config: FlamingoConfig, capacity: int, device: str, dtype: torch.dtype) -> None:
         language = config.language
@@ -53,7 +54,7 @@ class FixedCache:
 
 
 class Loop:
-    """A model on a device, and greedy answers from it."""
+    """A model with random weights on a device, and its greedy answers."""
 
     def __init__(self, config: FlamingoConfig, device: str, dtype: torch.dtype) -> None:
         with on_meta_device():
@@ -69,12 +70,12 @@ class Loop:
         self._step = self._forward
 
     def compile(self, backend: str) -> None:
-        """Let torch.compile compile the decode step."""
+        """Compile the decode step with torch.compile."""
         self._step = torch.compile(self._forward, backend=backend)
 
     @torch.inference_mode()
     def answer(self, case: dict[str, Any], workload: dict[str, Any], tokens: int) -> Answer:
-        """Timed token by token, reading the pictures included."""
+        """Answer greedily, timed token by token; reading the pictures' files is included."""
         start, times, chosen = time.perf_counter(), [], []
         pixels = [visual_pixels(Image(workload["pictures"][number]), self.config) for number in case["pictures"]]
         pictures = torch.stack([torch.from_numpy(each) for each in pixels]).to(self._device, self._dtype)
@@ -104,21 +105,19 @@ class Loop:
 
 
 def main() -> None:
-    parser = torch_options(__doc__.splitlines()[0])
-    parser.add_argument("--model", required=True)
+    parser = device_options(__doc__.splitlines()[0])
+    parser.add_argument("--model", required=True, help="a preset, or openflamingo-small")
     options = parser.parse_args()
-    with reporting():
-        workload = read_workload(options.work / "workload" / "workload.json")
-        plan = plan_for(options.shots, options.tokens, options.runs, options.seconds, torch.get_num_threads())
-        loop = Loop(shape_of(options.model), options.device, DTYPES[options.dtype])
-        cases = wanted_cases(workload, plan)
-        if options.compile:
-            start = time.perf_counter()
-            loop.compile(options.compile)
-            loop.answer(cases[0], workload, 3)
-            tell("compiling", round(time.perf_counter() - start, 1), "s", note=f"PyTorch {torch.__version__}")
-        for case in cases:
-            tell_case(measure_case(case, lambda n, case=case: loop.answer(case, workload, n), plan))
+    plan = plan_of_device(options, torch.get_num_threads())
+    workload, cases = wanted(options, plan)
+    loop = Loop(shape_of(options.model), options.device, DTYPES[options.dtype])
+    emit({"torch": torch.__version__})
+    if options.compile:
+        start = time.perf_counter()
+        loop.compile(options.compile)
+        loop.answer(cases[0], workload, 3)
+        emit({"compile_s": round(time.perf_counter() - start, 1)})
+    emit_cases(cases, lambda case, tokens: loop.answer(case, workload, tokens), plan)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,51 @@
+"""Bytes of weights that one run of a graph must read, from the written graph; the manifest states them.
+
+A table that is only looked up in, an embedding, contributes the rows of the tokens; what is held for every distance
+between tokens (relative positions), as many distances as tokens are seen; everything else is read once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flamingo_rt.bundle import WeightBytes
+from flamingo_rt.contract import RELATIVE_KEYS
+
+if TYPE_CHECKING:
+    import onnx_ir
+
+LOOKUPS = ("Gather", "GatherBlockQuantized")
+VIEWS = ("Unsqueeze",)  # the same numbers in another shape, whose rows are still the first dimension's
+
+
+def graph_weights(path: Path) -> WeightBytes:
+    """Count the weights of a ``.onnx`` file; their data is not read."""
+    import onnx_ir
+
+    stored = tables = each_run = distances = 0
+    for name, value in onnx_ir.load(path).graph.initializers.items():
+        tensor = value.const_value
+        if tensor is None:
+            continue
+        size, dims = tensor.nbytes, tensor.shape.numpy()
+        stored += size
+        if f".{RELATIVE_KEYS}." in name:
+            if f".{RELATIVE_KEYS}.0." in name:  # all spans of a layer have the same bytes for a distance
+                distances += size // dims[-1]  # the distances come last
+        elif len(dims) > 0 and dims[0] > 1 and {op in LOOKUPS for op in _operators(value)} == {True}:
+            tables += math.ceil(size / dims[0])
+        else:
+            each_run += size
+    return WeightBytes(stored, each_run, tables, distances)
+
+
+def _operators(value: onnx_ir.Value) -> Iterator[str]:
+    """The operators that use a value, or a view of it."""
+    for node, _ in value.uses():
+        if node.op_type in VIEWS:
+            yield from _operators(node.outputs[0])
+        else:
+            yield node.op_type
