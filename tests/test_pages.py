@@ -158,6 +158,8 @@ def test_the_targets_and_scripts_that_pages_name_exist() -> None:
         text = page.read_text(encoding="utf-8")
         for target in re.findall(r"`make ([a-z-]+)", text):
             assert re.search(rf"^{target}:", makefile, re.MULTILINE), f"{page.name}: make {target}"
+        if page.name == "CHANGELOG.md":  # it names what is gone too
+            continue
         folders = "benchmarks|tests|docs|examples|flamingo_rt|export|engines|models"
         for path in re.findall(rf"`((?:{folders})/[\w./-]+)`", text):
             assert (ROOT / path).exists(), f"{page.name}: {path}"
