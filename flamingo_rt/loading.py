@@ -90,7 +90,7 @@ def _from_bundle(
 
 def _best_backend(bundle: Bundle, open_backend: Callable[[str], Backend]) -> Backend:
     """The fastest backend that runs here. Backends that should run and do not are named in a warning."""
-    from flamingo_rt.engines.execution_providers import CUDA_BACKEND, has_cuda_kernels
+    from flamingo_rt.engines.ort_gpu import CUDA_BACKEND, has_cuda_kernels
 
     passed_over = []
     for backend, fits, doing in (
@@ -121,8 +121,7 @@ def _report(bundle: Bundle, doing: str, passed_over: list[tuple[str, str]]) -> N
 
 
 def _ort_gpu_backend(bundle: Bundle, backend: str) -> Backend:
-    from flamingo_rt.engines.execution_providers import PROVIDERS
-    from flamingo_rt.engines.ort_gpu import OrtGpuBackend
+    from flamingo_rt.engines.ort_gpu import PROVIDERS, OrtGpuBackend
 
     return OrtGpuBackend(bundle, PROVIDERS[backend]())
 

@@ -11,7 +11,7 @@ from packaging.markers import default_environment
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from flamingo_rt.engines import execution_providers
+from flamingo_rt.engines import ort_gpu
 from flamingo_rt.errors import DependencyError
 
 ROOT = Path(__file__).parent.parent
@@ -114,7 +114,7 @@ def test_an_onnxruntime_that_cannot_tell_where_it_runs_is_refused_with_what_help
         class InferenceSession:
             pass
 
-    monkeypatch.setattr(execution_providers, "import_onnxruntime", lambda extra: Old)
+    monkeypatch.setattr(ort_gpu, "import_onnxruntime", lambda extra: Old)
     monkeypatch.setattr(sys, "version_info", version)
     with pytest.raises(DependencyError, match=f"1.23.2 cannot say what it runs on the GPU: {remedy}"):
-        execution_providers._import("gpu")
+        ort_gpu._import("gpu")

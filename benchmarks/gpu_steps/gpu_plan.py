@@ -125,7 +125,7 @@ def known_lowerings(backend: str) -> tuple[str, ...]:
         from flamingo_rt.engines.tensorrt.versions import import_tensorrt
 
         return import_tensorrt(backend).lowerings
-    from flamingo_rt.engines.execution_providers import PROVIDERS
+    from flamingo_rt.engines.ort_gpu import PROVIDERS
 
     return PROVIDERS[backend]().lowerings
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from flamingo_rt.errors import DataError
-from flamingo_rt.export.quantization.packed_blocks import QuantizedMatrix, pack
+from flamingo_rt.export.quantization.packed_matrices import QuantizedMatrix, pack
 from flamingo_rt.export.quantization.quantization_options import Blocks
 from flamingo_rt.model.flamingo import Flamingo
 

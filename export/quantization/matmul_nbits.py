@@ -1,6 +1,6 @@
 """Quantized weights for ONNX Runtime: MatMulNBits, integer matrix products and 8-bit tables.
 
-The language model and its cross-attention are multiplied in packed blocks of 8 or 4 bits (`packed_blocks`). The
+The language model and its cross-attention are multiplied in packed blocks of 8 or 4 bits (`packed_matrices`). The
 embedding is in such blocks too, and stored once where the head is tied to it. The vision encoder and the resampler work
 on hundreds of rows at a time, where integer products gain most: their matrices have 8-bit columns, and activations are
 rounded to 8 bits row by row. Convolutions are stored in 8 bits and computed in float32.
@@ -18,7 +18,7 @@ import numpy as np
 
 from flamingo_rt.contract import LANGUAGE_MODEL
 from flamingo_rt.export.graph_weights import SharedResult, add_initializer, parts_of
-from flamingo_rt.export.quantization.packed_blocks import QuantizedMatrix, round_to_nearest, stacked
+from flamingo_rt.export.quantization.packed_matrices import QuantizedMatrix, round_to_nearest, stacked
 from flamingo_rt.export.quantization.quantization_options import Blocks, Scheme
 
 DOMAIN = "com.microsoft"

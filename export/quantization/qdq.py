@@ -20,7 +20,7 @@ from flamingo_rt.contract import LANGUAGE_MODEL
 from flamingo_rt.errors import DataError
 from flamingo_rt.export.graph_weights import SharedResult, add_initializer, parts_of
 from flamingo_rt.export.quantization.matmul_nbits import SMALLEST_MATRIX, block_matrix
-from flamingo_rt.export.quantization.packed_blocks import QuantizedMatrix
+from flamingo_rt.export.quantization.packed_matrices import QuantizedMatrix
 from flamingo_rt.export.quantization.quantization_options import Blocks, Scheme
 
 LARGEST_FP8 = np.float32(448)  # the largest finite e4m3

@@ -22,7 +22,7 @@ from flamingo_rt.export.quantization.calibration import CalibrationPrompt
 from flamingo_rt.export.quantization.calibration_cases import encode_prompts
 from flamingo_rt.export.quantization.gptq import LayerRounding
 from flamingo_rt.export.quantization.matmul_nbits import quantize_graph
-from flamingo_rt.export.quantization.packed_blocks import QuantizedMatrix
+from flamingo_rt.export.quantization.packed_matrices import QuantizedMatrix
 from flamingo_rt.export.quantization.qdq import dequantize_graph
 from flamingo_rt.export.quantization.quality import Quality, QualityMeter, check_quality
 from flamingo_rt.export.quantization.quantization_options import (

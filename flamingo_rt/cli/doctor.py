@@ -139,9 +139,9 @@ def _try_ort_gpu(backend: str) -> str:
 
     import numpy as np
 
-    from flamingo_rt.engines.execution_providers import PROVIDERS
     from flamingo_rt.engines.gpu.cuda import Cuda
     from flamingo_rt.engines.matmul_graph import matmul_graph
+    from flamingo_rt.engines.ort_gpu import PROVIDERS
 
     provider = PROVIDERS[backend]()
     cuda, matrix = Cuda(), np.random.default_rng(0).standard_normal((64, 64), dtype=np.float32)

@@ -217,6 +217,6 @@ def install(monkeypatch: Any, gpu: FakeGpu) -> FakeOnnxRuntime:
     }
     for name, module in modules.items():
         monkeypatch.setitem(sys.modules, name, module)
-    monkeypatch.setattr("flamingo_rt.engines.execution_providers.import_onnxruntime", lambda extra="cpu": runtime)
+    monkeypatch.setattr("flamingo_rt.engines.ort_gpu.import_onnxruntime", lambda extra="cpu": runtime)
     monkeypatch.setattr("flamingo_rt.engines.gpu.nvidia_driver.find_gpu", lambda: Gpu("Fake", "8.9", 1 << 30, False))
     return runtime

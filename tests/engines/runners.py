@@ -21,9 +21,8 @@ from flamingo_rt.contract import (
     graph_specs,
     size_ranges,
 )
-from flamingo_rt.engines.execution_providers import CudaProvider, Provider
 from flamingo_rt.engines.ort import OrtBackend
-from flamingo_rt.engines.ort_gpu import OrtGpuBackend
+from flamingo_rt.engines.ort_gpu import CudaProvider, OrtGpuBackend, Provider
 from flamingo_rt.engines.tensorrt.engine_files import BuildOptions, EngineFolder
 from flamingo_rt.engines.tensorrt.runner import TensorRtBackend
 from flamingo_rt.engines.tensorrt.versions import import_tensorrt

@@ -13,9 +13,8 @@ import pytest
 from runners import assert_same, without_collector
 
 from flamingo_rt.contract import LANGUAGE_MODEL, RESAMPLER, graph_specs, layer_parts, past_name
-from flamingo_rt.engines.execution_providers import HOST_OPERATORS, CudaProvider
 from flamingo_rt.engines.gpu.bound_arrays import BoundArrays, GraphInterface
-from flamingo_rt.engines.ort_gpu import OrtLaunch
+from flamingo_rt.engines.ort_gpu import HOST_OPERATORS, CudaProvider, OrtLaunch
 from flamingo_rt.errors import DataError, DependencyError, UsageError
 
 # What a stand-in finds when Python frees its memory is a warning otherwise.

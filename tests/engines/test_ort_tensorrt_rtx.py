@@ -11,7 +11,7 @@ from runners import OnCuda, assert_same
 
 from flamingo_rt.bundle import read_bundle
 from flamingo_rt.contract import LANGUAGE_MODEL
-from flamingo_rt.engines.execution_providers import RTX_PLUGIN, RtxProvider
+from flamingo_rt.engines.ort_gpu import RTX_PLUGIN, RtxProvider
 from flamingo_rt.errors import DependencyError, UsageError
 
 # What a stand-in finds when Python frees its memory is a warning otherwise.

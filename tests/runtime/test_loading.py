@@ -85,13 +85,13 @@ LOADING = """
 import logging, sys
 import flamingo_rt
 from flamingo_rt import loading
-from flamingo_rt.engines import execution_providers
+from flamingo_rt.engines import ort_gpu
 from flamingo_rt.errors import DependencyError
 
 def no_gpu(bundle, backend):
     raise DependencyError("no GPU is found")
 
-execution_providers.has_cuda_kernels = lambda: PASSED_OVER
+ort_gpu.has_cuda_kernels = lambda: PASSED_OVER
 loading._ort_gpu_backend = no_gpu
 """
 

@@ -12,10 +12,10 @@ from small_model import small_checkpoint
 import flamingo_rt
 from flamingo_rt import Image, PixelValues
 from flamingo_rt.checkpoints import open_checkpoint
-from flamingo_rt.engines.execution_providers import CUDA_BACKEND, PROVIDERS
 from flamingo_rt.engines.gpu.cuda import Cuda, import_pycuda
 from flamingo_rt.engines.gpu.device_probe import DeviceProbe
 from flamingo_rt.engines.gpu.nvidia_driver import find_gpu
+from flamingo_rt.engines.ort_gpu import CUDA_BACKEND, PROVIDERS
 from flamingo_rt.engines.tensorrt.versions import TENSORRT, TENSORRT_RTX, import_tensorrt
 from flamingo_rt.errors import DependencyError
 from flamingo_rt.export.pipeline import export_model

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from flamingo_rt.errors import DataError
 from flamingo_rt.export.quantization import gptq
 from flamingo_rt.export.quantization.gptq import DAMPING, LayerRounding
-from flamingo_rt.export.quantization.packed_blocks import QuantizedMatrix, round_to_nearest
+from flamingo_rt.export.quantization.packed_matrices import QuantizedMatrix, round_to_nearest
 from flamingo_rt.export.quantization.quantization_options import Blocks
 from flamingo_rt.model.flamingo import Flamingo
 

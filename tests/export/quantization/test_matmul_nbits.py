@@ -25,7 +25,7 @@ from flamingo_rt.export.checks.parity import check_parity
 from flamingo_rt.export.checks.parity_cases import compute_reference
 from flamingo_rt.export.graph_weights import Weights, save_graph
 from flamingo_rt.export.quantization.matmul_nbits import SMALLEST_MATRIX, quantize_graph
-from flamingo_rt.export.quantization.packed_blocks import QuantizedMatrix, round_to_nearest
+from flamingo_rt.export.quantization.packed_matrices import QuantizedMatrix, round_to_nearest
 from flamingo_rt.export.quantization.quantization_options import SCHEMES, SCHEMES_OF, Blocks, Scheme
 from flamingo_rt.model.flamingo import Flamingo
 from flamingo_rt.weights.lazy import LazyTensor

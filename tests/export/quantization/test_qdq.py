@@ -22,7 +22,7 @@ from flamingo_rt.contract import GRAPHS, LANGUAGE_MODEL, RESAMPLER
 from flamingo_rt.errors import DataError, UsageError
 from flamingo_rt.export.pipeline import export_model
 from flamingo_rt.export.quantization.calibration import read_prompts
-from flamingo_rt.export.quantization.packed_blocks import round_to_nearest
+from flamingo_rt.export.quantization.packed_matrices import round_to_nearest
 from flamingo_rt.export.quantization.qdq import dequantize_graph
 from flamingo_rt.export.quantization.quantization_options import SCHEMES, Blocks, Quantize
 from flamingo_rt.training.tokenizer_training import train_tokenizer

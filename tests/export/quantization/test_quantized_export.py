@@ -24,7 +24,7 @@ from flamingo_rt.evaluation.scene_accuracy import SceneAccuracy
 from flamingo_rt.export.checks.parity_cases import CASES
 from flamingo_rt.export.pipeline import export_model
 from flamingo_rt.export.quantization.calibration import Calibration, read_prompts
-from flamingo_rt.export.quantization.packed_blocks import QuantizedMatrix
+from flamingo_rt.export.quantization.packed_matrices import QuantizedMatrix
 from flamingo_rt.export.quantization.quantization_options import (
     LIMITS,
     RANDOM_PROMPTS,

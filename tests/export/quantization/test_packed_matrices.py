@@ -10,7 +10,7 @@ import pytest
 from few_nodes import MICROSOFT, matmul_nbits, run_nodes
 from onnx import helper
 
-from flamingo_rt.export.quantization.packed_blocks import QuantizedMatrix, round_to_nearest, stacked
+from flamingo_rt.export.quantization.packed_matrices import QuantizedMatrix, round_to_nearest, stacked
 from flamingo_rt.export.quantization.quantization_options import Blocks
 
 FORMS = pytest.mark.parametrize("blocks", [Blocks(bits, block) for bits in (4, 8) for block in (16, 32, 128)], ids=str)
@@ -160,7 +160,7 @@ def test_the_quantizers_leave_logging_as_it_was() -> None:
     code = "\n".join([
         "import logging, sys",
         "import numpy as np",
-        "from flamingo_rt.export.quantization.packed_blocks import Blocks, round_to_nearest",
+        "from flamingo_rt.export.quantization.packed_matrices import Blocks, round_to_nearest",
         "own = logging.NullHandler()",
         "logging.getLogger().addHandler(own)",
         "logging.getLogger().setLevel(logging.ERROR)",
