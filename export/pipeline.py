@@ -65,8 +65,8 @@ STAGES = ((VISION_ENCODER, RESAMPLER), (LANGUAGE_MODEL,))
 
 @dataclass(frozen=True)
 class Precision:
-    """What the graphs compute in and what their matrices are stored in: fp32, fp16 or bf16 each. Graphs in half
-    precision hold all weights in their own type.
+    """Types of the graphs, fp32, fp16 or bf16: that they compute in, and that their matrices are stored in. Graphs in
+    half precision hold all weights in their own type.
 
     Raises `UsageError` for an unknown type, or when the two do not go together.
     """
@@ -248,7 +248,7 @@ def _export_compared(
 def _validated(
     validation: ValidationPrompts, tokenizer: TextTokenizer, written: WrittenGraphs, progress: Progress
 ) -> Validation:
-    """How likely the written graphs' captions are."""
+    """Measure the probability of the written graphs' captions."""
     with written.runnable() as graphs, progress("captions of validation pictures", len(validation.prompts)) as advance:
         return validate(Model(written.backend(graphs), written.config, tokenizer), validation, advance)
 

@@ -90,8 +90,8 @@ QUANTILE = 0.05  # of the probabilities of captions: the one that `Validation` k
 
 @dataclass(frozen=True)
 class Validation:
-    """How likely the model's captions of its own kind of pictures were: ``probability`` (0 to 1) is the `QUANTILE` of
-    the probabilities of ``captions`` captions; ``origin`` says of which pictures."""
+    """Probability of the model's captions of its own kind of pictures: ``probability`` (0 to 1) is the `QUANTILE` over
+    ``captions`` captions, ``origin`` names the pictures."""
 
     probability: float
     captions: int

@@ -2,7 +2,7 @@
 
 Through DLPack (``__dlpack__``, version 0 of its structure), else ``__cuda_array_interface__`` (version 2 and 3). DLPack
 is first because its producer makes our stream wait for its own; of the other, only version 3 names a stream. The memory
-is used as it is; nothing is copied. Not run on a GPU so far.
+is used as it is; nothing is copied.
 
 A producer takes the stream and the device that are current in the thread which asks: ask in the thread that gave the
 array.

@@ -161,9 +161,9 @@ def test_the_targets_and_scripts_that_pages_name_exist() -> None:
         if page.name == "CHANGELOG.md":  # it names what is gone too
             continue
         folders = "benchmarks|tests|docs|examples|flamingo_rt|export|engines|models"
-        for path in re.findall(rf"`((?:{folders})/[\w./-]+)`", text):
+        for path in re.findall(rf"`((?:{folders})/[\w./-]+)`(?!\s+of commit)", text):
             assert (ROOT / path).exists(), f"{page.name}: {path}"
-        for path in re.findall(r"`([\w/]+\.py)`", text):
+        for path in re.findall(r"`([\w/]+\.py)`(?!\s+of commit)", text):
             file = path.rpartition("/")[2]
             assert any(each.as_posix().endswith(f"/{path}") for each in files_called(file)), f"{page.name}: {path}"
 
@@ -176,7 +176,7 @@ def files_called(name: str) -> list[Path]:
 def scripts_of(page: Path) -> list[str]:
     """Every ``python FILE.py …`` and ``python -m benchmarks.NAME …`` of a page, in blocks and in the text."""
     text = re.sub(r"\\?\n", " ", page.read_text(encoding="utf-8"))
-    found = re.findall(r"python (?:-m benchmarks[.\w]+|(?:\w+/)+\w+\.py)(?: +[^`$|#]*)?", text)
+    found = re.findall(r"python (?:-m benchmarks(?:\.\w+)+|(?:\w+/)+\w+\.py)(?: +[^`$|#]*)?", text)
     return [line for line in found if not line.startswith("python -m benchmarks.NAME")]  # any of them
 
 
@@ -301,7 +301,7 @@ def assert_printed(command: Command, out: str) -> None:
     line = command.line
     shown, found = ("\n".join(" ".join(each.split()) for each in text) for text in (command.printed, out.splitlines()))
     if not re.search(EXACT, line):
-        shown, found = (re.sub(r"\d+(\.\d+)?(e-?\d+)?", "0", text) for text in (shown, found))
+        shown, found = (re.sub(r"\d[\d,]*(\.\d+)?(e[-+]?\d+)?", "0", text) for text in (shown, found))
     pattern = ".*".join(re.escape(part) for part in shown.split("…"))
     assert re.fullmatch(pattern, found, re.DOTALL), f"{command.page.name}: {line}\n{out}"
 

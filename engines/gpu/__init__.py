@@ -1,1 +1,1 @@
-"""What backends on NVIDIA GPUs share: memory, streams, the cache on the device, and runs bound to it."""
+"""The shared part of backends on NVIDIA GPUs: memory, streams, the cache on the device, and runs bound to it."""

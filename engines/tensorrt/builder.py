@@ -85,7 +85,7 @@ class Destination:
 
 @dataclass(frozen=True)
 class Build:
-    """What is built: the engines of ``bundle`` with ``runtime`` for ``destination``.
+    """A build: the engines of ``bundle``, compiled by ``runtime`` for ``destination``.
 
     Raises `DataError` when the version does not compile such graphs.
     """
@@ -107,7 +107,7 @@ class Build:
 
     @property
     def folder(self) -> EngineFolder:
-        """What the engines will be."""
+        """Description of the engines to be built."""
         runtime, gpu, capabilities = self.runtime, self.destination.gpu, self.destination.capabilities
         name = engine_folder_name(runtime.target, gpu.name if gpu else None, capabilities)
         graphs = self.bundle.graphs.values()
@@ -117,7 +117,7 @@ class Build:
         )
 
     def memory(self) -> MemoryNeeds:
-        """What compiling and running takes."""
+        """Memory that compiling and running takes."""
         weights = {name: _weight_bytes(self.bundle.graph_path(name)) for name in GRAPHS}
         gpu = self.destination.gpu
         return memory_needs(
@@ -286,7 +286,7 @@ def _shown(errors: list[str]) -> str:
 
 
 def _parser_error(error: Any) -> str:
-    """What the parser says, with the node's name and operator; 8.6 knows its number alone."""
+    """The parser's message with the node's name and operator; TensorRT 8.6 knows the node's number only."""
     name, operator = (getattr(error, part, str)() for part in ("node_name", "node_operator"))
     where = f"node {name} ({operator})" if name else f"node {error.node()}"
     return f"{where}: {error.desc()}"
@@ -297,7 +297,7 @@ def _weight_bytes(path: Path) -> int:
 
 
 def _remember(record: bytes, path: Path) -> None:
-    """That the user built it; what was built is of use without that too."""
+    """Remember that this user built the engines; failing to do so only costs a flag later."""
     try:
         remember_build(record, path)
     except DataError as error:

@@ -1,6 +1,6 @@
-"""What TensorRT calls back while it compiles: a log that keeps what went wrong, and a monitor that tells how far it is.
+"""Callbacks of TensorRT's compiler: a log that keeps errors, and a progress monitor.
 
-No exception may pass through TensorRT: Ctrl-C in a callback is kept, ends the compilation, and is raised behind it.
+No exception may pass through TensorRT: Ctrl-C in a callback is kept, ends the compilation, and is raised afterwards.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ SCALE = 1000  # steps of the progress of one compilation
 
 @dataclass
 class Caught:
-    """What was raised in a callback, if anything was."""
+    """The exception that was raised in a callback, if any."""
 
     error: BaseException | None = None
 
@@ -63,7 +63,7 @@ class _Phase:
 
 
 class Shares:
-    """How far nested phases are as a whole, from 0 to 1, and never backwards."""
+    """Overall progress of nested phases, from 0 to 1; it never goes back."""
 
     def __init__(self) -> None:
         self._phases: dict[str, _Phase] = {}

@@ -82,8 +82,8 @@ def engine_folder_name(target: str, device: str | None, capabilities: tuple[str,
 
 @dataclass(frozen=True)
 class _Record:
-    """What ``engine.json`` says: the engines, the identity of the bundle they were built from, and each engine's
-    SHA-256 and size. ``content`` are its bytes."""
+    """Contents of ``engine.json``: the engines, the identity of the bundle they were built from, and each engine's
+    SHA-256 and size. ``content`` holds the file's bytes."""
 
     engines: EngineFolder
     bundle: str
@@ -108,7 +108,7 @@ def write_record(folder: Path, engines: EngineFolder, bundle: Bundle) -> bytes:
 
 
 def read_timings(folder: Path) -> bytes:
-    """What TensorRT remembered of timings when this user built the engines in ``folder``; nothing of anybody else's."""
+    """Read TensorRT's timing cache beside the engines in ``folder``; empty unless this user built them."""
     try:
         content, timings = _content(folder / RECORD), (folder / TIMING_CACHE).read_bytes()
         known = is_local_build(content) and parse_json(content)["timings"] == hashlib.sha256(timings).hexdigest()
@@ -218,7 +218,7 @@ def _check_trust(record: _Record, trust: EngineTrust, rebuild: str) -> None:
 
 
 def _content(file: Path) -> bytes:
-    """Of a record. Raises `OSError`, and `ValueError` for what is too large for one."""
+    """Read a record's bytes. Raises `OSError`, and `ValueError` for a file that is too large to be one."""
     if file.stat().st_size > MOST_RECORD_BYTES:
         raise ValueError(f"{file} has more than {MOST_RECORD_BYTES:,} bytes")
     return file.read_bytes()

@@ -1,5 +1,5 @@
-"""Which engines this user has built. Engines are code, and their folder in a bundle says of itself whatever it likes:
-so a build is remembered elsewhere, in the user's own folder, by the SHA-256 of its record, which holds the engines'.
+"""Record of the engines that this user has built. Engines are code, and a bundle can claim anything about the engines
+in it: so each build is remembered in the user's own folder, by the SHA-256 of its record, which holds the engines'.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from flamingo_rt.files import replacing_file
 
 @dataclass(frozen=True)
 class EngineTrust:
-    """What is allowed of engines that this user did not build: to be used at all (``engines``), and to bring a runtime
-    of their own, which runs on the host like a program (``host_code``, of version-compatible ones).
+    """Permissions for engines that this user did not build: to be used at all (``engines``), and to bring a runtime of
+    their own, which runs on the host like a program (``host_code``, for version-compatible ones).
 
     Raises `UsageError` for the second without the first.
     """

@@ -1,4 +1,4 @@
-"""How much memory it takes to compile a model's graphs and to run them, before it is asked for."""
+"""Estimate of the memory that compiling and running a model's graphs takes, so that too little is refused early."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def check_running(needs: MemoryNeeds, limits: Limits, memory: int) -> None:
 
 
 def what_would_fit(needs: MemoryNeeds, limits: Limits, memory: int) -> str:
-    """What to ask for instead, of a GPU with ``memory`` bytes; the cache grows with its capacity and the rows."""
+    """The remedy for a GPU with ``memory`` bytes: the cache grows with its capacity and the rows."""
     rest = memory - (needs.running - needs.cache)
     capacity = limits.capacity * rest // needs.cache
     if 0 < capacity < limits.capacity:

@@ -59,7 +59,7 @@ class TensorRT:
         return self.target == TENSORRT_RTX or self.numbers >= (9,)
 
     def network_flags(self) -> int:
-        """What `create_network` is given."""
+        """Flags for `create_network`."""
         flags = self.module.NetworkDefinitionCreationFlag
         if self.target == TENSORRT_RTX or self.numbers >= (11,):
             return 0

@@ -108,8 +108,8 @@ class Recording:
 
 @dataclass(frozen=True)
 class _Position:
-    """What is recorded at one position of all answers: the likeliest ``tokens`` and their ``logprobs`` [B], and
-    ``logits`` [B, L] at the ids ``logits_at``."""
+    """Record of one position of all answers: the likeliest ``tokens`` and their ``logprobs`` [B], and ``logits`` [B, L]
+    at the ids ``logits_at``."""
 
     tokens: np.ndarray
     logprobs: np.ndarray

@@ -1,4 +1,4 @@
-"""How fast a model runs here, stage by stage, and how near that is to what the machine can do.
+"""Measuring a model's speed on this machine, stage by stage, beside the machine's limits.
 
     from flamingo_rt import load
     from flamingo_rt.bench import BenchOptions, measure

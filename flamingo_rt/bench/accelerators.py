@@ -1,6 +1,6 @@
-"""What NVIDIA's libraries tell of a GPU or a Jetson, where they are installed (nvidia-ml-py, jetson-stats).
+"""GPU and Jetson details from NVIDIA's libraries, where they are installed (nvidia-ml-py, jetson-stats).
 
-They are for the record: whatever goes wrong with them, a measurement does not fail.
+They only go into the record: no failure of theirs makes a measurement fail.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def _current_clock(unit: Any) -> float | None:
 
 
 def _told(ask: Callable[[], Any]) -> Any:
-    """What is told, or None when asking fails: some boards and drivers do not know everything."""
+    """Return the answer, or None when asking fails: some boards and drivers do not support every query."""
     try:
         return ask()
     except Exception:

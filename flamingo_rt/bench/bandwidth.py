@@ -1,7 +1,7 @@
-"""How fast this machine reads memory.
+"""Memory bandwidth of this machine, for reading.
 
-A process of its own holds the buffer and reads it when asked: neither its memory nor its one-thread BLAS is this
-process's. Reading is tried in the ways that are fast somewhere, in as many threads as the model has; the best counts.
+A separate process holds the buffer and reads it when asked, so that neither its memory nor its one-thread BLAS affects
+this process. Several ways of reading are tried, each with as many threads as the model has; the fastest counts.
 """
 
 from __future__ import annotations

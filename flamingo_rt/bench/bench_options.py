@@ -1,4 +1,4 @@
-"""What is to be measured, checked where it is made and then against the model."""
+"""Options of a measurement, checked when they are made and then against the model."""
 
 from __future__ import annotations
 

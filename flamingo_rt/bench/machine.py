@@ -1,4 +1,4 @@
-"""What a measurement was made on: processor, memory, system, libraries, and the memory this process takes."""
+"""The machine of a measurement: processor, memory, system, libraries, and the memory this process takes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How fast this machine's CPU multiplies float32 matrices, through the backend that runs the model."""
+"""Rate of float32 matrix products on this machine's CPU, computed by the backend that runs the model."""
 
 from __future__ import annotations
 

@@ -205,7 +205,7 @@ def _shots(
 
 
 def _ratio(shots: tuple[int, ...], queries: Samples) -> float | None:
-    """Of two queries of the same round each, since the machine drifts: their median."""
+    """Median ratio of two queries of the same round, since the machine drifts between rounds."""
     most = max(shots)
     if not most:
         return None
@@ -214,7 +214,7 @@ def _ratio(shots: tuple[int, ...], queries: Samples) -> float | None:
 
 
 def _number_bytes(model: Model) -> int:
-    """Of one number of the cache, and so of features and media, which have its type."""
+    """Bytes of one number in the cache; features and media have the same type."""
     cached = next(spec for spec in model.backend.specs[LANGUAGE_MODEL].inputs if "C" in spec.shape)
     return np.dtype(cached.array_dtype).itemsize
 

@@ -1,4 +1,4 @@
-"""What is known of a model before it runs: its files, types and bytes of weights."""
+"""Facts about a model before it runs: its files, types and bytes of weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a reader of the figures should know."""
+"""Notes to the figures of a report, such as what was left out and why."""
 
 from __future__ import annotations
 

@@ -24,8 +24,8 @@ LEAST_BYTES = {**BYTES, "int8": 1, "fp8": 1, "mixed": 0.5, "int4": 0.5}  # of a 
 
 @dataclass(frozen=True)
 class RandomBundle:
-    """Which bundle: a preset's name, the type of its matrices and how they are quantized, the folder to keep it in, and
-    the type that its graphs compute in.
+    """A bundle of random weights: the preset's name, the type of its matrices, their quantization, the folder to keep
+    it in, and the type that its graphs compute in.
 
     Raises `UsageError` for an unknown preset.
     """
@@ -41,7 +41,7 @@ class RandomBundle:
 
     @property
     def path(self) -> Path:
-        """Where it is kept: one folder for each form and version."""
+        """The folder it is kept in: one for each form and version."""
         types = [self.dtype] if self.compute == "fp32" else ["computes", self.compute]
         form = "-".join([self.preset, *types, *([self.quantize] if self.quantize else [])])
         return (self.work or default_work()) / f"{form}-{__version__}-{FORMAT_VERSION}"

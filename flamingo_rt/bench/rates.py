@@ -1,6 +1,5 @@
-"""What the machine can do, measured between the runs: the best counts, since it drifts within minutes.
-
-Of a backend on a device, it is the device's memory and products that count, and the backend measures them.
+"""Memory bandwidth and matrix rate of the machine, measured between the runs: the best measurement counts, since the
+machine drifts within minutes. For a backend on a device they are the device's, measured by the backend.
 """
 
 from __future__ import annotations
@@ -68,7 +67,7 @@ class HostProbe:
 def probe_of(
     backend: Backend, threads: int | None, cores: int, buffer_bytes: int = BUFFER_BYTES
 ) -> Measured:
-    """What measures the device that a backend runs on, or the CPU."""
+    """The probe of the device that a backend runs on, or of the CPU."""
     return backend.device_probe() or HostProbe(backend.name, threads, cores, buffer_bytes)
 
 

@@ -1,4 +1,4 @@
-"""What `measure` gives back: frozen, typed, and ready for JSON."""
+"""Results of `measure`: frozen, typed, and ready for JSON."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from flamingo_rt.bench.statistics import Spread
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What was measured. ``dtype``, ``quantization`` and ``weight_bytes`` are by graph; ``identity`` is the SHA-256 of
-    a bundle's manifest, None for a checkpoint; ``bytes`` are of all files of the folder."""
+    """The measured model. ``dtype``, ``quantization`` and ``weight_bytes`` are by graph; ``identity`` is the SHA-256 of
+    a bundle's manifest, None for a checkpoint; ``bytes`` is the size of the folder."""
 
     name: str
     identity: str | None

@@ -1,4 +1,4 @@
-"""What each stage of a model must do at least: (FLOPs, bytes), for `flamingo_rt.bench.results.Against`."""
+"""Minimum work of each stage of a model, (FLOPs, bytes), for `flamingo_rt.bench.results.Against`."""
 
 from __future__ import annotations
 

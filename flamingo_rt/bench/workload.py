@@ -1,4 +1,4 @@
-"""What the model is given: pictures made on the spot, prompts with shots, caches of a length."""
+"""Inputs of a measurement: generated pictures, prompts with shots, caches filled to a length."""
 
 from __future__ import annotations
 

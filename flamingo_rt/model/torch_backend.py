@@ -128,6 +128,6 @@ class TorchBackend(HostBackend):
 
 
 def _tensor(array: np.ndarray) -> Tensor:
-    """What an array of `TensorSpec.array_dtype` holds."""
+    """Read an array of `TensorSpec.array_dtype` as a tensor; uint16 holds the bits of bfloat16."""
     tensor = torch.from_numpy(array)
     return tensor.view(torch.bfloat16) if array.dtype == np.uint16 else tensor

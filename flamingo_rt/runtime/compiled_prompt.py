@@ -113,7 +113,7 @@ def _short(identity: object) -> str:
 
 
 def _recompiling(about: Mapping[str, Any]) -> str:
-    """How to compile the prompt for this bundle. Quotes no text of the file: it may be a stranger's, and look like
+    """The remedy: compile the prompt for this bundle. No text of the file is quoted: a stranger's could pass for
     advice."""
     shots = about.get("shots")
     if isinstance(shots, list) and shots:

@@ -54,7 +54,7 @@ class ReferencePrompt:
         return len(self.input_ids) + len(self.answer)
 
     def margin(self, position: int) -> float:
-        """How far the likeliest token at a position of the answer is before the second."""
+        """Difference between the two largest logits at a position of the answer."""
         return float(self.logits[position, 0] - self.logits[position, 1])
 
 
