@@ -6,8 +6,8 @@
 A slice of the preset is exported for each scheme: random weights in matrices of its widths, ``--layers`` layers of the
 language model, a vocabulary that is smaller by the same factor. Or a bundle is measured as it is. Steps of all sizes
 are taken in turns, behind the same cache, so that what drifts on the machine drifts for all of them. A cost is the
-fastest step of a size over the fastest step of one token: other processes make steps slower, never faster; the median
-of the rounds' ratios stands beside it. The last line is JSON with all samples. Needs the extra ``export``.
+median of the rounds' ratios to a step of one token. The ratio of the fastest steps stands beside it: on a quiet machine
+both agree. The last line is JSON with all samples. Needs the extra ``export``.
 """
 
 from __future__ import annotations
@@ -42,19 +42,19 @@ Rounds = dict[int, list[float]]  # milliseconds by size, one number a round
 
 @dataclass(frozen=True)
 class Measured:
-    """Costs by size, from the fastest step of each and from the median of the rounds' ratios."""
+    """Costs by size: the median of the rounds' ratios, and the ratio of the fastest steps."""
 
-    fastest: dict[int, float]
     median: dict[int, float]
+    fastest: dict[int, float]
 
     @staticmethod
     def of(rounds: Rounds) -> Measured:
         """The costs that the rounds show."""
         one = rounds[1]
         return Measured(
-            {size: min(times) / min(one) for size, times in rounds.items()},
             {size: statistics.median(time / base for time, base in zip(times, one, strict=True))
              for size, times in rounds.items()},
+            {size: min(times) / min(one) for size, times in rounds.items()},
         )
 
 
@@ -121,8 +121,8 @@ def measured(path: Path, options: argparse.Namespace) -> Rounds:
 
 def told(name: str, costs: Measured, rounds: Rounds) -> str:
     """A line of a table: the time of a step of one token, then the costs."""
-    shown = "".join(f"  {size}: {costs.fastest[size]:.2f} ({costs.median[size]:.2f})" for size in SIZES[1:])
-    return f"{name:6} 1 token {min(rounds[1]):.1f} ms, costs of{shown}"
+    shown = "".join(f"  {size}: {costs.median[size]:.2f} ({costs.fastest[size]:.2f})" for size in SIZES[1:])
+    return f"{name:6} 1 token {statistics.median(rounds[1]):.1f} ms, costs of{shown}"
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -141,7 +141,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "machine": about_machine(), "preset": None if options.model else options.preset, "layers": options.layers,
         "threads": options.threads, "context": options.context, "calls": CALLS,
-        "costs": {name: {size: round(cost, 3) for size, cost in each.fastest.items()} for name, each in costs.items()},
+        "costs": {name: {size: round(cost, 3) for size, cost in each.median.items()} for name, each in costs.items()},
         "ms": {name: {size: [round(value, 3) for value in times] for size, times in rounds.items()}
                for name, rounds in found.items()},
     }

@@ -14,12 +14,14 @@ from typing import Any
 
 MOST = 1000.0  # a larger cost is an error
 
-# Measured by `python -m benchmarks.decode_step_costs` for openflamingo-3b's widths on an AMD EPYC (Zen 4), 2 cores,
-# with ONNX Runtime's CPU kernels.
-_UNQUANTIZED = {2: 1.06, 4: 1.12, 8: 1.3, 16: 1.6}
-_INT8 = {2: 1.1, 4: 1.3, 8: 1.7, 16: 2.5}
-_MIXED = {2: 1.6, 4: 2.5, 8: 4.0, 16: 5.0}
-_INT4 = {2: 2.0, 4: 3.5, 8: 6.0, 16: 7.0}
+# Measured by `python -m benchmarks.decode_step_costs` for openflamingo-3b's widths on 2 cores of an AMD EPYC (Zen 4),
+# with ONNX Runtime 1.32's CPU kernels, three times, beside other processes; the samples are in
+# benchmarks/results/2026-11-27-amd-epyc-2-cores-openflamingo-3b-step-costs.json. Each is the middle one of the three;
+# with 4 bits, where they differ by up to a half, the highest: the quieter the machine, the more a second token costs.
+_UNQUANTIZED = {2: 1.13, 4: 1.29, 8: 1.51, 16: 1.84}
+_INT8 = {2: 1.15, 4: 1.46, 8: 2.09, 16: 2.91}
+_MIXED = {2: 1.41, 4: 2.36, 8: 3.55, 16: 5.54}
+_INT4 = {2: 1.42, 4: 2.07, 8: 3.47, 16: 5.17}
 
 
 @dataclass(frozen=True)
