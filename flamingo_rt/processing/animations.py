@@ -9,11 +9,13 @@ from contextlib import contextmanager
 import PIL.Image
 
 from flamingo_rt.errors import DataError
-from flamingo_rt.processing.decoded_clip import ClipFrame, check_frame_size
+from flamingo_rt.processing.decoded_clip import MAX_FRAME_PIXELS, ClipFrame, check_frame_size
 from flamingo_rt.processing.input_files import open_file
 from flamingo_rt.processing.pictures import NO_WARNINGS, open_picture
 
 FORMATS = ("GIF", "PNG", "WEBP", "AVIF")
+# Their decoders hold the whole canvas several times, up to 28 bytes a pixel.
+FEWER_PIXELS = {"WEBP": 25_000_000, "AVIF": 25_000_000}
 SHORTEST_GIF_DELAY, GIF_DELAY = 20, 100  # ms: browsers and FFmpeg show frames of shorter delays for this long
 
 
@@ -76,5 +78,6 @@ def open_clip(path: str, label: str) -> Iterator[Animation]:
             reason = " ".join(str(error).split()) or type(error).__name__
             raise DataError(f"{label} cannot be decoded: {reason}; copy it again") from error
         with image:
-            check_frame_size(image.width, image.height, label)
+            most = FEWER_PIXELS.get(image.format or "", MAX_FRAME_PIXELS)
+            check_frame_size(image.width, image.height, label, most)
             yield Animation(image, label)

@@ -38,11 +38,11 @@ class Clip(Protocol):
         ...
 
 
-def check_frame_size(width: int, height: int, label: str) -> None:
-    """Raise `DataError` for frames of more than `MAX_FRAME_PIXELS` pixels."""
-    if width * height > MAX_FRAME_PIXELS:
-        raise DataError(f"{label} has frames of {width:,} x {height:,} pixels, more than the "
-                        f"{MAX_FRAME_PIXELS:,} that are read; make it smaller first")
+def check_frame_size(width: int, height: int, label: str, most: int = MAX_FRAME_PIXELS) -> None:
+    """Raise `DataError` for frames of more than ``most`` pixels."""
+    if width * height > most:
+        raise DataError(f"{label} has frames of {width:,} x {height:,} pixels, more than the {most:,} that are read; "
+                        "make it smaller first")
 
 
 def not_a_clip(label: str) -> DataError:

@@ -33,7 +33,7 @@ class Region:
         if strides is None:
             strides = _contiguous(shape)
         numbers = (*shape, *strides, first)
-        if len(shape) != len(strides) or not all(isinstance(number, int) and number >= 0 for number in numbers):
+        if len(shape) != len(strides) or not all(type(number) is int and 0 <= number < 2**63 for number in numbers):
             raise DataError(
                 f"cannot read {self.file}: tensor {name} has the shape {shape} and strides {strides}; {AGAIN}"
             )

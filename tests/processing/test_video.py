@@ -221,3 +221,15 @@ def test_settings_of_the_process_are_restored(clip, monkeypatch, given_options):
     assert opencv_clips.FFMPEG_LOG_LEVEL not in os.environ
     assert logs.getLogLevel() == before
     assert os.environ.get(opencv_clips.FFMPEG_OPTIONS) == given_options
+
+
+def test_an_animation_on_a_canvas_that_is_too_large_is_refused_before_it_is_decoded(tmp_path):
+    file = tmp_path / "clip.webp"
+    frames = [PIL.Image.new("RGB", (8, 8), color) for color in ("red", "blue")]
+    frames[0].save(file, save_all=True, append_images=frames[1:], duration=100)
+    content = bytearray(file.read_bytes())
+    canvas = content.index(b"VP8X") + 12  # width and height, each less by 1, in 24 bits
+    content[canvas : canvas + 6] = (6000 - 1).to_bytes(3, "little") + (5000 - 1).to_bytes(3, "little")
+    file.write_bytes(content)
+    with pytest.raises(DataError, match=r"frames of 6,000 x 5,000 pixels, more than the 25,000,000 that are read"):
+        read_frames(Video(file, 2), np.asarray)

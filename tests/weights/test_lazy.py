@@ -10,6 +10,7 @@ from torch import Tensor
 
 from flamingo_rt.errors import DataError
 from flamingo_rt.weights.lazy import LazyTensor
+from flamingo_rt.weights.regions import Region
 
 FILE = Path("weights.pt")
 
@@ -83,3 +84,9 @@ def test_a_tensor_without_a_name_is_named_by_its_file():
 def test_complex_numbers_do_not_lose_half_of_themselves():
     with pytest.raises(DataError, match=r"complex64, which torch.float32 cannot hold"):
         lazy(torch.ones(2, dtype=torch.complex64)).to(torch.float32).read()
+
+
+@pytest.mark.parametrize("strides", [(2**63, 1), (True, 1), (-1, 1)])
+def test_a_stride_that_torch_cannot_take_is_refused(tmp_path: Path, strides: tuple[int, ...]) -> None:
+    with pytest.raises(DataError, match=r"tensor weight has the shape .* and strides"):
+        Region(tmp_path / "weights.bin", 0, 16).tensor("weight", torch.float32, (1, 4), strides)
