@@ -297,6 +297,7 @@ def _export_command(path: Path, manifest: Mapping[str, Any]) -> str:
         words += ["--compute", compute] if compute not in (None, "fp32") else []
         words += ["--dtype", dtype] if dtype not in (None, "fp32", compute) else []
         words += ["--quantize", scheme] if scheme in QUANTIZATIONS else []
+        words += ["--calibration", "FILE"] if scheme in ("mixed", "int4") else []
     except (KeyError, TypeError, AttributeError):
         words = []
     return shlex.join(["flamingo-rt", "export", "--ckpt", "CHECKPOINT", *words, "--overwrite", "--out", str(path)])

@@ -124,7 +124,7 @@ def test_an_older_format_asks_for_a_new_export(bundle):
 @pytest.mark.parametrize(("entry", "options"), [
     ({}, ""),
     ({"lowering": "tensorrt", "compute": "float16", "dtype": "float16"}, "--lowering tensorrt --compute fp16 "),
-    ({"dtype": "bfloat16"}, "--dtype bf16 "), ({"quantization": "int4"}, "--quantize int4 "),
+    ({"dtype": "bfloat16"}, "--dtype bf16 "), ({"quantization": "int4"}, "--quantize int4 --calibration FILE "),
     ({"lowering": "--out", "compute": ["x"], "quantization": 3}, ""), (None, ""),
 ])
 def test_an_older_bundle_is_told_the_command_that_exports_it_again(entry, options, bundle):

@@ -14,7 +14,7 @@ from flamingo_rt.cli.numbers import count
 from flamingo_rt.cli.paths import READ
 from flamingo_rt.cli.progress_bar import ProgressBar
 from flamingo_rt.cli.verify import lines, report, verified
-from flamingo_rt.errors import DependencyError
+from flamingo_rt.errors import DataError, DependencyError
 from flamingo_rt.printable import printable
 
 if TYPE_CHECKING:
@@ -101,6 +101,10 @@ def command(
     with on_interrupt(lambda: "no engine was written; those that were there are as they were"):
         engines = build.run(ProgressBar(), force)
     sizes = {name: engines.engine_path(name).stat().st_size for name in GRAPHS}
+    made_for = engines.device or f"compute capability {', '.join(engines.capabilities)}"
+    if not as_json:
+        size = sum(sizes.values()) / 1e6
+        click.echo(f"wrote {printable(str(engines.path))} ({size:.1f} MB) for {printable(made_for)}")
     verification = _verified(bundle, engines, runtime, destination) if verifying else None
     if as_json:
         click.echo(json.dumps({
@@ -109,9 +113,6 @@ def command(
             "memory": vars(needs), "verification": verification and report(verification, bundle),
         }))
     else:
-        made_for = engines.device or f"compute capability {', '.join(engines.capabilities)}"
-        size = sum(sizes.values()) / 1e6
-        click.echo(f"wrote {printable(str(engines.path))} ({size:.1f} MB) for {printable(made_for)}")
         for line in lines(verification, bundle, "tensorrt") if verification else ():
             click.echo(printable(line))
     if verification is not None and not verification.passed:
@@ -133,7 +134,7 @@ def _verified(
     else:
         try:
             return verified(TensorRtBackend(bundle, engines, runtime), bundle)
-        except DependencyError as error:
+        except (DataError, DependencyError) as error:  # the engines are there, whatever keeps them from this
             why = f"{error}; then run {command}"
     click.echo(printable(f"not verified: {why}"), err=True)
     return None

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import PIL.Image
 
 from flamingo_rt.errors import DataError
-from flamingo_rt.processing.decoded_clip import MAX_FRAME_PIXELS, ClipFrame, check_frame_size
+from flamingo_rt.processing.decoded_clip import ClipFrame, check_frame_size
 from flamingo_rt.processing.input_files import open_file
 from flamingo_rt.processing.pictures import NO_WARNINGS, open_picture
 
@@ -78,6 +78,5 @@ def open_clip(path: str, label: str) -> Iterator[Animation]:
             reason = " ".join(str(error).split()) or type(error).__name__
             raise DataError(f"{label} cannot be decoded: {reason}; copy it again") from error
         with image:
-            most = FEWER_PIXELS.get(image.format or "", MAX_FRAME_PIXELS)
-            check_frame_size(image.width, image.height, label, most)
+            check_frame_size(image.width, image.height, label, FEWER_PIXELS.get(image.format or ""))
             yield Animation(image, label)

@@ -38,8 +38,9 @@ class Clip(Protocol):
         ...
 
 
-def check_frame_size(width: int, height: int, label: str, most: int = MAX_FRAME_PIXELS) -> None:
-    """Raise `DataError` for frames of more than ``most`` pixels."""
+def check_frame_size(width: int, height: int, label: str, most: int | None = None) -> None:
+    """Raise `DataError` for frames of more than ``most`` pixels, by default `MAX_FRAME_PIXELS`."""
+    most = MAX_FRAME_PIXELS if most is None else most
     if width * height > most:
         raise DataError(f"{label} has frames of {width:,} x {height:,} pixels, more than the {most:,} that are read; "
                         "make it smaller first")

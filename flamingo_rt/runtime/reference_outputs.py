@@ -26,7 +26,8 @@ from flamingo_rt.runtime.array_archive import DAMAGE, ArrayArchive
 ABOUT, PICTURES = "about", "pictures"
 # Bounds of what is read: a file is a stranger's.
 MOST_ABOUT_BYTES, MOST_PROMPTS, MOST_PICTURES, MOST_SIDE = 100_000, 16, 64, 64
-MOST_ANSWER, MOST_SAMPLED, MOST_FRAMES, LONGEST_NAME = 64, 4096, 64, 60
+MOST_ANSWER, MOST_SAMPLED, MOST_FRAMES, LONGEST_NAME = 64, 4096, 64, 60  # frames: of all visuals of a prompt
+MOST_TOKENS = 2048  # of a prompt
 
 
 @dataclass(frozen=True, eq=False)  # arrays have no single truth value to compare by
@@ -159,15 +160,9 @@ def _read_prompt(
     name, visuals = about["name"], about["visuals"]
     if not isinstance(name, str) or len(name) > LONGEST_NAME:
         raise ValueError(f"a prompt is called {str(name)[:LONGEST_NAME]!r}")
-    if not isinstance(visuals, list) or len(visuals) > config.max_visuals:
-        raise ValueError(f"at most {config.max_visuals} visuals were expected in {name!r}")
-    most_frames = config.resampler.max_frames or MOST_FRAMES
-    for frames in visuals:
-        if not isinstance(frames, list) or not 1 <= len(frames) <= most_frames:
-            raise ValueError(f"1 to {most_frames} frames were expected of each visual in {name!r}")
-        if not all(type(frame) is int and 0 <= frame < pictures for frame in frames):
-            raise ValueError(f"{name!r} has a frame that is none of {pictures} pictures")
-    ids = file.vector(f"{index}.input_ids", "int64", config.language.context - sizes["A"])
+    _check_visuals(name, visuals, pictures, config)
+    longest = min(config.language.context - sizes["A"], MOST_TOKENS)
+    ids = file.vector(f"{index}.input_ids", "int64", longest)
     arrays = {
         key: file.array(f"{index}.{key}", dtype, tuple({"T": len(ids), **sizes}[letter] for letter in shape))
         for key, (dtype, shape) in _PROMPT_ARRAYS.items()
@@ -178,10 +173,27 @@ def _read_prompt(
     ):
         if arrays[key].min() < 0 or arrays[key].max() > most:
             raise ValueError(f"{key} of {name!r} is not within 0 and {most}")
+    indices = arrays["media_index"]
+    if indices[-1] != len(visuals) or not np.isin(np.diff(indices, prepend=0), (0, 1)).all():
+        raise ValueError(f"media_index of {name!r} does not count its {len(visuals)} visuals one after the other")
     for key in ("logits", "logprobs"):
         if not np.isfinite(arrays[key]).all():
             raise ValueError(f"{key} of {name!r} holds values that are no numbers")
     return ReferencePrompt(name, visuals=tuple(tuple(frames) for frames in visuals), **arrays)
+
+
+def _check_visuals(name: str, visuals: Any, pictures: int, config: FlamingoConfig) -> None:
+    """Raise `ValueError` unless ``visuals`` are lists of frames, each the number of one of the ``pictures``."""
+    if not isinstance(visuals, list) or len(visuals) > config.max_visuals:
+        raise ValueError(f"at most {config.max_visuals} visuals were expected in {name!r}")
+    most_frames = config.resampler.max_frames or MOST_FRAMES
+    for frames in visuals:
+        if not isinstance(frames, list) or not 1 <= len(frames) <= most_frames:
+            raise ValueError(f"1 to {most_frames} frames were expected of each visual in {name!r}")
+        if not all(type(frame) is int and 0 <= frame < pictures for frame in frames):
+            raise ValueError(f"{name!r} has a frame that is none of {pictures} pictures")
+    if sum(map(len, visuals)) > MOST_FRAMES:
+        raise ValueError(f"at most {MOST_FRAMES} frames were expected in {name!r}")
 
 
 def _count(about: Mapping[str, Any], name: str, least: int, most: int) -> int:
