@@ -307,10 +307,10 @@ def _check_types(path: Path) -> None:
         raise ParityError(f"{path.name} is no valid ONNX graph: {error}") from error
 
 
-def _compare(reference: Reference, written: WrittenGraphs, judge: Deviation, progress: Progress) -> None:
-    """Show ``judge`` what the graphs, which compute in float32, give for the reference's cases."""
+def _compare(reference: Reference, written: WrittenGraphs, metric: Deviation, progress: Progress) -> None:
+    """Update ``metric`` with what the graphs, which compute in float32, give for the reference's cases."""
     with written.runnable() as graphs, progress("comparison", len(STAGES) * len(CASES)) as advance:
         for stage in STAGES:
             backend = written.backend({name: graphs[name] for name in stage})
-            run_cases(reference, backend, written.config, judge, lambda name: advance(1), stage)
+            run_cases(reference, backend, written.config, metric, lambda name: advance(1), stage)
             del backend  # it has the files mapped

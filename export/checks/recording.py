@@ -123,7 +123,8 @@ class _Position:
             raise ParityError("the language model's logits are not numbers; no bundle was written")
         vocab = logits.shape[1]
         likeliest = np.argsort(-logits, axis=1, kind="stable")[:, :LIKELIEST]
-        others = np.broadcast_to(spread_positions(vocab, LOGITS_SAMPLED), (len(logits), min(vocab, LOGITS_SAMPLED)))
+        spread = spread_positions(vocab, LOGITS_SAMPLED)
+        others = np.broadcast_to(spread, (len(logits), len(spread)))
         at = np.concatenate([likeliest, others], axis=1)
         tokens = likeliest[:, 0]
         logprobs = np.array([log_softmax(row)[token] for row, token in zip(logits, tokens, strict=True)])

@@ -27,7 +27,9 @@ class GenerationOptions:
     ``speculation`` is the largest number of tokens guessed ahead in one step, 0 for none. It changes the time of a
     greedy answer, not its tokens, and applies to one row at a time (`flamingo_rt.runtime.speculation`). None is
     `SPECULATION` on backends that finish each step before the next, and 0 on GPUs, where steps begin before the tokens
-    of the steps before them are known: guesses would have to wait for those tokens.
+    of the steps before them are known: guesses would have to wait for those tokens. The same input gives the same
+    tokens and log-probabilities, bit for bit, on one backend with one number of threads; between thread counts nothing
+    is promised.
 
     Raises `UsageError` for a value out of range, and for beams with a temperature.
     """

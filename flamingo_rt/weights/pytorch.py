@@ -1,8 +1,8 @@
 """Files of ``torch.save``: state dicts, alone or in a training checkpoint. No code of theirs is run.
 
-``torch.load(mmap=True)`` has no way to read one tensor and let its pages go: after 1.07 GB of tensors the process has
-1.3 GB, against 0.4 GB here, and it dies of a file that is cut short while it is mapped. So values are read by their
-place in the file where torch tells it, see `_open_lazily`; a map is the fallback.
+Values are read from the places that PyTorch notes while it loads a file without them (`_checkpoint_offset`), where that
+can be checked against the zip directory. ``torch.load(mmap=True)`` serves the other files: whatever is read of a mapped
+file stays in resident memory, of a file of 1 GB all of it.
 """
 
 from __future__ import annotations

@@ -1,21 +1,24 @@
-"""Tensors of safetensors files: the library checks the header, `flamingo_rt.weights.regions` reads the values.
+"""Tensors of safetensors files, read by the safetensors library.
 
-``safe_open`` maps the file. Kept open, it adds every page that was read to the process's memory: 1.3 GB for a file of
-1.07 GB, against 0.4 GB here. Reopened for each tensor it costs a copy more, and a file that is cut short while it is
-mapped ends the process with SIGBUS instead of an error.
+A file is opened anew for each tensor. The library maps it, and what was read stays in this process's resident memory as
+long as it is open: of a file of 1 GB, read tensor by tensor, all of it; opened anew each time, one tensor.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from flamingo_rt.errors import DataError
-from flamingo_rt.json_files import parse_json
 from flamingo_rt.weights.lazy import LazyTensor
-from flamingo_rt.weights.regions import AGAIN, Region
+from flamingo_rt.weights.regions import AGAIN
 
 DTYPES = {
     "F64": torch.float64,
@@ -47,30 +50,40 @@ def open_safetensors(file: Path) -> dict[str, LazyTensor]:
 
     Raises `DataError` when the file is damaged or has a type that torch lacks, `OSError` when it can't be read.
     """
-    with file.open("rb") as opened:
-        length = int.from_bytes(opened.read(8), "little")
-        if length > MOST_HEADER_BYTES:
-            raise DataError(
-                f"cannot read {file}: damaged, or not a safetensors file (its header has {length} bytes, at most "
-                f"{MOST_HEADER_BYTES} are read); {AGAIN}"
-            )
-        try:
-            # The library checks the header: sizes, overlaps, the file's length.
-            with safe_open(file, framework="pt"):
-                pass
-        except (SafetensorError, ValueError) as error:
-            raise DataError(f"cannot read {file}: damaged, or not a safetensors file ({error}); {AGAIN}") from error
-        opened.seek(8)
-        try:
-            header = parse_json(opened.read(length))
-        except ValueError as error:
-            raise DataError(f"cannot read {file}: its header is not valid JSON ({error}); {AGAIN}") from error
-    header.pop("__metadata__", None)
+    with file.open("rb") as content:
+        length = int.from_bytes(content.read(8), "little")
+    if length > MOST_HEADER_BYTES:
+        raise DataError(
+            f"cannot read {file}: damaged, or not a safetensors file (its header has {length} bytes, at most "
+            f"{MOST_HEADER_BYTES} are read); {AGAIN}"
+        )
     found = {}
-    for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"][0]):
-        if entry["dtype"] not in DTYPES:
-            raise DataError(f"{file}: tensor {name} is {entry['dtype']}, which is not read: convert it first")
-        begin, end = entry["data_offsets"]
-        region = Region(file, 8 + length + begin, end - begin)
-        found[name] = region.tensor(name, DTYPES[entry["dtype"]], entry["shape"])
+    with _opened(file) as opened:
+        for name in opened.offset_keys():
+            part = opened.get_slice(name)
+            dtype = part.get_dtype()
+            if dtype not in DTYPES:
+                raise DataError(f"{file}: tensor {name} is {dtype}, which is not read: convert it first")
+            found[name] = LazyTensor(tuple(part.get_shape()), DTYPES[dtype], file, partial(_read, file, name), name)
     return found
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[Any]:
+    """Open a file by the library, which checks its header: sizes, overlaps, and the file's length."""
+    try:
+        with safe_open(file, framework="pt") as opened:
+            yield opened
+    except OSError as error:
+        raise DataError(f"cannot read {file}: {error.strerror or error}; check the file and the disk") from error
+    except (SafetensorError, ValueError) as error:
+        raise DataError(f"cannot read {file}: damaged, or not a safetensors file ({error}); {AGAIN}") from error
+
+
+def _read(file: Path, name: str) -> Tensor:
+    """Read one tensor. Raises `DataError` when the file is gone, or no longer holds it, or memory is too small."""
+    try:
+        with _opened(file) as opened:
+            return opened.get_tensor(name)
+    except (MemoryError, RuntimeError) as error:  # torch raises RuntimeError for too little memory
+        raise DataError(f"{file}: tensor {name} does not fit into memory: free some and run again ({error})") from error

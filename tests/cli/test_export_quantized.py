@@ -105,7 +105,11 @@ def test_options_reach_the_export(run, checkpoint, calibration, asked, tmp_path)
         "--block", "32")
     wanted = asked[0]["quantize"]
     assert (wanted.scheme, wanted.rounding) == ("mixed", "nearest")
-    assert wanted.calibration == read_prompts(calibration)
+    read, expected = wanted.calibration, read_prompts(calibration)
+    assert (read.origin, read.source, read.measured_source) == (
+        expected.origin, expected.source, expected.measured_source,
+    )
+    assert [prompt.place for prompt in read.calibrate] == [prompt.place for prompt in expected.calibrate]
     assert (wanted.min_cosine, wanted.max_changed, wanted.evaluate, wanted.block) == (0.5, 0.25, 3, 32)
 
 

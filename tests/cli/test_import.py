@@ -373,7 +373,7 @@ def test_an_export_from_the_three_files_is_that_of_the_imported_checkpoint(run, 
         {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in (tmp_path / name).iterdir()}
         for name in ("direct", "through")
     ]
-    assert len(hashes[0]) == 8  # three graphs, their weights, tokenizer and manifest
+    assert len(hashes[0]) == 9  # three graphs, their weights, tokenizer, reference outputs and manifest
     assert hashes[0] == hashes[1]
 
 

@@ -243,7 +243,7 @@ class Outputs:
     def __init__(self) -> None:
         self.seen: list[tuple[tuple[str, str, str], np.ndarray]] = []
 
-    def check(self, graph: str, tensor: str, case: str, found: np.ndarray, expected: Tensor) -> None:
+    def update(self, graph: str, tensor: str, case: str, found: np.ndarray, expected: Tensor) -> None:
         self.seen.append(((graph, tensor, case), found.copy()))
 
 

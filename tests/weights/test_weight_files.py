@@ -310,7 +310,7 @@ def test_a_file_cut_after_it_was_opened_is_refused_on_reading(tmp_path, name):
     (save_file if name.endswith("safetensors") else torch.save)({"weight": random(64)}, file)
     tensor = open_weights(file)["weight"]
     file.write_bytes(file.read_bytes()[:100])
-    with pytest.raises(DataError, match=r"tensor weight needs 256 bytes, .* are left"):
+    with pytest.raises(DataError, match=r"needs 256 bytes, .* are left|damaged, or not a safetensors file"):
         tensor.read()
     file.unlink()
     with pytest.raises(DataError, match=f"cannot read .*{name}: No such file"):

@@ -26,7 +26,7 @@ from flamingo_rt.loading import PACKAGED_BUNDLE
 
 module = pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed: flamingo-rt[tensorrt-rtx]")
 
-CHECKPOINT = Path(__file__).parents[2] / "models" / "tiny"
+CHECKPOINT = Path(__file__).parents[3] / "models" / "tiny"
 PROFILES = 2  # of the language model: prefill and decode
 KERNELS_BYTES = 12e6  # of compiled kernels beside the weights; 2 to 9 MB were seen
 

@@ -20,7 +20,7 @@ from flamingo_rt.config import FlamingoConfig, TokensConfig, ViTConfig
 from flamingo_rt.contract import APPENDED, LANGUAGE_MODEL, graph_specs, layer_parts, past_name
 from flamingo_rt.export.graph_modules import LanguageModelGraph
 from flamingo_rt.export.pipeline import export_model
-from flamingo_rt.export.quantization.calibration import drawn_scenes
+from flamingo_rt.export.quantization.calibration import Calibration, CalibrationPrompt
 from flamingo_rt.export.quantization.quantization_options import Quantize
 from flamingo_rt.export.tracing import LOWERINGS
 from flamingo_rt.model.flamingo import Flamingo
@@ -130,8 +130,10 @@ def test_every_position_scheme_and_lowering_equals_pytorch(export, kind: str, he
 @pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["int8", "int4"])
 def test_weights_of_fewer_bits_go_with_padded_heads(export, scheme: str) -> None:
-    config = config_with(20)
-    _, bundle = export(config, quantize=Quantize(scheme, calibration=drawn_scenes(config)))
+    picture = Image(np.random.default_rng(0).integers(0, 256, (28, 28, 3), dtype=np.uint8))
+    prompts = [CalibrationPrompt([picture, text], text) for text in TEXTS]
+    options = Quantize(scheme, calibration=Calibration(prompts[1:], prompts[:1], "of texts"), max_changed=0.4)
+    _, bundle = export(config_with(20), quantize=options)
     assert bundle.quantization is not None
 
 

@@ -36,7 +36,7 @@ LANGUAGES = {
 }
 SOMETIMES = ("partly rotary, parallel residual", "learnt")  # differ little from the others in what is lowered
 OFTEN = [kind if kind not in SOMETIMES else pytest.param(kind, marks=pytest.mark.slow) for kind in LANGUAGES]
-# Of a graph in half precision it is the widened one that is compared; the factor of the scores is rounded in it.
+# Of a graph in half precision the upcast one is compared; the factor of the scores is rounded in it.
 TOLERANCE = {"fp32": 2e-5, "fp16": 5e-4, "bf16": 4e-3}
 
 
