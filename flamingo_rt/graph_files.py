@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from flamingo_rt.errors import DataError
@@ -21,20 +22,33 @@ MOST_NESTED = 100  # levels of nested messages, the limit of the libraries too
 EXTERNAL = 1  # TensorProto.DataLocation
 NUMBER = re.compile(rb"[0-9]{1,18}")
 
-# Messages of onnx.proto that contain tensors or nodes, with the numbers of the fields that do.
+# Messages of onnx.proto that contain tensors, nodes or names, with the numbers of the fields that do.
 MODEL, TRAINING, FUNCTION, GRAPH, NODE, ATTRIBUTE, SPARSE_TENSOR, TENSOR, ENTRY = range(9)
+VALUE_INFO, TYPE, TENSOR_TYPE, SHAPE, DIMENSION = range(9, 14)
 CHILDREN = {
     MODEL: {7: GRAPH, 20: TRAINING, 25: FUNCTION},
     TRAINING: {1: GRAPH, 2: GRAPH},
     FUNCTION: {7: NODE, 11: ATTRIBUTE},
-    GRAPH: {1: NODE, 5: TENSOR, 15: SPARSE_TENSOR},
+    GRAPH: {1: NODE, 5: TENSOR, 11: VALUE_INFO, 12: VALUE_INFO, 13: VALUE_INFO, 15: SPARSE_TENSOR},
     NODE: {5: ATTRIBUTE},
     ATTRIBUTE: {5: TENSOR, 6: GRAPH, 10: TENSOR, 11: GRAPH, 22: SPARSE_TENSOR, 23: SPARSE_TENSOR},
     SPARSE_TENSOR: {1: TENSOR, 2: TENSOR},
     TENSOR: {13: ENTRY},  # external_data
     ENTRY: {},
+    VALUE_INFO: {},
+    TYPE: {1: TENSOR_TYPE},
+    TENSOR_TYPE: {2: SHAPE},
+    SHAPE: {1: DIMENSION},
+    DIMENSION: {},
+}
+# Fields with names, which ONNX Runtime may log to a terminal as they are: of nodes and their inputs and outputs, of
+# graphs, functions, attributes, tensors and dimensions.
+NAMES: dict[int, frozenset[int]] = {
+    FUNCTION: frozenset((1, 4, 5)), GRAPH: frozenset((2,)), NODE: frozenset((1, 2, 3)), ATTRIBUTE: frozenset((1,)),
+    TENSOR: frozenset((8,)), VALUE_INFO: frozenset((1,)), DIMENSION: frozenset((2,)),
 }
 NODE_OPERATOR, NODE_DOMAIN = 4, 7
+VALUE_INFO_TYPE = 2
 TENSOR_EXTERNAL_DATA, TENSOR_DATA_LOCATION = 13, 14
 ENTRY_KEY, ENTRY_VALUE = 1, 2
 LOCATION = b"location"
@@ -78,7 +92,8 @@ def native(path: Path) -> str | bytes:
 def read_graph(path: Path, data: Path | None = None) -> GraphFile:
     """Read and check a ``.onnx`` file whose external weights, if any, are in ``data``, by default ``<path>.data``.
 
-    Raises `DataError` when it cannot be read, takes weights from elsewhere, or holds operators that are not exported.
+    Raises `DataError` when it cannot be read, takes weights from elsewhere, holds operators that are not exported, or
+    names that a terminal would obey.
     """
     data = data or path.with_name(f"{path.name}.data")
     try:
@@ -98,22 +113,37 @@ def read_graph(path: Path, data: Path | None = None) -> GraphFile:
 
 
 def _check(kind: int, message: memoryview, data_name: bytes, data_size: int, depth: int = 0) -> None:
-    """Raise `ValueError` for weights outside the file ``data_name`` and operators that are not exported."""
+    """Raise `ValueError` for weights outside the file ``data_name``, operators that are not exported, and names with
+    control characters."""
     if depth > MOST_NESTED:
         raise ValueError(f"its graphs are nested more than {MOST_NESTED} deep")
     if kind == TENSOR:
         _check_tensor(message, data_name, data_size)
         return
-    children, texts = CHILDREN[kind], {}
+    children, names, texts = CHILDREN[kind], NAMES.get(kind, frozenset()), {}
     for number, value in fields(message):
         if isinstance(value, int):
             continue
         if number in children:
             _check(children[number], value, data_name, data_size, depth + 1)
+        elif number in names:
+            _check_name(bytes(value))
+        elif kind == VALUE_INFO and number == VALUE_INFO_TYPE:
+            _check_type(bytes(value))
         elif kind == NODE and number in (NODE_OPERATOR, NODE_DOMAIN):
             texts[number] = bytes(value)
     if kind == NODE:
         _check_operator(texts.get(NODE_DOMAIN, b""), texts.get(NODE_OPERATOR, b""))
+
+
+@lru_cache(maxsize=1024)  # hundreds of values have a few types among them
+def _check_type(value_type: bytes) -> None:
+    _check(TYPE, memoryview(value_type), b"", 0)
+
+
+def _check_name(name: bytes) -> None:
+    if not name.decode().isprintable():
+        raise ValueError(f"it has the name {_shown(name)}, which holds characters that a terminal would obey")
 
 
 def _check_operator(domain: bytes, operator: bytes) -> None:
@@ -126,6 +156,8 @@ def _check_tensor(tensor: memoryview, data_name: bytes, data_size: int) -> None:
     for number, value in fields(tensor):
         if number == TENSOR_DATA_LOCATION and isinstance(value, int):
             external = value & 0xFFFFFFFF == EXTERNAL
+        elif number in NAMES[TENSOR] and not isinstance(value, int):
+            _check_name(bytes(value))
         elif number == TENSOR_EXTERNAL_DATA and not isinstance(value, int):
             entry = {part: bytes(text) for part, text in fields(value) if not isinstance(text, int)}
             key = entry.get(ENTRY_KEY, b"")

@@ -341,3 +341,49 @@ def test_ort_format_is_not_taken_for_onnx(tmp_path) -> None:
     assert onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     with pytest.raises(DataError):
         read_graph(written(tmp_path, content))
+
+
+def named(place: str, name: str) -> onnx.ModelProto:
+    """A model with ``name`` in one place."""
+    node = helper.make_node("Identity", ["x"], ["y"], name="node")
+    model = model_of(graph([node], [inline("weight")]))
+    node, info = model.graph.node[0], model.graph.value_info.add(name="middle")
+    if place == "graph":
+        model.graph.name = name
+    elif place == "node":
+        node.name = name
+    elif place == "input of a node":
+        node.input[0] = name
+    elif place == "output of a node":
+        node.output[0] = name
+    elif place == "attribute":
+        node.attribute.append(helper.make_attribute(name, 1))
+    elif place == "tensor":
+        model.graph.initializer[0].name = name
+    elif place == "input":
+        model.graph.input[0].name = name
+    elif place == "value":
+        info.name = name
+    elif place == "dimension":
+        model.graph.output[0].type.tensor_type.shape.dim[0].dim_param = name
+    else:
+        model.functions.add(name=name, domain="")
+    return model
+
+
+PLACES = [
+    "graph", "node", "input of a node", "output of a node", "attribute", "tensor", "input", "value", "dimension",
+    "function",
+]
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("name", ["a\x1b]0;title\x07", "a\nb", "a\u202eb", "a\x9b31m"])
+def test_a_name_that_a_terminal_would_obey_is_refused_and_shown_as_codes(tmp_path, place, name) -> None:
+    file = tmp_path / "graph.onnx"
+    file.write_bytes(named(place, "a plain name, größer als 1").SerializeToString())
+    read_graph(file)
+    file.write_bytes(named(place, name).SerializeToString())
+    with pytest.raises(DataError, match="characters that a terminal would obey") as caught:
+        read_graph(file)
+    assert str(caught.value).isprintable()

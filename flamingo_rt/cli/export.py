@@ -14,7 +14,7 @@ from flamingo_rt.cli.dependencies import needs_extra
 from flamingo_rt.cli.interrupts import saying_what_was_written
 from flamingo_rt.cli.numbers import Number
 from flamingo_rt.cli.openflamingo_options import SOURCES, open_sources, source_options
-from flamingo_rt.cli.paths import MEDIA, READ, WRITTEN
+from flamingo_rt.cli.paths import PATH_TEXT, READ, WRITTEN
 from flamingo_rt.cli.progress_bar import ProgressBar
 from flamingo_rt.cli.quantize_options import SCENES, check_options, cost_lines, quantize_of, quantize_options
 from flamingo_rt.errors import UsageError
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 @click.option("--dtype", type=click.Choice(["fp32", "fp16", "bf16"]),
               help="Type the matrices are stored in. Default: what --compute says.")
 @quantize_options
-@click.option("--validation", type=MEDIA, metavar="FILE|scenes",
+@click.option("--validation", type=PATH_TEXT, metavar="FILE|scenes",
               help="Measure how likely the model's captions of its own kind of pictures are, and record it: infer then "
                    "hints at a picture of another kind. Prompts of a file as of --calibration, or scenes: drawn ones, "
                    "for a model of flamingo-rt train.")

@@ -15,7 +15,7 @@ import click
 from flamingo_rt.cli.backend_option import backend_option, threads_option, trust_options
 from flamingo_rt.cli.hints import hint_at_missing_picture, hint_at_unlike_picture, hint_at_unlikely_choices
 from flamingo_rt.cli.numbers import Number
-from flamingo_rt.cli.paths import MEDIA, READ
+from flamingo_rt.cli.paths import PATH_TEXT, READ
 from flamingo_rt.cli.shot_options import shot_options, shot_parts, split_shots
 from flamingo_rt.errors import UsageError
 from flamingo_rt.printable import printable
@@ -27,9 +27,10 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--image", "images", type=MEDIA, multiple=True, metavar="FILE",
+@click.option("--image", "images", type=PATH_TEXT, multiple=True, metavar="FILE",
               help="A picture to ask about; repeatable.")
-@click.option("--video", "videos", type=MEDIA, multiple=True, metavar="FILE", help="A clip to ask about; repeatable.")
+@click.option("--video", "videos", type=PATH_TEXT, multiple=True, metavar="FILE",
+              help="A clip to ask about; repeatable.")
 @click.option("--frames", type=click.IntRange(1, 1024), help="Frames to take from each clip.  [default: 8]")
 @click.option("--fps", type=Number(0, 1000, min_open=True), metavar="RATE",
               help="Take RATE frames a second, up to --frames. Default: --frames, evenly spaced in time.")

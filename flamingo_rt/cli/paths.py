@@ -46,7 +46,7 @@ class PathType(click.ParamType):
         return text if self._as_written else Path(text)
 
 
-READ, WRITTEN, MEDIA = PathType(), PathType(written=True), PathType(as_written=True)
+READ, WRITTEN, PATH_TEXT = PathType(), PathType(written=True), PathType(as_written=True)
 
 
 def leave_gone_folder() -> None:

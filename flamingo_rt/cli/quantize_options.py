@@ -10,7 +10,7 @@ import click
 
 from flamingo_rt.bundle import QUANTIZATIONS
 from flamingo_rt.cli.numbers import Number
-from flamingo_rt.cli.paths import MEDIA
+from flamingo_rt.cli.paths import PATH_TEXT
 from flamingo_rt.config import FlamingoConfig
 from flamingo_rt.errors import UsageError
 from flamingo_rt.export.quantization.quantization_options import (
@@ -45,7 +45,7 @@ def quantize_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--block", type=click.Choice([str(block) for block in BLOCKS]),
                      help="Numbers of a 4-bit matrix that share a scale: small blocks are more accurate, large ones "
                           f"faster. Default: {DEFAULT_BLOCK}, for TensorRT {BLOCKS_OF['tensorrt'][-1]}, the largest."),
-        click.option("--calibration", type=MEDIA, metavar="FILE|scenes",
+        click.option("--calibration", type=PATH_TEXT, metavar="FILE|scenes",
                      help="Prompts such as the model will get, with their answers, one JSON list a line: "
                           '[{"image": "a.png"}, "Output: a star"]. Three of four calibrate, every fourth is measured '
                           "on, at most 64 and 16. scenes: drawn ones, for a model of flamingo-rt train. Without it, "

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from flamingo_rt.cli.paths import MEDIA
+from flamingo_rt.cli.paths import PATH_TEXT
 from flamingo_rt.errors import UsageError
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ Shots = Sequence[tuple[str, ...]]
 def shot_options(required: bool) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """A decorator that adds ``--shot`` and ``--task`` to a command."""
     shot = click.option(
-        "--shot", "shots", type=(MEDIA, str), multiple=True, required=required, metavar="FILE TEXT",
+        "--shot", "shots", type=(PATH_TEXT, str), multiple=True, required=required, metavar="FILE TEXT",
         help="An example before the prompt: a picture and its text, such as 'Output: a cat'; repeatable.",
     )
     task = click.option(

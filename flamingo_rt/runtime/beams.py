@@ -9,7 +9,8 @@
 - The search ends when there are ``beams`` finished answers and the worst of them scores no lower than this step's best
   sum / tokens ** length_penalty; or at the limit of tokens, where the beams become finished answers too.
 
-Here a stop text ends a continuation as an end token does, and its tokens count.
+Here a stop text ends a continuation as an end token does, and its tokens count. Our own, since an installed runtime has
+no torch, and its beams share prefixes and caches of any backend.
 """
 
 from __future__ import annotations

@@ -77,8 +77,9 @@ def _check_pickles(file: Path, content: BinaryIO | mmap.mmap, scan: PickleScan, 
 def _open_lazily(archive: Archive) -> dict[str, LazyTensor] | None:
     """The tensors by their place in the file, or None when torch itself has to read it.
 
-    On the meta device torch loads no values, and notes at each storage where in the file they are. It computes these
-    places from the order in which it writes files itself, so one from elsewhere is checked against the zip directory.
+    On the meta device torch loads no values, and notes at each storage where in the file they are, in an attribute that
+    is private: without it, as with any place that is not in the zip directory, torch reads the whole file. It computes
+    the places from the order in which it writes files itself, so those of another writer are checked first.
     """
     storages = {name: region for name, region in archive.regions.items() if name.startswith("data/")}
     if ".format_version" in archive.regions and list(storages) != [f"data/{key}" for key in range(len(storages))]:

@@ -52,7 +52,8 @@ def about(arrays: dict[str, np.ndarray], **changes: object) -> dict[str, np.ndar
 def test_reference_outputs_are_read_as_they_were_written(reference: ReferenceOutputs, tmp_path: Path) -> None:
     write_reference(tmp_path / "again.npz", reference)
     again = read_reference(tmp_path / "again.npz", CONFIG)
-    assert (tmp_path / "again.npz").read_bytes() == FILE.read_bytes()
+    write_reference(tmp_path / "twice.npz", again)  # not FILE: zip files differ a little between versions of Python
+    assert (tmp_path / "again.npz").read_bytes() == (tmp_path / "twice.npz").read_bytes()
     for one, other in zip((again, *again.prompts), (reference, *reference.prompts), strict=True):
         for field in fields(one):
             if field.name != "prompts":
