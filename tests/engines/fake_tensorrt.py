@@ -105,7 +105,7 @@ class FakeContext:
 
 
 class OnnxCompute:
-    """What an engine computes: a graph of the contract, by ONNX Runtime, on arrays at the addresses it is given."""
+    """An engine's computation: a graph of the contract, by ONNX Runtime, on arrays at the addresses it is given."""
 
     def __init__(self, engine, spec) -> None:
         """``engine`` is an `OrtBackend` of the same graphs; its `_bind` takes arrays in their own form."""
@@ -190,7 +190,7 @@ def tensorrt_module(gpu: FakeGpu, computes: dict[str, OnnxCompute], version: str
 
 
 def add_builder(module: ModuleType) -> None:
-    """What compiles a graph without free sizes: its engine names its tensors and is called ``product``."""
+    """Add the compiler of a graph without free sizes: its engine names its tensors and is called ``product``."""
 
     class Network:
         content = b""
@@ -205,7 +205,7 @@ def add_builder(module: ModuleType) -> None:
 
     class Builder:
         def __init__(self, log) -> None:
-            """As the real one's."""
+            """See the real one."""
 
         def create_network(self, flags: int) -> Network:
             return Network()

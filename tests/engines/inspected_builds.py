@@ -38,7 +38,7 @@ class Inspected:
     compiled: dict[str, list[str]] = field(default_factory=dict)
 
     def attention_kernels(self, graph: str) -> int:
-        """How many of a graph's compiled layers are fused attention, of all its profiles."""
+        """Number of a graph's compiled layers that are fused attention, over all its profiles."""
         return sum(bool(ATTENTION.match(layer)) for layer in self.compiled[graph])
 
     def cache_readers(self, graph: str, profile: str) -> list[str]:

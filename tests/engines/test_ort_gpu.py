@@ -54,7 +54,7 @@ class TestSameTokensAsTheCpu:
         assert scores[0] == pytest.approx(scores[1], abs=1e-3)
 
     def test_in_numpy_arrays_of_the_contract(self, models) -> None:
-        """What the comparison of an export with PyTorch binds."""
+        """Arrays as the comparison of an export with PyTorch binds them."""
         config, results = models[0].config, []
         for model in models:
             spec = model.backend.specs[LANGUAGE_MODEL]

@@ -1,5 +1,4 @@
-"""What the stand-ins for CUDA, TensorRT and ONNX Runtime notice: a runner that makes one of these mistakes fails its
-tests."""
+"""Mistakes that the stand-ins for CUDA, TensorRT and ONNX Runtime notice: a runner that makes one fails its tests."""
 
 from __future__ import annotations
 

@@ -74,5 +74,5 @@ class RecordingEngine(HostBackend):
         return call
 
     def of(self, graph: str) -> list[Bound]:
-        """What was bound of one graph."""
+        """All `bind` calls of one graph."""
         return [bound for bound in self.bound if bound.graph == graph]

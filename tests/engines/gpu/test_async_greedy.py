@@ -21,7 +21,7 @@ def model(request, on_cuda, runner) -> Model:
 
 
 def steps_and_waits(gpu) -> str:
-    """What was asked for, in order: r a run of the language model, m a wait for a mark, w one for the whole stream."""
+    """The calls in order: r a run of the language model, m a wait for a mark, w one for the whole stream."""
     kinds = {"execute": "r", "launch": "r", "wait for a mark": "m", "synchronize": "w"}
     return "".join(
         kinds[call[0]] for call in gpu.calls if call[0] in kinds and (call[0] != "execute" or call[1] == LANGUAGE_MODEL)

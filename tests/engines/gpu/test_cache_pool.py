@@ -6,10 +6,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from runners import LOWERINGS, assert_same
+from fake_tensorrt import FakeEngine
+from runners import LOWERINGS, assert_same, without_collector
 
 from flamingo_rt.contract import LANGUAGE_MODEL
 from flamingo_rt.engines.gpu import cache_pool
+from flamingo_rt.engines.tensorrt.tensorrt_session import Profile
+from flamingo_rt.errors import DataError
 
 pytestmark = pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
 
@@ -92,6 +95,117 @@ def test_a_widened_cache_leaves_no_memory_behind(runner, gpu) -> None:
     wide.close()
     assert gpu.used == 0
     assert backend.available_bytes() == gpu.memory
+
+
+def test_a_cache_that_cannot_be_widened_is_closed_and_leaves_nothing_behind(runner, gpu) -> None:
+    backend, row = runner.backend("tensorrt"), 96 * 6 * 64
+    cache = backend.cache(1, 96)
+    gpu.memory = 3 * row
+    with pytest.raises(DataError, match="cache of 4 rows of 96 tokens"):
+        cache.expand_rows(4, 5)
+    with pytest.raises(ValueError, match="the cache is closed"):
+        cache.buffers()
+    cache.close()
+    assert gpu.used == 0
+
+
+def test_a_cache_that_was_closed_twice_is_handed_out_once(runner, gpu) -> None:
+    backend = runner.backend("tensorrt")
+    cache = backend.cache(1, 96)
+    cache.close()
+    cache.close()
+    first, second = backend.cache(1, 96), backend.cache(1, 96)
+    assert not {buffer.address for buffer in first.buffers().values()} & {
+        buffer.address for buffer in second.buffers().values()
+    }
+
+
+def test_a_cache_that_nobody_closes_is_freed_with_its_last_reference(runner, gpu) -> None:
+    backend = runner.backend("tensorrt")
+    with without_collector():
+        cache = backend.cache(1, 96)
+        assert gpu.used
+        del cache
+        assert gpu.used == 0
+
+
+@pytest.mark.parametrize("lowering", LOWERINGS)
+@pytest.mark.parametrize("options", [{}, {"speculation": 3}, {"temperature": 1.0, "seed": 0}], ids=str)
+def test_an_answer_that_is_given_up_gives_its_cache_back(lowering, options, runner, gpu, ort, text) -> None:
+    model = runner.model(lowering)
+    with without_collector():
+        answer = model.generate(text, max_new_tokens=8, **options)
+        next(iter(answer))
+        assert model.backend.available_bytes() == gpu.memory - gpu.used, "it is in use"
+        held = next(iter(gpu.allocations))
+        answer.close()
+        assert model.backend.available_bytes() > gpu.memory - gpu.used, "the pool has it"
+        assert held in gpu.allocations
+        del answer
+    found, expected = (each.generate(text, max_new_tokens=6).result() for each in (model, ort))
+    assert_same([found], [expected])
+
+
+def test_an_answer_that_nobody_asks_for_takes_no_memory(runner, gpu, text) -> None:
+    model = runner.model("tensorrt")
+    answer = model.generate(text, max_new_tokens=8)
+    assert gpu.used == 0
+    del answer
+
+
+@pytest.mark.parametrize("lowering", LOWERINGS)
+@pytest.mark.parametrize("options", [{}, {"speculation": 0, "repetition_penalty": 1.1}, {"beams": 2}], ids=str)
+def test_a_step_that_fails_gives_the_cache_back_for_the_next_answer(
+    lowering, options, runner, gpu, ort, text, monkeypatch
+) -> None:
+    model = runner.model(lowering)
+    run, runs = Profile.run, []
+
+    def failing(self, stream: int) -> None:
+        runs.append(self)
+        if len(runs) == 2:  # the prompt is the first
+            raise DataError("could not be run")
+        run(self, stream)
+
+    with monkeypatch.context() as context:
+        context.setattr(Profile, "run", failing)
+        with pytest.raises(DataError, match="could not be run"):
+            model.generate(text, max_new_tokens=8, **options).result()
+    assert not gpu.queue
+    if "beams" not in options:
+        assert model.backend.available_bytes() > gpu.memory - gpu.used, "the pool has it"
+    found, expected = (each.generate(text, max_new_tokens=6).result() for each in (model, ort))
+    assert_same([found], [expected])
+
+
+def test_memory_that_is_short_is_taken_from_the_cache_that_nobody_uses(runner, gpu) -> None:
+    backend, row = runner.backend("tensorrt"), 96 * 6 * 64
+    backend.cache(1, 96).close()
+    gpu.memory = row + 1000
+    with backend._cuda.current():
+        assert backend._pool.allocate(1000, "a test").bytes == 1000
+        assert backend._pool.unused_bytes == row, "what fits beside it leaves it alone"
+        assert backend._pool.allocate(2000, "a test").bytes == 2000
+    assert backend._pool.unused_bytes == gpu.used == 0
+    in_use = backend.cache(1, 90)
+    with backend._cuda.current(), pytest.raises(DataError, match=r"a test takes .* more"):
+        backend._pool.allocate(2000, "a test")
+    in_use.close()
+
+
+def test_a_context_that_tensorrt_cannot_make_is_tried_again_without_the_unused_cache(
+    runner, gpu, pictures, monkeypatch
+) -> None:
+    model = runner.model("tensorrt")
+    model.generate("Output:", max_new_tokens=4).result()
+    made = FakeEngine.create_execution_context
+    # Without pictures no context of the vision encoder was made: it is now, when the cache is gone.
+    monkeypatch.setattr(
+        FakeEngine, "create_execution_context",
+        lambda self: None if model.backend._pool.unused_bytes else made(self),
+    )
+    assert model.backend._pool.unused_bytes
+    model.generate([pictures[0], "Output:"], max_new_tokens=2).result()
 
 
 def test_the_kept_cache_makes_room_for_pictures(runner, gpu, pictures) -> None:

@@ -1,4 +1,4 @@
-"""What a GPU can do: measured on its own stream by its own clock, through the engine's runtime. On stand-ins."""
+"""A GPU's ceilings, measured on its own stream by its own clock, through the engine's runtime. On stand-ins."""
 
 from __future__ import annotations
 

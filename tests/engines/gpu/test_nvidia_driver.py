@@ -1,4 +1,4 @@
-"""What the driver says of its GPU."""
+"""The GPU as its driver describes it."""
 
 from __future__ import annotations
 

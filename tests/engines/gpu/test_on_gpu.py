@@ -1,4 +1,4 @@
-"""What only a machine with an NVIDIA GPU can show. Skipped elsewhere, and not run so far."""
+"""Checks on a real NVIDIA GPU, skipped elsewhere."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_onnx_runtime_on_a_gpu_gives_the_tokens_of_the_cpu(tmp_path) -> None:
 
 
 def _tokens(model: Model) -> list[tuple[int, ...]]:
-    """Of a batch behind a prefix, and of beams."""
+    """The tokens of a batch behind a prefix, and of beams."""
     prefix = model.prompt("Output: a red circle")
     results = model.generate_batch(["Output:", "Question: how many? Answer:"], prefix=prefix, max_new_tokens=8)
     return [result.tokens for result in (*results, model.generate("Output:", max_new_tokens=8, beams=3).result())]

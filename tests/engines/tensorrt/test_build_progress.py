@@ -1,4 +1,4 @@
-"""How far a build is, from the phases that TensorRT tells of."""
+"""Progress of a build, from the phases that TensorRT reports."""
 
 from __future__ import annotations
 

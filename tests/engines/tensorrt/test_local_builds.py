@@ -1,4 +1,4 @@
-"""What is remembered of the user's own builds: in a folder of the user's, that nobody else could have written to."""
+"""The record of the user's own builds, in a folder that nobody else could have written to."""
 
 from __future__ import annotations
 

@@ -200,7 +200,7 @@ def test_8_6_has_no_bfloat16(bundle_of) -> None:
 
 
 class ParserError:
-    """As versions since 10 have it."""
+    """The form of versions since 10."""
 
     def __init__(self, node: int, name: str, operator: str, text: str) -> None:
         self.node, self.node_name, self.node_operator, self.desc = (
@@ -209,7 +209,7 @@ class ParserError:
 
 
 class OldParserError:
-    """As 8.6 has it: without the node's name."""
+    """The form of 8.6, without the node's name."""
 
     def __init__(self, node: int, text: str) -> None:
         self.node, self.desc = lambda: node, lambda: text

@@ -69,7 +69,7 @@ class TestSameTokensAsOnnxRuntime:
         assert_same([found], [expected])
 
     def test_in_numpy_arrays_of_the_contract(self, lowering, runner, ort) -> None:
-        """What the comparison of an export with PyTorch binds."""
+        """Arrays as the comparison of an export with PyTorch binds them."""
         config = ort.config
         spec = graph_specs(config)[LANGUAGE_MODEL]
         sizes, logits = {"B": 2, "T": 3, "K": 3, "S": config.resampler.latents, "C": 96}, []
