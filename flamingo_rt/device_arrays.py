@@ -1,11 +1,11 @@
 """Arrays of other libraries in device memory: camera frames, torch tensors, CuPy arrays.
 
-Through DLPack (``__dlpack__``, version 0 of its structure), else ``__cuda_array_interface__`` (version 2 and 3). DLPack
-is first because its producer makes our stream wait for its own; of the other, only version 3 names a stream. The memory
-is used as it is; nothing is copied.
+They are read through DLPack (``__dlpack__``, version 0 of its structure), else ``__cuda_array_interface__`` (versions 2
+and 3). DLPack comes first because its producer makes our stream wait for its own; the other protocol names a stream
+only in version 3. The memory is used in place; nothing is copied.
 
-A producer takes the stream and the device that are current in the thread which asks: ask in the thread that gave the
-array.
+A producer uses the stream and device that are current in the calling thread, so call `device_array` in the thread that
+made the array.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 DLPACK_CUDA, DLPACK_CUDA_MANAGED = 2, 13  # DLDeviceType
-NO_STREAM = -1  # for `device_array` of what is only looked at, not read: DLPack's producer then does not wait
+NO_STREAM = -1  # for `device_array` when only shape and type are wanted: DLPack's producer does not wait then
 DLPACK_TYPES = {  # DLDataType: code and bits; numpy has no bfloat16, its bits are kept as uint16
     (0, 32): "int32", (0, 64): "int64", (2, 16): "float16", (2, 32): "float32", (4, 16): "uint16",
 }
