@@ -41,10 +41,10 @@ from flamingo_rt.contract import (
 )
 from flamingo_rt.errors import ParityError
 from flamingo_rt.export.checks.parity_cases import Expected, Reference
+from flamingo_rt.runtime.verification import as_float, relative_deviation
 
 TOLERANCE = 1e-4  # float32 sums of a few thousand terms in another order differ by about 1e-6
 CHOICE_TOLERANCE = 1e-4  # of a log-probability, a float32 sum over the vocabulary
-MASKED = 1e4  # a logit beyond this stands for minus infinity, and must not set the scale of the others
 
 
 class Metric(Protocol):
@@ -63,9 +63,7 @@ class Deviation:
     def update(self, graph: str, tensor: str, case: str, found: np.ndarray, expected: Tensor) -> None:
         """Compare one tensor. Raises `ParityError` that names graph, tensor, prompt and deviation when it is beyond the
         tolerance."""
-        size = np.abs(expected.numpy())
-        scale = max(1.0, float(size.max(where=size < MASKED, initial=0.0)))
-        error = float((np.abs(found - expected.numpy()) / np.maximum(size * (size >= MASKED), scale)).max())
+        error = relative_deviation(found, expected.numpy())
         if not error <= self.tolerance:  # also when it is not a number
             raise ParityError(
                 f"graph {graph}, tensor {tensor}, prompt '{case}': deviates from PyTorch by {error:.2e}, "
@@ -116,19 +114,13 @@ def _run(
     given = {name: _as_array(tensor, graph.input(name)) for name, tensor in inputs.items()}
     arrays = {spec.name: np.empty(spec.resolve(sizes), dtype=spec.array_dtype) for spec in graph.outputs}
     backend.bind(graph.name, given, arrays)()
-    return {spec.name: _as_float(arrays[spec.name], spec) for spec in graph.outputs}
+    return {spec.name: as_float(arrays[spec.name], spec) for spec in graph.outputs}
 
 
 def _as_array(tensor: Tensor, spec: TensorSpec) -> np.ndarray:
     """Convert a tensor to the array that a backend takes for ``spec``."""
     tensor = tensor.to(getattr(torch, spec.dtype)).contiguous()
     return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
-
-
-def _as_float(array: np.ndarray, spec: TensorSpec) -> np.ndarray:
-    """Convert a backend's array for ``spec`` to float32."""
-    tensor = torch.from_numpy(array)
-    return (tensor.view(torch.bfloat16) if spec.dtype == "bfloat16" else tensor).to(torch.float32).numpy()
 
 
 def _check_language(backend: Backend, config: FlamingoConfig, expected: Expected, metric: Metric) -> None:
@@ -154,7 +146,7 @@ def _check_language(backend: Backend, config: FlamingoConfig, expected: Expected
         for name, tensor in seen.items():
             found = cache[past_of(name)][row, :, : tensor.shape[2]]
             padded = F.pad(tensor[0], (0, found.shape[-1] - tensor.shape[-1]))  # as `cached_head_width` has it
-            metric.update(LANGUAGE_MODEL, name, case.name, _as_float(found, spec.output(name)), padded)
+            metric.update(LANGUAGE_MODEL, name, case.name, as_float(found, spec.output(name)), padded)
 
 
 def _piece(

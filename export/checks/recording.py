@@ -20,7 +20,13 @@ from flamingo_rt.processing.tasks import caption_prompt, question_prompt
 from flamingo_rt.processing.tokenizer import TextTokenizer
 from flamingo_rt.processing.visuals import Image
 from flamingo_rt.runtime.decoder import Decoder, Row
-from flamingo_rt.runtime.reference_outputs import ReferenceOutputs, ReferencePrompt, grid_pixels, spread_positions
+from flamingo_rt.runtime.reference_outputs import (
+    LIKELIEST,
+    ReferenceOutputs,
+    ReferencePrompt,
+    grid_pixels,
+    spread_positions,
+)
 from flamingo_rt.runtime.sampling import log_softmax
 from flamingo_rt.runtime.timing import StageTimer
 from flamingo_rt.runtime.verification import as_float
@@ -33,7 +39,7 @@ SHOTS = ("a red circle", "two blue stars")  # captions of the pictures before th
 FRAMES = 3
 ANSWER = 16  # tokens
 FEATURES_SAMPLED, MEDIA_SAMPLED = 512, 64  # of a picture; of each key and value of a visual
-LIKELIEST, LOGITS_SAMPLED = 8, 56  # of the logits at a position
+LOGITS_SAMPLED = 56  # of the logits at a position, beside the `LIKELIEST`
 
 
 @dataclass(frozen=True)

@@ -117,7 +117,10 @@ def lines(verification: Verification, bundle: Bundle, backend: str) -> Iterator[
         yield (
             f"{found.graph:<16} {found.deviation:>9.1e} {found.tolerance:>9.1e}"
             + (f" {beside:>9.1e}" if exported else "")
-            + ("  ok" if found.accepted else f"  beyond the tolerance: {found.where}")
+            + (
+                "  not compared" if found.where is None else "  ok" if found.accepted
+                else f"  beyond the tolerance: {found.where}"
+            )
         )
     yield f"{verification.equal_tokens} of {verification.compared_tokens} greedy tokens are the reference's"
     for one in verification.differences:
@@ -128,4 +131,7 @@ def lines(verification: Verification, bundle: Bundle, backend: str) -> Iterator[
         )
     if verification.left_out:
         yield f"beyond the engines' limits, so left out: {', '.join(verification.left_out)}"
-    yield "verified" if verification.passed else "not verified"
+    if not verification.passed:
+        yield "not verified"
+    else:
+        yield "verified" if all(found.where is not None for found in verification.graphs) else "verified in part"

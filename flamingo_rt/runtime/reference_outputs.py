@@ -28,6 +28,7 @@ ABOUT, PICTURES = "about", "pictures"
 MOST_ABOUT_BYTES, MOST_PROMPTS, MOST_PICTURES, MOST_SIDE = 100_000, 16, 64, 64
 MOST_ANSWER, MOST_SAMPLED, MOST_FRAMES, LONGEST_NAME = 64, 4096, 64, 60  # frames: of all visuals of a prompt
 MOST_TOKENS = 2048  # of a prompt
+LIKELIEST = 8  # tokens whose logits are recorded at each position, before a sample of the others
 
 
 @dataclass(frozen=True, eq=False)  # arrays have no single truth value to compare by
@@ -54,9 +55,12 @@ class ReferencePrompt:
         """Tokens of the prompt and its answer: what a cache must hold."""
         return len(self.input_ids) + len(self.answer)
 
-    def margin(self, position: int) -> float:
-        """Difference between the two largest logits at a position of the answer."""
-        return float(self.logits[position, 0] - self.logits[position, 1])
+    def margin(self, position: int, token: int) -> float:
+        """Difference of the largest logit at a position of the answer and the logit of ``token``; for a token that was
+        not recorded, that of the least likely of the `LIKELIEST`, which it is below."""
+        at = np.flatnonzero(self.logits_at[position] == token)
+        other = at[0] if len(at) else min(LIKELIEST, self.logits.shape[1]) - 1
+        return float(self.logits[position, 0] - self.logits[position, other])
 
 
 @dataclass(frozen=True, eq=False)  # arrays have no single truth value to compare by

@@ -18,6 +18,7 @@ from flamingo_rt.backend import Backend
 from flamingo_rt.config import FlamingoConfig
 from flamingo_rt.contract import FEATURES, GRAPHS, LANGUAGE_MODEL, RESAMPLER, VISION_ENCODER, Limits, TensorSpec
 from flamingo_rt.errors import DataError
+from flamingo_rt.runtime.batch_memory import Prefill, check_memory
 from flamingo_rt.runtime.decoder import Decoder, Row
 from flamingo_rt.runtime.reference_outputs import ReferenceOutputs, ReferencePrompt
 from flamingo_rt.runtime.timing import StageTimer
@@ -30,12 +31,13 @@ SEVERAL = 4  # tokens that are taken at once, as those that were guessed ahead
 @dataclass(frozen=True)
 class GraphDeviation:
     """The largest deviation of one graph's outputs from the reference, relative to a tensor's scale (at least 1), what
-    is accepted, and where it was found. ``deviation`` is infinite where an output is not a number."""
+    is accepted, and where it was found, None for a graph that no prompt ran. ``deviation`` is infinite where an output
+    is not a number."""
 
     graph: str
     deviation: float
     tolerance: float
-    where: str
+    where: str | None
 
     @property
     def accepted(self) -> bool:
@@ -46,7 +48,7 @@ class GraphDeviation:
 @dataclass(frozen=True)
 class TokenDifference:
     """The first greedy token of an answer that is not the reference's, ``position`` tokens into the answer. ``margin``
-    is how far the reference's token was before the second likeliest, relative to the scale of the logits."""
+    is the difference of the two tokens' logits in the reference, relative to the scale of the logits."""
 
     where: str
     position: int
@@ -57,7 +59,7 @@ class TokenDifference:
 
     @property
     def accepted(self) -> bool:
-        """Whether both tokens are likeliest within the tolerance: each logit may be off by as much."""
+        """Whether rounding can have swapped the two: each logit may be off by the tolerance."""
         return self.margin <= 2 * self.tolerance
 
 
@@ -85,7 +87,7 @@ def verify(
     """Run the prompts of ``reference`` on a backend, and compare its outputs and greedy tokens; ``tolerance`` is the
     largest deviation accepted of each graph. ``on_prompt`` is called with 1 for each prompt.
 
-    Raises `DataError` when the backend takes none of the prompts, or cannot run them.
+    Raises `DataError` when the backend takes none of the prompts, cannot run them, or has too little memory for them.
     """
     taken, left_out = _split_by_limits(reference.prompts, backend.limits)
     if not taken:
@@ -128,11 +130,11 @@ class _Worst:
     """The largest deviation so far, and where."""
 
     deviation: float = 0.0
-    where: str = "nowhere"
+    where: str | None = None
 
     def take(self, deviation: float, where: str) -> None:
         deviation = math.inf if math.isnan(deviation) else deviation
-        if deviation > self.deviation:
+        if self.where is None or deviation > self.deviation:
             self.deviation, self.where = deviation, where
 
 
@@ -228,6 +230,8 @@ class _Check:
             self._steps(decoder, prompts, 0, "in a batch")
 
     def _decoder(self, rows: int, capacity: int) -> Decoder:
+        visuals = max(len(prompt.visuals) for prompt in self._reference.prompts)
+        check_memory(self._backend, rows, capacity, visuals, prefill=Prefill(self._config, capacity))
         return Decoder(self._backend, self._config, rows, capacity)
 
     def _steps(self, decoder: Decoder, prompts: Sequence[ReferencePrompt], start: int, where: str) -> None:
@@ -265,7 +269,7 @@ class _Check:
         if len(differs):
             self._tokens.differences.append(TokenDifference(
                 where, equal, int(found[equal]), int(prompt.answer[equal]),
-                prompt.margin(equal) / _scale(prompt.logits), self._tolerance[LANGUAGE_MODEL],
+                prompt.margin(equal, int(found[equal])) / _scale(prompt.logits), self._tolerance[LANGUAGE_MODEL],
             ))
         return equal
 

@@ -26,7 +26,7 @@ from flamingo_rt.contract import (
 )
 from flamingo_rt.errors import DataError
 from flamingo_rt.loading import PACKAGED_BUNDLE, load
-from flamingo_rt.runtime.reference_outputs import ReferenceOutputs, read_reference
+from flamingo_rt.runtime.reference_outputs import LIKELIEST, ReferenceOutputs, read_reference
 from flamingo_rt.runtime.verification import (
     TokenDifference,
     Verification,
@@ -190,6 +190,29 @@ def test_a_wrong_log_probability_is_found(ort, reference: ReferenceOutputs) -> N
     assert "log-probability of token" in found.graphs[2].where
 
 
+def test_a_tie_of_two_tokens_does_not_excuse_a_third(ort, reference: ReferenceOutputs) -> None:
+    """The graph's own choice is wrong while its logits are right: near a tie, only the tied tokens are excused."""
+    prompt = next(prompt for prompt in reference.prompts if not prompt.visuals)
+    logits = prompt.logits.copy()
+    logits[1, 1] = logits[1, 0]
+    tied = replace(prompt, logits=logits)
+    unlikely = int(prompt.logits_at[1, prompt.logits[1].argmin()])
+
+    def wrong(graph: str, inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> None:
+        if NEXT_TOKEN in outputs and LOGITS not in outputs:
+            outputs[NEXT_TOKEN][:] = unlikely
+
+    found = verify(Faulty(ort, wrong), BUNDLE.config, replace(reference, prompts=(tied,)), TOLERANCE)
+    assert [(one.position, one.found, one.accepted) for one in found.differences] == [(1, unlikely, False)]
+    assert tied.margin(1, int(prompt.logits_at[1, 1])) == 0.0
+
+
+def test_a_token_that_was_not_recorded_is_below_the_least_likely_of_those_that_were(reference) -> None:
+    prompt = reference.prompts[0]
+    unknown = next(token for token in range(BUNDLE.config.language.vocab_size) if token not in prompt.logits_at[0])
+    assert prompt.margin(0, unknown) == pytest.approx(prompt.logits[0, 0] - prompt.logits[0, LIKELIEST - 1])
+
+
 @pytest.mark.parametrize(("margin", "accepted"), [(1.9e-4, True), (2.1e-4, False)])
 def test_a_token_may_differ_where_rounding_explains_it(margin: float, accepted: bool) -> None:
     assert TokenDifference("x", 0, 1, 2, margin, tolerance=1e-4).accepted is accepted
@@ -211,6 +234,7 @@ def test_prompts_beyond_the_limits_of_engines_are_left_out(
     found = checked(backend, reference)
     assert found.passed
     assert found.left_out == left_out
+    assert all(one.where is not None for one in found.graphs)
     assert max(shapes["input_ids"][0] for shapes in seen if shapes) <= backend.limits.batch
     assert max(shapes["input_ids"][1] for shapes in seen if shapes) <= backend.limits.tokens
 
