@@ -19,7 +19,7 @@ The steps, each a process of its own, so that a crash or a want of memory is a l
 
 A step is ended when its share of ``--minutes``, and what earlier steps left of theirs, is spent; a step without time is
 skipped. Backends behind the first one get what is left at the end. The result file,
-``benchmarks/results/DATE-GPU-gpu.jsonl``, has every step as soon as it ends. Not run on a GPU so far.
+``benchmarks/results/DATE-GPU-gpu.jsonl``, has every step as soon as it ends.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The three graphs: names, dtypes and shapes of their inputs and outputs, and the size limits of compiled ones.
 
-The exporter, the engines and the runtime read this table; a tensor's name is spelled nowhere else.
+The exporter, the engines and the runtime read this table; no other file spells the name of a graph's tensor.
 
 Dimensions: N pictures and frames of a prompt, M visuals (a picture or a clip each), F frames of a visual,
 B rows of a batch, V visuals of a row, T new tokens of a row, K positions whose logits are wanted,

@@ -141,8 +141,8 @@ def weights_bytes(bundle: Bundle) -> int:
     for name, entry in bundle.graphs.items():
         data = bundle.graph_path(name).with_name(f"{entry.file}.data")
         stored = data.stat().st_size if data.is_file() else 0
-        widened = entry.quantization is None and entry.dtype != entry.compute == "float32"
-        total += stored * (2 if widened else 1)
+        upcast = entry.quantization is None and entry.dtype != entry.compute == "float32"
+        total += stored * (2 if upcast else 1)
     return total
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import ast
 import itertools
 import json
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from imported_names import imported
 from made_up_comparison import MACHINE, PLAN, answer, case, compared, large_tokenizer, record
 
 from benchmarks import compare, ours, processes, stand_ins
@@ -37,17 +37,6 @@ from flamingo_rt.errors import UsageError
 ROOT = Path(__file__).parent.parent
 
 # The package
-
-
-def imported(file: Path) -> set[str]:
-    """The modules that a file imports, by their whole names."""
-    names: set[str] = set()
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            names.add(node.module or "")
-    return names
 
 
 def files_of(folder: str) -> list[Path]:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from imported_names import imported
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = {
@@ -101,17 +102,6 @@ def modules() -> list[tuple[str, Path]]:
             part = package.split(".")[1] if "." in package else relative.parts[0]
             found.append((part, file))
     return found
-
-
-def imported(file: Path) -> set[str]:
-    names: set[str] = set()
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{file}: relative import"
-            names |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return names
 
 
 @pytest.mark.parametrize(("part", "file"), modules(), ids=lambda value: str(value).split("/")[-1])

@@ -74,8 +74,7 @@ class AsyncGreedySteps:
         self._lengths[:] = slot.lengths[:] = lengths
         with cuda.current():
             if self._begun:
-                size = self._first.nbytes
-                cuda.copy_rows(addresses[INPUT_IDS], size, addresses[NEXT_TOKEN], size, size, 1)
+                cuda.copy(addresses[INPUT_IDS], addresses[NEXT_TOKEN], self._first.nbytes)
             else:
                 cuda.upload(addresses[INPUT_IDS], self._first)
             self._begun = True

@@ -86,7 +86,8 @@ class BoundArrays:
         }
         kept = self._shapes_of([spec for spec in graph.spec.outputs if spec.name not in outputs])
         self.output_shapes = {**{spec.name: self.host[spec.name].shape for spec in host_outputs}, **kept}
-        places, kept_addresses = self._placed(allocate, kept)
+        copied = self.host if copies else [name for name in self.host if name in constant or name in graph.on_host]
+        places, kept_addresses = self._placed(allocate, kept, copied)
         self.addresses: Addresses = {
             **{name: tensor.address for name, tensor in places.items()},
             **{name: array.address for name, array in self._foreign.items()},
@@ -162,10 +163,10 @@ class BoundArrays:
         return {spec.name: spec.resolve(sizes) for spec in outputs}
 
     def _placed(
-        self, allocate: Allocate, kept: Mapping[str, tuple[int, ...]]
+        self, allocate: Allocate, kept: Mapping[str, tuple[int, ...]], staged_names: Collection[str]
     ) -> tuple[dict[str, _Placed], Addresses]:
         """A place for each host array, and the addresses of the outputs that are ``kept`` on the device, in one piece
-        of memory."""
+        of memory. Arrays that are not to be copied get no pinned memory."""
         dtypes, offsets, total = self.graph.dtypes, {}, 0
         for name, shape in {**{name: array.shape for name, array in self.host.items()}, **kept}.items():
             if name not in self.graph.on_host:
@@ -175,7 +176,7 @@ class BoundArrays:
         addresses = {name: self._memory.address + offset for name, offset in offsets.items()}
         places = {}
         for name, array in self.host.items():
-            staged = self._staging(array, dtypes[name])
+            staged = self._staging(array, dtypes[name]) if name in staged_names else array
             places[name] = _Placed(array, staged, addresses.get(name, staged.ctypes.data))
         return places, {name: addresses[name] for name in kept}
 

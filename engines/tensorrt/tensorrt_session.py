@@ -39,9 +39,10 @@ class Profile:
     def misfit(self, shapes: Shapes) -> str | None:
         """A sentence about the first input whose shape this profile does not take; None when it takes all."""
         for name, shape in shapes.items():
-            least, _, most = (tuple(dims) for dims in self._graph.engine.get_tensor_profile_shape(name, self._index))
-            if not all(low <= size <= high for low, size, high in zip(least, shape, most, strict=True)):
-                return f"{name} is {list(shape)}, from {list(least)} to {list(most)} was compiled"
+            bounds = self._graph.engine.get_tensor_profile_shape(name, self._index)
+            smallest, _, largest = (tuple(dims) for dims in bounds)
+            if not all(low <= size <= high for low, size, high in zip(smallest, shape, largest, strict=True)):
+                return f"{name} is {list(shape)}, from {list(smallest)} to {list(largest)} was compiled"
         return None
 
     def prepare(self, pool: CachePool) -> None:

@@ -29,7 +29,7 @@ def notes_on(
     dtype, quantization = facts.dtype[LANGUAGE_MODEL], facts.quantization[LANGUAGE_MODEL]
     if facts.backend == "ort" and dtype in ("float16", "bfloat16") and quantization is None:
         found.append(
-            f"The ceiling counts weights as they are stored, in {dtype}. ONNX Runtime widens them to float32 when it "
+            f"The ceiling counts weights as they are stored, in {dtype}. ONNX Runtime converts them to float32 when it "
             "loads them and reads twice as many bytes."
         )
     against = [stage.against for stage in stages if stage.against is not None]

@@ -40,11 +40,11 @@ def media_mask(
     media_index [B, T] names the last visual before each token: 0 none, i the i-th of V. ``keys`` is S.
     """
     slots = torch.arange(keys, device=media_index.device) // latents + 1
-    phi = media_index[:, :, None]
-    allowed = (slots <= phi) if attend == "all" else (slots == phi)  # [B, T, S]
+    index = media_index[:, :, None]
+    allowed = (slots <= index) if attend == "all" else (slots == index)  # [B, T, S]
     zero = torch.zeros((), dtype=dtype, device=media_index.device)
     bias = torch.where(allowed, zero, torch.finfo(dtype).min / 2)  # with a score added it must not reach infinity
-    return bias[:, None], (phi > 0).to(dtype)
+    return bias[:, None], (index > 0).to(dtype)
 
 
 class GatedCrossAttention(nn.Module):

@@ -22,7 +22,7 @@ def generate_naively(
     ``input_ids`` and ``media_index`` are the prompt's (§3.1.3); ``visuals`` are pixel values [F, 3, H, W], one for
     each picture or clip. New tokens refer to the prompt's last visual.
     """
-    ids, phi = list(input_ids), list(media_index)
+    ids, indices = list(input_ids), list(media_index)
     produced: list[int] = []
     for _ in range(max_new_tokens):
         keys = values = None
@@ -31,12 +31,12 @@ def generate_naively(
             keys = [torch.cat(layer, dim=2) for layer in zip(*(keys for keys, _ in encoded), strict=True)]
             values = [torch.cat(layer, dim=2) for layer in zip(*(values for _, values in encoded), strict=True)]
         logits = model.decode(
-            torch.tensor([ids]), torch.arange(len(ids))[None], torch.tensor([phi]), keys, values
+            torch.tensor([ids]), torch.arange(len(ids))[None], torch.tensor([indices]), keys, values
         )
         token = int(logits[0, -1].argmax())
         if token in stop_ids:
             break
         produced.append(token)
         ids.append(token)
-        phi.append(phi[-1])
+        indices.append(indices[-1])
     return produced

@@ -29,7 +29,8 @@ from flamingo_rt.config import FlamingoConfig
 from flamingo_rt.errors import DataError, UsageError
 from flamingo_rt.files import check_output, replacing_file
 from flamingo_rt.model.flamingo import Flamingo
-from flamingo_rt.model_memory import TRAINING, require_bytes, require_memory, training_step_bytes
+from flamingo_rt.model_memory import TRAINING, WEIGHTS, require_bytes, require_memory, training_step_bytes
+from flamingo_rt.parameter_count import reckon_parameters
 from flamingo_rt.processing.tokenizer import TextTokenizer
 from flamingo_rt.tokenizer_file import parse_tokenizer
 from flamingo_rt.training.batches import Batch, SceneBatches, prefetched, scene_texts
@@ -239,9 +240,10 @@ def train(
 
 def _require_step_memory(config: FlamingoConfig, batch: Batch) -> None:
     """Raise `DataError` when a step on a batch of this size takes more memory than there is."""
-    tokens = batch.input_ids.numel()
+    tokens, parameters = batch.input_ids.numel(), reckon_parameters(config)["total"]
     require_bytes(
-        training_step_bytes(config, tokens), "a training step", f"{tokens:,} tokens in a batch",
+        training_step_bytes(config, tokens) + (TRAINING - WEIGHTS) * parameters, "a training step",
+        f"{tokens:,} tokens in a batch, gradients and AdamW's moments",
         "take fewer --questions, or a machine with more memory",
     )
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from language_kinds import LANGUAGES
 from small_model import TEXTS, small_config, small_flamingo
 
 import flamingo_rt
@@ -28,15 +29,6 @@ from flamingo_rt.runtime.batch_memory import needed_bytes, prefill_bytes
 from flamingo_rt.training.tokenizer_training import train_tokenizer
 
 TOLERANCE = 2e-5  # of logits up to 5, float32
-LANGUAGES = {
-    "rotary": {},
-    "partly rotary, parallel residual": {
-        "rotary_fraction": 0.5, "parallel_residual": True, "norm": "layernorm", "norm_bias": True, "kv_heads": 4,
-    },
-    "alibi": {"positions": "alibi", "norm": "layernorm", "query_key_norm": True, "tied_head": True},
-    "learnt": {"positions": "learnt", "position_offset": 2, "attention_bias": True, "activation": "relu"},
-    "relative": {"positions": "relative"},
-}
 
 
 def config_with(head_width: int, **language: object) -> FlamingoConfig:

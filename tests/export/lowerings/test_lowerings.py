@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import onnx
 import pytest
+from language_kinds import LANGUAGES
 from small_model import TEXTS, small_config, small_flamingo
 
 import flamingo_rt
@@ -24,16 +25,6 @@ from flamingo_rt.training.tokenizer_training import train_tokenizer
 
 LOWERINGS = ("tensorrt", "tensorrt-classic")
 HALVES = ["fp16", pytest.param("bf16", marks=pytest.mark.slow)]
-# One of each position scheme; between them heads that share keys, heads that do not, every norm and residual form.
-LANGUAGES = {
-    "rotary": {},
-    "partly rotary, parallel residual": {
-        "rotary_fraction": 0.5, "parallel_residual": True, "norm": "layernorm", "norm_bias": True, "kv_heads": 4,
-    },
-    "alibi": {"positions": "alibi", "norm": "layernorm", "query_key_norm": True, "tied_head": True},
-    "learnt": {"positions": "learnt", "position_offset": 2, "attention_bias": True, "activation": "relu"},
-    "relative": {"positions": "relative"},
-}
 SOMETIMES = ("partly rotary, parallel residual", "learnt")  # differ little from the others in what is lowered
 OFTEN = [kind if kind not in SOMETIMES else pytest.param(kind, marks=pytest.mark.slow) for kind in LANGUAGES]
 # Of a graph in half precision the upcast one is compared; the factor of the scores is rounded in it.

@@ -1,0 +1,18 @@
+"""The names that a file imports, read from its text."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+
+def imported(file: Path) -> set[str]:
+    """Whole names of what a file imports: modules, and what is taken from them, as ``module.name``."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: relative import"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
