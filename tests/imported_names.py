@@ -7,12 +7,13 @@ from pathlib import Path
 
 
 def imported(file: Path) -> set[str]:
-    """Whole names of what a file imports: modules, and what is taken from them, as ``module.name``."""
+    """Whole names of what a file imports: modules, and what is taken from them, as ``module.name``; relative
+    ones begin with a point."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{file}: relative import"
-            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+            module = "." * node.level + (node.module or "")
+            names |= {f"{module}.{alias.name}" for alias in node.names}
     return names

@@ -107,6 +107,7 @@ def modules() -> list[tuple[str, Path]]:
 @pytest.mark.parametrize(("part", "file"), modules(), ids=lambda value: str(value).split("/")[-1])
 def test_a_module_imports_only_what_its_place_allows(part: str, file: Path) -> None:
     for name in imported(file):
+        assert not name.startswith("."), f"{file}: relative import of {name}"
         head, *rest = name.split(".")
         assert head not in {"export", "engines"}, f"{file} imports {name}: say flamingo_rt.{name}"
         if head == "flamingo_rt":
