@@ -91,9 +91,9 @@ def filled_decoder(model: Model, context: int) -> Decoder:
     return decoder
 
 
-def steps(model: Model, context: int) -> dict[int, Callable[[], Mapping[str, float]]]:
+def steps(model: Model, decoder: Decoder, context: int) -> dict[int, Callable[[], Mapping[str, float]]]:
     """Runs by size: the fastest of `CALLS` steps but the first, milliseconds."""
-    decoder, filling = filled_decoder(model, context), CacheFilling(model, Pictures(seed=0).take(1)[0])
+    filling = CacheFilling(model, Pictures(seed=0).take(1)[0])
 
     def run_of(size: int) -> Callable[[], Mapping[str, float]]:
         tokens = filling.text_ids(size)
@@ -115,7 +115,8 @@ def steps(model: Model, context: int) -> dict[int, Callable[[], Mapping[str, flo
 def measured(path: Path, options: argparse.Namespace) -> Rounds:
     """Milliseconds of the bundle's steps, round by round. Raises `FlamingoError`."""
     model = flamingo_rt.load(path, backend=options.backend, threads=options.threads)
-    samples = sample(steps(model, options.context), options.runs, 1, float("inf"))
+    with filled_decoder(model, options.context) as decoder:
+        samples = sample(steps(model, decoder, options.context), options.runs, 1, float("inf"))
     return {size: times["ms"] for size, times in samples.items()}
 
 

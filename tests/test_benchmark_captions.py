@@ -104,7 +104,7 @@ def test_a_given_answer_is_decoded_whatever_the_model_would_have_said(speculatio
     prefix = model.prompt("20 21 22 24")
     result = model.generate("30 31", prefix=prefix, speculation=speculation).result()
     assert (list(result.tokens), result.stop_reason) == (answer[:-1], "end_of_chunk")
-    assert (result.drafted, result.accepted, result.steps) == ((6, 2, 4) if speculation else (0, 0, 6))
+    assert (result.drafted, result.accepted, result.steps) == ((8, 2, 4) if speculation else (0, 0, 6))
 
 
 def test_guesses_of_a_given_answer_are_right_where_they_are_its_tokens() -> None:

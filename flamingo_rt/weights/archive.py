@@ -53,7 +53,8 @@ class Archive:
             raise _damaged(self.file, error) from error
 
 
-# Errors of zipfile for damage; RuntimeError for encryption and, as NotImplementedError, for an unknown compression.
+# Errors that zipfile raises for damage; RuntimeError is that for encryption, and the base of that for an unknown
+# compression.
 _DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, KeyError, ValueError, RuntimeError)
 
 

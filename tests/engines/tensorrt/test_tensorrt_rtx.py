@@ -27,6 +27,8 @@ from flamingo_rt.loading import PACKAGED_BUNDLE
 module = pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed: flamingo-rt[tensorrt-rtx]")
 
 CHECKPOINT = Path(__file__).parents[3] / "models" / "tiny"
+# Compiling takes half of the suite's time: the other two forms differ little in what the compiler makes of them.
+OFTEN = [form if form in ("fp16", "int4") else pytest.param(form, marks=pytest.mark.slow) for form in FORMS]
 PROFILES = 2  # of the language model: prefill and decode
 KERNELS_BYTES = 12e6  # of compiled kernels beside the weights; 2 to 9 MB were seen
 
@@ -73,7 +75,7 @@ def check_layers(bundle: Bundle, build: Inspected) -> None:
     assert all(name.startswith("_gemv_mha") for name in readers)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", OFTEN)
 @pytest.mark.parametrize("name", ["openflamingo-3b", "flamingo-3b"])
 def test_slices_of_large_models_are_compiled_for_every_gpu(tmp_path: Path, name: str, form: str) -> None:
     bundle = export_slice(name, form, tmp_path / "bundle")
@@ -89,7 +91,7 @@ def test_slices_of_large_models_are_compiled_for_every_gpu(tmp_path: Path, name:
         assert 0.9 * weights < engine_bytes(build, graph) < weights + KERNELS_BYTES, graph
 
 
-@pytest.mark.parametrize("form", [*FORMS, "mixed"])
+@pytest.mark.parametrize("form", [*OFTEN, pytest.param("mixed", marks=pytest.mark.slow)])
 def test_the_packaged_model_is_compiled_for_every_gpu(packaged, form: str) -> None:
     bundle = packaged(form)
     build = inspected(plan(bundle))
