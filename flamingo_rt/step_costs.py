@@ -1,8 +1,9 @@
 """Costs of decode steps of several tokens, in steps of one token: what the length of a draft is chosen by.
 
 Speculative decoding verifies several guessed tokens in one step (`flamingo_rt.runtime.speculation`). A table decides
-how many, not a clock: the same input is then computed in the same steps each time, and gives the same bits. A bundle's
-manifest may hold a table of its own model under ``step_costs``; the tables here are for those that do not.
+how many, not a clock: the same input is then computed in the same steps each time, and gives the same bits. ``export``
+writes the table of a bundle's quantization into its manifest, so that its answers stay the same when later versions
+have other tables.
 """
 
 from __future__ import annotations

@@ -68,7 +68,7 @@ class VisualEncoder:
                         features[visual.key] = self._encode_in_place(visual, timer)
                     else:
                         batch[visual.key] = visual.pixels
-            # Batches depend on the visuals alone, not on time: sums in another order would round differently.
+            # Batches depend on the visuals and the cache, not on time: sums in another order would round differently.
             if sum(map(len, batch.values())) >= ENCODED_AT_ONCE or visual is None:
                 features.update(zip(batch, encode_frames(self._backend, list(batch.values()), timer), strict=True))
                 batch.clear()

@@ -2,7 +2,7 @@
 
 Values are read from the places that PyTorch notes while it loads a file without them (`_checkpoint_offset`), where that
 can be checked against the zip directory. ``torch.load(mmap=True)`` serves the other files: whatever is read of a mapped
-file stays in resident memory, of a file of 1 GB all of it.
+file stays in resident memory as long as it is open.
 """
 
 from __future__ import annotations

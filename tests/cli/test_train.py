@@ -39,6 +39,11 @@ def unfinished(config, tmp_path):
     return out
 
 
+def test_the_command_asks_for_as_many_questions_as_training_takes() -> None:
+    questions = next(option for option in command.flamingo.params if option.name == "questions")
+    assert (questions.type.min, questions.type.max) == (0, trainer.MOST_QUESTIONS)
+
+
 def test_a_trained_checkpoint_answers(train, run, tmp_path) -> None:
     outcome = train(tmp_path / "out")
     assert outcome.code == 0

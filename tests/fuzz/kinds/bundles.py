@@ -10,6 +10,7 @@ from random import Random
 import flamingo_rt
 from flamingo_rt.bundle import REFERENCE, read_description
 from flamingo_rt.runtime.reference_outputs import read_reference
+from flamingo_rt.runtime.verification import verify
 
 from ..corpus.bundles import CASES, FOLDER, engine_record, restated, write_bundle
 from ..kind import Kind, Seeds
@@ -60,10 +61,12 @@ def _write(rng: Random, seeds: Seeds, sandbox: Sandbox) -> None:
 
 def _run(sandbox: Sandbox) -> None:
     folder = sandbox.input / FOLDER
-    answer(flamingo_rt.load(folder, threads=1))
+    model = flamingo_rt.load(folder, threads=1)
+    answer(model)
     bundle = read_description(folder)
     if bundle.reference is not None:
-        read_reference(folder / bundle.reference.file, bundle.config)
+        reference = read_reference(folder / bundle.reference.file, bundle.config)
+        verify(model.backend, bundle.config, reference, bundle.reference.tolerance)
 
 
 BUNDLES = Kind("bundles", _seeds, _write, _run, CASES, seconds=20, first=60, share=2.0)
