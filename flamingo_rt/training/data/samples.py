@@ -1,0 +1,66 @@
+"""A training sample as a source gives it: visuals and texts in order, not yet decoded, tokenized or cut."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+
+
+class DamagedSample(Exception):
+    """A sample cannot be used: its name, and the reason in one line. It is counted, named in the log and skipped."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"{name}: {reason}")
+        self.name, self.reason = name, reason
+
+
+@dataclass(frozen=True, eq=False)
+class Visual:
+    """One picture or clip. ``content``: its file's bytes, its path, or uint8 RGB [H, W, 3] of a drawn picture,
+    [F, H, W, 3] of a clip."""
+
+    kind: Literal["image", "video"]
+    content: bytes | Path | np.ndarray
+    name: str
+
+
+@dataclass(frozen=True)
+class Said:
+    """A text; loss is taken on its tokens where ``learnt``."""
+
+    text: str
+    learnt: bool = True
+
+
+Segment = Visual | Said
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One sample: a pair is ``(visual, prompt, answer)``, a page any order of visuals and texts, text a single `Said`.
+    ``name`` says where it is: the file, and the line or the key in it. ``label``: the class of an ImageFolder picture.
+    """
+
+    name: str
+    segments: tuple[Segment, ...]
+    label: str | None = None
+
+
+class SampleSource(Protocol):
+    """A finite, indexed dataset. Reading the same index gives the same sample in every process."""
+
+    kind: Literal["pairs", "videos", "pages", "text"]
+
+    def __len__(self) -> int: ...
+
+    def sample(self, index: int) -> Sample:
+        """Sample ``index``, from 0. Raises `DamagedSample`."""
+        ...
+
+    def fingerprint(self) -> str:
+        """A short text that changes when the data changes (files' names, sizes, number of samples): a resumed run
+        compares it."""
+        ...

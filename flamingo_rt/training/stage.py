@@ -1,0 +1,99 @@
+"""What a stage of training gives to the loop (`loop.py`), which knows nothing of vision or language."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from torch import Tensor, nn
+
+
+class Loss(NamedTuple):
+    """The sum of a batch's losses, with its gradient, and the number of targets it is the sum over (float scalar). The
+    loop divides by the number over all parts and ranks. ``extra`` is added to the gradient as it is, divided by the
+    number of parts and ranks: a task beside the loss."""
+
+    total: Tensor
+    targets: Tensor
+    extra: Tensor | None = None
+
+
+class Drawn(NamedTuple):
+    """What a worker made for one part of a step: the batch, or the error that stopped it; names and reasons of the
+    samples that were damaged, and how many samples were read."""
+
+    batch: Any
+    damaged: tuple[str, ...] = ()
+    read: int = 0
+    names: tuple[str, ...] = ()
+    error: Exception | None = None
+
+
+class Batches(Protocol):
+    """A dataset cut into batches: a function of (step, part) alone, so that any number of workers gives the same."""
+
+    def draw(self, step: int, part: int, parts: int) -> Drawn:
+        """Part ``part`` of ``parts`` of the batch of ``step``. ``names`` of the result are the samples' names."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Changes when the data or the way it is cut changes."""
+        ...
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """One dataset of the mixture: its name in logs, its λ, and its batches."""
+
+    name: str
+    weight: float
+    batches: Batches
+
+
+class Stage(Protocol):
+    """One stage.
+
+    ``model`` holds all parameters; those that require a gradient are trained, and they and the buffers are the state
+    that a resumed run needs. ``shards`` names the modules that FSDP shards one by one, in the order of the forward
+    pass.
+    """
+
+    model: nn.Module
+    datasets: Sequence[Dataset]
+
+    def shards(self) -> Sequence[nn.Module]: ...
+
+    def loss(self, dataset: str, batch: Any) -> Loss:
+        """The loss of one part of a batch of this dataset, in training mode."""
+        ...
+
+    def decay_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """The trained parameters with weight decay, and those without."""
+        ...
+
+    def clip(self, bound: float) -> float:
+        """Clip the gradients in place; gives their norm before that."""
+        ...
+
+    def scalars(self) -> dict[str, float]:
+        """Numbers to log beside the loss: gates, a temperature."""
+        ...
+
+    def sample_lines(self) -> Iterator[str]:
+        """What the model says now, a line for each of a few samples."""
+        ...
+
+    def tokens(self, batch: Any) -> int:
+        """Tokens, or pictures where there are none, in a part of a batch: what throughput counts."""
+        ...
+
+    def identity(self) -> dict[str, Any]:
+        """What a resumed run must have in common with this one, beside the options: the model's configuration, the
+        tokenizer, and hashes of frozen weights."""
+        ...
+
+    def write(self, out: Path, overwrite: bool) -> None:
+        """Write the result, which appears whole or not at all."""
+        ...
