@@ -47,8 +47,9 @@ class DataOptions:
     document. ``frames`` at ``fps`` frames a second: what is read of a clip. ``images``: the most pictures of a page's
     window; ``next_image``: how often a page's texts belong to the picture after them, not before (p_next, §A.2).
     ``chunks``: how many pairs a document holds, drawn for each step; more than one makes few-shot prompts.
-    ``augment``: flips and colour changes (§A.2). ``leading_space``: how often a space is put before a caption.
-    ``prompt``: the text between a picture and its caption, by default the model's; empty is the paper's form.
+    ``template``: the caption of a picture whose only text is its class, with ``{}`` for the class. ``augment``: flips
+    and colour changes (§A.2). ``leading_space``: how often a space is put before a caption. ``prompt``: the text
+    between a picture and its caption, by default the model's; empty is the paper's form.
     ``questions``: of drawn scenes, how many about each picture.
     """
 
@@ -67,6 +68,7 @@ class DataOptions:
     leading_space: float = 0.0
     prompt: str | None = None
     questions: int = 2
+    template: str = "a picture of {}"
 
     def __post_init__(self) -> None:
         where = f"data {self.source!r}: "
@@ -79,6 +81,9 @@ class DataOptions:
         require_option(self.tokens >= 8, f"{where}tokens is {self.tokens}; a document needs at least 8")
         require_option(bool(self.chunks) and all(1 <= number <= 64 for number in self.chunks),
                        f"{where}chunks is {list(self.chunks)}; it lists numbers from 1 to 64")
+        require_option(self.template.count("{}") == 1,
+                       f"{where}template {self.template!r} holds {{}} {self.template.count('{}')} times: put it once, "
+                       "where the name of the class goes")
         require_option(self.questions <= 16, f"{where}questions is {self.questions}; it must be from 0 to 16")
 
     @property
