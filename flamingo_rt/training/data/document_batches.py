@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import fields
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -55,8 +55,9 @@ class FlamingoBatch(NamedTuple):
 
     def to(self, device: torch.device) -> FlamingoBatch:
         """The batch with its tensors on ``device``."""
-        return FlamingoBatch(*(value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
-                               for value in self))
+        moved: dict[str, Any] = {name: value.to(device, non_blocking=True) for name, value in self._asdict().items()
+                                 if isinstance(value, Tensor)}
+        return self._replace(**moved)
 
 
 class FeatureReader(Protocol):
@@ -179,9 +180,9 @@ class DocumentBatches:
             visuals += shown
         missing = [place for place, visual in enumerate(visuals) if visual.pixels is not None]
         return FlamingoBatch(
-            *(torch.from_numpy(array) for array in (input_ids, media_index, labels, rows)),
-            self._pixels(visuals), self._cached(visuals), torch.tensor(missing, dtype=torch.int64),
-            tuple(visual.key for visual in visuals),
+            torch.from_numpy(input_ids), torch.from_numpy(media_index), torch.from_numpy(labels),
+            torch.from_numpy(rows), self._pixels(visuals), self._cached(visuals),
+            torch.tensor(missing, dtype=torch.int64), tuple(visual.key for visual in visuals),
         )
 
     def _pixels(self, visuals: Sequence[Shown]) -> Tensor:

@@ -102,7 +102,7 @@ class DocumentWriter:
         ids += self._last
         media_index += [len(pairs)] * len(self._last)
         labels += self._last
-        return Document(*(np.array(each, np.int64) for each in (ids, media_index, labels)),
+        return Document(np.array(ids, np.int64), np.array(media_index, np.int64), np.array(labels, np.int64),
                         tuple(pair.visual for pair in pairs))
 
     def page(self, sample: Sample, rng: np.random.Generator) -> Document:

@@ -49,7 +49,7 @@ def _clip_pixels(visual: Visual, options: DataOptions, preprocess: Preprocess) -
 
     content = visual.content
     if isinstance(content, np.ndarray):
-        frames = read_frames(Video(content, options.frames), preprocess)
+        frames = read_frames(Video(list(content), options.frames), preprocess)
     elif isinstance(content, Path):
         frames = read_frames(Video(content, options.frames, options.fps), preprocess)
     else:
