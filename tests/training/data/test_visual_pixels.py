@@ -10,6 +10,7 @@ import pytest
 from made_data import level_of, png, write_clip
 
 from flamingo_rt.config import PreprocessingConfig
+from flamingo_rt.errors import UsageError
 from flamingo_rt.processing.pictures import open_picture
 from flamingo_rt.processing.preprocess import pixel_values
 from flamingo_rt.training.data.augmentation import Augmentation
@@ -79,4 +80,7 @@ def test_a_clip_that_cannot_be_decoded_is_a_damaged_sample_and_leaves_no_file(tm
             pixels(content, "video", "b.avi")
         assert str(tmp_path) not in str(error.value)
     assert len(pixels(whole, "video", "b.avi")) == 8
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
+    with pytest.raises(UsageError, match="set TMPDIR to another folder"):
+        pixels(whole, "video", "b.avi")
     assert list((tmp_path / "temporary").iterdir()) == []
