@@ -126,7 +126,7 @@ def vision(**given: Any) -> None:
         from flamingo_rt.training.vision_stage import open_vision_stage
 
     out = printable(str(_run(VisionOptions, open_vision_stage, **given)))
-    click.echo(f"wrote {out}; next: flamingo-rt train flamingo --vision {out} --language LANGUAGE --data SOURCE --out …")
+    click.echo(f"wrote {out}; next: flamingo-rt train flamingo --vision {out} --language FOLDER --data SOURCE --out …")
 
 
 @command.command("language")
@@ -142,7 +142,7 @@ def language(**given: Any) -> None:
         from flamingo_rt.training.language_stage import open_language_stage
 
     out = printable(str(_run(LanguageOptions, open_language_stage, **given)))
-    click.echo(f"wrote {out}; next: flamingo-rt train flamingo --vision VISION --language {out} --data SOURCE --out …")
+    click.echo(f"wrote {out}; next: flamingo-rt train flamingo --vision FOLDER --language {out} --data SOURCE --out …")
 
 
 @command.command("flamingo")

@@ -66,8 +66,8 @@ def _field(name: str, hint: Any, default: Any, text: str) -> OptionField:
 
 
 def read_options(options: type[T], file: Path | None, given: Mapping[str, Any], data: Sequence[str] = ()) -> T:
-    """Options of a stage. ``given`` are keys from the command line, ``data`` datasets in the form of `parse_data`, which
-    replace those of the file.
+    """Options of a stage. ``given`` are keys from the command line, ``data`` datasets in the form of `parse_data`,
+    which replace those of the file.
 
     Raises `DataError` for a file that cannot be read, `UsageError` for an unknown key, with the nearest known ones, and
     for a value that a key cannot have.

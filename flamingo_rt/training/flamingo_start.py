@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -12,7 +12,7 @@ from torch import nn
 
 from flamingo_rt.checkpoints import TOKENIZER, open_checkpoint
 from flamingo_rt.config import FlamingoConfig
-from flamingo_rt.errors import DataError, UsageError
+from flamingo_rt.errors import UsageError
 from flamingo_rt.model.flamingo import Flamingo
 from flamingo_rt.model_memory import TRAINING, WEIGHTS, require_memory
 from flamingo_rt.presets import preset

@@ -134,7 +134,9 @@ class VisionOptions:
     run: RunOptions = field(default_factory=lambda: RunOptions(learning_rate=1e-3, gradient_clip=10.0))
     data: tuple[DataOptions, ...] = ()
     encoder: str = option("tiny", "Preset whose vision encoder's sizes are taken.")
-    tokenizer: str | None = option(None, "tokenizer.json, or its folder; by default learnt from the captions.", path=True)
+    tokenizer: str | None = option(
+        None, "tokenizer.json, or its folder; by default learnt from the captions.", path=True
+    )
     vocab_size: int = option(512, "Tokens of a tokenizer that is learnt.")
     text_width: int = option(128, "Width of the text encoder.")
     text_layers: int = option(2, "Layers of the text encoder.")
@@ -183,9 +185,13 @@ class FlamingoOptions:
     data: tuple[DataOptions, ...] = ()
     preset: str = option("tiny", "Preset whose sizes are taken for what is new.")
     vision: str | None = option(None, "Folder of `train vision`, a checkpoint, or CLIP's weights.", path=True)
-    language: str | None = option(None, "Folder of `train language`, a checkpoint, or a language model's folder.", path=True)
+    language: str | None = option(
+        None, "Folder of `train language`, a checkpoint, or a language model's folder.", path=True
+    )
     start_from: str | None = option(None, "A whole checkpoint, to go on with or to fine-tune.", path=True)
-    tokenizer: str | None = option(None, "tokenizer.json, or its folder, where the language model's has none.", path=True)
+    tokenizer: str | None = option(
+        None, "tokenizer.json, or its folder, where the language model's has none.", path=True
+    )
     unfreeze: tuple[str, ...] = option((), "Parts to train too: vision, language, embedding.")
     lora: int = option(0, "Rank of low-rank updates of the frozen language model's matrices; 0 for none.")
     initial_gate: float | None = option(None, "Value of the gates at the start, before tanh; a checkpoint has its own.")
