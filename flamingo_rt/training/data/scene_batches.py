@@ -133,10 +133,15 @@ class SceneBatches:
 
 def scene_texts(seed: int, count: int, prompts: PromptsConfig) -> Iterator[str]:
     """Captions and questions with their answers of ``count`` training scenes, for the tokenizer."""
-    between = prompts.answer_separator
     for index in range(count):
-        rng = np.random.default_rng([seed, index])
-        scene = scenes.sample_scene(rng, "train")
-        yield f"{prompts.caption}{between}{scenes.caption(scene)}"
-        for question in scenes.questions(scene, rng, 4):
-            yield f"{prompts.ask(question.text)}{between}{question.answer}"
+        yield from texts_of_scene(seed, index, prompts)
+
+
+def texts_of_scene(seed: int, index: int, prompts: PromptsConfig) -> Iterator[str]:
+    """The caption and four questions with their answers of training scene ``index``, each after its prompt."""
+    between = prompts.answer_separator
+    rng = np.random.default_rng([seed, index])
+    scene = scenes.sample_scene(rng, "train")
+    yield f"{prompts.caption}{between}{scenes.caption(scene)}"
+    for question in scenes.questions(scene, rng, 4):
+        yield f"{prompts.ask(question.text)}{between}{question.answer}"
