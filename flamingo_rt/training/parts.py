@@ -7,7 +7,7 @@ as ``flamingo-rt import`` reads them.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -60,8 +60,9 @@ class LanguagePart:
 class JoinedParts:
     """A Flamingo model whose resampler and gated cross-attention are still to be made.
 
-    ``tensors`` are those of ``vision.*`` and ``language.*``, in the order of the state dict. ``new_tokens`` are the ids
-    of ``<image>`` and ``<|endofchunk|>``, whose rows are trained.
+    ``tensors`` are those of ``vision.*`` and ``language.*`` that are given, in the order of the state dict.
+    ``new_tokens`` are the ids of ``<image>`` and ``<|endofchunk|>``, whose rows are trained; none where the whole
+    language model is new.
     """
 
     config: FlamingoConfig
@@ -70,21 +71,28 @@ class JoinedParts:
     new_tokens: tuple[int, ...]
 
 
-def join_parts(options: FlamingoOptions) -> JoinedParts:
+def join_parts(
+    options: FlamingoOptions, learn_tokenizer: Callable[[FlamingoConfig], Tokenizer] | None = None
+) -> JoinedParts:
     """Find the parts that ``options.vision`` and ``options.language`` name, without reading weights.
 
     The preset gives the sizes of what is new, with the widths that the parts need: a projection before the resampler
     where the preset has none and the encoder is of another width, and latents projected to the language model's width
-    where the preset projects them. Raises `UsageError` when one of the two is not given, `DataError` that names file
-    and tensor or token when a part cannot be used.
+    where the preset projects them. A part that is not named has the preset's sizes and no tensors; a language model
+    that is not named takes the tokenizer of ``learn_tokenizer``. Raises `UsageError` without one, `DataError` that
+    names file and tensor or token when a part cannot be used.
     """
-    if options.vision is None or options.language is None:
-        missing = "vision" if options.vision is None else "language"
-        raise UsageError(f"{missing} is not given: stage 3 joins a vision encoder and a language model, name both")
-    vision = open_vision_part(Path(options.vision))
-    tokenizer = None if options.tokenizer is None else Path(options.tokenizer)
-    language = open_language_part(Path(options.language), tokenizer, options.run.seed)
     sizes = preset(options.preset)
+    vision = VisionPart(sizes.vision, sizes.preprocessing, {})
+    if options.vision is not None:
+        vision = open_vision_part(Path(options.vision))
+    if options.language is not None:
+        tokenizer = None if options.tokenizer is None else Path(options.tokenizer)
+        language = open_language_part(Path(options.language), tokenizer, options.run.seed)
+    elif learn_tokenizer is not None:
+        language = LanguagePart(sizes.language, sizes.tokens, learn_tokenizer(sizes), {})
+    else:
+        raise UsageError("no language model is given: stage 3 stands on one, name it with language")
     media_width = sizes.cross_attention.media_width and language.config.width
     projected = sizes.resampler.input_projection or sizes.resampler.width != vision.config.width
     try:
@@ -98,10 +106,10 @@ def join_parts(options: FlamingoOptions) -> JoinedParts:
         raise DataError(
             f"the preset {options.preset} does not fit {options.vision} and {options.language}: {error}"
         ) from None
-    new_tokens = tuple(
-        _token_id(language.tokenizer, text, Path(options.language))
-        for text in (language.tokens.image, language.tokens.end_of_chunk)
-    )
+    new_tokens: tuple[int, ...] = ()
+    if options.language is not None:
+        names = (language.tokens.image, language.tokens.end_of_chunk)
+        new_tokens = tuple(_token_id(language.tokenizer, text, Path(options.language)) for text in names)
     return JoinedParts(
         config, language.tokenizer.to_str(pretty=True), {**vision.tensors, **language.tensors}, new_tokens
     )
@@ -118,10 +126,8 @@ def open_vision_part(path: Path) -> VisionPart:
         return VisionPart(tower.vision, tower.preprocessing, _below("vision.", tower.tensors))
     encoder = open_encoder(path)
     config = clip.vision_config(encoder)
-    return VisionPart(
-        config, clip.vision_preprocessing(encoder), _ordered(encoder_tensors(encoder, config, part_shapes(config)),
-                                                             config)
-    )
+    tensors = encoder_tensors(encoder, config, part_shapes(config))
+    return VisionPart(config, clip.vision_preprocessing(encoder), _ordered(tensors, config))
 
 
 def open_language_part(path: Path, tokenizer: Path | None = None, seed: int = 0) -> LanguagePart:
