@@ -155,8 +155,8 @@ def open_language_stage(options: LanguageOptions, world: World) -> LanguageStage
     torch.manual_seed(options.run.seed)
     datasets = [
         Dataset(entry.label, entry.weight, TextBatches(
-            source, tokenizer, tokens, batch=entry.batch, context=options.context, seed=options.run.seed,
-            number=number, repeats=options.repeats,
+            source, entry, tokenizer, tokens, context=options.context, seed=options.run.seed, number=number,
+            repeats=options.repeats,
         ))
         for number, (entry, source) in enumerate(zip(options.data, sources, strict=True))
     ]
