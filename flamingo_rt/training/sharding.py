@@ -90,8 +90,8 @@ def join_world() -> World:
 
 
 def leave_world() -> None:
-    """End what `join_world` began. The ranks wait for each other, and what refers to the group in a circle of references
-    is freed before it: its threads would abort the process when the interpreter ends."""
+    """End what `join_world` began. The ranks wait for each other, and what refers to the group in a circle is freed
+    before it: its threads would abort the process when the interpreter ends."""
     if dist.is_initialized():
         if sys.exc_info()[0] is None:
             dist.barrier()
