@@ -110,7 +110,7 @@ class _Run:
             lr=options.learning_rate, betas=(0.9, options.beta2),
         )
 
-    def step(self, batches: Iterator[Drawn]) -> StepReport:
+    def step(self, batches: Iterator[tuple[int, str, Drawn]]) -> StepReport:
         """Take one optimizer step on the next batch of each dataset."""
         began, number = time.monotonic(), self.at.step
         rate = self.options.learning_rate_at(number)
@@ -121,7 +121,7 @@ class _Run:
         losses, damaged, tokens, waiting = {}, [], 0, 0.0
         for dataset in self._datasets(number):
             asked = time.monotonic()
-            parts = [next(batches) for _ in self.parts]
+            parts = [next(batches)[2] for _ in self.parts]
             waiting += time.monotonic() - asked
             damaged += self._count_damaged(dataset, parts)
             loss = self._add_gradient(dataset, parts)
