@@ -54,7 +54,7 @@ class EmbeddingWithNewRows(_NewRows, TokenEmbedding):
 
     def __init__(self, table: TokenEmbedding, ids: Tensor) -> None:
         """ids int64 [K]."""
-        super().__init__(table.num_embeddings, table.embedding_dim, device="meta")
+        super().__init__(table.num_embeddings, table.embedding_dim, _weight=table.weight.detach())
         self.take_rows(table.weight, ids)
         places = torch.full((table.num_embeddings,), -1, device=ids.device)
         self.register_buffer("places", places.index_copy(0, ids, torch.arange(len(ids), device=ids.device)),
