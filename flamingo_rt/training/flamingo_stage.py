@@ -24,9 +24,10 @@ from flamingo_rt.errors import UsageError
 from flamingo_rt.model.flamingo import IGNORED_LABEL, Flamingo
 from flamingo_rt.model_memory import TRAINING, WEIGHTS, require_bytes, training_step_bytes
 from flamingo_rt.training.data.document_batches import FlamingoBatch
-from flamingo_rt.training.feature_cache import FeatureCache
+from flamingo_rt.training.feature_cache import FeatureCache, as_stored
 from flamingo_rt.training.loop import clip_norm
-from flamingo_rt.training.lora import add_lora, merged_tensors
+from flamingo_rt.training.merging import merged_tensors
+from flamingo_rt.training.lora import add_lora
 from flamingo_rt.training.new_tokens import train_new_tokens
 from flamingo_rt.training.options import FlamingoOptions
 from flamingo_rt.training.sharding import World, freeze_in_precision, whole

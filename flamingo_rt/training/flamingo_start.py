@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,7 +63,8 @@ def open_flamingo_stage(options: FlamingoOptions, world: World) -> FlamingoStage
     cache = None
     if options.cache_features is not None:
         identity = encoder_identity(model.vision.state_dict(), start.config)
-        cache = FeatureCache(Path(options.cache_features), identity, options.cache_bytes)
+        shape = start.config.vision.feature_count, start.config.vision.width
+        cache = FeatureCache(Path(options.cache_features), identity, shape, options.cache_bytes, world.size, _warn)
     datasets = [
         Dataset(entry.label, entry.weight, _batches(entry, number, sources.get(entry), start.config, tokenizer, options,
                                                     cache))
@@ -80,17 +82,22 @@ def _starting_point(options: FlamingoOptions, sources: Mapping[DataOptions, Samp
         new = (checked.image_id, checked.end_of_chunk_id)
         return StartingPoint(stored.config, stored.tokenizer, stored.tensors, new)
     if options.vision is not None or options.language is not None:
-        joined = join_parts(options)
+        joined = join_parts(options, lambda config: _learnt_tokenizer(options, sources, config))
         return StartingPoint(joined.config, joined.tokenizer_json, joined.tensors, joined.new_tokens)
     config = preset(options.preset)
-    tokenizer = train_tokenizer(_texts(options, sources, config), config.language.vocab_size, config.tokens)
-    return StartingPoint(config, tokenizer.to_str(), {}, ())
+    return StartingPoint(config, _learnt_tokenizer(options, sources, config).to_str(), {}, ())
+
+
+def _learnt_tokenizer(
+    options: FlamingoOptions, sources: Mapping[DataOptions, SampleSource], config: FlamingoConfig
+) -> Tokenizer:
+    texts = _texts(options, sources, config)
+    return train_tokenizer(texts, config.language.vocab_size, config.tokens)
 
 
 def _texts(
     options: FlamingoOptions, sources: Mapping[DataOptions, SampleSource], config: FlamingoConfig
 ) -> Iterator[str]:
-    """Texts from which a tokenizer is learnt."""
     for entry in options.data:
         if entry in sources:
             yield from source_texts(sources[entry])
@@ -126,6 +133,10 @@ def _batches(
     if source.kind == "text":
         raise UsageError(f"data {entry.source!r} holds texts without pictures: train language takes those")
     return DocumentBatches(source, entry, config, tokenizer, options.run.seed, number, cache)
+
+
+def _warn(text: str) -> None:
+    logging.getLogger(__name__).warning(text)
 
 
 def _check_names(datasets: list[Dataset]) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,30 +24,14 @@ from torch import nn
 from flamingo_rt.errors import DataError, UsageError
 from flamingo_rt.files import check_output
 from flamingo_rt.training.data.loader import drawn
+from flamingo_rt.training.flops import StepFlops, matrix_rate, shapes, utilisation
 from flamingo_rt.training.options import RunOptions
+from flamingo_rt.training.run_log import StepReport
 from flamingo_rt.training.sharding import World, autocast, recompute_activations, shard, whole
 from flamingo_rt.training.stage import Dataset, Drawn, Stage
 from flamingo_rt.training.state import RunPosition, load_state, remove_state, save_state, state_path, trained_parameters
 
 FEWEST_READ = 100  # samples before a share of damaged ones means anything
-
-
-@dataclass(frozen=True)
-class StepReport:
-    """One finished step, counted from 1: mean loss by dataset, norm of the gradient before it was clipped, tokens of
-    all ranks, seconds, and how many of them were spent waiting for data; the stage's own numbers; damaged samples, each
-    with its reason; sample answers where it was time for them."""
-
-    step: int
-    losses: Mapping[str, float]
-    gradient_norm: float
-    learning_rate: float
-    tokens: int
-    seconds: float
-    waiting: float
-    scalars: Mapping[str, float] = field(default_factory=dict)
-    damaged: tuple[str, ...] = ()
-    samples: tuple[str, ...] = ()
 
 
 def train(
@@ -96,6 +80,8 @@ class _Run:
 
     def __init__(self, stage: Stage, options: RunOptions, world: World) -> None:
         self.stage, self.options, self.world, self.at = stage, options, world, RunPosition()
+        self.flops = StepFlops()
+        self.rate = matrix_rate(world.device, torch.float32 if options.precision == "fp32" else torch.bfloat16)
         self.parts = range(world.rank * options.accumulate, (world.rank + 1) * options.accumulate)
         layers = list(stage.shards())
         if options.checkpoint_activations:
@@ -110,7 +96,7 @@ class _Run:
             lr=options.learning_rate, betas=(0.9, options.beta2),
         )
 
-    def step(self, batches: Iterator[tuple[int, str, Drawn]]) -> StepReport:
+    def step(self, batches: Iterator[Drawn]) -> StepReport:
         """Take one optimizer step on the next batch of each dataset."""
         began, number = time.monotonic(), self.at.step
         rate = self.options.learning_rate_at(number)
@@ -121,7 +107,7 @@ class _Run:
         losses, damaged, tokens, waiting = {}, [], 0, 0.0
         for dataset in self._datasets(number):
             asked = time.monotonic()
-            parts = [next(batches)[2] for _ in self.parts]
+            parts = [next(batches) for _ in self.parts]
             waiting += time.monotonic() - asked
             damaged += self._count_damaged(dataset, parts)
             loss = self._add_gradient(dataset, parts)
@@ -130,10 +116,10 @@ class _Run:
             tokens += sum(self.stage.tokens(part.batch) for part in parts)
         norm = self._update()
         self.at.step += 1
-        return StepReport(
-            self.at.step, losses, norm, rate, int(self.world.total(tokens)), time.monotonic() - began, waiting,
-            self.stage.scalars(), tuple(damaged),
-        )
+        scalars, tokens = self.stage.scalars(), int(self.world.total(tokens))
+        seconds = time.monotonic() - began
+        mfu = utilisation(self.flops.take(), seconds, self.rate)
+        return StepReport(self.at.step, losses, norm, rate, tokens, seconds, waiting, mfu, scalars, tuple(damaged))
 
     def _datasets(self, number: int) -> Sequence[Dataset]:
         datasets = self.stage.datasets
@@ -147,14 +133,15 @@ class _Run:
         targets = self.world.total(sum(self.stage.targets(part.batch) for part in parts))
         total = 0.0
         for part in parts:
-            with autocast(self.world, self.options.precision):
-                loss = self.stage.loss(dataset.name, part.batch)
-            share = loss.total / max(targets, 1.0)
-            if loss.extra is not None:
-                share = share + loss.extra / (len(parts) * self.world.size)
-            if share.requires_grad:
-                # FSDP takes the mean over the ranks, and this is a part of a sum.
-                (share * dataset.weight * self.world.size).backward()
+            with self.flops.part((dataset.name, shapes(part.batch))):
+                with autocast(self.world, self.options.precision):
+                    loss = self.stage.loss(dataset.name, part.batch)
+                share = loss.total / max(targets, 1.0)
+                if loss.extra is not None:
+                    share = share + loss.extra / (len(parts) * self.world.size)
+                if share.requires_grad:
+                    # FSDP takes the mean over the ranks, and this is a part of a sum.
+                    (share * dataset.weight * self.world.size).backward()
             total += float(loss.total.detach())
         total = self.world.total(total)
         if not math.isfinite(total):
