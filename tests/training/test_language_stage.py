@@ -18,6 +18,7 @@ from flamingo_rt.errors import DataError, UsageError
 from flamingo_rt.model.flamingo import IGNORED_LABEL
 from flamingo_rt.model.language_model import LanguageModel
 from flamingo_rt.presets import preset
+from flamingo_rt.training import language_stage
 from flamingo_rt.training.data.text_batches import TextBatch
 from flamingo_rt.training.language_stage import LanguageStage, given_tokenizer, open_language_stage
 from flamingo_rt.training.loop import train
@@ -167,8 +168,9 @@ def test_the_same_options_give_the_same_model(file: Path) -> None:
     assert first.identity() != opened(file, vocab_size=280).identity()
 
 
-def test_drawn_scenes_are_documents(tmp_path: Path) -> None:
-    stage = opened(Path("scenes"), batch=2, context=64)
+def test_drawn_scenes_are_documents(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(language_stage, "TOKENIZER_SCENES", 20)
+    stage = opened(Path("scenes"), batch=1, context=1024)
     text = stage.tokenizer.decode(batch_of(stage).input_ids[0].tolist())
     assert text.startswith("Output: ")
     assert "Question: " in text
