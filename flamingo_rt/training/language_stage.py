@@ -81,7 +81,8 @@ class LanguageStage:
 
     def decay_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """See `Stage.decay_groups`: matrices, and the rest."""
-        decayed, others = [], []
+        decayed: list[nn.Parameter] = []
+        others: list[nn.Parameter] = []
         for name, parameter in self.model.named_parameters():
             (decayed if parameter.ndim >= 2 and not name.endswith("bias") else others).append(parameter)
         return decayed, others
