@@ -103,11 +103,12 @@ def _run(
 def _train(
     options: Any, open_stage: Callable[[Any, World], Stage], world: World, out: Path, resume: bool, overwrite: bool
 ) -> None:
-    from flamingo_rt.training.loop import train
+    from flamingo_rt.training.loop import check_run, train
     from flamingo_rt.training.run_log import RunLog
     from flamingo_rt.training.state import state_path
 
     with on_interrupt(lambda: _left(state_path(out))):
+        world.from_first(lambda: check_run(out, resume, overwrite))
         stage = open_stage(options, world)
         with RunLog(out) as log, TrainingProgress(options.run.steps, world.is_first) as shown:
 

@@ -150,7 +150,7 @@ class FlamingoStage:
         found = {}
         for name, layer in self.model.model.cross_attention.layers.items():
             for gate in ("attention_gate", "ff_gate"):
-                found[f"gate.{name}.{gate.removesuffix('_gate')}"] = float(whole(getattr(layer, gate)).tanh())
+                found[f"gate.{name}.{gate.removesuffix('_gate')}"] = float(whole(getattr(layer, gate).detach()).tanh())
         return found
 
     def sample_lines(self) -> Iterator[str]:

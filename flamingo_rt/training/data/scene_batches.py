@@ -51,7 +51,9 @@ class SceneBatches:
         whole = self.batch(step)
         count = len(whole.rows)
         if count < parts:
-            raise UsageError(f"{count} rows of drawn scenes cannot be divided into {parts} parts: take a larger batch")
+            return Drawn(None, error=UsageError(
+                f"{count} rows of drawn scenes cannot be divided into {parts} parts: take a larger batch"
+            ))
         rows = slice(part * count // parts, (part + 1) * count // parts)
         shown, renumbered = whole.rows[rows].unique(return_inverse=True)
         batch = whole if parts == 1 else FlamingoBatch(
