@@ -19,6 +19,7 @@ from flamingo_rt.training.config_file import OptionField, option_fields, options
 from flamingo_rt.training.options import FlamingoOptions, LanguageOptions, VisionOptions
 
 if TYPE_CHECKING:
+    from flamingo_rt.training.run_log import StepReport
     from flamingo_rt.training.sharding import World
     from flamingo_rt.training.stage import Stage
 
@@ -102,15 +103,20 @@ def _run(
 def _train(
     options: Any, open_stage: Callable[[Any, World], Stage], world: World, out: Path, resume: bool, overwrite: bool
 ) -> None:
-    from flamingo_rt.training.loop import train
+    from flamingo_rt.training.loop import check_run, train
     from flamingo_rt.training.run_log import RunLog
     from flamingo_rt.training.state import state_path
 
     with on_interrupt(lambda: _left(state_path(out))):
+        world.from_first(lambda: check_run(out, resume, overwrite))
         stage = open_stage(options, world)
-        with RunLog(out, world) as log, TrainingProgress(options.run.steps, world) as shown:
-            train(stage, options.run, out, world, resume=resume, overwrite=overwrite,
-                  on_step=lambda report: shown.step(log.step(report)))
+        with RunLog(out) as log, TrainingProgress(options.run.steps, world.is_first) as shown:
+
+            def on_step(report: StepReport) -> None:
+                log.add(report)
+                shown.step(report)
+
+            train(stage, options.run, out, world, resume=resume, overwrite=overwrite, on_step=on_step)
 
 
 def _left(state: Path) -> str:

@@ -21,7 +21,8 @@ from flamingo_rt.processing.tokenizer import TextTokenizer
 from flamingo_rt.tokenizer_file import parse_tokenizer
 from flamingo_rt.training.data.document_batches import DocumentBatches
 from flamingo_rt.training.data.samples import SampleSource
-from flamingo_rt.training.data.scene_batches import SceneBatches, scene_texts
+from flamingo_rt.training.data.scene_batches import SceneBatches
+from flamingo_rt.training.data.scene_documents import texts_of_scene
 from flamingo_rt.training.data.sources import open_source
 from flamingo_rt.training.feature_cache import FeatureCache, encoder_identity
 from flamingo_rt.training.flamingo_stage import LARGEST_GATE, FlamingoStage, check_something_is_given
@@ -102,7 +103,8 @@ def _texts(
         if entry in sources:
             yield from source_texts(sources[entry])
         else:
-            yield from scene_texts(options.run.seed, TOKENIZER_SCENES, config.prompts)
+            for index in range(TOKENIZER_SCENES):
+                yield from texts_of_scene(options.run.seed, index, config.prompts)
 
 
 def _model(start: StartingPoint, options: FlamingoOptions) -> Flamingo:

@@ -44,10 +44,8 @@ def train(
     Raises `UsageError` when ``out`` exists, or an unfinished run is there and ``resume`` is not asked for; `DataError`
     for a loss that is no number, for too many damaged samples, and for a state that cannot be gone on with.
     """
-    world.from_first(lambda: check_output(out, overwrite))
+    world.from_first(lambda: check_run(out, resume, overwrite))
     state = state_path(out)
-    if state.exists() and not resume:
-        raise UsageError(f"an unfinished run is at {state}: continue it with --resume, or delete it to start anew")
     run = _Run(stage, options, world)
     same = _identity(stage, options, identity)
     if state.exists():
@@ -67,6 +65,18 @@ def train(
             saved = time.monotonic()
     stage.write(out, overwrite)
     world.from_first(lambda: remove_state(state))
+
+
+def check_run(out: Path, resume: bool, overwrite: bool) -> None:
+    """Refuse an output before any work is done for it.
+
+    Raises `UsageError` when ``out`` exists and may not be replaced, or an unfinished run is there and ``resume`` is not
+    asked for; `DataError` where no folder can be written.
+    """
+    check_output(out, overwrite)
+    state = state_path(out)
+    if state.exists() and not resume:
+        raise UsageError(f"an unfinished run is at {state}: continue it with --resume, or delete it to start anew")
 
 
 def _identity(stage: Stage, options: RunOptions, more: Mapping[str, Any] | None) -> dict[str, Any]:
