@@ -5,20 +5,21 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from flamingo_rt.bounded_files import read_text
-from flamingo_rt.config import FlamingoConfig
+from flamingo_rt.config import FlamingoConfig, LanguageConfig, NFNetConfig, ViTConfig
 from flamingo_rt.errors import DataError
 from flamingo_rt.files import check_space, new_directory
-from flamingo_rt.model.flamingo import Flamingo, on_meta_device
+from flamingo_rt.model.flamingo import Flamingo, make_vision_encoder, on_meta_device
+from flamingo_rt.model.language_model import LanguageModel
 from flamingo_rt.model_memory import WEIGHTS as BYTES_A_WEIGHT
 from flamingo_rt.model_memory import require_memory
 from flamingo_rt.tokenizer_file import MOST_BYTES
-from flamingo_rt.weights.lazy import LazyTensor
+from flamingo_rt.weights.lazy import LazyTensor, in_memory
 from flamingo_rt.weights.weight_files import open_weights
 from flamingo_rt.weights.writing import write_shards
 
@@ -64,6 +65,14 @@ def expected_shapes(config: FlamingoConfig) -> dict[str, tuple[int, ...]]:
         return {name: tuple(tensor.shape) for name, tensor in Flamingo(config).state_dict().items()}
 
 
+def part_shapes(config: NFNetConfig | ViTConfig | LanguageConfig) -> dict[str, tuple[int, ...]]:
+    """Names, as in `expected_shapes`, and shapes of the tensors of a vision encoder or a language model alone."""
+    with on_meta_device():
+        prefix, model = ("language", LanguageModel(config)) if isinstance(config, LanguageConfig) else (
+            "vision", make_vision_encoder(config))
+        return {f"{prefix}.{name}": tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
 def is_checkpoint(path: Path) -> bool:
     """Whether the folder looks like a checkpoint."""
     return (path / CONFIG).is_file() and ((path / WEIGHTS).is_file() or (path / INDEX).is_file())
@@ -71,15 +80,7 @@ def is_checkpoint(path: Path) -> bool:
 
 def save_checkpoint(path: Path, model: Flamingo, tokenizer_json: str, overwrite: bool = False) -> None:
     """Write a model as a checkpoint folder, which appears whole or not at all. Raises `UsageError` when it exists."""
-    tensors = {
-        name: LazyTensor(tuple(tensor.shape), tensor.dtype, path, partial(_in_memory, tensor))
-        for name, tensor in model.state_dict().items()
-    }
-    write_checkpoint(path, StoredModel(model.config, tokenizer_json, tensors), overwrite)
-
-
-def _in_memory(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.detach().contiguous()
+    write_checkpoint(path, StoredModel(model.config, tokenizer_json, in_memory(model.state_dict(), path)), overwrite)
 
 
 def write_checkpoint(
@@ -90,33 +91,55 @@ def write_checkpoint(
 
     Raises `UsageError` when ``path`` exists and may not be replaced, `DataError` for a damaged source or a full disk.
     """
-    check_space(path, sum(tensor.nbytes for tensor in model.tensors.values()))
+    write_folder(path, model.config.to_dict(), model.tokenizer, model.tensors, overwrite, on_tensor)
+
+
+def write_folder(
+    path: Path, config: dict[str, Any], tokenizer: str | None, tensors: Mapping[str, LazyTensor], overwrite: bool,
+    on_tensor: Callable[[str, int], None] = lambda name, size: None,
+) -> None:
+    """Write ``config.json``, ``tokenizer.json`` if there is one, and weights, as `write_checkpoint` does."""
+    check_space(path, sum(tensor.nbytes for tensor in tensors.values()))
     with new_directory(path, overwrite) as folder:
-        (folder / CONFIG).write_text(json.dumps(model.config.to_dict(), indent=1) + "\n", encoding="utf-8")
-        (folder / TOKENIZER).write_text(model.tokenizer, encoding="utf-8")
-        write_shards(model.tensors, folder, path, on_tensor=on_tensor)
+        (folder / CONFIG).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+        if tokenizer is not None:
+            (folder / TOKENIZER).write_text(tokenizer, encoding="utf-8")
+        write_shards(tensors, folder, path, on_tensor=on_tensor)
 
 
 def open_checkpoint(path: Path) -> StoredModel:
     """Find the tensors of a checkpoint folder without reading them. Raises `DataError` that names a missing file, or a
     tensor that is missing or has the wrong shape."""
-    if not path.is_dir():
-        raise DataError(f"{path} is not a checkpoint folder: it needs {WEIGHTS}, {CONFIG} and {TOKENIZER}")
-    missing = [name for name in (CONFIG, TOKENIZER) if not (path / name).is_file()]
-    if not (path / WEIGHTS).is_file() and not (path / INDEX).is_file():
-        missing.insert(0, WEIGHTS)
-    if missing:
-        raise DataError(f"checkpoint {path} lacks {', '.join(missing)}")
+    require_files(path, (CONFIG, TOKENIZER), "checkpoint")
     config = FlamingoConfig.read(path / CONFIG)
-    weights = path / WEIGHTS
-    tensors = open_weights(weights if weights.is_file() else path)
+    file, tensors = open_folder(path)
     shapes = expected_shapes(config)
-    _check_tensors(weights if weights.is_file() else path / INDEX, shapes, tensors)
+    check_tensors(file, shapes, tensors)
     tokenizer = read_text(path / TOKENIZER, MOST_BYTES)
     return StoredModel(config, tokenizer, {name: tensors[name] for name in shapes})
 
 
-def _check_tensors(file: Path, expected: Mapping[str, tuple[int, ...]], found: Mapping[str, LazyTensor]) -> None:
+def require_files(path: Path, names: Iterable[str], what: str) -> None:
+    """Raise `DataError` that names the files which a folder lacks, of its weights and those in ``names``; ``what``
+    describes the folder."""
+    if not path.is_dir():
+        raise DataError(f"{path} is not a {what} folder: it needs {', '.join((WEIGHTS, *names))}")
+    missing = [name for name in names if not (path / name).is_file()]
+    if not (path / WEIGHTS).is_file() and not (path / INDEX).is_file():
+        missing.insert(0, WEIGHTS)
+    if missing:
+        raise DataError(f"{what} {path} lacks {', '.join(missing)}")
+
+
+def open_folder(path: Path) -> tuple[Path, dict[str, LazyTensor]]:
+    """The file of a folder's weights, or their index, and the tensors. Raises `DataError` when one is damaged."""
+    weights = path / WEIGHTS
+    return (weights, open_weights(weights)) if weights.is_file() else (path / INDEX, open_weights(path))
+
+
+def check_tensors(file: Path, expected: Mapping[str, tuple[int, ...]], found: Mapping[str, LazyTensor]) -> None:
+    """Raise `DataError` unless ``found`` has exactly the tensors ``expected``, each in its shape and floating point;
+    the message names ``file`` or the tensor's own, and the tensor."""
     def listed(names: Iterable[str]) -> str:
         names = sorted(names)
         return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -356,7 +356,7 @@ class FlamingoConfig:
                 data |= {"preprocessing": {"fill": None} | data["preprocessing"]}
             if isinstance(data.get("tokens"), dict):
                 data |= {"tokens": {"stop": ()} | data["tokens"]}
-        return _parse(cls, data, "config")
+        return parse_config(cls, data, "config")
 
     @classmethod
     def read(cls, path: Path) -> FlamingoConfig:
@@ -364,8 +364,11 @@ class FlamingoConfig:
         return cls.from_dict(read_json(path))
 
 
-def _parse(kind: Any, value: Any, where: str) -> Any:
-    """Build ``kind`` (a dataclass, Literal, tuple, union or scalar type) from JSON data, naming ``where`` it fails."""
+def parse_config(kind: Any, value: Any, where: str) -> Any:
+    """Build ``kind`` (a dataclass, Literal, tuple, union or scalar type) from JSON data.
+
+    Raises `DataError` that begins with ``where`` and the keys below it for anything missing, unknown or mistyped.
+    """
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if dataclasses.is_dataclass(kind):
         return _parse_dataclass(kind, value, where)
@@ -378,7 +381,7 @@ def _parse(kind: Any, value: Any, where: str) -> Any:
         require(isinstance(value, (list, tuple)), f"{where} is {value!r}, not a list")
         if arguments[-1] is not Ellipsis:
             require(len(value) == len(arguments), f"{where} has {len(value)} entries, not {len(arguments)}")
-        return tuple(_parse(arguments[0], entry, f"{where}[{i}]") for i, entry in enumerate(value))
+        return tuple(parse_config(arguments[0], entry, f"{where}[{i}]") for i, entry in enumerate(value))
     if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
         require(abs(value) < 1e30, f"{where} is {value!r}, not a number of a usable size")
         return float(value)
@@ -397,7 +400,7 @@ def _parse_dataclass(kind: Any, value: Any, where: str) -> Any:
     require(not unknown, f"{where} has unknown keys {', '.join(unknown)}; written by a newer version?")
     missing = sorted(set(hints) - set(value))
     require(not missing, f"{where} lacks {', '.join(missing)}")
-    return kind(**{key: _parse(hints[key], value[key], f"{where}.{key}") for key in hints})
+    return kind(**{key: parse_config(hints[key], value[key], f"{where}.{key}") for key in hints})
 
 
 def _parse_union(arguments: tuple[Any, ...], value: Any, where: str) -> Any:
@@ -405,8 +408,8 @@ def _parse_union(arguments: tuple[Any, ...], value: Any, where: str) -> Any:
         return None
     options = [option for option in arguments if option is not type(None)]
     if len(options) == 1:
-        return _parse(options[0], value, where)
+        return parse_config(options[0], value, where)
     kinds = {option.kind: option for option in options}
     chosen = value.get("kind") if isinstance(value, dict) else None
     require(isinstance(chosen, str) and chosen in kinds, f"{where}.kind is {chosen!r}; known: {', '.join(kinds)}")
-    return _parse(kinds[chosen], value, where)
+    return parse_config(kinds[chosen], value, where)

@@ -120,12 +120,13 @@ def check_space(path: Path, needed: int) -> None:
 # Files of a bundle, a checkpoint or a folder of engines, and the keys that tell this project's JSON files from others.
 _WRITTEN = re.compile(
     r"(manifest|config|tokenizer|engine)\.json|\w+\.onnx(\.data)?|model(-\d+-of-\d+)?\.safetensors(\.index\.json)?"
-    r"|\w+\.engine|timing\.cache|reference\.npz"
+    r"|\w+\.engine|timing\.cache|reference\.npz|run\.json|shard-\d+-model-\d+-of-\d+\.safetensors"
 )
-_MARKS = {
-    "manifest.json": {"format_version", "graphs"}, "config.json": {"resampler", "cross_attention"},
-    "engine.json": {"format_version", "engines"},
-}
+_MARKS = (
+    ("manifest.json", {"format_version", "graphs"}), ("config.json", {"resampler", "cross_attention"}),
+    ("config.json", {"kind", "vision", "preprocessing"}), ("config.json", {"kind", "language", "tokens"}),
+    ("engine.json", {"format_version", "engines"}), ("run.json", {"step", "identity"}),
+)
 
 
 def _is_output(path: Path) -> bool:
@@ -135,7 +136,7 @@ def _is_output(path: Path) -> bool:
         if not is_leftover_name(entry.name) and (entry.name != "engines" or not _holds_engines(entry))
     ]
     ours = all(entry.is_file() and _WRITTEN.fullmatch(entry.name) for entry in entries)
-    return not entries or (ours and any(_is_marked(path / name, keys) for name, keys in _MARKS.items()))
+    return not entries or (ours and any(_is_marked(path / name, keys) for name, keys in _MARKS))
 
 
 def _holds_engines(path: Path) -> bool:

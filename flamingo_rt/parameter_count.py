@@ -11,14 +11,18 @@ if TYPE_CHECKING:
 
 def reckon_parameters(config: FlamingoConfig) -> Mapping[str, int]:
     """Parameter counts by part, and ``total``; a tied head counts once."""
-    vision = config.vision
     counts = {
-        "vision": _nfnet(vision) if vision.kind == "nfnet" else _vit(vision),
+        "vision": vision_parameters(config.vision),
         "resampler": _resampler(config),
         "cross_attention": _cross_attention(config),
-        "language": _language(config.language),
+        "language": language_parameters(config.language),
     }
     return {**counts, "total": sum(counts.values())}
+
+
+def vision_parameters(config: NFNetConfig | ViTConfig) -> int:
+    """Parameters of a vision encoder."""
+    return _nfnet(config) if config.kind == "nfnet" else _vit(config)
 
 
 def _linear(inputs: int, outputs: int, bias: bool = False) -> int:
@@ -85,7 +89,8 @@ def _cross_attention(model: FlamingoConfig) -> int:
     return len(model.cross_layers) * layer + projection
 
 
-def _language(config: LanguageConfig) -> int:
+def language_parameters(config: LanguageConfig) -> int:
+    """Parameters of a language model without cross-attention; a tied head counts once."""
     width, inner, inner_kv = config.width, config.heads * config.head_width, config.kv_heads * config.head_width
     layer = _linear(width, inner, config.attention_bias) + 2 * _linear(width, inner_kv, config.attention_bias)
     layer += _linear(inner, width, config.attention_output_bias)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flamingo_rt.config import FlamingoConfig, NFNetConfig
+from flamingo_rt.config import FlamingoConfig, NFNetConfig, ViTConfig
 from flamingo_rt.model.cross_attention import CrossAttention, one_after_the_other
 from flamingo_rt.model.language_model import Attend, LanguageModel, attend_without_cache
 from flamingo_rt.model.nfnet import NFNet
@@ -19,13 +19,18 @@ from flamingo_rt.model.vit import ViT
 IGNORED_LABEL = -100
 
 
+def make_vision_encoder(config: NFNetConfig | ViTConfig) -> nn.Module:
+    """An encoder with random weights: pixel_values [N, 3, H, W] -> features [N, S, width]."""
+    return NFNet(config) if isinstance(config, NFNetConfig) else ViT(config)
+
+
 class Flamingo(nn.Module):
     """A Flamingo model with random weights; `flamingo_rt.checkpoints` reads and writes them."""
 
     def __init__(self, config: FlamingoConfig) -> None:
         super().__init__()
         self.config = config
-        self.vision = NFNet(config.vision) if isinstance(config.vision, NFNetConfig) else ViT(config.vision)
+        self.vision = make_vision_encoder(config.vision)
         self.resampler = Resampler(config.resampler, config.vision.width, config.vision.feature_count)
         self.cross_attention = CrossAttention(config)
         self.language = LanguageModel(config.language)

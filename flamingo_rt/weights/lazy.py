@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -42,6 +42,16 @@ class LazyTensor:
 
     def __str__(self) -> str:
         return f"{self.file}: tensor {self.name}" if self.name else f"{self.file}: a tensor"
+
+
+def in_memory(tensors: Mapping[str, Tensor], file: Path) -> dict[str, LazyTensor]:
+    """Tensors that are in memory already, as if they were in ``file``, the name used in messages."""
+    return {name: LazyTensor(tuple(tensor.shape), tensor.dtype, file, partial(_contiguous, tensor), name)
+            for name, tensor in tensors.items()}
+
+
+def _contiguous(tensor: Tensor) -> Tensor:
+    return tensor.detach().contiguous()
 
 
 def _convert(source: LazyTensor, dtype: torch.dtype) -> Tensor:
