@@ -191,7 +191,7 @@ class DocumentWriter:
 def _useful_windows(
     is_image: np.ndarray, is_text: np.ndarray, room: int, most_images: int, following: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Where the windows begin and end in which a text sees a picture, int64 [N] each: of ``room`` tokens, or fewer
+    """The beginnings and ends of the windows in which a text sees a picture, int64 [N] each: ``room`` tokens, or fewer
     where the picture behind the first ``most_images`` comes earlier. Both masks are bool [T], over the page."""
     length = len(is_image)
     starts = np.arange(max(length - room, 0) + 1)

@@ -45,8 +45,8 @@ class _Parts(TorchDataset):
 def drawn(
     datasets: Sequence[Dataset], start: int, stop: int, part_range: range, parts: int, workers: int, in_turn: bool
 ) -> Iterator[Drawn]:
-    """What is needed from step ``start`` up to ``stop``, in order: for each step, for each dataset (with ``in_turn``,
-    for the one whose turn it is), each of the parts ``part_range`` of ``parts``.
+    """Draw from step ``start`` up to ``stop``, in order: for each step, for each dataset (with ``in_turn``, for the one
+    whose turn it is), each of the parts ``part_range`` of ``parts``.
 
     ``workers`` processes draw ahead; with 0 of them each part is drawn when it is asked for. Errors of the data come in
     `Drawn.error`. Raises `DataError` when a process ends, which a system does to one that takes too much memory.

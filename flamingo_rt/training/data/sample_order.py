@@ -16,7 +16,7 @@ _64_BITS = (1 << 64) - 1
 
 @dataclass(frozen=True)
 class SampleOrder:
-    """Which of ``count`` samples stands at a position, for the dataset with number ``dataset`` of a run.
+    """The order of ``count`` samples, for the dataset with number ``dataset`` of a run.
 
     Positions 0 to count-1 are the first epoch, and hold each sample once; so do the next ``count`` ones.
     """

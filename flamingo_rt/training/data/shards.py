@@ -115,7 +115,7 @@ def open_shards(paths: Sequence[Path]) -> Shards:
 
 
 class _Index:
-    """What `Shards` keeps of each sample, collected shard by shard."""
+    """The index that `Shards` keeps, collected shard by shard."""
 
     def __init__(self) -> None:
         self.paths: list[Path] = []

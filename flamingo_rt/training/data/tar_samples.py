@@ -27,7 +27,7 @@ MOST_SAMPLE = 512_000_000  # bytes of all pictures and clips of one sample
 
 
 def content_of(member: TarMember) -> Content:
-    """What a member holds, by the end of its name."""
+    """The kind of content that a member's name states, by its end."""
     return CONTENTS.get(member.suffix.rpartition(".")[2].lower(), "")
 
 

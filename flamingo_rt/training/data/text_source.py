@@ -124,7 +124,7 @@ def _pieces(file: BinaryIO) -> Iterator[bytes]:
 
 
 def _cut(content: bytes) -> int:
-    """Where to cut a piece: behind a blank line, a line, or a whole character of UTF-8."""
+    """The length of a piece that ends behind a blank line, a line, or a whole character of UTF-8."""
     half = len(content) // 2
     for ending in (b"\n\n", b"\n\r\n", b"\n"):
         found = content.rfind(ending, half)
