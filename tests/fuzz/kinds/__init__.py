@@ -13,13 +13,14 @@ from .importing import IMPORTING
 from .pictures import PICTURES
 from .prompts import PROMPTS
 from .tokenizers import TOKENIZERS
+from .training_data import TRAINING_DATA
 from .training_state import TRAINING_STATE
 from .weights import WEIGHTS
 
 KINDS: dict[str, Kind] = {
     kind.name: kind
     for kind in (
-        PICTURES, CLIPS, PROMPTS, BUNDLES, TOKENIZERS, CHECKPOINTS, WEIGHTS, IMPORTING, CALIBRATION, TRAINING_STATE,
-        COMMAND_LINE,
+        PICTURES, CLIPS, PROMPTS, BUNDLES, TOKENIZERS, CHECKPOINTS, WEIGHTS, IMPORTING, CALIBRATION, TRAINING_DATA,
+        TRAINING_STATE, COMMAND_LINE,
     )
 }
