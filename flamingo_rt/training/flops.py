@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -132,8 +133,10 @@ class StepFlops:
         return step
 
 
+@lru_cache
 def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOPs per second of the fastest of ten products of square matrices; on a GPU it takes 400 MB in bfloat16."""
+    """FLOPs per second of the fastest of ten products of square matrices, measured once in a process; on a GPU it takes
+    400 MB in bfloat16."""
     size = GPU_SIZE if device.type == "cuda" else CPU_SIZE
     generator = torch.Generator(device).manual_seed(0)
     first, second = (torch.randn(size, size, generator=generator, device=device, dtype=dtype) for _ in range(2))
