@@ -120,12 +120,12 @@ def check_space(path: Path, needed: int) -> None:
 # Files of a bundle, a checkpoint or a folder of engines, and the keys that tell this project's JSON files from others.
 _WRITTEN = re.compile(
     r"(manifest|config|tokenizer|engine)\.json|\w+\.onnx(\.data)?|model(-\d+-of-\d+)?\.safetensors(\.index\.json)?"
-    r"|\w+\.engine|timing\.cache|reference\.npz"
+    r"|\w+\.engine|timing\.cache|reference\.npz|run\.json|shard-\d+-model-\d+-of-\d+\.safetensors"
 )
 _MARKS = (
     ("manifest.json", {"format_version", "graphs"}), ("config.json", {"resampler", "cross_attention"}),
     ("config.json", {"kind", "vision", "preprocessing"}), ("config.json", {"kind", "language", "tokens"}),
-    ("engine.json", {"format_version", "engines"}),
+    ("engine.json", {"format_version", "engines"}), ("run.json", {"step", "identity"}),
 )
 
 

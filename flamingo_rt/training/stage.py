@@ -11,12 +11,10 @@ from torch import Tensor, nn
 
 
 class Loss(NamedTuple):
-    """The sum of a batch's losses, with its gradient, and the number of targets it is the sum over (float scalar). The
-    loop divides by the number over all parts and ranks. ``extra`` is added to the gradient as it is, divided by the
-    number of parts and ranks: a task beside the loss."""
+    """The sum of a part's losses, with its gradient: the loop divides it by the number of targets of the whole batch.
+    ``extra`` is the mean of another task's losses over the part, and is divided by the number of parts."""
 
     total: Tensor
-    targets: Tensor
     extra: Tensor | None = None
 
 
@@ -69,12 +67,16 @@ class Stage(Protocol):
         """The loss of one part of a batch of this dataset, in training mode."""
         ...
 
+    def targets(self, batch: Any) -> int:
+        """The number of targets in a part of a batch: tokens, or pairs; known before the loss is computed."""
+        ...
+
     def decay_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """The trained parameters with weight decay, and those without."""
         ...
 
     def clip(self, bound: float) -> float:
-        """Clip the gradients in place; gives their norm before that."""
+        """Clip the gradients in place; gives their norm before that (`clip_norm` where one bound holds for all)."""
         ...
 
     def scalars(self) -> dict[str, float]:
@@ -82,7 +84,7 @@ class Stage(Protocol):
         ...
 
     def sample_lines(self) -> Iterator[str]:
-        """What the model says now, a line for each of a few samples."""
+        """What the model says or measures now, a line for each; every rank runs it, the first one's lines are shown."""
         ...
 
     def tokens(self, batch: Any) -> int:

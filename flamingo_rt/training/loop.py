@@ -1,0 +1,221 @@
+"""The training loop, for every stage.
+
+One step (§4): the gradient of each dataset, times its λ, is added up over all datasets, then AdamW takes one step. A
+batch may come in parts, one after the other or one for each rank: each part's sum of losses is divided by the number of
+targets of the whole batch, so that the gradient is that of the batch, however it is divided.
+
+A step is a function of (state, seed, step): batches are, and random numbers are seeded with the step. So a run that was
+killed goes on as if it had not been.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from flamingo_rt.errors import DataError, UsageError
+from flamingo_rt.files import check_output
+from flamingo_rt.training.data.loader import drawn
+from flamingo_rt.training.options import RunOptions
+from flamingo_rt.training.sharding import World, autocast, recompute_activations, shard, whole
+from flamingo_rt.training.stage import Dataset, Drawn, Stage
+from flamingo_rt.training.state import RunPosition, load_state, remove_state, save_state, state_path, trained_parameters
+
+FEWEST_READ = 100  # samples before a share of damaged ones means anything
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """One finished step, counted from 1: mean loss by dataset, norm of the gradient before it was clipped, tokens of
+    all ranks, seconds, and how many of them were spent waiting for data; the stage's own numbers; damaged samples, each
+    with its reason; sample answers where it was time for them."""
+
+    step: int
+    losses: Mapping[str, float]
+    gradient_norm: float
+    learning_rate: float
+    tokens: int
+    seconds: float
+    waiting: float
+    scalars: Mapping[str, float] = field(default_factory=dict)
+    damaged: tuple[str, ...] = ()
+    samples: tuple[str, ...] = ()
+
+
+def train(
+    stage: Stage, options: RunOptions, out: Path, world: World, *, resume: bool = False, overwrite: bool = False,
+    identity: Mapping[str, Any] | None = None, on_step: Callable[[StepReport], None] = lambda report: None,
+) -> None:
+    """Train ``stage`` and write its result to ``out``; every rank calls this.
+
+    ``identity`` is what a resumed run must have in common with the one that it goes on with, besides the stage's own.
+    Raises `UsageError` when ``out`` exists, or an unfinished run is there and ``resume`` is not asked for; `DataError`
+    for a loss that is no number, for too many damaged samples, and for a state that cannot be gone on with.
+    """
+    world.from_first(lambda: check_output(out, overwrite))
+    state = state_path(out)
+    if state.exists() and not resume:
+        raise UsageError(f"an unfinished run is at {state}: continue it with --resume, or delete it to start anew")
+    run = _Run(stage, options, world)
+    same = _identity(stage, options, identity)
+    if state.exists():
+        run.at = load_state(state, stage.model, run.optimizer, same, world)
+    stage.model.train()
+    batches = drawn(stage.datasets, run.at.step, options.steps, run.parts, world.size * options.accumulate,
+                    options.workers, options.mixing == "round-robin")
+    saved = time.monotonic()
+    while run.at.step < options.steps:
+        report = run.step(batches)
+        if options.sample_steps and run.at.step % options.sample_steps == 0:
+            report = replace(report, samples=run.sample())
+        if world.is_first:
+            on_step(report)
+        if any(world.gathered(time.monotonic() - saved > options.save_seconds)):
+            save_state(state, stage.model, run.optimizer, run.at, same, world)
+            saved = time.monotonic()
+    stage.write(out, overwrite)
+    world.from_first(lambda: remove_state(state))
+
+
+def _identity(stage: Stage, options: RunOptions, more: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What two parts of one run have in common: how it is trained, what, and on which data."""
+    data = {entry.name: {"weight": entry.weight, "data": entry.batches.fingerprint()} for entry in stage.datasets}
+    return {"options": asdict(options), **(more or {}), **stage.identity(), "datasets": data}
+
+
+class _Run:
+    """The stage, divided among the ranks, with its optimizer and how far it is."""
+
+    def __init__(self, stage: Stage, options: RunOptions, world: World) -> None:
+        self.stage, self.options, self.world, self.at = stage, options, world, RunPosition()
+        self.parts = range(world.rank * options.accumulate, (world.rank + 1) * options.accumulate)
+        layers = list(stage.shards())
+        if options.checkpoint_activations:
+            recompute_activations(layers)
+        shard(stage.model, layers, world)
+        if options.compile:
+            for layer in layers:
+                layer.compile()
+        decayed, others = stage.decay_groups()
+        self.optimizer = torch.optim.AdamW(
+            [{"params": decayed, "weight_decay": options.weight_decay}, {"params": others, "weight_decay": 0.0}],
+            lr=options.learning_rate, betas=(0.9, options.beta2),
+        )
+
+    def step(self, batches: Iterator[Drawn]) -> StepReport:
+        """Take one optimizer step on the next batch of each dataset."""
+        began, number = time.monotonic(), self.at.step
+        rate = self.options.learning_rate_at(number)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        seed = np.random.SeedSequence([self.options.seed, number, self.world.rank])
+        torch.manual_seed(int(seed.generate_state(1)[0]))
+        losses, damaged, tokens, waiting = {}, [], 0, 0.0
+        for dataset in self._datasets(number):
+            asked = time.monotonic()
+            parts = [next(batches) for _ in self.parts]
+            waiting += time.monotonic() - asked
+            damaged += self._count_damaged(dataset, parts)
+            loss = self._add_gradient(dataset, parts)
+            if loss is not None:
+                losses[dataset.name] = loss
+            tokens += sum(self.stage.tokens(part.batch) for part in parts)
+        norm = self._update()
+        self.at.step += 1
+        return StepReport(
+            self.at.step, losses, norm, rate, int(self.world.total(tokens)), time.monotonic() - began, waiting,
+            self.stage.scalars(), tuple(damaged),
+        )
+
+    def _datasets(self, number: int) -> Sequence[Dataset]:
+        datasets = self.stage.datasets
+        return datasets if self.options.mixing == "accumulate" else [datasets[number % len(datasets)]]
+
+    def _add_gradient(self, dataset: Dataset, parts: Sequence[Drawn]) -> float | None:
+        """Add a dataset's gradient, times its λ, to the parameters'. Gives its mean loss, None without any target.
+
+        Raises `DataError` for a loss that is no number, with the names of the batch's samples.
+        """
+        targets = self.world.total(sum(self.stage.targets(part.batch) for part in parts))
+        total = 0.0
+        for part in parts:
+            with autocast(self.world, self.options.precision):
+                loss = self.stage.loss(dataset.name, part.batch)
+            share = loss.total / max(targets, 1.0)
+            if loss.extra is not None:
+                share = share + loss.extra / (len(parts) * self.world.size)
+            if share.requires_grad:
+                # FSDP takes the mean over the ranks, and this is a part of a sum.
+                (share * dataset.weight * self.world.size).backward()
+            total += float(loss.total.detach())
+        total = self.world.total(total)
+        if not math.isfinite(total):
+            names = [name for part in parts for name in part.names]
+            raise DataError(
+                f"the loss on {dataset.name} became {total} at step {self.at.step + 1}, on {_listed(names)}: the last "
+                "saved state stays; lower learning_rate, or leave these samples out, and go on with --resume"
+            )
+        return total / targets if targets else None
+
+    def _update(self) -> float:
+        """Take AdamW's step on the gradients; gives their norm before they were clipped."""
+        for parameter in trained_parameters(self.stage.model).values():
+            if parameter.grad is None:  # no dataset of this step reaches it: its moments fade as if it were 0
+                parameter.grad = torch.zeros_like(parameter)
+        norm = self.stage.clip(self.options.gradient_clip)
+        if not math.isfinite(norm):
+            raise DataError(
+                f"the gradient became {norm} at step {self.at.step + 1}: the last saved state stays; lower "
+                "learning_rate and go on with --resume"
+            )
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def _count_damaged(self, dataset: Dataset, parts: Sequence[Drawn]) -> list[str]:
+        """Count what all ranks read; gives damaged samples with their reasons. Raises the error of any rank, and
+        `DataError` where more than ``max_damaged`` of the samples are damaged."""
+        mine = ([part.error for part in parts if part.error], sum(part.read for part in parts),
+                [text for part in parts for text in part.damaged])
+        everyone = self.world.gathered(mine)
+        for errors, read, damaged in everyone:
+            if errors:
+                raise errors[0]
+            self.at.read += read
+            self.at.damaged += len(damaged)
+        damaged = [text for _, _, texts in everyone for text in texts]
+        share = self.at.damaged / max(self.at.read, FEWEST_READ)
+        if damaged and share > self.options.max_damaged:
+            raise DataError(
+                f"{self.at.damaged} of {self.at.read} samples are damaged, more than max_damaged "
+                f"{self.options.max_damaged:g}; the last, of {dataset.name}: {damaged[-1]}. Mend them (flamingo-rt "
+                "data check lists all), or raise max_damaged"
+            )
+        return damaged
+
+    def sample(self) -> tuple[str, ...]:
+        """What the model says now, in evaluation mode and without changing the run's random numbers."""
+        self.stage.model.eval()
+        try:
+            with torch.no_grad(), autocast(self.world, self.options.precision):
+                return tuple(self.stage.sample_lines())
+        finally:
+            self.stage.model.train()
+
+
+def clip_norm(parameters: Iterable[nn.Parameter], bound: float) -> float:
+    """Clip the gradients of all parameters together by their norm, over all ranks; gives the norm before that."""
+    return float(whole(torch.nn.utils.clip_grad_norm_(list(parameters), bound)))
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:5]) or "samples without names"
+    return shown + (f" and {len(names) - 5} more" if len(names) > 5 else "")

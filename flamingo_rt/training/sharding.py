@@ -1,0 +1,145 @@
+"""The processes of a run: one, or several that ``torchrun`` started, which share the parameters by FSDP2.
+
+    torchrun --nproc-per-node 8 -m flamingo_rt train flamingo --config flamingo.toml --out runs/flamingo
+
+Each rank holds a slice of every parameter, gathers a layer's whole parameters when it comes to that layer, and reads
+its own part of each batch. On CPUs the ranks talk by gloo, on GPUs by NCCL.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from flamingo_rt.training.options import Precision
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes of this run: the number of this one, how many there are, and the device of this one."""
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process is the one that writes and reports."""
+        return self.rank == 0
+
+    def total(self, number: float) -> float:
+        """The sum of a number over all processes."""
+        if self.size == 1:
+            return number
+        tensor = torch.tensor(number, dtype=torch.float64, device=self.device)
+        dist.all_reduce(tensor)
+        return tensor.item()
+
+    def from_first(self, make: Callable[[], T]) -> T:
+        """What ``make`` gives in the first process; an error of it is raised in all."""
+        if self.size == 1:
+            return make()
+        found: list[Any] = [None, None]
+        if self.is_first:
+            try:
+                found[0] = make()
+            except Exception as error:
+                found[1] = error
+        dist.broadcast_object_list(found)
+        if found[1] is not None:
+            raise found[1]
+        return found[0]
+
+    def gathered(self, value: T) -> list[T]:
+        """The values of all processes, in order."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def barrier(self) -> None:
+        """Wait until every process is here."""
+        if self.size > 1:
+            dist.barrier()
+
+
+def join_world() -> World:
+    """The processes that ``torchrun`` started, or this one alone."""
+    cuda = torch.cuda.is_available()
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return World(device=torch.device("cuda" if cuda else "cpu"))
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if cuda else "gloo")
+    return World(dist.get_rank(), dist.get_world_size(), device)
+
+
+def leave_world() -> None:
+    """End what `join_world` began."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def shard(model: nn.Module, layers: Sequence[nn.Module], world: World) -> None:
+    """Divide the parameters among the ranks, layer by layer; with one process nothing is done."""
+    if world.size == 1:
+        return
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(world.device.type, (world.size,))
+    for layer in layers:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+
+
+def recompute_activations(layers: Sequence[nn.Module]) -> None:
+    """Keep none of these layers' activations for the backward pass: it computes them again."""
+    for layer in layers:
+        forward = layer.forward
+        layer.forward = _recomputed(forward)  # type: ignore[method-assign]
+
+
+def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
+    def call(*arguments: Any, **named: Any) -> Any:
+        return checkpoint(forward, *arguments, use_reentrant=False, **named)
+
+    return call
+
+
+def autocast(world: World, precision: Precision) -> AbstractContextManager[Any]:
+    """Matrix products in bfloat16 within this context, where the run asks for it."""
+    return torch.autocast(world.device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+
+
+def freeze_in_precision(module: nn.Module, precision: Precision) -> None:
+    """Stop training a module's parameters; with ``bf16`` they are kept in bfloat16, half the memory (§B.1.2)."""
+    module.requires_grad_(False)
+    if precision == "bf16":
+        for parameter in module.parameters():
+            parameter.data = parameter.data.to(torch.bfloat16)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor that may be divided among ranks, whole; every rank must ask."""
+    gather = getattr(tensor, "full_tensor", None)
+    return gather() if gather is not None else tensor
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This rank's slice of a tensor that may be divided among ranks."""
+    slice_of = getattr(tensor, "to_local", None)
+    return slice_of() if slice_of is not None else tensor
