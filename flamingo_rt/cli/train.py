@@ -1,72 +1,109 @@
-"""``flamingo-rt train``."""
+"""``flamingo-rt train``: three stages, each with every key of its options as an option of the command."""
 
 from __future__ import annotations
 
-import time
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from flamingo_rt.cli.dependencies import needs_extra
 from flamingo_rt.cli.interrupts import command_again, on_interrupt
-from flamingo_rt.cli.numbers import Number, count
-from flamingo_rt.cli.paths import READ, WRITTEN
+from flamingo_rt.cli.numbers import Number
+from flamingo_rt.cli.paths import PATH_TEXT, READ, WRITTEN
+from flamingo_rt.cli.training_progress import TrainingProgress
+from flamingo_rt.errors import UsageError
 from flamingo_rt.printable import printable
+from flamingo_rt.training.config_file import OptionField, option_fields, options_text, read_options
+from flamingo_rt.training.options import FlamingoOptions, LanguageOptions, VisionOptions
 
 if TYPE_CHECKING:
-    from flamingo_rt.training.trainer import Progress
+    from flamingo_rt.training.sharding import World
+    from flamingo_rt.training.stage import Stage
 
-PLAIN_SECONDS = 30.0  # between lines where there is no terminal to draw a bar on
+T = TypeVar("T")
+Command = Callable[..., None]
 
 
 @click.group()
 def command() -> None:
-    """Train a model.
+    """Train a model, in three stages.
 
     \b
     Example:
-      flamingo-rt train flamingo --preset tiny --out runs/tiny
+      flamingo-rt train vision   --data pairs.tar --out runs/vision
+      flamingo-rt train language --data texts.txt --out runs/language
+      flamingo-rt train flamingo --vision runs/vision --language runs/language --data pairs.tar --out runs/flamingo
     """
 
 
-@command.command("flamingo")
-@click.option("--preset", "preset_name", default="tiny", show_default=True, help="Sizes of the model.")
-@click.option("--out", required=True, type=WRITTEN, metavar="FOLDER", help="Checkpoint to write.")
-@click.option("--steps", type=count(), help="Optimizer steps.  [default: 3600]")
-@click.option("--learning-rate", type=Number(0, 1e9, min_open=True), help="Peak learning rate.")
-@click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Seed of weights and data.  [default: 0]")
-@click.option("--start-from", type=READ, metavar="FOLDER",
-              help="Go on from a checkpoint's weights, with a new schedule.")
-@click.option("--questions", type=click.IntRange(0, 16), help="Questions about each picture.  [default: 2]")
-@click.option("--resume", is_flag=True, help="Continue an unfinished run for the same --out.")
-@click.option("--overwrite", is_flag=True, help="Replace --out when it exists.")
-def flamingo(
-    preset_name: str, out: Path, steps: int | None, learning_rate: float | None, seed: int | None,
-    start_from: Path | None, questions: int | None, resume: bool, overwrite: bool,
-) -> None:
-    """Train on drawn scenes with captions and questions; nothing is downloaded.
+def _training_options(options: type) -> Callable[[Command], Command]:
+    """Decorator that adds an option for every key of ``options``, and those of every run."""
+    shared = (
+        click.option("--config", type=READ, metavar="FILE", help="TOML file of keys; options count before it."),
+        click.option("--data", multiple=True, metavar="SOURCE[,KEY=VALUE…]",
+                     help="A dataset of the mixture, instead of the file's; may be given several times."),
+        click.option("--out", type=WRITTEN, metavar="FOLDER", help="Folder to write."),
+        click.option("--resume", is_flag=True, help="Go on with an unfinished run for the same --out."),
+        click.option("--overwrite", is_flag=True, help="Replace --out when it exists."),
+        click.option("--print-config", is_flag=True, help="Print the options as a TOML file, and do nothing."),
+    )
 
-    The state is saved every half minute beside --out; after a kill the same command with --resume goes on.
+    def decorate(function: Command) -> Command:
+        for added in reversed((*shared, *(_option(key) for key in option_fields(options)))):
+            function = added(function)
+        return function
 
-    \b
-    Example:
-      flamingo-rt train flamingo --preset tiny --out runs/tiny
-    """
-    from flamingo_rt.presets import preset
+    return decorate
 
-    config = preset(preset_name)
+
+def _option(key: OptionField) -> Callable[[Command], Command]:
+    name = "--" + key.name.replace("_", "-")
+    shown = ",".join(map(str, key.default)) if isinstance(key.default, tuple) else key.default
+    text = key.text if shown in (None, "", False) else f"{key.text}  [default: {shown}]"
+    if key.kind is bool:
+        return click.option(f"{name}/--no-{name[2:]}", default=None, help=text)
+    kind: Any = PATH_TEXT if key.is_path else click.Choice(key.choices) if key.choices else {
+        int: click.IntRange(0, 2**63 - 1), float: Number(0), str: click.STRING,
+    }[str if key.is_list else key.kind]
+    return click.option(name, type=kind, help=text, metavar="A,B,…" if key.is_list else None)
+
+
+def _run(
+    options_type: type, open_stage: Callable[[Any, World], Stage], config: Path | None, data: tuple[str, ...],
+    out: Path | None, resume: bool, overwrite: bool, print_config: bool, **keys: Any,
+) -> Path:
+    """Read the options and train; gives the folder that was written."""
+    lists = {key.name for key in option_fields(options_type) if key.is_list}
+    given = {
+        name: tuple(entry for entry in value.split(",") if entry) if name in lists else value
+        for name, value in keys.items() if value is not None
+    }
     with needs_extra("train"):
-        from flamingo_rt.training.trainer import TrainingOptions, state_path, train
-    given: dict[str, Any] = {"steps": steps, "learning_rate": learning_rate, "seed": seed, "questions": questions}
-    if start_from is not None:
-        given["vision_task_weight"] = 0.0  # the vision encoder has learnt to see
-    options = replace(TrainingOptions(), **{name: value for name, value in given.items() if value is not None})
-    with on_interrupt(lambda: _left(state_path(out))), _Report(options.steps) as report:
-        train(config, options, out, start_from=start_from, resume=resume, overwrite=overwrite, on_step=report.step)
-    shown = printable(str(out))
-    click.echo(f"wrote {shown}; next: flamingo-rt export --ckpt {shown} --validation scenes --out BUNDLE")
+        options = read_options(options_type, config, given, data)
+        if print_config:
+            click.echo(printable(options_text(options), lines=True), nl=False)
+            raise click.exceptions.Exit(0)
+        if out is None:
+            raise UsageError("--out is missing: the folder to write")
+        if not options.data:
+            raise UsageError("there is no data: give --data SOURCE, or [[data]] tables in the --config file")
+        from flamingo_rt.training.loop import train
+        from flamingo_rt.training.run_log import RunLog
+        from flamingo_rt.training.sharding import join_world, leave_world
+        from flamingo_rt.training.state import state_path
+
+        world = join_world()
+        try:
+            with on_interrupt(lambda: _left(state_path(out))):
+                stage = open_stage(options, world)
+                with RunLog(out, world) as log, TrainingProgress(options.run.steps, world) as shown:
+                    train(stage, options.run, out, world, resume=resume, overwrite=overwrite,
+                          on_step=lambda report: shown.step(log.step(report)))
+        finally:
+            leave_world()
+    return out
 
 
 def _left(state: Path) -> str:
@@ -76,43 +113,53 @@ def _left(state: Path) -> str:
     return f"the state is in {state}; go on with: {command_again('--resume')}"
 
 
-class _Report:
-    """A progress bar on a terminal, a line now and then elsewhere: step, loss, tokens/s, time left."""
+@command.command("vision")
+@_training_options(VisionOptions)
+def vision(**given: Any) -> None:
+    """Train an image encoder and a text encoder by contrast, on pairs of pictures and texts.
 
-    def __init__(self, steps: int) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+    \b
+    Example:
+      flamingo-rt train vision --data "pairs-{0000..0003}.tar,batch=64" --steps 2000 --out runs/vision
+    """
+    with needs_extra("train"):
+        from flamingo_rt.training.vision_stage import open_vision_stage
 
-        self._steps, self._loss, self._first = steps, 0.0, 0
-        self._tokens, self._start, self._said = 0, time.monotonic(), time.monotonic()
-        console = Console(stderr=True)
-        self._bar = Progress(
-            TextColumn("step {task.completed:.0f}/{task.total:.0f}"), BarColumn(), TextColumn("{task.description}"),
-            TimeRemainingColumn(elapsed_when_finished=True), console=console, disable=not console.is_terminal,
-        )
-        self._plain = not console.is_terminal
+    out = printable(str(_run(VisionOptions, open_vision_stage, **given)))
+    click.echo(f"wrote {out}; next: flamingo-rt train flamingo --vision {out} --language FOLDER --data SOURCE --out …")
 
-    def __enter__(self) -> _Report:
-        self._bar.start()
-        self._task = self._bar.add_task("starting", total=self._steps)
-        return self
 
-    def __exit__(self, *exception: object) -> None:
-        self._bar.stop()
+@command.command("language")
+@_training_options(LanguageOptions)
+def language(**given: Any) -> None:
+    """Train a decoder on text.
 
-    def step(self, progress: Progress) -> None:
-        """Show one finished step; the loss is smoothed over about 50."""
-        now = time.monotonic()
-        if not self._first:  # the clock starts here: the first step pays for what is set up once
-            self._first, self._loss, self._start = progress.step, progress.loss, now
-            return
-        self._loss += (progress.loss - self._loss) * 0.02
-        self._tokens += progress.tokens
-        elapsed = max(now - self._start, 1e-3)
-        text = f"loss {self._loss:.3f}  {self._tokens / elapsed:,.0f} tokens/s"
-        self._bar.update(self._task, completed=progress.step, description=text)
-        if self._plain and (now - self._said > PLAIN_SECONDS or progress.step == self._steps):
-            done = progress.step - self._first
-            left = elapsed / done * (self._steps - progress.step)
-            click.echo(f"step {progress.step}/{self._steps}  {text}  {left / 60:.0f} min left", err=True)
-            self._said = now
+    \b
+    Example:
+      flamingo-rt train language --data texts.txt --repeats 0.25 --steps 2000 --out runs/language
+    """
+    with needs_extra("train"):
+        from flamingo_rt.training.language_stage import open_language_stage
+
+    out = printable(str(_run(LanguageOptions, open_language_stage, **given)))
+    click.echo(f"wrote {out}; next: flamingo-rt train flamingo --vision FOLDER --language {out} --data SOURCE --out …")
+
+
+@command.command("flamingo")
+@_training_options(FlamingoOptions)
+def flamingo(**given: Any) -> None:
+    """Train the bridge between a frozen vision encoder and a frozen language model, or fine-tune a checkpoint.
+
+    The state is saved beside --out; after a kill the same command with --resume goes on.
+
+    \b
+    Example:
+      flamingo-rt train flamingo --vision runs/vision --language runs/language \\
+          --data "pairs-{0000..0003}.tar,weight=0.2" --data "pages.tar" --out runs/flamingo
+      flamingo-rt train flamingo --start-from models/tiny --data my-pictures/captions.jsonl --out runs/mine
+    """
+    with needs_extra("train"):
+        from flamingo_rt.training.flamingo_start import open_flamingo_stage
+
+    out = printable(str(_run(FlamingoOptions, open_flamingo_stage, **given)))
+    click.echo(f"wrote {out}; next: flamingo-rt export --ckpt {out} --out BUNDLE")

@@ -1,20 +1,29 @@
 """Options of a training run: frozen dataclasses, read from a TOML file and from the command line (`config_file.py`).
 
-`RunOptions` is what the three stages share; each stage adds what it trains. Data is a list of `DataOptions`.
+`RunOptions` is what the three stages share; each stage adds what it trains, and a list of `DataOptions`. The text of
+a field is its help on the command line.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from flamingo_rt.errors import UsageError
 
 DataKind = Literal["auto", "pairs", "videos", "pages", "text", "scenes"]
 Precision = Literal["fp32", "bf16"]
 Schedule = Literal["constant", "cosine"]
+T = TypeVar("T")
+MOST = 2**31 - 1
+LARGEST = {"seed": 2**63 - 1, "cache_bytes": 2**63 - 1, "tokens": 1 << 20, "batch": 1 << 20, "text_width": 1 << 16}
 Mixing = Literal["accumulate", "round-robin"]
+
+
+def option(default: T, text: str, path: bool = False) -> T:
+    """A field with a default and a help text; ``path`` where its value is one."""
+    return field(default=default, metadata={"help": text, "path": path})
 
 
 def require_option(condition: bool, message: str) -> None:
@@ -32,6 +41,7 @@ def check_numbers(options: Any, positive: tuple[str, ...] = (), counts: tuple[st
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             continue
         require_option(0 <= value < math.inf, f"{name} is {value}; it must be finite and at least 0")
+        require_option(value <= LARGEST.get(name, MOST), f"{name} is {value}, above the largest that is accepted")
         require_option(name not in positive or value > 0, f"{name} is {value}; it must be above 0")
         require_option(name not in counts or value >= 1, f"{name} is {value}; it must be 1 or more")
         require_option(name not in shares or value <= 1, f"{name} is {value}; it must be from 0 to 1")
@@ -39,34 +49,24 @@ def check_numbers(options: Any, positive: tuple[str, ...] = (), counts: tuple[st
 
 @dataclass(frozen=True)
 class DataOptions:
-    """One dataset of the mixture.
+    """One dataset of the mixture (§4)."""
 
-    ``source``: a folder, a file, tar shards by a brace pattern (``pairs-{0000..0099}.tar``), or ``scenes``, which are
-    drawn as they are needed. ``kind`` ``auto`` is found out from the source. ``weight`` is λ, by which the dataset's
-    gradient is multiplied (§4). ``batch``: documents in one step, over all ranks. ``tokens``: the most tokens of a
-    document. ``frames`` at ``fps`` frames a second: what is read of a clip. ``images``: the most pictures of a page's
-    window; ``next_image``: how often a page's texts belong to the picture after them, not before (p_next, §A.2).
-    ``chunks``: how many pairs a document holds, drawn for each step; more than one makes few-shot prompts.
-    ``augment``: flips and colour changes (§A.2). ``leading_space``: how often a space is put before a caption.
-    ``prompt``: the text between a picture and its caption, by default the model's; empty is the paper's form.
-    ``questions``: of drawn scenes, how many about each picture.
-    """
-
-    source: str
-    name: str = ""
-    kind: DataKind = "auto"
-    weight: float = 1.0
-    batch: int = 32
-    tokens: int = 256
-    frames: int = 8
-    fps: float = 1.0
-    images: int = 5
-    next_image: float = 0.5
-    chunks: tuple[int, ...] = (1,)
-    augment: bool = False
-    leading_space: float = 0.0
-    prompt: str | None = None
-    questions: int = 2
+    source: str = option("", "Folder, file, tar shards by a brace pattern, or scenes, which are drawn when needed.")
+    name: str = option("", "Name in logs; by default the last part of the source.")
+    kind: DataKind = option("auto", "What its samples are; by default found out from the source.")
+    weight: float = option(1.0, "λ, by which the dataset's gradient is multiplied.")
+    batch: int = option(32, "Documents in one step, over all ranks; of scenes, pictures.")
+    tokens: int = option(256, "Most tokens of a document.")
+    frames: int = option(8, "Frames of a clip.")
+    fps: float = option(1.0, "Frames a second that are read of a clip.")
+    images: int = option(5, "Most pictures of a page's window.")
+    next_image: float = option(0.5, "How often a page's texts belong to the picture after them (p_next).")
+    chunks: tuple[int, ...] = option((1,), "Pairs in a document, drawn for each step; several make few-shot prompts.")
+    augment: bool = option(False, "Flip pictures and change their colours.")
+    leading_space: float = option(0.0, "How often a space is put before a caption.")
+    prompt: str | None = option(None, "Text between a picture and its caption; by default the model's prompt.")
+    template: str = option("a picture of {}", "Caption of a picture whose folder names its class.")
+    questions: int = option(2, "Questions about each drawn scene.")
 
     def __post_init__(self) -> None:
         where = f"data {self.source!r}: "
@@ -80,6 +80,7 @@ class DataOptions:
         require_option(bool(self.chunks) and all(1 <= number <= 64 for number in self.chunks),
                        f"{where}chunks is {list(self.chunks)}; it lists numbers from 1 to 64")
         require_option(self.questions <= 16, f"{where}questions is {self.questions}; it must be from 0 to 16")
+        require_option(self.template.count("{}") == 1, f"{where}template {self.template!r} needs {{}} for the name")
 
     @property
     def label(self) -> str:
@@ -90,33 +91,25 @@ class DataOptions:
 @dataclass(frozen=True)
 class RunOptions:
     """What every stage has. The same options, data and seed give the same weights on the same machine, with any number
-    of ``workers``.
+    of ``workers``."""
 
-    ``schedule``: after ``warmup_steps`` of linear warm-up the learning rate stays, or follows half a cosine down to a
-    hundredth. ``accumulate``: parts into which each dataset's batch is split, one after the other, to save memory.
-    ``mixing``: one gradient per dataset, added up before each step (the paper), or one dataset a step in turn.
-    ``precision`` ``bf16``: activations and frozen weights in bfloat16; trained weights and AdamW's moments stay float32
-    (§B.1.2). ``max_damaged``: the largest share of damaged samples. ``sample_steps``: steps between sample answers, 0
-    for none.
-    """
-
-    steps: int = 1000
-    seed: int = 0
-    learning_rate: float = 1e-4
-    warmup_steps: int = 100
-    schedule: Schedule = "constant"
-    weight_decay: float = 0.1
-    beta2: float = 0.999
-    gradient_clip: float = 1.0
-    accumulate: int = 1
-    mixing: Mixing = "accumulate"
-    precision: Precision = "fp32"
-    checkpoint_activations: bool = False
-    compile: bool = False
-    workers: int = 1
-    max_damaged: float = 0.01
-    save_seconds: float = 30.0
-    sample_steps: int = 0
+    steps: int = option(1000, "Optimizer steps.")
+    seed: int = option(0, "Seed of weights and data.")
+    learning_rate: float = option(1e-4, "Peak learning rate.")
+    warmup_steps: int = option(100, "Steps of linear warm-up.")
+    schedule: Schedule = option("constant", "After warm-up: constant, or half a cosine down to a hundredth.")
+    weight_decay: float = option(0.1, "AdamW's weight decay.")
+    beta2: float = option(0.999, "AdamW's second decay rate.")
+    gradient_clip: float = option(1.0, "Bound of the gradient's norm.")
+    accumulate: int = option(1, "Parts into which a batch is split, one after the other, to save memory.")
+    mixing: Mixing = option("accumulate", "One gradient per dataset, added up; or one dataset a step in turn.")
+    precision: Precision = option("fp32", "bf16: activations and frozen matrices in bfloat16, the trained in float32.")
+    checkpoint_activations: bool = option(False, "Compute activations again for the backward pass, to save memory.")
+    compile: bool = option(False, "Compile the layers (torch.compile).")
+    workers: int = option(1, "Processes that read data; 0 reads in the training process.")
+    max_damaged: float = option(0.01, "Largest share of damaged samples.")
+    save_seconds: float = option(30.0, "Seconds between saved states.")
+    sample_steps: int = option(0, "Steps between sample answers; 0 for none.")
 
     def __post_init__(self) -> None:
         check_numbers(self, positive=("learning_rate", "gradient_clip", "save_seconds"),
@@ -136,29 +129,25 @@ class RunOptions:
 
 @dataclass(frozen=True)
 class VisionOptions:
-    """Stage 1: an image encoder and a text encoder by contrast (§B.1.3).
-
-    ``encoder``: a preset whose vision encoder's sizes are taken. ``text_*``: sizes of the BERT-like text encoder;
-    ``embedding``: the width in which pictures and texts are compared (the paper: 1376). ``agc``: the bound of adaptive
-    gradient clipping for NFNets (0 turns it off); ``gradient_clip`` is the text encoder's. ``evaluation``: a source of
-    pairs, or of an ImageFolder tree, that is measured every ``evaluation_steps`` and at the end.
-    """
+    """Stage 1: an image encoder and a text encoder by contrast (§B.1.3)."""
 
     run: RunOptions = field(default_factory=lambda: RunOptions(learning_rate=1e-3, gradient_clip=10.0))
     data: tuple[DataOptions, ...] = ()
-    encoder: str = "tiny"
-    tokenizer: str | None = None
-    vocab_size: int = 512
-    text_width: int = 128
-    text_layers: int = 2
-    text_heads: int = 4
-    text_tokens: int = 64
-    embedding: int = 128
-    label_smoothing: float = 0.1
-    initial_temperature: float = 0.07
-    agc: float = 0.01
-    evaluation: str | None = None
-    evaluation_steps: int = 0
+    encoder: str = option("tiny", "Preset whose vision encoder's sizes are taken.")
+    tokenizer: str | None = option(
+        None, "tokenizer.json, or its folder; by default learnt from the captions.", path=True
+    )
+    vocab_size: int = option(512, "Tokens of a tokenizer that is learnt.")
+    text_width: int = option(128, "Width of the text encoder.")
+    text_layers: int = option(2, "Layers of the text encoder.")
+    text_heads: int = option(4, "Attention heads of the text encoder.")
+    text_tokens: int = option(64, "Most tokens of a text.")
+    embedding: int = option(128, "Width in which pictures and texts are compared (the paper: 1376).")
+    label_smoothing: float = option(0.1, "Label smoothing of the contrastive loss.")
+    initial_temperature: float = option(0.07, "Temperature at the start; it is learnt.")
+    agc: float = option(0.01, "Adaptive gradient clipping of an NFNet; 0 for none.")
+    evaluation: str | None = option(None, "Source of pairs or classes to measure: zero-shot, retrieval, linear probe.")
+    evaluation_steps: int = option(0, "Steps between measurements; 0 measures at the end.")
 
     def __post_init__(self) -> None:
         check_numbers(self, positive=("initial_temperature",), shares=("label_smoothing",),
@@ -169,20 +158,15 @@ class VisionOptions:
 
 @dataclass(frozen=True)
 class LanguageOptions:
-    """Stage 2: a decoder on text, packed to ``context`` tokens.
-
-    ``decoder``: a preset whose language model's sizes are taken. ``tokenizer``: a tokenizer.json or a folder that holds
-    one; without it a byte-level BPE of ``vocab_size`` tokens is learnt from the data. ``repeats``: how often a row is
-    not text but random tokens whose segments repeat: they teach copying, on which few-shot prompts rest.
-    """
+    """Stage 2: a decoder on text, packed to ``context`` tokens."""
 
     run: RunOptions = field(default_factory=lambda: RunOptions(learning_rate=1e-3))
     data: tuple[DataOptions, ...] = ()
-    decoder: str = "tiny"
-    tokenizer: str | None = None
-    vocab_size: int = 512
-    context: int = 256
-    repeats: float = 0.0
+    decoder: str = option("tiny", "Preset whose language model's sizes are taken.")
+    tokenizer: str | None = option(None, "tokenizer.json, or its folder; by default learnt from the texts.", path=True)
+    vocab_size: int = option(512, "Tokens of a tokenizer that is learnt.")
+    context: int = option(256, "Tokens of a row.")
+    repeats: float = option(0.0, "Share of rows of repeated random tokens, which teach copying.")
 
     def __post_init__(self) -> None:
         check_numbers(self, counts=("vocab_size",), shares=("repeats",))
@@ -193,30 +177,28 @@ class LanguageOptions:
 class FlamingoOptions:
     """Stage 3: the bridge between a frozen vision encoder and a frozen language model (§3).
 
-    ``vision``: a folder that ``train vision`` wrote, a Flamingo checkpoint, or CLIP's files; ``language``: a folder
-    that ``train language`` wrote, a Flamingo checkpoint, or a language model's folder that ``import`` reads;
-    ``start_from``: a whole checkpoint instead of both. With neither, everything starts from random weights.
-    ``preset`` gives the sizes of what is new. ``unfreeze``: what is trained besides the resampler, the gated
-    cross-attention and the new tokens' embeddings: ``vision``, ``language`` or ``embedding``. ``lora``: the rank of
-    low-rank updates of the frozen language model's matrices, 0 for none. ``initial_gate``: the value of the tanh gates
-    at the start. ``vision_task``: weight of the vision encoder's own task (`vision_task.py`), for a model that starts
-    from nothing. ``gates`` and ``bridge`` are for ablations: no tanh gate, an MLP instead of the resampler.
-    ``cache_features``: a folder that keeps what the frozen encoder gave, at most ``cache_bytes`` of it.
+    A part that is not given starts from random weights and must be named in ``unfreeze``. What is always trained: the
+    resampler, the gated cross-attention, and the new tokens' embeddings.
     """
 
     run: RunOptions = field(default_factory=RunOptions)
     data: tuple[DataOptions, ...] = ()
-    preset: str = "tiny"
-    vision: str | None = None
-    language: str | None = None
-    start_from: str | None = None
-    tokenizer: str | None = None
-    unfreeze: tuple[str, ...] = ()
-    lora: int = 0
-    initial_gate: float = 0.0
-    vision_task: float = 0.0
-    cache_features: str | None = None
-    cache_bytes: int = 20_000_000_000
+    preset: str = option("tiny", "Preset whose sizes are taken for what is new.")
+    vision: str | None = option(None, "Folder of `train vision`, a checkpoint, or CLIP's weights.", path=True)
+    language: str | None = option(
+        None, "Folder of `train language`, a checkpoint, or a language model's folder.", path=True
+    )
+    start_from: str | None = option(None, "A whole checkpoint, to go on with or to fine-tune.", path=True)
+    tokenizer: str | None = option(
+        None, "tokenizer.json, or its folder, where the language model's has none.", path=True
+    )
+    unfreeze: tuple[str, ...] = option((), "Parts to train too: vision, language, embedding.")
+    lora: int = option(0, "Rank of low-rank updates of the frozen language model's matrices; 0 for none.")
+    initial_gate: float | None = option(None, "Value of the gates at the start, before tanh; a checkpoint has its own.")
+    gates: Literal["tanh", "none"] = option("tanh", "none leaves the gates out: they are open, and not trained.")
+    vision_task: float = option(0.0, "Weight of the vision encoder's own task, for one that starts from nothing.")
+    cache_features: str | None = option(None, "Folder that keeps what the frozen encoder gave.", path=True)
+    cache_bytes: int = option(20_000_000_000, "Most bytes in that folder.")
 
     def __post_init__(self) -> None:
         check_numbers(self, counts=("cache_bytes",))
@@ -229,3 +211,5 @@ class FlamingoOptions:
                        "cache_features keeps what a frozen encoder gives, and unfreeze names vision: leave one out")
         require_option(self.cache_features is None or not any(entry.augment for entry in self.data),
                        "cache_features needs the same pixels each time: turn augment off, or leave it out")
+        require_option(self.vision_task == 0 or self.run.accumulate == 1,
+                       "vision_task needs whole batches: leave accumulate at 1")

@@ -14,26 +14,14 @@ import PIL.Image
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset
 
 from flamingo_rt.config import FlamingoConfig, PromptsConfig
-from flamingo_rt.errors import DataError
+from flamingo_rt.errors import DataError, UsageError
 from flamingo_rt.model.flamingo import IGNORED_LABEL
 from flamingo_rt.processing.preprocess import pixel_values
 from flamingo_rt.training import scenes
-from flamingo_rt.training.scenes import digits
-
-
-class Batch(NamedTuple):
-    """Arguments of `Flamingo.forward`: input_ids, media_index, labels int64 [R, T]; rows int64 [R, V];
-    pixel_values float32 [N, 1, 3, H, W]. ``caption_tokens`` float32 [N, vocab] is 1 for the tokens of a caption."""
-
-    input_ids: Tensor
-    media_index: Tensor
-    pixel_values: Tensor
-    rows: Tensor
-    labels: Tensor
-    caption_tokens: Tensor
+from flamingo_rt.training.data.document_batches import FlamingoBatch
+from flamingo_rt.training.stage import Drawn
 
 
 class Chunk(NamedTuple):
@@ -58,7 +46,27 @@ class SceneBatches:
     pictures: int = 32
     questions: int = 2
 
-    def batch(self, step: int) -> Batch:
+    def draw(self, step: int, part: int, parts: int) -> Drawn:
+        """See `Batches.draw`: part ``part`` holds its share of the rows, and the pictures that they show."""
+        whole = self.batch(step)
+        count = len(whole.rows)
+        if count < parts:
+            raise UsageError(f"{count} rows of drawn scenes cannot be divided into {parts} parts: take a larger batch")
+        rows = slice(part * count // parts, (part + 1) * count // parts)
+        shown, renumbered = whole.rows[rows].unique(return_inverse=True)
+        batch = whole if parts == 1 else FlamingoBatch(
+            input_ids=whole.input_ids[rows], media_index=whole.media_index[rows], labels=whole.labels[rows],
+            rows=renumbered, pixel_values=whole.pixel_values[shown], cached=None,
+            missing=torch.arange(len(shown)), keys=tuple(whole.keys[index] for index in shown.tolist()),
+        )
+        names = tuple(f"scene {step * self.pictures + index}" for index in shown.tolist())
+        return Drawn(batch, read=len(shown), names=names)
+
+    def fingerprint(self) -> str:
+        """See `Batches.fingerprint`."""
+        return f"drawn scenes, seed {self.seed}, {self.pictures} pictures, {self.questions} questions"
+
+    def batch(self, step: int) -> FlamingoBatch:
         """The batch of one training step."""
         rng = np.random.default_rng([self.seed, step])
         samples = [
@@ -85,7 +93,7 @@ class SceneBatches:
             tokens[row, self.tokenizer.encode(self.config.prompts.answer_separator + sample.caption).ids] = 1.0
         return tokens
 
-    def _collate(self, documents: list[list[Chunk]], pixels: Tensor, caption_tokens: Tensor) -> Batch:
+    def _collate(self, documents: list[list[Chunk]], pixels: Tensor, caption_tokens: Tensor) -> FlamingoBatch:
         encoded = [self._encode(document) for document in documents]
         rows, length = len(documents), max(len(ids) for ids, _, _ in encoded)
         pad = self._token_id(self.config.tokens.pad)
@@ -97,7 +105,10 @@ class SceneBatches:
             media_index[row, : len(ids)] = torch.tensor(indices)
             labels[row, : len(ids)] = torch.tensor(wanted)
         visuals = torch.tensor([[chunk.picture for chunk in document] for document in documents])
-        return Batch(input_ids, media_index, pixels, visuals, labels, caption_tokens)
+        return FlamingoBatch(
+            input_ids, media_index, labels, visuals, pixels, None, torch.arange(len(pixels)), ("",) * len(pixels),
+            caption_tokens,
+        )
 
     def _encode(self, document: list[Chunk]) -> tuple[list[int], list[int], list[int]]:
         """Token ids, media_index and labels of one row: <BOS>, <image>prompt answer<EOC> of each chunk, <EOS>; §A.2."""
@@ -118,26 +129,6 @@ class SceneBatches:
         if number is None:
             raise DataError(f"the tokenizer has no token {token!r}: train with the tokenizer of the configuration")
         return number
-
-
-class _Steps(IterableDataset):
-    """The batches of steps ``start`` to ``stop``, for one worker."""
-
-    def __init__(self, batches: SceneBatches, start: int, stop: int) -> None:
-        self.batches, self.start, self.stop = batches, start, stop
-
-    def __iter__(self) -> Iterator[Batch]:
-        import cv2
-
-        cv2.setNumThreads(0)  # a second thread pool beside the training step's costs more than it brings
-        for step in range(self.start, self.stop):
-            yield self.batches.batch(step)
-
-
-def prefetched(batches: SceneBatches, start: int, stop: int) -> DataLoader:
-    """Batches of steps ``start`` to ``stop`` in order, drawn by a second process while the model trains."""
-    digits.digit_label(0)  # loaded here, for both: a second process reports a missing library with its whole traceback
-    return DataLoader(_Steps(batches, start, stop), batch_size=None, num_workers=1, prefetch_factor=4)
 
 
 def scene_texts(seed: int, count: int, prompts: PromptsConfig) -> Iterator[str]:

@@ -1,0 +1,175 @@
+"""Options of a run from a TOML file and from the command line: defaults, then the file, then what was given.
+
+    steps = 2000            # keys of the run and of the stage stand at the top
+    vision = "runs/vision"
+    [[data]]                # one table for each dataset
+    source = "shards/pairs-{0000..0099}.tar"
+    weight = 0.2
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import sys
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union
+
+from flamingo_rt.bounded_files import read_text
+from flamingo_rt.errors import UsageError
+from flamingo_rt.training.options import DataOptions, RunOptions
+
+T = TypeVar("T")
+MOST_BYTES = 1 << 20  # a file of options has a few hundred
+
+
+@dataclass(frozen=True)
+class OptionField:
+    """One key: its name, the type of its value (``bool``, ``int``, ``float`` or ``str``), whether it is a list or a
+    path, the values it may have, its default and its help."""
+
+    name: str
+    kind: type
+    is_list: bool
+    choices: tuple[str, ...]
+    default: Any
+    text: str
+    is_path: bool = False
+
+
+def option_fields(options: type) -> list[OptionField]:
+    """The keys of a dataclass of options; those of `RunOptions` come first where it holds one."""
+    hints, found = typing.get_type_hints(options), []
+    for entry in fields(options):
+        if entry.name == "run":
+            default = entry.default_factory() if entry.default_factory is not MISSING else entry.default
+            found = [replace(key, default=getattr(default, key.name)) for key in option_fields(RunOptions)] + found
+        elif entry.name != "data":
+            key = _field(entry.name, hints[entry.name], entry.default, entry.metadata["help"])
+            found.append(replace(key, is_path=entry.metadata["path"]))
+    return found
+
+
+def _field(name: str, hint: Any, default: Any, text: str) -> OptionField:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (Union, types.UnionType):  # an optional value
+        return _field(name, next(entry for entry in arguments if entry is not type(None)), default, text)
+    if origin is Literal:
+        return OptionField(name, str, False, arguments, default, text)
+    if origin is tuple:
+        return OptionField(name, arguments[0], True, (), default, text)
+    return OptionField(name, hint, False, (), default, text)
+
+
+def read_options(options: type[T], file: Path | None, given: Mapping[str, Any], data: Sequence[str] = ()) -> T:
+    """Options of a stage. ``given`` are keys from the command line, ``data`` datasets in the form of `parse_data`,
+    which replace those of the file.
+
+    Raises `DataError` for a file that cannot be read, `UsageError` for an unknown key, with the nearest known ones, and
+    for a value that a key cannot have.
+    """
+    stated = _read_toml(file) if file is not None else {}
+    where = str(file)
+    tables = stated.pop("data", [])
+    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+        raise UsageError(f"{where}: data is a list of tables: write [[data]] before each dataset's keys")
+    known = {key.name: key for key in option_fields(options)}
+    keys = {**_checked(stated, known, where), **given}
+    datasets = tuple(_dataset(table, f"{where}, data {number}") for number, table in enumerate(tables, start=1))
+    if data:
+        datasets = tuple(parse_data(text) for text in data)
+    run_names = {entry.name for entry in fields(RunOptions)}
+    run_field = next(entry for entry in fields(options) if entry.name == "run")  # type: ignore[arg-type]
+    run = replace(run_field.default_factory(), **{name: keys[name] for name in keys if name in run_names})
+    rest = {name: value for name, value in keys.items() if name not in run_names}
+    return options(run=run, data=datasets, **rest)
+
+
+def parse_data(text: str) -> DataOptions:
+    """A dataset from the command line: ``SOURCE`` or ``SOURCE,key=value,…``. Raises `UsageError`."""
+    known = {key.name: key for key in option_fields(DataOptions)}
+    # A comma within braces belongs to the source: pairs-{a,b}.tar.
+    source, *parts = re.split(r",(?![^{}]*})", text)
+    keys = {}
+    for part in parts:
+        name, equals, value = part.partition("=")
+        if name not in known or not equals:
+            raise UsageError(f"--data {text!r}: {part!r} is no key=value; {_near(name, known)}")
+        keys[name] = _from_text(known[name], value, f"--data {text!r}")
+    return DataOptions(source=source, **keys)
+
+
+def options_text(options: Any) -> str:
+    """Options as the TOML file that gives them; keys without a value are left out."""
+    names = [key.name for key in option_fields(type(options))]
+    values = {name: getattr(options.run if hasattr(options.run, name) else options, name) for name in names}
+    table = {name: _plain(value) for name, value in values.items() if value is not None}
+    data = [
+        {key.name: _plain(getattr(entry, key.name)) for key in option_fields(DataOptions)
+         if getattr(entry, key.name) != key.default}
+        for entry in options.data
+    ]
+    import tomli_w  # here: the command line's help needs no libraries
+
+    return tomli_w.dumps({**table, "data": data} if data else table)
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _read_toml(file: Path) -> dict[str, Any]:
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    try:
+        return tomllib.loads(read_text(file, MOST_BYTES))
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise UsageError(f"{file} is no TOML file: {error}") from error
+
+
+def _dataset(table: Mapping[str, Any], where: str) -> DataOptions:
+    return DataOptions(**_checked(table, {key.name: key for key in option_fields(DataOptions)}, where))
+
+
+def _checked(stated: Mapping[str, Any], known: Mapping[str, OptionField], where: str) -> dict[str, Any]:
+    found = {}
+    for name, value in stated.items():
+        if name not in known:
+            raise UsageError(f"{where}: there is no key {name!r}; {_near(name, known)}")
+        key = known[name]
+        values = value if key.is_list and isinstance(value, list) else [value]
+        wanted = (int, float) if key.kind is float else (key.kind,)
+        sound = isinstance(value, list) == key.is_list and all(
+            isinstance(entry, wanted) and (key.kind is bool or not isinstance(entry, bool)) for entry in values
+        )
+        if not sound or (key.choices and value not in key.choices):
+            wish = " or ".join(key.choices) or f"{'a list of ' if key.is_list else ''}{key.kind.__name__}"
+            raise UsageError(f"{where}: {name} is {value!r}; it must be {wish}")
+        found[name] = tuple(values) if key.is_list else key.kind(value)
+    return found
+
+
+def _from_text(key: OptionField, text: str, where: str) -> Any:
+    """A value as it stands behind ``key=``; the entries of a list are divided by ``+``."""
+    try:
+        if key.is_list:
+            return tuple(key.kind(entry) for entry in text.split("+"))
+        if key.kind is bool:
+            return {"true": True, "false": False}[text.lower()]
+        value = key.kind(text)
+    except (ValueError, KeyError):
+        raise UsageError(f"{where}: {key.name} is {text!r}; it must be {key.kind.__name__}") from None
+    if key.choices and value not in key.choices:
+        raise UsageError(f"{where}: {key.name} is {text!r}; it must be {' or '.join(key.choices)}")
+    return value
+
+
+def _near(name: str, known: Mapping[str, Any]) -> str:
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    return f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(sorted(known))}"

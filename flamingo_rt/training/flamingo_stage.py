@@ -1,0 +1,235 @@
+"""Stage 3: the bridge between a frozen vision encoder and a frozen language model (§3, §4).
+
+Trained are the resampler, the gated cross-attention, and the embeddings of the tokens that the language model did not
+have; the rest is frozen: it has no gradients, and is the same bit for bit after the run. Weight decay acts on matrices
+of the cross-attention and of what was unfrozen, not on the resampler's (§4).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+
+from flamingo_rt.checkpoints import StoredModel, write_checkpoint
+from flamingo_rt.config import FlamingoConfig
+from flamingo_rt.errors import UsageError
+from flamingo_rt.model.flamingo import IGNORED_LABEL, Flamingo
+from flamingo_rt.model_memory import TRAINING, WEIGHTS, require_bytes, training_step_bytes
+from flamingo_rt.training.data.document_batches import FlamingoBatch
+from flamingo_rt.training.feature_cache import FeatureCache
+from flamingo_rt.training.loop import clip_norm
+from flamingo_rt.training.lora import add_lora, merged_tensors
+from flamingo_rt.training.new_tokens import train_new_tokens
+from flamingo_rt.training.options import FlamingoOptions
+from flamingo_rt.training.sharding import World, freeze_in_precision, whole
+from flamingo_rt.training.stage import Dataset, Loss
+from flamingo_rt.training.vision_task import VisionTask
+from flamingo_rt.weights.lazy import LazyTensor
+
+SAMPLE_ROWS, SAMPLE_TOKENS = 3, 24
+LARGEST_GATE = 20.0  # tanh of it is 1 in float32: a layer without a gate
+
+
+class Bridge(nn.Module):
+    """The model with the head of the vision encoder's own task, and the forward pass of training."""
+
+    def __init__(self, model: Flamingo, vision_task: VisionTask | None, frozen_vision: bool) -> None:
+        super().__init__()
+        self.model, self.vision_task, self._frozen_vision = model, vision_task, frozen_vision
+
+    def forward(self, batch: FlamingoBatch) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Logits [R, T, vocab], the loss of the vision task, and the features of the visuals that were not cached
+        [N, F, S, Dv]."""
+        new = None
+        if batch.pixel_values is not None and len(batch.pixel_values):
+            with torch.set_grad_enabled(torch.is_grad_enabled() and not self._frozen_vision):
+                new = self.model.vision(batch.pixel_values.flatten(0, 1)).unflatten(0, batch.pixel_values.shape[:2])
+        features = new
+        if batch.cached is not None:
+            features = batch.cached.float()
+            if new is not None:
+                features[batch.missing] = new.float()
+        latents = self.model.resampler(features) if features is not None else None
+        logits, _ = self.model.read(batch.input_ids, batch.media_index, latents, batch.rows)
+        extra = None
+        if self.vision_task is not None and new is not None and batch.caption_tokens is not None:
+            extra = self.vision_task(new.flatten(0, 1), batch.caption_tokens)
+        return logits, extra, new
+
+
+class FlamingoStage:
+    """A `Stage`; see `make_flamingo_stage` for what it is made of."""
+
+    def __init__(
+        self, model: Flamingo, tokenizer: Tokenizer, datasets: Sequence[Dataset], options: FlamingoOptions,
+        new_tokens: tuple[int, ...], world: World, cache: FeatureCache | None = None,
+    ) -> None:
+        """``new_tokens`` are the ids whose embeddings are trained though the language model is frozen."""
+        self.config, self.tokenizer, self.datasets, self._options = model.config, tokenizer, datasets, options
+        self._world, self._cache, self._checked = world, cache, False
+        self._frozen = frozen_identity(model, options.unfreeze)
+        precision = options.run.precision
+        if "vision" not in options.unfreeze:
+            freeze_in_precision(model.vision, precision)
+        if "language" not in options.unfreeze:
+            freeze_in_precision(model.language, precision)
+            if options.lora:
+                add_lora(model.language, options.lora, options.run.seed)
+            if "embedding" in options.unfreeze:
+                model.language.embedding.weight.requires_grad_(True)
+            else:
+                train_new_tokens(model, new_tokens)
+        task = VisionTask(model.config) if options.vision_task else None
+        self.model = Bridge(model, task, "vision" not in options.unfreeze).to(world.device)
+
+    def shards(self) -> Sequence[nn.Module]:
+        """See `Stage.shards`."""
+        model = self.model.model
+        vision = getattr(model.vision, "blocks", None) or model.vision.stages
+        return [*vision, *model.resampler.layers, *model.cross_attention.layers.values(), *model.language.layers]
+
+    def loss(self, dataset: str, batch: FlamingoBatch) -> Loss:
+        """See `Stage.loss`: cross-entropy of the labels; the vision task's is beside it."""
+        if not self._checked:
+            self._require_memory(batch)
+            self._checked = True
+        batch = batch.to(self._world.device)
+        logits, extra, new = self.model(batch)
+        if self._cache is not None and new is not None:
+            self._remember(batch, new)
+        total = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), batch.labels[:, 1:].flatten(),
+                                ignore_index=IGNORED_LABEL, reduction="sum")
+        return Loss(total, None if extra is None else self._options.vision_task * extra)
+
+    def _remember(self, batch: FlamingoBatch, new: Tensor) -> None:
+        for place, features in zip(batch.missing.tolist(), new.detach(), strict=True):
+            if batch.keys[place]:
+                self._cache.write(batch.keys[place], features)
+
+    def _require_memory(self, batch: FlamingoBatch) -> None:
+        trained = sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
+        tokens = batch.input_ids.numel()
+        require_bytes(
+            training_step_bytes(self.config, tokens) + (TRAINING - WEIGHTS) * trained // self._world.size,
+            "a training step", f"{tokens:,} tokens in a batch, gradients and AdamW's moments",
+            "take a smaller batch, a larger accumulate, checkpoint_activations, or a machine with more memory",
+        )
+
+    def targets(self, batch: FlamingoBatch) -> int:
+        """See `Stage.targets`: the labelled tokens."""
+        return int((batch.labels[:, 1:] != IGNORED_LABEL).sum())
+
+    def tokens(self, batch: FlamingoBatch) -> int:
+        """See `Stage.tokens`."""
+        return batch.input_ids.numel()
+
+    def decay_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """See `Stage.decay_groups`: matrices outside the resampler, and the rest."""
+        decayed, others = [], []
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad:
+                matrix = parameter.ndim >= 2 and parameter.shape[0] > 1
+                small = "resampler" in name or "new_rows" in name
+                (decayed if matrix and not small else others).append(parameter)
+        return decayed, others
+
+    def clip(self, bound: float) -> float:
+        """See `Stage.clip`: one norm over all parameters."""
+        return clip_norm((entry for entry in self.model.parameters() if entry.requires_grad), bound)
+
+    def scalars(self) -> dict[str, float]:
+        """See `Stage.scalars`: tanh of each layer's two gates, which say how far it is open."""
+        found = {}
+        for name, layer in self.model.model.cross_attention.layers.items():
+            for gate in ("attention_gate", "ff_gate"):
+                found[f"gate.{name}.{gate.removesuffix('_gate')}"] = float(whole(getattr(layer, gate)).tanh())
+        return found
+
+    def sample_lines(self) -> Iterator[str]:
+        """See `Stage.sample_lines`: answers to the first prompts of each dataset, beside the right ones."""
+        for dataset in self.datasets:
+            drawn = dataset.batches.draw(0, 0, 1)
+            if drawn.error is None:
+                yield from self._answers(dataset.name, drawn.batch)
+
+    def _answers(self, name: str, batch: FlamingoBatch) -> Iterator[str]:
+        """Greedy answers at the first labelled token of a few rows, the same number of forward passes on every rank."""
+        batch = batch.to(self._world.device)
+        labelled = batch.labels != IGNORED_LABEL
+        for row in labelled.any(1).nonzero().flatten()[:SAMPLE_ROWS].tolist():
+            start = int(labelled[row].nonzero()[0])
+            stop = start + int((~labelled[row, start:]).nonzero()[0]) if not labelled[row, start:].all() else None
+            ids, index = batch.input_ids[row : row + 1, :start], batch.media_index[row : row + 1, :start]
+            for _ in range(SAMPLE_TOKENS):
+                one = batch._replace(input_ids=ids, media_index=index, rows=batch.rows[row : row + 1])
+                ids = torch.cat([ids, self.model(one)[0][:, -1:].argmax(-1)], 1)
+                index = torch.cat([index, index[:, -1:]], 1)
+            prompt, answer = self._text(ids[0, :start]), self._text(ids[0, start:])
+            yield f"{name}: {prompt} -> {answer} (right: {self._text(batch.input_ids[row, start:stop])})"
+
+    def _text(self, ids: Tensor) -> str:
+        tokens = self.config.tokens
+        text = self.tokenizer.decode(ids.tolist(), skip_special_tokens=False)
+        for token in (tokens.bos, tokens.pad, tokens.image):
+            text = text.replace(token, "") if token else text
+        for token in (tokens.end_of_chunk, tokens.eos):
+            text = text.split(token)[0] if token and text.split(token)[0].strip() else text.replace(token, "")
+        return " ".join(text.split())
+
+    def identity(self) -> dict[str, Any]:
+        """See `Stage.identity`."""
+        tokenizer = hashlib.sha256(self.tokenizer.to_str().encode()).hexdigest()[:16]
+        return {"model": self.config.to_dict(), "tokenizer": tokenizer, "frozen": self._frozen,
+                "trained": {"unfreeze": list(self._options.unfreeze), "lora": self._options.lora,
+                            "vision_task": self._options.vision_task}}
+
+    def write(self, out: Path, overwrite: bool) -> None:
+        """See `Stage.write`: a checkpoint; trained rows and low-rank updates are merged into the frozen weights."""
+        tensors = merged_tensors(self.model.model)
+        if self._world.is_first:
+            write_model(out, self.config, self.tokenizer, tensors, overwrite)
+        self._world.barrier()
+
+
+def write_model(
+    out: Path, config: FlamingoConfig, tokenizer: Tokenizer, tensors: Mapping[str, Tensor], overwrite: bool
+) -> None:
+    """Write tensors in memory as a checkpoint folder."""
+    lazy = {
+        name: LazyTensor(tuple(tensor.shape), tensor.dtype, out, partial(_in_memory, tensor))
+        for name, tensor in tensors.items()
+    }
+    write_checkpoint(out, StoredModel(config, tokenizer.to_str(pretty=True), lazy), overwrite)
+
+
+def _in_memory(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().contiguous()
+
+
+def frozen_identity(model: Flamingo, unfreeze: Sequence[str]) -> str:
+    """A hash of the frozen weights: another encoder or language model is found when a run is resumed."""
+    digest = hashlib.sha256()
+    for part in ("vision", "language"):
+        if part not in unfreeze:
+            for name, tensor in getattr(model, part).state_dict().items():
+                digest.update(f"{part}.{name} {list(tensor.shape)} {tensor.double().sum().item()!r}".encode())
+    return digest.hexdigest()[:16]
+
+
+def check_something_is_given(options: FlamingoOptions) -> None:
+    """Raise `UsageError` when a part would be frozen that has random weights."""
+    whole_model = options.start_from is not None
+    for part, given in (("vision", options.vision), ("language", options.language)):
+        if not whole_model and given is None and part not in options.unfreeze:
+            raise UsageError(
+                f"the {part} part would be frozen with random weights: give --{part}, or a whole checkpoint with "
+                f"--start-from, or train it too with --unfreeze {part}"
+            )

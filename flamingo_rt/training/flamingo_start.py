@@ -1,0 +1,135 @@
+"""From the options of stage 3 to the model that it starts with, and its data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+from torch import nn
+
+from flamingo_rt.checkpoints import TOKENIZER, open_checkpoint
+from flamingo_rt.config import FlamingoConfig
+from flamingo_rt.errors import UsageError
+from flamingo_rt.model.flamingo import Flamingo
+from flamingo_rt.model_memory import TRAINING, WEIGHTS, require_memory
+from flamingo_rt.presets import preset
+from flamingo_rt.processing.tokenizer import TextTokenizer
+from flamingo_rt.tokenizer_file import parse_tokenizer
+from flamingo_rt.training.data.document_batches import DocumentBatches
+from flamingo_rt.training.data.samples import SampleSource
+from flamingo_rt.training.data.scene_batches import SceneBatches, scene_texts
+from flamingo_rt.training.data.sources import open_source
+from flamingo_rt.training.feature_cache import FeatureCache, encoder_identity
+from flamingo_rt.training.flamingo_stage import LARGEST_GATE, FlamingoStage, check_something_is_given
+from flamingo_rt.training.options import DataOptions, FlamingoOptions
+from flamingo_rt.training.parts import join_parts
+from flamingo_rt.training.sharding import World
+from flamingo_rt.training.stage import Dataset
+from flamingo_rt.training.texts import source_texts
+from flamingo_rt.training.tokenizer_training import train_tokenizer
+from flamingo_rt.weights.lazy import LazyTensor
+
+SCENES = "scenes"
+TOKENIZER_SCENES = 3000
+
+
+@dataclass(frozen=True)
+class StartingPoint:
+    """The sizes, the tokenizer.json, the tensors that are given (names of `Flamingo`), not read yet, and the ids of the
+    tokens that the language model has not learnt."""
+
+    config: FlamingoConfig
+    tokenizer: str
+    tensors: Mapping[str, LazyTensor]
+    new_tokens: tuple[int, ...]
+
+
+def open_flamingo_stage(options: FlamingoOptions, world: World) -> FlamingoStage:
+    """The stage that `loop.train` runs. Raises `UsageError` and `DataError` for what is given and cannot be used."""
+    check_something_is_given(options)
+    if options.vision_task and world.size > 1:
+        raise UsageError("vision_task needs whole batches: leave it out, or train in one process")
+    sources = {entry: open_source(entry) for entry in options.data if entry.source != SCENES}
+    start = _starting_point(options, sources)
+    trained = TRAINING if options.unfreeze else WEIGHTS
+    require_memory(start.config, trained, f"training {start.config.name}")
+    tokenizer = parse_tokenizer(start.tokenizer.encode(), Path(options.tokenizer or TOKENIZER),
+                                start.config.language.vocab_size)
+    model = _model(start, options)
+    cache = None
+    if options.cache_features is not None:
+        identity = encoder_identity(model.vision.state_dict(), start.config)
+        cache = FeatureCache(Path(options.cache_features), identity, options.cache_bytes)
+    datasets = [
+        Dataset(entry.label, entry.weight, _batches(entry, number, sources.get(entry), start.config, tokenizer, options,
+                                                    cache))
+        for number, entry in enumerate(options.data)
+    ]
+    _check_names(datasets)
+    return FlamingoStage(model, tokenizer, datasets, options, start.new_tokens, world, cache)
+
+
+def _starting_point(options: FlamingoOptions, sources: Mapping[DataOptions, SampleSource]) -> StartingPoint:
+    if options.start_from is not None:
+        path = Path(options.start_from)
+        stored = open_checkpoint(path)
+        checked = TextTokenizer(path / TOKENIZER, stored.config.tokens, stored.config.language.vocab_size)
+        new = (checked.image_id, checked.end_of_chunk_id)
+        return StartingPoint(stored.config, stored.tokenizer, stored.tensors, new)
+    if options.vision is not None or options.language is not None:
+        joined = join_parts(options)
+        return StartingPoint(joined.config, joined.tokenizer_json, joined.tensors, joined.new_tokens)
+    config = preset(options.preset)
+    tokenizer = train_tokenizer(_texts(options, sources, config), config.language.vocab_size, config.tokens)
+    return StartingPoint(config, tokenizer.to_str(), {}, ())
+
+
+def _texts(
+    options: FlamingoOptions, sources: Mapping[DataOptions, SampleSource], config: FlamingoConfig
+) -> Iterator[str]:
+    """Texts from which a tokenizer is learnt."""
+    for entry in options.data:
+        if entry in sources:
+            yield from source_texts(sources[entry])
+        else:
+            yield from scene_texts(options.run.seed, TOKENIZER_SCENES, config.prompts)
+
+
+def _model(start: StartingPoint, options: FlamingoOptions) -> Flamingo:
+    """The model with random weights from the seed where none are given."""
+    torch.manual_seed(options.run.seed)
+    model = Flamingo(start.config)
+    for name, tensor in model.state_dict().items():
+        if name in start.tensors:
+            tensor.copy_(start.tensors[name].to(torch.float32).read())
+    gate = options.initial_gate
+    if options.gates == "none":
+        gate = LARGEST_GATE
+    if gate is not None:
+        for name, parameter in model.named_parameters():
+            fresh = name.endswith("skip_gain") and name not in start.tensors
+            if name.endswith(("attention_gate", "ff_gate")) or fresh:
+                nn.init.constant_(parameter, gate)
+                parameter.requires_grad_(options.gates == "tanh" or fresh)
+    return model
+
+
+def _batches(
+    entry: DataOptions, number: int, source: SampleSource | None, config: FlamingoConfig, tokenizer: Tokenizer,
+    options: FlamingoOptions, cache: FeatureCache | None,
+) -> SceneBatches | DocumentBatches:
+    if source is None:
+        return SceneBatches(config, tokenizer, options.run.seed, entry.batch, entry.questions)
+    if source.kind == "text":
+        raise UsageError(f"data {entry.source!r} holds texts without pictures: train language takes those")
+    return DocumentBatches(source, entry, config, tokenizer, options.run.seed, number, cache)
+
+
+def _check_names(datasets: list[Dataset]) -> None:
+    names = [entry.name for entry in datasets]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise UsageError(f"two datasets are called {twice!r}: give each a name (--data SOURCE,name=…)")
