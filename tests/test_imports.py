@@ -21,7 +21,7 @@ FOLDERS = {
 BASE = {
     "errors", "config", "cores", "files", "contract", "backend", "device_arrays", "graph_files",
     "json_files", "model_memory", "parameter_count", "presets", "printable", "progress", "protobuf", "system_memory",
-    "bounded_files", "step_costs",
+    "bounded_files", "step_costs", "product_rate",
 }
 RUNTIME = BASE | {"bundle", "processing", "engines"}
 ALLOWED = {
@@ -45,6 +45,7 @@ ALLOWED = {
     "bounded_files": {"errors"},
     "unfinished": set(),
     "presets": {"errors", "config"},
+    "product_rate": set(),
     "step_costs": set(),
     "contract": {"errors", "config"},
     "backend": {"contract"},

@@ -1,8 +1,7 @@
-"""Rate of float32 matrix products on this machine's CPU, computed by the backend that runs the model."""
+"""A float32 matrix product on this machine's CPU, computed by the backend that runs the model, to measure its rate."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
 import numpy as np
@@ -32,15 +31,3 @@ def matrix_product(backend: str, threads: int | None) -> tuple[Callable[[], obje
         return lambda: first @ second, f"matmul of PyTorch {torch.__version__}, {SIZE}³, float32"
     out = np.empty_like(left)
     return lambda: np.matmul(left, right, out=out), f"matmul of numpy {np.__version__}, {SIZE}³, float32"
-
-
-def product_rate(
-    product: Callable[[], object], repeats: int = 10, clock: Callable[[], float] = time.perf_counter
-) -> float:
-    """FLOPs per second of the fastest of ``repeats`` products."""
-    fastest = float("inf")
-    for _ in range(repeats):
-        start = clock()
-        product()
-        fastest = min(fastest, clock() - start)
-    return 2 * SIZE**3 / fastest

@@ -9,7 +9,8 @@ from typing import Protocol
 
 from flamingo_rt.backend import Backend
 from flamingo_rt.bench.bandwidth import BUFFER_BYTES, BandwidthProbe
-from flamingo_rt.bench.matrix_rate import matrix_product, product_rate
+from flamingo_rt.bench.matrix_rate import SIZE, matrix_product
+from flamingo_rt.product_rate import product_rate
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class HostProbe:
 
     def products(self) -> tuple[float, str]:
         """FLOPs per second through the backend."""
-        return product_rate(self._product), self._product_name
+        return product_rate(self._product, 2 * SIZE**3), self._product_name
 
 
 def probe_of(

@@ -104,13 +104,21 @@ class DecoderLayer(nn.Module):
         return hidden + self.ff(self.ff_norm(hidden))
 
 
+class TokenEmbedding(nn.Embedding):
+    """Table of token embeddings, ids [B, T] -> [B, T, D]; its rows are also the head of a model whose head is tied."""
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """hidden [..., D] -> logits [..., vocab]."""
+        return F.linear(hidden, self.weight)
+
+
 class LanguageModel(nn.Module):
     """input_ids [B, T] -> logits [B, T or K, vocab]."""
 
     def __init__(self, config: LanguageConfig) -> None:
         super().__init__()
         self.config = config
-        self.embedding = nn.Embedding(config.vocab_size, config.width)
+        self.embedding = TokenEmbedding(config.vocab_size, config.width)
         nn.init.normal_(self.embedding.weight, std=0.02)
         self.position_table: nn.Embedding | None = None
         if config.positions == "learnt":
@@ -140,4 +148,4 @@ class LanguageModel(nn.Module):
         if logits_index is not None:
             hidden = hidden.gather(1, logits_index[:, :, None].expand(-1, -1, hidden.shape[-1]))
         hidden = self.norm(hidden)
-        return F.linear(hidden, self.embedding.weight) if self.head is None else self.head(hidden)
+        return self.embedding.logits(hidden) if self.head is None else self.head(hidden)

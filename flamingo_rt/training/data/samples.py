@@ -36,11 +36,15 @@ class Said:
 
 
 Segment = Visual | Said
+SampleKind = Literal["pairs", "videos", "pages", "text"]
 
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """One sample: a pair is ``(visual, prompt, answer)``, a page any order of visuals and texts, text a single `Said`.
+    """One sample: a caption is ``(visual, text)``, a question ``(visual, question, answer)``, of which the answer alone
+    is learnt, a page any order of visuals and texts, text a single `Said`. Texts are as they stand in the data: prompts
+    are put around them later.
+
     ``name`` says where it is: the file, and the line or the key in it. ``label``: the class of an ImageFolder picture.
     """
 
@@ -52,7 +56,8 @@ class Sample:
 class SampleSource(Protocol):
     """A finite, indexed dataset. Reading the same index gives the same sample in every process."""
 
-    kind: Literal["pairs", "videos", "pages", "text"]
+    @property
+    def kind(self) -> SampleKind: ...
 
     def __len__(self) -> int: ...
 

@@ -1,0 +1,197 @@
+"""Batches of stage 3: documents of pairs, clips or pages, padded to one length, with what their pictures show.
+
+A batch is a function of (seed, step) alone. Document i of step s takes the samples that stand at its place of
+`SampleOrder`, so every sample is drawn once in an epoch; a part of a batch is a run of its documents.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import fields
+from functools import partial
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from flamingo_rt.config import FlamingoConfig
+from flamingo_rt.errors import FlamingoError, UsageError
+from flamingo_rt.model.flamingo import IGNORED_LABEL
+from flamingo_rt.training.data.augmentation import Augmentation
+from flamingo_rt.training.data.documents import Document, DocumentWriter, Pair
+from flamingo_rt.training.data.sample_order import SampleOrder
+from flamingo_rt.training.data.samples import Sample, SampleSource, Visual
+from flamingo_rt.training.data.usable_samples import SampleReader
+from flamingo_rt.training.data.visual_pixels import visual_pixels
+from flamingo_rt.training.feature_cache import content_key
+from flamingo_rt.training.options import DataOptions
+from flamingo_rt.training.stage import Drawn
+
+NOT_CUT = ("source", "name", "kind", "weight", "questions")  # options that do not change what is in a batch
+
+
+class FlamingoBatch(NamedTuple):
+    """A part of a batch of R documents that show M visuals, N of which must be encoded.
+
+    ``input_ids``, ``media_index``, ``labels`` int64 [R, T]; ``rows`` int64 [R, V]: which of the M visuals a document
+    shows, 0 where it shows fewer. ``pixel_values`` float32 [N, F, 3, S, S] of the visuals ``missing`` int64 [N];
+    ``cached`` float16 [M, F, S, Dv]: features of the others, zeros for the missing ones, or None where nothing was in
+    the cache. ``keys``: of each of the M visuals the hash of its content, or "". ``caption_tokens`` float32 [N, vocab]
+    is 1 for the tokens of a picture's caption; drawn scenes have it.
+    """
+
+    input_ids: Tensor
+    media_index: Tensor
+    labels: Tensor
+    rows: Tensor
+    pixel_values: Tensor
+    cached: Tensor | None
+    missing: Tensor
+    keys: tuple[str, ...]
+    caption_tokens: Tensor | None = None
+
+    def to(self, device: torch.device) -> FlamingoBatch:
+        """The batch with its tensors on ``device``."""
+        return FlamingoBatch(*(value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+                               for value in self))
+
+
+class FeatureReader(Protocol):
+    """A cache of what the frozen encoder gave (`feature_cache.py`)."""
+
+    def read(self, key: str, frames: int) -> np.ndarray | None:
+        """Features float16 [frames, S, Dv], or None."""
+        ...
+
+
+class Shown(NamedTuple):
+    """One visual: its key, and its features float16 [F, S, Dv] or pixel values float32 [F, 3, S, S]."""
+
+    key: str
+    features: np.ndarray | None
+    pixels: np.ndarray | None
+
+
+class DocumentBatches:
+    """`Batches` of one dataset, which is the one with ``number`` in the mixture."""
+
+    def __init__(
+        self, source: SampleSource, options: DataOptions, config: FlamingoConfig, tokenizer: Tokenizer, seed: int,
+        number: int, cache: FeatureReader | None = None,
+    ) -> None:
+        """Raises `UsageError` for a source of texts, and for more chunks in a document than there are samples or than
+        the model takes pictures, and what `DocumentWriter` raises."""
+        if source.kind == "text":
+            raise UsageError(f"data {options.source!r} holds texts without pictures: train language takes them")
+        most = max(options.chunks) if source.kind != "pages" else 1
+        if most > len(source) or most > config.max_visuals:
+            raise UsageError(f"data {options.source!r}: chunks asks for {most} pairs in a document, of {len(source)} "
+                             f"samples, and the model takes {config.max_visuals} pictures: lower chunks")
+        self.source, self.options, self.config = source, options, config
+        self._writer = DocumentWriter(config, tokenizer, options)
+        self._order = SampleOrder(len(source), seed, number)
+        self._cache = None if options.augment else cache  # changed pixels are other ones each time
+        self._frames = options.frames if source.kind == "videos" else 1
+
+    def draw(self, step: int, part: int, parts: int) -> Drawn:
+        """See `Batches.draw`."""
+        reader = SampleReader(self.source, self._order, self.options.label)
+        try:
+            whole = self.options.batch
+            if whole % parts:
+                raise UsageError(f"data {self.options.source!r}: a batch of {whole} documents cannot be divided into "
+                                 f"{parts} equal parts (ranks times accumulate): take a multiple of {parts}")
+            places = range(part * whole // parts, (part + 1) * whole // parts)
+            batch = self._collate([self._document(step, place, reader) for place in places])
+        except FlamingoError as error:
+            return Drawn(None, tuple(reader.damaged), reader.read, tuple(reader.names), error)
+        return Drawn(batch, tuple(reader.damaged), reader.read, tuple(reader.names))
+
+    def fingerprint(self) -> str:
+        """See `Batches.fingerprint`: changes with the source and with each option that changes a batch."""
+        cut = {entry.name: getattr(self.options, entry.name) for entry in fields(self.options)
+               if entry.name not in NOT_CUT}
+        return f"{self.source.fingerprint()}, cut {hashlib.sha256(repr(cut).encode()).hexdigest()[:16]}"
+
+    def _document(self, step: int, place: int, reader: SampleReader) -> tuple[Document, list[Shown]]:
+        if self.source.kind == "pages":
+            return reader.take(step * self.options.batch + place, self._page)[1]
+        first, chunks = self._pairs_of(step)
+        pairs: list[Pair] = []
+        shown: list[Shown] = []
+        taken: set[int] = set()
+        for position in range(first + place * chunks, first + (place + 1) * chunks):
+            index, (pair, seen) = reader.take(position, partial(self._pair, pairs), taken)
+            if seen is None:
+                break
+            pairs.append(pair)
+            shown.append(seen)
+            taken.add(index)
+        return self._writer.document(pairs), shown
+
+    def _pairs_of(self, step: int) -> tuple[int, int]:
+        """The position of the first sample of a step, and how many a document of it has. Steps come in rounds, each of
+        which has every number of ``options.chunks`` once, in an order at random: so a position is known without going
+        through all steps before."""
+        chunks = self.options.chunks
+        turn, within = divmod(step, len(chunks))
+        order = np.random.default_rng([self._order.seed, self._order.dataset, turn]).permutation(len(chunks))
+        before = turn * sum(chunks) + sum(chunks[number] for number in order[:within])
+        return self.options.batch * before, chunks[order[within]]
+
+    def _pair(self, before: Sequence[Pair], sample: Sample, rng: np.random.Generator) -> tuple[Pair, Shown | None]:
+        """A pair with what its visual shows, or None where it does not fit into the document of those before it."""
+        pair = self._writer.pair(sample, rng)
+        return pair, self._shown(pair.visual, sample, rng) if self._writer.fits([*before, pair]) else None
+
+    def _page(self, sample: Sample, rng: np.random.Generator) -> tuple[Document, list[Shown]]:
+        document = self._writer.page(sample, rng)
+        return document, [self._shown(visual, sample, rng) for visual in document.visuals]
+
+    def _shown(self, visual: Visual, sample: Sample, rng: np.random.Generator) -> Shown:
+        key, change = "", None
+        if self._cache is not None:
+            key = content_key(visual, self.options.frames, self.options.fps)
+            features = self._cache.read(key, self._frames)
+            if features is not None:
+                return Shown(key, features, None)
+        if self.options.augment:
+            change = Augmentation.drawn(rng)
+        pixels = visual_pixels(visual, sample.name, self.options, self.config.preprocessing,
+                               self.config.vision.image_size, change)
+        return Shown(key, None, pixels)
+
+    def _collate(self, documents: Sequence[tuple[Document, list[Shown]]]) -> FlamingoBatch:
+        length = max(len(document.input_ids) for document, _ in documents)
+        shape = len(documents), length
+        input_ids = np.full(shape, self._writer.pad, np.int64)
+        media_index, labels = np.zeros(shape, np.int64), np.full(shape, IGNORED_LABEL, np.int64)
+        rows = np.zeros((len(documents), max(len(shown) for _, shown in documents)), np.int64)
+        visuals: list[Shown] = []
+        for row, (document, shown) in enumerate(documents):
+            end = len(document.input_ids)
+            input_ids[row, :end], media_index[row, :end] = document.input_ids, document.media_index
+            labels[row, :end] = document.labels
+            rows[row, : len(shown)] = range(len(visuals), len(visuals) + len(shown))
+            visuals += shown
+        missing = [place for place, visual in enumerate(visuals) if visual.pixels is not None]
+        return FlamingoBatch(
+            *(torch.from_numpy(array) for array in (input_ids, media_index, labels, rows)),
+            self._pixels(visuals), self._cached(visuals), torch.tensor(missing, dtype=torch.int64),
+            tuple(visual.key for visual in visuals),
+        )
+
+    def _pixels(self, visuals: Sequence[Shown]) -> Tensor:
+        size = self.config.vision.image_size
+        found = [visual.pixels for visual in visuals if visual.pixels is not None]
+        return torch.from_numpy(np.stack(found) if found else np.zeros((0, self._frames, 3, size, size), np.float32))
+
+    def _cached(self, visuals: Sequence[Shown]) -> Tensor | None:
+        found = [visual.features for visual in visuals if visual.features is not None]
+        if not found:
+            return None
+        empty = np.zeros_like(found[0])
+        return torch.from_numpy(np.stack([empty if visual.features is None else visual.features for visual in visuals]))

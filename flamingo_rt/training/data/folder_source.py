@@ -1,0 +1,125 @@
+"""Pictures and clips in a folder: named in a ``captions.jsonl``, or sorted into folders by their class (ImageFolder).
+
+A line of ``captions.jsonl`` is ``{"image": …, "text": …}`` or ``{"image": …, "question": …, "answer": …}``; of clips,
+``video`` stands for ``image``. Paths are relative to the file, and stay inside its folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from flamingo_rt.errors import DataError
+from flamingo_rt.printable import printable
+from flamingo_rt.processing.visuals import PICTURE_SUFFIXES
+from flamingo_rt.training.data.json_lines import JsonLines
+from flamingo_rt.training.data.row_fields import checked_text, file_inside, shown, text_field
+from flamingo_rt.training.data.samples import DamagedSample, Said, Sample, Visual
+
+TEXTS = ({"text"}, {"question", "answer"})  # the keys of a line beside its picture or clip
+
+
+@dataclass(frozen=True, eq=False)
+class CaptionLines:
+    """A ``captions.jsonl``; each of its lines is a sample. ``root`` is its folder, resolved."""
+
+    lines: JsonLines
+    root: Path
+    kind: Literal["pairs", "videos"]
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+    def sample(self, index: int) -> Sample:
+        """See `SampleSource.sample`. A line with other keys than those above is damaged: one may be misspelt."""
+        row, name = self.lines.row(index), self.lines.name(index)
+        key = "image" if self.kind == "pairs" else "video"
+        if key not in row or set(row) - {key} not in TEXTS:
+            raise DamagedSample(name, f"has the keys {shown(', '.join(row))}: a line has {key} and text, or {key}, "
+                                      "question and answer")
+        visual = Visual("image" if key == "image" else "video", file_inside(self.root, row[key], key, name),
+                        printable(row[key]))
+        if "text" in row:
+            return Sample(name, (visual, Said(text_field(row, "text", name))))
+        question = Said(text_field(row, "question", name), learnt=False)
+        return Sample(name, (visual, question, Said(text_field(row, "answer", name))))
+
+    def fingerprint(self) -> str:
+        """See `SampleSource.fingerprint`: changes with the file, not with what its pictures show."""
+        return f"{self.kind}, {len(self)} lines, {self.lines.digest[:16]}"
+
+
+@dataclass(frozen=True, eq=False)
+class ImageFolder:
+    """A folder with a folder of pictures for each class, whose name is the class. ``files`` are relative to ``root``,
+    the resolved ``folder``; ``template`` makes the caption."""
+
+    folder: Path
+    root: Path
+    files: tuple[str, ...]
+    digest: str
+    template: str
+    kind: Literal["pairs"] = "pairs"
+
+    @classmethod
+    def open(cls, folder: Path, template: str) -> ImageFolder:
+        """Find the pictures, in all depths of the folders in ``folder``.
+
+        Raises `DataError` for a folder that cannot be read, or holds a link to another folder.
+        """
+        digest, found = hashlib.sha256(), []
+        for file, size in _pictures(folder):
+            found.append(file)
+            digest.update(f"{file}\0{size}\n".encode("utf-8", "surrogateescape"))
+        return cls(folder, folder.resolve(), tuple(found), digest.hexdigest(), template)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def sample(self, index: int) -> Sample:
+        """See `SampleSource.sample`."""
+        file = self.files[index]
+        name = printable(str(self.folder / file))
+        label = class_name(file.split("/", 1)[0])
+        caption = checked_text(self.template.replace("{}", label), "the name of the class", name)
+        path = file_inside(self.root, file, "the picture", name)
+        return Sample(name, (Visual("image", path, printable(file)), Said(caption)), label)
+
+    def fingerprint(self) -> str:
+        """See `SampleSource.fingerprint`: changes with the files' names and sizes."""
+        return f"{self.kind}, {len(self)} pictures, {self.digest[:16]}"
+
+
+def class_name(folder: str) -> str:
+    """The class that a folder's name says: ``golden_retriever`` is "golden retriever"."""
+    return re.sub(r"[_\-\s]+", " ", folder).strip() or folder
+
+
+def holds_class_folders(folder: Path) -> bool:
+    """Whether any folder in ``folder`` holds a picture, in any depth."""
+    return next(_pictures(folder), None) is not None
+
+
+def _pictures(folder: Path) -> Iterator[tuple[str, int]]:
+    """(path relative to ``folder``, size in bytes) of each picture in the folders of ``folder``, in order."""
+
+    def unreadable(error: OSError) -> None:
+        raise DataError(f"cannot read {error.filename}: {error.strerror}; give this user read access to it") from error
+
+    for place, folders, files in os.walk(folder, onerror=unreadable):
+        folders.sort()
+        linked = next((name for name in folders if os.path.islink(os.path.join(place, name))), None)
+        if linked is not None:
+            raise DataError(f"{printable(os.path.join(place, linked))} is a link to a folder, which is not followed: "
+                            "put the folder itself there")
+        if place == os.fspath(folder):
+            continue
+        for name in sorted(files):
+            if name.lower().endswith(PICTURE_SUFFIXES):
+                path = os.path.join(place, name)
+                yield os.path.relpath(path, folder).replace(os.sep, "/"), os.lstat(path).st_size

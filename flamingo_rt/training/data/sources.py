@@ -1,0 +1,139 @@
+"""From what a user names as data to its samples: the kind of a source is found out from what is there."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from flamingo_rt.errors import DataError, UsageError
+from flamingo_rt.printable import printable
+from flamingo_rt.training.data.folder_source import CaptionLines, ImageFolder, holds_class_folders
+from flamingo_rt.training.data.json_lines import JsonLines
+from flamingo_rt.training.data.pages import PageLines
+from flamingo_rt.training.data.samples import SampleSource
+from flamingo_rt.training.data.shards import expand_braces, open_shards
+from flamingo_rt.training.data.text_source import TextFiles, TextPieces
+from flamingo_rt.training.options import DataOptions
+
+# A text in JSON cannot hold a quote as it is, so these are keys, if not spelt with escapes.
+_KEYS = re.compile(rb'"(image|video|text|text_list|texts)"\s*:')
+UNKNOWN = "unknown"
+LISTED = ("captions.jsonl", "pages.jsonl")  # files that say what else in their folder belongs to the data
+
+
+def open_source(options: DataOptions) -> SampleSource:
+    """Open the source of ``options`` and find out its kind.
+
+    - A ``.jsonl`` file, or a folder with a ``captions.jsonl`` or a ``pages.jsonl``: captions and questions of pictures
+      or of clips (`folder_source.py`), interleaved pages (`pages.py`), or texts, by the keys of its lines.
+    - A folder with a folder of pictures for each class.
+    - A ``.txt`` file, or a folder of ``.txt`` and ``.jsonl`` files with texts (`text_source.py`).
+    - A ``.tar`` file, a folder of them, or a brace pattern, ``pairs-{0000..0099}.tar`` or ``{a,b}.tar``
+      (`shards.py`).
+
+    Raises `DataError` when there is no data, files are missing, or what is there is of several kinds or of another kind
+    than ``options.kind``; `UsageError` for drawn scenes, which are no files.
+    """
+    if options.source == "scenes" or options.kind == "scenes":
+        raise UsageError("drawn scenes are no files: flamingo-rt data make-scenes writes some")
+    source = _open(options)
+    if not len(source):
+        raise DataError(f"{options.source} holds no sample")
+    if options.kind not in ("auto", source.kind):
+        raise DataError(f"{options.source} holds {source.kind}, not {options.kind}: leave kind out, or give another "
+                        "source")
+    return source
+
+
+def _open(options: DataOptions) -> SampleSource:
+    path = Path(options.source)
+    if path.is_dir():
+        return _open_folder(path, options)
+    if path.suffix.lower() == ".tar":
+        return open_shards([path] if path.exists() else expand_braces(options.source))
+    if path.suffix.lower() == ".jsonl":
+        return _open_lines(path)
+    if path.suffix.lower() == ".txt":
+        return TextFiles.of([TextPieces.open(path)])
+    if not path.exists():
+        raise DataError(f"{options.source} does not exist: give a folder, a .jsonl or .txt file, or .tar shards")
+    raise DataError(f"{options.source} is none of a folder, a .jsonl file, a .txt file and a .tar shard")
+
+
+def _open_folder(folder: Path, options: DataOptions) -> SampleSource:
+    try:
+        names = sorted(entry.name for entry in folder.iterdir())
+    except OSError as error:
+        raise DataError(f"cannot read {folder}: {error.strerror}; give this user read access to it") from error
+    listed = [name for name in LISTED if name in names]
+    if len(listed) == 1:
+        return _open_lines(folder / listed[0])
+    shards = [folder / name for name in names if name.lower().endswith(".tar")]
+    texts = [folder / name for name in names if name.lower().endswith((".txt", ".jsonl"))]
+    classes = not listed and holds_class_folders(folder)
+    found = {".tar shards": len(shards), ".txt and .jsonl files": len(texts), "folders of pictures": int(classes)}
+    kinds = [name for name, count in found.items() if count]
+    if len(kinds) > 1 or listed:
+        raise DataError(f"{folder} holds {_listed(listed or kinds)}: give one of them")
+    if shards:
+        return open_shards(shards)
+    if texts:
+        return _open_texts(texts)
+    if classes:
+        return ImageFolder.open(folder, options.template)
+    raise DataError(f"{folder} holds no data: no captions.jsonl, pages.jsonl, .tar shards, .txt or .jsonl files, and "
+                    "no folders of pictures")
+
+
+def _open_lines(path: Path) -> SampleSource:
+    lines = JsonLines.open(path, line_kind)
+    kind = _only_kind(path, lines.counts)
+    if kind == "text":
+        return TextFiles.of([lines])
+    if kind == "pages":
+        return PageLines(lines, path.parent.resolve())
+    return CaptionLines(lines, path.parent.resolve(), "pairs" if kind == "pairs" else "videos")
+
+
+def _open_texts(paths: Iterable[Path]) -> TextFiles:
+    files: list[TextPieces | JsonLines] = []
+    for path in paths:
+        if path.suffix.lower() == ".txt":
+            files.append(TextPieces.open(path))
+            continue
+        lines = JsonLines.open(path, line_kind)
+        kind = _only_kind(path, lines.counts)
+        if kind != "text":
+            raise DataError(f"{path} holds {kind}, and its folder has other files: give the file itself")
+        files.append(lines)
+    return TextFiles.of(files)
+
+
+def line_kind(line: bytes) -> str:
+    """The kind of sample that a line of a JSONL file is, by its keys, or `UNKNOWN`."""
+    keys = set(_KEYS.findall(line))
+    if keys & {b"text_list", b"texts"}:
+        return "pages"
+    if b"image" in keys:
+        return UNKNOWN if b"video" in keys else "pairs"
+    if b"video" in keys:
+        return "videos"
+    return "text" if b"text" in keys else UNKNOWN
+
+
+def _only_kind(path: Path, counts: Mapping[str, int]) -> str:
+    """The kind of all lines whose kind is known."""
+    kinds = Counter({kind: count for kind, count in counts.items() if kind != UNKNOWN})
+    if len(kinds) > 1:
+        found = _listed([f"{count:,} of {kind}" for kind, count in sorted(kinds.items())])
+        raise DataError(f"the lines of {path} are of several kinds, {found}: put each into a file of its own")
+    if not kinds:
+        raise DataError(f'{path} has no line with "image", "video", "text", "texts" or "text_list"; the first is to '
+                        f"be like {{\"image\": \"a.jpg\", \"text\": \"a cat\"}}")
+    return next(iter(kinds))
+
+
+def _listed(names: Iterable[str]) -> str:
+    return " and ".join(printable(name) for name in names)

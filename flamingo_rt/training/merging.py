@@ -1,0 +1,37 @@
+"""Layers that add trained weights to a frozen one, and a model's tensors with the added ones merged into the frozen."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+
+class MergedLayer(ABC):
+    """A layer with a frozen ``weight`` and trained tensors beside it, whose names are ``added``."""
+
+    added: ClassVar[tuple[str, ...]]
+
+    @abstractmethod
+    def merged(self, weight: Tensor, *added: Tensor) -> Tensor:
+        """The weight of a plain layer that computes the same; ``weight`` stays as it is."""
+
+
+def _as_it_is(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+@torch.no_grad()
+def merged_tensors(model: nn.Module, whole: Callable[[Tensor], Tensor] = _as_it_is) -> dict[str, Tensor]:
+    """The state dict that ``model`` had if each `MergedLayer` in it were a plain layer: the names and the order of the
+    model without added weights. ``whole`` gathers a tensor that is divided among ranks. The model stays as it is."""
+    tensors = {name: whole(tensor.detach()) for name, tensor in model.state_dict().items()}
+    for name, module in model.named_modules():
+        if isinstance(module, MergedLayer):
+            prefix = f"{name}." if name else ""
+            added = [tensors.pop(f"{prefix}{part}") for part in module.added]
+            tensors[f"{prefix}weight"] = module.merged(tensors[f"{prefix}weight"], *added)
+    return tensors

@@ -1,0 +1,108 @@
+"""Trained embeddings of a few tokens, ``<image>`` and ``<|endofchunk|>``, beside a frozen table (§3).
+
+The table gets no gradient and no buffer for one, which at 50,000 tokens would be larger than everything that is trained
+of a small model. The trained rows are merged into it when a checkpoint is written (`merging.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from flamingo_rt.errors import UsageError
+from flamingo_rt.model.flamingo import Flamingo
+from flamingo_rt.model.language_model import TokenEmbedding
+from flamingo_rt.training.merging import MergedLayer
+
+
+class _NewRows(MergedLayer):
+    """Part that embedding and head share: some rows of ``weight`` [vocab, D] are read from ``new_rows`` [K, D] instead,
+    which are float32 also where the table is in half precision."""
+
+    added = ("new_rows",)
+    weight: nn.Parameter
+    new_rows: nn.Parameter
+    ids: Tensor  # int64 [K]
+
+    def take_rows(self, weight: nn.Parameter, ids: Tensor) -> None:
+        """Begin with the rows ``ids`` of ``weight``, which is frozen and not copied."""
+        module = cast(nn.Module, self)
+        self.weight = weight.requires_grad_(False)
+        rows = weight.detach()[ids]
+        self.new_rows = nn.Parameter(rows.to(torch.promote_types(rows.dtype, torch.float32)))
+        module.register_buffer("ids", ids, persistent=False)
+
+    def merged(self, weight: Tensor, *added: Tensor) -> Tensor:
+        """See `MergedLayer.merged`; in the table's dtype, in which the rows are used."""
+        return weight.index_copy(0, self.ids.to(weight.device), added[0].to(weight.dtype))
+
+    def put_new_logits(self, logits: Tensor, hidden: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Put the new tokens' logits into ``logits`` [..., vocab], in place: hidden [..., D], bias [vocab]."""
+        rows = self.new_rows.to(self.weight.dtype)
+        new = F.linear(hidden, rows, None if bias is None else bias[self.ids])  # [..., K]
+        return logits.index_copy_(-1, self.ids, new)
+
+
+class EmbeddingWithNewRows(_NewRows, TokenEmbedding):
+    """A frozen table of embeddings, some rows of which are trained apart from it."""
+
+    places: Tensor  # int64 [vocab]: the new row of each token, -1 where it has none
+
+    def __init__(self, table: TokenEmbedding, ids: Tensor) -> None:
+        """ids int64 [K]."""
+        super().__init__(table.num_embeddings, table.embedding_dim, device="meta")
+        self.take_rows(table.weight, ids)
+        places = torch.full((table.num_embeddings,), -1, device=ids.device)
+        self.register_buffer("places", places.index_copy(0, ids, torch.arange(len(ids), device=ids.device)),
+                             persistent=False)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """ids [B, T] -> [B, T, D], in the table's dtype."""
+        frozen, places = super().forward(input), self.places[input]
+        new = F.embedding(places.clamp(min=0), self.new_rows.to(self.weight.dtype))
+        return torch.where(places[..., None] >= 0, new, frozen)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """hidden [..., D] -> logits [..., vocab]."""
+        return self.put_new_logits(super().logits(hidden), hidden)
+
+
+class HeadWithNewRows(_NewRows, nn.Linear):
+    """A frozen head, some rows of whose weight are trained apart from it; its bias is frozen too."""
+
+    def __init__(self, head: nn.Linear, ids: Tensor) -> None:
+        """ids int64 [K]."""
+        super().__init__(head.in_features, head.out_features, bias=False, device="meta")
+        self.take_rows(head.weight, ids)
+        if head.bias is not None:
+            self.bias = head.bias.requires_grad_(False)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """hidden [..., D] -> logits [..., vocab]."""
+        return self.put_new_logits(super().forward(input), input, self.bias)
+
+
+def train_new_tokens(model: Flamingo, ids: Sequence[int]) -> None:
+    """Train the embeddings of ``ids``, and their rows of the head where it is not tied, as ``new_rows`` beside tables
+    that are frozen; without ids the tables are just frozen. Raises `UsageError` for an id that is no token's, or given
+    twice."""
+    language = model.language
+    vocab = language.config.vocab_size
+    for token in ids:
+        if not 0 <= token < vocab:
+            raise UsageError(f"token id {token} is not from 0 to {vocab - 1}: the language model has {vocab} tokens")
+    if len(set(ids)) != len(ids):
+        raise UsageError(f"token ids {list(ids)} hold one twice: give each once")
+    language.embedding.weight.requires_grad_(False)
+    if language.head is not None:
+        language.head.requires_grad_(False)
+    if not ids:
+        return
+    rows = torch.tensor(list(ids), device=language.embedding.weight.device)
+    language.embedding = EmbeddingWithNewRows(language.embedding, rows)
+    if language.head is not None:
+        language.head = HeadWithNewRows(language.head, rows)
