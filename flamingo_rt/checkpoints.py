@@ -11,10 +11,11 @@ from typing import Any
 import torch
 
 from flamingo_rt.bounded_files import read_text
-from flamingo_rt.config import FlamingoConfig
+from flamingo_rt.config import FlamingoConfig, LanguageConfig, NFNetConfig, ViTConfig
 from flamingo_rt.errors import DataError
 from flamingo_rt.files import check_space, new_directory
-from flamingo_rt.model.flamingo import Flamingo, on_meta_device
+from flamingo_rt.model.flamingo import Flamingo, make_vision_encoder, on_meta_device
+from flamingo_rt.model.language_model import LanguageModel
 from flamingo_rt.model_memory import WEIGHTS as BYTES_A_WEIGHT
 from flamingo_rt.model_memory import require_memory
 from flamingo_rt.tokenizer_file import MOST_BYTES
@@ -62,6 +63,14 @@ def expected_shapes(config: FlamingoConfig) -> dict[str, tuple[int, ...]]:
     """Names and shapes of all tensors of a model, in the order of its state dict."""
     with on_meta_device():
         return {name: tuple(tensor.shape) for name, tensor in Flamingo(config).state_dict().items()}
+
+
+def part_shapes(config: NFNetConfig | ViTConfig | LanguageConfig) -> dict[str, tuple[int, ...]]:
+    """Names, as in `expected_shapes`, and shapes of the tensors of a vision encoder or a language model alone."""
+    with on_meta_device():
+        prefix, model = ("language", LanguageModel(config)) if isinstance(config, LanguageConfig) else (
+            "vision", make_vision_encoder(config))
+        return {f"{prefix}.{name}": tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
 def is_checkpoint(path: Path) -> bool:

@@ -61,7 +61,7 @@ ALLOWED = {
     "importing": {
         "errors", "config", "presets", "checkpoints", "bounded_files", "json_files", "tokenizer_file", "weights",
     },
-    "training": BASE | {"processing", "model", "checkpoints", "tokenizer_file", "weights"},
+    "training": BASE | {"processing", "model", "checkpoints", "importing", "tokenizer_file", "weights"},
     "evaluation": RUNTIME | {"runtime", "training"},
     "export": RUNTIME | {"runtime", "model", "checkpoints", "evaluation", "training", "weights"},
     "loading": RUNTIME | {"runtime", "model", "checkpoints"},

@@ -29,7 +29,7 @@ def read_tokenizer(path: Path, eos_id: int | None, stop_ids: tuple[int, ...] = (
     more tokens that end answers. The beginning of text is the token that the tokenizer puts first. Raises `DataError`.
     """
     folder = path if path.is_dir() else path.parent
-    tokenizer = _load(path)
+    tokenizer = load_tokenizer(path)
     named = _named_tokens(folder)
     pad = named.get("pad_token", PAD)
     # A padding token named in the files comes first: the transformers library adds it when it loads them.
@@ -81,7 +81,8 @@ def _bos(tokenizer: Tokenizer) -> str:
     return _token(tokenizer, with_special[0]) if with_special[: len(without)] != without else ""
 
 
-def _load(path: Path) -> Tokenizer:
+def load_tokenizer(path: Path) -> Tokenizer:
+    """The tokenizer in a folder or file as it is. Raises `DataError` when there is none, or it is damaged."""
     file = path / "tokenizer.json" if path.is_dir() else path
     if file.suffix == ".model":
         raise DataError(f"{file} is no tokenizer.json{SENTENCEPIECE}")

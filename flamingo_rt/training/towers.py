@@ -14,10 +14,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
 
 from flamingo_rt.bounded_files import read_text
-from flamingo_rt.checkpoints import CONFIG, TOKENIZER, check_tensors, open_folder, require_files, write_folder
+from flamingo_rt.checkpoints import (
+    CONFIG,
+    TOKENIZER,
+    check_tensors,
+    open_folder,
+    part_shapes,
+    require_files,
+    write_folder,
+)
 from flamingo_rt.config import (
     MOST_PARAMETERS,
     LanguageConfig,
@@ -30,8 +37,6 @@ from flamingo_rt.config import (
 )
 from flamingo_rt.errors import DataError
 from flamingo_rt.json_files import read_json
-from flamingo_rt.model.flamingo import make_vision_encoder, on_meta_device
-from flamingo_rt.model.language_model import LanguageModel
 from flamingo_rt.parameter_count import language_parameters, vision_parameters
 from flamingo_rt.tokenizer_file import MOST_BYTES
 from flamingo_rt.weights.lazy import LazyTensor, in_memory
@@ -148,9 +153,7 @@ def _tower_shapes(kind: Kind, config: Any, file: Path) -> dict[str, tuple[int, .
         require(count <= MOST_PARAMETERS, f"it has {count} parameters, more than {MOST_PARAMETERS}")
     except DataError as error:
         raise DataError(f"{file}: {error}") from None
-    with on_meta_device():
-        model: nn.Module = make_vision_encoder(parts[kind]) if kind == "vision" else LanguageModel(parts[kind])
-    return {f"{kind}.{name}": tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    return part_shapes(parts[kind])
 
 
 def _check(kind: Kind, shapes: Mapping[str, tuple[int, ...]], found: Mapping[str, LazyTensor], file: Path) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from benchmarks.peers.random_weights import random_tensor
 from flamingo_rt.checkpoints import StoredModel, expected_shapes
 from flamingo_rt.errors import DataError, UsageError
-from flamingo_rt.importing import openflamingo
+from flamingo_rt.importing import frozen_parts, openflamingo
 from flamingo_rt.importing.openflamingo import Imported, OpenFlamingoFiles, open_openflamingo
 from flamingo_rt.presets import preset
 from flamingo_rt.weights.lazy import LazyTensor
@@ -46,7 +46,8 @@ class Sources:
             for tensor, shape in peer.about["files"][part].items():
                 self.put(part, tensor, shape)
         by_path = {self.paths[part]: self.parts[part] for part in PARTS}
-        monkeypatch.setattr(openflamingo, "open_weights", lambda path: dict(by_path[path]))
+        for module in (openflamingo, frozen_parts):
+            monkeypatch.setattr(module, "open_weights", lambda path: dict(by_path[path]))
 
     def put(self, part: str, name: str, shape: list[int] | tuple[int, ...], seed: int = 0, dtype=torch.float32) -> None:
         """Add or replace a tensor; its values come from seed, name and shape."""

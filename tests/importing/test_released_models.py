@@ -16,7 +16,7 @@ from torch import Tensor
 from flamingo_rt.checkpoints import expected_shapes
 from flamingo_rt.config import FlamingoConfig
 from flamingo_rt.errors import DataError
-from flamingo_rt.importing import clip, openflamingo, openflamingo_checkpoint
+from flamingo_rt.importing import clip, frozen_parts, openflamingo, openflamingo_checkpoint
 from flamingo_rt.importing.families import FAMILIES, family_of
 from flamingo_rt.importing.openflamingo import OpenFlamingoFiles, open_openflamingo
 from flamingo_rt.importing.settings import Settings
@@ -90,9 +90,11 @@ class Released:
             self.files.checkpoint: self.checkpoint, self.files.vision: {**self.text, **self.vision},
             self.files.language: self.language,
         }
-        monkeypatch.setattr(openflamingo, "open_weights", lambda path: {
-            name: LazyTensor(shape, torch.float16, path, self.never_read, name) for name, shape in parts[path].items()
-        })
+        for module in (openflamingo, frozen_parts):
+            monkeypatch.setattr(module, "open_weights", lambda path: {
+                name: LazyTensor(shape, torch.float16, path, self.never_read, name)
+                for name, shape in parts[path].items()
+            })
 
     @staticmethod
     def never_read() -> Tensor:

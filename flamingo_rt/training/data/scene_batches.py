@@ -21,6 +21,7 @@ from flamingo_rt.model.flamingo import IGNORED_LABEL
 from flamingo_rt.processing.preprocess import pixel_values
 from flamingo_rt.training import scenes
 from flamingo_rt.training.data.document_batches import FlamingoBatch
+from flamingo_rt.training.data.scene_documents import texts_of_scene
 from flamingo_rt.training.stage import Drawn
 
 
@@ -133,10 +134,5 @@ class SceneBatches:
 
 def scene_texts(seed: int, count: int, prompts: PromptsConfig) -> Iterator[str]:
     """Captions and questions with their answers of ``count`` training scenes, for the tokenizer."""
-    between = prompts.answer_separator
     for index in range(count):
-        rng = np.random.default_rng([seed, index])
-        scene = scenes.sample_scene(rng, "train")
-        yield f"{prompts.caption}{between}{scenes.caption(scene)}"
-        for question in scenes.questions(scene, rng, 4):
-            yield f"{prompts.ask(question.text)}{between}{question.answer}"
+        yield from texts_of_scene(seed, index, prompts)

@@ -1,0 +1,45 @@
+"""Texts about drawn scenes as documents, made when they are read: stage 2 runs without a file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from flamingo_rt.config import PromptsConfig
+from flamingo_rt.training import scenes
+from flamingo_rt.training.data.samples import Said, Sample
+
+COUNT = 1_000_000  # documents; there is no end of scenes
+
+
+@dataclass(frozen=True)
+class SceneDocuments:
+    """A `SampleSource` of `COUNT` documents: a scene's caption, questions and answers, one on each line."""
+
+    seed: int
+    prompts: PromptsConfig = field(default_factory=PromptsConfig)
+    kind: Literal["text"] = "text"
+
+    def __len__(self) -> int:
+        return COUNT
+
+    def sample(self, index: int) -> Sample:
+        """See `SampleSource.sample`."""
+        return Sample(f"scene {index}", (Said("\n".join(texts_of_scene(self.seed, index, self.prompts))),))
+
+    def fingerprint(self) -> str:
+        """See `SampleSource.fingerprint`."""
+        return f"texts about drawn scenes, seed {self.seed}"
+
+
+def texts_of_scene(seed: int, index: int, prompts: PromptsConfig) -> Iterator[str]:
+    """The caption and four questions with their answers of training scene ``index``, each after its prompt."""
+    between = prompts.answer_separator
+    rng = np.random.default_rng([seed, index])
+    scene = scenes.sample_scene(rng, "train")
+    yield f"{prompts.caption}{between}{scenes.caption(scene)}"
+    for question in scenes.questions(scene, rng, 4):
+        yield f"{prompts.ask(question.text)}{between}{question.answer}"

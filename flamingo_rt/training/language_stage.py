@@ -1,0 +1,194 @@
+"""Stage 2: a decoder on text, from random weights. Weight decay acts on matrices, not on norms and biases."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+
+from flamingo_rt.checkpoints import CONFIG
+from flamingo_rt.config import LanguageConfig, TokensConfig, parse_config
+from flamingo_rt.errors import DataError, UsageError
+from flamingo_rt.importing.openflamingo_tokenizer import load_tokenizer, read_tokenizer
+from flamingo_rt.json_files import read_json
+from flamingo_rt.model.flamingo import IGNORED_LABEL
+from flamingo_rt.model.language_model import LanguageModel
+from flamingo_rt.model_memory import TRAINING, require_bytes
+from flamingo_rt.parameter_count import language_parameters
+from flamingo_rt.presets import preset
+from flamingo_rt.training.data.samples import SampleSource
+from flamingo_rt.training.data.scene_documents import SceneDocuments
+from flamingo_rt.training.data.sources import open_source
+from flamingo_rt.training.data.text_batches import TextBatch, TextBatches
+from flamingo_rt.training.loop import clip_norm
+from flamingo_rt.training.options import DataOptions, LanguageOptions
+from flamingo_rt.training.sharding import World, whole
+from flamingo_rt.training.stage import Dataset, Loss
+from flamingo_rt.training.texts import MOST_TEXTS, source_texts
+from flamingo_rt.training.tokenizer_training import train_tokenizer
+from flamingo_rt.training.towers import folder_kind, write_tower
+
+SCENES = "scenes"
+SAMPLE_ROWS, PROMPT_TOKENS, SAMPLE_TOKENS = 3, 12, 24
+
+
+class LanguageStage:
+    """A `Stage`; `open_language_stage` makes it from options."""
+
+    def __init__(
+        self, model: LanguageModel, tokenizer: Tokenizer, tokens: TokensConfig, datasets: Sequence[Dataset],
+        world: World,
+    ) -> None:
+        self.model, self.datasets = model.to(world.device), datasets
+        self.config, self.tokenizer, self.tokens_config = model.config, tokenizer, tokens
+        self._world = world
+        self._copied, self._copies = 0.0, 0  # loss and number of repeated tokens since the numbers were asked for
+
+    def shards(self) -> Sequence[nn.Module]:
+        """See `Stage.shards`."""
+        return list(self.model.layers)
+
+    def logits(self, input_ids: Tensor) -> Tensor:
+        """Logits [R, T, vocab] of whole rows input_ids [R, T]."""
+        positions = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
+        return self.model(input_ids, positions)
+
+    def loss(self, dataset: str, batch: TextBatch) -> Loss:
+        """See `Stage.loss`: cross-entropy of the next token."""
+        batch = batch.to(self._world.device)
+        logits, labels = self.logits(batch.input_ids)[:, :-1].float(), batch.labels[:, 1:]
+        losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED_LABEL, reduction="none")
+        if bool(batch.repeated.any()):
+            self._copied += float(losses.detach().view_as(labels)[batch.repeated].sum())
+            self._copies += int((labels[batch.repeated] != IGNORED_LABEL).sum())
+        return Loss(losses.sum())
+
+    def targets(self, batch: TextBatch) -> int:
+        """See `Stage.targets`: the tokens that are predicted."""
+        return int((batch.labels[:, 1:] != IGNORED_LABEL).sum())
+
+    def tokens(self, batch: TextBatch) -> int:
+        """See `Stage.tokens`."""
+        return batch.input_ids.numel()
+
+    def decay_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """See `Stage.decay_groups`: matrices, and the rest."""
+        decayed, others = [], []
+        for name, parameter in self.model.named_parameters():
+            (decayed if parameter.ndim >= 2 and not name.endswith("bias") else others).append(parameter)
+        return decayed, others
+
+    def clip(self, bound: float) -> float:
+        """See `Stage.clip`: one norm over all parameters."""
+        return clip_norm(self.model.parameters(), bound)
+
+    def scalars(self) -> dict[str, float]:
+        """See `Stage.scalars`: the mean loss on repeated segments of this rank's rows since the last call, which falls
+        to nothing once the model copies."""
+        found = {"copy_loss": self._copied / self._copies} if self._copies else {}
+        self._copied, self._copies = 0.0, 0
+        return found
+
+    def sample_lines(self) -> Iterator[str]:
+        """See `Stage.sample_lines`: greedy continuations of the first tokens of a few rows of each dataset."""
+        for dataset in self.datasets:
+            drawn = dataset.batches.draw(0, 0, 1)
+            if drawn.error is not None:
+                continue
+            batch = drawn.batch.to(self._world.device)
+            ids = batch.input_ids[~batch.repeated][:SAMPLE_ROWS, :PROMPT_TOKENS]
+            if not len(ids):
+                continue
+            for _ in range(min(SAMPLE_TOKENS, self.config.context - ids.shape[1])):
+                ids = torch.cat([ids, self.logits(ids)[:, -1:].argmax(-1)], 1)
+            for row in ids.tolist():
+                yield f"{dataset.name}: {self._text(row[:PROMPT_TOKENS])} -> {self._text(row[PROMPT_TOKENS:])}"
+
+    def _text(self, ids: list[int]) -> str:
+        return " ".join(self.tokenizer.decode(ids, skip_special_tokens=True).split())
+
+    def identity(self) -> dict[str, Any]:
+        """See `Stage.identity`."""
+        tokenizer = hashlib.sha256(self.tokenizer.to_str().encode()).hexdigest()[:16]
+        return {"model": asdict(self.config), "tokenizer": tokenizer, "tokens": asdict(self.tokens_config)}
+
+    def write(self, out: Path, overwrite: bool) -> None:
+        """See `Stage.write`: a language tower."""
+        tensors = {
+            f"language.{name}": whole(tensor.detach()).cpu() for name, tensor in self.model.state_dict().items()
+        }
+        config = {"language": asdict(self.config), "tokens": asdict(self.tokens_config)}
+        text = self.tokenizer.to_str(pretty=True)
+        self._world.from_first(lambda: write_tower(out, "language", config, tensors, text, overwrite))
+
+
+def open_language_stage(options: LanguageOptions, world: World) -> LanguageStage:
+    """Open the data, read or learn the tokenizer, and make a model with random weights from the seed.
+
+    Raises `UsageError` for options that do not go together, `DataError` for data or a tokenizer that cannot be used,
+    and for too little memory.
+    """
+    if not options.data:
+        raise UsageError("train language needs data: a source of texts")
+    labels = [entry.label for entry in options.data]
+    twice = next((label for label in labels if labels.count(label) > 1), None)
+    if twice is not None:
+        raise UsageError(f"two datasets are called {twice!r}: give each a name of its own")
+    sources = [open_texts(entry, options.run.seed) for entry in options.data]
+    if options.tokenizer is not None:
+        tokenizer, tokens = given_tokenizer(Path(options.tokenizer))
+    else:
+        tokens = TokensConfig()
+        texts = (text for source in sources for text in source_texts(source, MOST_TEXTS // len(sources)))
+        tokenizer = train_tokenizer(texts, options.vocab_size, tokens)
+    config = decoder_config(options, tokenizer)
+    parameters = language_parameters(config)
+    require_bytes(TRAINING * parameters // world.size, f"training the decoder of {options.decoder}",
+                  f"{parameters / 1e6:,.1f}M parameters, {TRAINING} bytes each")
+    torch.manual_seed(options.run.seed)
+    datasets = [
+        Dataset(entry.label, entry.weight, TextBatches(
+            source, tokenizer, tokens, batch=entry.batch, context=options.context, seed=options.run.seed,
+            number=number, repeats=options.repeats,
+        ))
+        for number, (entry, source) in enumerate(zip(options.data, sources, strict=True))
+    ]
+    return LanguageStage(LanguageModel(config), tokenizer, tokens, datasets, world)
+
+
+def open_texts(options: DataOptions, seed: int) -> SampleSource:
+    """Open a source of documents; captions and pages are read without their pictures. Raises `DataError`."""
+    return SceneDocuments(seed) if options.source == SCENES else open_source(options)
+
+
+def given_tokenizer(path: Path) -> tuple[Tokenizer, TokensConfig]:
+    """The tokenizer in a folder or file, with the tokens that stage 3 needs, and the texts of its special tokens.
+
+    They are those of the config.json beside it where a model of this project is there, this project's usual ones where
+    the tokenizer has all of them, and otherwise those that the tokenizer's own files name. Raises `DataError`.
+    """
+    if folder_kind(path) in ("language", "flamingo"):
+        return load_tokenizer(path), parse_config(TokensConfig, read_json(path / CONFIG)["tokens"], "tokens")
+    tokenizer, usual = load_tokenizer(path), TokensConfig()
+    texts = (usual.pad, usual.bos, usual.eos, usual.image, usual.end_of_chunk)
+    if all(tokenizer.token_to_id(text) is not None for text in texts):
+        return tokenizer, usual
+    return read_tokenizer(path, None)
+
+
+def decoder_config(options: LanguageOptions, tokenizer: Tokenizer) -> LanguageConfig:
+    """The preset's sizes, with a row for each token. The context is the preset's where positions are computed and it is
+    longer than the rows; a table of positions is as long as the rows that train it."""
+    sizes = preset(options.decoder).language
+    context = options.context if sizes.positions == "learnt" else max(options.context, sizes.context)
+    try:
+        return replace(sizes, vocab_size=1 + max(tokenizer.get_vocab().values()), context=context)
+    except DataError as error:
+        raise DataError(f"the decoder of {options.decoder} cannot be made: {error}") from None
