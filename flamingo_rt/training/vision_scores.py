@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from flamingo_rt.errors import DataError, DependencyError
-from flamingo_rt.training.data.pair_batches import PairReader
+from flamingo_rt.training.data.pair_batches import PairReader, pair_text
 from flamingo_rt.training.data.samples import DamagedSample, SampleSource
 from flamingo_rt.training.dual_encoder import DualEncoder
 
@@ -110,12 +110,13 @@ def _read(model: DualEncoder, source: SampleSource, reader: PairReader) -> _Read
     for number in range(count):
         try:
             sample = source.sample(number * len(source) // count)
+            text = pair_text(sample)
             pixels.append(reader.pixels(sample))
         except DamagedSample:
             continue
         names.append(sample.name)
         labels.append(sample.label)
-        texts.append(reader.text(sample))
+        texts.append(text)
         if len(pixels) == AT_ONCE:
             _encode_pictures(model, pixels, images, features)
     if pixels:
@@ -148,7 +149,7 @@ def class_embeddings(
     model: DualEncoder, names: Sequence[str], reader: PairReader, templates: Sequence[str] = TEMPLATES
 ) -> Tensor:
     """Unit vectors [classes, E]: each the mean direction of a class name in every template."""
-    texts = [template.format(name.replace("_", " ")) for name in names for template in templates]
+    texts = [template.replace("{}", name) for name in names for template in templates]
     found = encode_texts(model, texts, reader).unflatten(0, (len(names), len(templates)))
     return F.normalize(found.mean(dim=1), dim=-1)
 

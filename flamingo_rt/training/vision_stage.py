@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,26 +19,29 @@ from torch import nn
 
 from flamingo_rt.config import NFNetConfig, TokensConfig
 from flamingo_rt.errors import UsageError
+from flamingo_rt.importing.openflamingo_tokenizer import load_tokenizer
 from flamingo_rt.model.text_encoder import TextEncoderConfig
 from flamingo_rt.model_memory import TRAINING, require_bytes
 from flamingo_rt.parameter_count import vision_parameters
 from flamingo_rt.presets import preset
-from flamingo_rt.tokenizer_file import open_tokenizer
 from flamingo_rt.training.adaptive_clipping import clip_adaptively
 from flamingo_rt.training.contrastive import contrastive_loss
-from flamingo_rt.training.data.pair_batches import PairBatch, PairBatches, PairReader, pair_text
-from flamingo_rt.training.data.samples import DamagedSample, SampleSource
+from flamingo_rt.training.data.pair_batches import PairBatch, PairBatches, PairReader
+from flamingo_rt.training.data.samples import SampleSource
+from flamingo_rt.training.data.scene_pairs import ScenePairs
 from flamingo_rt.training.data.sources import open_source
 from flamingo_rt.training.dual_encoder import DualEncoder, DualEncoderConfig
 from flamingo_rt.training.loop import clip_norm, gradient_norm
 from flamingo_rt.training.options import DataOptions, VisionOptions
 from flamingo_rt.training.sharding import World, whole
 from flamingo_rt.training.stage import Dataset, Loss
+from flamingo_rt.training.texts import MOST_TEXTS, source_texts
 from flamingo_rt.training.tokenizer_training import train_tokenizer
 from flamingo_rt.training.towers import write_tower
 from flamingo_rt.training.vision_scores import VisionScores, measure
 
-TOKENIZER_TEXTS = 20_000  # from which a tokenizer is learnt, evenly from all datasets
+SCENES, HELD_OUT_SCENES = "scenes", 1000
+TOKENIZER_SCENES = 3000  # their words are few
 
 
 class VisionStage:
@@ -131,22 +133,23 @@ def open_vision_stage(options: VisionOptions, world: World) -> VisionStage:
     memory.
     """
     check_vision_options(options)
-    sources = [(entry, open_pairs(entry)) for entry in options.data]
-    evaluation = open_pairs(DataOptions(options.evaluation, kind="pairs")) if options.evaluation else None
-    sizes = preset(options.encoder)
-    tokenizer = (
-        open_tokenizer(tokenizer_path(options.tokenizer)) if options.tokenizer
-        else learn_tokenizer([source for _, source in sources], options.vocab_size)
-    )
+    seed, sizes = options.run.seed, preset(options.encoder)
+    sources = [open_pairs(entry, seed) for entry in options.data]
+    evaluation = open_pairs(DataOptions(options.evaluation), seed, held_out=True) if options.evaluation else None
+    if options.tokenizer is not None:
+        tokenizer = load_tokenizer(Path(options.tokenizer))
+    else:
+        texts = (text for source in sources for text in captions(source, MOST_TEXTS // len(sources)))
+        tokenizer = train_tokenizer(texts, options.vocab_size, TokensConfig())
     config = DualEncoderConfig(sizes.vision, text_config(options, tokenizer), options.embedding)
     parameters = vision_parameters(sizes.vision)
     require_bytes(TRAINING * parameters // world.size, f"training the vision encoder of {options.encoder}",
                   f"{parameters / 1e6:,.1f}M parameters, {TRAINING} bytes each")
-    torch.manual_seed(options.run.seed)
+    torch.manual_seed(seed)
     reader = PairReader(tokenizer, sizes.preprocessing, sizes.vision.image_size, options.text_tokens)
     datasets = [
-        Dataset(entry.label, entry.weight, PairBatches(source, entry, reader, options.run.seed))
-        for entry, source in sources
+        Dataset(entry.label, entry.weight, PairBatches(source, entry, reader, seed, number))
+        for number, (entry, source) in enumerate(zip(options.data, sources, strict=True))
     ]
     model = DualEncoder(config, options.initial_temperature)
     return VisionStage(model, reader, datasets, options, world, evaluation)
@@ -164,33 +167,30 @@ def check_vision_options(options: VisionOptions) -> None:
         )
     for entry in options.data:
         if entry.batch < 2:
-            raise UsageError(f"data {entry.source!r}: batch is {entry.batch}; a picture needs another pair's text to be "
-                             "told apart from: 2 or more")
+            raise UsageError(f"data {entry.source!r}: batch is {entry.batch}; a text must be told apart from that of "
+                             "another pair: 2 or more")
     labels = [entry.label for entry in options.data]
     for label in labels:
         if labels.count(label) > 1:
             raise UsageError(f"two datasets are called {label!r}: give each a name of its own")
 
 
-def open_pairs(options: DataOptions) -> SampleSource:
-    """Open a source of pictures with texts. Raises `UsageError` for one of another kind, `DataError`."""
+def open_pairs(options: DataOptions, seed: int, held_out: bool = False) -> SampleSource:
+    """Open a source of pictures with texts, or drawn scenes. Raises `UsageError` for a source of another kind,
+    `DataError`."""
+    if options.source == SCENES:
+        return ScenePairs(seed, "heldout", HELD_OUT_SCENES) if held_out else ScenePairs(seed)
     source = open_source(options)
     if source.kind != "pairs":
         raise UsageError(f"{options.source} holds {source.kind}: train vision takes pictures with texts")
     return source
 
 
-def learn_tokenizer(sources: Sequence[SampleSource], vocab_size: int) -> Tokenizer:
-    """A tokenizer from the texts of all sources, `TOKENIZER_TEXTS` of them at most, evenly taken."""
-    def texts() -> Iterator[str]:
-        most = TOKENIZER_TEXTS // len(sources)
-        for source in sources:
-            count = min(len(source), most)
-            for number in range(count):
-                with suppress(DamagedSample):  # counted when it is drawn
-                    yield pair_text(source.sample(number * len(source) // count))
-
-    return train_tokenizer(texts(), vocab_size, TokensConfig())
+def captions(source: SampleSource, most: int) -> Iterator[str]:
+    """Up to ``most`` texts of a source, from which a tokenizer is learnt."""
+    if isinstance(source, ScenePairs):
+        return source.captions(min(most, TOKENIZER_SCENES))
+    return source_texts(source, most)
 
 
 def text_config(options: VisionOptions, tokenizer: Tokenizer) -> TextEncoderConfig:

@@ -13,13 +13,13 @@ from flamingo_rt.training.adaptive_clipping import clip_adaptively
 FACTOR = 0.01
 
 
-def parameter(*shape: int, weights: float, gradient: float, seed: int) -> nn.Parameter:
+def parameter(*shape: int, gradient: float, seed: int) -> nn.Parameter:
+    """Random weights, with gradients of units that are of very different sizes."""
     generator = torch.Generator().manual_seed(seed)
-    made = nn.Parameter(weights * torch.randn(shape, generator=generator))
-    # Units of very different gradients: some are clipped, and some are not.
-    spread = torch.logspace(-3, 1, shape[0] if shape else 1).reshape(-1, *[1] * (len(shape) - 1)).reshape(
-        (shape[0],) + (1,) * (len(shape) - 1) if shape else ())
-    made.grad = gradient * spread * torch.randn(shape, generator=generator)
+    made = nn.Parameter(torch.randn(shape, generator=generator))
+    made.grad = gradient * torch.randn(shape, generator=generator)
+    if shape:
+        made.grad *= torch.logspace(-3, 1, shape[0]).reshape(-1, *[1] * (len(shape) - 1))
     return made
 
 
@@ -34,7 +34,7 @@ def slow_clipped(weight: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("shape", [(6, 3, 3, 3), (8, 4, 1, 1), (7, 5)], ids=str)
 def test_each_output_channel_is_clipped_as_the_formula_says(shape) -> None:
-    made = parameter(*shape, weights=1.0, gradient=0.02, seed=0)
+    made = parameter(*shape, gradient=0.02, seed=0)
     before = made.grad.clone()
     clip_adaptively([made], FACTOR)
     expected = torch.stack([slow_clipped(*unit) for unit in zip(made.detach(), before, strict=True)])
@@ -47,7 +47,7 @@ def test_each_output_channel_is_clipped_as_the_formula_says(shape) -> None:
 @pytest.mark.parametrize("shape", [(9,), (9, 1, 1, 1), ()], ids=str)
 @pytest.mark.parametrize("gradient", [1e-9, 3.0])
 def test_a_vector_or_a_scalar_is_one_unit(shape, gradient) -> None:
-    made = parameter(*shape, weights=1.0, gradient=gradient, seed=1)
+    made = parameter(*shape, gradient=gradient, seed=1)
     before = made.grad.clone()
     clip_adaptively([made], FACTOR)
     torch.testing.assert_close(made.grad, slow_clipped(made.detach(), before), rtol=1e-6, atol=0)

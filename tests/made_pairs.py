@@ -1,0 +1,97 @@
+"""Drawn scenes of one object as pairs in memory, and a dual encoder that learns them in seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Literal
+
+import numpy as np
+import torch
+
+from flamingo_rt.config import NFNetConfig, PreprocessingConfig, TokensConfig
+from flamingo_rt.model.text_encoder import TextEncoderConfig
+from flamingo_rt.training import scenes
+from flamingo_rt.training.data.pair_batches import PairBatches, PairReader
+from flamingo_rt.training.data.samples import DamagedSample, Said, Sample, Visual
+from flamingo_rt.training.dual_encoder import DualEncoder, DualEncoderConfig
+from flamingo_rt.training.options import DataOptions, VisionOptions
+from flamingo_rt.training.sharding import World
+from flamingo_rt.training.stage import Dataset
+from flamingo_rt.training.tokenizer_training import train_tokenizer
+from flamingo_rt.training.vision_stage import VisionStage
+
+SIZE, TEXT_TOKENS = 16, 8
+
+
+class MadePairs:
+    """A `SampleSource` of samples in memory; those in ``damaged`` are refused."""
+
+    kind: Literal["pairs"] = "pairs"
+
+    def __init__(self, samples: Sequence[Sample], damaged: Sequence[int] = ()) -> None:
+        self.samples, self.damaged = samples, damaged
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def sample(self, index: int) -> Sample:
+        if index in self.damaged:
+            raise DamagedSample(self.samples[index].name, "is torn")
+        return self.samples[index]
+
+    def fingerprint(self) -> str:
+        return f"{len(self.samples)} made pairs"
+
+
+@cache
+def single_objects(count: int, split: scenes.Split, labelled: bool = False) -> tuple[Sample, ...]:
+    """Scenes of one object with their captions; the class is its colour."""
+    found: list[Sample] = []
+    number = 0
+    while len(found) < count:
+        rng = np.random.default_rng([number, split == "train"])
+        scene, number = scenes.sample_scene(rng, split), number + 1
+        if len(scene.objects) == 1 and not scene.objects[0].is_digit:
+            name = f"{split} {number}"
+            visual = Visual("image", scenes.draw(scene, rng, 2 * SIZE), name)
+            label = scene.objects[0].color if labelled else None
+            found.append(Sample(name, (visual, Said(scenes.caption(scene))), label))
+    return tuple(found)
+
+
+@cache
+def pair_reader(samples: tuple[Sample, ...]) -> PairReader:
+    texts = [segment.text for sample in samples for segment in sample.segments if isinstance(segment, Said)]
+    return PairReader(train_tokenizer(texts, 300, TokensConfig()), PreprocessingConfig(), SIZE, TEXT_TOKENS)
+
+
+def dual_encoder_config() -> DualEncoderConfig:
+    return DualEncoderConfig(
+        NFNetConfig(image_size=SIZE, stem_widths=(8, 16), stem_strides=(2, 1), widths=(24, 32), depths=(1, 1),
+                    strides=(1, 2), group_width=4, output_width=32),
+        TextEncoderConfig(vocab_size=300, context=TEXT_TOKENS, width=32, layers=1, heads=2, ff_width=64),
+        embedding=24,
+    )
+
+
+def vision_stage(world: World, batch: int = 32, evaluation: Sequence[Sample] = (), **options) -> VisionStage:
+    """A stage on 160 single objects. Its residual branches start open: at 0 the gradients in them would be 0 too."""
+    samples = single_objects(160, "train")
+    reader, given = pair_reader(samples), VisionOptions(data=(DataOptions("made", batch=batch),), **options)
+    torch.manual_seed(given.run.seed)
+    model = DualEncoder(dual_encoder_config(), given.initial_temperature)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("skip_gain"):
+                parameter.fill_(1.0)
+    data = Dataset("made", 1.0, PairBatches(MadePairs(samples), given.data[0], reader, given.run.seed))
+    return VisionStage(model, reader, [data], given, world, MadePairs(evaluation) if evaluation else None)
+
+
+def add_gradient(stage: VisionStage, step: int, world: World) -> float:
+    """Add this rank's share of a step's gradient as the loop does; gives the mean loss of its own pairs."""
+    drawn = stage.datasets[0].batches.draw(step, world.rank, world.size)
+    mean = stage.loss("made", drawn.batch).total / (world.total(stage.targets(drawn.batch)))
+    (mean * world.size).backward()
+    return world.total(float(mean.detach()))
