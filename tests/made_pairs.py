@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
 from functools import cache
-from typing import Literal
+from pathlib import Path
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
+import torch.distributed as dist
 
 from flamingo_rt.config import NFNetConfig, PreprocessingConfig, TokensConfig
 from flamingo_rt.model.text_encoder import TextEncoderConfig
 from flamingo_rt.training import scenes
-from flamingo_rt.training.data.pair_batches import PairBatches, PairReader
+from flamingo_rt.training.data.pair_batches import PairBatch, PairBatches, PairReader
 from flamingo_rt.training.data.samples import DamagedSample, Said, Sample, Visual
 from flamingo_rt.training.dual_encoder import DualEncoder, DualEncoderConfig
 from flamingo_rt.training.options import DataOptions, VisionOptions
-from flamingo_rt.training.sharding import World
+from flamingo_rt.training.sharding import World, shard, whole
 from flamingo_rt.training.stage import Dataset
 from flamingo_rt.training.tokenizer_training import train_tokenizer
 from flamingo_rt.training.vision_stage import VisionStage
@@ -75,9 +79,12 @@ def dual_encoder_config() -> DualEncoderConfig:
     )
 
 
-def vision_stage(world: World, batch: int = 32, evaluation: Sequence[Sample] = (), **options) -> VisionStage:
-    """A stage on 160 single objects. Its residual branches start open: at 0 the gradients in them would be 0 too."""
-    samples = single_objects(160, "train")
+def vision_stage(
+    world: World, batch: int = 32, samples: tuple[Sample, ...] | None = None, evaluation: Sequence[Sample] = (),
+    **options,
+) -> VisionStage:
+    """A stage on single objects. Its residual branches start open: at 0 the gradients in them would be 0 too."""
+    samples = single_objects(160, "train") if samples is None else samples
     reader, given = pair_reader(samples), VisionOptions(data=(DataOptions("made", batch=batch),), **options)
     torch.manual_seed(given.run.seed)
     model = DualEncoder(dual_encoder_config(), given.initial_temperature)
@@ -89,9 +96,38 @@ def vision_stage(world: World, batch: int = 32, evaluation: Sequence[Sample] = (
     return VisionStage(model, reader, [data], given, world, MadePairs(evaluation) if evaluation else None)
 
 
-def add_gradient(stage: VisionStage, step: int, world: World) -> float:
-    """Add this rank's share of a step's gradient as the loop does; gives the mean loss of its own pairs."""
-    drawn = stage.datasets[0].batches.draw(step, world.rank, world.size)
-    mean = stage.loss("made", drawn.batch).total / (world.total(stage.targets(drawn.batch)))
+def add_gradient(stage: VisionStage, batch: PairBatch, world: World) -> float:
+    """Add the gradient of this rank's part of a batch as the loop does; gives the mean loss of the whole batch."""
+    mean = stage.loss("made", batch).total / world.total(stage.targets(batch))
     (mean * world.size).backward()
     return world.total(float(mean.detach()))
+
+
+class Gradients(NamedTuple):
+    """What a stage computed: mean losses, the norm, and all gradients before and after they were clipped."""
+
+    losses: list[float]
+    norm: float
+    before: dict[str, torch.Tensor]
+    after: dict[str, torch.Tensor]
+
+
+def added_gradients(stage: VisionStage, batches: Sequence[PairBatch], world: World, bound: float) -> Gradients:
+    """Gradients of several batches, added up and clipped; of a stage that is divided among ranks, if there are any."""
+    shard(stage.model, stage.shards(), world)
+    losses = [add_gradient(stage, batch, world) for batch in batches]
+    before = {name: whole(entry.grad).clone() for name, entry in stage.model.named_parameters()}
+    norm = stage.clip(bound)
+    return Gradients(losses, norm, before, {name: whole(entry.grad) for name, entry in stage.model.named_parameters()})
+
+
+@contextmanager
+def meeting(folder: Path, rank: int) -> Iterator[World]:
+    """One of two ranks on CPUs, which meet in a folder; neither waits for ever."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2,
+                            timeout=timedelta(seconds=60))
+    try:
+        yield World(rank, 2)
+        dist.barrier()
+    finally:
+        dist.destroy_process_group()

@@ -11,7 +11,7 @@ from pathlib import Path
 import PIL.Image
 import pytest
 import torch
-from made_pairs import add_gradient, single_objects, vision_stage
+from made_pairs import add_gradient, added_gradients, meeting, single_objects, vision_stage
 
 from flamingo_rt.errors import UsageError
 from flamingo_rt.training.adaptive_clipping import clip_adaptively
@@ -34,7 +34,7 @@ def learnt():
     losses = []
     stage.model.train()
     for step in range(40):
-        losses.append(add_gradient(stage, step, ALONE))
+        losses.append(add_gradient(stage, stage.datasets[0].batches.draw(step, 0, 1).batch, ALONE))
         stage.clip(10.0)
         optimizer.step()
         optimizer.zero_grad()
@@ -53,35 +53,37 @@ def test_the_loss_falls_and_classes_are_found_far_above_chance(learnt) -> None:
 
 
 def test_two_ranks_give_the_gradient_of_one_process_clipped_or_not(tmp_path) -> None:
-    paths = os.pathsep.join([str(HERE.parent), str(HERE)])
-    ranks = [
-        subprocess.Popen([sys.executable, str(HERE / "vision_ranks.py"), str(rank), str(tmp_path)],
-                         env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE,
-                         text=True)
-        for rank in range(2)
-    ]
-    for rank in ranks:
-        _, errors = rank.communicate(timeout=120)
-        assert rank.returncode == 0, errors[-3000:]
-    stage = vision_stage(ALONE)
-    for step in range(2):
-        loss = add_gradient(stage, step, ALONE)
-    before = {name: parameter.grad.clone() for name, parameter in stage.model.named_parameters()}
-    norm = stage.clip(0.5)
-    assert norm > 0.5
-    for rank in range(2):
-        their_loss, their_norm, temperature, unclipped, clipped = torch.load(tmp_path / f"rank{rank}.pt")
-        assert their_loss == pytest.approx(loss, rel=1e-6)
-        assert their_norm == pytest.approx(norm, rel=1e-5)
-        assert temperature == pytest.approx(0.07)
-        for name, parameter in stage.model.named_parameters():
-            torch.testing.assert_close(unclipped[name], before[name], rtol=1e-5, atol=1e-6)
-            torch.testing.assert_close(clipped[name], parameter.grad, rtol=1e-5, atol=1e-6)
+    """This process is the first rank, and then alone."""
+    batches, parts = ([stage_batches(vision_stage(ALONE), part, parts) for part in range(parts)] for parts in (1, 2))
+    torch.save([tuple(batch) for batch in parts[1]], tmp_path / "batches.pt")
+    other = subprocess.Popen(
+        [sys.executable, str(HERE / "second_rank.py"), str(tmp_path)], stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": str(HERE.parent), "OMP_NUM_THREADS": "1"},
+    )
+    try:
+        with meeting(tmp_path, 0) as world:
+            together = added_gradients(vision_stage(world), parts[0], world, 0.5)
+    finally:
+        _, errors = other.communicate(timeout=60)
+        assert other.returncode == 0, errors[-3000:]
+    alone = added_gradients(vision_stage(ALONE), batches[0], ALONE, 0.5)
+    assert alone.norm > 0.5
+    assert together.losses == pytest.approx(alone.losses, rel=1e-6)
+    assert together.norm == pytest.approx(alone.norm, rel=1e-5)
+    torch.testing.assert_close(together.before, alone.before, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(together.after, alone.after, rtol=1e-5, atol=1e-6)
+    theirs = torch.load(tmp_path / "second.pt")
+    torch.testing.assert_close(theirs, together.after, rtol=0, atol=0)
+
+
+def stage_batches(stage, part: int = 0, parts: int = 1):
+    """A part of two batches; the second is another dataset's, or another part, in a run: gradients are added up."""
+    return [stage.datasets[0].batches.draw(step, part, parts).batch for step in range(2)]
 
 
 def test_an_nfnet_is_clipped_adaptively_and_the_rest_by_its_norm() -> None:
     stage = vision_stage(ALONE)
-    add_gradient(stage, 0, ALONE)
+    add_gradient(stage, stage_batches(stage)[0], ALONE)
     parameters = dict(stage.model.named_parameters())
     before = {name: parameter.grad.clone() for name, parameter in parameters.items()}
     rest = torch.cat([grad.flatten() for name, grad in before.items() if not name.startswith("vision.")]).norm()
@@ -99,7 +101,7 @@ def test_an_nfnet_is_clipped_adaptively_and_the_rest_by_its_norm() -> None:
 
 def test_without_adaptive_clipping_one_norm_bounds_all() -> None:
     stage = vision_stage(ALONE, agc=0.0)
-    add_gradient(stage, 0, ALONE)
+    add_gradient(stage, stage_batches(stage)[0], ALONE)
     norm = stage.clip(0.01)
     grads = torch.cat([parameter.grad.flatten() for parameter in stage.model.parameters()])
     assert norm > 0.01
