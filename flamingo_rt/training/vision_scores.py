@@ -105,7 +105,10 @@ def measure(
 
 
 def _read(model: DualEncoder, source: SampleSource, reader: PairReader) -> _Read:
-    names, labels, texts, images, features, pixels = [], [], [], [], [], []
+    names, labels, texts = [], [], []
+    images: list[Tensor] = []
+    features: list[Tensor] = []
+    pixels: list[np.ndarray] = []
     count = min(len(source), MOST_PICTURES)
     for number in range(count):
         try:

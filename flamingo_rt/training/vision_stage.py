@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from tokenizers import Tokenizer
@@ -57,7 +57,7 @@ class VisionStage:
 
     def shards(self) -> Sequence[nn.Module]:
         """See `Stage.shards`: the blocks of both encoders."""
-        return [*self.model.vision.blocks, *self.model.text.layers]
+        return [*cast(nn.ModuleList, self.model.vision.blocks), *self.model.text.layers]
 
     def loss(self, dataset: str, batch: PairBatch) -> Loss:
         """See `Stage.loss`: the sum over this rank's pairs, each compared with the pairs of all ranks."""
