@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -130,4 +131,5 @@ def meeting(folder: Path, rank: int) -> Iterator[World]:
         yield World(rank, 2)
         dist.barrier()
     finally:
+        gc.collect()  # what still refers to the group in a circle would abort the process when the interpreter ends
         dist.destroy_process_group()

@@ -34,6 +34,7 @@ SEEN = {
     "onnxscript": ("0.7.2",) * 4,
     "safetensors": ("0.8.0",) * 4,
     "scikit-learn": ("1.7.2", "1.9.1", "1.9.1", "1.9.1"),
+    "tensorboard": ("2.21.0",) * 4,
     "tensorrt": ("11.4.0.106",) * 4,
     "tensorrt-rtx-cu13": ("1.7.1.116",) * 4,
     "pycuda": ("2026.1",) * 4,

@@ -19,6 +19,7 @@ from flamingo_rt.training.config_file import OptionField, option_fields, options
 from flamingo_rt.training.options import FlamingoOptions, LanguageOptions, VisionOptions
 
 if TYPE_CHECKING:
+    from flamingo_rt.training.run_log import StepReport
     from flamingo_rt.training.sharding import World
     from flamingo_rt.training.stage import Stage
 
@@ -89,21 +90,33 @@ def _run(
             raise UsageError("--out is missing: the folder to write")
         if not options.data:
             raise UsageError("there is no data: give --data SOURCE, or [[data]] tables in the --config file")
-        from flamingo_rt.training.loop import train
-        from flamingo_rt.training.run_log import RunLog
         from flamingo_rt.training.sharding import join_world, leave_world
-        from flamingo_rt.training.state import state_path
 
         world = join_world()
         try:
-            with on_interrupt(lambda: _left(state_path(out))):
-                stage = open_stage(options, world)
-                with RunLog(out, world) as log, TrainingProgress(options.run.steps, world) as shown:
-                    train(stage, options.run, out, world, resume=resume, overwrite=overwrite,
-                          on_step=lambda report: shown.step(log.step(report)))
+            _train(options, open_stage, world, out, resume, overwrite)
         finally:
             leave_world()
     return out
+
+
+def _train(
+    options: Any, open_stage: Callable[[Any, World], Stage], world: World, out: Path, resume: bool, overwrite: bool
+) -> None:
+    from flamingo_rt.training.loop import check_run, train
+    from flamingo_rt.training.run_log import RunLog
+    from flamingo_rt.training.state import state_path
+
+    with on_interrupt(lambda: _left(state_path(out))):
+        world.from_first(lambda: check_run(out, resume, overwrite))
+        stage = open_stage(options, world)
+        with RunLog(out) as log, TrainingProgress(options.run.steps, world.is_first) as shown:
+
+            def on_step(report: StepReport) -> None:
+                log.add(report)
+                shown.step(report)
+
+            train(stage, options.run, out, world, resume=resume, overwrite=overwrite, on_step=on_step)
 
 
 def _left(state: Path) -> str:

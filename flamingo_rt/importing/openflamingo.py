@@ -118,8 +118,8 @@ def open_openflamingo(files: OpenFlamingoFiles) -> Imported:
         **encoder_tensors(vision, vision_config, shapes), **bind(checkpoint, bridge, shapes), **language_tensors,
         "language.embedding.weight": embedding, **head,
     }
-    known = names_of(bridge) | names_of(language.slices(config.language)) | {family.embedding, family.head}
-    notes += _unread(checkpoint, known)
+    taken = names_of(bridge) | names_of(language.slices(config.language)) | {family.embedding, family.head}
+    notes += _unread(checkpoint, taken)
     text = language.tokenizer.to_str(pretty=True)
     return Imported(StoredModel(config, text, {name: tensors[name] for name in shapes}), notes)
 

@@ -24,9 +24,10 @@ from flamingo_rt.errors import UsageError
 from flamingo_rt.model.flamingo import IGNORED_LABEL, Flamingo
 from flamingo_rt.model_memory import TRAINING, WEIGHTS, require_bytes, training_step_bytes
 from flamingo_rt.training.data.document_batches import FlamingoBatch
-from flamingo_rt.training.feature_cache import FeatureCache
+from flamingo_rt.training.feature_cache import FeatureCache, as_stored
 from flamingo_rt.training.loop import clip_norm
-from flamingo_rt.training.lora import add_lora, merged_tensors
+from flamingo_rt.training.lora import add_lora
+from flamingo_rt.training.merging import merged_tensors
 from flamingo_rt.training.new_tokens import train_new_tokens
 from flamingo_rt.training.options import FlamingoOptions
 from flamingo_rt.training.sharding import World, freeze_in_precision, whole
@@ -41,18 +42,20 @@ LARGEST_GATE = 20.0  # tanh of it is 1 in float32: a layer without a gate
 class Bridge(nn.Module):
     """The model with the head of the vision encoder's own task, and the forward pass of training."""
 
-    def __init__(self, model: Flamingo, vision_task: VisionTask | None, frozen_vision: bool) -> None:
+    def __init__(self, model: Flamingo, vision_task: VisionTask | None, frozen_vision: bool, cached: bool) -> None:
         super().__init__()
-        self.model, self.vision_task, self._frozen_vision = model, vision_task, frozen_vision
+        self.model, self.vision_task, self._frozen_vision, self._cached = model, vision_task, frozen_vision, cached
 
     def forward(self, batch: FlamingoBatch) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Logits [R, T, vocab], the loss of the vision task, and the features of the visuals that were not cached
         [N, F, S, Dv]."""
         new = None
-        if batch.pixel_values is not None and len(batch.pixel_values):
+        if len(batch.pixel_values):
             with torch.set_grad_enabled(torch.is_grad_enabled() and not self._frozen_vision):
                 new = self.model.vision(batch.pixel_values.flatten(0, 1)).unflatten(0, batch.pixel_values.shape[:2])
-        features = new
+            if self._cached:  # as they will come back, so that a fuller cache changes nothing
+                new = as_stored(new)
+        features = new if new is None else new.to(self.model.resampler.latents.dtype)
         if batch.cached is not None:
             features = batch.cached.float()
             if new is not None:
@@ -88,7 +91,7 @@ class FlamingoStage:
             else:
                 train_new_tokens(model, new_tokens)
         task = VisionTask(model.config) if options.vision_task else None
-        self.model = Bridge(model, task, "vision" not in options.unfreeze).to(world.device)
+        self.model = Bridge(model, task, "vision" not in options.unfreeze, cache is not None).to(world.device)
 
     def shards(self) -> Sequence[nn.Module]:
         """See `Stage.shards`."""
@@ -104,15 +107,12 @@ class FlamingoStage:
         batch = batch.to(self._world.device)
         logits, extra, new = self.model(batch)
         if self._cache is not None and new is not None:
-            self._remember(batch, new)
+            for place, features in zip(batch.missing.tolist(), new, strict=True):
+                if batch.keys[place]:
+                    self._cache.write(batch.keys[place], features)
         total = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), batch.labels[:, 1:].flatten(),
                                 ignore_index=IGNORED_LABEL, reduction="sum")
         return Loss(total, None if extra is None else self._options.vision_task * extra)
-
-    def _remember(self, batch: FlamingoBatch, new: Tensor) -> None:
-        for place, features in zip(batch.missing.tolist(), new.detach(), strict=True):
-            if batch.keys[place]:
-                self._cache.write(batch.keys[place], features)
 
     def _require_memory(self, batch: FlamingoBatch) -> None:
         trained = sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
@@ -150,7 +150,7 @@ class FlamingoStage:
         found = {}
         for name, layer in self.model.model.cross_attention.layers.items():
             for gate in ("attention_gate", "ff_gate"):
-                found[f"gate.{name}.{gate.removesuffix('_gate')}"] = float(whole(getattr(layer, gate)).tanh())
+                found[f"gate.{name}.{gate.removesuffix('_gate')}"] = float(whole(getattr(layer, gate).detach()).tanh())
         return found
 
     def sample_lines(self) -> Iterator[str]:

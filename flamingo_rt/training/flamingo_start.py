@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,8 @@ from flamingo_rt.processing.tokenizer import TextTokenizer
 from flamingo_rt.tokenizer_file import parse_tokenizer
 from flamingo_rt.training.data.document_batches import DocumentBatches
 from flamingo_rt.training.data.samples import SampleSource
-from flamingo_rt.training.data.scene_batches import SceneBatches, scene_texts
+from flamingo_rt.training.data.scene_batches import SceneBatches
+from flamingo_rt.training.data.scene_documents import texts_of_scene
 from flamingo_rt.training.data.sources import open_source
 from flamingo_rt.training.feature_cache import FeatureCache, encoder_identity
 from flamingo_rt.training.flamingo_stage import LARGEST_GATE, FlamingoStage, check_something_is_given
@@ -62,7 +64,8 @@ def open_flamingo_stage(options: FlamingoOptions, world: World) -> FlamingoStage
     cache = None
     if options.cache_features is not None:
         identity = encoder_identity(model.vision.state_dict(), start.config)
-        cache = FeatureCache(Path(options.cache_features), identity, options.cache_bytes)
+        shape = start.config.vision.feature_count, start.config.vision.width
+        cache = FeatureCache(Path(options.cache_features), identity, shape, options.cache_bytes, world.size, _warn)
     datasets = [
         Dataset(entry.label, entry.weight, _batches(entry, number, sources.get(entry), start.config, tokenizer, options,
                                                     cache))
@@ -80,22 +83,28 @@ def _starting_point(options: FlamingoOptions, sources: Mapping[DataOptions, Samp
         new = (checked.image_id, checked.end_of_chunk_id)
         return StartingPoint(stored.config, stored.tokenizer, stored.tensors, new)
     if options.vision is not None or options.language is not None:
-        joined = join_parts(options)
+        joined = join_parts(options, lambda config: _learnt_tokenizer(options, sources, config))
         return StartingPoint(joined.config, joined.tokenizer_json, joined.tensors, joined.new_tokens)
     config = preset(options.preset)
-    tokenizer = train_tokenizer(_texts(options, sources, config), config.language.vocab_size, config.tokens)
-    return StartingPoint(config, tokenizer.to_str(), {}, ())
+    return StartingPoint(config, _learnt_tokenizer(options, sources, config).to_str(), {}, ())
+
+
+def _learnt_tokenizer(
+    options: FlamingoOptions, sources: Mapping[DataOptions, SampleSource], config: FlamingoConfig
+) -> Tokenizer:
+    texts = _texts(options, sources, config)
+    return train_tokenizer(texts, config.language.vocab_size, config.tokens)
 
 
 def _texts(
     options: FlamingoOptions, sources: Mapping[DataOptions, SampleSource], config: FlamingoConfig
 ) -> Iterator[str]:
-    """Texts from which a tokenizer is learnt."""
     for entry in options.data:
         if entry in sources:
             yield from source_texts(sources[entry])
         else:
-            yield from scene_texts(options.run.seed, TOKENIZER_SCENES, config.prompts)
+            for index in range(TOKENIZER_SCENES):
+                yield from texts_of_scene(options.run.seed, index, config.prompts)
 
 
 def _model(start: StartingPoint, options: FlamingoOptions) -> Flamingo:
@@ -126,6 +135,10 @@ def _batches(
     if source.kind == "text":
         raise UsageError(f"data {entry.source!r} holds texts without pictures: train language takes those")
     return DocumentBatches(source, entry, config, tokenizer, options.run.seed, number, cache)
+
+
+def _warn(text: str) -> None:
+    logging.getLogger(__name__).warning(text)
 
 
 def _check_names(datasets: list[Dataset]) -> None:

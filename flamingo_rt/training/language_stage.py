@@ -36,6 +36,7 @@ from flamingo_rt.training.tokenizer_training import train_tokenizer
 from flamingo_rt.training.towers import folder_kind, write_tower
 
 SCENES = "scenes"
+TOKENIZER_SCENES = 3000
 SAMPLE_ROWS, PROMPT_TOKENS, SAMPLE_TOKENS = 3, 12, 24
 
 
@@ -62,10 +63,10 @@ class LanguageStage:
 
     def loss(self, dataset: str, batch: TextBatch) -> Loss:
         """See `Stage.loss`: cross-entropy of the next token."""
-        batch = batch.to(self._world.device)
+        copies, batch = bool(batch.repeated.any()), batch.to(self._world.device)
         logits, labels = self.logits(batch.input_ids)[:, :-1].float(), batch.labels[:, 1:]
         losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED_LABEL, reduction="none")
-        if bool(batch.repeated.any()):
+        if copies:
             self._copied += float(losses.detach().view_as(labels)[batch.repeated].sum())
             self._copies += int((labels[batch.repeated] != IGNORED_LABEL).sum())
         return Loss(losses.sum())
@@ -80,7 +81,8 @@ class LanguageStage:
 
     def decay_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """See `Stage.decay_groups`: matrices, and the rest."""
-        decayed, others = [], []
+        decayed: list[nn.Parameter] = []
+        others: list[nn.Parameter] = []
         for name, parameter in self.model.named_parameters():
             (decayed if parameter.ndim >= 2 and not name.endswith("bias") else others).append(parameter)
         return decayed, others
@@ -146,7 +148,7 @@ def open_language_stage(options: LanguageOptions, world: World) -> LanguageStage
         tokenizer, tokens = given_tokenizer(Path(options.tokenizer))
     else:
         tokens = TokensConfig()
-        texts = (text for source in sources for text in source_texts(source, MOST_TEXTS // len(sources)))
+        texts = (text for source in sources for text in _tokenizer_texts(source, len(sources)))
         tokenizer = train_tokenizer(texts, options.vocab_size, tokens)
     config = decoder_config(options, tokenizer)
     parameters = language_parameters(config)
@@ -155,8 +157,8 @@ def open_language_stage(options: LanguageOptions, world: World) -> LanguageStage
     torch.manual_seed(options.run.seed)
     datasets = [
         Dataset(entry.label, entry.weight, TextBatches(
-            source, tokenizer, tokens, batch=entry.batch, context=options.context, seed=options.run.seed,
-            number=number, repeats=options.repeats,
+            source, entry, tokenizer, tokens, context=options.context, seed=options.run.seed, number=number,
+            repeats=options.repeats,
         ))
         for number, (entry, source) in enumerate(zip(options.data, sources, strict=True))
     ]
@@ -166,6 +168,12 @@ def open_language_stage(options: LanguageOptions, world: World) -> LanguageStage
 def open_texts(options: DataOptions, seed: int) -> SampleSource:
     """Open a source of documents; captions and pages are read without their pictures. Raises `DataError`."""
     return SceneDocuments(seed) if options.source == SCENES else open_source(options)
+
+
+def _tokenizer_texts(source: SampleSource, sources: int) -> Iterator[str]:
+    """The share of one of several sources in the texts from which a tokenizer is learnt."""
+    scenes = isinstance(source, SceneDocuments)  # made as they are read, and all alike
+    return source_texts(source, TOKENIZER_SCENES if scenes else max(1, MOST_TEXTS // sources))
 
 
 def given_tokenizer(path: Path) -> tuple[Tokenizer, TokensConfig]:

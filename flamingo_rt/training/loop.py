@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,30 +24,14 @@ from torch import nn
 from flamingo_rt.errors import DataError, UsageError
 from flamingo_rt.files import check_output
 from flamingo_rt.training.data.loader import drawn
+from flamingo_rt.training.flops import StepFlops, matrix_rate, shapes, utilisation
 from flamingo_rt.training.options import RunOptions
+from flamingo_rt.training.run_log import StepReport
 from flamingo_rt.training.sharding import World, autocast, local, recompute_activations, shard, whole
 from flamingo_rt.training.stage import Dataset, Drawn, Stage
 from flamingo_rt.training.state import RunPosition, load_state, remove_state, save_state, state_path, trained_parameters
 
 FEWEST_READ = 100  # samples before a share of damaged ones means anything
-
-
-@dataclass(frozen=True)
-class StepReport:
-    """One finished step, counted from 1: mean loss by dataset, norm of the gradient before it was clipped, tokens of
-    all ranks, seconds, and how many of them were spent waiting for data; the stage's own numbers; damaged samples, each
-    with its reason; sample answers where it was time for them."""
-
-    step: int
-    losses: Mapping[str, float]
-    gradient_norm: float
-    learning_rate: float
-    tokens: int
-    seconds: float
-    waiting: float
-    scalars: Mapping[str, float] = field(default_factory=dict)
-    damaged: tuple[str, ...] = ()
-    samples: tuple[str, ...] = ()
 
 
 def train(
@@ -60,10 +44,8 @@ def train(
     Raises `UsageError` when ``out`` exists, or an unfinished run is there and ``resume`` is not asked for; `DataError`
     for a loss that is no number, for too many damaged samples, and for a state that cannot be gone on with.
     """
-    world.from_first(lambda: check_output(out, overwrite))
+    world.from_first(lambda: check_run(out, resume, overwrite))
     state = state_path(out)
-    if state.exists() and not resume:
-        raise UsageError(f"an unfinished run is at {state}: continue it with --resume, or delete it to start anew")
     run = _Run(stage, options, world)
     same = _identity(stage, options, identity)
     if state.exists():
@@ -85,6 +67,18 @@ def train(
     world.from_first(lambda: remove_state(state))
 
 
+def check_run(out: Path, resume: bool, overwrite: bool) -> None:
+    """Refuse an output before any work is done for it.
+
+    Raises `UsageError` when ``out`` exists and may not be replaced, or an unfinished run is there and ``resume`` is not
+    asked for; `DataError` where no folder can be written.
+    """
+    check_output(out, overwrite)
+    state = state_path(out)
+    if state.exists() and not resume:
+        raise UsageError(f"an unfinished run is at {state}: continue it with --resume, or delete it to start anew")
+
+
 def _identity(stage: Stage, options: RunOptions, more: Mapping[str, Any] | None) -> dict[str, Any]:
     """What two parts of one run have in common: how it is trained, what, and on which data."""
     data = {entry.name: {"weight": entry.weight, "data": entry.batches.fingerprint()} for entry in stage.datasets}
@@ -96,6 +90,8 @@ class _Run:
 
     def __init__(self, stage: Stage, options: RunOptions, world: World) -> None:
         self.stage, self.options, self.world, self.at = stage, options, world, RunPosition()
+        self.flops = StepFlops()
+        self.rate = matrix_rate(world.device, torch.float32 if options.precision == "fp32" else torch.bfloat16)
         self.parts = range(world.rank * options.accumulate, (world.rank + 1) * options.accumulate)
         layers = list(stage.shards())
         if options.checkpoint_activations:
@@ -130,10 +126,10 @@ class _Run:
             tokens += sum(self.stage.tokens(part.batch) for part in parts)
         norm = self._update()
         self.at.step += 1
-        return StepReport(
-            self.at.step, losses, norm, rate, int(self.world.total(tokens)), time.monotonic() - began, waiting,
-            self.stage.scalars(), tuple(damaged),
-        )
+        scalars, tokens = self.stage.scalars(), int(self.world.total(tokens))
+        seconds = time.monotonic() - began
+        mfu = utilisation(self.flops.take(), seconds, self.rate)
+        return StepReport(self.at.step, losses, norm, rate, tokens, seconds, waiting, mfu, scalars, tuple(damaged))
 
     def _datasets(self, number: int) -> Sequence[Dataset]:
         datasets = self.stage.datasets
@@ -147,14 +143,15 @@ class _Run:
         targets = self.world.total(sum(self.stage.targets(part.batch) for part in parts))
         total = 0.0
         for part in parts:
-            with autocast(self.world, self.options.precision):
-                loss = self.stage.loss(dataset.name, part.batch)
-            share = loss.total / max(targets, 1.0)
-            if loss.extra is not None:
-                share = share + loss.extra / (len(parts) * self.world.size)
-            if share.requires_grad:
-                # FSDP takes the mean over the ranks, and this is a part of a sum.
-                (share * dataset.weight * self.world.size).backward()
+            with self.flops.part((dataset.name, shapes(part.batch))):
+                with autocast(self.world, self.options.precision):
+                    loss = self.stage.loss(dataset.name, part.batch)
+                share = loss.total / max(targets, 1.0)
+                if loss.extra is not None:
+                    share = share + loss.extra / (len(parts) * self.world.size)
+                if share.requires_grad:
+                    # FSDP takes the mean over the ranks, and this is a part of a sum.
+                    (share * dataset.weight * self.world.size).backward()
             total += float(loss.total.detach())
         total = self.world.total(total)
         if not math.isfinite(total):

@@ -7,7 +7,6 @@ of a small model. The trained rows are merged into it when a checkpoint is writt
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -20,31 +19,15 @@ from flamingo_rt.training.merging import MergedLayer
 
 
 class _NewRows(MergedLayer):
-    """Part that embedding and head share: some rows of ``weight`` [vocab, D] are read from ``new_rows`` [K, D] instead,
-    which are float32 also where the table is in half precision."""
+    """Part that embedding and head share: rows ``ids`` int64 [K] of ``weight`` [vocab, D] are read from ``new_rows``
+    [K, D] instead, which are float32 also where the table is in half precision."""
 
     added = ("new_rows",)
-    weight: nn.Parameter
-    new_rows: nn.Parameter
-    ids: Tensor  # int64 [K]
-
-    def take_rows(self, weight: nn.Parameter, ids: Tensor) -> None:
-        """Begin with the rows ``ids`` of ``weight``, which is frozen and not copied."""
-        module = cast(nn.Module, self)
-        self.weight = weight.requires_grad_(False)
-        rows = weight.detach()[ids]
-        self.new_rows = nn.Parameter(rows.to(torch.promote_types(rows.dtype, torch.float32)))
-        module.register_buffer("ids", ids, persistent=False)
+    ids: Tensor
 
     def merged(self, weight: Tensor, *added: Tensor) -> Tensor:
         """See `MergedLayer.merged`; in the table's dtype, in which the rows are used."""
         return weight.index_copy(0, self.ids.to(weight.device), added[0].to(weight.dtype))
-
-    def put_new_logits(self, logits: Tensor, hidden: Tensor, bias: Tensor | None = None) -> Tensor:
-        """Put the new tokens' logits into ``logits`` [..., vocab], in place: hidden [..., D], bias [vocab]."""
-        rows = self.new_rows.to(self.weight.dtype)
-        new = F.linear(hidden, rows, None if bias is None else bias[self.ids])  # [..., K]
-        return logits.index_copy_(-1, self.ids, new)
 
 
 class EmbeddingWithNewRows(_NewRows, TokenEmbedding):
@@ -54,11 +37,13 @@ class EmbeddingWithNewRows(_NewRows, TokenEmbedding):
 
     def __init__(self, table: TokenEmbedding, ids: Tensor) -> None:
         """ids int64 [K]."""
-        super().__init__(table.num_embeddings, table.embedding_dim, device="meta")
-        self.take_rows(table.weight, ids)
+        super().__init__(table.num_embeddings, table.embedding_dim, _weight=table.weight.detach())
+        self.weight = table.weight
+        self.new_rows = _trained_rows(table.weight, ids)
+        self.register_buffer("ids", ids, persistent=False)
         places = torch.full((table.num_embeddings,), -1, device=ids.device)
-        self.register_buffer("places", places.index_copy(0, ids, torch.arange(len(ids), device=ids.device)),
-                             persistent=False)
+        places[ids] = torch.arange(len(ids), device=ids.device)
+        self.register_buffer("places", places, persistent=False)
 
     def forward(self, input: Tensor) -> Tensor:
         """ids [B, T] -> [B, T, D], in the table's dtype."""
@@ -68,7 +53,8 @@ class EmbeddingWithNewRows(_NewRows, TokenEmbedding):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden [..., D] -> logits [..., vocab]."""
-        return self.put_new_logits(super().logits(hidden), hidden)
+        new = F.linear(hidden, self.new_rows.to(self.weight.dtype))  # [..., K]
+        return super().logits(hidden).index_copy_(-1, self.ids, new)
 
 
 class HeadWithNewRows(_NewRows, nn.Linear):
@@ -77,13 +63,21 @@ class HeadWithNewRows(_NewRows, nn.Linear):
     def __init__(self, head: nn.Linear, ids: Tensor) -> None:
         """ids int64 [K]."""
         super().__init__(head.in_features, head.out_features, bias=False, device="meta")
-        self.take_rows(head.weight, ids)
-        if head.bias is not None:
-            self.bias = head.bias.requires_grad_(False)
+        self.weight, self.bias = head.weight, head.bias
+        self.new_rows = _trained_rows(head.weight, ids)
+        self.register_buffer("ids", ids, persistent=False)
 
     def forward(self, input: Tensor) -> Tensor:
         """hidden [..., D] -> logits [..., vocab]."""
-        return self.put_new_logits(super().forward(input), input, self.bias)
+        bias = None if self.bias is None else self.bias[self.ids]
+        new = F.linear(input, self.new_rows.to(self.weight.dtype), bias)  # [..., K]
+        return super().forward(input).index_copy_(-1, self.ids, new)
+
+
+def _trained_rows(weight: Tensor, ids: Tensor) -> nn.Parameter:
+    """Copies of the rows ``ids``, in float32 or more."""
+    rows = weight.detach()[ids]
+    return nn.Parameter(rows.to(torch.promote_types(rows.dtype, torch.float32)))
 
 
 def train_new_tokens(model: Flamingo, ids: Sequence[int]) -> None:

@@ -80,7 +80,6 @@ class DataOptions:
         require_option(bool(self.chunks) and all(1 <= number <= 64 for number in self.chunks),
                        f"{where}chunks is {list(self.chunks)}; it lists numbers from 1 to 64")
         require_option(self.questions <= 16, f"{where}questions is {self.questions}; it must be from 0 to 16")
-        require_option(self.template.count("{}") == 1, f"{where}template {self.template!r} needs {{}} for the name")
 
     @property
     def label(self) -> str:

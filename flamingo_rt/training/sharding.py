@@ -8,7 +8,9 @@ its own part of each batch. On CPUs the ranks talk by gloo, on GPUs by NCCL.
 
 from __future__ import annotations
 
+import gc
 import os
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -88,8 +90,12 @@ def join_world() -> World:
 
 
 def leave_world() -> None:
-    """End what `join_world` began."""
+    """End what `join_world` began. The ranks wait for each other, and what refers to the group in a circle is freed
+    before it: its threads would abort the process when the interpreter ends."""
     if dist.is_initialized():
+        if sys.exc_info()[0] is None:
+            dist.barrier()
+        gc.collect()
         dist.destroy_process_group()
 
 

@@ -69,7 +69,7 @@ class Tower:
 
     @property
     def preprocessing(self) -> PreprocessingConfig:
-        """How pictures become pixel values, of a vision tower."""
+        """The way from pictures to pixel values, of a vision tower."""
         return self._part("preprocessing")
 
     @property

@@ -76,7 +76,7 @@ def _keep_to_one_thread(worker: int) -> None:
     """Leave the other cores to the training step."""
     import cv2
 
-    cv2.setNumThreads(1)
+    cv2.setNumThreads(0)  # with 1 it would wait for its threads to end, which were left behind in the forked process
     torch.set_num_threads(1)
 
 

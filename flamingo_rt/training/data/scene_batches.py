@@ -15,13 +15,12 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from flamingo_rt.config import FlamingoConfig, PromptsConfig
+from flamingo_rt.config import FlamingoConfig
 from flamingo_rt.errors import DataError, UsageError
 from flamingo_rt.model.flamingo import IGNORED_LABEL
 from flamingo_rt.processing.preprocess import pixel_values
 from flamingo_rt.training import scenes
 from flamingo_rt.training.data.document_batches import FlamingoBatch
-from flamingo_rt.training.data.scene_documents import texts_of_scene
 from flamingo_rt.training.stage import Drawn
 
 
@@ -52,7 +51,9 @@ class SceneBatches:
         whole = self.batch(step)
         count = len(whole.rows)
         if count < parts:
-            raise UsageError(f"{count} rows of drawn scenes cannot be divided into {parts} parts: take a larger batch")
+            return Drawn(None, error=UsageError(
+                f"{count} rows of drawn scenes cannot be divided into {parts} parts: take a larger batch"
+            ))
         rows = slice(part * count // parts, (part + 1) * count // parts)
         shown, renumbered = whole.rows[rows].unique(return_inverse=True)
         batch = whole if parts == 1 else FlamingoBatch(
@@ -130,9 +131,3 @@ class SceneBatches:
         if number is None:
             raise DataError(f"the tokenizer has no token {token!r}: train with the tokenizer of the configuration")
         return number
-
-
-def scene_texts(seed: int, count: int, prompts: PromptsConfig) -> Iterator[str]:
-    """Captions and questions with their answers of ``count`` training scenes, for the tokenizer."""
-    for index in range(count):
-        yield from texts_of_scene(seed, index, prompts)

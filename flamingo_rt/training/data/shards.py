@@ -20,32 +20,20 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
 
 from flamingo_rt.errors import DataError
-from flamingo_rt.json_files import parse_json
 from flamingo_rt.printable import printable
 from flamingo_rt.processing.input_files import open_file
-from flamingo_rt.training.data.pages import is_page, page_segments
-from flamingo_rt.training.data.row_fields import MOST_CHARACTERS, shown, text_field
-from flamingo_rt.training.data.samples import DamagedSample, Said, Sample, SampleKind, Segment, Visual
-from flamingo_rt.training.data.tar_members import DamagedArchive, TarMember, members, shown_name
-from flamingo_rt.training.data.text_source import decoded_text
+from flamingo_rt.training.data.pages import is_page
+from flamingo_rt.training.data.samples import DamagedSample, Sample, SampleKind
+from flamingo_rt.training.data.tar_members import DamagedArchive, TarMember, members
+from flamingo_rt.training.data.tar_samples import MOST_MEMBERS, TarSample, content_of
 
-Content = Literal["picture", "clip", "json", "txt", ""]
-CONTENTS: dict[str, Content] = {
-    **dict.fromkeys(("jpg", "jpeg", "png", "webp"), "picture"),
-    **dict.fromkeys(("mp4", "webm", "avi", "mov", "mkv", "m4v", "mpg", "mpeg", "gif"), "clip"),
-    "json": "json", "txt": "txt",
-}
-MOST_MEMBERS = 1000  # of one sample
-MOST_TEXT = 16_000_000  # bytes of a .txt or .json
-MOST_SAMPLE = 512_000_000  # bytes of all pictures and clips of one sample
 MOST_SHARDS = 1_000_000
 FEW = 10  # texts alone are samples that lack their picture where others are more than so many times as many
-WHOLE = -1  # in place of a sample's start: the rest of a shard that is cut short
+REST = -1  # in place of a sample's start: the rest of a shard that is cut short
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
@@ -82,7 +70,7 @@ def expand_braces(pattern: str) -> list[Path]:
 @dataclass(frozen=True, eq=False)
 class Shards:
     """Samples of tar shards. ``numbers`` int32 [N], ``starts`` and ``ends`` int64 [N]: in which shard a sample is, and
-    from where to where; `WHOLE` as a start stands for what is missing of a shard, with the reason in ``faults``."""
+    from where to where; `REST` as a start stands for what is missing of a shard, with the reason in ``faults``."""
 
     paths: tuple[Path, ...]
     numbers: np.ndarray
@@ -99,9 +87,9 @@ class Shards:
         """See `SampleSource.sample`. Only this sample's members are read."""
         number = int(self.numbers[index])
         path = self.paths[number]
-        if self.starts[index] == WHOLE:
+        if self.starts[index] == REST:
             raise DamagedSample(printable(str(path)), self.faults[number])
-        return _TarSample.read(path, int(self.starts[index]), int(self.ends[index])).as_kind(self.kind)
+        return TarSample.read(path, int(self.starts[index]), int(self.ends[index])).as_kind(self.kind)
 
     def fingerprint(self) -> str:
         """See `SampleSource.fingerprint`: changes with the shards' names and sizes, and with their members' names."""
@@ -118,39 +106,63 @@ def open_shards(paths: Sequence[Path]) -> Shards:
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
         raise DataError(f"{len(missing)} of {len(paths)} shards are missing: "
                         f"{', '.join(str(path) for path in missing[:5])}{more}; check the pattern, or copy them again")
-    numbers, starts, ends = array("i"), array("q"), array("q")
-    faults: dict[int, str] = {}
-    kinds: Counter[SampleKind] = Counter()
-    examples: dict[SampleKind, str] = {}
-    digest = hashlib.sha256()
-    for number, path in enumerate(paths):
-        digest.update(f"{path.name}\0{path.stat().st_size}\n".encode("utf-8", "surrogateescape"))
+    index = _Index()
+    for path in paths:
+        index.add(path)
+    return Shards(tuple(paths), np.array(index.numbers, np.int32), np.array(index.starts, np.int64),
+                  np.array(index.ends, np.int64), index.faults, index.digest.hexdigest(), index.kind())
+
+
+class _Index:
+    """What `Shards` keeps of each sample, collected shard by shard."""
+
+    def __init__(self) -> None:
+        self.paths: list[Path] = []
+        self.numbers, self.starts, self.ends = array("i"), array("q"), array("q")
+        self.faults: dict[int, str] = {}
+        self.digest = hashlib.sha256()
+        self._kinds: Counter[SampleKind] = Counter()
+        self._examples: dict[SampleKind, str] = {}
+
+    def add(self, path: Path) -> None:
+        """Read the headers of one shard."""
+        self._hash(f"{path.name}\0{path.stat().st_size}\n")
         groups = _Groups(path)
         for group in groups:
-            digest.update("\0".join(member.name for member in group).encode("utf-8", "surrogateescape"))
-            numbers.append(number)
-            starts.append(group[0].header)
-            ends.append(group[-1].end)
+            if not any(content_of(member) or member.fault for member in group):
+                continue
+            self._hash("\0".join(member.name for member in group))
+            self._add_sample(group[0].header, group[-1].end)
             kind = groups.kind(group)
             if kind is not None:
-                kinds[kind] += 1
-                examples.setdefault(kind, f"{path}/{group[0].key}")
+                self._kinds[kind] += 1
+                self._examples.setdefault(kind, printable(f"{path}/{group[0].key}"))
         if groups.fault:
-            faults[number] = groups.fault
-            numbers.append(number)
-            starts.append(WHOLE)
-            ends.append(WHOLE)
-    if len(kinds) == 2 and kinds["text"] * FEW < kinds.total():
-        del kinds["text"]
-    if len(kinds) > 1:
-        found = " and ".join(f"{count:,} of {kind} ({printable(examples[kind])})" for kind, count in kinds.items())
-        raise DataError(f"the shards' samples are of several kinds, {found}: put each into shards of their own")
-    if not kinds:
-        reason = f": {paths[min(faults)]} {faults[min(faults)]}" if faults else ""
-        raise DataError(f"{paths[0]}{' and others hold' if len(paths) > 1 else ' holds'} no sample that is known"
-                        f"{reason}; a sample is 000001.jpg and 000001.txt, for instance")
-    return Shards(tuple(paths), np.array(numbers, np.int32), np.array(starts, np.int64), np.array(ends, np.int64),
-                  faults, digest.hexdigest(), next(iter(kinds)))
+            self.faults[len(self.paths)] = groups.fault
+            self._add_sample(REST, REST)
+        self.paths.append(path)
+
+    def kind(self) -> SampleKind:
+        """The kind of all samples. Raises `DataError` for several, and for none."""
+        kinds = self._kinds
+        if len(kinds) == 2 and kinds["text"] * FEW < kinds.total():
+            del kinds["text"]
+        if len(kinds) > 1:
+            found = " and ".join(f"{count:,} of {kind} ({self._examples[kind]})" for kind, count in kinds.items())
+            raise DataError(f"the shards' samples are of several kinds, {found}: put each into shards of their own")
+        if not kinds:
+            reason = "".join(f": {self.paths[number]} {fault}" for number, fault in [*self.faults.items()][:1])
+            raise DataError(f"{self.paths[0]}{' and others hold' if len(self.paths) > 1 else ' holds'} no sample that "
+                            f"is known{reason}; a sample is 000001.jpg and 000001.txt, for instance")
+        return next(iter(kinds))
+
+    def _add_sample(self, start: int, end: int) -> None:
+        self.numbers.append(len(self.paths))
+        self.starts.append(start)
+        self.ends.append(end)
+
+    def _hash(self, text: str) -> None:
+        self.digest.update(text.encode("utf-8", "surrogateescape"))
 
 
 class _Groups:
@@ -158,7 +170,7 @@ class _Groups:
 
     def __init__(self, path: Path) -> None:
         self.path, self.fault = path, ""
-        self._json_kind: SampleKind | None = None
+        self._rows_are_pages: bool | None = None
 
     def __iter__(self) -> Iterator[list[TarMember]]:
         group: list[TarMember] = []
@@ -191,128 +203,10 @@ class _Groups:
             return "pairs" if "picture" in contents else "text" if "txt" in contents else None
         if "txt" in contents:  # the row is what else is known of the picture
             return "pairs" if "picture" in contents else "text"
-        if self._json_kind is None:
+        if self._rows_are_pages is None:
             try:
-                row = _TarSample.read(self.path, group[0].header, group[-1].end).row()
+                row = TarSample.read(self.path, group[0].header, group[-1].end).row()
             except DamagedSample:
                 return None
-            self._json_kind = "pages" if is_page(row) else "pairs" if "picture" in contents else "text"
-        return self._json_kind
-
-
-def content_of(member: TarMember) -> Content:
-    """What a member holds, by the end of its name."""
-    return CONTENTS.get(member.suffix.rpartition(".")[2].lower(), "")
-
-
-@dataclass(frozen=True, eq=False)
-class _TarSample:
-    """The members of one sample; their content is read as it is asked for."""
-
-    path: Path
-    name: str
-    members: tuple[TarMember, ...]
-
-    @classmethod
-    def read(cls, path: Path, start: int, end: int) -> _TarSample:
-        """Read the headers between two offsets. Raises `DamagedSample` for members that are no plain files, and too
-        many of them."""
-        try:
-            with path.open("rb") as file:
-                found = tuple(itertools.islice(members(file, start, end), MOST_MEMBERS + 1))
-        except OSError as error:
-            raise DamagedSample(printable(str(path)), f"cannot be read: {error.strerror}") from error
-        except DamagedArchive as error:
-            raise DamagedSample(printable(str(path)), f"{error}; it has changed since it was opened") from error
-        if not found:
-            raise DamagedSample(printable(str(path)), "has changed since it was opened")
-        name = printable(f"{path}/{found[0].key}")
-        if len(found) > MOST_MEMBERS:
-            raise DamagedSample(name, f"has more than {MOST_MEMBERS:,} files")
-        for member in found:
-            if member.fault:
-                raise DamagedSample(name, f"{shown_name(member)} {member.fault}")
-        return cls(path, name, found)
-
-    def as_kind(self, kind: SampleKind) -> Sample:
-        """The sample, read as one of this kind. Raises `DamagedSample` for a sample of another."""
-        if kind == "text":
-            return Sample(self.name, (self._text(MOST_TEXT),))
-        if kind == "pages":
-            return Sample(self.name, self._page())
-        visual = self._only("picture" if kind == "pairs" else "clip")
-        if visual is None:
-            raise DamagedSample(self.name, f"has no {'picture' if kind == 'pairs' else 'clip'}")
-        return Sample(self.name, (self._visual(visual), *self._caption()))
-
-    def row(self) -> dict[str, Any]:
-        """The object in the sample's .json."""
-        member = self._only("json")
-        if member is None:
-            raise DamagedSample(self.name, "has no .json")
-        try:
-            row = parse_json(self._bytes(member, MOST_TEXT))
-        except ValueError as error:
-            raise DamagedSample(self.name, f"{shown_name(member)} is not valid JSON: {error}") from error
-        if not isinstance(row, dict):
-            raise DamagedSample(self.name, f"{shown_name(member)} is {shown(row)}, not a JSON object")
-        return row
-
-    def _caption(self) -> tuple[Said, ...]:
-        row = {} if self._only("txt") or not self._only("json") else self.row()
-        if "question" not in row:
-            return (self._text(MOST_CHARACTERS),)
-        return Said(text_field(row, "question", self.name), learnt=False), Said(text_field(row, "answer", self.name))
-
-    def _text(self, most: int) -> Said:
-        """The sample's text, of at most so many characters: its .txt, or what its .json says."""
-        member = self._only("txt")
-        if member is not None:
-            return Said(decoded_text(self._bytes(member, MOST_TEXT), self.name, most))
-        row = self.row() if self._only("json") else {}
-        for key in ("text", "caption"):
-            if key in row:
-                return Said(text_field(row, key, self.name, most))
-        raise DamagedSample(self.name, "has no text: neither a .txt, nor text or caption in a .json")
-
-    def _page(self) -> tuple[Segment, ...]:
-        members = [member for member in self.members if content_of(member) == "picture"]
-        if sum(member.size for member in members) > MOST_SAMPLE:
-            raise DamagedSample(self.name, f"its pictures have more than {MOST_SAMPLE / 1e6:g} MB")
-        by_name = {member.suffix: member for member in members}
-        by_name.update({member.name.rpartition("/")[2]: member for member in members})
-        read: dict[str, Visual] = {}
-
-        def picture(file: str) -> Visual:
-            if file not in by_name:
-                raise DamagedSample(self.name, f"the picture {shown(file)} is not among its files")
-            if file not in read:
-                read[file] = self._visual(by_name[file])
-            return read[file]
-
-        return page_segments(self.row(), picture, self.name)
-
-    def _visual(self, member: TarMember) -> Visual:
-        kind: Literal["image", "video"] = "image" if content_of(member) == "picture" else "video"
-        return Visual(kind, self._bytes(member, MOST_SAMPLE), shown_name(member))
-
-    def _only(self, content: Content) -> TarMember | None:
-        """The member with this content, or None. Raises `DamagedSample` for several."""
-        found = [member for member in self.members if content_of(member) == content]
-        if len(found) > 1:
-            raise DamagedSample(self.name, f"has {len(found)} files that could be its {content}: "
-                                           f"{', '.join(shown_name(member) for member in found[:3])}")
-        return found[0] if found else None
-
-    def _bytes(self, member: TarMember, most: int) -> bytes:
-        if member.size > most:
-            raise DamagedSample(self.name, f"{shown_name(member)} has more than {most / 1e6:g} MB")
-        try:
-            with self.path.open("rb") as file:
-                file.seek(member.start)
-                content = file.read(member.size)
-        except OSError as error:
-            raise DamagedSample(self.name, f"cannot be read: {error.strerror}") from error
-        if len(content) < member.size:
-            raise DamagedSample(self.name, f"{shown_name(member)} is cut short; it has changed since it was opened")
-        return content
+            self._rows_are_pages = is_page(row)
+        return "pages" if self._rows_are_pages else "pairs" if "picture" in contents else "text"

@@ -9,7 +9,6 @@ so that all of a long text is seen in time.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -23,11 +22,13 @@ from flamingo_rt.model.flamingo import IGNORED_LABEL
 from flamingo_rt.training.data.repeated_segments import repeated_segments
 from flamingo_rt.training.data.sample_order import SampleOrder
 from flamingo_rt.training.data.samples import DamagedSample, Said, Sample, SampleSource
+from flamingo_rt.training.data.usable_samples import NothingToLearn, SampleReader
+from flamingo_rt.training.options import DataOptions
 from flamingo_rt.training.stage import Drawn
 
 WINDOW = 16  # characters for each token of a row that are read of a long text: four times as many as English needs
+LONGEST_WORD = 64  # characters that are passed over to enter a text between two words
 MEASURED = 64  # documents from which the usual length is found
-MOST_DAMAGED, MOST_EMPTY = 16, 64  # in a row, of documents for one place
 
 
 class TextBatch(NamedTuple):
@@ -43,7 +44,7 @@ class TextBatch(NamedTuple):
         return TextBatch(*(tensor.to(device) for tensor in self))
 
 
-class _Piece(NamedTuple):
+class Piece(NamedTuple):
     """Tokens of a document, or of a part of it, with their labels."""
 
     ids: list[int]
@@ -51,8 +52,8 @@ class _Piece(NamedTuple):
 
 
 class TextBatches:
-    """``batch`` rows of ``context`` tokens a step: ``<bos>`` document ``<eos>``, and so on. A part of a document has
-    neither the token of a beginning nor of an end that it lacks.
+    """``options.batch`` rows of ``context`` tokens a step: ``<bos>`` document ``<eos>``, and so on. A part of a
+    document has neither the token of a beginning nor of an end that it lacks.
 
     Attention is not kept within a document: what stands before ``<bos>`` teaches a model to leave it alone. The share
     ``repeats`` of all rows, evenly spread, is `repeated_segments`. Special tokens that a text spells are encoded as
@@ -60,13 +61,13 @@ class TextBatches:
     """
 
     def __init__(
-        self, source: SampleSource, tokenizer: Tokenizer, tokens: TokensConfig, *, batch: int, context: int, seed: int,
-        number: int = 0, repeats: float = 0.0,
+        self, source: SampleSource, options: DataOptions, tokenizer: Tokenizer, tokens: TokensConfig, *, context: int,
+        seed: int, number: int = 0, repeats: float = 0.0,
     ) -> None:
         """``number`` is the dataset's, so that two of one source differ. Raises `DataError` for a dataset without
         documents, and for a tokenizer that lacks a special token."""
-        self._source, self._batch, self._context, self._repeats = source, batch, context, repeats
-        self._seed, self._number = seed, number
+        self._source, self._label, self._batch = source, options.label, options.batch
+        self._context, self._repeats, self._seed, self._number = context, repeats, seed, number
         self._tokenizer = Tokenizer.from_str(tokenizer.to_str())
         self._bos, self._eos = (self._special(text) for text in (tokens.bos, tokens.eos))
         special = set(tokenizer.get_added_tokens_decoder())
@@ -74,69 +75,65 @@ class TextBatches:
         if repeats and len(self._random_ids) < 2:
             raise DataError("the tokenizer has no tokens but special ones: repeats needs others")
         if not len(source):
-            raise DataError("the dataset holds no documents: is it another folder or file?")
+            raise DataError(f"{self._label} holds no documents: is it another folder or file?")
         self._order = SampleOrder(len(source), seed, number)
         self._stride = max(1, round(context / self._usual_length()))
 
     def draw(self, step: int, part: int, parts: int) -> Drawn:
         """See `Batches.draw`."""
-        drawing = _Drawing(self._source)
+        reader = SampleReader(self._source, self._order, self._label)
         try:
             if self._batch % parts:
-                raise UsageError(f"a batch of {self._batch} cannot be divided into {parts} parts: take a multiple")
+                raise UsageError(f"{self._label}: a batch of {self._batch} cannot be divided into {parts} equal parts "
+                                 "(ranks times accumulate): make it a multiple")
             share = self._batch // parts
             first = step * self._batch + part * share
-            rows = [self._row(drawing, position) for position in range(first, first + share)]
+            rows = [self._row(reader, position) for position in range(first, first + share)]
         except FlamingoError as error:
-            return Drawn(None, tuple(drawing.damaged), drawing.read, tuple(drawing.names), error)
+            return Drawn(None, tuple(reader.damaged), reader.read, tuple(reader.names), error)
         batch = TextBatch(
             torch.tensor([ids for ids, _, _ in rows]), torch.tensor([labels for _, labels, _ in rows]),
             torch.tensor([repeated for _, _, repeated in rows]),
         )
-        return Drawn(batch, tuple(drawing.damaged), drawing.read, tuple(drawing.names))
+        return Drawn(batch, tuple(reader.damaged), reader.read, tuple(reader.names))
 
     def fingerprint(self) -> str:
         """See `Batches.fingerprint`."""
         return (f"{self._source.fingerprint()}; batches of {self._batch} rows of {self._context} tokens, "
                 f"{self._stride} documents each, {self._repeats:g} repeated segments")
 
-    def _row(self, drawing: _Drawing, position: int) -> tuple[list[int], list[int], bool]:
+    def _row(self, reader: SampleReader, position: int) -> tuple[list[int], list[int], bool]:
         """Token ids and labels of the row at ``position``, counted over all steps, and whether it is no text."""
-        rng = np.random.default_rng([self._seed, self._number, position])
         before = math.floor(position * self._repeats)  # rows of repeated segments
         if math.floor((position + 1) * self._repeats) > before:
+            rng = np.random.default_rng([self._seed, self._number, position])
             return *repeated_segments(rng, self._random_ids, self._context), True
         ids: list[int] = []
         labels: list[int] = []
-        empty = 0
-        for text in drawing.documents(self._order, (position - before) * self._stride):
-            piece = self._piece(text, rng)
+        place = (position - before) * self._stride
+        while len(ids) < self._context:
+            _, piece = reader.take(place, self._piece)
             ids += piece.ids
             labels += piece.labels
-            if len(ids) >= self._context:
-                break
-            empty = 0 if piece.ids else empty + 1
-            if empty == MOST_EMPTY:
-                raise DataError(f"{empty} documents one after the other give no token, the last: {drawing.names[-1]}")
+            place += 1
         return ids[: self._context], labels[: self._context], False
 
-    def _piece(self, text: str, rng: np.random.Generator) -> _Piece:
-        """A whole document, or of a longer one a row's worth from a random place."""
-        window = WINDOW * self._context
+    def _piece(self, sample: Sample, rng: np.random.Generator) -> Piece:
+        """A whole document, or of a longer one a row's worth from a random place. Raises `NothingToLearn`."""
+        text, window = document_text(sample), WINDOW * self._context
         begin = _place(rng, len(text), window)
         if begin:
-            begin += _to_next_word(text[begin : begin + 64])
+            begin += _to_next_word(text[begin : begin + LONGEST_WORD])
         tokens = self._encode(text[begin : begin + window])
+        if not tokens:
+            raise NothingToLearn(sample.name, "it holds no text")
+        if self._bos is not None and not begin:
+            tokens = [self._bos, *tokens]
+        if self._eos is not None and begin + window >= len(text):
+            tokens = [*tokens, self._eos]
         start = _place(rng, len(tokens), self._context)
         ids = tokens[start : start + self._context]
-        labels = list(ids)
-        if begin or start:
-            labels[:1] = [IGNORED_LABEL]  # nothing before it tells what it is
-        elif self._bos is not None:
-            ids, labels = [self._bos, *ids], [IGNORED_LABEL, *labels]
-        if self._eos is not None and begin + window >= len(text) and start + self._context >= len(tokens):
-            ids, labels = [*ids, self._eos], [*labels, self._eos]
-        return _Piece(ids, labels)
+        return Piece(ids, [IGNORED_LABEL, *ids[1:]])  # nothing before its first token tells what it is
 
     def _encode(self, text: str) -> list[int]:
         self._tokenizer.encode_special_tokens = True  # not kept by a copy in another process
@@ -149,52 +146,16 @@ class TextBatches:
         return number
 
     def _usual_length(self) -> float:
-        """The mean number of tokens of a document, of which a row holds no more than its length."""
-        lengths = []
-        count = min(MEASURED, len(self._source))
+        """The mean number of tokens that a document brings to a row."""
+        lengths, count = [], min(MEASURED, len(self._source))
         for number in range(count):
             try:
                 text = document_text(self._source.sample(number * len(self._source) // count))
-            except DamagedSample:
+            except DamagedSample:  # counted when it is drawn
                 continue
             if text:
                 lengths.append(min(self._context, 2 + len(self._encode(text[: WINDOW * self._context]))))
         return sum(lengths) / len(lengths) if lengths else self._context
-
-
-class _Drawing:
-    """What one part of a batch read."""
-
-    def __init__(self, source: SampleSource) -> None:
-        self._source = source
-        self.damaged: list[str] = []
-        self.names: list[str] = []
-        self.read = 0
-
-    def documents(self, order: SampleOrder, position: int) -> Iterator[str]:
-        """Texts from ``position`` of the order on; damaged and empty documents are left out. Raises `DataError` where
-        there are too many of them."""
-        damaged = empty = 0
-        while True:
-            try:
-                self.read += 1
-                sample = self._source.sample(order.index(position))
-                text = document_text(sample)
-            except DamagedSample as error:
-                self.damaged.append(str(error))
-                damaged, text = damaged + 1, ""
-                if damaged == MOST_DAMAGED:
-                    raise DataError(f"{damaged} documents one after the other are damaged, the last: {error}") from None
-            else:
-                if text:
-                    damaged = empty = 0
-                    self.names.append(sample.name)
-                    yield text
-                else:
-                    empty += 1
-                    if empty == MOST_EMPTY:
-                        raise DataError(f"{empty} documents one after the other hold no text, the last: {sample.name}")
-            position += 1
 
 
 def document_text(sample: Sample) -> str:
@@ -204,8 +165,8 @@ def document_text(sample: Sample) -> str:
 
 
 def _place(rng: np.random.Generator, length: int, window: int) -> int:
-    """Where a window begins in a longer text: anywhere, and as often at the very beginning or end as within a window
-    from there. 0 where all of it fits."""
+    """The beginning of a window in a longer text: anywhere, and at the very beginning or end as often as within a
+    window from there. 0 where all of it fits."""
     return 0 if length <= window else int(np.clip(rng.integers(-window, length), 0, length - window))
 
 

@@ -15,7 +15,10 @@ from small_model import small_config
 from flamingo_rt.config import PromptsConfig
 from flamingo_rt.processing.preprocess import pixel_values
 from flamingo_rt.training import scenes
-from flamingo_rt.training.batches import SceneBatches, prefetched, scene_texts
+from flamingo_rt.training.data.loader import drawn as drawn_ahead
+from flamingo_rt.training.data.scene_batches import SceneBatches
+from flamingo_rt.training.data.scene_documents import texts_of_scene
+from flamingo_rt.training.stage import Dataset
 from flamingo_rt.training.tokenizer_training import train_tokenizer
 
 CONFIG = replace(small_config(), language=replace(small_config().language, vocab_size=400, context=512))
@@ -32,7 +35,8 @@ class Said(NamedTuple):
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return train_tokenizer(scene_texts(0, 30, CONFIG.prompts), CONFIG.language.vocab_size, CONFIG.tokens)
+    texts = (text for index in range(30) for text in texts_of_scene(0, index, CONFIG.prompts))
+    return train_tokenizer(texts, CONFIG.language.vocab_size, CONFIG.tokens)
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +78,9 @@ def samples(step):
 
 
 def same(one, other):
-    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+    return all(
+        torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b for a, b in zip(one, other, strict=True)
+    )
 
 
 def test_a_batch_is_a_function_of_seed_and_step(batches, drawn) -> None:
@@ -85,9 +91,31 @@ def test_a_batch_is_a_function_of_seed_and_step(batches, drawn) -> None:
 
 
 def test_a_second_process_draws_the_same_in_order(batches, drawn) -> None:
-    ahead = list(prefetched(batches, 4, 7))
+    ahead = list(drawn_ahead([Dataset("scenes", 1.0, batches)], 4, 7, range(1), 1, workers=1, in_turn=False))
     assert len(ahead) == 3
-    assert all(same(one, other) for one, other in zip(ahead, drawn[4:7], strict=True))
+    assert all(same(one.batch, other) for one, other in zip(ahead, drawn[4:7], strict=True))
+    assert [part.names[0] for part in ahead] == [f"scene {step * PICTURES}" for step in (4, 5, 6)]
+
+
+@pytest.mark.parametrize("parts", [2, 3])
+def test_parts_hold_the_rows_of_the_whole_with_their_own_pictures(batches, drawn, parts) -> None:
+    for step in STEPS:
+        whole, row = drawn[step], 0
+        for part in range(parts):
+            batch = batches.draw(step, part, parts).batch
+            for own, shown in enumerate(batch.rows):
+                assert torch.equal(batch.input_ids[own], whole.input_ids[row])
+                assert torch.equal(batch.labels[own], whole.labels[row])
+                assert torch.equal(batch.pixel_values[shown], whole.pixel_values[whole.rows[row]])
+                row += 1
+            assert sorted(set(batch.rows.flatten().tolist())) == list(range(len(batch.pixel_values)))
+        assert row == len(whole.rows)
+
+
+def test_more_parts_than_rows_are_refused(batches) -> None:
+    drawn = replace(batches, pictures=1, questions=0).draw(0, 0, 2)
+    assert drawn.batch is None
+    assert "1 rows of drawn scenes cannot be divided into 2 parts" in str(drawn.error)
 
 
 def test_rows_hold_one_to_four_chunks_and_every_chunk_once(drawn, read) -> None:
@@ -173,8 +201,7 @@ def test_the_smallest_batches_hold_what_there_is(tokenizer) -> None:
 
 
 def test_the_tokenizers_texts_are_the_batches_kind_and_repeat(read) -> None:
-    texts = list(scene_texts(0, 20, PromptsConfig()))
-    assert texts == list(scene_texts(0, 20, PromptsConfig()))
+    texts = [text for index in range(20) for text in texts_of_scene(0, index, PromptsConfig())]
     assert sum(text.startswith("Output: ") for text in texts) == 20
     assert all(re.fullmatch(r"Output: \w.*|Question: .*\? Answer: \w.*", text) for text in texts)
 
@@ -191,5 +218,5 @@ def test_a_model_with_other_prompts_is_taught_those(batches, tokenizer) -> None:
     }
     caption = other.batch(0).caption_tokens[0].nonzero().flatten().tolist()
     assert caption == sorted(set(tokenizer.encode(samples(0)[0].caption).ids))
-    for text in scene_texts(0, 5, prompts):
+    for text in texts_of_scene(0, 5, prompts):
         assert re.fullmatch(r"Caption:\w.*|Question:\w.*\? Short answer:\w.*", text)

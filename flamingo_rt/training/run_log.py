@@ -1,0 +1,178 @@
+"""Logs of a run, beside its output: a line of JSON for each step in ``OUT.log.jsonl``, and TensorBoard's files.
+
+A run that goes on after a kill may have logged steps that its last state does not hold. Their lines are removed before
+the first new one is written, so that each step is there once.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from flamingo_rt.errors import DataError
+from flamingo_rt.files import check_file, replacing_file
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """One finished step, counted from 1: mean loss by dataset, norm of the gradient before it was clipped, tokens of
+    all ranks, seconds, and how many of them were spent waiting for data; the share of the measured matrix rate that was
+    reached, where that is known; the stage's own numbers; damaged samples, each with its reason; sample answers where
+    it was time for them."""
+
+    step: int
+    losses: Mapping[str, float]
+    gradient_norm: float
+    learning_rate: float
+    tokens: int
+    seconds: float
+    waiting: float
+    mfu: float | None = None
+    scalars: Mapping[str, float] = field(default_factory=dict)
+    damaged: tuple[str, ...] = ()
+    samples: tuple[str, ...] = ()
+
+    @property
+    def waiting_share(self) -> float:
+        """Share of the step that was spent waiting for data."""
+        return self.waiting / max(self.seconds, 1e-9)
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Tokens of all ranks in a second."""
+        return self.tokens / max(self.seconds, 1e-9)
+
+
+def log_path(out: Path) -> Path:
+    """File of a line for each step of the run that writes ``out``."""
+    return out.with_name(out.name + ".log.jsonl")
+
+
+def tensorboard_path(out: Path) -> Path:
+    """Folder of TensorBoard's files of the run that writes ``out``."""
+    return out.with_name(out.name + ".tensorboard")
+
+
+class RunLog:
+    """Writes reports of steps, in order. Only the first rank has one.
+
+    Nothing is opened or changed before the first report. A run that begins at step 1 replaces the log of an earlier one
+    with the same ``out``. TensorBoard's files are written where its package is installed.
+    """
+
+    def __init__(self, out: Path) -> None:
+        """Raises `UsageError` or `DataError` where no log can be written for ``out``."""
+        self._path, self._tensorboard = log_path(out), tensorboard_path(out)
+        check_file(self._path, overwrite=True)
+        self._file: IO[str] | None = None
+        self._events: _TensorBoard | None = None
+
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def add(self, report: StepReport) -> None:
+        """Write a step. Raises `DataError` for a full disk: the state stays as it was saved last."""
+        try:
+            if self._file is None:
+                self._open(report.step)
+            assert self._file is not None
+            self._file.write(json.dumps(_entries(report), allow_nan=False) + "\n")
+            self._file.flush()  # a killed run keeps the line
+            if self._events is not None:
+                self._events.add(report)
+        except OSError as error:
+            raise DataError(
+                f"cannot write the log {self._path}: {error}; mend that, and go on with --resume"
+            ) from error
+
+    def close(self) -> None:
+        """Write what is still held back."""
+        if self._file is not None:
+            self._file.close()
+        if self._events is not None:
+            self._events.close()
+        self._file = self._events = None
+
+    def _open(self, step: int) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        _keep_before(self._path, step)
+        self._file = self._path.open("a", encoding="utf-8", newline="\n")
+        if importlib.util.find_spec("tensorboard") is not None:
+            self._events = _TensorBoard(self._tensorboard, step)
+
+
+def read_log(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a log that are whole, as they were written; half a line, left by a kill, is passed over. Raises
+    `OSError`."""
+    with path.open("rb") as file:
+        for line in file:
+            try:
+                entries = json.loads(line)
+            except (ValueError, RecursionError):
+                continue
+            if isinstance(entries, dict) and isinstance(entries.get("step"), int) and line.endswith(b"\n"):
+                yield entries
+
+
+def _keep_before(path: Path, step: int) -> None:
+    """Remove the lines of ``step`` and later ones, and what is no whole line."""
+    if not path.exists():
+        return
+    with replacing_file(path) as beside, beside.open("w", encoding="utf-8", newline="\n") as file:
+        file.writelines(json.dumps(entries) + "\n" for entries in read_log(path) if entries["step"] < step)
+
+
+def _entries(report: StepReport) -> dict[str, Any]:
+    """What a line says: numbers that are not finite as null, since JSON has none; lists only where they hold
+    something."""
+    entries: dict[str, Any] = {
+        "step": report.step,
+        "loss": {name: _number(loss) for name, loss in report.losses.items()},
+        "gradient_norm": _number(report.gradient_norm),
+        "learning_rate": report.learning_rate,
+        "tokens": report.tokens,
+        "seconds": round(report.seconds, 4),
+        "waiting_share": round(report.waiting_share, 4),
+        "mfu": None if report.mfu is None else _number(round(report.mfu, 4)),
+        "scalars": {name: _number(value) for name, value in report.scalars.items()},
+    }
+    lists: dict[str, Sequence[str]] = {"damaged": report.damaged, "samples": report.samples}
+    return entries | {name: list(lines) for name, lines in lists.items() if lines}
+
+
+def _number(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+class _TensorBoard:
+    """The same numbers in TensorBoard's files; steps from ``first`` on that an earlier run left there are hidden."""
+
+    def __init__(self, folder: Path, first: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder), purge_step=first, flush_secs=30)
+
+    def add(self, report: StepReport) -> None:
+        scalars = {
+            **{f"loss/{name}": loss for name, loss in report.losses.items()},
+            "gradient_norm": report.gradient_norm, "learning_rate": report.learning_rate,
+            "tokens_per_second": report.tokens_per_second, "waiting_share": report.waiting_share,
+            **({} if report.mfu is None else {"mfu": report.mfu}),
+            **report.scalars,
+        }
+        for name, value in scalars.items():
+            self._writer.add_scalar(name, value, report.step)
+        for name, lines in (("damaged", report.damaged), ("samples", report.samples)):
+            if lines:  # indented by four spaces, Markdown shows a text as it is
+                self._writer.add_text(name, "\n".join(f"    {line}" for line in lines), report.step)
+
+    def close(self) -> None:
+        self._writer.close()

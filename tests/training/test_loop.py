@@ -1,0 +1,206 @@
+"""The training loop on a stage that can be worked out by hand: gradients, ends of every kind, and refusals."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from toy_stage import ToyStage, two_datasets
+
+from flamingo_rt.errors import DataError, UsageError
+from flamingo_rt.training.loop import train
+from flamingo_rt.training.options import RunOptions
+from flamingo_rt.training.sharding import World
+from flamingo_rt.training.state import state_path
+
+OPTIONS = RunOptions(steps=6, learning_rate=0.05, warmup_steps=2, gradient_clip=1e9, workers=0, save_seconds=1e-9)
+
+
+def run(out: Path, options: RunOptions = OPTIONS, datasets=None, seed: int = 0, stop: int | None = None, **more):
+    """The reports of a run; broken off after the report of step ``stop``."""
+    seen = []
+
+    def on_step(report) -> None:
+        seen.append(report)
+        if report.step == stop:
+            raise KeyboardInterrupt
+
+    stage = ToyStage(datasets or two_datasets(), seed)
+    if stop is None:
+        train(stage, options, out, World(), on_step=on_step, **more)
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            train(stage, options, out, World(), on_step=on_step, **more)
+    return seen
+
+
+def weights(out: Path) -> dict:
+    return json.loads((out / "weights.json").read_text())
+
+
+def losses(reports) -> list[dict[str, float]]:
+    return [dict(report.losses) for report in reports]
+
+
+# One step
+
+
+def test_the_gradient_of_the_mixture_is_the_sum_of_the_weighted_gradients(tmp_path, monkeypatch) -> None:
+    taken = {}
+
+    def clip(self, bound) -> float:
+        taken.update({name: p.grad.clone() for name, p in self.model.named_parameters() if p.requires_grad})
+        return 0.0
+
+    monkeypatch.setattr(ToyStage, "clip", clip)
+    run(tmp_path / "out", replace(OPTIONS, steps=1))
+    expected = dict.fromkeys(taken, 0.0)
+    for dataset in two_datasets():
+        alone = ToyStage([dataset])
+        inputs, counts = dataset.batches.draw(0, 0, 1).batch
+        mean = sum(
+            count * alone.model(row[None]).pow(2).sum() for row, count in zip(inputs, counts, strict=True)
+        ) / counts.sum()
+        mean.backward()
+        for name in expected:
+            expected[name] = expected[name] + dataset.weight * alone.model.get_parameter(name).grad
+    for name, gradient in taken.items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("accumulate", [2, 4])
+def test_a_batch_in_parts_gives_the_same_steps(tmp_path, accumulate) -> None:
+    whole = run(tmp_path / "whole")
+    parts = run(tmp_path / "parts", replace(OPTIONS, accumulate=accumulate))
+    for one, other in zip(losses(whole), losses(parts), strict=True):
+        assert one == pytest.approx(other, rel=1e-6)
+
+
+def test_a_step_is_adamw_with_warm_up_written_out(tmp_path) -> None:
+    run(tmp_path / "out", replace(OPTIONS, steps=1, weight_decay=0.1))
+    stage = ToyStage(two_datasets())
+    rate = OPTIONS.learning_rate / 2  # the first of two steps of warm-up
+    for dataset in stage.datasets:
+        inputs, counts = dataset.batches.draw(0, 0, 1).batch
+        (dataset.weight * stage.loss(dataset.name, (inputs, counts)).total / counts.sum()).backward()
+    for name, parameter in stage.model.named_parameters():
+        if parameter.requires_grad:
+            decay = 0.1 if name == "trained.weight" else 0.0
+            step = parameter.grad / (parameter.grad.abs() + 1e-8)  # the first of AdamW: g / (sqrt(g²) + eps)
+            expected = parameter * (1 - rate * decay) - rate * step
+            torch.testing.assert_close(torch.tensor(weights(tmp_path / "out")[name]), expected.detach())
+
+
+def test_in_turn_takes_one_dataset_a_step(tmp_path) -> None:
+    reports = run(tmp_path / "out", replace(OPTIONS, mixing="round-robin"))
+    assert [list(report.losses) for report in reports] == [["one"], ["two"]] * 3
+
+
+def test_frozen_parameters_have_no_gradient_and_stay_the_same_bits(tmp_path) -> None:
+    stage = ToyStage(two_datasets())
+    before = {name: value.clone() for name, value in stage.model.frozen.state_dict().items()}
+    train(stage, OPTIONS, tmp_path / "out", World())
+    assert all(torch.equal(before[name], value) for name, value in stage.model.frozen.state_dict().items())
+    assert all(parameter.grad is None for parameter in stage.model.frozen.parameters())
+
+
+def test_samples_are_taken_in_evaluation_and_change_nothing(tmp_path) -> None:
+    plain, sampled = run(tmp_path / "a"), run(tmp_path / "b", replace(OPTIONS, sample_steps=2))
+    assert losses(plain) == losses(sampled)
+    assert [len(report.samples) for report in sampled] == [0, 1, 0, 1, 0, 1]
+    assert all(line == "True in evaluation" for report in sampled for line in report.samples)
+
+
+# Ends and beginnings
+
+
+def test_the_same_options_give_the_same_bits(tmp_path) -> None:
+    assert losses(run(tmp_path / "a")) == losses(run(tmp_path / "b"))
+    assert weights(tmp_path / "a") == weights(tmp_path / "b")
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["a", "b"]
+
+
+@pytest.mark.parametrize("stop", [1, 3, 6])
+def test_a_run_that_broke_off_goes_on_as_if_it_had_not(tmp_path, stop) -> None:
+    whole = run(tmp_path / "whole")
+    first = run(tmp_path / "out", stop=stop)
+    second = run(tmp_path / "out", resume=True)
+    done = stop - 1  # the report comes before the state is saved
+    assert [report.step for report in second] == list(range(done + 1, 7))
+    assert losses(first)[:done] + losses(second) == losses(whole)
+    assert weights(tmp_path / "out") == weights(tmp_path / "whole")
+    assert not state_path(tmp_path / "out").exists()
+
+
+def test_how_it_is_computed_may_change_when_a_run_goes_on(tmp_path) -> None:
+    run(tmp_path / "out", stop=3)
+    run(tmp_path / "out", replace(OPTIONS, workers=1, accumulate=2, sample_steps=3), resume=True)
+    assert (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("change", "named"), [
+    ({"options": replace(OPTIONS, seed=1)}, "options.seed was 0, is 1"),
+    ({"options": replace(OPTIONS, learning_rate=0.1)}, "options.learning_rate was 0.05, is 0.1"),
+    ({"seed": 3}, "toy was 0, is 3"),
+    ({"datasets": two_datasets()[:1]}, "datasets.two was"),
+], ids=["seed", "rate", "model", "data"])
+def test_a_run_is_not_resumed_as_another_and_the_difference_is_named(tmp_path, change, named) -> None:
+    run(tmp_path / "out", stop=3)
+    with pytest.raises(UsageError, match=named):
+        run(tmp_path / "out", resume=True, **change)
+
+
+def test_an_unfinished_run_is_not_started_anew_unasked(tmp_path) -> None:
+    run(tmp_path / "out", stop=3)
+    with pytest.raises(UsageError, match="--resume"):
+        run(tmp_path / "out")
+
+
+def test_an_output_that_exists_is_refused_first(tmp_path) -> None:
+    (tmp_path / "out").mkdir()
+    with pytest.raises(UsageError, match="--overwrite"):
+        run(tmp_path / "out")
+
+
+# Bad data
+
+
+def test_a_loss_that_is_no_number_names_the_samples_and_keeps_the_last_state(tmp_path) -> None:
+    with pytest.raises(DataError, match=r"loss on two became nan at step 4, on two-3-0, two-3-1, two-3-2, two-3-3"):
+        run(tmp_path / "out", datasets=two_datasets(nan_at=3))
+    stored = json.loads((state_path(tmp_path / "out") / "run.json").read_text())
+    assert stored["step"] == 3
+
+
+def test_an_error_of_a_worker_is_raised_as_it_is(tmp_path) -> None:
+    with pytest.raises(RuntimeError, match="cannot draw two 2"):
+        run(tmp_path / "out", datasets=two_datasets(error_at=2))
+
+
+def test_damaged_samples_are_named_and_counted_and_too_many_end_the_run(tmp_path) -> None:
+    options = replace(OPTIONS, max_damaged=0.05)
+    seen = []
+    with pytest.raises(DataError, match=r"8 of \d+ samples are damaged.*two-5-3: cut short.*data check"):
+        train(ToyStage(two_datasets(damaged_from=4)), options, tmp_path / "out", World(), on_step=seen.append)
+    assert [report.damaged for report in seen] == [()] * 4 + [
+        ("two-4-0: cut short", "two-4-1: cut short", "two-4-2: cut short", "two-4-3: cut short")
+    ]
+
+
+def test_a_full_disk_ends_the_run_and_the_last_state_stays(tmp_path, monkeypatch) -> None:
+    import flamingo_rt.training.state as state
+
+    run(tmp_path / "out", stop=3)
+    before = {file.name: file.read_bytes() for file in state_path(tmp_path / "out").iterdir()}
+
+    def no_room(*arguments, **named):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(state.dcp, "save", no_room)
+    with pytest.raises(DataError, match="no space left"):
+        run(tmp_path / "out", resume=True)
+    assert {file.name: file.read_bytes() for file in state_path(tmp_path / "out").iterdir()} == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["out.training"]

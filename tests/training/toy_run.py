@@ -1,0 +1,47 @@
+"""Runs of the toy stage in the two ranks that started this: together, then in the first alone, then together again.
+
+Prints the losses of every step as JSON. Usage, by torch.distributed.run: toy_run.py FOLDER JSON-OF-RUN-OPTIONS
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from toy_stage import ToyStage, two_datasets
+
+from flamingo_rt.training.loop import train
+from flamingo_rt.training.options import RunOptions
+from flamingo_rt.training.sharding import World, join_world, leave_world
+
+
+def run(out: Path, options: RunOptions, world: World, stop: int = -1) -> None:
+    """Go on with the run at ``out``, until the data of step ``stop`` cannot be drawn."""
+
+    def on_step(report) -> None:
+        print(json.dumps([str(out.name), report.step, dict(report.losses), report.gradient_norm]), flush=True)
+
+    try:
+        train(ToyStage(two_datasets(error_at=stop), is_first=world.is_first), options, out, world, resume=True,
+              on_step=on_step)
+    except RuntimeError as error:
+        if "cannot draw" not in str(error):
+            raise
+
+
+def main(folder: str, text: str) -> None:
+    torch.set_num_threads(1)
+    together, options = join_world(), RunOptions(**json.loads(text))
+    out = Path(folder) / "mixed"
+    run(Path(folder) / "together", options, together)
+    run(out, options, together, stop=2)
+    if together.is_first:
+        run(out, options, World(), stop=4)
+    together.barrier()
+    run(out, options, together)
+    leave_world()
+
+
+main(*sys.argv[1:])
