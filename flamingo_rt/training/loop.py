@@ -27,7 +27,7 @@ from flamingo_rt.training.data.loader import drawn
 from flamingo_rt.training.flops import StepFlops, matrix_rate, shapes, utilisation
 from flamingo_rt.training.options import RunOptions
 from flamingo_rt.training.run_log import StepReport
-from flamingo_rt.training.sharding import World, autocast, recompute_activations, shard, whole
+from flamingo_rt.training.sharding import World, autocast, local, recompute_activations, shard, whole
 from flamingo_rt.training.stage import Dataset, Drawn, Stage
 from flamingo_rt.training.state import RunPosition, load_state, remove_state, save_state, state_path, trained_parameters
 
@@ -210,7 +210,23 @@ class _Run:
 
 def clip_norm(parameters: Iterable[nn.Parameter], bound: float) -> float:
     """Clip the gradients of all parameters together by their norm, over all ranks; gives the norm before that."""
-    return float(whole(torch.nn.utils.clip_grad_norm_(list(parameters), bound)))
+    parameters = list(parameters)
+    norm = gradient_norm(parameters)
+    if norm > bound:
+        for parameter in parameters:
+            if parameter.grad is not None:
+                parameter.grad *= bound / norm
+    return norm
+
+
+def gradient_norm(parameters: Iterable[nn.Parameter]) -> float:
+    """The norm of all gradients together, over all ranks."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    # torch takes one kind at a time: divided among the ranks, or whole, as scalars are.
+    divided = [gradient for gradient in gradients if local(gradient) is not gradient]
+    undivided = [gradient for gradient in gradients if local(gradient) is gradient]
+    norms = [whole(torch.nn.utils.get_total_norm(kind)) for kind in (divided, undivided) if kind]
+    return math.hypot(*map(float, norms))
 
 
 def _listed(names: Sequence[str]) -> str:

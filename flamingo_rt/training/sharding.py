@@ -100,23 +100,35 @@ def leave_world() -> None:
 
 
 def shard(model: nn.Module, layers: Sequence[nn.Module], world: World) -> None:
-    """Divide the parameters among the ranks, layer by layer; with one process nothing is done."""
+    """Divide the parameters among the ranks, layer by layer; with one process nothing is done. Scalars (NFNet's gains),
+    which FSDP does not take, stay whole on every rank, with the mean of their gradients."""
     if world.size == 1:
         return
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh(world.device.type, (world.size,))
+    scalars = {parameter for parameter in model.parameters() if parameter.ndim == 0}
     for layer in layers:
-        fully_shard(layer, mesh=mesh)
-    fully_shard(model, mesh=mesh)
+        fully_shard(layer, mesh=mesh, ignored_params=scalars)
+    fully_shard(model, mesh=mesh, ignored_params=scalars)
+    for scalar in scalars:
+        if scalar.requires_grad:
+            scalar.register_post_accumulate_grad_hook(_mean_gradient)
+
+
+def _mean_gradient(parameter: Tensor) -> None:
+    """Replace a gradient by its mean over the ranks. What was added up before is the same on all, and stays so."""
+    assert parameter.grad is not None  # the hook runs when it has been computed
+    dist.all_reduce(parameter.grad)
+    parameter.grad /= dist.get_world_size()
 
 
 def recompute_activations(layers: Sequence[nn.Module]) -> None:
     """Keep none of these layers' activations for the backward pass: it computes them again."""
     for layer in layers:
         forward = layer.forward
-        layer.forward = _recomputed(forward)  # type: ignore[method-assign]
+        layer.forward = _recomputed(forward)
 
 
 def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:

@@ -24,7 +24,7 @@ from flamingo_rt.training.data.augmentation import Augmentation
 from flamingo_rt.training.data.documents import Document, DocumentWriter, Pair
 from flamingo_rt.training.data.sample_order import SampleOrder
 from flamingo_rt.training.data.samples import Sample, SampleSource, Visual
-from flamingo_rt.training.data.usable_samples import SampleReader
+from flamingo_rt.training.data.usable_samples import SampleReader, places_of_part
 from flamingo_rt.training.data.visual_pixels import visual_pixels
 from flamingo_rt.training.feature_cache import content_key
 from flamingo_rt.training.options import DataOptions
@@ -102,12 +102,8 @@ class DocumentBatches:
         """See `Batches.draw`."""
         reader = SampleReader(self.source, self._order, self.options.label)
         try:
-            whole = self.options.batch
-            if whole % parts:
-                raise UsageError(f"data {self.options.source!r}: a batch of {whole} documents cannot be divided into "
-                                 f"{parts} equal parts (ranks times accumulate): take a multiple of {parts}")
+            places = places_of_part(self.options, part, parts)
             first, chunks = self._positions(step)
-            places = range(part * whole // parts, (part + 1) * whole // parts)
             batch = self._collate([self._document(range(first + place * chunks, first + (place + 1) * chunks), reader)
                                    for place in places])
         except FlamingoError as error:

@@ -7,15 +7,26 @@ from typing import TypeVar
 
 import numpy as np
 
-from flamingo_rt.errors import DataError
+from flamingo_rt.errors import DataError, UsageError
 from flamingo_rt.printable import printable
 from flamingo_rt.training.data.sample_order import SampleOrder
 from flamingo_rt.training.data.samples import DamagedSample, Sample, SampleSource
+from flamingo_rt.training.options import DataOptions
 
 MOST_DAMAGED, MOST_EMPTY = 16, 64  # in a row, for one position
 
 Made = TypeVar("Made")
 Make = Callable[[Sample, np.random.Generator], Made]
+
+
+def places_of_part(options: DataOptions, part: int, parts: int) -> range:
+    """The places in a batch that part ``part`` of ``parts`` takes. Raises `UsageError` for a batch that cannot be
+    divided into equal parts."""
+    whole = options.batch
+    if whole % parts:
+        raise UsageError(f"data {options.source!r}: a batch of {whole} cannot be divided into {parts} equal parts "
+                         f"(ranks times accumulate): take a multiple of {parts}")
+    return range(part * whole // parts, (part + 1) * whole // parts)
 
 
 class NothingToLearn(Exception):

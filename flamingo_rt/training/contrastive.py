@@ -1,0 +1,65 @@
+"""The two-way contrastive loss over pictures and their texts (§B.1.3).
+
+Each picture is compared with every text of the batch, and each text with every picture: the cross-entropy of finding
+its partner, both ways. With several ranks the batch is that of all of them: features are gathered with their gradient.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def contrastive_loss(images: Tensor, texts: Tensor, inverse_temperature: Tensor, label_smoothing: float) -> Tensor:
+    """The sum, over this rank's pairs, of the cross-entropy from picture to text and from text to picture.
+
+    images, texts [N, D] of this rank, of length 1, row i of both being a pair; every rank has the same N.
+    inverse_temperature multiplies the cosines. The sums of all ranks, added up and divided by the number of all pairs,
+    are the loss of the whole batch, and so are their gradients.
+    """
+    images, texts = images.float(), texts.float()
+    all_images, all_texts = gather_rows(images), gather_rows(texts)  # [ranks * N, D]
+    first = len(images) * (dist.get_rank() if _several_ranks() else 0)
+    partners = first + torch.arange(len(images), device=images.device)
+    with torch.autocast(images.device.type, enabled=False):  # cosines in bfloat16 have three digits: too few to rank
+        text_logits = inverse_temperature * images @ all_texts.T
+        image_logits = inverse_temperature * texts @ all_images.T
+    return sum_cross_entropy(text_logits, partners, label_smoothing) + sum_cross_entropy(
+        image_logits, partners, label_smoothing)
+
+
+def sum_cross_entropy(logits: Tensor, wanted: Tensor, label_smoothing: float) -> Tensor:
+    """logits [N, K], wanted int64 [N] -> the sum of the cross-entropies to (1 - s) * one-hot + s / K."""
+    return F.cross_entropy(logits, wanted, label_smoothing=label_smoothing, reduction="sum")
+
+
+def gather_rows(rows: Tensor) -> Tensor:
+    """The rows [N, D] of every rank one below the other, [ranks * N, D], in the order of the ranks; each rank gets the
+    gradient that its rows have in the losses of all ranks, summed. With one process, the rows themselves."""
+    return _GatheredRows.apply(rows) if _several_ranks() else rows
+
+
+def _several_ranks() -> bool:
+    return dist.is_initialized() and dist.get_world_size() > 1
+
+
+class _GatheredRows(torch.autograd.Function):
+    """torch.distributed's own gathering with a gradient is deprecated, and its successor is not public yet."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        ctx.rows = len(rows)
+        gathered = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+        dist.all_gather(gathered, rows.contiguous())
+        return torch.cat(gathered)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        gradient = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(gradient)  # every backend has it; gloo has no sum that leaves each rank its part alone
+        first = ctx.rows * dist.get_rank()
+        return gradient[first : first + ctx.rows]

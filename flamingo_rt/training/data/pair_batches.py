@@ -1,0 +1,120 @@
+"""Batches of stage 1: pictures and their texts, a function of (seed, step) alone."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from flamingo_rt.config import PreprocessingConfig
+from flamingo_rt.errors import FlamingoError
+from flamingo_rt.training.data.augmentation import Augmentation
+from flamingo_rt.training.data.sample_order import SampleOrder
+from flamingo_rt.training.data.samples import DamagedSample, Said, Sample, SampleSource, Visual
+from flamingo_rt.training.data.usable_samples import SampleReader, places_of_part
+from flamingo_rt.training.data.visual_pixels import visual_pixels
+from flamingo_rt.training.options import DataOptions
+from flamingo_rt.training.stage import Drawn
+
+
+class PairBatch(NamedTuple):
+    """A part of a batch of N pairs: pixel_values float32 [N, 3, S, S]; text_ids int64 [N, T]; mask bool [N, T], false
+    for padding."""
+
+    pixel_values: Tensor
+    text_ids: Tensor
+    mask: Tensor
+
+    def to(self, device: torch.device) -> PairBatch:
+        """The same batch on a device."""
+        return PairBatch(*(tensor.to(device, non_blocking=True) for tensor in self))
+
+
+@dataclass(frozen=True)
+class PairReader:
+    """From a picture with its text to what the encoders take: pictures of ``image_size`` pixels, texts of at most
+    ``text_tokens`` tokens; what is beyond is cut off."""
+
+    tokenizer: Tokenizer
+    preprocessing: PreprocessingConfig
+    image_size: int
+    text_tokens: int
+
+    def pixels(self, sample: Sample, change: Augmentation | None = None) -> np.ndarray:
+        """Pixel values float32 [3, S, S] of the sample's picture. Raises `DamagedSample`."""
+        visual = sample.segments[0] if sample.segments else None
+        if not isinstance(visual, Visual) or visual.kind != "image":
+            raise DamagedSample(sample.name, "does not begin with a picture")
+        return visual_pixels(visual, sample.name, _PICTURES, self.preprocessing, self.image_size, change)[0]
+
+    def text_ids(self, text: str) -> list[int]:
+        """Token ids of a text, without special tokens; none of a text that the tokenizer leaves out."""
+        return self.tokenizer.encode(text, add_special_tokens=False).ids[: self.text_tokens]
+
+    def padded(self, texts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """``text_ids`` and ``mask`` of a `PairBatch`, as long as the longest of the texts."""
+        ids = np.zeros((len(texts), max(map(len, texts))), np.int64)
+        mask = np.zeros(ids.shape, bool)
+        for row, text in enumerate(texts):
+            ids[row, : len(text)], mask[row, : len(text)] = text, True
+        return torch.from_numpy(ids), torch.from_numpy(mask)
+
+
+_PICTURES = DataOptions("pictures")  # `visual_pixels` reads options of clips alone from it
+
+
+def pair_text(sample: Sample) -> str:
+    """What is said of a pair's picture: its caption, or a question with its answer. Raises `DamagedSample`."""
+    texts = [segment.text.strip() for segment in sample.segments if isinstance(segment, Said)]
+    if not any(texts):
+        raise DamagedSample(sample.name, "has no text")
+    return " ".join(texts)
+
+
+class PairBatches:
+    """`Batches` of one dataset, which is the one with ``number`` in the mixture. Pair i of step s is the sample that
+    stands at its place of `SampleOrder`; a part of a batch is a run of its pairs."""
+
+    def __init__(
+        self, source: SampleSource, options: DataOptions, reader: PairReader, seed: int, number: int = 0
+    ) -> None:
+        self._source, self._options, self._reader = source, options, reader
+        self._order = SampleOrder(len(source), seed, number)
+
+    def draw(self, step: int, part: int, parts: int) -> Drawn:
+        """See `Batches.draw`."""
+        samples = SampleReader(self._source, self._order, self._options.label)
+        first = step * self._options.batch
+        try:
+            pairs = [
+                samples.take(first + place, self._pair)[1] for place in places_of_part(self._options, part, parts)
+            ]
+        except FlamingoError as error:
+            return Drawn(None, tuple(samples.damaged), samples.read, tuple(samples.names), error)
+        pixels = torch.from_numpy(np.stack([pixels for pixels, _ in pairs]))
+        batch = PairBatch(pixels, *self._reader.padded([ids for _, ids in pairs]))
+        return Drawn(batch, tuple(samples.damaged), samples.read, tuple(samples.names))
+
+    def fingerprint(self) -> str:
+        """See `Batches.fingerprint`: changes with the source and with each option that changes a batch."""
+        options = self._options
+        cut = (options.batch, options.augment, options.leading_space, options.template, self._reader.text_tokens)
+        return f"{self._source.fingerprint()}, cut {hashlib.sha256(repr(cut).encode()).hexdigest()[:16]}"
+
+    def _pair(self, sample: Sample, rng: np.random.Generator) -> tuple[np.ndarray, list[int]]:
+        """Pixel values [3, S, S] and token ids; flipped and recoloured, and with a space before the text, where the
+        options say so (§A.2)."""
+        text = pair_text(sample)
+        if rng.random() < self._options.leading_space:
+            text = " " + text
+        ids = self._reader.text_ids(text)
+        if not ids:
+            raise DamagedSample(sample.name, f"the tokenizer makes no token of its text {text[:80]!r}")
+        change = Augmentation.drawn(rng) if self._options.augment else None
+        return self._reader.pixels(sample, change), ids

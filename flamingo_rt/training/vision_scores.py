@@ -1,0 +1,227 @@
+"""How well a dual encoder tells pictures apart, measured on pictures that it was not trained on.
+
+Pictures with a class (an ImageFolder tree): zero-shot classification, by the class name that lies nearest, and a linear
+probe of the features that stage 3 gets. Pictures with texts: retrieval, picture to text and text to picture.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from flamingo_rt.errors import DataError, DependencyError
+from flamingo_rt.training.data.pair_batches import PairReader, pair_text
+from flamingo_rt.training.data.samples import DamagedSample, SampleSource
+from flamingo_rt.training.dual_encoder import DualEncoder
+
+# A class is the mean of what the text encoder makes of these (Radford et al., arXiv 2103.00020, §3.1.4).
+TEMPLATES = ("{}", "a {}", "a photo of a {}", "a picture of a {}")
+MOST_PICTURES = 5000  # more are cut to as many, evenly: similarities are a matrix of pictures and texts
+AT_ONCE = 64  # pictures, or texts, in one forward pass
+SHOWN = 4  # pictures whose nearest text is shown
+
+
+class Recall(NamedTuple):
+    """How often the first, or one of the first five, that are found is right."""
+
+    at_1: float
+    at_5: float
+
+
+@dataclass(frozen=True)
+class VisionScores:
+    """Shares from 0 to 1, None for what these pictures cannot measure: ``zero_shot`` and ``linear_probe`` accuracy need
+    classes, the two recalls need texts. ``damaged`` pictures were left out. ``examples``: what was found for a few
+    pictures, a line for each."""
+
+    pictures: int
+    damaged: int = 0
+    classes: int = 0
+    zero_shot: float | None = None
+    linear_probe: float | None = None
+    image_to_text: Recall | None = None
+    text_to_image: Recall | None = None
+    examples: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        parts = []
+        if self.zero_shot is not None:
+            parts.append(f"zero-shot {self.zero_shot:.1%} of {self.classes} classes")
+        if self.linear_probe is not None:
+            parts.append(f"linear probe {self.linear_probe:.1%}")
+        for name, recall in (("picture to text", self.image_to_text), ("text to picture", self.text_to_image)):
+            if recall is not None:
+                parts.append(f"{name} R@1 {recall.at_1:.1%}, R@5 {recall.at_5:.1%}")
+        left_out = f" ({self.damaged} damaged left out)" if self.damaged else ""
+        return f"{self.pictures} pictures{left_out}: {', '.join(parts)}"
+
+    def scalars(self) -> dict[str, float]:
+        """The scores by name, for a log."""
+        found = {"zero_shot": self.zero_shot, "linear_probe": self.linear_probe}
+        for name, recall in (("image_to_text", self.image_to_text), ("text_to_image", self.text_to_image)):
+            if recall is not None:
+                found |= {f"{name}.recall_at_1": recall.at_1, f"{name}.recall_at_5": recall.at_5}
+        return {f"evaluation.{name}": value for name, value in found.items() if value is not None}
+
+
+class _Read(NamedTuple):
+    """What was read: names, classes (None where a picture has none) and texts of the pictures; their embeddings [N, E]
+    and mean features [N, Dv], on the host."""
+
+    names: list[str]
+    labels: list[str | None]
+    texts: list[str]
+    images: Tensor
+    features: Tensor
+    damaged: int
+
+
+def measure(
+    model: DualEncoder, source: SampleSource, reader: PairReader, templates: Sequence[str] = TEMPLATES
+) -> VisionScores:
+    """Measure ``model`` on all samples of ``source``, at most `MOST_PICTURES` of them, evenly taken.
+
+    It is left in the mode, training or evaluation, that it was in; with several ranks each of them calls this. Raises
+    `DataError` when no picture can be read, `DependencyError` without scikit-learn.
+    """
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            read = _read(model, source, reader)
+            labels = [label for label in read.labels if label is not None]
+            if len(labels) == len(read.labels):
+                return _classified(model, read, labels, reader, templates)
+            return _retrieved(model, read, reader)
+    finally:
+        model.train(training)
+
+
+def _read(model: DualEncoder, source: SampleSource, reader: PairReader) -> _Read:
+    names, labels, texts = [], [], []
+    images: list[Tensor] = []
+    features: list[Tensor] = []
+    pixels: list[np.ndarray] = []
+    count = min(len(source), MOST_PICTURES)
+    for number in range(count):
+        try:
+            sample = source.sample(number * len(source) // count)
+            text = pair_text(sample)
+            pixels.append(reader.pixels(sample))
+        except DamagedSample:
+            continue
+        names.append(sample.name)
+        labels.append(sample.label)
+        texts.append(text)
+        if len(pixels) == AT_ONCE:
+            _encode_pictures(model, pixels, images, features)
+    if pixels:
+        _encode_pictures(model, pixels, images, features)
+    if not images:
+        raise DataError(f"none of the {len(source)} pictures of the evaluation could be read: check the source")
+    return _Read(names, labels, texts, torch.cat(images), torch.cat(features), count - len(names))
+
+
+def _encode_pictures(
+    model: DualEncoder, pixels: list[np.ndarray], images: list[Tensor], features: list[Tensor]
+) -> None:
+    """Encode ``pixels`` and empty it; the results are appended to the other two lists."""
+    found = model(pixel_values=torch.from_numpy(np.stack(pixels)).to(_device(model)))
+    images.append(found.images.cpu())
+    features.append(found.features.cpu())
+    pixels.clear()
+
+
+def encode_texts(model: DualEncoder, texts: Sequence[str], reader: PairReader) -> Tensor:
+    """Unit vectors [N, E] of texts, on the host."""
+    found = []
+    for first in range(0, len(texts), AT_ONCE):
+        ids, mask = reader.padded([reader.text_ids(text) for text in texts[first : first + AT_ONCE]])
+        found.append(model(text_ids=ids.to(_device(model)), mask=mask.to(_device(model))).texts.cpu())
+    return torch.cat(found)
+
+
+def class_embeddings(
+    model: DualEncoder, names: Sequence[str], reader: PairReader, templates: Sequence[str] = TEMPLATES
+) -> Tensor:
+    """Unit vectors [classes, E]: each the mean direction of a class name in every template."""
+    texts = [template.replace("{}", name) for name in names for template in templates]
+    found = encode_texts(model, texts, reader).unflatten(0, (len(names), len(templates)))
+    return F.normalize(found.mean(dim=1), dim=-1)
+
+
+def recall(similarity: Tensor, right: Tensor) -> Recall:
+    """similarity [N, M] of N queries to M candidates, right bool [N, M] -> shares of the queries for which one of the
+    most similar is right."""
+    order = similarity.argsort(dim=1, descending=True, stable=True)
+    hits = right.gather(1, order)
+    return Recall(*(hits[:, :most].any(dim=1).double().mean().item() for most in (1, 5)))
+
+
+def linear_probe(features: np.ndarray, labels: np.ndarray) -> float | None:
+    """Accuracy of a logistic regression on features [N, D]: learnt on every other picture of each class, measured on
+    the rest. None when fewer than two classes have two pictures. Raises `DependencyError` without scikit-learn."""
+    try:
+        from sklearn.exceptions import ConvergenceWarning
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
+    except ImportError as error:
+        raise DependencyError("the linear probe needs scikit-learn: pip install 'flamingo-rt[train]'") from error
+    seen: dict[str, int] = {}
+    learnt = np.zeros(len(labels), bool)
+    for place, label in enumerate(labels):
+        learnt[place] = seen.get(label, 0) % 2 == 0
+        seen[label] = seen.get(label, 0) + 1
+    if sum(count >= 2 for count in seen.values()) < 2:
+        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # a probe that is not quite converged is near enough
+        probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)).fit(features[learnt], labels[learnt])
+    return float(probe.score(features[~learnt], labels[~learnt]))
+
+
+def _classified(
+    model: DualEncoder, read: _Read, labels: list[str], reader: PairReader, templates: Sequence[str]
+) -> VisionScores:
+    classes = sorted(set(labels))
+    nearest = (read.images @ class_embeddings(model, classes, reader, templates).T).argmax(dim=1).tolist()
+    found = [classes[place] for place in nearest]
+    return VisionScores(
+        len(labels), read.damaged, len(classes),
+        zero_shot=float(np.mean([one == other for one, other in zip(found, labels, strict=True)])),
+        linear_probe=linear_probe(read.features.numpy(), np.array(labels)),
+        examples=_examples(read.names, found, labels),
+    )
+
+
+def _retrieved(model: DualEncoder, read: _Read, reader: PairReader) -> VisionScores:
+    """A text that stands with several pictures is right for each of them."""
+    texts = list(dict.fromkeys(read.texts))
+    number = {text: place for place, text in enumerate(texts)}
+    right = torch.zeros(len(read.texts), len(texts), dtype=torch.bool)
+    right[torch.arange(len(read.texts)), torch.tensor([number[text] for text in read.texts])] = True
+    similarity = read.images @ encode_texts(model, texts, reader).T
+    found = [texts[place] for place in similarity.argmax(dim=1).tolist()]
+    return VisionScores(
+        len(read.texts), read.damaged, image_to_text=recall(similarity, right),
+        text_to_image=recall(similarity.T, right.T), examples=_examples(read.names, found, read.texts),
+    )
+
+
+def _examples(names: Sequence[str], found: Sequence[str], wanted: Sequence[str]) -> tuple[str, ...]:
+    """Lines for a few pictures, evenly taken."""
+    count = min(SHOWN, len(names))
+    places = [number * len(names) // count for number in range(count)]
+    return tuple(f"{names[place]}: {found[place]} (right: {wanted[place]})" for place in places)
+
+
+def _device(model: DualEncoder) -> torch.device:
+    return model.log_inverse_temperature.device

@@ -1,0 +1,183 @@
+"""The vision stage: it learns, clips as it says, divides among ranks, and writes what it can be read from."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import PIL.Image
+import pytest
+import torch
+from made_pairs import add_gradient, added_gradients, meeting, single_objects, vision_stage
+
+from flamingo_rt.errors import UsageError
+from flamingo_rt.training.adaptive_clipping import clip_adaptively
+from flamingo_rt.training.dual_encoder import DualEncoder, DualEncoderConfig
+from flamingo_rt.training.options import DataOptions, RunOptions, VisionOptions
+from flamingo_rt.training.sharding import World
+from flamingo_rt.training.towers import read_tower
+from flamingo_rt.training.vision_stage import open_vision_stage
+
+HERE = Path(__file__).parent
+ALONE = World()
+
+
+@pytest.fixture(scope="module")
+def learnt():
+    """A stage after 40 steps, with the losses of its steps."""
+    stage = vision_stage(ALONE, evaluation=single_objects(64, "heldout", labelled=True))
+    decayed, others = stage.decay_groups()
+    optimizer = torch.optim.AdamW([{"params": decayed}, {"params": others, "weight_decay": 0.0}], lr=4e-3)
+    losses = []
+    stage.model.train()
+    for step in range(40):
+        losses.append(add_gradient(stage, stage.datasets[0].batches.draw(step, 0, 1).batch, ALONE))
+        stage.clip(10.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    return stage, losses
+
+
+def test_the_loss_falls_and_classes_are_found_far_above_chance(learnt) -> None:
+    stage, losses = learnt
+    assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
+    scores = stage.measure()
+    assert scores.classes == 8
+    assert scores.zero_shot > 3 / 8
+    assert scores.linear_probe > 3 / 8
+    assert next(stage.sample_lines()) == str(scores)
+    assert stage.scalars() == {"temperature": pytest.approx(0.07, abs=0.05), **scores.scalars()}
+
+
+def test_two_ranks_give_the_gradient_of_one_process_clipped_or_not(tmp_path) -> None:
+    """This process is the first rank, and then alone."""
+    batches, parts = ([stage_batches(vision_stage(ALONE), part, parts) for part in range(parts)] for parts in (1, 2))
+    torch.save([tuple(batch) for batch in parts[1]], tmp_path / "batches.pt")
+    other = subprocess.Popen(
+        [sys.executable, str(HERE / "second_rank.py"), str(tmp_path)], stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": str(HERE.parent), "OMP_NUM_THREADS": "1"},
+    )
+    try:
+        with meeting(tmp_path, 0) as world:
+            together = added_gradients(vision_stage(world), parts[0], world, 0.5)
+    finally:
+        _, errors = other.communicate(timeout=60)
+        assert other.returncode == 0, errors[-3000:]
+    alone = added_gradients(vision_stage(ALONE), batches[0], ALONE, 0.5)
+    assert alone.norm > 0.5
+    assert together.losses == pytest.approx(alone.losses, rel=1e-6)
+    assert together.norm == pytest.approx(alone.norm, rel=1e-5)
+    torch.testing.assert_close(together.before, alone.before, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(together.after, alone.after, rtol=1e-5, atol=1e-6)
+    theirs = torch.load(tmp_path / "second.pt")
+    torch.testing.assert_close(theirs, together.after, rtol=0, atol=0)
+
+
+def stage_batches(stage, part: int = 0, parts: int = 1):
+    """A part of two batches; the second is another dataset's, or another part, in a run: gradients are added up."""
+    return [stage.datasets[0].batches.draw(step, part, parts).batch for step in range(2)]
+
+
+def test_an_nfnet_is_clipped_adaptively_and_the_rest_by_its_norm() -> None:
+    stage = vision_stage(ALONE)
+    add_gradient(stage, stage_batches(stage)[0], ALONE)
+    parameters = dict(stage.model.named_parameters())
+    before = {name: parameter.grad.clone() for name, parameter in parameters.items()}
+    rest = torch.cat([grad.flatten() for name, grad in before.items() if not name.startswith("vision.")]).norm()
+    whole = torch.cat([grad.flatten() for grad in before.values()]).norm()
+    assert stage.clip(float(rest) / 4) == pytest.approx(float(whole), rel=1e-5)
+    for name, parameter in parameters.items():
+        if name.startswith("vision."):
+            expected = torch.nn.Parameter(parameter.detach().clone())
+            expected.grad = before[name].clone()
+            clip_adaptively([expected], 0.01)
+            assert torch.equal(parameter.grad, expected.grad)
+        else:
+            torch.testing.assert_close(parameter.grad, before[name] / 4, rtol=1e-5, atol=1e-9)
+
+
+def test_without_adaptive_clipping_one_norm_bounds_all() -> None:
+    stage = vision_stage(ALONE, agc=0.0)
+    add_gradient(stage, stage_batches(stage)[0], ALONE)
+    norm = stage.clip(0.01)
+    grads = torch.cat([parameter.grad.flatten() for parameter in stage.model.parameters()])
+    assert norm > 0.01
+    assert grads.norm().item() == pytest.approx(0.01, rel=1e-4)
+
+
+def test_weight_decay_acts_on_kernels_and_matrices_alone() -> None:
+    stage = vision_stage(ALONE)
+    decayed, others = ({id(entry) for entry in group} for group in stage.decay_groups())
+    for name, parameter in stage.model.named_parameters():
+        kept = name.endswith(("gain", "bias", "norm.weight", "temperature"))
+        assert (id(parameter) in decayed) != kept, name
+        assert (id(parameter) in others) == kept, name
+
+
+def test_the_tower_that_is_written_gives_the_same_embeddings(learnt, tmp_path) -> None:
+    stage, _ = learnt
+    stage.write(tmp_path / "vision", False)
+    tower = read_tower(tmp_path / "vision", "vision")
+    again = DualEncoder(DualEncoderConfig.from_dict(tower.config)).eval()
+    again.load_state_dict({name: tensor.read() for name, tensor in tower.tensors.items()})
+    batch = stage.datasets[0].batches.draw(0, 0, 1).batch
+    stage.model.eval()
+    with torch.no_grad():
+        for one, other in zip(stage.model(*batch), again(*batch), strict=True):
+            assert torch.equal(one, other)
+    assert tower.vision == stage.model.config.vision
+    assert tower.tokenizer is not None
+    with pytest.raises(UsageError, match="already exists"):
+        stage.write(tmp_path / "vision", False)
+    stage.write(tmp_path / "vision", True)
+
+
+def picture_folder(folder: Path) -> Path:
+    """An ImageFolder tree of two classes."""
+    for color in ("red", "dark_blue"):
+        (folder / color).mkdir(parents=True)
+        for number in range(4):
+            PIL.Image.new("RGB", (20, 30), color.replace("_", "")).save(folder / color / f"{number}.png")
+    return folder
+
+
+def test_a_stage_is_opened_from_options(tmp_path) -> None:
+    folder = str(picture_folder(tmp_path / "pictures"))
+    options = VisionOptions(data=(DataOptions(folder, batch=4), DataOptions("scenes", batch=4)), vocab_size=300,
+                            evaluation=folder, text_tokens=8)
+    stage = open_vision_stage(options, ALONE)
+    assert [data.name for data in stage.datasets] == ["pictures", "scenes"]
+    for data in stage.datasets:
+        drawn = data.batches.draw(0, 0, 1)
+        assert drawn.error is None
+        assert stage.targets(drawn.batch) == stage.tokens(drawn.batch) == 4
+        assert torch.isfinite(stage.loss(data.name, drawn.batch).total)
+    assert stage.measure().classes == 2
+    stage.write(tmp_path / "vision", False)
+
+    given = replace(options, tokenizer=str(tmp_path / "vision"), vocab_size=5000, evaluation=None)
+    again = open_vision_stage(given, ALONE)
+    assert again.identity() == stage.identity()
+    assert list(again.sample_lines()) == []
+    assert again.identity() != open_vision_stage(replace(given, embedding=64), ALONE).identity()
+
+
+@pytest.mark.parametrize(("options", "reason"), [
+    (VisionOptions(), "needs data"),
+    (VisionOptions(run=RunOptions(accumulate=4), data=(DataOptions("scenes"),)),
+     "accumulate is 4, and a contrastive loss compares each picture with every text"),
+    (VisionOptions(data=(DataOptions("scenes", batch=1),)), "batch is 1; a text must be told apart"),
+    (VisionOptions(data=(DataOptions("scenes"), DataOptions("scenes"))), "two datasets are called 'scenes'"),
+], ids=["no data", "accumulate", "batch of one", "same names"])
+def test_options_that_contrast_cannot_have_are_refused(options, reason) -> None:
+    with pytest.raises(UsageError, match=reason):
+        open_vision_stage(options, ALONE)
+
+
+def test_a_source_of_texts_is_refused(tmp_path) -> None:
+    (tmp_path / "a.txt").write_text("no pictures here")
+    with pytest.raises(UsageError, match=r"a\.txt holds text: train vision takes pictures"):
+        open_vision_stage(VisionOptions(data=(DataOptions(str(tmp_path / "a.txt")),)), ALONE)
