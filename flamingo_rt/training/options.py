@@ -80,6 +80,9 @@ class DataOptions:
         require_option(self.tokens >= 8, f"{where}tokens is {self.tokens}; a document needs at least 8")
         require_option(bool(self.chunks) and all(1 <= number <= 64 for number in self.chunks),
                        f"{where}chunks is {list(self.chunks)}; it lists numbers from 1 to 64")
+        require_option(self.template.count("{}") == 1,
+                       f"{where}template {self.template!r} holds {{}} {self.template.count('{}')} times: put it once, "
+                       "where the name of the class goes")
         require_option(self.questions <= 16, f"{where}questions is {self.questions}; it must be from 0 to 16")
 
     @property

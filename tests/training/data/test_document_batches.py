@@ -106,7 +106,7 @@ def test_parts_together_are_the_whole_batch_without_duplicates(batches, tokenize
 def test_a_batch_that_cannot_be_divided_is_refused_with_the_figures(batches) -> None:
     error = batches().draw(0, 0, 3).error
     assert isinstance(error, UsageError)
-    assert "a batch of 4 documents cannot be divided into 3 equal parts" in str(error)
+    assert "a batch of 4 cannot be divided into 3 equal parts" in str(error)
 
 
 def test_every_sample_is_drawn_once_an_epoch(batches) -> None:
