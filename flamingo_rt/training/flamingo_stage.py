@@ -22,7 +22,6 @@ from flamingo_rt.checkpoints import StoredModel, write_checkpoint
 from flamingo_rt.config import FlamingoConfig
 from flamingo_rt.errors import UsageError
 from flamingo_rt.model.flamingo import IGNORED_LABEL, Flamingo
-from flamingo_rt.model.vit import ViT
 from flamingo_rt.model_memory import TRAINING, WEIGHTS, require_bytes, training_step_bytes
 from flamingo_rt.training.data.document_batches import FlamingoBatch
 from flamingo_rt.training.feature_cache import FeatureCache, as_stored
@@ -97,7 +96,7 @@ class FlamingoStage:
     def shards(self) -> Sequence[nn.Module]:
         """See `Stage.shards`."""
         model = self.model.model
-        vision: Any = model.vision.blocks if isinstance(model.vision, ViT) else model.vision.stages
+        vision: Any = model.vision.blocks
         return [*vision, *model.resampler.layers, *model.cross_attention.layers.values(), *model.language.layers]
 
     def loss(self, dataset: str, batch: FlamingoBatch) -> Loss:
