@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
-import tarfile
 from collections.abc import Callable
 from typing import Any
+
+from made_data import tar
 
 from ..kind import Case, Seeds
 from ..mutators.pickle_opcodes import running
@@ -19,13 +19,7 @@ SHARD, LINES = "shard.tar", "captions.jsonl"  # the input is the one of these th
 
 def archive(*files: tuple[str, bytes]) -> bytes:
     """A shard of files."""
-    content = io.BytesIO()
-    with tarfile.open(fileobj=content, mode="w", format=tarfile.USTAR_FORMAT) as shard:
-        for name, data in files:
-            header = tarfile.TarInfo(name)
-            header.size = len(data)
-            shard.addfile(header, io.BytesIO(data))
-    return content.getvalue()
+    return tar(files)
 
 
 def _shard(name: str, make: Callable[[Seeds], bytes], refused: bool | None = True) -> Case:
