@@ -27,7 +27,7 @@ from flamingo_rt.training.data.sources import open_source
 from flamingo_rt.training.feature_cache import FeatureCache, encoder_identity
 from flamingo_rt.training.flamingo_stage import LARGEST_GATE, FlamingoStage, check_something_is_given
 from flamingo_rt.training.options import DataOptions, FlamingoOptions
-from flamingo_rt.training.parts import join_parts
+from flamingo_rt.training.parts import join_parts, with_predictable
 from flamingo_rt.training.sharding import World
 from flamingo_rt.training.stage import Dataset
 from flamingo_rt.training.texts import source_texts
@@ -81,7 +81,8 @@ def _starting_point(options: FlamingoOptions, sources: Mapping[DataOptions, Samp
         stored = open_checkpoint(path)
         checked = TextTokenizer(path / TOKENIZER, stored.config.tokens, stored.config.language.vocab_size)
         new = (checked.image_id, checked.end_of_chunk_id)
-        return StartingPoint(stored.config, stored.tokenizer, stored.tensors, new)
+        tensors = with_predictable(stored.tensors, new, options.run.seed)
+        return StartingPoint(stored.config, stored.tokenizer, tensors, new)
     if options.vision is not None or options.language is not None:
         joined = join_parts(options, lambda config: _learnt_tokenizer(options, sources, config))
         return StartingPoint(joined.config, joined.tokenizer_json, joined.tensors, joined.new_tokens)

@@ -27,12 +27,13 @@ from flamingo_rt.config import (
 from flamingo_rt.errors import DataError, UsageError
 from flamingo_rt.importing import clip
 from flamingo_rt.importing.frozen_parts import encoder_tensors, language_settings, open_encoder, open_language
+from flamingo_rt.importing.openflamingo import UNPREDICTABLE
 from flamingo_rt.importing.openflamingo_tokenizer import load_tokenizer
 from flamingo_rt.presets import preset
 from flamingo_rt.tokenizer_file import parse_tokenizer
 from flamingo_rt.training.options import FlamingoOptions
 from flamingo_rt.training.towers import folder_kind, read_tower
-from flamingo_rt.weights.lazy import LazyTensor
+from flamingo_rt.weights.lazy import LazyTensor, in_memory
 
 NOISE = 0.01  # of a new token's row, in standard deviations of the rows there are
 
@@ -146,7 +147,8 @@ def open_language_part(path: Path, tokenizer: Path | None = None, seed: int = 0)
         whole = open_checkpoint(path)
         config, tokens = whole.config.language, whole.config.tokens
         own = parse_tokenizer(whole.tokenizer.encode(), path / TOKENIZER, config.vocab_size)
-        return LanguagePart(config, tokens, own, _below("language.", whole.tensors))
+        new = [_token_id(own, text, path) for text in (tokens.image, tokens.end_of_chunk)]
+        return LanguagePart(config, tokens, own, with_predictable(_below("language.", whole.tensors), new, seed))
     return _from_tower(path, seed)
 
 
@@ -221,6 +223,24 @@ def with_new_rows(table: LazyTensor, rows: int, new: Collection[int], seed: int)
         return result
 
     return replace(table, shape=(rows, *table.shape[1:]), read=read)
+
+
+def with_predictable(tensors: Mapping[str, LazyTensor], tokens: Collection[int], seed: int) -> dict[str, LazyTensor]:
+    """``tensors``, with rows of a head ``language.head`` for those of ``tokens`` that an import shut out: it had no
+    rows for them, and gave them `UNPREDICTABLE` as their bias, which as a target would be a loss of its size. Only the
+    bias is read. Raises `DataError` when it cannot be."""
+    weight, bias = (tensors.get(f"language.head.{name}") for name in ("weight", "bias"))
+    if weight is None or bias is None:
+        return dict(tensors)
+    values = bias.read().float()
+    shut = values <= UNPREDICTABLE / 2
+    opened = [token for token in tokens if shut[token]]
+    if not opened or shut.all():
+        return dict(tensors)
+    values[opened] = values[~shut].mean()
+    made = with_new_rows(weight, weight.shape[0], shut.nonzero().flatten().tolist(), seed)
+    open_bias = in_memory({"language.head.bias": values.to(bias.dtype)}, bias.file)
+    return {**tensors, "language.head.weight": made, **open_bias}
 
 
 def _token_id(tokenizer: Tokenizer, text: str, path: Path) -> int:

@@ -14,7 +14,7 @@ from small_model import TEXTS, small_checkpoint, small_config, small_flamingo
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from flamingo_rt.checkpoints import expected_shapes, open_checkpoint
+from flamingo_rt.checkpoints import expected_shapes, open_checkpoint, write_checkpoint
 from flamingo_rt.config import FlamingoConfig, TokensConfig
 from flamingo_rt.errors import DataError, UsageError
 from flamingo_rt.importing.openflamingo import OpenFlamingoFiles, open_openflamingo
@@ -194,6 +194,22 @@ def test_parts_of_a_whole_checkpoint_stay_as_they_are(towers: tuple[Path, Path],
     assert (parts.config.vision, parts.config.language) == (expected.config.vision, expected.config.language)
     assert all(torch.equal(tensor, expected.tensors[name].read()) for name, tensor in values(parts).items())
     assert set(joined(towers[0], whole).tensors) == set(joined(whole, towers[1]).tensors) == set(parts.tensors)
+
+
+def test_tokens_that_an_import_shut_out_can_be_learnt(tmp_path: Path) -> None:
+    """The head of this import has no rows for the new tokens: as targets they would cost 30,000 each."""
+    files = PeerModel("llama-interval1").write(tmp_path)
+    imported = open_openflamingo(files).model
+    write_checkpoint(tmp_path / "imported", imported)
+    shut = int((imported.tensors["language.head.bias"].read() < -1e4).sum())
+    parts = joined(tmp_path / "imported", tmp_path / "imported")
+    bias, weight = (parts.tensors[f"language.head.{name}"].read() for name in ("bias", "weight"))
+    assert bias[list(parts.new_tokens)].abs().max() == 0
+    assert int((bias < -1e4).sum()) == shut - 2  # padding, for instance, is never an answer
+    known = imported.tensors[HEAD].read()[:WORDS]
+    assert torch.equal(weight[:WORDS], known)
+    mean = known.mean(0).expand(2, -1)
+    torch.testing.assert_close(weight[list(parts.new_tokens)], mean, atol=0.06 * float(known.std()), rtol=0)
 
 
 # Sizes of what is new
