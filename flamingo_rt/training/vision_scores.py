@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from flamingo_rt.errors import DataError, DependencyError
+from flamingo_rt.training.contrastive import cosines
 from flamingo_rt.training.data.pair_batches import PairReader, pair_text
 from flamingo_rt.training.data.samples import DamagedSample, SampleSource
 from flamingo_rt.training.dual_encoder import DualEncoder
@@ -192,7 +193,7 @@ def _classified(
     model: DualEncoder, read: _Read, labels: list[str], reader: PairReader, templates: Sequence[str]
 ) -> VisionScores:
     classes = sorted(set(labels))
-    nearest = (read.images @ class_embeddings(model, classes, reader, templates).T).argmax(dim=1).tolist()
+    nearest = cosines(read.images, class_embeddings(model, classes, reader, templates)).argmax(dim=1).tolist()
     found = [classes[place] for place in nearest]
     return VisionScores(
         len(labels), read.damaged, len(classes),
@@ -208,7 +209,7 @@ def _retrieved(model: DualEncoder, read: _Read, reader: PairReader) -> VisionSco
     number = {text: place for place, text in enumerate(texts)}
     right = torch.zeros(len(read.texts), len(texts), dtype=torch.bool)
     right[torch.arange(len(read.texts)), torch.tensor([number[text] for text in read.texts])] = True
-    similarity = read.images @ encode_texts(model, texts, reader).T
+    similarity = cosines(read.images, encode_texts(model, texts, reader))
     found = [texts[place] for place in similarity.argmax(dim=1).tolist()]
     return VisionScores(
         len(read.texts), read.damaged, image_to_text=recall(similarity, right),

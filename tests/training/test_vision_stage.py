@@ -16,6 +16,7 @@ from made_pairs import add_gradient, added_gradients, meeting, single_objects, v
 from flamingo_rt.errors import UsageError
 from flamingo_rt.training.adaptive_clipping import clip_adaptively
 from flamingo_rt.training.dual_encoder import DualEncoder, DualEncoderConfig
+from flamingo_rt.training.loop import train
 from flamingo_rt.training.options import DataOptions, RunOptions, VisionOptions
 from flamingo_rt.training.sharding import World
 from flamingo_rt.training.towers import read_tower
@@ -48,8 +49,9 @@ def test_the_loss_falls_and_classes_are_found_far_above_chance(learnt) -> None:
     assert scores.classes == 8
     assert scores.zero_shot > 3 / 8
     assert scores.linear_probe > 3 / 8
-    assert next(stage.sample_lines()) == str(scores)
     assert stage.scalars() == {"temperature": pytest.approx(0.07, abs=0.05), **scores.scalars()}
+    assert list(stage.scalars()) == ["temperature"]
+    assert list(stage.sample_lines()) == [str(scores), *scores.examples]
 
 
 def test_two_ranks_give_the_gradient_of_one_process_clipped_or_not(tmp_path) -> None:
@@ -133,6 +135,16 @@ def test_the_tower_that_is_written_gives_the_same_embeddings(learnt, tmp_path) -
     with pytest.raises(UsageError, match="already exists"):
         stage.write(tmp_path / "vision", False)
     stage.write(tmp_path / "vision", True)
+
+
+def test_a_run_measures_at_its_end_and_keeps_the_scores(tmp_path) -> None:
+    stage = vision_stage(ALONE, batch=8, evaluation=single_objects(64, "heldout", labelled=True)[:16])
+    reports = []
+    train(stage, RunOptions(steps=3, workers=0, sample_steps=2), tmp_path / "vision", ALONE, on_step=reports.append)
+    measured = [any(name.startswith("evaluation.") for name in report.scalars) for report in reports]
+    assert measured == [bool(report.samples) for report in reports] == [False, True, True]
+    assert reports[2].samples[0] == str(stage.scores)
+    assert read_tower(tmp_path / "vision", "vision").config["scores"] == stage.scores.scalars()
 
 
 def picture_folder(folder: Path) -> Path:
