@@ -52,8 +52,9 @@ def _training_options(options: type) -> Callable[[Command], Command]:
     )
 
     def decorate(function: Command) -> Command:
-        for added in reversed((*shared, *(_option(key) for key in option_fields(options)))):
-            function = added(function)
+        added: list[Callable[[Command], Command]] = [*shared, *(_option(key) for key in option_fields(options))]
+        for decorator in reversed(added):
+            function = decorator(function)
         return function
 
     return decorate
@@ -82,7 +83,7 @@ def _run(
         for name, value in keys.items() if value is not None
     }
     with needs_extra("train"):
-        options = read_options(options_type, config, given, data)
+        options: Any = read_options(options_type, config, given, data)
         if print_config:
             click.echo(printable(options_text(options), lines=True), nl=False)
             raise click.exceptions.Exit(0)

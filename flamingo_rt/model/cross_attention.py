@@ -73,8 +73,12 @@ class GatedCrossAttention(nn.Module):
     def forward(self, hidden: Tensor, media: Media | None, index: int) -> Tensor:
         """hidden [B, T, D] -> [B, T, D]; ``index`` picks this layer's keys. Without media, feed-forward only."""
         if media is not None:
-            hidden = hidden + self.attention_gate.tanh() * self._attend(hidden, media, index)
-        return hidden + self.ff_gate.tanh() * self.ff(self.ff_norm(hidden))
+            hidden = hidden + self._open(self.attention_gate, hidden) * self._attend(hidden, media, index)
+        return hidden + self._open(self.ff_gate, hidden) * self.ff(self.ff_norm(hidden))
+
+    def _open(self, gate: nn.Parameter, hidden: Tensor) -> Tensor:
+        """How far a gate is open, in the type of the hidden state: a float32 gate would make that float32 too."""
+        return gate.tanh().to(hidden.dtype)
 
     def _attend(self, hidden: Tensor, media: Media, index: int) -> Tensor:
         query = self.query(self.attention_norm(hidden))  # [B, T, Hx * d]

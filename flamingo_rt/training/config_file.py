@@ -43,15 +43,24 @@ class OptionField:
 
 def option_fields(options: type) -> list[OptionField]:
     """The keys of a dataclass of options; those of `RunOptions` come first where it holds one."""
-    hints, found = typing.get_type_hints(options), []
+    hints = typing.get_type_hints(options)
+    found: list[OptionField] = []
     for entry in fields(options):
         if entry.name == "run":
-            default = entry.default_factory() if entry.default_factory is not MISSING else entry.default
-            found = [replace(key, default=getattr(default, key.name)) for key in option_fields(RunOptions)] + found
+            run = _run_defaults(options)
+            found = [replace(key, default=getattr(run, key.name)) for key in option_fields(RunOptions)] + found
         elif entry.name != "data":
             key = _field(entry.name, hints[entry.name], entry.default, entry.metadata["help"])
             found.append(replace(key, is_path=entry.metadata["path"]))
     return found
+
+
+def _run_defaults(options: type) -> RunOptions:
+    """The run's options where a stage is given none."""
+    entry = next(entry for entry in fields(options) if entry.name == "run")
+    assert entry.default_factory is not MISSING
+    run: RunOptions = entry.default_factory()
+    return run
 
 
 def _field(name: str, hint: Any, default: Any, text: str) -> OptionField:
@@ -83,10 +92,11 @@ def read_options(options: type[T], file: Path | None, given: Mapping[str, Any], 
     if data:
         datasets = tuple(parse_data(text) for text in data)
     run_names = {entry.name for entry in fields(RunOptions)}
-    run_field = next(entry for entry in fields(options) if entry.name == "run")  # type: ignore[arg-type]
-    run = replace(run_field.default_factory(), **{name: keys[name] for name in keys if name in run_names})
+    run = replace(_run_defaults(options), **{name: keys[name] for name in keys if name in run_names})
     rest = {name: value for name, value in keys.items() if name not in run_names}
-    return options(run=run, data=datasets, **rest)
+    make: Any = options
+    made: T = make(run=run, data=datasets, **rest)
+    return made
 
 
 def parse_data(text: str) -> DataOptions:

@@ -22,6 +22,7 @@ from flamingo_rt.checkpoints import StoredModel, write_checkpoint
 from flamingo_rt.config import FlamingoConfig
 from flamingo_rt.errors import UsageError
 from flamingo_rt.model.flamingo import IGNORED_LABEL, Flamingo
+from flamingo_rt.model.vit import ViT
 from flamingo_rt.model_memory import TRAINING, WEIGHTS, require_bytes, training_step_bytes
 from flamingo_rt.training.data.document_batches import FlamingoBatch
 from flamingo_rt.training.feature_cache import FeatureCache, as_stored
@@ -96,7 +97,7 @@ class FlamingoStage:
     def shards(self) -> Sequence[nn.Module]:
         """See `Stage.shards`."""
         model = self.model.model
-        vision = getattr(model.vision, "blocks", None) or model.vision.stages
+        vision: Any = model.vision.blocks if isinstance(model.vision, ViT) else model.vision.stages
         return [*vision, *model.resampler.layers, *model.cross_attention.layers.values(), *model.language.layers]
 
     def loss(self, dataset: str, batch: FlamingoBatch) -> Loss:
@@ -133,7 +134,8 @@ class FlamingoStage:
 
     def decay_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """See `Stage.decay_groups`: matrices outside the resampler, and the rest."""
-        decayed, others = [], []
+        decayed: list[nn.Parameter] = []
+        others: list[nn.Parameter] = []
         for name, parameter in self.model.named_parameters():
             if parameter.requires_grad:
                 matrix = parameter.ndim >= 2 and parameter.shape[0] > 1

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -51,7 +52,7 @@ def _convolution(input: Tensor, weight: Tensor, *rest: Any, out_val: Tensor, **n
 def _convolution_backward(
     gradient: Tensor, input: Tensor, weight: Tensor, *rest: Any, out_val: Any, **named: Any
 ) -> int:
-    """As many for the gradient of the input as for the convolution, and for that of the weight, where asked for."""
+    """The gradient of the input, and that of the weight, each where it is asked for, take what the convolution took."""
     wanted: Sequence[bool] = named.get("output_mask", rest[-1] if rest else ())
     return 2 * gradient.numel() * weight[0].numel() * (wanted[0] + wanted[1])
 
@@ -109,7 +110,8 @@ def shapes(batch: Any) -> Hashable:
 
 class StepFlops:
     """FLOPs of steps, a part at a time. Counting slows a part down, so each is counted once for each ``key``, which has
-    to say what decides how much is computed: the dataset, and the `shapes` of the batch."""
+    to say what decides how much is computed: the dataset, and the `shapes` of the batch. While a part is counted, code
+    that `torch.compile` was asked to compile runs as it is written: operators in compiled code cannot be seen."""
 
     def __init__(self) -> None:
         self._known: dict[Hashable, int] = {}
@@ -121,7 +123,8 @@ class StepFlops:
         if key in self._known:
             yield
         else:
-            with CountedFlops() as counted:
+            # Without the stance, code that is first met while counting would never be compiled.
+            with torch.compiler.set_stance("force_eager"), CountedFlops() as counted:
                 yield
             self._known[key] = counted.total
         self._step += self._known[key]
@@ -132,8 +135,10 @@ class StepFlops:
         return step
 
 
+@lru_cache
 def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOPs per second of the fastest of ten products of square matrices; on a GPU it takes 400 MB in bfloat16."""
+    """FLOPs per second of the fastest of ten products of square matrices, measured once in a process; on a GPU it takes
+    400 MB in bfloat16."""
     size = GPU_SIZE if device.type == "cuda" else CPU_SIZE
     generator = torch.Generator(device).manual_seed(0)
     first, second = (torch.randn(size, size, generator=generator, device=device, dtype=dtype) for _ in range(2))

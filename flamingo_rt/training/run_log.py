@@ -131,8 +131,8 @@ def _keep_before(path: Path, step: int) -> None:
 
 
 def _entries(report: StepReport) -> dict[str, Any]:
-    """What a line says: numbers that are not finite as null, since JSON has none; lists only where they hold
-    something."""
+    """Entries of a line: numbers that are not finite are null, since JSON has none; lists that hold nothing are left
+    out."""
     entries: dict[str, Any] = {
         "step": report.step,
         "loss": {name: _number(loss) for name, loss in report.losses.items()},

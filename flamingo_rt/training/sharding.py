@@ -128,7 +128,7 @@ def recompute_activations(layers: Sequence[nn.Module]) -> None:
     """Keep none of these layers' activations for the backward pass: it computes them again."""
     for layer in layers:
         forward = layer.forward
-        layer.forward = _recomputed(forward)  # type: ignore[method-assign]
+        layer.forward = _recomputed(forward)
 
 
 def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:

@@ -58,8 +58,11 @@ class Stage(Protocol):
     pass.
     """
 
-    model: nn.Module
-    datasets: Sequence[Dataset]
+    @property
+    def model(self) -> nn.Module: ...
+
+    @property
+    def datasets(self) -> Sequence[Dataset]: ...
 
     def shards(self) -> Sequence[nn.Module]: ...
 

@@ -137,10 +137,12 @@ def _read_position(path: Path, identity: Mapping[str, Any]) -> RunPosition:
     stored = read_json(path / RUN)
     if not isinstance(stored, dict) or stored.get("format") != FORMAT:
         raise DataError(f"{path / RUN} is not the state of a run that this version can go on with; {START_ANEW}")
-    counts = {name: stored.get(name) for name in ("step", "read", "damaged")}
-    for name, value in counts.items():
+    counts: dict[str, int] = {}
+    for name in ("step", "read", "damaged"):
+        value = stored.get(name)
         if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**62:
             raise DataError(f"{path / RUN}: {name} is {value!r}, not a count; {START_ANEW}")
+        counts[name] = value
     different = list(_differences(stored.get("identity"), json.loads(json.dumps(identity)), ""))
     if different:
         listed = "; ".join(different[:3]) + (f" and {len(different) - 3} more" if len(different) > 3 else "")

@@ -184,6 +184,20 @@ def test_an_error_within_a_part_is_not_counted_and_passes_on() -> None:
     assert counts.take() == 2 * 3**3
 
 
+def test_compiled_code_is_counted_and_still_compiled_afterwards() -> None:
+    counts, compiled = StepFlops(), []
+
+    def backend(graph, inputs):
+        compiled.append(graph)
+        return graph.forward
+
+    product = torch.compile(lambda x: x @ x, backend=backend)
+    for seen in (0, 1):
+        with counts.part("a"):
+            product(torch.ones(4, 4))
+        assert (counts.take(), len(compiled)) == (2 * 4**3, seen)
+
+
 def test_shapes_tell_batches_apart_that_cost_different_amounts() -> None:
     ids, features = torch.zeros(2, 5), torch.zeros(1, 3)
     batches = [Batch(ids, None, ()), Batch(ids, features, ()), Batch(ids[:1], None, ()), Batch(ids[:, :4], None, ())]

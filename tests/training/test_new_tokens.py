@@ -92,6 +92,21 @@ def test_a_table_in_half_precision_has_rows_in_float32() -> None:
     assert merged_tensors(model)["language.embedding.weight"].dtype == torch.bfloat16
 
 
+def test_tensors_divided_among_ranks_are_made_whole_before_they_are_merged() -> None:
+    model, seen = frozen_with_new_tokens("untied"), []
+
+    def whole(tensor: torch.Tensor) -> torch.Tensor:
+        seen.append(tensor)
+        return tensor + 1
+
+    merged = merged_tensors(model, whole)
+    assert len(seen) == len(model.state_dict())
+    for name in ("language.embedding", "language.head"):
+        table = model.get_parameter(f"{name}.weight") + 1
+        assert torch.equal(merged[f"{name}.weight"][3], model.get_parameter(f"{name}.new_rows")[1] + 1)
+        assert torch.equal(merged[f"{name}.weight"][4], table[4])
+
+
 def test_the_table_is_not_copied() -> None:
     model = small_flamingo(config_with("untied"))
     tables = [model.language.embedding.weight, model.language.head.weight]

@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import fields
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -55,8 +55,9 @@ class FlamingoBatch(NamedTuple):
 
     def to(self, device: torch.device) -> FlamingoBatch:
         """The batch with its tensors on ``device``."""
-        return FlamingoBatch(*(value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
-                               for value in self))
+        moved: dict[str, Any] = {name: value.to(device, non_blocking=True) for name, value in self._asdict().items()
+                                 if isinstance(value, Tensor)}
+        return self._replace(**moved)
 
 
 class FeatureReader(Protocol):
@@ -86,7 +87,8 @@ class DocumentBatches:
         the model takes pictures, and what `DocumentWriter` raises."""
         if source.kind == "text":
             raise UsageError(f"data {options.source!r} holds texts without pictures: train language takes them")
-        most = max(options.chunks) if source.kind != "pages" else 1
+        self._chunks = options.chunks if source.kind != "pages" else (1,)
+        most = max(self._chunks)
         if most > len(source) or most > config.max_visuals:
             raise UsageError(f"data {options.source!r}: chunks asks for {most} pairs in a document, of {len(source)} "
                              f"samples, and the model takes {config.max_visuals} pictures: lower chunks")
@@ -101,7 +103,9 @@ class DocumentBatches:
         reader = SampleReader(self.source, self._order, self.options.label)
         try:
             places = places_of_part(self.options, part, parts)
-            batch = self._collate([self._document(step, place, reader) for place in places])
+            first, chunks = self._positions(step)
+            batch = self._collate([self._document(range(first + place * chunks, first + (place + 1) * chunks), reader)
+                                   for place in places])
         except FlamingoError as error:
             return Drawn(None, tuple(reader.damaged), reader.read, tuple(reader.names), error)
         return Drawn(batch, tuple(reader.damaged), reader.read, tuple(reader.names))
@@ -112,14 +116,23 @@ class DocumentBatches:
                if entry.name not in NOT_CUT}
         return f"{self.source.fingerprint()}, cut {hashlib.sha256(repr(cut).encode()).hexdigest()[:16]}"
 
-    def _document(self, step: int, place: int, reader: SampleReader) -> tuple[Document, list[Shown]]:
+    def _positions(self, step: int) -> tuple[int, int]:
+        """The position of the first sample of a step, and how many samples a document of it takes. Steps come in
+        rounds, each of which has every number of ``options.chunks`` once, in an order at random: so a position is known
+        without going through all steps before."""
+        turn, within = divmod(step, len(self._chunks))
+        order = np.random.default_rng([self._order.seed, self._order.dataset, turn]).permutation(len(self._chunks))
+        before = turn * sum(self._chunks) + sum(self._chunks[number] for number in order[:within])
+        return self.options.batch * before, self._chunks[order[within]]
+
+    def _document(self, positions: range, reader: SampleReader) -> tuple[Document, list[Shown]]:
+        """The document of the samples at these positions, or of the first ones that fit into it."""
         if self.source.kind == "pages":
-            return reader.take(step * self.options.batch + place, self._page)[1]
-        first, chunks = self._pairs_of(step)
+            return reader.take(positions[0], self._page)[1]
         pairs: list[Pair] = []
         shown: list[Shown] = []
         taken: set[int] = set()
-        for position in range(first + place * chunks, first + (place + 1) * chunks):
+        for position in positions:
             index, (pair, seen) = reader.take(position, partial(self._pair, pairs), taken)
             if seen is None:
                 break
@@ -127,16 +140,6 @@ class DocumentBatches:
             shown.append(seen)
             taken.add(index)
         return self._writer.document(pairs), shown
-
-    def _pairs_of(self, step: int) -> tuple[int, int]:
-        """The position of the first sample of a step, and how many a document of it has. Steps come in rounds, each of
-        which has every number of ``options.chunks`` once, in an order at random: so a position is known without going
-        through all steps before."""
-        chunks = self.options.chunks
-        turn, within = divmod(step, len(chunks))
-        order = np.random.default_rng([self._order.seed, self._order.dataset, turn]).permutation(len(chunks))
-        before = turn * sum(chunks) + sum(chunks[number] for number in order[:within])
-        return self.options.batch * before, chunks[order[within]]
 
     def _pair(self, before: Sequence[Pair], sample: Sample, rng: np.random.Generator) -> tuple[Pair, Shown | None]:
         """A pair with what its visual shows, or None where it does not fit into the document of those before it."""
@@ -175,9 +178,9 @@ class DocumentBatches:
             visuals += shown
         missing = [place for place, visual in enumerate(visuals) if visual.pixels is not None]
         return FlamingoBatch(
-            *(torch.from_numpy(array) for array in (input_ids, media_index, labels, rows)),
-            self._pixels(visuals), self._cached(visuals), torch.tensor(missing, dtype=torch.int64),
-            tuple(visual.key for visual in visuals),
+            torch.from_numpy(input_ids), torch.from_numpy(media_index), torch.from_numpy(labels),
+            torch.from_numpy(rows), self._pixels(visuals), self._cached(visuals),
+            torch.tensor(missing, dtype=torch.int64), tuple(visual.key for visual in visuals),
         )
 
     def _pixels(self, visuals: Sequence[Shown]) -> Tensor:

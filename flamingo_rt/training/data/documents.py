@@ -102,7 +102,7 @@ class DocumentWriter:
         ids += self._last
         media_index += [len(pairs)] * len(self._last)
         labels += self._last
-        return Document(*(np.array(each, np.int64) for each in (ids, media_index, labels)),
+        return Document(np.array(ids, np.int64), np.array(media_index, np.int64), np.array(labels, np.int64),
                         tuple(pair.visual for pair in pairs))
 
     def page(self, sample: Sample, rng: np.random.Generator) -> Document:
@@ -121,28 +121,25 @@ class DocumentWriter:
         is_image = ids == self._image
         is_text = learnt & ~np.isin(ids, [self._image, self._end, *self._last])
         room = self.most - len(self._first)
-        starts = _useful_starts(is_image, is_text, room, following)
+        starts, stops = _useful_windows(is_image, is_text, room, self._options.images, following)
         if not len(starts):
-            raise NothingToLearn(sample.name, "no text sees a picture: all of it stands before the first one")
-        start = int(starts[rng.integers(len(starts))])
-        stop = min(start + room, len(ids))
-        shown = np.flatnonzero(is_image[start:stop]) + start
-        if len(shown) > self._options.images:
-            stop, shown = int(shown[self._options.images]), shown[: self._options.images]
-        if len(shown) > self._max_visuals:
-            raise DamagedSample(sample.name, f"has {len(shown)} pictures in {room} tokens, more than the "
-                                             f"{self._max_visuals} that the model takes: lower images")
+            raise NothingToLearn(sample.name, f"in no window of {room} tokens with {self._options.images} pictures a "
+                                              "text sees a picture")
+        chosen = rng.integers(len(starts))
+        start, stop = int(starts[chosen]), int(stops[chosen])
         window, image = ids[start:stop], is_image[start:stop]
         counted = np.cumsum(image)
-        media_index = np.where(image, counted, np.minimum(counted + 1, len(shown))) if following else counted
+        pictures = int(counted[-1])
+        if pictures > self._max_visuals:
+            raise DamagedSample(sample.name, f"has {pictures} pictures in {room} tokens, more than the "
+                                             f"{self._max_visuals} that the model takes: lower images")
+        media_index = np.where(image, counted, np.minimum(counted + 1, pictures)) if following else counted
         labels = np.where(learnt[start:stop] & ~image & (media_index > 0), window, IGNORED_LABEL)
-        if not (is_text[start:stop] & (media_index > 0)).any():
-            raise NothingToLearn(sample.name, f"has no text among its first {self._options.images} pictures")
         first = int(is_image[:start].sum())
         front = np.array(self._first, np.int64)
         return Document(
             np.concatenate([front, window]), np.concatenate([np.zeros_like(front), media_index]),
-            np.concatenate([np.full_like(front, IGNORED_LABEL), labels]), tuple(visuals[first : first + len(shown)]),
+            np.concatenate([np.full_like(front, IGNORED_LABEL), labels]), tuple(visuals[first : first + pictures]),
         )
 
     def _page_tokens(self, sample: Sample) -> tuple[np.ndarray, np.ndarray]:
@@ -191,14 +188,17 @@ class DocumentWriter:
         return int(number)
 
 
-def _useful_starts(is_image: np.ndarray, is_text: np.ndarray, room: int, following: bool) -> np.ndarray:
-    """Where a window of ``room`` tokens may begin so that a text in it sees a picture in it, int64 [N]; both masks are
-    bool [T] over the page."""
+def _useful_windows(
+    is_image: np.ndarray, is_text: np.ndarray, room: int, most_images: int, following: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Where the windows begin and end in which a text sees a picture, int64 [N] each: of ``room`` tokens, or fewer
+    where the picture behind the first ``most_images`` comes earlier. Both masks are bool [T], over the page."""
     length = len(is_image)
     starts = np.arange(max(length - room, 0) + 1)
     images, texts = np.flatnonzero(is_image), np.flatnonzero(is_text)
-    first_image = np.append(images, length)[np.searchsorted(images, starts)]
-    last_text = np.insert(texts, 0, -1)[np.searchsorted(texts, starts + room)]
-    if following:
-        return starts[(first_image < starts + room) & (last_text >= starts)]
-    return starts[first_image < last_text]
+    number = np.searchsorted(images, starts)  # of the first picture from there on
+    places = np.append(images, length)
+    stops = np.minimum(np.minimum(starts + room, length), places[np.minimum(number + most_images, len(images))])
+    last_text = np.insert(texts, 0, -1)[np.searchsorted(texts, stops)]
+    useful = (places[number] < stops) & (last_text >= starts) if following else places[number] < last_text
+    return starts[useful], stops[useful]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
@@ -54,10 +56,10 @@ def drawn(
         for index in range(len(items)):
             yield items[index]
         return
-    # A generator of its own: the loader draws a seed for its processes, which are given nothing random to do.
-    loader = DataLoader(items, batch_size=None, num_workers=min(workers, len(items)), prefetch_factor=AHEAD,
-                        collate_fn=_as_it_is, worker_init_fn=_keep_to_one_thread, generator=torch.Generator())
-    with _tokenizers_forked_silently():
+    with _started_silently():
+        # A generator of its own: the loader draws a seed for its processes, which are given nothing random to do.
+        loader = DataLoader(items, batch_size=None, num_workers=min(workers, len(items)), prefetch_factor=AHEAD,
+                            collate_fn=_as_it_is, worker_init_fn=_keep_to_one_thread, generator=torch.Generator())
         parts_in_order = iter(loader)
     try:
         yield from parts_in_order
@@ -68,7 +70,7 @@ def drawn(
                         ) from error
 
 
-def _as_it_is(part: Drawn) -> Drawn:
+def _as_it_is(part: Any) -> Any:
     return part
 
 
@@ -81,14 +83,15 @@ def _keep_to_one_thread(worker: int) -> None:
 
 
 @contextmanager
-def _tokenizers_forked_silently() -> Iterator[None]:
+def _started_silently() -> Iterator[None]:
     """Keep the tokenizers' library from warning that a process was forked: the new ones encode single texts, for which
-    it uses no threads."""
-    if PARALLEL_TOKENIZERS in os.environ:
-        yield
-        return
-    os.environ[PARALLEL_TOKENIZERS] = "false"
+    it uses no threads; and torch from warning of more processes than cores, which were asked for."""
+    given = os.environ.get(PARALLEL_TOKENIZERS)
+    os.environ.setdefault(PARALLEL_TOKENIZERS, "false")
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
+            yield
     finally:
-        del os.environ[PARALLEL_TOKENIZERS]
+        if given is None:
+            del os.environ[PARALLEL_TOKENIZERS]

@@ -27,6 +27,7 @@ from flamingo_rt.errors import DataError
 from flamingo_rt.printable import printable
 from flamingo_rt.processing.input_files import open_file
 from flamingo_rt.training.data.pages import is_page
+from flamingo_rt.training.data.row_fields import SHOWN_CHARACTERS
 from flamingo_rt.training.data.samples import DamagedSample, Sample, SampleKind
 from flamingo_rt.training.data.tar_members import DamagedArchive, TarMember, members
 from flamingo_rt.training.data.tar_samples import MOST_MEMBERS, TarSample, content_of
@@ -136,7 +137,7 @@ class _Index:
             kind = groups.kind(group)
             if kind is not None:
                 self._kinds[kind] += 1
-                self._examples.setdefault(kind, printable(f"{path}/{group[0].key}"))
+                self._examples.setdefault(kind, printable(f"{path}/{group[0].key[:SHOWN_CHARACTERS]}"))
         if groups.fault:
             self.faults[len(self.paths)] = groups.fault
             self._add_sample(REST, REST)

@@ -113,7 +113,7 @@ def _open_texts(paths: Iterable[Path]) -> TextFiles:
 
 def line_kind(line: bytes) -> str:
     """The kind of sample that a line of a JSONL file is, by its keys, or `UNKNOWN`."""
-    keys = set(_KEYS.findall(line))
+    keys = {match[1] for match in _KEYS.finditer(line)}
     if keys & {b"text_list", b"texts"}:
         return "pages"
     if b"image" in keys:

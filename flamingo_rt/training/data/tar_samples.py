@@ -10,7 +10,7 @@ from typing import Any, Literal
 from flamingo_rt.json_files import parse_json
 from flamingo_rt.printable import printable
 from flamingo_rt.training.data.pages import page_segments
-from flamingo_rt.training.data.row_fields import MOST_CHARACTERS, shown, text_field
+from flamingo_rt.training.data.row_fields import MOST_CHARACTERS, SHOWN_CHARACTERS, shown, text_field
 from flamingo_rt.training.data.samples import DamagedSample, Said, Sample, SampleKind, Segment, Visual
 from flamingo_rt.training.data.tar_members import DamagedArchive, TarMember, members, shown_name
 from flamingo_rt.training.data.text_source import decoded_text
@@ -52,7 +52,7 @@ class TarSample:
             raise DamagedSample(printable(str(path)), f"{error}; it has changed since it was opened") from error
         if not found:
             raise DamagedSample(printable(str(path)), "has changed since it was opened")
-        name = printable(f"{path}/{found[0].key}")
+        name = printable(f"{path}/{found[0].key[:SHOWN_CHARACTERS]}")
         if len(found) > MOST_MEMBERS:
             raise DamagedSample(name, f"has more than {MOST_MEMBERS:,} files")
         for member in found:

@@ -8,6 +8,7 @@ from typing import TypeVar
 import numpy as np
 
 from flamingo_rt.errors import DataError, UsageError
+from flamingo_rt.printable import printable
 from flamingo_rt.training.data.sample_order import SampleOrder
 from flamingo_rt.training.data.samples import DamagedSample, Sample, SampleSource
 from flamingo_rt.training.options import DataOptions
@@ -66,11 +67,11 @@ class SampleReader:
                 sample = self._source.sample(index)
                 made = make(sample, rng)
             except DamagedSample as error:
-                self.damaged.append(str(error))
+                self.damaged.append(printable(str(error)))
                 damaged += 1
                 if damaged == MOST_DAMAGED:
-                    raise DataError(f"{self._label}: {damaged} samples in a row are damaged; the last: {error}. "
-                                    "flamingo-rt data check lists all") from error
+                    raise DataError(f"{self._label}: {damaged} samples in a row are damaged; the last: "
+                                    f"{self.damaged[-1]}. flamingo-rt data check lists all") from error
             except NothingToLearn as error:
                 empty += 1
                 if empty == MOST_EMPTY:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
 import PIL.Image
 
 from flamingo_rt.config import PreprocessingConfig
-from flamingo_rt.errors import DataError
+from flamingo_rt.errors import DataError, UsageError
 from flamingo_rt.processing.pictures import open_picture
 from flamingo_rt.processing.preprocess import pixel_values
-from flamingo_rt.processing.visuals import Video
+from flamingo_rt.processing.visuals import Video, source_label
 from flamingo_rt.training.data.augmentation import Augmentation
 from flamingo_rt.training.data.samples import DamagedSample, Visual
 from flamingo_rt.training.options import DataOptions
@@ -36,29 +37,40 @@ def visual_pixels(
     def preprocess(picture: PIL.Image.Image) -> np.ndarray:
         return pixel_values(change(picture) if change is not None else picture, preprocessing, size)
 
-    try:
-        if visual.kind == "image":
-            return preprocess(open_picture(visual.content))[None]
-        return _clip_pixels(visual, options, preprocess)
-    except DataError as error:
-        raise DamagedSample(sample, str(error).replace("<bytes>", visual.name)) from error
+    with _readable(visual, options) as source:
+        try:
+            if isinstance(source, Video):
+                return _clip_pixels(source, options, preprocess)
+            return preprocess(open_picture(source))[None]
+        except DataError as error:
+            label = source.label if isinstance(source, Video) else source_label(source)
+            raise DamagedSample(sample, str(error).replace(label, visual.name)) from error
 
 
-def _clip_pixels(visual: Visual, options: DataOptions, preprocess: Preprocess) -> np.ndarray:
+@contextmanager
+def _readable(visual: Visual, options: DataOptions) -> Iterator[bytes | Path | np.ndarray | Video]:
+    """A visual as decoders take it: of a picture its content, of a clip an array or a file."""
+    if visual.kind == "image":
+        yield visual.content
+    elif isinstance(visual.content, np.ndarray):
+        yield Video(list(visual.content), options.frames)
+    elif isinstance(visual.content, Path):
+        yield Video(visual.content, options.frames, options.fps)
+    else:
+        with ExitStack() as stack:
+            try:
+                folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="flamingo-rt-"))
+                path = Path(folder, f"clip{Path(visual.name).suffix}")
+                path.write_bytes(visual.content)
+            except OSError as error:
+                raise UsageError(f"cannot write a clip into {tempfile.gettempdir()}: {error.strerror}; make space, or "
+                                 "set TMPDIR to another folder") from error
+            yield Video(path, options.frames, options.fps)
+
+
+def _clip_pixels(video: Video, options: DataOptions, preprocess: Preprocess) -> np.ndarray:
     from flamingo_rt.processing.video import read_frames  # loads video libraries, which a picture does not need
 
-    content = visual.content
-    if isinstance(content, np.ndarray):
-        frames = read_frames(Video(content, options.frames), preprocess)
-    elif isinstance(content, Path):
-        frames = read_frames(Video(content, options.frames, options.fps), preprocess)
-    else:
-        with tempfile.NamedTemporaryFile(suffix=Path(visual.name).suffix) as file:  # decoders take files alone
-            file.write(content)
-            file.flush()
-            try:
-                frames = read_frames(Video(file.name, options.frames, options.fps), preprocess)
-            except DataError as error:
-                raise DataError(str(error).replace(file.name, visual.name)) from error
+    frames = read_frames(video, preprocess)
     frames += frames[-1:] * (options.frames - len(frames))
     return np.stack(frames)

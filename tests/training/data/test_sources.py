@@ -1,0 +1,451 @@
+"""Sources of training data: the kind is found out, and whatever cannot be used is named."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import tarfile
+from pathlib import Path
+
+import pytest
+from made_data import captions, pairs, png, tar, write_clip, write_lines
+
+from flamingo_rt.errors import DataError, UsageError
+from flamingo_rt.training.data.samples import DamagedSample, Said
+from flamingo_rt.training.data.shards import expand_braces
+from flamingo_rt.training.data.sources import open_source
+from flamingo_rt.training.options import DataOptions
+
+PAGE = {"texts": ["first", None, "second"], "images": [None, "a.png", None]}
+MMC4 = {"text_list": ["one", "two", "three"], "image_info": [
+    {"image_name": "b.png", "matched_text_index": 1}, {"image_name": "a.png", "matched_text_index": 1}]}
+
+
+def opened(source: object, **options):
+    return open_source(DataOptions(str(source), **options))
+
+
+def said(sample) -> list[str]:
+    """Texts as they are, pictures and clips by their name in angle brackets, questions in brackets."""
+    return [(part.text if part.learnt else f"[{part.text}]") if isinstance(part, Said) else f"<{part.name}>"
+            for part in sample.segments]
+
+
+def every(source) -> list[list[str]]:
+    return [said(source.sample(index)) for index in range(len(source))]
+
+
+def faults(source) -> list[str]:
+    """What is wrong with each damaged sample."""
+    found = []
+    for index in range(len(source)):
+        try:
+            source.sample(index)
+        except DamagedSample as error:
+            found.append(str(error))
+    return found
+
+
+# --- JSONL files and folders
+
+
+def test_captions_and_questions_of_pictures(tmp_path) -> None:
+    captions(tmp_path, 2)
+    path = write_lines(tmp_path / "captions.jsonl", [
+        {"image": "0.png", "text": "a cat"}, "", {"image": "1.png", "question": "Is it?", "answer": "yes"}])
+    for source in (opened(tmp_path), opened(path)):
+        assert (source.kind, len(source)) == ("pairs", 2)
+        assert every(source) == [["<0.png>", "a cat"], ["<1.png>", "[Is it?]", "yes"]]
+        assert source.sample(0).segments[0].content == tmp_path / "0.png"
+        assert source.sample(1).name == f"{path}:3"  # blank lines count
+
+
+def test_clips(tmp_path) -> None:
+    write_clip(tmp_path / "a.avi", [1, 2])
+    write_lines(tmp_path / "captions.jsonl", [{"video": "a.avi", "text": "it moves"}])
+    assert opened(tmp_path).kind == "videos"
+    assert every(opened(tmp_path)) == [["<a.avi>", "it moves"]]
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ('{"image": "0.png", "text": ', "is not valid JSON"),
+        ('{"image": "0.png", "text": "a", "text": "b"}', "stands twice"),
+        ('["image"]', "not a JSON object"),
+        ({"image": "0.png", "txt": "a"}, "has the keys 'image, txt'"),
+        ({"image": "0.png", "text": "a", "license": "b"}, "has the keys"),
+        ({"image": "0.png", "question": "a"}, "has the keys"),
+        ({"image": "0.png", "text": ""}, "text is empty"),
+        ({"image": "0.png", "text": " \n"}, "text is empty"),
+        ({"image": "0.png", "text": 3}, "text is 3, not a text"),
+        ('{"image": "0.png", "text": "\\ud800"}', "not valid Unicode"),
+        ({"image": "0.png", "text": "a" * 100_001}, "more than 100,000"),
+        ({"image": "0.png", "question": "why", "answer": ""}, "answer is empty"),
+        ({"image": "none.png", "text": "a"}, "does not exist"),
+        ({"image": "", "text": "a"}, "not the name of a file"),
+        ({"image": ["0.png"], "text": "a"}, "not the name of a file"),
+        ({"image": "../outside.png", "text": "a"}, "leads out"),
+        ({"image": "inside/../../outside.png", "text": "a"}, "leads out"),
+        ({"image": "/etc/passwd", "text": "a"}, "absolute"),
+        ({"image": "linked.png", "text": "a"}, "a link that leads out"),
+        ({"image": "linked/outside.png", "text": "a"}, "a link that leads out"),
+        ({"image": "circle.png", "text": "a"}, "does not exist"),
+        ({"image": "inside", "text": "a"}, "is no file"),
+        ({"image": "a\0b.png", "text": "a"}, "does not exist"),
+        ({"image": "n" * 5000, "text": "a"}, "does not exist"),
+        ('{"\\u0069mage": "0.png", "\\u0074ext": "a", "x": 1}', "has the keys"),
+    ],
+)
+def test_a_damaged_line_is_named_with_its_reason(tmp_path, line, reason) -> None:
+    (tmp_path / "outside.png").write_bytes(png(1))
+    folder = captions(tmp_path / "data", 1)
+    (folder / "inside").mkdir()
+    (folder / "linked.png").symlink_to(tmp_path / "outside.png")
+    (folder / "linked").symlink_to(tmp_path)
+    (folder / "circle.png").symlink_to(folder / "circle.png")
+    path = write_lines(folder / "captions.jsonl", [{"image": "0.png", "text": "whole"}, line])
+    source = opened(folder)
+    assert said(source.sample(0)) == ["<0.png>", "whole"]
+    [fault] = faults(source)
+    assert fault.startswith(f"{path}:2: ")
+    assert reason in fault
+
+
+def test_links_inside_the_folder_are_followed(tmp_path) -> None:
+    folder = captions(tmp_path / "data", 1)
+    (folder / "again.png").symlink_to(folder / "0.png")
+    (tmp_path / "link").symlink_to(folder)
+    write_lines(folder / "captions.jsonl", [{"image": "again.png", "text": "a"}])
+    assert faults(opened(tmp_path / "link")) == []
+
+
+def test_a_line_without_end_is_one_damaged_sample(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("flamingo_rt.training.data.json_lines.MOST_LINE", 100)
+    captions(tmp_path, 1)
+    line = {"image": "0.png", "text": "a"}
+    write_lines(tmp_path / "captions.jsonl", [line, {"image": "0.png", "text": "a" * 1000}, line])
+    source = opened(tmp_path)
+    assert len(source) == 3
+    [fault] = faults(source)
+    assert "captions.jsonl:2: the line has more than" in fault
+
+
+def test_control_characters_of_a_line_are_not_printed(tmp_path) -> None:
+    captions(tmp_path, 1)
+    write_lines(tmp_path / "captions.jsonl", [{"image": "\x1b[2J.png", "text": "a"}, {"image": "a", "\x1b]": 1}])
+    assert not any("\x1b" in fault for fault in faults(opened(tmp_path)))
+
+
+# --- Class folders
+
+
+def test_class_folders_become_captions_by_a_template(tmp_path) -> None:
+    for name, count in (("golden_retriever", 2), ("sea-horse/deep", 1)):
+        (tmp_path / name).mkdir(parents=True)
+        for index in range(count):
+            (tmp_path / name / f"{index}.PNG").write_bytes(png(index))
+    (tmp_path / "golden_retriever" / "notes.md").write_text("no picture")
+    source = opened(tmp_path)
+    assert (source.kind, len(source)) == ("pairs", 3)
+    assert every(source)[1:] == [["<golden_retriever/1.PNG>", "a picture of golden retriever"],
+                                 ["<sea-horse/deep/0.PNG>", "a picture of sea horse"]]
+    assert [source.sample(index).label for index in range(3)] == ["golden retriever"] * 2 + ["sea horse"]
+    assert every(opened(tmp_path, template="Class: {}."))[0][1] == "Class: golden retriever."
+
+
+def test_links_in_class_folders_do_not_lead_out(tmp_path) -> None:
+    (tmp_path / "outside.png").write_bytes(png(1))
+    (tmp_path / "data" / "cat").mkdir(parents=True)
+    (tmp_path / "data" / "cat" / "1.png").write_bytes(png(1))
+    (tmp_path / "data" / "cat" / "2.png").symlink_to(tmp_path / "outside.png")
+    [fault] = faults(opened(tmp_path / "data"))
+    assert "cat/2.png: the picture 'cat/2.png' is a link that leads out" in fault
+    (tmp_path / "data" / "dog").symlink_to(tmp_path)
+    with pytest.raises(DataError, match="dog is a link to a folder"):
+        opened(tmp_path / "data")
+
+
+def test_a_template_names_the_class_once() -> None:
+    with pytest.raises(UsageError, match=r"'a picture' holds \{\} 0 times"):
+        DataOptions("x", template="a picture")
+
+
+# --- Pages
+
+
+def test_pages_of_both_forms(tmp_path) -> None:
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_bytes(png(7))
+    source = opened(write_lines(tmp_path / "pages.jsonl", [PAGE, MMC4, {**PAGE, "metadata": {"license": "x"}}]))
+    assert (source.kind, len(source)) == ("pages", 3)
+    assert every(source)[:2] == [["first", "<a.png>", "second"], ["one", "<b.png>", "<a.png>", "two three"]]
+    assert len(opened(tmp_path)) == 3
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"texts": ["a"], "images": []}, "1 texts and 0 images"),
+        ({"texts": [None], "images": [None]}, "neither a text and an image at place 0"),
+        ({"texts": ["a"], "images": ["a.png"]}, "both a text and an image at place 0"),
+        ({"texts": [3], "images": [None]}, "texts holds 3"),
+        ({"texts": "a", "images": [None]}, "texts is 'a', not a list"),
+        ({"texts": [None, "a"], "images": ["../a.png", None]}, "leads out"),
+        ({"texts": [None, "a"], "images": [7, None]}, "an image is 7"),
+        ({"texts": [None], "images": ["a.png"]}, "the page's text is empty"),
+        ({"texts": ["a"] * 10_001, "images": [None] * 10_001}, "10,001 entries"),
+        ({"texts": ["a" * 1_000_001], "images": [None]}, "characters, more than"),
+        ({"text_list": ["a"]}, "image_info is None"),
+        ({"text_list": ["a", 3], "image_info": []}, "something else than texts"),
+        ({"text_list": ["a"], "image_info": [3]}, "image_info holds 3"),
+        ({"text_list": ["a"], "image_info": [{"image_name": "a.png", "matched_text_index": 1}]}, "not one of the 1"),
+        ({"text_list": ["a"], "image_info": [{"image_name": "a.png", "matched_text_index": -1}]}, "not one of"),
+        ({"text_list": ["a"], "image_info": [{"image_name": "a.png", "matched_text_index": True}]}, "not one of"),
+        ({"text_list": ["a"], "image_info": [{"image_name": "none.png", "matched_text_index": 0}]}, "does not exist"),
+        ('{"texts": broken', "not valid JSON"),
+    ],
+)
+def test_a_damaged_page_is_named_with_its_reason(tmp_path, row, reason) -> None:
+    (tmp_path / "a.png").write_bytes(png(7))
+    source = opened(write_lines(tmp_path / "pages.jsonl", [PAGE, row]))
+    [fault] = faults(source)
+    assert "pages.jsonl:2: " in fault
+    assert reason in fault
+
+
+# --- Texts
+
+
+def test_texts_of_files_and_lines(tmp_path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbffirst line\r\nsecond\n\nmore")
+    write_lines(tmp_path / "b.jsonl", [{"text": "one", "url": "x"}, {"text": ""}, {"text": 'three "image": 3'}])
+    (tmp_path / "c.txt").write_bytes(b"")
+    (tmp_path / "d.txt").write_bytes(b"\xff\xfe")
+    source = opened(tmp_path)
+    assert (source.kind, len(source)) == ("text", 6)
+    assert said(source.sample(0)) == ["first line\nsecond\n\nmore"]
+    assert [said(source.sample(index)) for index in (1, 3)] == [["one"], ['three "image": 3']]
+    assert [fault.rsplit("/", 1)[1] for fault in faults(source)] == [
+        "b.jsonl:2: text is empty", "c.txt: the text is empty", "d.txt: is no UTF-8 at its byte 0: convert it"]
+    assert every(opened(tmp_path / "a.txt")) == [["first line\nsecond\n\nmore"]]
+
+
+@pytest.mark.parametrize("between", ["\n\n", "\r\n\r\n", "\n", "é"])
+def test_a_long_text_is_cut_into_pieces_that_are_whole_together(tmp_path, between) -> None:
+    words = between.join(f"wörd{number:05}" for number in range(20_000))
+    (tmp_path / "long.txt").write_bytes(words.encode())
+    source = opened(tmp_path / "long.txt")
+    texts = [said(source.sample(index))[0] for index in range(len(source))]
+    assert len(texts) >= len(words.encode()) // 64_000
+    assert all(len(text.encode()) <= 64_000 for text in texts)
+    assert "".join(texts) == words.replace("\r\n", "\n")
+    if between != "é":
+        assert all(text.startswith("wörd") for text in texts)
+
+
+# --- Shards
+
+
+def shards(folder: Path, *contents: bytes) -> Path:
+    folder.mkdir(exist_ok=True)
+    for number, content in enumerate(contents):
+        (folder / f"s-{number:02}.tar").write_bytes(content)
+    return folder
+
+
+def test_pairs_in_shards_by_pattern_folder_and_file(tmp_path) -> None:
+    shards(tmp_path, tar(pairs(2)), tar(pairs(1, first=2)))
+    for source in (tmp_path, tmp_path / "s-{00..01}.tar", tmp_path / "s-0{0,1}.tar"):
+        assert opened(source).kind == "pairs"
+        assert every(opened(source)) == [[f"<00000{i}.png>", f"number {i}"] for i in range(3)]
+    assert opened(tmp_path).sample(2).segments[0].content == png(2)
+    assert opened(tmp_path).sample(2).name == f"{tmp_path}/s-01.tar/000002"
+    assert len(opened(tmp_path / "s-01.tar")) == 1
+
+
+def test_every_kind_in_shards(tmp_path) -> None:
+    clip = write_clip(tmp_path / "a.avi", [1]).read_bytes()
+    row = json.dumps({"texts": ["a", None, None], "images": [None, "0.png", "p/000.1.jpg"]}).encode()
+    row = row.replace(b"p/000.1.jpg", b"000.1.jpg")
+    cases = {
+        "captions": ([("1.jpg", png(1)), ("1.json", b'{"caption": "c", "url": "x"}')], [["<1.jpg>", "c"]]),
+        "questions": ([("1.WebP", png(1)), ("1.json", b'{"question": "q", "answer": "a"}')],
+                      [["<1.WebP>", "[q]", "a"]]),
+        "txt goes first": ([("1.jpg", png(1)), ("1.json", b'{"text": "no"}'), ("1.txt", b"yes")], [["<1.jpg>", "yes"]]),
+        "videos": ([("1.avi", clip), ("1.txt", b"it moves")], [["<1.avi>", "it moves"]]),
+        "pages": ([("p/000.0.png", png(1)), ("p/000.1.jpg", png(2)), ("p/000.json", row)],
+                  [["a", "<p/000.0.png>", "<p/000.1.jpg>"]]),
+        "text": ([("1.txt", b"one"), ("2.json", b'{"text": "two"}')], [["one"], ["two"]]),
+        "others": ([("1.jpg", png(1)), ("1.txt", b"a"), ("1.cls", b"7"), ("1.pickle", b"cos"), ("README.md", b"x")],
+                   [["<1.jpg>", "a"]]),
+    }
+    for name, (members, expected) in cases.items():
+        path = tmp_path / f"{name}.tar"
+        path.write_bytes(tar(members))
+        assert every(opened(path)) == expected, name
+
+
+@pytest.mark.parametrize(
+    ("members", "reason"),
+    [
+        ([("9.png", png(1))], "has no text"),
+        ([("9.txt", b"alone")], "has no picture"),
+        ([("9.png", png(1)), ("9.txt", b" ")], "text is empty"),
+        ([("9.png", png(1)), ("9.txt", b"\xff")], "is no UTF-8"),
+        ([("9.png", png(1)), ("9.json", b"{")], "9.json is not valid JSON"),
+        ([("9.png", png(1)), ("9.json", b"[]")], "not a JSON object"),
+        ([("9.png", png(1)), ("9.json", b'{"width": 3}')], "neither a .txt, nor text or caption"),
+        ([("9.png", png(1)), ("9.json", b'{"text": null}')], "text is None"),
+        ([("9.png", png(1)), ("9.jpg", png(1)), ("9.txt", b"a")], "2 files that could be its picture"),
+        ([("9.png", png(1)), ("9.txt", b"a"), ("9.TXT", b"a")], "2 files that could be its txt"),
+        ([("../9.png", png(1)), ("../9.txt", b"a")], "out of its folder"),
+        ([(f"9.{number}.cls", b"") for number in range(1001)] + [("9.png", png(1))], "more than 1,000 files"),
+    ],
+)
+def test_a_damaged_sample_of_a_shard_is_named_with_its_reason(tmp_path, members, reason) -> None:
+    source = opened(shards(tmp_path, tar([*pairs(11), *members])))
+    assert source.kind == "pairs"
+    [fault] = faults(source)
+    assert fault.startswith(f"{tmp_path}/s-00.tar/")
+    assert reason in fault
+
+
+def test_a_link_in_a_shard_is_a_damaged_sample(tmp_path) -> None:
+    link = tarfile.TarInfo("9.png")
+    link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+    source = opened(shards(tmp_path, tar([*pairs(1), link, ("9.txt", b"a")])))
+    assert faults(source) == [f"{tmp_path}/s-00.tar/9: 9.png is a link"]
+
+
+def test_large_members_are_refused_unread(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("flamingo_rt.training.data.tar_samples.MOST_SAMPLE", 1000)
+    source = opened(shards(tmp_path, tar([*pairs(1), ("9.png", b"x" * 1001), ("9.txt", b"a")])))
+    assert "9.png has more than 0.001 MB" in faults(source)[0]
+    page = [("1.0.png", b"x" * 600), ("1.1.png", b"x" * 600), ("1.json", json.dumps(PAGE).encode())]
+    assert "pictures have more than" in faults(opened(shards(tmp_path, tar(page))))[0]
+
+
+def test_a_page_that_names_a_missing_picture_is_damaged(tmp_path) -> None:
+    source = opened(shards(tmp_path, tar([("1.b.png", png(1)), ("1.json", json.dumps(PAGE).encode())])))
+    assert "the picture 'a.png' is not among its files" in faults(source)[0]
+
+
+def test_of_a_shard_that_is_cut_short_the_whole_samples_are_there(tmp_path) -> None:
+    content = tar(pairs(4))
+    within_fourth = content[: content.index(b"number 2") + 1100]
+    source = opened(shards(tmp_path, tar(pairs(1, first=9)), within_fourth))
+    found = [said(source.sample(index))[1] for index in range(len(source) - 1)]
+    assert found == ["number 9", "number 0", "number 1", "number 2"]
+    [fault] = faults(source)
+    assert fault.startswith(f"{tmp_path}/s-01.tar: is cut short")
+
+
+def test_a_shard_cut_at_any_place_gives_whole_samples_and_one_fault(tmp_path) -> None:
+    content = tar(pairs(3))
+    path = tmp_path / "s.tar"
+    whole = every(opened(shards(tmp_path / "whole", content)))
+    none_whole = range(0, content.index(b"000001.png") + 512, 333)  # the next sample's name says that this one ends
+    for cut in none_whole:
+        path.write_bytes(content[:cut])
+        with pytest.raises(DataError, match=r"s\.tar holds no sample that is known: .*s\.tar "):
+            opened(path)
+    for cut in range(none_whole[-1] + 333, len(content) - 11_000, 333):
+        path.write_bytes(content[:cut])
+        source = opened(path)
+        assert every_whole(source) == whole[: len(source) - 1]
+        assert len(faults(source)) == 1
+
+
+def every_whole(source) -> list[list[str]]:
+    found = []
+    for index in range(len(source)):
+        try:
+            found.append(said(source.sample(index)))
+        except DamagedSample:
+            continue
+    return found
+
+
+def test_missing_shards_are_named(tmp_path) -> None:
+    shards(tmp_path, tar(pairs(1)))
+    with pytest.raises(DataError, match=r"2 of 3 shards are missing: .*s-01.tar, .*s-02.tar; check the pattern"):
+        opened(tmp_path / "s-{00..02}.tar")
+
+
+def test_braces_count_and_list() -> None:
+    assert [str(path) for path in expand_braces("{a,b}-{08..10}.tar")] == [
+        "a-08.tar", "a-09.tar", "a-10.tar", "b-08.tar", "b-09.tar", "b-10.tar"]
+    assert [str(path) for path in expand_braces("{9..10}.tar")] == ["9.tar", "10.tar"]
+    for pattern in ("{}.tar", "{x}.tar", "{5..4}.tar", "{0..99999999999999999}.tar", "{0..999}{0..999}{0..1}.tar"):
+        with pytest.raises(DataError):
+            expand_braces(pattern)
+
+
+# --- What cannot be opened
+
+
+def test_several_kinds_are_refused_with_what_was_found(tmp_path) -> None:
+    lines = write_lines(tmp_path / "a.jsonl", [{"image": "a", "text": "b"}] * 2 + [{"video": "a", "text": "b"}])
+    with pytest.raises(DataError, match=r"2 of pairs and 1 of videos"):
+        opened(lines)
+    clip = write_clip(tmp_path / "a.avi", [1]).read_bytes()
+    mixed = shards(tmp_path / "mixed", tar([*pairs(2), ("9.avi", clip), ("9.txt", b"a")]))
+    with pytest.raises(DataError, match=r"2 of pairs \(.*000000\) and 1 of videos \(.*9\)"):
+        opened(mixed)
+    (mixed / "notes.txt").write_text("a text")
+    with pytest.raises(DataError, match=r"holds \.tar shards and \.txt and \.jsonl files: give one of them"):
+        opened(mixed)
+
+
+def test_a_row_of_another_kind_is_a_damaged_sample(tmp_path) -> None:
+    page = [("9.a.png", png(1)), ("9.json", json.dumps(PAGE).encode())]
+    rows = [("1.jpg", png(1)), ("1.json", b'{"text": "c"}')]
+    assert "neither a .txt, nor text" in faults(opened(shards(tmp_path, tar([*rows, *page]))))[0]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda folder: folder / "none", "does not exist"),
+        (lambda folder: folder / "none.jsonl", "does not exist"),
+        (lambda folder: folder / "none.tar", "1 of 1 shards are missing"),
+        (lambda folder: folder, "holds no data"),
+        (lambda folder: write_lines(folder / "a.jsonl", [{"picture": "x"}]), 'no line with "image"'),
+        (lambda folder: write_lines(folder / "a.jsonl", ["", ""]), 'no line with "image"'),
+        (lambda folder: write_lines(folder / "a.csv", []), "none of a folder, a .jsonl file"),
+    ],
+)
+def test_a_source_that_is_no_data_is_refused(tmp_path, make, message) -> None:
+    with pytest.raises(DataError, match=message):
+        opened(make(tmp_path))
+
+
+def test_another_kind_than_asked_for_is_refused(tmp_path) -> None:
+    with pytest.raises(DataError, match="holds pairs, not pages"):
+        opened(captions(tmp_path, 1), kind="pages")
+    with pytest.raises(UsageError, match="make-scenes"):
+        opened("scenes")
+
+
+# --- All sources
+
+
+def test_a_fingerprint_changes_with_the_data_and_a_copy_of_a_source_gives_the_same(tmp_path) -> None:
+    (tmp_path / "classes" / "cat").mkdir(parents=True)
+    (tmp_path / "classes" / "cat" / "1.png").write_bytes(png(1))
+    (tmp_path / "t.txt").write_text("a text")
+    places = [captions(tmp_path / "captions", 2), tmp_path / "classes", shards(tmp_path / "shards", tar(pairs(2))),
+              tmp_path / "t.txt", write_lines(tmp_path / "pages.jsonl", [PAGE])]
+    sources = [opened(place) for place in places]
+    before = [source.fingerprint() for source in sources]
+    assert before == [opened(place).fingerprint() for place in places]
+    for source in sources:
+        copy = pickle.loads(pickle.dumps(source))
+        assert (copy.fingerprint(), faults(copy)) == (source.fingerprint(), faults(source))
+    write_lines(tmp_path / "captions" / "captions.jsonl", [{"image": "0.png", "text": "other"}] * 2)
+    (tmp_path / "classes" / "cat" / "1.png").write_bytes(png(1, (99, 99)))
+    shards(tmp_path / "shards", tar(pairs(2, first=1)))
+    (tmp_path / "t.txt").write_text("b text")
+    write_lines(tmp_path / "pages.jsonl", [MMC4])
+    assert not {opened(place).fingerprint() for place in places} & set(before)

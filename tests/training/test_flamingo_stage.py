@@ -1,0 +1,321 @@
+"""Stage 3: what is trained and what is frozen, ends of every kind, and where a run starts from."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import subprocess
+import sys
+import textwrap
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from small_model import small_config
+
+from flamingo_rt.checkpoints import open_checkpoint
+from flamingo_rt.errors import DataError, UsageError
+from flamingo_rt.presets import PRESETS
+from flamingo_rt.training import flamingo_start
+from flamingo_rt.training.flamingo_start import open_flamingo_stage
+from flamingo_rt.training.loop import train
+from flamingo_rt.training.options import DataOptions, FlamingoOptions, RunOptions
+from flamingo_rt.training.sharding import World
+from flamingo_rt.training.state import state_path
+
+SCENES = 20
+RUN = RunOptions(steps=4, learning_rate=1.5e-3, warmup_steps=2, weight_decay=0.05, workers=0, save_seconds=1e9)
+# From nothing, as the packaged model was made.
+WHOLE = FlamingoOptions(
+    run=RUN, data=(DataOptions("scenes", batch=2, questions=1),), preset="small", unfreeze=("vision", "language"),
+    initial_gate=1.0, vision_task=0.1,
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small():
+    """A preset that trains in a moment, and a tokenizer from few texts."""
+    config = replace(small_config(), language=replace(small_config().language, context=512))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(PRESETS, "small", lambda: config)
+        patch.setattr(flamingo_start, "TOKENIZER_SCENES", SCENES)
+        yield config
+
+
+def run(out: Path, options: FlamingoOptions = WHOLE, stop: int = 0, **more):
+    """The reports of a run; broken off after the report of step ``stop``."""
+    seen = []
+
+    def on_step(report) -> None:
+        seen.append(report)
+        if report.step == stop:
+            raise RuntimeError("broken off")
+
+    if not stop:
+        train(open_flamingo_stage(options, World()), options.run, out, World(), on_step=on_step, **more)
+        return seen
+    with pytest.raises(RuntimeError, match="broken off"):
+        train(open_flamingo_stage(options, World()), options.run, out, World(), on_step=on_step, **more)
+    return seen
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def unbroken(small, tmp_path_factory) -> Path:
+    """The checkpoint of `WHOLE`."""
+    out = tmp_path_factory.mktemp("unbroken") / "out"
+    run(out)
+    return out
+
+
+def from_checkpoint(path: Path, **changes) -> FlamingoOptions:
+    """A fine-tuning run with everything frozen but the bridge."""
+    return replace(FlamingoOptions(run=RUN, data=WHOLE.data, start_from=str(path)), **changes)
+
+
+# The same run twice
+
+
+def test_the_same_options_give_the_same_checkpoint_to_the_bit(unbroken, tmp_path) -> None:
+    seen = run(tmp_path / "out")
+    assert files(tmp_path / "out") == files(unbroken)
+    assert [report.step for report in seen] == [1, 2, 3, 4]
+    assert all(report.tokens > 0 and math.isfinite(report.losses["scenes"]) for report in seen)
+
+
+def test_another_seed_gives_other_weights() -> None:
+    one, other = (
+        open_flamingo_stage(replace(WHOLE, run=replace(RUN, seed=seed)), World()).model.state_dict() for seed in (0, 1)
+    )
+    assert any(not torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_run_that_broke_off_ends_like_an_unbroken_one(unbroken, tmp_path, workers) -> None:
+    often = replace(WHOLE, run=replace(RUN, save_seconds=1e-9, workers=workers))
+    run(tmp_path / "out", often, stop=3)
+    assert not (tmp_path / "out").exists()
+    seen = run(tmp_path / "out", often, resume=True)
+    assert [report.step for report in seen] == [3, 4]
+    assert files(tmp_path / "out") == files(unbroken)
+    assert not state_path(tmp_path / "out").exists()
+
+
+def test_a_killed_run_ends_like_an_unbroken_one(small, unbroken, tmp_path) -> None:
+    out = tmp_path / "out"
+    often = replace(WHOLE, run=replace(RUN, save_seconds=1e-9))
+    code = textwrap.dedent(f"""
+        import time, torch
+        from pathlib import Path
+        from flamingo_rt.config import FlamingoConfig
+        from flamingo_rt.presets import PRESETS
+        from flamingo_rt.training import flamingo_start
+        from flamingo_rt.training.loop import train
+        from flamingo_rt.training.options import *
+        from flamingo_rt.training.sharding import World
+        torch.set_num_threads({torch.get_num_threads()})
+        flamingo_start.TOKENIZER_SCENES = {SCENES}
+        PRESETS["small"] = lambda: FlamingoConfig.from_dict({small.to_dict()!r})
+        def report(step):
+            print(step.step, flush=True)
+            if step.step == 3:
+                time.sleep(600)
+        options = {often!r}
+        train(flamingo_start.open_flamingo_stage(options, World()), options.run, Path({str(out)!r}), World(),
+              on_step=report)
+    """)
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            assert [process.stdout.readline().strip() for _ in range(3)] == ["1", "2", "3"]
+        finally:
+            process.kill()
+    assert process.returncode == -signal.SIGKILL
+    assert not out.exists()
+    assert [report.step for report in run(out, often, resume=True)] == [3, 4]
+    assert files(out) == files(unbroken)
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_a_run_is_not_resumed_with_another_model(tmp_path) -> None:
+    often = replace(WHOLE, run=replace(RUN, save_seconds=1e-9))
+    run(tmp_path / "out", often, stop=2)
+    with pytest.raises(UsageError, match=r"trained\.vision_task was 0\.1, is 0\.2"):
+        run(tmp_path / "out", replace(often, vision_task=0.2), resume=True)
+
+
+def test_an_output_to_be_replaced_is_kept_when_training_fails(small, tmp_path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    old = json.dumps(replace(small, name="old").to_dict())
+    (out / "config.json").write_text(old)
+    run(out, stop=3, overwrite=True)
+    assert files(out) == {"config.json": old.encode()}
+    run(out, overwrite=True)
+    assert json.loads(files(out)["config.json"])["name"] == small.name
+
+
+# From random weights
+
+
+def test_the_loss_falls(tmp_path) -> None:
+    options = replace(WHOLE, run=replace(RUN, steps=30, learning_rate=3e-3))
+    losses = [report.losses["scenes"] for report in run(tmp_path / "out", options)]
+    assert sum(losses[-5:]) / 5 < sum(losses[:5]) / 5 - 1.0  # from about ln 300 = 5.7
+
+
+def test_every_part_learns(unbroken) -> None:
+    before = open_flamingo_stage(WHOLE, World()).model.model
+    after = open_checkpoint(unbroken).load()
+    for name, parameter in before.named_parameters():
+        assert not torch.equal(parameter, after.get_parameter(name)), name
+
+
+def test_gates_start_where_they_are_asked_to(unbroken) -> None:
+    model = open_flamingo_stage(WHOLE, World()).model.model
+    gates = [p for name, p in model.named_parameters() if name.endswith(("attention_gate", "ff_gate", "skip_gain"))]
+    assert len(gates) >= 6
+    assert all(gate.eq(1.0).all() for gate in gates)
+    kept = open_flamingo_stage(from_checkpoint(unbroken), World()).model.model.state_dict()
+    stored = load_file(unbroken / "model.safetensors")
+    assert all(torch.equal(kept[name], stored[name]) for name in stored if name.endswith("gate"))
+
+
+def test_parts_that_would_be_frozen_with_random_weights_are_refused() -> None:
+    with pytest.raises(UsageError, match=r"the language part would be frozen .*--unfreeze language"):
+        open_flamingo_stage(replace(WHOLE, unfreeze=("vision",)), World())
+
+
+def test_without_gates_they_are_open_and_not_trained(unbroken, tmp_path) -> None:
+    run(tmp_path / "out", from_checkpoint(unbroken, gates="none"))
+    stored = load_file(tmp_path / "out" / "model.safetensors")
+    gates = [tensor for name, tensor in stored.items() if name.endswith(("attention_gate", "ff_gate"))]
+    assert gates
+    assert all(gate.tanh().eq(1).all() for gate in gates)
+
+
+# Frozen parts
+
+
+def test_only_the_bridge_and_two_rows_change_and_the_rest_stays_the_same_bits(unbroken, tmp_path) -> None:
+    options = from_checkpoint(unbroken)
+    stage = open_flamingo_stage(options, World())
+    train(stage, options.run, tmp_path / "out", World())
+    before, after = (load_file(path / "model.safetensors") for path in (unbroken, tmp_path / "out"))
+    assert before.keys() == after.keys()
+    new = [stage.tokenizer.token_to_id(text) for text in ("<image>", "<|endofchunk|>")]
+    for name in before:
+        if name in ("language.embedding.weight", "language.head.weight"):
+            changed = (before[name] != after[name]).any(1).nonzero().flatten().tolist()
+            assert set(changed) <= set(new)
+            assert changed
+        elif name.startswith(("vision.", "language.")):
+            assert torch.equal(before[name], after[name]), name
+        else:
+            assert not torch.equal(before[name], after[name]), name
+
+
+def test_frozen_parts_have_no_gradients(unbroken) -> None:
+    stage = open_flamingo_stage(from_checkpoint(unbroken), World())
+    batch = stage.datasets[0].batches.draw(0, 0, 1).batch
+    stage.loss("scenes", batch).total.backward()
+    graded = {name for name, parameter in stage.model.named_parameters() if parameter.grad is not None}
+    assert graded
+    assert not any(name.startswith(("model.vision", "model.language")) for name in graded
+                   if not name.endswith("new_rows"))
+    trained = {name for name, parameter in stage.model.named_parameters() if parameter.requires_grad}
+    assert graded == trained
+
+
+def test_low_rank_updates_change_the_language_model_alone_and_are_merged(unbroken, tmp_path) -> None:
+    run(tmp_path / "out", from_checkpoint(unbroken, lora=2))
+    before, after = (load_file(path / "model.safetensors") for path in (unbroken, tmp_path / "out"))
+    assert before.keys() == after.keys()
+    assert not torch.equal(before["language.layers.0.attention.query.weight"],
+                           after["language.layers.0.attention.query.weight"])
+    assert all(torch.equal(before[name], after[name]) for name in before if name.startswith("vision."))
+
+
+def test_decay_acts_on_matrices_outside_the_resampler(unbroken) -> None:
+    stage = open_flamingo_stage(from_checkpoint(unbroken), World())
+    decayed, others = ({id(parameter) for parameter in group} for group in stage.decay_groups())
+    for name, parameter in stage.model.named_parameters():
+        if parameter.requires_grad:
+            assert (id(parameter) in decayed) != (id(parameter) in others), name
+            wanted = "cross_attention" in name and name.endswith(("query.weight", "up.weight"))
+            assert not wanted or id(parameter) in decayed, name
+            if "resampler" in name or name.endswith(("gate", "new_rows")) or "norm" in name:
+                assert id(parameter) in others, name
+
+
+def test_the_loss_is_that_of_a_naive_loop(unbroken) -> None:
+    stage = open_flamingo_stage(from_checkpoint(unbroken), World())
+    batch = stage.datasets[0].batches.draw(0, 0, 1).batch
+    total, count = 0.0, 0
+    model = stage.model.model
+    with torch.no_grad():
+        for row in range(len(batch.input_ids)):
+            shown = batch.rows[row : row + 1]
+            logits, _ = model(batch.input_ids[row : row + 1], batch.media_index[row : row + 1], batch.pixel_values,
+                              shown)
+            for place in range(batch.labels.shape[1] - 1):
+                label = int(batch.labels[row, place + 1])
+                if label >= 0:
+                    total -= float(logits[0, place].double().log_softmax(-1)[label])
+                    count += 1
+        loss = stage.loss("scenes", batch).total
+    assert stage.targets(batch) == count
+    assert float(loss) == pytest.approx(total, rel=1e-5)
+
+
+def test_a_checkpoint_with_a_damaged_tokenizer_is_refused(unbroken, tmp_path) -> None:
+    folder = tmp_path / "damaged"
+    folder.mkdir()
+    for name, content in files(unbroken).items():
+        (folder / name).write_bytes(b"{}" if name == "tokenizer.json" else content)
+    with pytest.raises(DataError, match=r"tokenizer\.json"):
+        open_flamingo_stage(from_checkpoint(folder), World())
+
+
+def test_sample_answers_show_prompt_answer_and_the_right_one(unbroken) -> None:
+    stage = open_flamingo_stage(from_checkpoint(unbroken), World())
+    stage.model.eval()
+    with torch.no_grad():
+        lines = list(stage.sample_lines())
+    assert 1 <= len(lines) <= 3
+    assert all(line.startswith("scenes: ") and " -> " in line and "(right: " in line for line in lines)
+    assert all("<" not in line for line in lines)
+
+
+# The learning rate
+
+
+def test_the_learning_rate_rises_linearly_and_falls_to_a_hundredth() -> None:
+    options = RunOptions(steps=1000, warmup_steps=100, learning_rate=2.0, schedule="cosine")
+    rates = [options.learning_rate_at(step) for step in range(1001)]
+    assert rates[0] == pytest.approx(2.0 / 100)
+    assert rates[49] == pytest.approx(1.0)
+    assert rates[99] == rates[100] == pytest.approx(2.0)
+    assert rates[550] == pytest.approx(2.0 * (0.01 + 0.99 / 2))
+    assert rates[1000] == options.learning_rate_at(5000) == pytest.approx(0.02)
+    assert rates[100:] == sorted(rates[100:], reverse=True)
+    constant = replace(options, schedule="constant")
+    assert {constant.learning_rate_at(step) for step in range(99, 1001)} == {2.0}
+
+
+@pytest.mark.parametrize(("steps", "warmup"), [(1, 0), (5, 5), (3, 10)])
+def test_the_learning_rate_is_defined_for_the_shortest_runs(steps, warmup) -> None:
+    options = RunOptions(steps=steps, warmup_steps=warmup, schedule="cosine")
+    assert all(0 < options.learning_rate_at(step) <= options.learning_rate for step in range(steps))
+
+
+def test_a_loss_that_is_no_number_ends_the_run(tmp_path) -> None:
+    with pytest.raises(DataError, match=r"(nan|inf) at step \d+"):
+        run(tmp_path / "out", replace(WHOLE, run=replace(RUN, learning_rate=1e30)))
+    assert not (tmp_path / "out").exists()
