@@ -1,4 +1,4 @@
-"""How well a dual encoder tells pictures apart, measured on pictures that it was not trained on.
+"""Scores of a dual encoder on pictures that it was not trained on.
 
 Pictures with a class (an ImageFolder tree): zero-shot classification, by the class name that lies nearest, and a linear
 probe of the features that stage 3 gets. Pictures with texts: retrieval, picture to text and text to picture.
@@ -30,7 +30,7 @@ SHOWN = 4  # pictures whose nearest text is shown
 
 
 class Recall(NamedTuple):
-    """How often the first, or one of the first five, that are found is right."""
+    """Shares of the queries for which the first result, or one of the first five, is right."""
 
     at_1: float
     at_5: float
@@ -73,7 +73,7 @@ class VisionScores:
 
 
 class _Read(NamedTuple):
-    """What was read: names, classes (None where a picture has none) and texts of the pictures; their embeddings [N, E]
+    """Pictures that were read: their names, classes (None where a picture has none) and texts, embeddings [N, E]
     and mean features [N, Dv], on the host."""
 
     names: list[str]

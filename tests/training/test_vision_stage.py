@@ -11,7 +11,7 @@ from pathlib import Path
 import PIL.Image
 import pytest
 import torch
-from made_pairs import add_gradient, added_gradients, meeting, single_objects, vision_stage
+from made_pairs import NFNET, VIT, add_gradient, added_gradients, meeting, single_objects, vision_stage
 
 from flamingo_rt.errors import UsageError
 from flamingo_rt.training.adaptive_clipping import clip_adaptively
@@ -101,11 +101,12 @@ def test_an_nfnet_is_clipped_adaptively_and_the_rest_by_its_norm() -> None:
             torch.testing.assert_close(parameter.grad, before[name] / 4, rtol=1e-5, atol=1e-9)
 
 
-def test_without_adaptive_clipping_one_norm_bounds_all() -> None:
-    stage = vision_stage(ALONE, agc=0.0)
+@pytest.mark.parametrize(("vision", "agc"), [(NFNET, 0.0), (VIT, 0.01)], ids=["NFNet without AGC", "ViT"])
+def test_one_norm_bounds_all_gradients_of_a_vit_or_without_adaptive_clipping(vision, agc) -> None:
+    stage = vision_stage(ALONE, vision=vision, agc=agc)
     add_gradient(stage, stage_batches(stage)[0], ALONE)
     norm = stage.clip(0.01)
-    grads = torch.cat([parameter.grad.flatten() for parameter in stage.model.parameters()])
+    grads = torch.cat([entry.grad.flatten() for entry in stage.model.parameters() if entry.grad is not None])
     assert norm > 0.01
     assert grads.norm().item() == pytest.approx(0.01, rel=1e-4)
 
@@ -135,6 +136,16 @@ def test_the_tower_that_is_written_gives_the_same_embeddings(learnt, tmp_path) -
     with pytest.raises(UsageError, match="already exists"):
         stage.write(tmp_path / "vision", False)
     stage.write(tmp_path / "vision", True)
+
+
+def test_in_half_precision_with_recomputed_activations_the_loss_is_nearly_the_same(tmp_path) -> None:
+    losses = []
+    for precision, again in (("fp32", False), ("bf16", True)):
+        options = RunOptions(steps=2, workers=0, precision=precision, checkpoint_activations=again)
+        train(vision_stage(ALONE, batch=8), options, tmp_path / precision, ALONE,
+              on_step=lambda report: losses.append(report.losses["made"]))
+    assert losses[2:] == pytest.approx(losses[:2], rel=0.02)
+    assert losses[2:] != losses[:2]
 
 
 def test_a_run_measures_at_its_end_and_keeps_the_scores(tmp_path) -> None:
