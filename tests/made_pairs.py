@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from flamingo_rt.config import NFNetConfig, PreprocessingConfig, TokensConfig
+from flamingo_rt.config import NFNetConfig, PreprocessingConfig, TokensConfig, ViTConfig
 from flamingo_rt.model.text_encoder import TextEncoderConfig
 from flamingo_rt.training import scenes
 from flamingo_rt.training.data.pair_batches import PairBatch, PairBatches, PairReader
@@ -71,10 +71,14 @@ def pair_reader(samples: tuple[Sample, ...]) -> PairReader:
     return PairReader(train_tokenizer(texts, 300, TokensConfig()), PreprocessingConfig(), SIZE, TEXT_TOKENS)
 
 
-def dual_encoder_config() -> DualEncoderConfig:
+NFNET = NFNetConfig(image_size=SIZE, stem_widths=(8, 16), stem_strides=(2, 1), widths=(24, 32), depths=(1, 1),
+                    strides=(1, 2), group_width=4, output_width=32)
+VIT = ViTConfig(image_size=SIZE, patch_size=4, width=32, layers=2, heads=2, ff_width=64)
+
+
+def dual_encoder_config(vision: NFNetConfig | ViTConfig = NFNET) -> DualEncoderConfig:
     return DualEncoderConfig(
-        NFNetConfig(image_size=SIZE, stem_widths=(8, 16), stem_strides=(2, 1), widths=(24, 32), depths=(1, 1),
-                    strides=(1, 2), group_width=4, output_width=32),
+        vision,
         TextEncoderConfig(vocab_size=300, context=TEXT_TOKENS, width=32, layers=1, heads=2, ff_width=64),
         embedding=24,
     )
@@ -82,13 +86,13 @@ def dual_encoder_config() -> DualEncoderConfig:
 
 def vision_stage(
     world: World, batch: int = 32, samples: tuple[Sample, ...] | None = None, evaluation: Sequence[Sample] = (),
-    **options,
+    vision: NFNetConfig | ViTConfig = NFNET, **options,
 ) -> VisionStage:
     """A stage on single objects. Its residual branches start open: at 0 the gradients in them would be 0 too."""
     samples = single_objects(160, "train") if samples is None else samples
     reader, given = pair_reader(samples), VisionOptions(data=(DataOptions("made", batch=batch),), **options)
     torch.manual_seed(given.run.seed)
-    model = DualEncoder(dual_encoder_config(), given.initial_temperature)
+    model = DualEncoder(dual_encoder_config(vision), given.initial_temperature)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("skip_gain"):

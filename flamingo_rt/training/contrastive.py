@@ -21,15 +21,20 @@ def contrastive_loss(images: Tensor, texts: Tensor, inverse_temperature: Tensor,
     inverse_temperature multiplies the cosines. The sums of all ranks, added up and divided by the number of all pairs,
     are the loss of the whole batch, and so are their gradients.
     """
-    images, texts = images.float(), texts.float()
     all_images, all_texts = gather_rows(images), gather_rows(texts)  # [ranks * N, D]
     first = len(images) * (dist.get_rank() if _several_ranks() else 0)
     partners = first + torch.arange(len(images), device=images.device)
-    with torch.autocast(images.device.type, enabled=False):  # cosines in bfloat16 have three digits: too few to rank
-        text_logits = inverse_temperature * images @ all_texts.T
-        image_logits = inverse_temperature * texts @ all_images.T
+    text_logits = inverse_temperature * cosines(images, all_texts)
+    image_logits = inverse_temperature * cosines(texts, all_images)
     return sum_cross_entropy(text_logits, partners, label_smoothing) + sum_cross_entropy(
         image_logits, partners, label_smoothing)
+
+
+def cosines(vectors: Tensor, others: Tensor) -> Tensor:
+    """Products [N, M] of unit vectors [N, D] and [M, D], in float32 in any `torch.autocast`: in bfloat16 they would
+    have three digits, too few to rank."""
+    with torch.autocast(vectors.device.type, enabled=False):
+        return vectors.float() @ others.float().T
 
 
 def sum_cross_entropy(logits: Tensor, wanted: Tensor, label_smoothing: float) -> Tensor:

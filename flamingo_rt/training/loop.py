@@ -56,8 +56,9 @@ def train(
     saved = time.monotonic()
     while run.at.step < options.steps:
         report = run.step(batches)
-        if options.sample_steps and run.at.step % options.sample_steps == 0:
-            report = replace(report, samples=run.sample())
+        if options.sample_steps and (run.at.step % options.sample_steps == 0 or run.at.step == options.steps):
+            samples = run.sample()
+            report = replace(report, samples=samples, scalars={**report.scalars, **stage.scalars()})
         if world.is_first:
             on_step(report)
         if any(world.gathered(time.monotonic() - saved > options.save_seconds)):

@@ -149,8 +149,9 @@ class VisionOptions:
     label_smoothing: float = option(0.1, "Label smoothing of the contrastive loss.")
     initial_temperature: float = option(0.07, "Temperature at the start; it is learnt.")
     agc: float = option(0.01, "Adaptive gradient clipping of an NFNet; 0 for none.")
-    evaluation: str | None = option(None, "Source of pairs or classes to measure: zero-shot, retrieval, linear probe.")
-    evaluation_steps: int = option(0, "Steps between measurements; 0 measures at the end.")
+    evaluation: str | None = option(
+        None, "Source that is measured every sample_steps and at the end: zero-shot, retrieval, linear probe."
+    )
 
     def __post_init__(self) -> None:
         check_numbers(self, positive=("initial_temperature",), shares=("label_smoothing",),

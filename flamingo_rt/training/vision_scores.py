@@ -1,4 +1,4 @@
-"""How well a dual encoder tells pictures apart, measured on pictures that it was not trained on.
+"""Scores of a dual encoder on pictures that it was not trained on.
 
 Pictures with a class (an ImageFolder tree): zero-shot classification, by the class name that lies nearest, and a linear
 probe of the features that stage 3 gets. Pictures with texts: retrieval, picture to text and text to picture.
@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from flamingo_rt.errors import DataError, DependencyError
+from flamingo_rt.training.contrastive import cosines
 from flamingo_rt.training.data.pair_batches import PairReader, pair_text
 from flamingo_rt.training.data.samples import DamagedSample, SampleSource
 from flamingo_rt.training.dual_encoder import DualEncoder
@@ -29,7 +30,7 @@ SHOWN = 4  # pictures whose nearest text is shown
 
 
 class Recall(NamedTuple):
-    """How often the first, or one of the first five, that are found is right."""
+    """Shares of the queries for which the first result, or one of the first five, is right."""
 
     at_1: float
     at_5: float
@@ -72,7 +73,7 @@ class VisionScores:
 
 
 class _Read(NamedTuple):
-    """What was read: names, classes (None where a picture has none) and texts of the pictures; their embeddings [N, E]
+    """Pictures that were read: their names, classes (None where a picture has none) and texts, embeddings [N, E]
     and mean features [N, Dv], on the host."""
 
     names: list[str]
@@ -192,7 +193,7 @@ def _classified(
     model: DualEncoder, read: _Read, labels: list[str], reader: PairReader, templates: Sequence[str]
 ) -> VisionScores:
     classes = sorted(set(labels))
-    nearest = (read.images @ class_embeddings(model, classes, reader, templates).T).argmax(dim=1).tolist()
+    nearest = cosines(read.images, class_embeddings(model, classes, reader, templates)).argmax(dim=1).tolist()
     found = [classes[place] for place in nearest]
     return VisionScores(
         len(labels), read.damaged, len(classes),
@@ -208,7 +209,7 @@ def _retrieved(model: DualEncoder, read: _Read, reader: PairReader) -> VisionSco
     number = {text: place for place, text in enumerate(texts)}
     right = torch.zeros(len(read.texts), len(texts), dtype=torch.bool)
     right[torch.arange(len(read.texts)), torch.tensor([number[text] for text in read.texts])] = True
-    similarity = read.images @ encode_texts(model, texts, reader).T
+    similarity = cosines(read.images, encode_texts(model, texts, reader))
     found = [texts[place] for place in similarity.argmax(dim=1).tolist()]
     return VisionScores(
         len(read.texts), read.damaged, image_to_text=recall(similarity, right),

@@ -53,6 +53,7 @@ class VisionStage:
     ) -> None:
         self.model, self.datasets = model.to(world.device), datasets
         self.scores: VisionScores | None = None
+        self._unreported: dict[str, float] = {}
         self._reader, self._options, self._world, self._evaluation = reader, options, world, evaluation
 
     def shards(self) -> Sequence[nn.Module]:
@@ -92,14 +93,15 @@ class VisionStage:
         return math.hypot(*norms)
 
     def scalars(self) -> dict[str, float]:
-        """See `Stage.scalars`: the temperature, and the scores that were measured last."""
-        scores = self.scores.scalars() if self.scores is not None else {}
+        """See `Stage.scalars`: the temperature, and once the scores that were measured since the last call."""
+        scores, self._unreported = self._unreported, {}
         return {"temperature": math.exp(-float(whole(self.model.log_inverse_temperature.detach()))), **scores}
 
     def measure(self) -> VisionScores | None:
         """The scores on the source of the evaluation, None without one; every rank calls this."""
         if self._evaluation is not None:
             self.scores = measure(self.model, self._evaluation, self._reader)
+            self._unreported = self.scores.scalars()
         return self.scores
 
     def sample_lines(self) -> Iterator[str]:
@@ -119,9 +121,13 @@ class VisionStage:
                             "initial_temperature": options.initial_temperature}}
 
     def write(self, out: Path, overwrite: bool) -> None:
-        """See `Stage.write`: a folder with both towers, of which `train flamingo --vision` takes the image tower."""
-        tensors = {name: whole(tensor.detach()) for name, tensor in self.model.state_dict().items()}
+        """See `Stage.write`: a folder with both towers, of which `train flamingo --vision` takes the image tower. Its
+        config.json holds the scores, too."""
+        scores = self.scores if self.scores is not None else self.measure()
+        tensors = {name: whole(tensor.detach()).cpu() for name, tensor in self.model.state_dict().items()}
         config = {**self.model.config.to_dict(), "preprocessing": asdict(self._reader.preprocessing)}
+        if scores is not None:
+            config["scores"] = scores.scalars()
         tokenizer = self._reader.tokenizer.to_str(pretty=True)
         self._world.from_first(lambda: write_tower(out, "vision", config, tensors, tokenizer, overwrite))
 

@@ -11,11 +11,12 @@ from pathlib import Path
 import PIL.Image
 import pytest
 import torch
-from made_pairs import add_gradient, added_gradients, meeting, single_objects, vision_stage
+from made_pairs import NFNET, VIT, add_gradient, added_gradients, meeting, single_objects, vision_stage
 
 from flamingo_rt.errors import UsageError
 from flamingo_rt.training.adaptive_clipping import clip_adaptively
 from flamingo_rt.training.dual_encoder import DualEncoder, DualEncoderConfig
+from flamingo_rt.training.loop import train
 from flamingo_rt.training.options import DataOptions, RunOptions, VisionOptions
 from flamingo_rt.training.sharding import World
 from flamingo_rt.training.towers import read_tower
@@ -48,8 +49,9 @@ def test_the_loss_falls_and_classes_are_found_far_above_chance(learnt) -> None:
     assert scores.classes == 8
     assert scores.zero_shot > 3 / 8
     assert scores.linear_probe > 3 / 8
-    assert next(stage.sample_lines()) == str(scores)
     assert stage.scalars() == {"temperature": pytest.approx(0.07, abs=0.05), **scores.scalars()}
+    assert list(stage.scalars()) == ["temperature"]
+    assert list(stage.sample_lines()) == [str(scores), *scores.examples]
 
 
 def test_two_ranks_give_the_gradient_of_one_process_clipped_or_not(tmp_path) -> None:
@@ -99,11 +101,12 @@ def test_an_nfnet_is_clipped_adaptively_and_the_rest_by_its_norm() -> None:
             torch.testing.assert_close(parameter.grad, before[name] / 4, rtol=1e-5, atol=1e-9)
 
 
-def test_without_adaptive_clipping_one_norm_bounds_all() -> None:
-    stage = vision_stage(ALONE, agc=0.0)
+@pytest.mark.parametrize(("vision", "agc"), [(NFNET, 0.0), (VIT, 0.01)], ids=["NFNet without AGC", "ViT"])
+def test_one_norm_bounds_all_gradients_of_a_vit_or_without_adaptive_clipping(vision, agc) -> None:
+    stage = vision_stage(ALONE, vision=vision, agc=agc)
     add_gradient(stage, stage_batches(stage)[0], ALONE)
     norm = stage.clip(0.01)
-    grads = torch.cat([parameter.grad.flatten() for parameter in stage.model.parameters()])
+    grads = torch.cat([entry.grad.flatten() for entry in stage.model.parameters() if entry.grad is not None])
     assert norm > 0.01
     assert grads.norm().item() == pytest.approx(0.01, rel=1e-4)
 
@@ -133,6 +136,26 @@ def test_the_tower_that_is_written_gives_the_same_embeddings(learnt, tmp_path) -
     with pytest.raises(UsageError, match="already exists"):
         stage.write(tmp_path / "vision", False)
     stage.write(tmp_path / "vision", True)
+
+
+def test_in_half_precision_with_recomputed_activations_the_loss_is_nearly_the_same(tmp_path) -> None:
+    losses = []
+    for precision, again in (("fp32", False), ("bf16", True)):
+        options = RunOptions(steps=2, workers=0, precision=precision, checkpoint_activations=again)
+        train(vision_stage(ALONE, batch=8), options, tmp_path / precision, ALONE,
+              on_step=lambda report: losses.append(report.losses["made"]))
+    assert losses[2:] == pytest.approx(losses[:2], rel=0.02)
+    assert losses[2:] != losses[:2]
+
+
+def test_a_run_measures_at_its_end_and_keeps_the_scores(tmp_path) -> None:
+    stage = vision_stage(ALONE, batch=8, evaluation=single_objects(64, "heldout", labelled=True)[:16])
+    reports = []
+    train(stage, RunOptions(steps=3, workers=0, sample_steps=2), tmp_path / "vision", ALONE, on_step=reports.append)
+    measured = [any(name.startswith("evaluation.") for name in report.scalars) for report in reports]
+    assert measured == [bool(report.samples) for report in reports] == [False, True, True]
+    assert reports[2].samples[0] == str(stage.scores)
+    assert read_tower(tmp_path / "vision", "vision").config["scores"] == stage.scores.scalars()
 
 
 def picture_folder(folder: Path) -> Path:

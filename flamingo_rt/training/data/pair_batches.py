@@ -70,7 +70,7 @@ _PICTURES = DataOptions("pictures")  # `visual_pixels` reads options of clips al
 
 
 def pair_text(sample: Sample) -> str:
-    """What is said of a pair's picture: its caption, or a question with its answer. Raises `DamagedSample`."""
+    """The text about a pair's picture: its caption, or a question with its answer. Raises `DamagedSample`."""
     texts = [segment.text.strip() for segment in sample.segments if isinstance(segment, Said)]
     if not any(texts):
         raise DamagedSample(sample.name, "has no text")
