@@ -11,7 +11,7 @@ from flamingo_rt.errors import UsageError
 from flamingo_rt.runtime.model import Model
 
 SHOTS, CONTEXTS = (0, 4, 8, 16, 32), (64, 1500)
-MOST = 100_000  # of anything; more is a slip of the finger
+MOST = 100_000  # of anything; more is a typing error
 MOST_SECONDS = 10_000_000
 
 

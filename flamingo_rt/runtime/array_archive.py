@@ -24,8 +24,8 @@ _HEADER = re.compile(
 _MOST_HEADER_BYTES = 1024
 _BLOCK = 1 << 24
 
-# What zipfile, numpy and the fields of a damaged file raise; zipfile's for an unknown compression and for encryption
-# are RuntimeError and its child.
+# Errors that zipfile, numpy and the fields of a damaged file raise. For encryption zipfile raises RuntimeError, for an
+# unknown compression its subclass NotImplementedError.
 DAMAGE = (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, OverflowError, MemoryError, struct.error,
           zlib.error, zipfile.BadZipFile)
 

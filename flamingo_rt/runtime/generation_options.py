@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from flamingo_rt.errors import UsageError
 
-MOST, MOST_SEED, MOST_TEMPERATURE = 2**31 - 1, 2**63 - 1, 1e12  # more is a slip of the finger
+MOST, MOST_SEED, MOST_TEMPERATURE = 2**31 - 1, 2**63 - 1, 1e12  # more is a typing error
 SPECULATION = 7  # default number of tokens guessed ahead
 
 StopReason = Literal["end_of_chunk", "stop_string", "max_new_tokens", "context"]
@@ -19,7 +19,7 @@ class GenerationOptions:
     """Options of a generation: the choice of tokens and the end of the answer.
 
     ``temperature`` 0 is greedy; then ``top_k``, ``top_p`` and ``seed`` have no effect. ``repetition_penalty`` divides
-    the positive logits of tokens already in the row (arXiv 1909.05858, §4.1).
+    the positive logits of tokens already in the row, and multiplies negative ones (arXiv 1909.05858, §4.1).
 
     ``beams`` above 1 is beam search by the rules of `flamingo_rt.runtime.beams`; among finished answers it takes the
     one with the largest sum of log-probabilities / tokens ** ``length_penalty``: above 0 favours longer answers.

@@ -205,8 +205,8 @@ class _Check:
             self._steps(decoder, [prompt], several, where)
 
     def behind_a_prefix(self, prompt: ReferencePrompt, row: Row) -> None:
-        """Read all before the last visual, keep that, and let another decoder continue it, as compiled prompts are
-        continued."""
+        """Read everything before the last visual, and let another decoder continue from that prefix, as from a compiled
+        prompt."""
         where, cut = f"'{prompt.name}' behind a prefix", int(np.argmax(row.media_index))
         before = len(row.media) - 1
         with self._decoder(1, cut) as reading:
