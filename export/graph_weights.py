@@ -51,8 +51,8 @@ class Weights:
         _fold_transposes(model.graph, self._transposed)
 
     def store(self, model: Any) -> None:
-        """Make a float32 graph hold its matrices in their type, with a Cast behind each. To be called after the
-        optimizer, which would fold the Casts."""
+        """Make a float32 graph hold its matrices in their type, with a Cast behind each. Call it after the optimizer,
+        which would fold the Casts."""
         if self.matrices == torch.float32:
             return
         for value in list(model.graph.initializers.values()):
@@ -120,7 +120,7 @@ def add_initializer(
 
 
 class SharedResult(Generic[T]):
-    """A computed value that several tensors are made of, such as numbers and scales: computed at the first call,
+    """A computed value that several tensors are made from, such as numbers and scales: computed at the first call,
     forgotten after the last, so that it does not stay in memory."""
 
     def __init__(self, compute: Callable[[], T]) -> None:

@@ -53,7 +53,7 @@ def describe_machine() -> Machine:
 
 
 def cpu_name(root: Path = Path("/")) -> str:
-    """The processor's name: what Linux says of it, the board's name (Jetson, Raspberry Pi), or what Python knows."""
+    """The processor's name from /proc/cpuinfo, else the board's name (Jetson, Raspberry Pi), else what Python knows."""
     for line in _text(root / "proc/cpuinfo").splitlines():
         key, _, value = line.partition(":")
         if key.strip() in ("model name", "Model") and value.strip():

@@ -48,9 +48,9 @@ def _numbers(context: click.Context, parameter: click.Parameter, text: str | Non
 @click.option("--max-frames", type=COUNT, help="Frames of a clip, at most. Default: the model's limit, or 8.")
 @click.option("--capacity", type=COUNT, help="Tokens that a row's cache holds. Default: the model's context.")
 @click.option("--version-compatible", is_flag=True,
-              help="Engines that later versions of the same major one can run too.")
+              help="Build engines that later versions with the same major number can run too.")
 @click.option("--weight-stripped", is_flag=True,
-              help="Engines without weights, which are then read from the graphs.")
+              help="Build engines without weights, which are then read from the graphs.")
 @click.option("--estimate", is_flag=True, help="Say how much memory it takes, and build nothing.")
 @click.option("--verify/--no-verify", "verifying", default=True, show_default=True,
               help="Compare the engines' outputs with the reference outputs in the bundle, where they run here.")
@@ -98,7 +98,7 @@ def command(
         if as_json:
             click.echo(json.dumps({"memory": vars(needs), "available": available}))
         return
-    with on_interrupt(lambda: "no engine was written; those that were there are as they were"):
+    with on_interrupt(lambda: "no engine was written; those that were there are unchanged"):
         engines = build.run(ProgressBar(), force)
     sizes = {name: engines.engine_path(name).stat().st_size for name in GRAPHS}
     made_for = engines.device or f"compute capability {', '.join(engines.capabilities)}"
@@ -134,7 +134,7 @@ def _verified(
     else:
         try:
             return verified(TensorRtBackend(bundle, engines, runtime), bundle)
-        except (DataError, DependencyError) as error:  # the engines are there, whatever keeps them from this
+        except (DataError, DependencyError) as error:  # the engines were written, even if they do not run here
             why = f"{error}; then run {command}"
     click.echo(printable(f"not verified: {why}"), err=True)
     return None
