@@ -42,7 +42,7 @@ def read_text(path: Path, most_bytes: int, what: str = "") -> str:
 
 
 def _too_long(path: Path, most_bytes: int) -> DataError:
-    return DataError(f"{path} has more than {most_bytes / 1e6:g} MB, which no such file needs: it is another file")
+    return DataError(f"{path} has more than {most_bytes / 1e6:g} MB, which no such file needs: give the right file")
 
 
 def _unreadable(path: Path, what: str, error: Exception) -> DataError:

@@ -129,7 +129,7 @@ class ReferenceEntry:
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle on disk. What has a default is optional.
+    """A bundle on disk. Attributes with a default are optional.
 
     ``parity``: the largest deviation from PyTorch per graph, measured at export; empty where nothing was compared.
     ``quantization``: how the weights are stored, and what that cost. ``rounding``: the largest deviation per graph that
@@ -328,8 +328,8 @@ _OPTIONAL: dict[str, Callable[[Any], Any]] = {
 
 
 def is_file_name(name: str) -> bool:
-    """Whether a name can only be that of a file in the folder it is looked for in, on every system. Where that file
-    really is does not matter, its SHA-256 is known: caches (Hugging Face's) hold links."""
+    """Whether a name can only be that of a file in the bundle's own folder, on every system. A link there may lead
+    anywhere, as in Hugging Face's cache: the SHA-256 is compared."""
     return name not in ("", ".", "..") and not any(character in name for character in "/\\:\0")
 
 

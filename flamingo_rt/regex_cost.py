@@ -51,7 +51,7 @@ def pattern_fault(pattern: str) -> str | None:
     n characters takes at most some `MOST_WAYS` * n steps.
 
     Not caught: one repeat before something that can fail, as in ``\\s+(?!\\S)``, which known models have. On a text of
-    n characters made for it that takes n² steps in all: a second for 10,000 characters. Repeats of a group with
+    n characters made for it that takes n² steps in all. Repeats of a group with
     alternatives are refused even where the alternatives exclude each other.
     """
     if len(pattern) > MOST_CHARACTERS:
@@ -69,7 +69,7 @@ def pattern_fault(pattern: str) -> str | None:
 
 
 class _Refused(Exception):
-    """Why a pattern is refused."""
+    """The reason why a pattern is refused."""
 
 
 def _of_alternatives(alternatives: Sequence[Sequence[Node]], fallible: bool) -> tuple[int, int]:

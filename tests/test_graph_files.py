@@ -158,7 +158,7 @@ def test_a_location_that_is_given_twice_or_not_at_all_is_refused(tmp_path) -> No
     twice, nowhere = external("w"), external("w")
     twice.external_data.add(key="location", value="other")
     del nowhere.external_data[:]
-    for tensor, said in ((twice, "says it twice"), (nowhere, "it takes weights from ''")):
+    for tensor, said in ((twice, "stated twice"), (nowhere, "it takes weights from ''")):
         with pytest.raises(DataError, match=said):
             read_graph(written(tmp_path, in_initializer(tensor)))
 

@@ -31,7 +31,7 @@ def _numbers(context: click.Context, parameter: click.Parameter, text: str | Non
     """Read ``86,89`` or ``8.6,8.9`` as numbers without a point."""
     numbers = tuple(part.strip().replace(".", "") for part in text.split(",")) if text is not None else ()
     if any(not re.fullmatch(r"\d{2,3}", number) for number in numbers):
-        raise click.BadParameter(f"{text!r} is no list of compute capabilities, such as 86,89,120")
+        raise click.BadParameter(f"{text!r} is not a list of compute capabilities, such as 86,89,120")
     return numbers
 
 

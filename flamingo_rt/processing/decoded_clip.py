@@ -10,7 +10,7 @@ import PIL.Image
 
 from flamingo_rt.errors import DataError
 
-# Frames of 8K video have 33 million. Transparent ones take 24 bytes a pixel at the peak, with the decoder's own.
+# Frames of 8K video have 33 million. A transparent one is in memory several times, once for the decoder.
 MAX_FRAME_PIXELS = 40_000_000
 
 

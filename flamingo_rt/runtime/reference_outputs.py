@@ -182,7 +182,7 @@ def _read_prompt(
         raise ValueError(f"media_index of {name!r} does not count its {len(visuals)} visuals one after the other")
     for key in ("logits", "logprobs"):
         if not np.isfinite(arrays[key]).all():
-            raise ValueError(f"{key} of {name!r} holds values that are no numbers")
+            raise ValueError(f"{key} of {name!r} holds values that are not numbers")
     return ReferencePrompt(name, visuals=tuple(tuple(frames) for frames in visuals), **arrays)
 
 
@@ -218,5 +218,5 @@ def _positions(file: ArrayArchive, name: str, size: int) -> np.ndarray:
 def _finite(file: ArrayArchive, name: str, shape: Sequence[int]) -> np.ndarray:
     array = file.array(name, "float32", tuple(shape))
     if not np.isfinite(array).all():
-        raise ValueError(f"{name} holds values that are no numbers")
+        raise ValueError(f"{name} holds values that are not numbers")
     return array

@@ -78,7 +78,7 @@ class PickleScan:
         """Replace the values that an opcode takes from the stack by the ones that it makes of them."""
         name = opcode.name
         if name in ("GLOBAL", "INST") and argument in _GLOBALS_REFUSED:
-            raise ValueError(f"it asks for {argument.replace(' ', '.')}, which is no weight")
+            raise ValueError(f"it asks for {argument.replace(' ', '.')}, which is not a weight")
         taken = _take(stack, opcode)
         if name in ("BINPERSID", "PERSID"):
             self._count(taken)

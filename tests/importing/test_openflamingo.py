@@ -225,14 +225,14 @@ def test_tensors_of_the_checkpoint_that_nothing_reads_are_told(sources: Sources)
 
 
 def test_a_preset_of_another_kind_is_a_usage_error(sources: Sources) -> None:
-    with pytest.raises(UsageError, match="flamingo-3b is no OpenFlamingo model; known: openflamingo-3b"):
+    with pytest.raises(UsageError, match="flamingo-3b is not an OpenFlamingo model; known: openflamingo-3b"):
         sources.open(preset="flamingo-3b")
 
 
 def test_a_checkpoint_without_a_resampler_is_no_openflamingo(sources: Sources) -> None:
     sources.drop("checkpoint", "perceiver")
     message = sources.refusal()
-    assert message.startswith(f"{sources.paths['checkpoint']} is no OpenFlamingo checkpoint")
+    assert message.startswith(f"{sources.paths['checkpoint']} is not an OpenFlamingo checkpoint")
     assert "perceiver.latents" in message
     assert next(iter(sources.parts["checkpoint"])) in message
 

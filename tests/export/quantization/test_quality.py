@@ -102,7 +102,8 @@ def test_a_cosine_below_the_limit_names_graph_figure_and_remedy(graph: str, sche
     check_quality(quality(0.98, graph=graph), Limits(0.98, 0.1), scheme)
     with pytest.raises(ParityError) as refused:
         check_quality(quality(0.9712, graph=graph), Limits(0.98, 0.1), scheme)
-    for part in (f"graph {graph}, {scheme}", "0.9712", "below the limit of 0.98", "no bundle was written", "--min-cosine"):
+    for part in (f"graph {graph}, {scheme}", "0.9712", "below the limit of 0.98", "no bundle was written",
+                 "--min-cosine"):
         assert part in str(refused.value)
     if scheme != "int8":
         assert remedy in str(refused.value)
