@@ -1,7 +1,7 @@
 """Transformer-XL's relative positions, projected when exporting: W r(distance) is the same for every token.
 
 The results, the relative keys, are weights of the graph, cut into chunks along the distance. A step multiplies only
-with the chunks that its context reaches, so that it reads as much of them as of the cache.
+with the chunks that its context reaches, so that it reads about as many of them as it reads cached tokens.
 """
 
 from __future__ import annotations

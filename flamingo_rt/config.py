@@ -143,7 +143,7 @@ class ResamplerConfig:
 
     The paper's form: squared ReLU, input projection, time embeddings. OpenFlamingo's: ``input_norms`` and
     ``final_norm``, exact GELU, no projection, ``max_frames`` 0 (no time embeddings). ``spatial_positions`` adds a
-    learnt embedding to each cell of the feature grid; the paper has none: a deep encoder tells where a cell is.
+    learnt embedding to each cell of the feature grid; the paper has none: a deep encoder encodes where a cell is.
     """
 
     width: int = 1536

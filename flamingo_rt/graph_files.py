@@ -106,7 +106,7 @@ def read_graph(path: Path, data: Path | None = None) -> GraphFile:
         linked = path.is_symlink() or folder != path.parent.resolve()
         if there is not None and there.name != data.name:
             model, linked = _with_location(MODEL, memoryview(model), there.name.encode()), True
-    except (OSError, ValueError) as error:  # a name that is no UTF-8 is a ValueError
+    except (OSError, ValueError) as error:  # a name that is not UTF-8 is a ValueError
         reason = error.strerror if isinstance(error, OSError) else error
         raise DataError(f"cannot load {path}: {reason}; copy the bundle or export the model again") from error
     return GraphFile(path, model, folder, linked)

@@ -174,7 +174,7 @@ class _Parser:
     def _escape(self) -> None:
         match = _ESCAPE.match(self._pattern, self._at)
         if match is None:
-            raise _Refused(f"it uses {self._pattern[self._at : self._at + 2]}, and plain patterns alone are taken")
+            raise _Refused(f"it uses {self._pattern[self._at : self._at + 2]}, but only plain patterns are accepted")
         self._at = match.end()
 
     def _class(self) -> None:
@@ -206,7 +206,7 @@ class _Parser:
     def _group(self) -> Node:
         opened = _OPEN.match(self._pattern, self._at)
         if opened is None:
-            raise _Refused(f"it uses {self._pattern[self._at : self._at + 3]}, and plain patterns alone are taken")
+            raise _Refused(f"it uses {self._pattern[self._at : self._at + 3]}, but only plain patterns are accepted")
         self._at = opened.end()
         if opened["ends"] == ")":  # an option for the rest of the group, alternatives included
             return Group(self._alternatives())

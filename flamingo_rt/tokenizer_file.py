@@ -87,7 +87,7 @@ def try_tokenizer(tokenizer: Tokenizer, path: Path, vocab_size: int | None = Non
 
 @contextmanager
 def explained(what: str, remedy: str) -> Iterator[None]:
-    """Turn whatever the library raises into a `DataError`: bare Exceptions, and panics, which are no Exception.
+    """Turn whatever the library raises into a `DataError`: bare Exceptions, and panics, which are not Exceptions.
 
     Its regular expressions give up, with a panic, after ten million steps at one place of a text.
     """

@@ -14,7 +14,7 @@ from flamingo_rt.model.cross_attention import one_after_the_other
 from flamingo_rt.model.flamingo import Flamingo
 from flamingo_rt.model.language_model import Attend, ScoreBias, attend_without_cache
 
-PICTURES = 6  # random, encoded once; the prompts' pictures and clips are made of them
+PICTURES = 6  # random, encoded once; the prompts' pictures and clips are made from them
 
 
 @dataclass(frozen=True)

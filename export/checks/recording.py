@@ -176,7 +176,7 @@ TIMES_ROUNDING = 4.0
 LEAST_UNITS = 8.0  # of rounding, where PyTorch hardly deviates
 UNMEASURED_UNITS = 32.0  # of rounding, where it was not measured
 UNITS = {"float16": 2.0**-10, "bfloat16": 2.0**-7}
-# Where activations are rounded to 8 bits, a difference in the last digit of a float32 becomes one in the last of those.
+# Where activations are rounded to 8 bits, a difference in the last bit of a float32 becomes one in the last of the 8.
 # Batches, numbers of threads and instruction sets all make such differences.
 QUANTIZED_ACTIVATIONS = 0.05
 

@@ -23,7 +23,7 @@ RESET_PEAK = "5"  # proc(5), /proc/pid/clear_refs
 @dataclass(frozen=True)
 class Machine:
     """``cores`` are those this process may use. ``libraries`` are versions, None for what is not installed. ``gpus``
-    and ``jetson`` are None where nothing tells of them."""
+    and ``jetson`` are None where no library reports them."""
 
     cpu: str
     cores: int

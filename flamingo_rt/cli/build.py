@@ -38,7 +38,8 @@ def _numbers(context: click.Context, parameter: click.Parameter, text: str | Non
 @click.command()
 @click.option("--model", required=True, type=READ, metavar="BUNDLE",
               help="A bundle exported with --lowering tensorrt or tensorrt-classic.")
-@click.option("--target", required=True, type=click.Choice(["tensorrt", "tensorrt-rtx"]), help="What runs the engines.")
+@click.option("--target", required=True, type=click.Choice(["tensorrt", "tensorrt-rtx"]),
+              help="The library that runs the engines.")
 @click.option("--compute-capability", "numbers", callback=_numbers, metavar="LIST",
               help="Ahead of time, on a machine without these GPUs: such as 86,89,120 (tensorrt-rtx).")
 @click.option("--max-batch", type=COUNT, help="Rows of a batch, or beams, at most. Default: 4.")

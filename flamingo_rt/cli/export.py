@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 @click.option("--license", "license_", metavar="TEXT",
               help="License of the weights, such as apache-2.0, to be kept in the bundle.")
 @click.option("--source", metavar="TEXT",
-              help="Where the weights are from, such as an address, to be kept in the bundle.")
+              help="Origin of the weights, such as an address, to be kept in the bundle.")
 @click.option("--overwrite", is_flag=True, help="Replace --out when it exists.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object: bundle, bytes, deviation and more.")
 def command(

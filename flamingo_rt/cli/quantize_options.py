@@ -1,4 +1,4 @@
-"""Options of ``export --quantize``, and the lines that tell what quantization cost."""
+"""Options of ``export --quantize``, and the lines that report the cost of quantization."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def quantize_of(options: Mapping[str, Any], config: FlamingoConfig) -> Quantize 
 
 
 def cost_lines(quantization: Mapping[str, Any]) -> list[str]:
-    """Tell what quantization cost, from a bundle's record, in one line per figure."""
+    """Report the cost of quantization, from a bundle's record, in one line per figure."""
     quality, prompts = quantization["quality"], quantization["measured_on"]
     hint = ", since there is no --calibration" if prompts == RANDOM_PROMPTS else ""
     lines = [f"cost, measured on {prompts}{hint}:"]

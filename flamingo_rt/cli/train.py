@@ -48,7 +48,7 @@ def flamingo(
 ) -> None:
     """Train on drawn scenes with captions and questions; nothing is downloaded.
 
-    The state is saved every half minute beside --out; after a kill the same command with --resume goes on.
+    The state is saved every half minute beside --out; after a kill the same command with --resume continues.
 
     \b
     Example:

@@ -137,7 +137,7 @@ def _unread(checkpoint: Source, known: set[str]) -> tuple[str, ...]:
     if not left_out:
         return ()
     listed = ", ".join(left_out[:3]) + (", …" if len(left_out) > 3 else "")
-    return (f"{checkpoint.path} has {len(left_out)} tensors that are no part of the model: {listed}",)
+    return (f"{checkpoint.path} has {len(left_out)} tensors that are not part of the model: {listed}",)
 
 
 def _language_source(folder: Path, family: Family, checkpoint: Source) -> Source:

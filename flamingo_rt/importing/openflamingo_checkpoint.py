@@ -29,7 +29,7 @@ def trained_part(path: Path, tensors: Mapping[str, LazyTensor], layers: str) -> 
     """The checkpoint's tensors under uniform names.
 
     They are ``perceiver.*``, ``gated_cross_attn_layers.N.*``, and the language model's own names; ``layers`` is the
-    path of its decoder layers. Raises `DataError` when this is no checkpoint for such a language model.
+    path of its decoder layers. Raises `DataError` when this is not a checkpoint for such a language model.
     """
     renamed: dict[str, LazyTensor] = {}
     for name, tensor in tensors.items():

@@ -192,7 +192,7 @@ def _at(file: BinaryIO, offset: int, count: int) -> bytes:
 
 
 def unreadable(label: str, kind: str) -> DataError:
-    """The error for a kind of picture whose colours cannot be told."""
+    """The error for a kind of picture whose colours cannot be determined."""
     return DataError(f"{label} is {kind}: it is not read; save it as an 8-bit PNG first")
 
 

@@ -206,7 +206,7 @@ def _check_extent(size: tuple[int, int], most: int, label: str) -> None:
 
 
 def _cannot_be_opened(error: Exception, file: BinaryIO, label: str) -> DataError:
-    """The error for a file in which Pillow finds no picture: what it is instead, as far as that can be told."""
+    """The error for a file in which Pillow finds no picture: what it is instead, as far as that is known."""
     if isinstance(error, PIL.Image.DecompressionBombError):  # Pillow's own limit, met before ours can be
         count = re.search(r"\d+", str(error))
         return _too_large(label, f"{int(count[0]):,} pixels" if count else "too many pixels")

@@ -107,7 +107,7 @@ def read_prompt(
 
 
 def _short(identity: object) -> str:
-    """The beginning of a bundle's identity. Names are no help: they are free to choose, and so often the same."""
+    """The beginning of a bundle's identity. Names would not do: anyone may choose them, and many are the same."""
     known = isinstance(identity, str) and re.fullmatch(r"[0-9a-f]{64}", identity)
     return f"manifest {str(identity)[:12]}" if known else "without a manifest's hash"
 

@@ -47,7 +47,7 @@ class PromptState:
         that is kept with it, such as where the shots came from.
 
         Raises `DataError` when the file cannot be written, and `UsageError` for a model that is not a bundle: nothing
-        would tell its prompts from another model's.
+        would distinguish its prompts from another model's.
         """
         identity = self._owner.identity
         if identity is None:

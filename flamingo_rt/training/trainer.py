@@ -7,7 +7,7 @@ no gradient to a part that has nothing to say yet, and neither would move. And t
 that starts from a checkpoint needs neither.
 
 The state is one file beside the output, replaced in one step: weights, both moments of AdamW, and the step. Batches
-are a function of the step, so nothing else is needed to go on.
+are a function of the step, so nothing else is needed to continue.
 """
 
 from __future__ import annotations

@@ -221,7 +221,7 @@ def test_tensors_of_the_checkpoint_that_nothing_reads_are_told(sources: Sources)
     sources.put("checkpoint", "vision_encoder.conv1.weight", [2, 2])  # CLIP's, unchanged
     assert not sources.open().notes
     sources.put("checkpoint", "foo.bar", [3])
-    assert "has 1 tensors that are no part of the model: foo.bar" in sources.open().notes[0]
+    assert "has 1 tensors that are not part of the model: foo.bar" in sources.open().notes[0]
 
 
 def test_a_preset_of_another_kind_is_a_usage_error(sources: Sources) -> None:
