@@ -2,7 +2,7 @@
 
 A decode step runs hundreds of operators, most of them on a few thousand numbers; the fewer bytes the weights have, the
 more it counts that each operator has to be started. So matrices with the same input are merged, chains of reshapes
-shortened, and a constant factor behind a matrix is folded into it.
+shortened, and a constant factor after a matrix is folded into it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The reference outputs that a bundle carries: prompts in the model's own form, answered by the graphs as exported.
 
 All prompts are answered as one batch, so a language model of gigabytes is read `ANSWER` times. A device answers them
-alone, in a batch and behind a prefix (`flamingo_rt.runtime.verification`).
+alone, in a batch and after a prefix (`flamingo_rt.runtime.verification`).
 """
 
 from __future__ import annotations

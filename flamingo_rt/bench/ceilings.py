@@ -101,7 +101,7 @@ def resampler_products(config: FlamingoConfig) -> list[Product]:
 
 
 def language_flops(config: FlamingoConfig, tokens: int, cached: int = 0) -> int:
-    """FLOPs of ``tokens`` new tokens of a row behind ``cached`` ones, each seeing one picture, with the last one's
+    """FLOPs of ``tokens`` new tokens of a row after ``cached`` ones, each seeing one picture, with the last one's
     logits."""
     language, cross = config.language, config.cross_attention
     seen = tokens * cached + tokens * (tokens + 1) // 2  # pairs of a token and one that it may look at

@@ -87,7 +87,7 @@ class _Runs:
         self._probed = clock()
 
     def queries(self) -> tuple[Samples, dict[int, float]]:
-        """Time a query without shots ("0") and behind compiled ones. Returns the samples, and the milliseconds of
+        """Time a query without shots ("0") and after compiled ones. Returns the samples, and the milliseconds of
         compiling by number of shots."""
         prefixes: dict[int, PromptState | None] = {0: None}
         compiling = {}
@@ -98,7 +98,7 @@ class _Runs:
                 prefixes[shots] = self._model.prompt(parts)
                 compiling[shots] = (self._clock() - start) * 1e3
         runs = {str(shots): lambda prefix=prefix: self._first_token(0, prefix) for shots, prefix in prefixes.items()}
-        return self._sample(runs, "queries behind compiled shots"), compiling
+        return self._sample(runs, "queries after compiled shots"), compiling
 
     def cold(self, shots: int) -> list[float]:
         """Milliseconds to the first token with every picture encoded."""
@@ -142,7 +142,7 @@ class _Runs:
             decoder.prefill(self._filling.rows(batch, context))
 
         def run() -> Mapping[str, list[float]]:
-            decoder.lengths[:] = context  # again from the same cache: what was written behind it is overwritten
+            decoder.lengths[:] = context  # again from the same cache: what was written after it is overwritten
             times, before = [], self._clock()
             for _ in decoder.greedy(self._filling.text_ids(batch), self._options.tokens):
                 now = self._clock()

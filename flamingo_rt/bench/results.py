@@ -83,7 +83,7 @@ class DecodeResult:
 
 @dataclass(frozen=True)
 class ShotsResult:
-    """Time to the first token of a query behind ``shots`` examples: ``cold`` with every picture encoded and the prompt
+    """Time to the first token of a query after ``shots`` examples: ``cold`` with every picture encoded and the prompt
     prefilled, ``compiled`` with the examples read before (None for 0 shots: there is nothing to read), which took
     ``compiling`` milliseconds, once."""
 

@@ -138,7 +138,7 @@ class Decoder:
                 self.lengths += 1
                 yield chosen
         finally:
-            steps.finish()  # steps that ran ahead wrote behind the rows' ends, where the next tokens will be written
+            steps.finish()  # steps that ran ahead wrote beyond the rows' ends, where the next tokens will be written
 
     def rewind(self, length: int) -> None:
         """Shorten the only row to its first ``length`` tokens; the next tokens overwrite the rest."""
@@ -185,7 +185,7 @@ class Decoder:
         extended."""
         length = max(len(row.input_ids) for row in rows)
         input_ids, media_index = (np.zeros((len(rows), length), dtype=np.int64) for _ in range(2))
-        for index, row in enumerate(rows):  # right padding: slots behind a row's end are overwritten later
+        for index, row in enumerate(rows):  # right padding: slots beyond a row's end are overwritten later
             input_ids[index, : len(row.input_ids)] = row.input_ids
             media_index[index, : len(row.media_index)] = row.media_index
         inputs = {

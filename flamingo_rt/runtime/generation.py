@@ -25,7 +25,7 @@ OpenDecoder = Callable[[], AbstractContextManager[Decoder]]  # closes the decode
 
 @dataclass
 class GrowingRow:
-    """A row of a batch: ``ids`` int64 [T] are all tokens of its prompt, ``answer`` grows behind them.
+    """A row of a batch: ``ids`` int64 [T] are all tokens of its prompt, ``answer`` grows after them.
     ``usual_probability`` is a probability that answers to such prompts usually reach, None where none is known."""
 
     ids: np.ndarray
@@ -111,7 +111,7 @@ def _pieces(
     decoder: Decoder, logits: np.ndarray, rows: Sequence[GrowingRow], options: GenerationOptions, costs: StepCosts,
     timer: StageTimer,
 ) -> Generator[list[str]]:
-    """Grow the answers behind the ``logits`` float32 [B, vocab] of the prompts, in the way that the options ask for."""
+    """Grow the answers from the ``logits`` float32 [B, vocab] of the prompts, in the way that the options ask for."""
     samplers = [Sampler(options, logits.shape[-1], row.ids, index) for index, row in enumerate(rows)]
     most = _guesses(options, decoder, len(rows))
     if most:

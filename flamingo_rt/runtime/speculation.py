@@ -47,7 +47,7 @@ FIRST_SEEN, KEPT = 4.0, 0.9
 
 
 class Guess(NamedTuple):
-    """A token that may follow, with what confidence (0 to 1), and the number of contexts that were found."""
+    """A token that may follow, its confidence (0 to 1), and the number of contexts that were found."""
 
     token: int
     confidence: float
