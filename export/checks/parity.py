@@ -67,7 +67,7 @@ class Deviation:
         if not error <= self.tolerance:  # also when it is not a number
             raise ParityError(
                 f"graph {graph}, tensor {tensor}, prompt '{case}': deviates from PyTorch by {error:.2e}, "
-                f"allowed is {self.tolerance:.0e}; no bundle was written"
+                f"beyond the tolerance of {self.tolerance:.0e}; no bundle was written"
             )
         self.largest[graph] = max(self.largest[graph], error)
 

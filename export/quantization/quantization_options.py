@@ -193,7 +193,7 @@ class Quantize:
             return scheme.with_block(blocks[-1]) if blocks else scheme
         if self.block not in blocks:
             known = ", ".join(map(str, blocks)) or "none"
-            raise UsageError(f"block is {self.block}; of the lowering {lowering} known: {known}")
+            raise UsageError(f"block is {self.block}; known for the lowering {lowering}: {known}")
         return scheme.with_block(self.block)
 
 

@@ -143,7 +143,9 @@ def continue_checkpoint(path: Path, config: FlamingoConfig, options: TrainingOpt
     require_memory(config, TRAINING, f"training {config.name}")
     stored = open_checkpoint(path)
     if stored.config != config:
-        raise UsageError(f"{path} is a model with another configuration than the preset {config.name!r}")
+        raise UsageError(
+            f"{path} has another configuration than the preset {config.name!r}: give the preset it was trained with"
+        )
     TextTokenizer(path / TOKENIZER, config.tokens, config.language.vocab_size)  # refuse a bad one before the work
     torch.manual_seed(options.seed)
     parts = TrainedParts(stored.load(), VisionTask(config))
