@@ -150,7 +150,7 @@ def test_no_other_spelling_of_a_location_is_taken(tmp_path, location) -> None:
     {"length": ""}, {"offset": "1e0"}, {"prepacked_0": "w|0|16"}, {"basepath": "/etc"}, {"": "x"},
 ])
 def test_a_place_outside_of_the_file_and_unknown_words_are_refused(tmp_path, entries) -> None:
-    with pytest.raises(DataError, match=r"which has 16|of where it is"):
+    with pytest.raises(DataError, match=r"which has 16|of its external data"):
         read_graph(written(tmp_path, in_initializer(external("w", entries))))
 
 
