@@ -1,7 +1,7 @@
 """Bytes of weights that one run of a graph must read, from the written graph; the manifest states them.
 
-A table that is only looked up in, an embedding, contributes the rows of the tokens; what is held for every distance
-between tokens (relative positions), as many distances as tokens are seen; everything else is read once.
+An embedding, which is only looked up in, counts one row for each token; weights by distance between tokens (relative
+positions) count as many distances as tokens are seen; everything else is read once.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ VIEWS = ("Unsqueeze",)  # the same numbers in another shape, whose rows are stil
 
 
 def graph_weights(path: Path) -> WeightBytes:
-    """Count the weights of a ``.onnx`` file; their data is not read."""
+    """Count the bytes of the weights of a ``.onnx`` file; their data is not read."""
     import onnx_ir
 
     stored = tables = each_run = distances = 0

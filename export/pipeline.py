@@ -66,17 +66,17 @@ STAGES = ((VISION_ENCODER, RESAMPLER), (LANGUAGE_MODEL,))
 @dataclass(frozen=True)
 class Precision:
     """Types of the graphs, fp32, fp16 or bf16: that they compute in, and that their matrices are stored in. Graphs in
-    half precision hold all weights in their own type.
-
-    Raises `UsageError` for an unknown type, or when the two do not go together.
-    """
+    half precision hold all weights in their own type. `Precision.of` checks them."""
 
     compute: str
     stored: str
 
     @staticmethod
     def of(compute: str, dtype: str | None) -> Precision:
-        """``dtype`` None is the type computed in."""
+        """Make a precision of two options; ``dtype`` None stands for the type computed in.
+
+        Raises `UsageError` for an unknown type, or when the two do not go together.
+        """
         for name, value in (("compute", compute), ("dtype", dtype)):
             if value not in (*DTYPES, None):
                 raise UsageError(f"unknown {name} {value!r}; known: {', '.join(DTYPES)}")
@@ -119,8 +119,8 @@ def export_model(
     stored in, by default the same. Graphs are compared with PyTorch on the stored values, with ``tolerance``, by
     default `TOLERANCE`, or `half_tolerance`. ``quantize`` stores the weights in fewer bits and measures what it costs.
     Without ``compare`` nothing is compared or measured, and the bundle has no reference outputs: for weights that are
-    random anyway. ``validation`` are pictures of the model's own kind: how likely its captions of them are is measured
-    with the graphs, and recorded. ``license`` and ``source`` of the weights are recorded as they are.
+    random anyway. ``validation`` are pictures of the model's own kind: the graphs caption them, and how likely these
+    captions are is recorded. ``license`` and ``source`` of the weights are recorded as they are.
 
     Raises `DataError` for a model that cannot be used, `ParityError` when a graph deviates by more than ``tolerance``
     or quantization costs more than its limits, `UsageError` when ``out`` exists or options are unknown or conflict.
@@ -141,12 +141,12 @@ def export_model(
         tolerance = half_tolerance(precision.matrices) if precision.half else TOLERANCE
     if not 0.0 < tolerance < math.inf:
         raise UsageError(f"tolerance is {tolerance}; it must be above 0 and finite, such as 1e-4")
-    # What is quantized is not rounded to half precision before.
+    # Weights that get quantized are not rounded to half precision first.
     stored = _stored(model, precision if quantize is None else Precision("fp32", "fp32"))
     check_space(out, sum(tensor.nbytes for tensor in stored.tensors.values()) // (1 if quantize is None else 3))
     with new_directory(out, overwrite) as folder:
         (folder / TOKENIZER).write_text(model.tokenizer, encoding="utf-8")
-        # Refuse a bad one before the work.
+        # Refuse a bad tokenizer before the work.
         tokenizer = TextTokenizer(folder / TOKENIZER, model.config.tokens, model.config.language.vocab_size)
         if quantize is None:
             measured = _export_compared(stored, folder, lowering, precision, compare, tolerance, progress)
@@ -210,9 +210,9 @@ class WrittenGraphs:
                 twin.path.unlink()
 
     def backend(self, graphs: Mapping[str, Path | GraphFile]) -> OrtBackend:
-        """Some of the runnable graphs, without optimizations where they would change what is computed (of the quantized
-        graphs of other lowerings, ONNX Runtime makes its own, which round activations) or hold a float32 copy of
-        weights that are stored in half precision."""
+        """Open some of the runnable graphs. ONNX Runtime's optimizations are off where they would change what is
+        computed (they turn quantized graphs of other lowerings into operators that round activations) or hold a float32
+        copy of weights that are stored in half precision."""
         frugal = self.lowering != NAME if self.quantized else self.precision.stored != "fp32"
         return OrtBackend(graphs, self.config, frugal=frugal, cache=CACHE_FORMS[self.lowering])
 
@@ -297,14 +297,14 @@ def _write_graphs(
 
 
 def _check_types(path: Path) -> None:
-    """Whether every operator of a graph takes the types it is given: no runtime at hand runs it as it is. Raises
+    """Check that every operator of a graph takes the types it is given, since no runtime here runs it as it is. Raises
     `ParityError` that names the first that does not."""
     import onnx
 
     try:
         onnx.checker.check_model(str(path), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ParityError(f"{path.name} is no valid ONNX graph: {error}") from error
+        raise ParityError(f"{path.name} is not a valid ONNX graph: {error}") from error
 
 
 def _compare(reference: Reference, written: WrittenGraphs, metric: Deviation, progress: Progress) -> None:

@@ -1,9 +1,10 @@
 """The seam between the decode loop and what runs the three graphs: named arrays in, named arrays out.
 
-A `Backend` binds arrays to a graph and hands out the self-attention `Cache`, which lives where the backend computes and
-is closed by whoever asked for it. Outside a backend one row's past always has the same form, numpy arrays
-[1, Hk, length, d] by the names of `flamingo_rt.contract.past_name`: compiled prompts are made of it. `HostBackend` is
-the part shared by backends whose buffers are in host memory.
+A `Backend` binds arrays to a graph and hands out the self-attention `Cache`, which lives where the backend computes.
+The decoder that opens a cache closes it; a backend may keep the memory of a closed one for the next. Outside a backend
+one row's past always has the same form, numpy arrays [1, Hk, length, d] by the names of
+`flamingo_rt.contract.past_name`: compiled prompts hold it so. `HostBackend` is the part shared by backends whose
+buffers are in host memory.
 """
 
 from __future__ import annotations
@@ -80,8 +81,8 @@ class Backend(Protocol):
 
     @property
     def steps_ahead(self) -> int:
-        """Number of greedy steps begun before the result of the previous one is known; 0 where a step is done as soon
-        as it was begun, and one too many would cost time."""
+        """Number of greedy steps begun before the result of the previous one is known; 0 where `GreedySteps.launch`
+        returns when its step is done, so that a step too many would cost time."""
         ...
 
     def available_bytes(self) -> int | None:
@@ -128,7 +129,7 @@ class Cache(Protocol):
         ...
 
     def row(self, index: int) -> Mapping[str, Any]:
-        """`buffers` of one row. Asked for only where a backend does not continue batches."""
+        """`buffers` of one row. Called only where a backend does not continue batches."""
         ...
 
     def restore(self, arrays: Mapping[str, np.ndarray], length: int) -> None:
@@ -150,7 +151,7 @@ class Cache(Protocol):
         ...
 
     def close(self) -> None:
-        """Give the memory back. Closing twice does nothing."""
+        """Give the memory back to the backend. Closing twice does nothing."""
         ...
 
 
@@ -280,4 +281,4 @@ class HostGreedySteps:
         return self._chosen[:, 0].copy(), self._logprobs[:, 0].copy()
 
     def finish(self) -> None:
-        """Nothing is under way."""
+        """Do nothing: no step is under way."""

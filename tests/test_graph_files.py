@@ -150,7 +150,7 @@ def test_no_other_spelling_of_a_location_is_taken(tmp_path, location) -> None:
     {"length": ""}, {"offset": "1e0"}, {"prepacked_0": "w|0|16"}, {"basepath": "/etc"}, {"": "x"},
 ])
 def test_a_place_outside_of_the_file_and_unknown_words_are_refused(tmp_path, entries) -> None:
-    with pytest.raises(DataError, match=r"which has 16|of where it is"):
+    with pytest.raises(DataError, match=r"which has 16|of its external data"):
         read_graph(written(tmp_path, in_initializer(external("w", entries))))
 
 
@@ -158,7 +158,7 @@ def test_a_location_that_is_given_twice_or_not_at_all_is_refused(tmp_path) -> No
     twice, nowhere = external("w"), external("w")
     twice.external_data.add(key="location", value="other")
     del nowhere.external_data[:]
-    for tensor, said in ((twice, "says it twice"), (nowhere, "it takes weights from ''")):
+    for tensor, said in ((twice, "stated twice"), (nowhere, "it takes weights from ''")):
         with pytest.raises(DataError, match=said):
             read_graph(written(tmp_path, in_initializer(tensor)))
 

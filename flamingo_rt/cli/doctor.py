@@ -42,7 +42,7 @@ LIBRARIES = {
 def command(as_json: bool) -> None:
     """Show what is installed, and which backends work here and why the others don't.
 
-    A backend is said to work when it has computed something. A builder of engines is shown with the lowering that its
+    A backend counts as working once it has computed something. A builder of engines is shown with the lowering that its
     version needs and the GPUs that it builds for.
 
     \b
@@ -192,7 +192,7 @@ def _try_cuda() -> str:
         cuda.download(received, memory.address)
         cuda.synchronize()
     if not np.array_equal(sent, received):
-        raise RuntimeError("what was copied to the GPU did not come back")
+        raise RuntimeError("numbers that were copied to the GPU came back changed")
     graphs = "CUDA graphs" if import_graphs() else "no CUDA graphs: cuda-bindings is not installed"
     return f"{cuda.device_name} through PyCUDA, {graphs}"
 

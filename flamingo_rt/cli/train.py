@@ -38,7 +38,7 @@ def command() -> None:
 @click.option("--learning-rate", type=Number(0, 1e9, min_open=True), help="Peak learning rate.")
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Seed of weights and data.  [default: 0]")
 @click.option("--start-from", type=READ, metavar="FOLDER",
-              help="Go on from a checkpoint's weights, with a new schedule.")
+              help="Start from a checkpoint's weights, with a new schedule.")
 @click.option("--questions", type=click.IntRange(0, 16), help="Questions about each picture.  [default: 2]")
 @click.option("--resume", is_flag=True, help="Continue an unfinished run for the same --out.")
 @click.option("--overwrite", is_flag=True, help="Replace --out when it exists.")
@@ -48,7 +48,7 @@ def flamingo(
 ) -> None:
     """Train on drawn scenes with captions and questions; nothing is downloaded.
 
-    The state is saved every half minute beside --out; after a kill the same command with --resume goes on.
+    The state is saved every half minute beside --out; after a kill the same command with --resume continues.
 
     \b
     Example:
@@ -70,7 +70,7 @@ def flamingo(
 
 
 def _left(state: Path) -> str:
-    """A line about the state that an interrupted run left, with the command that goes on."""
+    """A line about the state that an interrupted run left, with the command that continues it."""
     if not state.exists():
         return "nothing was saved yet; the state is saved every half minute"
     return f"the state is in {state}; go on with: {command_again('--resume')}"

@@ -79,7 +79,7 @@ def open_openflamingo(files: OpenFlamingoFiles) -> Imported:
     wanted = preset(files.preset) if files.preset else None
     if wanted is not None and not wanted.name.startswith(RELEASED):
         known = ", ".join(name for name in PRESETS if name.startswith(RELEASED))
-        raise UsageError(f"the preset {files.preset} is no OpenFlamingo model; known: {known}")
+        raise UsageError(f"the preset {files.preset} is not an OpenFlamingo model; known: {known}")
     if not files.language.is_dir():
         raise DataError(f"{files.language} is not a folder: --language takes the one with config.json and the weights")
     if not (files.language / "config.json").is_file():
@@ -137,7 +137,7 @@ def _unread(checkpoint: Source, known: set[str]) -> tuple[str, ...]:
     if not left_out:
         return ()
     listed = ", ".join(left_out[:3]) + (", …" if len(left_out) > 3 else "")
-    return (f"{checkpoint.path} has {len(left_out)} tensors that are no part of the model: {listed}",)
+    return (f"{checkpoint.path} has {len(left_out)} tensors that are not part of the model: {listed}",)
 
 
 def _language_source(folder: Path, family: Family, checkpoint: Source) -> Source:

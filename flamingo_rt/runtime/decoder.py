@@ -1,6 +1,4 @@
-"""One batch in flight: a cache opened once, filled by prefill, extended in place by one token or several, and closed by
-whoever opened the decoder.
-"""
+"""One batch: a decoder opens a cache, fills it by prefill, extends it in place by one or more tokens, and closes it."""
 
 from __future__ import annotations
 
@@ -48,7 +46,7 @@ class Prefix:
 class Decoder:
     """Runs the language model over a batch of ``rows`` rows with room for ``capacity`` tokens each.
 
-    It opens a cache of the backend's: use it in a ``with`` block, or call `close`.
+    It opens a cache of the backend and closes it at the end: use it in a ``with`` block, or call `close`.
     """
 
     def __init__(self, backend: Backend, config: FlamingoConfig, rows: int, capacity: int) -> None:
@@ -70,7 +68,7 @@ class Decoder:
         self.close()
 
     def close(self) -> None:
-        """Give the cache back. Closing twice does nothing; what was bound to the cache is dropped before."""
+        """Drop the steps bound to the cache, then close it. Closing twice does nothing."""
         self._drop_steps()
         self._cache.close()
 
@@ -140,7 +138,7 @@ class Decoder:
                 self.lengths += 1
                 yield chosen
         finally:
-            steps.finish()  # steps that ran ahead wrote behind the rows' ends, where the next tokens will be written
+            steps.finish()  # steps that ran ahead wrote beyond the rows' ends, where the next tokens will be written
 
     def rewind(self, length: int) -> None:
         """Shorten the only row to its first ``length`` tokens; the next tokens overwrite the rest."""
@@ -187,7 +185,7 @@ class Decoder:
         extended."""
         length = max(len(row.input_ids) for row in rows)
         input_ids, media_index = (np.zeros((len(rows), length), dtype=np.int64) for _ in range(2))
-        for index, row in enumerate(rows):  # right padding: slots behind a row's end are overwritten later
+        for index, row in enumerate(rows):  # right padding: slots beyond a row's end are overwritten later
             input_ids[index, : len(row.input_ids)] = row.input_ids
             media_index[index, : len(row.media_index)] = row.media_index
         inputs = {

@@ -7,7 +7,7 @@ no gradient to a part that has nothing to say yet, and neither would move. And t
 that starts from a checkpoint needs neither.
 
 The state is one file beside the output, replaced in one step: weights, both moments of AdamW, and the step. Batches
-are a function of the step, so nothing else is needed to go on.
+are a function of the step, so nothing else is needed to continue.
 """
 
 from __future__ import annotations
@@ -48,7 +48,10 @@ MOST_QUESTIONS = 16  # about each picture: a scene has few more that differ
 @dataclass(frozen=True)
 class TrainingOptions:
     """Options that define a run besides the model's configuration. The same options and seed give the same weights on
-    the same machine and number of threads."""
+    the same machine and number of threads.
+
+    Raises `UsageError` for a value out of range.
+    """
 
     steps: int = 3600
     seed: int = 0
@@ -140,7 +143,9 @@ def continue_checkpoint(path: Path, config: FlamingoConfig, options: TrainingOpt
     require_memory(config, TRAINING, f"training {config.name}")
     stored = open_checkpoint(path)
     if stored.config != config:
-        raise UsageError(f"{path} is a model with another configuration than the preset {config.name!r}")
+        raise UsageError(
+            f"{path} has another configuration than the preset {config.name!r}: give the preset it was trained with"
+        )
     TextTokenizer(path / TOKENIZER, config.tokens, config.language.vocab_size)  # refuse a bad one before the work
     torch.manual_seed(options.seed)
     parts = TrainedParts(stored.load(), VisionTask(config))
@@ -149,7 +154,8 @@ def continue_checkpoint(path: Path, config: FlamingoConfig, options: TrainingOpt
 
 
 def resume_run(path: Path, config: FlamingoConfig, options: TrainingOptions) -> Run:
-    """Continue from a state file. Raises `DataError` when it is damaged, `UsageError` when it is of another run."""
+    """Continue from a state file. Raises `DataError` when it is damaged, `UsageError` when it belongs to another
+    run."""
     require_memory(config, TRAINING, f"training {config.name}")
     try:
         return _read_run(path, config, options)
@@ -169,7 +175,8 @@ def _read_run(path: Path, config: FlamingoConfig, options: TrainingOptions) -> R
     tokenizer = parse_tokenizer(metadata["tokenizer"].encode(), path, config.language.vocab_size)
     if FlamingoConfig.from_dict(stored_config) != config or stored_options != asdict(options):
         raise UsageError(
-            f"{path} is of a run with other options: {stored_options}; give the same ones, or delete it to start anew"
+            f"{path} belongs to a run with other options: {stored_options}; give the same ones, or delete it to start "
+            "anew"
         )
     parts = TrainedParts(Flamingo(config), VisionTask(config))
     parts.load_state_dict({name: tensors[f"weight.{name}"] for name in parts.state_dict()})
@@ -210,7 +217,8 @@ def train(
     """Train on drawn scenes and write a checkpoint folder ``out``; from random weights, or from a checkpoint's.
 
     The state is saved every ``save_seconds``. Raises `UsageError` when ``out`` exists, or when an unfinished run is
-    there and ``resume`` is not asked for, `DataError` when there is too little memory for a step.
+    there and ``resume`` is not asked for, `DataError` when there is too little memory for a step, or the loss is no
+    longer a number.
     """
     check_output(out, overwrite)
     state = state_path(out)

@@ -219,7 +219,7 @@ def test_a_source_is_never_replaced(run, own, tmp_path: Path, monkeypatch, which
 
 def test_a_checkpoint_of_another_architecture_is_named(refused, own) -> None:
     torch.save({"model.embed_tokens.weight": torch.zeros(4, 4)}, own.checkpoint)
-    assert f"{own.checkpoint} is no OpenFlamingo checkpoint" in refused(own)
+    assert f"{own.checkpoint} is not an OpenFlamingo checkpoint" in refused(own)
 
 
 def test_a_checkpoint_for_another_family_is_named(refused, own, peers) -> None:

@@ -56,7 +56,7 @@ def test_the_file_says_what_it_was_made_of(compiled, pictures) -> None:
 def test_another_bundle_refuses_it_and_says_what_compiles_it(run, compiled, pictures) -> None:
     outcome = run("infer", "--prompt-file", compiled, "--image", pictures[2])  # the model in the package
     assert (outcome.code, outcome.out) == (1, "")
-    assert "is of another bundle" in outcome.err
+    assert "was compiled for another bundle" in outcome.err
     assert "compile its 2 shots again for this one with flamingo-rt prompt compile" in outcome.err
 
 

@@ -221,18 +221,18 @@ def test_tensors_of_the_checkpoint_that_nothing_reads_are_told(sources: Sources)
     sources.put("checkpoint", "vision_encoder.conv1.weight", [2, 2])  # CLIP's, unchanged
     assert not sources.open().notes
     sources.put("checkpoint", "foo.bar", [3])
-    assert "has 1 tensors that are no part of the model: foo.bar" in sources.open().notes[0]
+    assert "has 1 tensors that are not part of the model: foo.bar" in sources.open().notes[0]
 
 
 def test_a_preset_of_another_kind_is_a_usage_error(sources: Sources) -> None:
-    with pytest.raises(UsageError, match="flamingo-3b is no OpenFlamingo model; known: openflamingo-3b"):
+    with pytest.raises(UsageError, match="flamingo-3b is not an OpenFlamingo model; known: openflamingo-3b"):
         sources.open(preset="flamingo-3b")
 
 
 def test_a_checkpoint_without_a_resampler_is_no_openflamingo(sources: Sources) -> None:
     sources.drop("checkpoint", "perceiver")
     message = sources.refusal()
-    assert message.startswith(f"{sources.paths['checkpoint']} is no OpenFlamingo checkpoint")
+    assert message.startswith(f"{sources.paths['checkpoint']} is not an OpenFlamingo checkpoint")
     assert "perceiver.latents" in message
     assert next(iter(sources.parts["checkpoint"])) in message
 

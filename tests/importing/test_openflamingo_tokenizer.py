@@ -234,7 +234,7 @@ def test_a_sentencepiece_model_alone_is_refused_with_the_way_out(tmp_path: Path)
     (tmp_path / "tokenizer.model").write_bytes(b"\n\x0e\n\x05<unk>")
     with pytest.raises(DataError, match=r"tokenizer.model is there.*save_pretrained.*tokenizer.json"):
         read_tokenizer(tmp_path, 2)
-    with pytest.raises(DataError, match=r"tokenizer\.model is no tokenizer\.json.*save_pretrained"):
+    with pytest.raises(DataError, match=r"tokenizer\.model is not a tokenizer\.json.*save_pretrained"):
         read_tokenizer(tmp_path / "tokenizer.model", 2)
 
 

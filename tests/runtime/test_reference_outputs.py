@@ -113,7 +113,7 @@ def test_a_missing_array_is_named(name: str, arrays, tmp_path: Path) -> None:
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_values_that_are_no_numbers_are_refused(name: str, value: float, arrays, tmp_path: Path) -> None:
     arrays[name].flat[3] = value
-    assert "no numbers" in str(damaged(tmp_path, arrays))
+    assert "not numbers" in str(damaged(tmp_path, arrays))
 
 
 @pytest.mark.parametrize("name", [

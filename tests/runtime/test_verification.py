@@ -154,7 +154,7 @@ def test_a_prefix_that_is_not_restored_is_found(ort, reference: ReferenceOutputs
     backend.cache = lambda rows, capacity: Forgetful(ort.specs[LANGUAGE_MODEL], rows, capacity)  # type: ignore
     found = checked(backend, reference)
     assert beyond(found) == {LANGUAGE_MODEL}
-    assert found.graphs[2].where.startswith("'several pictures' behind a prefix")
+    assert found.graphs[2].where.startswith("'several pictures' after a prefix")
 
 
 def test_a_fault_of_one_row_in_a_batch_is_found(ort, reference: ReferenceOutputs) -> None:

@@ -217,7 +217,7 @@ def test_a_tensor_that_reaches_past_its_storage_is_refused(tmp_path, layout):
         (b"junk", "data.pkl is damaged"),
         (pickle.dumps([1]), "no named tensors"),
         (pickled({"a": tensor_of(float_storage("absent", 1), 0, (1,), (1,))}), "lacks data/absent"),
-        (pickled({"a": Storage("module", "x", "0")}), "no storage"),
+        (pickled({"a": Storage("module", "x", "0")}), "not a storage"),
         (pickled({"a": Storage()}), "data.pkl is damaged"),
     ],
 )

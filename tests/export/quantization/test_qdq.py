@@ -192,7 +192,7 @@ def test_what_it_cost_is_recorded(quantized: Path) -> None:
     [
         ("tensorrt-classic", {"scheme": "int4"}, "the lowering tensorrt-classic has no quantization int4; known: int8"),
         ("ort", {"scheme": "fp8"}, "the lowering ort has no quantization fp8; known: int8, mixed, int4"),
-        ("tensorrt", {"scheme": "int4", "block": 256}, "block is 256; of the lowering tensorrt known: 32, 64, 128"),
+        ("tensorrt", {"scheme": "int4", "block": 256}, "block is 256; known for the lowering tensorrt: 32, 64, 128"),
     ],
 )
 def test_what_a_lowering_has_no_form_of_is_refused(quantized: Path, tmp_path, lowering, options, message) -> None:

@@ -102,7 +102,8 @@ def test_a_cosine_below_the_limit_names_graph_figure_and_remedy(graph: str, sche
     check_quality(quality(0.98, graph=graph), Limits(0.98, 0.1), scheme)
     with pytest.raises(ParityError) as refused:
         check_quality(quality(0.9712, graph=graph), Limits(0.98, 0.1), scheme)
-    for part in (f"graph {graph}, {scheme}", "0.9712", "at least 0.98", "no bundle was written", "--min-cosine"):
+    for part in (f"graph {graph}, {scheme}", "0.9712", "below the limit of 0.98", "no bundle was written",
+                 "--min-cosine"):
         assert part in str(refused.value)
     if scheme != "int8":
         assert remedy in str(refused.value)
@@ -115,8 +116,8 @@ def test_too_many_changed_tokens_are_counted() -> None:
     check_quality(quality(changed=10), Limits(0.9, 0.1), "int4")
     with pytest.raises(ParityError) as refused:
         check_quality(quality(changed=11), Limits(0.9, 0.1), "int4")
-    for part in ("int4 changes 11 of 100 greedy tokens (11.0%)", "at most 10.0%", "no bundle was written", "mixed",
-                 "--max-changed"):
+    for part in ("int4 changes 11 of 100 greedy tokens (11.0%)", "above the limit of 10.0%", "no bundle was written",
+                 "mixed", "--max-changed"):
         assert part in str(refused.value)
 
 
