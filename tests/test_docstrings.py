@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-FILES = [file for top in ("flamingo_rt", "export", "engines") for file in sorted((ROOT / top).rglob("*.py"))]
+TOPS = ("flamingo_rt", "export", "engines", "tests", "benchmarks", "examples")
+FILES = [
+    file for top in TOPS for file in sorted((ROOT / top).rglob("*.py")) if ".venv" not in file.relative_to(ROOT).parts
+]
 # A sentence that begins so is a clause about something else, which the reader has to find first.
 CLAUSES = re.compile(r"(As|How|Of|That|What|Where|Which|Who|Whose) ")
 

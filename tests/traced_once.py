@@ -40,7 +40,7 @@ def tracing_once() -> Iterator[None]:
 
 
 def _decisive(graph: str, config: FlamingoConfig) -> tuple[Any, ...]:
-    """What of a configuration decides what a graph is."""
+    """The part of a configuration that a graph depends on."""
     if graph == VISION_ENCODER:
         return (config.vision,)
     if graph == RESAMPLER:

@@ -91,5 +91,5 @@ def first_difference(one: Sequence[int], other: Sequence[int]) -> int | None:
 
 
 def differing(one: Sequence[int], other: Sequence[int]) -> int:
-    """In how many places two answers differ."""
+    """Number of places in which two answers differ."""
     return sum(a != b for a, b in zip(one, other, strict=False))

@@ -19,7 +19,7 @@ from flamingo_rt.contract import GRAPHS
 
 
 def stages(err: str) -> list[str]:
-    """What the lines of progress name, in order."""
+    """Names of the stages in the lines of progress, in order."""
     return re.findall(r"^ *\d+\.\d s  (.+)$", err, re.MULTILINE)
 
 

@@ -109,7 +109,7 @@ class Stored:
     found: Tensor
 
     def expected(self, model: Flamingo, dtype: torch.dtype = torch.float32, gated: bool = True) -> Tensor:
-        """What it should hold: the parts, rounded to ``dtype``, times the gate behind each if ``gated``."""
+        """Expected content: the parts, rounded to ``dtype``, times the gate behind each if ``gated``."""
         parts = [model.state_dict()[name].to(dtype).float() for name in self.parts]
         if gated:
             parts = [part * gate_behind(model, name) for part, name in zip(parts, self.parts, strict=True)]
@@ -126,7 +126,7 @@ def weights(name: str, path: Path, traced: Traced) -> Iterator[Stored]:
 
 
 def gate_behind(model: Flamingo, name: str) -> Tensor | float:
-    """What a matrix's products are multiplied by: the gate of a cross-attention layer behind its last matrices."""
+    """Factor on a matrix's products: the gate behind the last matrices of a cross-attention layer, else 1."""
     for last, gate in (("output.weight", "attention_gate"), ("ff.down.weight", "ff_gate")):
         if name.startswith("cross_attention.layers.") and name.endswith(last):
             return model.state_dict()[name.removesuffix(last) + gate].tanh()
@@ -134,7 +134,7 @@ def gate_behind(model: Flamingo, name: str) -> Tensor | float:
 
 
 def values_of(tensor: onnx.TensorProto) -> Tensor:
-    """In float32, of any type."""
+    """Values of a tensor of any type, in float32."""
     return torch.from_numpy(numpy_helper.to_array(tensor).astype(np.float32))
 
 

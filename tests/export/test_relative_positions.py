@@ -115,7 +115,7 @@ def close(found: np.ndarray, expected: Tensor) -> None:
 
 
 def expected_logits(model: Flamingo, ids: np.ndarray) -> Tensor:
-    """Of each token of one row [T]."""
+    """Logits of each token of one row [T]."""
     text = torch.from_numpy(ids)[None]
     with torch.no_grad():
         return model.read(text, torch.zeros_like(text), None, None)[0][0]
@@ -232,7 +232,7 @@ def test_projections_stored_in_half_precision_are_not_rounded_again(stored: Stor
 
 
 def test_the_graph_is_the_model_that_projects(exported, model: Flamingo) -> None:
-    """In all cases of the comparison: without and with pictures, ragged, continued by one and by several tokens."""
+    """Run every case of the comparison: with and without pictures, ragged, continued by one and by several tokens."""
     backend = OrtBackend({LANGUAGE_MODEL: read_bundle(exported()).graph_path(LANGUAGE_MODEL)}, CONFIG, threads=1)
     assert len({len(case.lengths) for case in CASES}) > 1
     assert check_parity(compute_reference(model), backend, CONFIG, 2e-5, graphs=(LANGUAGE_MODEL,))[LANGUAGE_MODEL] > 0
@@ -298,7 +298,7 @@ def test_a_cache_beyond_the_last_distance_is_refused(exported, tokens: int) -> N
         session.take(random_ids(1, tokens), [3 * CHUNK])
 
 
-def test_a_chunk_that_is_not_reached_is_not_computed_with(exported, tmp_path: Path) -> None:
+def test_the_numbers_of_a_chunk_that_is_not_reached_do_not_matter(exported, tmp_path: Path) -> None:
     """Its numbers may be anything."""
     path = tmp_path / "language_model.onnx"
     proto = onnx.load(read_bundle(exported()).graph_path(LANGUAGE_MODEL))

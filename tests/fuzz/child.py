@@ -114,7 +114,7 @@ def _print_as_command(error: FlamingoError) -> None:
 
 
 class _Captured:
-    """What is printed, by Python or past it, as `texts`: stdout and stderr."""
+    """Context that captures stdout and stderr as `texts`, also what libraries print without Python."""
 
     def __init__(self, sandbox: Sandbox) -> None:
         self._files = [sandbox.top / name for name in ("stdout", "stderr")]

@@ -1,4 +1,4 @@
-"""Which outcomes of an input are findings."""
+"""Judgement of an input's outcome: whether it is a finding."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _HERE = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of an input. ``what`` tells findings apart, ``detail`` is for whoever looks into one.
+    """Result of an input. ``what`` tells findings apart, ``detail`` is for whoever looks into one.
 
     ``memory``: bytes at the peak beyond those before; ``seconds`` of processor time.
     """
@@ -102,7 +102,7 @@ def of_traps(outcome: Outcome, touched: set[str], called: bool) -> Outcome:
 
 
 def _place(error: BaseException) -> str:
-    """Where in the project it was raised: the innermost frame of ours, or of the harness."""
+    """Place in the project where an error was raised: the innermost frame of the product, or else of the harness."""
     frames = [
         frame for frame in traceback.extract_tb(error.__traceback__)
         if Path(frame.filename).is_relative_to(_PROJECT) and ".venv" not in frame.filename

@@ -22,7 +22,7 @@ Bug = Callable[[Sandbox], object]
 
 
 class Panic(BaseException):
-    """As a library in Rust raises it: no Exception."""
+    """Error such as a panic of a library in Rust: it is no `Exception`."""
 
 
 def _raise(error: BaseException) -> Bug:

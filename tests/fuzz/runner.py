@@ -167,7 +167,7 @@ def _watch(child: _Child) -> None:
 
 
 def _ended(child: _Child) -> Finished | None:
-    """What a child that has closed its pipe died of: a finding of the input it was at, if at any."""
+    """Collect a child that has closed its pipe: why it died is a finding of the input that it ran, if any."""
     os.close(child.pipe)
     _, status = os.waitpid(child.process, 0)
     if child.number is None:

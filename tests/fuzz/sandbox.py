@@ -46,7 +46,7 @@ class Sandbox:
 
     @property
     def url(self) -> str:
-        """What a request that must not be made would go to."""
+        """Address of the listening socket, which nobody may call."""
         host, port = self.listener.getsockname()
         return f"http://{host}:{port}/clip.mp4"
 
@@ -116,7 +116,7 @@ def _unlock(top: str) -> None:
 
 
 class Watch:
-    """What happens to the files of a folder, by the system's inotify: opened, read, written, made, deleted."""
+    """Record of the files of a folder that are opened, read, written, made or deleted, by the system's inotify."""
 
     def __init__(self, folder: Path) -> None:
         self._libc = ctypes.CDLL(None, use_errno=True)

@@ -160,7 +160,7 @@ def test_a_later_token_does_not_change_earlier_logits(family, randomise):
 
 @torch.no_grad()
 def test_the_order_of_tokens_matters(family, randomise):
-    """In the first layer attention alone would give the last token the same for any order of those before it."""
+    """Use one layer: its attention alone gives the last token the same result for any order of those before it."""
     model = randomise(LanguageModel(replace(family, layers=1)))
     ids = torch.tensor([[3, 11, 20, 5]])
     swapped = torch.tensor([[20, 11, 3, 5]])

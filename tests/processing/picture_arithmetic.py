@@ -1,4 +1,4 @@
-"""What raw samples show, by the formulas of the formats' specifications; and a picture with what it must show."""
+"""Colours of raw samples, by the formulas of the formats' specifications; and a picture with its expected colours."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ HEIGHT, WIDTH = 5, 7  # odd, so that rows are padded and passes incomplete
 
 @dataclass(frozen=True)
 class Case:
-    """A picture file and what it shows: uint8 [H, W, 3] to within ``tolerance``, or the words of its refusal."""
+    """A picture file and its expected content: uint8 [H, W, 3] to within ``tolerance``, or the words of its refusal."""
 
     container: str
     mode: str

@@ -1,4 +1,4 @@
-"""What is read of a container's header, on files of a few bytes; and every container that is let through is read."""
+"""Reading of containers' headers, on files of a few bytes; every container that is accepted can be read."""
 
 import io
 import struct

@@ -47,7 +47,7 @@ def drawn(batches):
 
 @pytest.fixture(scope="module")
 def read(drawn, tokenizer):
-    """Of every step, every row as a list of what is said in it."""
+    """Read every row of every step, as a list of its chunks."""
     return [[read_row(batch, row, tokenizer) for row in range(len(batch.rows))] for batch in drawn]
 
 

@@ -83,7 +83,7 @@ def test_weights_cache_and_media_are_half_and_pixels_and_logits_are_not(halves, 
 
 
 @pytest.mark.parametrize("compute", DTYPES)
-def test_what_is_recorded_is_exact_with_the_rounded_weights(halves, compute: str) -> None:
+def test_the_recorded_deviation_is_that_of_the_rounded_weights(halves, compute: str) -> None:
     bundle = read_bundle(halves(compute))
     assert bundle.compute == DTYPES[compute]
     assert {entry.dtype for entry in bundle.graphs.values()} == {DTYPES[compute]}
@@ -98,7 +98,7 @@ def test_what_half_precision_costs_is_measured(halves, compute: str) -> None:
     assert all(0.1 * unit < value < 200 * unit for value in rounding.values()), rounding
 
 
-def test_nothing_of_the_comparison_stays(halves) -> None:
+def test_no_file_of_the_comparison_is_left(halves) -> None:
     names = {f"{name}.onnx{part}" for name in GRAPHS for part in ("", ".data")}
     others = {"manifest.json", "reference.npz", "tokenizer.json"}
     assert {file.name for file in halves("bf16").iterdir()} == names | others

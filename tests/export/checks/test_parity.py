@@ -28,7 +28,7 @@ def test_the_cases_are_the_prompts_that_matter() -> None:
     assert any(max(case.pieces) > 1 for case in CASES), "continuation"
 
 
-def test_the_reference_is_the_same_every_time_and_told_step_by_step(stored: StoredModel, reference: Reference) -> None:
+def test_the_reference_is_the_same_every_time_and_reports_each_step(stored: StoredModel, reference: Reference) -> None:
     told: list[int] = []
     again = compute_reference(stored.load(), told.append)
     assert told == [1] * STEPS
@@ -103,13 +103,13 @@ def test_a_deviation_is_relative_to_the_tensors_scale_and_names_what_deviates() 
         deviation.update(LANGUAGE_MODEL, "logits", "a case", np.array([0.502]), torch.tensor([0.5]))
 
 
-def test_what_is_not_a_number_deviates() -> None:
+def test_a_value_that_is_not_a_number_deviates() -> None:
     deviation = Deviation([LANGUAGE_MODEL], 1e-3)
     with pytest.raises(ParityError, match="nan"):
         deviation.update(LANGUAGE_MODEL, "logits", "a case", np.array([np.nan]), torch.tensor([0.5]))
 
 
-def test_logits_that_say_never_do_not_hide_the_others() -> None:
+def test_logits_of_impossible_tokens_do_not_hide_the_others() -> None:
     """A head without rows for some tokens has a bias of -30,000 there."""
     deviation = Deviation([LANGUAGE_MODEL], 1e-4)
     expected = torch.tensor([3.0, -2.0, -30000.0])

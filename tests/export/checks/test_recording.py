@@ -41,7 +41,7 @@ def test_matrices_in_half_precision_pass_too(bundles) -> None:
     assert verify(load(read.path, "ort", threads=1).backend, read.config, reference, read.reference.tolerance).passed
 
 
-def test_what_is_recorded_does_not_depend_on_when(bundle: Path, tokenizer: TextTokenizer) -> None:
+def test_recording_twice_gives_the_same_outputs(bundle: Path, tokenizer: TextTokenizer) -> None:
     read = read_bundle(bundle)
     backend = OrtBackend({name: read.graph_path(name) for name in GRAPHS}, read.config, threads=1)
     recorded = []

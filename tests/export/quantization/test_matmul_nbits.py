@@ -116,7 +116,7 @@ def rounded_as(model: Flamingo, scheme: Scheme, given: Mapping[str, QuantizedMat
 
 
 def language_deviation(config: FlamingoConfig, model: Flamingo, path: Path, tolerance: float) -> float:
-    """How far the graph is from the model; of the caches, too."""
+    """Largest deviation of the graph from the model, in logits and caches."""
     backend = OrtBackend({LANGUAGE_MODEL: path}, config, threads=1)
     reference = compute_reference(model)
     return check_parity(reference, backend, config, tolerance, graphs=(LANGUAGE_MODEL,))[LANGUAGE_MODEL]
@@ -136,7 +136,8 @@ def test_a_language_model_computes_with_the_nearest_numbers(model_and_graphs, sc
 
 
 def test_a_language_model_computes_with_the_numbers_it_is_given(model_and_graphs, tmp_path: Path) -> None:
-    """Which here are those of other matrices; merged ones are put side by side, gates go into their scales."""
+    """Give it rounded numbers of other matrices: those that are merged stand side by side, and gates are multiplied
+    into the scales."""
     model, graphs = model_and_graphs
     given = {}
     for name, tensor in model.state_dict().items():
@@ -151,7 +152,7 @@ def test_a_language_model_computes_with_the_numbers_it_is_given(model_and_graphs
 
 
 def test_activations_in_8_bits_cost_little_more(model_and_graphs, tmp_path: Path) -> None:
-    """As it is run: near the numbers it was rounded to, and not equal to them."""
+    """Run the graph as users do: its results are near those of the rounded weights, and not equal to them."""
     model, graphs = model_and_graphs
     path = tmp_path / "language_model.onnx"
     proto = quantized(graphs[LANGUAGE_MODEL], LANGUAGE_MODEL, "int8", path)
@@ -425,7 +426,7 @@ def test_a_matrix_that_is_read_twice_is_quantized_for_both(graph: str) -> None:
 
 
 @pytest.mark.parametrize("scheme", SCHEMES_OF["ort"])
-def test_the_blocks_that_each_kind_of_matrix_got_are_told(model_and_graphs, scheme: str, tmp_path: Path) -> None:
+def test_the_blocks_of_each_kind_of_matrix_are_returned(model_and_graphs, scheme: str, tmp_path: Path) -> None:
     _model, graphs = model_and_graphs
     told = {name: quantize_graph(name, graph.clone().graph, SCHEMES[scheme]) for name, graph in graphs.items()}
     written = quantized(graphs[LANGUAGE_MODEL], LANGUAGE_MODEL, scheme, tmp_path / "graph.onnx")
