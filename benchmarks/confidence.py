@@ -28,7 +28,7 @@ from flamingo_rt.training import scenes
 SEED = 91
 BATCH = 16
 OWN = "drawn scenes"
-# Of the tokens' log-probabilities without the stop token, and that of all with it.
+# Measures of an answer, from its tokens' log-probabilities without the stop token and their sum with it.
 MEASURES = {
     "sum": lambda tokens, whole: math.exp(sum(tokens)),
     "sum with stop": lambda tokens, whole: math.exp(whole),

@@ -1,4 +1,4 @@
-"""Graphs from strangers: weights come from their one file, operators compute, and links lead nowhere unlooked."""
+"""Graphs from strangers: weights come from one file, operators run no code, and the targets of links are checked."""
 
 from __future__ import annotations
 
@@ -197,7 +197,7 @@ HIDDEN = graph(initializers=[external("w", location="other")]).SerializeToString
 ], ids=["number of a field beyond 32 bits", "number in six bytes", "group", "cut short", "beyond 64 bits",
         "enumeration beyond 32 bits"])
 def test_fields_that_readers_could_interpret_differently_are_refused(tmp_path, hidden) -> None:
-    """Numbers that are cut to their lower bits elsewhere: a graph could show itself there alone."""
+    """Other readers cut such numbers to their lower bits, and would find a graph that this reader does not check."""
     with pytest.raises(DataError, match=r"cannot load .*graph.onnx"):
         read_graph(written(tmp_path, model_of(graph()).SerializeToString() + hidden))
 

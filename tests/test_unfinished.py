@@ -1,4 +1,4 @@
-"""Output on its way: nobody's files stand in for it, live runs keep theirs, and what killed runs left goes."""
+"""Unfinished output: files of others are not taken for it, running processes keep theirs, and leftovers are removed."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ def tracing_once() -> Iterator[None]:
         key = (spec, _decisive(spec.name, config), lowering)
         if key not in made:
             made[key] = exported(module, spec, config, lowering, fake)
-            made[key].exported_program = None  # as large as the graph, and asked for nothing
+            made[key].exported_program = None  # as large as the graph, and not needed
         program = copy.copy(made[key])
         program.model = made[key].model.clone()
         return program

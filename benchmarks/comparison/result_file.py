@@ -57,7 +57,7 @@ def merged(results: Record, part: str, name: str, record: Record) -> Record:
 
 
 def write_results(path: Path, results: Record) -> None:
-    """A kill leaves what was there. One record a line, so that changes can be read."""
+    """Write the file whole or not at all, with one record a line, so that diffs can be read."""
     lines = []
     for key, value in results.items():
         if key in ("builds", "runs") and value:

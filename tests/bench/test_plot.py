@@ -1,4 +1,4 @@
-"""Charts: whole, self-contained files; how they look is for eyes."""
+"""Charts: whole, self-contained files. How they look is not tested."""
 
 from __future__ import annotations
 

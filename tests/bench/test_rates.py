@@ -72,7 +72,7 @@ def test_without_products_the_ceiling_is_that_of_memory() -> None:
             return self
 
         def __exit__(self, *exception: object) -> None:
-            """Nothing to end."""
+            """Do nothing: no process was started."""
 
         def bandwidth(self) -> tuple[float, str]:
             return 10.0, "by hand"

@@ -23,7 +23,7 @@ def bench(run, monkeypatch):
 
 @pytest.fixture
 def unmeasured(bench, monkeypatch):
-    """The command, which must not come to measuring anything."""
+    """The command, where measuring anything fails the test."""
     for name in ("flamingo_rt.bench.measure", "flamingo_rt.export.pipeline.export_model"):
         monkeypatch.setattr(name, lambda *arguments, **options: pytest.fail("it began"))
     return bench

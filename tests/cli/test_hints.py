@@ -1,4 +1,4 @@
-"""Hints: the command does what it was asked, and says on stderr what may not have been meant. Of the packaged model."""
+"""Hints of the packaged model: the command does what it was asked, and says on stderr what may be a mistake."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ def out(tmp_path):
 
 @pytest.fixture
 def heeded_interrupts():
-    """Ctrl-C as at a terminal: what a shell starts in the background ignores it."""
+    """Let Ctrl-C interrupt as at a terminal: processes that a shell starts in the background ignore it."""
     kept = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, kept)

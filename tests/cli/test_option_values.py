@@ -1,4 +1,4 @@
-"""Every option of every command, found by asking click: paths that no file can have, numbers that are none."""
+"""Every option of every command, as click lists them: impossible paths and numbers are refused."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from flamingo_rt.cli.numbers import Counts
 from flamingo_rt.cli.paths import LONGEST_NAME, ROOM_BESIDE, PathType
 from flamingo_rt.cores import core_count
 
-# Options whose value is any text. One that is not here has a type that refuses what it cannot be.
+# Options that take any text. All others have a type that refuses impossible values.
 TEXTS = {
     "--prompt", "--question", "--choices", "--stop", "--backend", "--preset", "--compute-capability", "--lowering",
     "--license", "--source",
 }
-# What a command needs besides the option that is looked at: values that are well formed and lead nowhere.
+# Arguments that a command needs besides the tested option: well formed, naming nothing that exists.
 NEEDED = {
     ("infer",): ["--model", "/nowhere/bundle", "--prompt", "x"],
     ("prompt", "compile"): ["--model", "/nowhere/bundle", "--shot", "/nowhere/a.png", "x", "--out", "/nowhere/out"],

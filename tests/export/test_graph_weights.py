@@ -209,7 +209,7 @@ def test_matrices_are_rounded_to_half_precision_and_vectors_are_not(traced: Trac
             halve = len(each.tensor.dims) > 1
             assert each.tensor.data_type == (kind if halve else onnx.TensorProto.FLOAT), each.parts
             (halved if halve else whole).update(each.parts)
-            # As PyTorch has them, without a gate: of its product with a rounded matrix there is no half precision.
+            # Gates are not folded into rounded matrices: the product would be rounded a second time.
             expected = each.expected(traced.model, DTYPES[dtype] if halve else torch.float32, gated=False)
             assert torch.equal(each.found, expected), each.parts
     assert halved == set(matrices(traced.model))

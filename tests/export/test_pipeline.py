@@ -39,7 +39,7 @@ GRAPH_FILES = [f"{name}.onnx{suffix}" for name in GRAPHS for suffix in ("", ".da
 
 @pytest.fixture
 def copied_graphs(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Path], None]], None]:
-    """Exports take the graphs from the finished bundle, which is the same and takes no time; then ``change`` acts."""
+    """Let exports copy the graphs of the finished bundle, which takes no time, and apply ``change`` to them."""
 
     def install(change: Callable[[Path], None]) -> None:
         def copied(stored: StoredModel, folder: Path, *_: object) -> dict[str, Path]:

@@ -299,7 +299,7 @@ def test_a_cache_beyond_the_last_distance_is_refused(exported, tokens: int) -> N
 
 
 def test_the_numbers_of_a_chunk_that_is_not_reached_do_not_matter(exported, tmp_path: Path) -> None:
-    """Its numbers may be anything."""
+    """Fill it with NaN: the logits must stay finite."""
     path = tmp_path / "language_model.onnx"
     proto = onnx.load(read_bundle(exported()).graph_path(LANGUAGE_MODEL))
     spoiled = [tensor for tensor in proto.graph.initializer if f".{RELATIVE_KEYS}.1." in tensor.name]
@@ -339,7 +339,7 @@ def test_a_run_reads_the_distances_that_its_context_reaches(exported) -> None:
 
 
 def test_chunks_are_halved_with_the_other_matrices(exported, stored: StoredModel) -> None:
-    """And the graph computes with the rounded chunks; how near is checked by the export."""
+    """Check the stored bits; the export itself checks that the graph computes with them."""
     keys = relative_key_tensors(LANGUAGE, stored.tensors)
     graph = language_graph(exported("bf16"))
     chunks = {tensor.name: tensor for tensor in graph.initializer if f".{RELATIVE_KEYS}." in tensor.name}

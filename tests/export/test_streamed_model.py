@@ -75,7 +75,7 @@ def answer(model: Flamingo) -> tuple[Tensor, Tensor]:
 
 
 def close(found: Tensor, expected: Tensor) -> None:
-    """But for rounding, which depends on where in memory a weight lies, and on plain convolutions."""
+    """Assert equality up to rounding, which depends on where in memory a weight lies and on plain convolutions."""
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
 
 

@@ -1,4 +1,4 @@
-"""Graphs with wrong weights: what a comparison has to see."""
+"""Graphs with wrong weights, which a comparison has to find."""
 
 from __future__ import annotations
 

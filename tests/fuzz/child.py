@@ -142,7 +142,7 @@ class _Captured:
 
 
 def _contain(sandbox: Sandbox) -> None:
-    """Limits, an environment, and outputs of this process' own."""
+    """Give this process limits, an environment and outputs of its own."""
     os.environ.update(sandbox.environment())
     tempfile.tempdir = None  # found again, inside
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

@@ -127,7 +127,7 @@ class Runner:
 
 
 def _leave_after(body: Any) -> None:
-    """End a forked child with ``body``, without what the parent would do at its exit."""
+    """Run ``body`` in a forked child and end it, without the parent's exit handlers."""
     status = 1
     try:
         body()

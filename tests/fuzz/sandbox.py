@@ -98,7 +98,7 @@ class Sandbox:
         return found
 
     def called(self) -> bool:
-        """Whether somebody connected since the last question."""
+        """Whether somebody connected since the last call."""
         try:
             connection, _ = self.listener.accept()
         except OSError:
@@ -130,7 +130,7 @@ class Watch:
             raise OSError(ctypes.get_errno(), f"cannot watch {folder}")
 
     def touched(self) -> set[str]:
-        """The names of files that something happened to since the last question; the folder itself does not count."""
+        """The names of files that something happened to since the last call; the folder itself does not count."""
         names = set()
         while True:
             try:

@@ -285,7 +285,7 @@ def test_open_clips_configuration_states_the_norms_constant(tmp_path: Path) -> N
 
 
 KEYS = json.loads((Path(__file__).parent.parent / "fixtures" / "config_keys.json").read_text())
-# Of CLIPVisionConfig: honoured, or refused where they are not the tensors', by the tests above.
+# Keys of CLIPVisionConfig that are honoured, or refused where the tensors differ, as the tests above show.
 DECISIVE = {
     "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_channels", "image_size",
     "patch_size", "hidden_act", "layer_norm_eps", "pruned_heads",

@@ -172,7 +172,7 @@ def test_keys_that_change_no_answer_are_ignored(kind: str) -> None:
     ("rope_scaling", {"rope_type": "default", "rope_theta": 700.0}), ("rope_scaling", {"rope_type": "default"}),
 ])
 def test_rope_scaling_replaces_rope_parameters_as_in_the_library(key: str, value: dict) -> None:
-    """`rope_scaling` replaces `rope_parameters`; what it lacks is what stands beside it."""
+    """Keys that `rope_scaling` lacks are taken from beside it, not from `rope_parameters`."""
     both = {"rope_theta": 600.0, "rope_parameters": {"rope_theta": 500.0}, key: value}
     assert configure("llama", **both).rotary_base == value.get("rope_theta", 600.0)
 
@@ -207,7 +207,7 @@ DECISIVE = {
         "alibi_bias_max", "pruned_heads",
     },
 }
-# About training, generation, what is returned, or who wrote the file; `model_type` and `vocab_size` are read elsewhere.
+# Keys about training, generation, outputs or the file itself; `model_type` and `vocab_size` are read elsewhere.
 IDLE = {
     "_attn_implementation_autoset", "_name_or_path", "add_cross_attention", "architectures", "attention_dropout",
     "attn_impl", "attn_pdrop", "bad_words_ids", "begin_suppress_tokens", "bos_token_id", "chunk_size_feed_forward",

@@ -110,7 +110,7 @@ def test_a_matroska_clip_is_turned_and_mirrored_too(tmp_path, turn, monkeypatch)
 
 
 def test_interlaced_clips_are_shown_or_a_library_is_named(tmp_path, monkeypatch):
-    """OpenCV 5.0 gives what lay in its memory for them."""
+    """OpenCV 5.0 returns uninitialised memory for them."""
     clip = write_clip(tmp_path / "a.mp4", options={"x264-params": "tff=1", "crf": "1"})
     assert difference(read_frames(Video(clip, frames=1))[0], frame(8)) < 4
     monkeypatch.setitem(sys.modules, "av", None)

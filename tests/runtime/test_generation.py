@@ -253,7 +253,7 @@ def test_a_caption_less_likely_than_usual_says_so(config, tokenizer, pictures):
     assert found.probability == pytest.approx(each**3, rel=1e-5)
     assert found.unlike_validation is False
     assert result(each**3 + 1e-4, caption).unlike_validation is True
-    # Cut before it fell below, it may yet.
+    # The answer was cut while its probability was above: more tokens could bring it below.
     assert result(each**3 + 1e-4, caption, max_new_tokens=2).unlike_validation is None
     assert result(each**2 + 1e-4, caption, max_new_tokens=2).unlike_validation is True
 

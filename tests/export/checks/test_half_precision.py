@@ -110,7 +110,7 @@ def picture() -> Image:
 
 
 def test_an_fp16_bundle_answers_as_the_rounded_model_does(halves, checkpointed: StoredModel, picture, tmp_path) -> None:
-    # Free of ties: the first logits of both, and what is likeliest.
+    # Greedy tokens could be ties, which rounding decides; scores are compared instead.
     model = flamingo_rt.load(halves("fp16"))
     rounded = compared_with(in_half(checkpointed, torch.float16), torch.float16)
     save_checkpoint(tmp_path / "rounded", rounded.load(), checkpointed.tokenizer)
@@ -173,7 +173,7 @@ def multiplied(tensor: LazyTensor, factor: float) -> LazyTensor:
 
 
 def test_numbers_too_large_for_fp16_are_refused_with_the_remedy(checkpointed: StoredModel, tmp_path) -> None:
-    # Large between two matrices: what comes out is not.
+    # The numbers are too large between these two matrices, and usual again behind them.
     large = dict(checkpointed.tensors)
     for part, factor in (("up", 3e4), ("down", 1 / 3e4)):
         name = f"language.layers.1.ff.{part}.weight"

@@ -38,7 +38,7 @@ def test_the_reference_is_the_same_every_time_and_reports_each_step(stored: Stor
 
 
 def test_the_reference_is_the_models_own_answer_to_each_text_alone(stored: StoredModel, reference: Reference) -> None:
-    """Without a batch, media by row or a recorded cache: each text with its pictures through `Flamingo.forward`."""
+    """Compute each text with its pictures through `Flamingo.forward`: no batch, no media by row, no recorded cache."""
     model = stored.load()
     for expected in reference.cases:
         case, first = expected.case, 0

@@ -70,7 +70,7 @@ def test_every_fourth_prompt_is_measured_with_and_the_others_calibrate(write, co
 
 
 def test_a_single_prompt_is_refused(write) -> None:
-    """There would be none to measure with that was not rounded for."""
+    """No prompt would be left to measure with."""
     with pytest.raises(DataError, match=r"holds 1 calibration prompts: give two or more, .*such as"):
         read_prompts(write('["Output: a star"]'))
 
@@ -176,7 +176,7 @@ PROMPTS = placed(
 
 
 def test_prompts_become_cases_that_are_read_as_in_use(model: Flamingo, tokenizer: TextTokenizer) -> None:
-    """Prefill, then the last tokens one by one; each with its own pictures, the one without any with some."""
+    """Prefill, then the last tokens one by one. A prompt without pictures gets features that it does not look at."""
     told: list[int] = []
     reference = encode_prompts(model, tokenizer, PROMPTS, told.append)
     assert told == [1] * 4

@@ -49,7 +49,7 @@ def model_of(nodes: list[onnx.NodeProto], weights: dict[str, np.ndarray], x: np.
 def run(model: onnx_ir.Model, x: np.ndarray) -> np.ndarray:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    # Optimized, ONNX Runtime would round the activations too.
+    # With optimizations, ONNX Runtime would round the activations too.
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     proto = onnx_ir.to_proto(model)
     session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])

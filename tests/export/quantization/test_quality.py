@@ -141,7 +141,7 @@ def test_every_scheme_has_limits_that_fewer_bits_widen() -> None:
 
 
 def test_the_command_lines_choices_are_the_schemes_that_exist() -> None:
-    """The command line knows the choices without numpy and torch, so they stand apart from what is made of them."""
+    """The command line lists the choices without numpy and torch, so they are kept apart from the schemes."""
     assert tuple(SCHEMES) == tuple(LIMITS) == QUANTIZATIONS
     assert tuple(name for name, scheme in SCHEMES.items() if 4 not in scheme.bits) == WITHOUT_4_BITS
     assert BLOCKS[-1] == DEFAULT_BLOCK
@@ -149,7 +149,7 @@ def test_the_command_lines_choices_are_the_schemes_that_exist() -> None:
     assert set(SCHEMES_OF) == set(CACHE_FORMS) == set(LOWERINGS)
     assert {name for names in SCHEMES_OF.values() for name in names} == set(QUANTIZATIONS)
     for names in SCHEMES_OF.values():
-        asked_for = [LIMITS[name] for name in names]  # the mildest first: the advice is to take one before
+        asked_for = [LIMITS[name] for name in names]  # the mildest first: an error advises those before
         assert asked_for == sorted(asked_for, key=lambda limits: (-limits.cosine, limits.changed))
 
 

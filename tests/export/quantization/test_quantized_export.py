@@ -42,7 +42,7 @@ from flamingo_rt.progress import silent
 
 # A small random model has no outliers and no margins: tokens change easily.
 LOOSE = {"min_cosine": 0.9, "max_changed": 0.4}
-# What divides the widths of the small model's matrices, instead of blocks of 256.
+# Blocks that divide the widths of the small model's matrices; those of 256 do not.
 FITTED = {"attention": [32], "feed_forward": [16, 32, 128], "head": [32]}
 WORDS = ["Output: a red circle", "Question: how many stars are there? Answer: two", "Output: a blue square", "Output:"]
 
@@ -189,7 +189,7 @@ def test_no_dense_matrix_of_the_language_model_is_left(exported) -> None:
 
 @pytest.fixture
 def export(stored: StoredModel, calibration: Calibration, traced_before: None, tmp_path: Path):
-    """Export to ``out`` with these options; what is left behind is looked at by the test."""
+    """Export to ``out`` with these options."""
     def call(scheme: str = "int8", dtype: str = "fp32", **options: object):
         wanted = Quantize(scheme, **({"calibration": calibration} | LOOSE | options))
         return export_model(stored, tmp_path / "out", quantize=wanted, dtype=dtype)
@@ -202,7 +202,7 @@ def export(stored: StoredModel, calibration: Calibration, traced_before: None, t
     ({"min_cosine": -1.0, "max_changed": 0.0}, r"int8 changes \d+ of \d+ greedy tokens .*at most 0\.0%.*--max-changed"),
 ])
 def test_a_cost_beyond_the_limits_leaves_nothing_behind(export, tmp_path: Path, limits, message, monkeypatch) -> None:
-    if "max_changed" in limits:  # as many as there may be
+    if "max_changed" in limits:  # the small model may change none
         quality = one_changed(quantized_export.QualityMeter.quality)
         monkeypatch.setattr(quantized_export.QualityMeter, "quality", quality)
     with pytest.raises(ParityError, match=message):
@@ -216,7 +216,7 @@ def one_changed(quality: Callable) -> Callable:
 
 @pytest.mark.parametrize("spoiled", ["larger", "other", "swapped"])
 def test_a_spoiled_rounding_is_refused(export, tmp_path: Path, monkeypatch, spoiled: str) -> None:
-    """Wrong scales of one kind of matrix: as a bug in the packing would give."""
+    """Give one kind of matrix wrong scales, as a bug in the packing would."""
     def rounding(model, tokenizer, scheme, prompts, progress) -> dict[str, QuantizedMatrix]:
         rounded = error_aware_rounding(model, tokenizer, scheme, prompts, progress)
         for name in rounded:

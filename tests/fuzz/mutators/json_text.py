@@ -11,7 +11,7 @@ from typing import Any
 NUMBERS = (0, -1, 1, 2, 3, 0.5, 1e-9, 1e30, 1e308, 2**31, 2**32 - 1, 2**53, 10**18, 2**63, 2**64, 10**30, 10**400,
            -(10**18),
            float("nan"), float("inf"), -float("inf"), 100_000, 1_000_000, 1_000_003, 7, 5000)
-# What a terminal obeys, what a shell, a chart or a path takes for its own, and what no file name can be.
+# Texts that mean something to terminals, shells, charts and paths, and impossible file names.
 TEXTS = (
     "", " ", "a" * 5000, "\x00", "a\x00b", "\x1b]52;c;aGFjaw==\x07", "\x1b[2J\x1b[H", "\u202etxt.exe", "\u2028",
     "\ud800",
