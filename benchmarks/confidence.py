@@ -40,7 +40,7 @@ Pictures = Mapping[str, Sequence[np.ndarray]]
 
 
 def photographs(folder: Path | None) -> dict[str, np.ndarray]:
-    """By name, uint8 [H, W, 3]."""
+    """Photographs by name, uint8 [H, W, 3]."""
     from sklearn.datasets import load_sample_images
 
     found = dict(zip(("china", "flower"), load_sample_images().images, strict=True))

@@ -216,7 +216,7 @@ def test_every_measured_system_has_a_colour() -> None:
                                  if each.kind in compared_systems.MEASURED and not each.captions}
 
 
-# What is asked
+# The workload
 
 
 @pytest.fixture(scope="module")

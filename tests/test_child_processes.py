@@ -173,7 +173,7 @@ STARTED_HERE = {
 
 
 def test_no_process_is_started_in_another_way() -> None:
-    """Every call of `subprocess` and its like has the environment from here, and no command says ``-m`` by itself."""
+    """Check in the source that every call of `subprocess` has the environment made here, and no command ``-m``."""
     starting = set()
     for folder in ("flamingo_rt", "export", "engines", "benchmarks"):
         for file in sorted((ROOT / folder).rglob("*.py")):

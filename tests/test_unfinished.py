@@ -110,7 +110,7 @@ def test_two_runs_have_different_places(tmp_path) -> None:
         assert one != other
         one.write_text("one")
         other.write_text("other")
-    assert (tmp_path / "out").read_text() == "one"  # which ended last
+    assert (tmp_path / "out").read_text() == "one"  # this one ended last
     assert names(tmp_path) == ["out"]
 
 

@@ -43,7 +43,7 @@ def test_a_page_has_charts_and_tables_and_needs_nothing_else(made_up) -> None:
     assert "Something to know." in page
     assert "<?xml" not in page
     ids = re.findall(r' id="([^"]+)"', page)
-    assert len(set(ids)) == len(ids)  # the charts of a page do not take each other's
+    assert len(set(ids)) == len(ids)  # charts of a page do not share ids
     assert set(re.findall(r'(?:url\(#|href="#)([^")]+)', page)) <= set(ids)
 
 
@@ -168,7 +168,7 @@ def test_a_logarithmic_axis_has_no_bars_since_it_has_no_zero(made_up) -> None:
 @pytest.mark.parametrize("name", CHARTS)
 def test_every_text_of_a_chart_is_in_the_picture(made_up, name: str, many: bool) -> None:
     figure = draw_one(with_many_points(made_up) if many else made_up, name)
-    figure.set_dpi(72)  # as SVG
+    figure.set_dpi(72)  # the resolution of SVG
     figure.draw_without_rendering()
     (left, bottom), (right, top) = figure.get_tightbbox().get_points()  # inches, around all that is drawn
     width, height = figure.get_size_inches()

@@ -208,7 +208,7 @@ def test_a_signal_during_export_leaves_nothing_half_written(name: str, checkpoin
     command = [sys.executable, "-c", code, "export", "--ckpt", str(checkpoint), "--out", str(tmp_path / "out")]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        # What a shell starts in the background ignores it, and so does what that starts.
+        # A process that a shell starts in the background ignores it, and so do its children.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stdout is not None

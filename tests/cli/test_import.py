@@ -77,7 +77,7 @@ def refused(importing, tmp_path: Path):
     return call
 
 
-# What it writes
+# Output
 
 
 def test_the_checkpoint_answers(run, importing, files, pictures, tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ def test_the_encoders_form_is_the_users_choice(importing, own, tmp_path: Path) -
     assert (config.activation, config.post_norm) == ("quick_gelu", True)
 
 
-# Where it writes
+# Place of the output
 
 
 def refuse_reading(monkeypatch: pytest.MonkeyPatch) -> None:

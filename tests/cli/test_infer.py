@@ -270,7 +270,7 @@ def test_pictures_of_every_kind_are_answered(infer, tmp_path, name) -> None:
     assert outcome.out.endswith("\n")
 
 
-# What cannot be used
+# Refusals
 
 
 def enormous_png() -> bytes:

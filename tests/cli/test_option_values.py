@@ -126,7 +126,7 @@ def test_a_path_that_no_file_can_have_is_a_usage_error(run, words, option, value
 def test_a_number_that_makes_no_sense_is_a_usage_error(run, words, option, value) -> None:
     outcome = run(*arguments(words, option, value))
     assert (outcome.code, outcome.out) == (2, "")
-    names = (option.opts[0], option.opts[0].lstrip("-").replace("-", "_"))  # as the command line or the library has it
+    names = (option.opts[0], option.opts[0].lstrip("-").replace("-", "_"))  # option or argument
     assert any(name in outcome.err for name in names)
 
 

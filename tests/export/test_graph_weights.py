@@ -184,7 +184,7 @@ def test_only_a_tied_embedding_is_transposed_at_run_time(traced: Traced) -> None
     assert found == ["model.language.embedding.weight"]
 
 
-# What is stored
+# Stored tensors
 
 
 def test_initializers_hold_exactly_the_models_values(traced: Traced, saved) -> None:
@@ -218,7 +218,7 @@ def test_matrices_are_rounded_to_half_precision_and_vectors_are_not(traced: Trac
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
 def test_every_use_of_a_half_precision_matrix_is_cast(saved, dtype: str) -> None:
-    """Behind the matrix, or behind what takes rows of it (Gather) or turns it (Transpose, of a tied embedding)."""
+    """Find the cast behind the matrix, behind a Gather of its rows, or behind the Transpose of a tied embedding."""
     movers: Counter[str] = Counter()
     for path in saved(dtype).values():
         graph = onnx.load(path, load_external_data=False).graph

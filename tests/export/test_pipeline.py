@@ -313,6 +313,6 @@ def test_a_kill_during_export_leaves_the_old_bundle(
     assert len(list(tmp_path.rglob("half.onnx"))) == 1
     read_bundle(out)  # verifies every hash
     copied_graphs(lambda folder: None)
-    export_model(stored, out, overwrite=True)  # what the killed run left is no obstacle
+    export_model(stored, out, overwrite=True)  # leftovers of the killed run do not stand in the way
     read_bundle(out)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -46,7 +46,7 @@ from flamingo_rt.processing.prompt import build_prompt
 from flamingo_rt.training.tokenizer_training import train_tokenizer
 from flamingo_rt.weights.lazy import LazyTensor
 
-CHUNK = 200  # of each of three
+CHUNK = 200  # distances; the context has three chunks
 CONFIG = replace(small_config(), language=replace(small_config().language, positions="relative", context=3 * CHUNK))
 LANGUAGE = CONFIG.language
 
@@ -323,7 +323,7 @@ def test_the_graph_multiplies_with_chunks_and_projects_nothing(exported) -> None
     assert not {"Sin", "Cos", "Einsum"} & {node.op_type for node in graph.node}
     multiplied = [node.input[1] for node in graph.node if node.op_type == "MatMul"]
     assert sorted(name for name in multiplied if name in chunks) == sorted(chunks)
-    # What is left are the layers' own matrices: no table is turned, cut or copied first.
+    # Only the layers' own matrices are left: no table is transposed, cut or copied first.
     assert all(name in dims for name in multiplied)
 
 

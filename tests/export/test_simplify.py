@@ -238,7 +238,7 @@ def test_a_node_whose_output_is_not_read_is_removed() -> None:
 
 
 class Outputs:
-    """Keeps what graphs give."""
+    """Metric that keeps the outputs of graphs."""
 
     def __init__(self) -> None:
         self.seen: list[tuple[tuple[str, str, str], np.ndarray]] = []
@@ -280,7 +280,7 @@ def test_a_decoder_layer_has_few_operators(traced: Any) -> None:
 
 
 def test_a_cross_attention_layer_has_few_operators(traced: Any) -> None:
-    """Two norms, four products, one operator of attention; the gates are gone."""
+    """Count two norms, four products and one operator of attention; the gates are gone."""
     nodes = list(traced[LANGUAGE_MODEL][1].graph)
     start = next(place for place, node in enumerate(nodes) if any(
         value is not None and value.name.endswith("cross_attention.layers.2.attention_norm.weight")

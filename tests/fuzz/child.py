@@ -54,7 +54,7 @@ def run_input(kind: Kind, number: Input, seed: int, seeds: Seeds, sandbox: Sandb
         return Outcome(judge.FINDING, f"harness: {outcome.what}", outcome.detail)
     case = _case(kind, number)
     before = sandbox.contents()
-    watch.touched(), sandbox.called()  # of making the input
+    watch.touched(), sandbox.called()  # forget the events of making the input
     resident, started = _reset_peak(), time.process_time()
     _limit_time(kind.seconds)
     with _Captured(sandbox) as printed:

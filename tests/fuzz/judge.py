@@ -15,7 +15,7 @@ from .sandbox import OUTPUT
 ACCEPTED, REFUSED, FINDING = "accepted", "refused", "finding"
 # Control characters, and those that reorder text on the screen. Line ends and tabs are text.
 _OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\u2028\u2029]")
-_HIDDEN = re.compile(r"/\.[^/]*$|\.(partial|old|tmp)$")  # what is written beside an output before it is renamed
+_HIDDEN = re.compile(r"/\.[^/]*$|\.(partial|old|tmp)$")  # unfinished output, before it is renamed
 _PROJECT = Path(__file__).parents[2]
 _HERE = Path(__file__).parent
 

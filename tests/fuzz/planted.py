@@ -80,7 +80,7 @@ def _refuse_after(line: str) -> Bug:
     return _raise(DataError(line))
 
 
-# What each does, and what the harness must call it.
+# Each target, and what the harness must call its outcome.
 BUGS: dict[str, tuple[Bug, str]] = {
     "raises": (_raise(ValueError("damaged")), "ValueError at tests/fuzz/planted.py:bug"),
     "panics": (_raise(Panic("index out of range")), "Panic at tests/fuzz/planted.py:bug"),

@@ -28,7 +28,7 @@ class Tally:
     refused: int = 0
     findings: int = 0
     memory: int = 0  # bytes, the most of an input
-    seconds: float = 0.0  # of processor time, in all
+    seconds: float = 0.0  # processor time of all inputs
     longest: float = 0.0
 
     @property

@@ -61,14 +61,14 @@ class Runner:
     def __init__(self, top: Path, jobs: int, seed: int = 0) -> None:
         self._top, self._seed = top, seed
         gc.collect()
-        gc.freeze()  # what is here stays: children collect what is theirs alone, in a hundredth of the time
+        gc.freeze()  # children then collect their own objects alone, in a hundredth of the time
         self._sandboxes = [Sandbox.make(top / f"job{job}") for job in range(jobs)]
         self._spare: Sandbox | None = None
         self._seeds: dict[str, Seeds] = {}
 
     @property
     def spare(self) -> Sandbox:
-        """One that no child uses."""
+        """A sandbox that no child uses."""
         if self._spare is None:
             self._spare = Sandbox.make(self._top / "spare")
         return self._spare

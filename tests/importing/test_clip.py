@@ -151,7 +151,7 @@ def test_the_text_tower_is_ignored(naming: str) -> None:
         "ln_final.weight": torch.zeros(32), "logit_scale": torch.tensor(1.0),
         "text_model.embeddings.position_embedding.weight": torch.zeros(77, 32),
     }
-    for layer in range(LAYERS + 2):  # of other sizes than the encoder's
+    for layer in range(LAYERS + 2):  # their sizes are not the encoder's
         text[f"transformer.resblocks.{layer}.ln_1.weight"] = torch.zeros(32)
         text[f"transformer.resblocks.{layer}.mlp.c_fc.weight"] = torch.zeros(64, 32)
         text[f"text_model.encoder.layers.{layer}.layer_norm1.weight"] = torch.zeros(32)

@@ -39,7 +39,7 @@ def processed() -> list[tuple[list[int], dict, np.ndarray]]:
 
 
 def test_pictures_are_what_the_transformers_library_makes_of_them_with_every_combination_of_settings(processed) -> None:
-    """Five kinds of sizes, six filters, three scales, three normalisations."""
+    """Compare five kinds of sizes, six filters, three scales and three normalisations."""
     assert len(processed) == 5 * 6 * 3 * 3
     equal = []
     for (width, height), settings, expected in processed:

@@ -260,7 +260,7 @@ def test_what_no_family_computes_is_refused(kind: str, key: str, neutral: object
     assert_refused(kind, key, value)
 
 
-# What cannot be imported
+# Refusals
 
 
 @pytest.mark.parametrize(

@@ -157,7 +157,7 @@ def test_a_clip_that_shows_its_frames_again_and_again_ends(tmp_path, reader, mon
 
 
 def test_edits_are_followed(tmp_path, reader):
-    """Three times the 16 frames: the centres of four quarters of 48."""
+    """Show the 16 frames three times: four frames are the centres of the quarters of 48."""
     clip = repeated_edit(write_clip(tmp_path / "a.mp4"), 3)
     found = [np.asarray(picture, int)[-1, -1, 0] for picture in read_frames(Video(clip, frames=4))]
     np.testing.assert_allclose(found, [level(index % 16) for index in (6, 18, 30, 42)], atol=6)

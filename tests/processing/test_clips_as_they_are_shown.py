@@ -202,7 +202,7 @@ def test_animations_are_shown_as_pictures_are(tmp_path, monkeypatch, kind, libra
     for picture, index in zip(pictures, range(1, 16, 2), strict=True):
         expected = np.full((HEIGHT, WIDTH, 3), 255)
         expected[:, : WIDTH // 2] = frame(index)[:, : WIDTH // 2]
-        np.testing.assert_allclose(np.asarray(picture, int), expected, atol=6)  # of GIF's palette
+        np.testing.assert_allclose(np.asarray(picture, int), expected, atol=6)  # GIF's palette has few colours
 
 
 def test_an_animation_is_sampled_by_its_delays_and_its_first_picture_may_be_none_of_it(tmp_path):

@@ -136,7 +136,7 @@ CONTAINERS = {
     "mjpeg": ("a.mjpeg", None, "mjpeg", "yuvj420p"),
     "yuv4mpegpipe": ("a.y4m", None, "wrapped_avframe", "yuv420p"),
 }
-SIZES = {"dv": (720, 576), "rm": (176, 144)}  # of the only pictures that these codecs have
+SIZES = {"dv": (720, 576), "rm": (176, 144)}  # the only sizes that these codecs have
 
 
 def test_every_container_that_is_let_through_has_a_case():

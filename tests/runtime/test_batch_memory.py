@@ -37,7 +37,7 @@ def test_the_needed_memory_is_that_of_the_arrays_the_decoder_binds(flamingo, con
     taken = sum(array.nbytes for array in [*arrays, bound.outputs["logits"]])
     capacity = bound.inputs["past_key_values.0.key"].shape[2]
     needed = batch_memory.needed_bytes(specs, rows=2, capacity=capacity, visuals=2)
-    assert taken <= needed <= taken + 2 * 8 * (2 * capacity + 1)  # and the tokens
+    assert taken <= needed <= taken + 2 * 8 * (2 * capacity + 1)  # plus input_ids and media_index
 
 
 def test_a_token_more_needs_its_keys_and_values_in_every_layer(specs):
@@ -85,7 +85,7 @@ def test_rows_behind_a_prefix_are_read_one_at_a_time(torch_model, specs, config,
     assert len(torch_model.generate_batch(["x"] * 3, prefix=shots, max_new_tokens=4)) == 3
 
 
-# What prefill computes
+# Memory of prefill
 
 
 def with_language(config, **changes):

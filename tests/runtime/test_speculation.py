@@ -257,7 +257,7 @@ def test_another_process_gives_the_same_bits():
     assert drafted > 0
 
 
-# What is guessed
+# Guesses
 
 
 def guesses(ids, most, stop_ids=frozenset()):

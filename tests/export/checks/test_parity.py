@@ -52,7 +52,7 @@ def test_the_reference_is_the_models_own_answer_to_each_text_alone(stored: Store
             first += len(places)
             with torch.no_grad():
                 logits, _ = model(ids[None], index[None], *shown)
-            torch.testing.assert_close(expected.logits[row], logits[0], rtol=0, atol=2e-4)  # of logits up to 5
+            torch.testing.assert_close(expected.logits[row], logits[0], rtol=0, atol=2e-4)  # logits are up to 5
 
 
 def test_the_reference_has_every_layers_media_and_cache(stored: StoredModel, reference: Reference) -> None:
@@ -80,7 +80,7 @@ def test_the_graphs_equal_the_model_in_memory(bundle: Path, reference: Reference
 
 @pytest.mark.parametrize("graph", GRAPHS)
 def test_no_wrong_weight_escapes(graph: str, bundle: Path, reference: Reference, tmp_path: Path) -> None:
-    """Every tensor that stands in the weight file, in turn."""
+    """Spoil every tensor of the weight file in turn."""
     read = read_bundle(bundle)
     paths = {name: read.graph_path(name) for name in GRAPHS}
     names = stored_floats(paths[graph])

@@ -184,7 +184,7 @@ def test_a_scheme_gives_each_kind_of_matrix_its_bits(traced, scheme: str, bits: 
         if "language.head" in name or "language.embedding" in name:
             assert (number, block) == (head, 32), name
         elif ".ff." in name:
-            down = 16 if "language" in name else 128  # which divide 48 and 128
+            down = 16 if "language" in name else 128  # the largest blocks that divide 48 and 128
             assert (number, block) == (feed_forward, down if "down" in name else 32), name
         else:
             assert (number, block) == (attention, 32), name
@@ -202,7 +202,7 @@ def test_a_tied_embedding_is_stored_once(tied, scheme: str, tmp_path: Path) -> N
     assert stored <= rows * width + 4 * rows * width // 32 + 64  # a byte a number, a scale for 32, a shape
     users = [node.op_type for node in proto.graph.node if any(name.endswith("embedding.weight.packed")
                                                              for name in node.input)]
-    assert sorted(users) == ["GatherBlockQuantized", "MatMulNBits"]  # as it is: a reshaped one would be another
+    assert sorted(users) == ["GatherBlockQuantized", "MatMulNBits"]  # a reshaped table would be stored twice
     assert not any(node.op_type == "Transpose" for node in proto.graph.node)
 
 
@@ -312,7 +312,7 @@ def test_a_product_of_integers_is_that_of_the_definition(seed: int, shape: tuple
 
 
 def test_a_product_of_integers_does_not_overflow() -> None:
-    """All numbers the largest there are: 16 bits would not hold the sum of two products, 32 hold them all."""
+    """Use the largest numbers there are: 16 bits do not hold the sum of two products, 32 bits hold all of them."""
     for sign in (1, -1):
         x, matrix = np.full((2, 4096), sign, np.float32), np.ones((4096, 16), np.float32)
         found = run(alone(product(), matrix, x.shape, (2, 16), VISION_ENCODER)[0], x)
@@ -422,7 +422,7 @@ def test_a_matrix_that_is_read_twice_is_quantized_for_both(graph: str) -> None:
     assert np.abs(found - expected).max() < 0.03 * np.abs(expected).max()
 
 
-# What is told, and when weights are read
+# Results of `quantize_graph`, and when weights are read
 
 
 @pytest.mark.parametrize("scheme", SCHEMES_OF["ort"])

@@ -101,7 +101,7 @@ def manifest(bundle: Path) -> dict:
     return json.loads((bundle / "manifest.json").read_text())
 
 
-# What is written
+# The bundle
 
 
 @pytest.mark.parametrize("scheme", SCHEMES_OF["ort"])
@@ -184,7 +184,7 @@ def test_no_dense_matrix_of_the_language_model_is_left(exported) -> None:
     assert all(name.endswith((".packed", ".scales")) for name in large)
 
 
-# What is refused
+# Refusals
 
 
 @pytest.fixture

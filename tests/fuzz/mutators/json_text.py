@@ -23,7 +23,7 @@ DEPTH = 3000
 
 
 def value(rng: Random) -> Any:
-    """Something else, of any type."""
+    """A JSON value of any type, other than the old one."""
     kind = rng.randrange(8)
     if kind < 3:
         return rng.choice(NUMBERS)
@@ -83,7 +83,7 @@ def _change(rng: Random, holder: Any, key: Any) -> None:
     elif kind == 4:
         del holder[key]
     elif kind == 5 and isinstance(old, (int, float)) and not isinstance(old, bool):
-        whole = old if abs(old) < 10**300 else 1  # what no float holds any more
+        whole = old if abs(old) < 10**300 else 1  # too large for a float
         holder[key] = rng.choice((whole + 1, whole * 2, -old, float(whole), str(whole), whole * 1000, whole // 2 or 1))
     elif kind == 6 and isinstance(holder, dict):
         holder[rng.choice(TEXTS)] = old
