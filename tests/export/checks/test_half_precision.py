@@ -28,6 +28,7 @@ from flamingo_rt.engines.ort import OrtBackend
 from flamingo_rt.errors import ParityError, UsageError
 from flamingo_rt.export.checks.half_precision import RoundedConstants, compared_with, in_half
 from flamingo_rt.export.pipeline import export_model
+from flamingo_rt.export.quantization.quantization_options import Quantize
 from flamingo_rt.processing.visuals import Image
 from flamingo_rt.runtime.batch_memory import needed_bytes
 from flamingo_rt.training.tokenizer_training import train_tokenizer
@@ -172,14 +173,17 @@ def multiplied(tensor: LazyTensor, factor: float) -> LazyTensor:
     return LazyTensor(tensor.shape, tensor.dtype, tensor.file, lambda: tensor.read() * factor)
 
 
-def test_numbers_too_large_for_fp16_are_refused_with_the_remedy(checkpointed: StoredModel, tmp_path) -> None:
+@pytest.mark.parametrize(
+    "options", [{}, {"lowering": "tensorrt", "quantize": Quantize("int8")}], ids=["plain", "quantized"]
+)
+def test_numbers_too_large_for_fp16_are_refused_with_the_remedy(checkpointed: StoredModel, tmp_path, options) -> None:
     # The numbers are too large between these two matrices, and usual again behind them.
     large = dict(checkpointed.tensors)
     for part, factor in (("up", 3e4), ("down", 1 / 3e4)):
         name = f"language.layers.1.ff.{part}.weight"
         large[name] = multiplied(large[name], factor)
     with pytest.raises(ParityError, match=r"graph language_model, .* too large for torch.float16 .*--compute bf16"):
-        export_model(replace(checkpointed, tensors=large), tmp_path / "out", compute="fp16")
+        export_model(replace(checkpointed, tensors=large), tmp_path / "out", compute="fp16", **options)
     assert not list(tmp_path.iterdir())
 
 
