@@ -28,13 +28,7 @@ from flamingo_rt.config import FlamingoConfig
 from flamingo_rt.contract import CACHE_FORMS, GRAPHS, LANGUAGE_MODEL, RESAMPLER, VISION_ENCODER
 from flamingo_rt.engines.ort import OrtBackend, import_onnxruntime
 from flamingo_rt.errors import ParityError, UsageError
-from flamingo_rt.export.checks.half_precision import (
-    RoundedConstants,
-    compared_with,
-    half_tolerance,
-    in_half,
-    rounding_cost,
-)
+from flamingo_rt.export.checks.half_precision import half_reference, half_tolerance, in_half, rounding_cost
 from flamingo_rt.export.checks.parity import TOLERANCE, Deviation
 from flamingo_rt.export.checks.parity import compare as run_cases
 from flamingo_rt.export.checks.parity_cases import CASES, STEPS, Reference, compute_reference
@@ -151,9 +145,7 @@ def export_model(
         if quantize is None:
             measured = _export_compared(stored, folder, lowering, precision, compare, tolerance, progress)
         else:
-            quantized = QuantizedExport(quantize, lowering, precision.half, stored, tokenizer, compare, progress)
-            _write_graphs(stored, folder, lowering, precision, quantized.change, progress)
-            measured = Measured({}, quantized.record(graph_paths(folder)), None)
+            measured = _export_quantized(quantize, stored, folder, lowering, precision, tokenizer, compare, progress)
         written = WrittenGraphs(folder, stored.config, lowering, precision, quantize is not None)
         usual = None if validation is None else _validated(validation, tokenizer, written, progress)
         reference = _recorded(tokenizer, written, measured, tolerance, progress) if compare else None
@@ -230,10 +222,11 @@ def _export_compared(
     """Write the graphs, not quantized, and compare them with PyTorch."""
     reference = None
     if compare:
-        expected = compared_with(stored, precision.matrices) if precision.half else stored
-        constants = RoundedConstants(precision.matrices) if precision.half else contextlib.nullcontext()
-        with progress("PyTorch's answers", STEPS) as advance, constants:
-            reference = compute_reference(streamed_model(expected.config, expected.tensors), advance)
+        with progress("PyTorch's answers", STEPS) as advance:
+            if precision.half:
+                reference = half_reference(stored, precision.matrices, advance)
+            else:
+                reference = compute_reference(streamed_model(stored.config, stored.tensors), advance)
     _write_graphs(stored, folder, lowering, precision, lambda name, graph: None, progress)
     if reference is None:
         return Measured({}, None, None)
@@ -243,6 +236,22 @@ def _export_compared(
         with progress(f"PyTorch's answers in {precision.compute}", STEPS) as advance:
             rounding = rounding_cost(stored, precision.matrices, reference, advance)
     return Measured(parity.largest, None, rounding)
+
+
+def _export_quantized(
+    quantize: Quantize, stored: StoredModel, folder: Path, lowering: str, precision: Precision,
+    tokenizer: TextTokenizer, compare: bool, progress: Progress,
+) -> Measured:
+    """Write quantized graphs, and measure what quantization costs. What half precision costs is measured apart, with
+    the weights before quantization: it rounds what the layers compute, whose size quantization hardly changes."""
+    rounding = None
+    if compare and precision.half:
+        half, dtype = in_half(stored, precision.matrices), precision.matrices
+        with progress(f"PyTorch's answers in {precision.compute}", 2 * STEPS) as advance:
+            rounding = rounding_cost(half, dtype, half_reference(half, dtype, advance), advance)
+    quantized = QuantizedExport(quantize, lowering, precision.half, stored, tokenizer, compare, progress)
+    _write_graphs(stored, folder, lowering, precision, quantized.change, progress)
+    return Measured({}, quantized.record(graph_paths(folder)), rounding)
 
 
 def _validated(

@@ -133,9 +133,9 @@ class Bundle:
 
     ``parity``: the largest deviation from PyTorch per graph, measured at export; empty where nothing was compared.
     ``quantization``: how the weights are stored, and what that cost. ``rounding``: the largest deviation per graph that
-    half precision makes in PyTorch. ``validation``: how likely its captions are. ``reference``: what `flamingo-rt
-    verify` compares with. ``step_costs``: costs of decode steps of several tokens. ``license`` and ``source`` of the
-    weights, as given when they were exported.
+    half precision makes in PyTorch, with the weights before quantization. ``validation``: how likely its captions are.
+    ``reference``: what `flamingo-rt verify` compares with. ``step_costs``: costs of decode steps of several tokens.
+    ``license`` and ``source`` of the weights, as given when they were exported.
     """
 
     path: Path

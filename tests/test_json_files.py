@@ -27,7 +27,7 @@ def test_a_file_is_parsed(tmp_path):
     ("[" * (MOST_LEVELS + 1) + "]" * (MOST_LEVELS + 1), "nested deeper"),
     ('{"\\u001b[2J": 1, "\\u001b[2J": 2}', "appears twice"),
 ])
-def test_what_is_no_json_is_an_error(content, message, tmp_path):
+def test_a_file_that_is_no_json_is_an_error(content, message, tmp_path):
     with pytest.raises(DataError, match=message) as caught:
         read_json(written(tmp_path, content))
     assert "config.json" in str(caught.value)

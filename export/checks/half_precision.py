@@ -70,6 +70,14 @@ class RoundedConstants(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+def half_reference(half: StoredModel, dtype: torch.dtype, on_step: Callable[[int], None]) -> Reference:
+    """Compute in float32 what graphs of ``dtype`` should compute with the weights of ``half``. See `compute_reference`
+    for ``on_step``."""
+    expected = compared_with(half, dtype)
+    with RoundedConstants(dtype):
+        return compute_reference(streamed_model(expected.config, expected.tensors), on_step)
+
+
 def rounding_cost(
     half: StoredModel, dtype: torch.dtype, expected: Reference, on_step: Callable[[int], None]
 ) -> dict[str, float]:

@@ -171,10 +171,12 @@ def _sampled(arrays: list[np.ndarray], positions: np.ndarray) -> np.ndarray:
 
 # Tolerances: how far another backend or device may be from the reference, relative to a tensor's scale.
 
-# Half precision is judged by how much it makes PyTorch itself deviate; other kernels round in other places.
+# Half precision is judged by what it costs PyTorch itself; other kernels round elsewhere. The packaged model's graphs
+# deviated by a tenth of that to 1.4 times that on ONNX Runtime's CPU kernels. Quantized weights are the same numbers in
+# the reference and on the device, so rounding is again the only difference: with every operator's result rounded, the
+# packaged model quantized deviated by 0.2 to 2.2 times that (tests/export/quantization/test_quantized_half_precision.py).
 TIMES_ROUNDING = 4.0
-LEAST_UNITS = 8.0  # of rounding, where PyTorch hardly deviates
-UNMEASURED_UNITS = 32.0  # of rounding, where it was not measured
+LEAST_UNITS = 8.0  # of rounding, where that cost is next to nothing
 UNITS = {"float16": 2.0**-10, "bfloat16": 2.0**-7}
 # Where activations are rounded to 8 bits, a difference in the last bit of a float32 becomes one in the last of the 8.
 # Batches, numbers of threads and instruction sets all make such differences.
@@ -184,12 +186,10 @@ QUANTIZED_ACTIVATIONS = 0.05
 def accepted_deviation(
     exact: float, compute: str, rounding: Mapping[str, float] | None, quantized_activations: bool
 ) -> dict[str, float]:
-    """The tolerance of each graph. ``exact`` is that of float32; ``rounding`` is PyTorch's own deviation in half
-    precision in each graph, None where that was not measured; with ``quantized_activations`` the graphs round them to 8
+    """The tolerance of each graph. ``exact`` is that of float32; ``rounding`` is what half precision costs PyTorch in
+    each graph, None for graphs that compute in float32; with ``quantized_activations`` the graphs round them to 8
     bits."""
-    if compute == "float32":
+    if rounding is None:
         return dict.fromkeys(GRAPHS, max(exact, QUANTIZED_ACTIVATIONS) if quantized_activations else exact)
     unit = UNITS[compute]
-    if rounding is None:
-        return dict.fromkeys(GRAPHS, UNMEASURED_UNITS * unit)
     return {name: max(LEAST_UNITS * unit, TIMES_ROUNDING * rounding[name]) for name in GRAPHS}

@@ -117,6 +117,11 @@ def command(
         for line in lines(verification, bundle, "tensorrt") if verification else ():
             click.echo(printable(line))
     if verification is not None and not verification.passed:
+        other_type = "" if bundle.compute == "float32" else ", or export with --compute fp32 and build that bundle"
+        click.echo(printable(
+            f"the engines in {engines.path} do not compute what the exported graphs do; their answers may be wrong: "
+            f"remove that folder, or build again with another version than {runtime.title}{other_type}"
+        ), err=True)
         raise SystemExit(1)
 
 

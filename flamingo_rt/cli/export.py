@@ -107,13 +107,15 @@ def _report(bundle: Bundle, size: int, compute: str) -> None:
         click.echo(f"wrote {shown} ({size / 1e6:.1f} MB), {bundle.quantization['scheme']}, rounded {rounding}")
         for line in cost_lines(bundle.quantization):
             click.echo(printable(line))
-        _echo_validation(bundle)
-        return
-    upcast = "" if compute == "fp32" else ", both computing in fp32"
-    deviation = f"largest deviation from PyTorch{upcast}: {_listed(bundle.parity)}"
-    click.echo(f"wrote {shown} ({size / 1e6:.1f} MB); {deviation}")
+    else:
+        upcast = "" if compute == "fp32" else ", both computing in fp32"
+        deviation = f"largest deviation from PyTorch{upcast}: {_listed(bundle.parity)}"
+        click.echo(f"wrote {shown} ({size / 1e6:.1f} MB); {deviation}")
     if bundle.rounding is not None:
-        click.echo(f"largest deviation that computing in {compute} makes in PyTorch: {_listed(bundle.rounding)}")
+        unquantized = "" if bundle.quantization is None else " without quantization"
+        click.echo(
+            f"largest deviation that computing in {compute}{unquantized} makes in PyTorch: {_listed(bundle.rounding)}"
+        )
     _echo_validation(bundle)
 
 

@@ -91,7 +91,9 @@ def verify(
     """
     taken, left_out = _split_by_limits(reference.prompts, backend.limits)
     if not taken:
-        raise DataError("the engines' limits are too small for every reference prompt: build them for more")
+        raise DataError(
+            f"the engines' limits are too small for every reference prompt ({', '.join(left_out)}): build them for more"
+        )
     check = _Check(backend, config, reference, tolerance)
     rows: list[tuple[ReferencePrompt, Row]] = []
     visuals = 0

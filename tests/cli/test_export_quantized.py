@@ -203,7 +203,7 @@ def test_an_option_of_quantization_alone_is_refused(run, checkpoint, asked, tmp_
     (["--quantize", "int8", "--dtype", "bf16"], 2, "bf16 and quantization int8 exclude each other"),
     (["--quantize", "int8", "--calibration", "absent"], 1, "cannot read prompts from absent"),
 ])
-def test_what_cannot_be_done_is_refused_before_any_work(
+def test_options_that_cannot_be_met_are_refused_before_any_work(
     run, checkpoint, tmp_path, monkeypatch, options, code, message
 ) -> None:
     monkeypatch.setattr("flamingo_rt.export.pipeline._write_graphs", None)

@@ -61,7 +61,7 @@ class FakeGpu:
         raise AssertionError(f"{count} bytes at {address:#x} are not allocated, or were freed")
 
     def put(self, work) -> None:
-        """On the stream, or into the graph that is being captured."""
+        """Put work on the stream, or into the graph that is being captured."""
         assert self.current == 1, "no context is current, or several are"
         (self.queue if self.capturing is None else self.capturing).append(work)
 

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.filterwarnings("error::pytest.PytestUnraisableException
 
 @pytest.fixture(params=["ort-fp16", "tensorrt"])
 def models(request, on_cuda, ort, ort_half):
-    """On the stand-in, and on the CPU in the same type: the bundle that runs in half precision, and that of float32."""
+    """Models on the stand-in, each with its twin on the CPU in the same type: half precision and float32."""
     if request.param == "tensorrt":
         on_cuda.runtime.on_host = set()  # graphs of this lowering read nothing there
     return on_cuda.model(request.param), ort_half if request.param == "ort-fp16" else ort

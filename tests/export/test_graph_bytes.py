@@ -37,7 +37,7 @@ def write_graph(path: Path, tied: bool, external: bool, dtype: type = np.float32
 
 @pytest.mark.parametrize("external", [True, False])
 @pytest.mark.parametrize(("dtype", "size"), [(np.float32, 4), (np.float16, 2)])
-def test_of_an_untied_embedding_a_token_reads_one_row(tmp_path: Path, external: bool, dtype: type, size: int) -> None:
+def test_a_token_reads_one_row_of_an_untied_embedding(tmp_path: Path, external: bool, dtype: type, size: int) -> None:
     weights = graph_weights(write_graph(tmp_path / "g.onnx", False, external, dtype))
     matrix = VOCABULARY * WIDTH * size
     assert weights == WeightBytes(stored=2 * matrix, each_run=matrix, each_token=WIDTH * size)
@@ -68,8 +68,8 @@ def test_distances_are_read_as_far_as_tokens_are_seen(tmp_path: Path, dtype: typ
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_of_a_table_in_blocks_a_token_reads_its_row_of_numbers_and_of_scales(tmp_path: Path, tied: bool) -> None:
-    """As quantization stores an embedding: the scales go through an Unsqueeze to what looks them up."""
+def test_a_token_reads_one_row_of_numbers_and_scales_of_an_embedding_in_blocks(tmp_path: Path, tied: bool) -> None:
+    """Use the form that quantization gives an embedding, with an Unsqueeze between the scales and the lookup."""
     blocks, size = 2, 32
     constants = {
         "packed": np.zeros((VOCABULARY, blocks, size // 2), np.uint8),

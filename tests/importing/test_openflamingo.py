@@ -216,7 +216,7 @@ def test_a_checkpoint_of_another_language_model_is_told_from_a_file_of_another_k
     assert "has no gated cross-attention under gpt_neox.layers" in sources.refusal()
 
 
-def test_tensors_of_the_checkpoint_that_nothing_reads_are_told(sources: Sources) -> None:
+def test_tensors_of_the_checkpoint_that_nothing_reads_are_reported(sources: Sources) -> None:
     assert not sources.open().notes
     sources.put("checkpoint", "vision_encoder.conv1.weight", [2, 2])  # CLIP's, unchanged
     assert not sources.open().notes
@@ -377,7 +377,7 @@ def test_a_projection_behind_the_encoder_is_left_out(make: Callable[[str], Sourc
         assert_same(sources.open().model, plain)
 
 
-def test_what_is_no_weight_is_left_out(sources: Sources) -> None:
+def test_tensors_that_are_no_weights_are_left_out(sources: Sources) -> None:
     plain = sources.open().model
     for name in ("attention.bias", "attention.masked_bias", "attention.rotary_emb.inv_freq"):
         sources.put("language", f"gpt_neox.layers.1.{name}", [1])

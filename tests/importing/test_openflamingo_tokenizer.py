@@ -78,7 +78,7 @@ def test_special_tokens_are_found_in_a_text_and_no_space_is_taken_with_them(tmp_
     assert tokenizer.encode("a <image> a<|endofchunk|> a").ids == [0, 1, image, 1, 0, chunk, 1, 0]
     assert tokenizer.decode([0, 1, image, 1, 0], skip_special_tokens=True).count("image") == 0
     tokenizer.save(str(tmp_path / "imported.json"))
-    text = TextTokenizer(tmp_path / "imported.json", tokens, 8)  # what the model's runtime makes of it
+    text = TextTokenizer(tmp_path / "imported.json", tokens, 8)  # read as the runtime reads it
     assert (text.image_id, text.end_of_chunk_id, text.stop_ids) == (image, chunk, frozenset({0, chunk}))
 
 

@@ -64,7 +64,7 @@ def test_prompts_and_scores_give_their_caches_back(model, opened, pictures):
 
 @pytest.mark.parametrize("options", WAYS[:3], ids=str)
 def test_an_answer_that_goes_half_way_gives_its_cache_back(model, opened, options):
-    """Without Python's collector of circles."""
+    """Turn Python's cycle collector off: the memory must not wait for it."""
     gc.disable()
     try:
         answer = model.generate("Output: a red", max_new_tokens=20, **options)

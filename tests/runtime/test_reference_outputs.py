@@ -36,7 +36,7 @@ def arrays() -> dict[str, np.ndarray]:
 
 
 def damaged(folder: Path, arrays: dict[str, np.ndarray]) -> DataError:
-    """What is said of a file with these arrays."""
+    """Error of reading a file with these arrays."""
     np.savez(folder / "reference.npz", **arrays)
     with pytest.raises(DataError, match=r"reference\.npz is damaged \(.*export the model again") as raised:
         read_reference(folder / "reference.npz", CONFIG)
@@ -144,7 +144,7 @@ def test_an_impossible_description_is_refused(changes, arrays, tmp_path: Path) -
     damaged(tmp_path, about(arrays, **changes))
 
 
-def test_those_of_another_model_are_refused() -> None:
+def test_reference_outputs_of_another_model_are_refused() -> None:
     other = replace(CONFIG, language=replace(CONFIG.language, vocab_size=100))
     with pytest.raises(DataError, match="is not within 0 and 99"):
         read_reference(FILE, other)

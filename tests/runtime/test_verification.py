@@ -116,7 +116,7 @@ def test_a_fault_of_the_resampler_is_found_in_it(ort, reference: ReferenceOutput
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_numbers_that_are_none_are_beyond_every_tolerance(ort, reference: ReferenceOutputs, value: float) -> None:
+def test_values_that_are_not_numbers_are_beyond_every_tolerance(ort, reference: ReferenceOutputs, value: float) -> None:
     def change(graph: str, inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> None:
         if graph == LANGUAGE_MODEL and LOGITS in outputs and inputs[CACHE_LENGTH].any():
             outputs[LOGITS][..., 7] = value

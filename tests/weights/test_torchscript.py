@@ -241,7 +241,7 @@ def doubled_pickle(levels: int) -> bytes:
 
 @pytest.mark.usefixtures("few_names")
 @pytest.mark.parametrize("content", [deep_pickle(5000), doubled_pickle(30)], ids=["deep", "doubled"])
-def test_a_structure_that_is_no_models_is_refused_before_all_of_it_is_named(tmp_path, content):
+def test_a_structure_that_no_model_has_is_refused_before_all_of_it_is_named(tmp_path, content):
     assert isinstance(pickle.loads(content), dict)
     craft(tmp_path / "odd.pt", content)
     with pytest.raises(DataError, match=r"cannot read .*odd\.pt: .*more than 1000000 entries"):

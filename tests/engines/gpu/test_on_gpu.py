@@ -58,7 +58,7 @@ def test_a_captured_copy_is_replayed_with_what_is_there_then() -> None:
 
 
 def test_onnx_runtime_on_a_gpu_gives_the_tokens_of_the_cpu(tmp_path) -> None:
-    """In float32, of the lowering that has CUDA kernels for it; in half precision tokens may differ by rounding."""
+    """Compare in float32, in the lowering that has CUDA kernels for it: in half precision tokens may differ."""
     ran = []
     checkpoint = open_checkpoint(small_checkpoint(tmp_path / "checkpoint"))
     exact = export_model(checkpoint, tmp_path / "exact", lowering="tensorrt").path

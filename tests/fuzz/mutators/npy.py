@@ -23,7 +23,7 @@ def _header(text: bytes) -> dict | None:
 
 
 def mutate(rng: Random, data: bytes) -> bytes:
-    """One change to an array of version 1."""
+    """Make one change to an array of version 1."""
     length = int.from_bytes(data[8:10], "little")
     text, values = data[10 : 10 + length], data[10 + length :]
     choice = rng.random()
