@@ -137,7 +137,7 @@ def pycuda_driver(gpu: FakeGpu) -> ModuleType:
             gpu.put(lambda: setattr(self, "time", time.perf_counter()))
 
         def synchronize(self) -> None:
-            gpu.calls.append(("wait for a mark",))
+            gpu.calls.append(("wait for an event",))
             assert gpu.current == 1
             while self.time is None:
                 gpu.queue.pop(0)()

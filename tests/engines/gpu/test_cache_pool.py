@@ -159,16 +159,16 @@ def test_a_step_that_fails_gives_the_cache_back_for_the_next_answer(
     lowering, options, runner, gpu, ort, text, monkeypatch
 ) -> None:
     model = runner.model(lowering)
-    run, runs = Profile.run, []
+    enqueue, runs = Profile.enqueue, []
 
     def failing(self, stream: int) -> None:
         runs.append(self)
         if len(runs) == 2:  # the prompt is the first
             raise DataError("could not be run")
-        run(self, stream)
+        enqueue(self, stream)
 
     with monkeypatch.context() as context:
-        context.setattr(Profile, "run", failing)
+        context.setattr(Profile, "enqueue", failing)
         with pytest.raises(DataError, match="could not be run"):
             model.generate(text, max_new_tokens=8, **options).result()
     assert not gpu.queue
