@@ -1,5 +1,8 @@
 """Greedy steps that run ahead of the host: each step takes the tokens of the previous one from device memory, and the
 host reads them while the next step runs.
+
+What a step copies from and to the host lies in an entry of a ring: pinned memory, and a CUDA event that is recorded
+behind the step and waited for when the host wants its result. Entries are made once and used again, in turns.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ class _RingEntry:
     lengths: np.ndarray
     tokens: np.ndarray
     logprobs: np.ndarray
-    done: Any = None
+    done: Any
 
 
 class AsyncGreedySteps:
@@ -50,12 +53,12 @@ class AsyncGreedySteps:
         self._free = deque(
             _RingEntry(
                 cuda.pinned((rows,), dtypes[CACHE_LENGTH]), cuda.pinned((rows, 1), dtypes[NEXT_TOKEN]),
-                cuda.pinned((rows, 1), dtypes[NEXT_LOGPROB]),
+                cuda.pinned((rows, 1), dtypes[NEXT_LOGPROB]), cuda.event(),
             )
             for _ in range(ahead + 1)
         )
         self._under_way: deque[_RingEntry] = deque()
-        self._begun = False
+        self._begun = self._interrupted = False
 
     def renew(self, inputs: Mapping[str, np.ndarray]) -> None:
         """Upload new content of the constant inputs; no step may be under way."""
@@ -71,6 +74,7 @@ class AsyncGreedySteps:
         """See `GreedySteps.enqueue`."""
         entry, addresses, cuda = self._free.popleft(), self._arrays.addresses, self._cuda
         self._under_way.append(entry)
+        self._interrupted = True  # until the event is behind the step
         self._lengths[:] = entry.lengths[:] = lengths
         with cuda.current():
             if self._begun:
@@ -82,19 +86,27 @@ class AsyncGreedySteps:
             self._graph.enqueue()
             cuda.download(entry.tokens, addresses[NEXT_TOKEN])
             cuda.download(entry.logprobs, addresses[NEXT_LOGPROB])
-            entry.done = cuda.event()
+            cuda.record(entry.done)
+        self._interrupted = False
 
     def wait_next(self) -> tuple[np.ndarray, np.ndarray]:
         """See `GreedySteps.wait_next`."""
         entry = self._under_way.popleft()
         self._free.append(entry)
+        self._interrupted = True  # until the wait is over
         with self._cuda.current():
             entry.done.synchronize()
+        self._interrupted = False
         return entry.tokens[:, 0].astype(np.int64), entry.logprobs[:, 0].copy()
 
     def finish(self) -> None:
         """See `GreedySteps.finish`."""
+        last = self._under_way[-1] if self._under_way else None
+        interrupted, self._interrupted = self._interrupted, False
         self._free += self._under_way
         self._under_way.clear()
         with self._cuda.current():
-            self._cuda.synchronize()
+            if interrupted:  # by an error: work may be on the stream that no event is behind
+                self._cuda.synchronize()
+            elif last is not None:
+                last.done.synchronize()

@@ -88,8 +88,8 @@ class CudaGraph:
 
 
 class Cuda:
-    """One GPU and one stream, used within `current`. Copies and `zero` are put on the stream, and return before
-    they are done, except for copies from and to host memory that is not pinned."""
+    """One GPU and one stream, used within `current`. Copies, `zero` and `record` are put on the stream, and return
+    before they are done, except for copies from and to host memory that is not pinned."""
 
     def __init__(self) -> None:
         """Raises `DependencyError` without PyCUDA or a GPU, or where CUDA does not start on it."""
@@ -203,10 +203,13 @@ class Cuda:
         self._stream.synchronize()
 
     def event(self) -> Any:
-        """An event recorded on the stream: its ``synchronize`` waits for everything put there before."""
-        event = self._driver.Event(self._driver.event_flags.DISABLE_TIMING)
+        """An event that can be recorded any number of times. Its ``synchronize`` waits for what was on the stream when
+        it was recorded last."""
+        return self._driver.Event(self._driver.event_flags.DISABLE_TIMING)
+
+    def record(self, event: Any) -> None:
+        """Put an event on the stream, behind everything that is there."""
         event.record(self._stream)
-        return event
 
     def seconds(self, enqueue: Callable[[], None]) -> float:
         """Seconds that the work put on the stream by ``enqueue`` takes, by the device's clock. Waits for it."""

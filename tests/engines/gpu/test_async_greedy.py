@@ -33,7 +33,7 @@ def test_a_step_is_enqueued_before_the_one_before_it_is_waited_for(model, gpu, t
     monkeypatch.setattr("flamingo_rt.engines.gpu.cuda.Cuda.capture", lambda self, enqueue: None)
     model.generate(text, max_new_tokens=6).result()
     asked = steps_and_waits(gpu)
-    assert asked.endswith("wrrererereew"), "after the prompt, two steps; then one for each that is seen, none too many"
+    assert asked.endswith("wrrerereree"), "after the prompt, two steps; then one for each that is seen, none too many"
 
 
 def test_answers_end_at_several_lengths_and_begin_again(model, ort, pictures) -> None:
@@ -50,8 +50,16 @@ def test_an_answer_that_is_given_up_leaves_nothing_under_way(model, gpu, text) -
     next(pieces)
     next(pieces)
     assert gpu.queue, "a step runs ahead"
+    gpu.calls.clear()
     pieces.close()
     assert not gpu.queue
+    assert steps_and_waits(gpu) == "e", "for the last step, not for what others have put on the stream"
+
+
+def test_events_are_made_once_for_all_steps_and_answers(model, gpu, text) -> None:
+    for tokens in (8, 4):
+        model.generate(text, max_new_tokens=tokens).result()
+        assert len(gpu.called("make an event")) == model.backend.steps_ahead + 1
 
 
 def test_where_lengths_are_read_on_the_host_no_step_is_begun_early(on_cuda, gpu, ort_half, text) -> None:
