@@ -19,13 +19,13 @@ class BoundEngine:
 
     def __init__(self, cuda: Cuda, profile: Profile, arrays: BoundArrays) -> None:
         self._cuda, self._profile, self._arrays = cuda, profile, arrays
-        self._use = object()  # marks the profile as set up for this; the profile must not keep this, and so the cache
+        self._user = object()  # stands for this in the profile, which must not keep this, and so the cache
         self._cuda_graph: CudaGraph | None = None
         self._may_capture = arrays.repeated
 
     def enqueue(self) -> None:
         """See `BoundGraph.enqueue`. Raises `DataError` for outputs of other shapes than the arrays', too."""
-        if self._profile.user is not self._use:  # the first run, or another bound engine has used the profile since
+        if self._profile.user is not self._user:  # the first run, or another bound engine has used the profile since
             self._cuda_graph = None
             self._set_up()
             self._enqueue_parts()
@@ -39,11 +39,12 @@ class BoundEngine:
 
     def _set_up(self) -> None:
         arrays, profile = self._arrays, self._profile
-        profile.use(self._use, arrays.shapes)
+        profile.set_shapes(arrays.shapes)
         for name, expected in arrays.output_shapes.items():
             if profile.shape(name) != expected:
                 raise profile.failure(f"writes {name} as {list(profile.shape(name))}, not {list(expected)}")
         profile.bind({**arrays.addresses, **arrays.cache_addresses})
+        profile.user = self._user
 
     def _enqueue_parts(self) -> None:
         self._arrays.upload()

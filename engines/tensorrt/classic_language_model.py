@@ -20,7 +20,6 @@ class ClassicLanguageModel:
     def __init__(self, cuda: Cuda, profile: Profile, arrays: BoundArrays, allocate: Allocate) -> None:
         """Raises `DataError` when there is too little device memory."""
         self._cuda, self._profile, self._arrays = cuda, profile, arrays
-        self._use = object()  # marks the profile as set up for this; the profile must not keep this, and so the cache
         self._lengths, self._tokens = arrays.host[CACHE_LENGTH], arrays.host[INPUT_IDS].shape[1]
         self._slot_bytes = next(iter(arrays.past.values())).slot_bytes
         # Read by the engine in place of an empty cache: it must hold numbers, apart from where the engine writes.
@@ -37,7 +36,7 @@ class ClassicLanguageModel:
         used = int(self._lengths.max())
         slots = max(1, used)
         past = {name: buffer.address if used else self._empty.address for name, buffer in arrays.past.items()}
-        profile.use(self._use, {
+        profile.set_shapes({
             **arrays.shapes, **{name: (slots, *buffer.shape[1:]) for name, buffer in arrays.past.items()}
         })
         straight = self._straight()

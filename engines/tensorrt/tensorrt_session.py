@@ -27,8 +27,8 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 class Profile:
-    """An execution context for the sizes of one optimization profile. It is set up for one ``user`` at a time: the next
-    one sets it up anew, and a CUDA graph captured before is not valid any more."""
+    """An execution context for the sizes of one optimization profile. It is set up, by shapes and addresses, for one
+    ``user`` at a time, who enters itself when that is done; setting shapes removes it."""
 
     def __init__(self, session: TensorRtSession, index: int) -> None:
         self._session, self._index = session, index
@@ -51,15 +51,15 @@ class Profile:
         if self._context is None:
             self._context = self._session.new_context(self._index, pool)
 
-    def use(self, user: object, shapes: Shapes) -> None:
-        """Set the input shapes for ``user``, which then sets the addresses by `bind`."""
+    def set_shapes(self, shapes: Shapes) -> None:
+        """Set the input shapes for the next runs. Raises `DataError` for those that TensorRT refuses."""
+        self.user = None
         for name, shape in shapes.items():
             if self._shapes.get(name) == shape:
                 continue
             if not self._context.set_input_shape(name, shape):
                 raise self._session.failure(f"refuses {name} as {list(shape)}")
             self._shapes[name] = shape
-        self.user = user
 
     def bind(self, addresses: Mapping[str, int]) -> None:
         """Set the addresses of inputs and outputs for the next runs, multiples of `ALIGNMENT`."""
