@@ -144,7 +144,7 @@ class _Runs:
         def run() -> Mapping[str, list[float]]:
             decoder.lengths[:] = context  # again from the same cache: what was written after it is overwritten
             times, before = [], self._clock()
-            for _ in decoder.greedy(self._filling.text_ids(batch), self._options.tokens):
+            for _ in decoder.step_greedily(self._filling.text_ids(batch), self._options.tokens):
                 now = self._clock()
                 times.append((now - before) * 1e3)
                 before = now

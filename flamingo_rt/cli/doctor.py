@@ -182,7 +182,7 @@ def _try_cuda() -> str:
     """Copy numbers to the GPU and back through PyCUDA, which every backend on a GPU needs."""
     import numpy as np
 
-    from flamingo_rt.engines.gpu.cuda import Cuda, import_graphs
+    from flamingo_rt.engines.gpu.cuda import Cuda, import_cuda_graphs
 
     cuda = Cuda()
     sent, received = np.arange(64, dtype=np.float32), np.zeros(64, dtype=np.float32)
@@ -193,7 +193,7 @@ def _try_cuda() -> str:
         cuda.synchronize()
     if not np.array_equal(sent, received):
         raise RuntimeError("numbers that were copied to the GPU came back changed")
-    graphs = "CUDA graphs" if import_graphs() else "no CUDA graphs: cuda-bindings is not installed"
+    graphs = "CUDA graphs" if import_cuda_graphs() else "no CUDA graphs: cuda-bindings is not installed"
     return f"{cuda.device_name} through PyCUDA, {graphs}"
 
 

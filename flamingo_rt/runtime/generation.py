@@ -175,7 +175,8 @@ def _greedily(
     yield _pushed(rows, first)
     most = max(row.answer.room for row in rows if row.answer.stop_reason is None) if _unfinished(rows) else 0
     tokens = np.array([token for token, _ in first], dtype=np.int64)
-    with closing(cast("Generator[tuple[np.ndarray, np.ndarray], None, None]", decoder.greedy(tokens, most))) as steps:
+    steps = cast("Generator[tuple[np.ndarray, np.ndarray], None, None]", decoder.step_greedily(tokens, most))
+    with closing(steps):
         while _unfinished(rows):
             with timer.stage("decode"):
                 tokens, logprobs = next(steps)

@@ -250,7 +250,7 @@ class _Check:
         log-probabilities."""
         tokens = [logits.argmax(axis=-1)]
         logprobs = []
-        for chosen, logprob in decoder.greedy(tokens[0], len(prompts[0].answer) - 1):
+        for chosen, logprob in decoder.step_greedily(tokens[0], len(prompts[0].answer) - 1):
             tokens.append(chosen)
             logprobs.append(logprob)
         for index, prompt in enumerate(prompts):

@@ -150,9 +150,9 @@ def test_a_closed_decoder_takes_no_step(backend, config):
     decoder.prefill([text_row()])
     token = np.array([65])
     decoder.step(token)  # bound before it is closed
-    next(decoder.greedy(token, 1))
+    next(decoder.step_greedily(token, 1))
     decoder.close()
     with pytest.raises(ValueError, match="the cache is closed"):
         decoder.step(token)
     with pytest.raises(ValueError, match="the cache is closed"):
-        next(decoder.greedy(token, 1))
+        next(decoder.step_greedily(token, 1))

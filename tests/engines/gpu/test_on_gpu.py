@@ -48,11 +48,11 @@ def test_a_captured_copy_is_replayed_with_what_is_there_then() -> None:
             cuda.upload(memory.address, sent)
             cuda.download(received, memory.address)
 
-        graph = cuda.capture(there_and_back)
-        assert graph is not None, "cuda-bindings is not installed"
+        cuda_graph = cuda.capture(there_and_back)
+        assert cuda_graph is not None, "cuda-bindings is not installed"
         for value in (1.0, 2.0):
             sent[:] = value
-            graph.launch()
+            cuda_graph.enqueue()
             cuda.synchronize()
             assert (received == value).all()
 
