@@ -68,7 +68,7 @@ def test_a_docstring_begins_with_what_it_is_about(file: Path) -> None:
     assert not [(name, text) for _, name, text in documented(file) if text and begins_with(refused, text)]
 
 
-@pytest.mark.parametrize("file", FILES["flamingo_rt"] + FILES["export"], ids=named)
+@pytest.mark.parametrize("file", [file for top in PRODUCT for file in FILES[top]], ids=named)
 def test_a_comment_begins_with_no_clause_about_something_else(file: Path) -> None:
     assert not [text for text in comments(file) if begins_with(CLAUSES, text)]
 

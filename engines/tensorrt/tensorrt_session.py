@@ -131,7 +131,7 @@ class TensorRtSession:
         if context is None and pool.free_unused():  # TensorRT allocates it, and does not say why it fails
             context = self.engine.create_execution_context()
         if context is None:
-            raise self.failure("gets no execution context, most likely for want of device memory")
+            raise self.failure("gets no execution context, most likely because device memory is short")
         if not context.set_optimization_profile_async(profile, cuda.stream):
             raise self.failure(f"refuses its optimization profile {profile}")
         cuda.synchronize()

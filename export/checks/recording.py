@@ -171,10 +171,9 @@ def _sampled(arrays: list[np.ndarray], positions: np.ndarray) -> np.ndarray:
 
 # Tolerances: how far another backend or device may be from the reference, relative to a tensor's scale.
 
-# Half precision is judged by what it costs PyTorch itself; other kernels round elsewhere. The packaged model's graphs
-# deviated by a tenth of that to 1.4 times that on ONNX Runtime's CPU kernels. Quantized weights are the same numbers in
-# the reference and on the device, so rounding is again the only difference: with every operator's result rounded, the
-# quantized packaged model deviated by 0.2 to 2.2 times that (tests/export/quantization/test_quantized_half_precision.py).
+# Half precision is judged by how much it makes PyTorch itself deviate; other kernels round in other places. Quantized
+# weights are the same numbers in the reference and on the device, so rounding is again the only difference
+# (tests/export/quantization/test_quantized_half_precision.py measures it with every operator's result rounded).
 TIMES_ROUNDING = 4.0
 LEAST_UNITS = 8.0  # of rounding, where that cost is next to nothing
 UNITS = {"float16": 2.0**-10, "bfloat16": 2.0**-7}

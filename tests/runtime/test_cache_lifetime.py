@@ -1,4 +1,4 @@
-"""Whoever opens a cache closes it: answers that end, fail, are given up, or are never asked for."""
+"""A cache is closed by its opener: answers that end, fail, are given up, or are never asked for."""
 
 import gc
 
