@@ -28,7 +28,7 @@ from flamingo_rt.training import scenes
 SEED = 91
 BATCH = 16
 OWN = "drawn scenes"
-# Of the tokens' log-probabilities without the stop token, and that of all with it.
+# Measures of an answer, from its tokens' log-probabilities without the stop token and their sum with it.
 MEASURES = {
     "sum": lambda tokens, whole: math.exp(sum(tokens)),
     "sum with stop": lambda tokens, whole: math.exp(whole),
@@ -40,7 +40,7 @@ Pictures = Mapping[str, Sequence[np.ndarray]]
 
 
 def photographs(folder: Path | None) -> dict[str, np.ndarray]:
-    """By name, uint8 [H, W, 3]."""
+    """Photographs by name, uint8 [H, W, 3]."""
     from sklearn.datasets import load_sample_images
 
     found = dict(zip(("china", "flower"), load_sample_images().images, strict=True))

@@ -32,7 +32,7 @@ from flamingo_rt.runtime.timing import Counts, StageTimer
 from flamingo_rt.step_costs import StepCosts
 
 OPTIONS = GenerationOptions()
-SIZES = (2, 4, 8)  # of steps with guesses
+SIZES = (2, 4, 8)  # tokens of a step with guesses
 SCHEMES = ("none", "int8", "mixed", "int4")
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from flamingo_rt.child_process import child_environment
 
-ROOT = Path(__file__).parents[1]  # where the package of benchmarks is found
+ROOT = Path(__file__).parents[1]  # the package ``benchmarks`` is imported from here
 TAIL = 3000  # characters of output that a failure is explained with
 
 

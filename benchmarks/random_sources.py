@@ -32,7 +32,7 @@ from flamingo_rt.importing.families import FAMILIES
 from flamingo_rt.importing.openflamingo_checkpoint import cross_attention_tensors, resampler_tensors
 from flamingo_rt.importing.sources import Source, TensorSlice
 
-# What the language models' own files say, as far as it matters here.
+# Settings in the language models' own files that matter here.
 MOSAIC = {"model_type": "mosaic_gpt", "alibi": True, "alibi_bias_max": 8, "attn_qk_ln": True, "no_bias": True}
 MPT = {"model_type": "mpt", "attn_config": {"alibi": True, "qk_ln": False}, "no_bias": True}
 NEOX = {"model_type": "gpt_neox", "rotary_pct": 1.0, "use_parallel_residual": False, "eos_token_id": 0}

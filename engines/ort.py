@@ -1,7 +1,7 @@
 """ONNX Runtime on the CPU.
 
 Graphs of the lowering ``tensorrt-classic``, which return the new keys and values alone, run here too: their cache is
-copied at each call (`bind_appended_cache`). That serves checks, and models whose own runtime is not at hand.
+copied at each call (`bind_appended_cache`). That serves checks, and bundles whose own runtime is not installed.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def import_onnxruntime(extra: str = "cpu") -> Any:
         raise DependencyError(
             f"onnxruntime cannot be imported ({error}): pip install 'flamingo-rt[{extra}]'"
         ) from error
-    if not hasattr(onnxruntime, "InferenceSession"):  # what is left when one of two that share their files goes
+    if not hasattr(onnxruntime, "InferenceSession"):  # two distributions share files, and one was uninstalled
         raise DependencyError(
             f"onnxruntime is installed in parts: pip uninstall onnxruntime onnxruntime-gpu, then pip install "
             f"'flamingo-rt[{extra}]'"
@@ -61,15 +61,15 @@ class OrtBackend(HostBackend):
         self, graphs: Mapping[str, Path | GraphFile], config: FlamingoConfig, threads: int | None = None,
         frugal: bool = False, spin: bool = True, dtype: str = "float32", cache: str = IN_PLACE,
     ) -> None:
-        """Load the graphs, files or what was read of them, which compute in ``dtype`` and have that form of ``cache``
-        (one that is not in place is copied at each call). ``threads`` is the number of cores for one operator; by
-        default ONNX Runtime decides.
+        """Load the graphs, given as paths or as files that were read. They compute in ``dtype`` and have their cache in
+        the form ``cache``; one that is not in place is copied at each call. ``threads`` is the number of cores for one
+        operator; by default ONNX Runtime decides.
 
         ``frugal`` computes from the mapped files, without a second copy of the weights in the layout that is fastest,
         or in float32 where they are stored in half precision: slower, with the files' size as memory. Threads that wait
-        for the next operator ``spin``, a fraction of a millisecond at most: a token has hundreds, and a thread would
-        be woken for each. Without, the cores are left to other work; what that costs was measured on 2026-11-23
-        (`benchmarks/results`, the file of choices).
+        for the next operator ``spin``, a fraction of a millisecond at most: a token has hundreds of operators, and a
+        thread would be woken for each. Without that the cores are left to other work; its cost was measured on
+        2026-11-23 (`benchmarks/results`, the file of choices).
 
         Raises `DependencyError` without onnxruntime, `DataError` when a graph cannot be loaded, `UsageError` for more
         threads than cores and for graphs in bfloat16: the CPU kernels have none.
@@ -86,11 +86,11 @@ class OrtBackend(HostBackend):
         self._sessions = {}
         # The largest first: while one is loaded, part of its file is in memory too.
         for name, given in sorted(graphs.items(), key=lambda entry: entry[0] != LANGUAGE_MODEL):
-            graph = given if isinstance(given, GraphFile) else read_graph(given)
-            path, options = graph.path, _session_options(runtime, threads, frugal, spin)
-            set_weights_folder(options, graph)
+            file = given if isinstance(given, GraphFile) else read_graph(given)
+            path, options = file.path, _session_options(runtime, threads, frugal, spin)
+            set_weights_folder(options, file)
             try:
-                session = runtime.InferenceSession(graph.model, options, providers=["CPUExecutionProvider"])
+                session = runtime.InferenceSession(file.model, options, providers=["CPUExecutionProvider"])
             except Exception as error:  # onnxruntime's exceptions share no base of their own
                 raise DataError(f"ONNX Runtime {runtime.__version__} cannot load {path}: {error}") from error
             check_interface(path, session, self._forms[name])
@@ -148,11 +148,11 @@ def _session_options(runtime: Any, threads: int | None, frugal: bool, spin: bool
     return options
 
 
-def set_weights_folder(options: Any, graph: GraphFile) -> None:
-    """Let a session of ``graph.model`` take its weights from the folder they are in, and the bytes for ONNX: ONNX
-    Runtime has a format of its own too, which nothing here has looked through."""
+def set_weights_folder(options: Any, file: GraphFile) -> None:
+    """Let a session of ``file.model`` take its weights from the folder they are in, and read these bytes as ONNX alone:
+    ONNX Runtime has a format of its own too, which nothing here has looked through."""
     options.add_session_config_entry("session.load_model_format", "ONNX")
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", native(graph.folder))
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", native(file.folder))
 
 
 _SOURCE = re.compile(r"/onnxruntime_src/\S+ ")  # where in its own source an error was raised
@@ -171,7 +171,7 @@ def run_failure(
 
 
 def check_interface(path: Path, session: Any, spec: GraphSpec) -> None:
-    """Raise `DataError` unless a graph has the inputs and outputs that the configuration asks for."""
+    """Raise `DataError` unless the graph of a session has the inputs and outputs of ``spec``."""
     for found, expected in ((session.get_inputs(), spec.inputs), (session.get_outputs(), spec.outputs)):
         values = {value.name: (tuple(value.shape), value.type) for value in found}
         for name in values.keys() - {tensor.name for tensor in expected}:
@@ -190,18 +190,18 @@ Bind = Callable[[Arrays, Arrays], Callable[[], None]]
 
 
 def bind_appended_cache(bind: Bind, spec: GraphSpec, inputs: Arrays, outputs: Arrays) -> Callable[[], None]:
-    """A call that reads ``inputs`` and writes ``outputs``, which have the cache in place, through ``bind``, which takes
-    arrays as ``spec`` says: past [C, B, Hk, d], present [T, B, Hk, d]."""
+    """A call that reads ``inputs`` and writes ``outputs``, which have the cache in place [B, Hk, C, d]. Each time it
+    calls ``bind`` with copies of the cache in the form of ``spec``: past [C, B, Hk, d], present [T, B, Hk, d]."""
     past = [tensor.name for tensor in spec.inputs if tensor.shape[0] == "C"]
     present = [tensor for tensor in spec.outputs if tensor.shape[0] == "T"]
 
     def call() -> None:
         lengths = inputs[CACHE_LENGTH]
         cached = max(1, int(lengths.max()))
-        slots = {name: np.ascontiguousarray(inputs[name][:, :, :cached].transpose(2, 0, 1, 3)) for name in past}
+        copied = {name: np.ascontiguousarray(inputs[name][:, :, :cached].transpose(2, 0, 1, 3)) for name in past}
         sizes = {"B": len(lengths), "T": inputs[INPUT_IDS].shape[1]}
         new = {tensor.name: np.empty(tensor.resolve(sizes), tensor.array_dtype) for tensor in present}
-        bind({**inputs, **slots}, {**outputs, **new})()
+        bind({**inputs, **copied}, {**outputs, **new})()
         for name, tokens in new.items():
             for row, start in enumerate(lengths):
                 outputs[name][row, :, start : start + len(tokens)] = tokens[:, row].swapaxes(0, 1)

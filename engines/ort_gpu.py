@@ -1,19 +1,20 @@
 """Bundles on ONNX Runtime with an NVIDIA GPU: the graphs as they are, their buffers and the cache in device memory.
 
 - Inputs, outputs and the cache are bound by device pointers; past and present are the same memory, which
-  GroupQueryAttention and TensorScatter write in place. All work goes on one stream of ours, and a run ends with one
-  wait for it: ONNX Runtime's own wait is turned off.
-- ONNX Runtime computes shapes on the CPU, and reports for each input where it reads it. Inputs read there are bound in
-  pinned memory: bound on the device, they would be copied once, when they are bound, and never again. In graphs of the
-  lowering ``ort`` those are the rows' lengths: GroupQueryAttention wants the longest on the host. Such graphs do not
-  run ahead: nothing guarantees that the next step does not overwrite host values that the previous one still reads.
+  GroupQueryAttention and TensorScatter write in place. All work goes on one stream of ours, and only we wait for it:
+  ONNX Runtime's own wait behind each run is turned off.
+- ONNX Runtime computes shapes on the CPU, and reports for each input where it reads it. Inputs that it reads there are
+  bound in host memory, which is pinned for steps: bound on the device, they would be copied once, when they are bound,
+  and never again. In graphs of the lowering ``ort`` those are the rows' lengths: GroupQueryAttention wants the longest
+  on the host. Steps of such graphs do not run ahead: nothing guarantees that the next one does not overwrite values on
+  the host that the previous one still reads.
 - Steps are not captured as CUDA graphs: ONNX Runtime captures none with nodes on the CPU.
 
-ONNX Runtime falls back to the CPU in three ways, and none of them is silent here. A provider that does not start is
-left out of the session (`get_providers` tells). A session that cannot be made is made again without it (turned off).
-A node without a kernel runs on the CPU, its tensors copied there and back in each run: where every node went is asked
-for, and only those that compute shapes and positions may be on the CPU, where ONNX Runtime puts them by itself to avoid
-copies. `session.disable_cpu_ep_fallback` would refuse those too, so it is not used.
+ONNX Runtime falls back to the CPU in three ways, and none of them is silent here. It leaves a provider that does not
+start out of the session: `get_providers` tells. It makes a session that cannot be made again without the provider: that
+is turned off. It runs a node without a kernel on the CPU, and copies its tensors there and back in each run: we ask
+where every node went, and allow only those that compute shapes and positions on the CPU, where ONNX Runtime puts them
+by itself to avoid copies. `session.disable_cpu_ep_fallback` would refuse those too, so it is not used.
 
 Sources: onnxruntime-gpu 1.31.1 and onnxruntime-ep-nv-tensorrt-rtx-cu13 0.5.0.
 """
@@ -34,7 +35,7 @@ import numpy as np
 
 from flamingo_rt.bundle import Bundle
 from flamingo_rt.contract import CACHE_FORMS, IN_PLACE, LANGUAGE_MODEL, GraphSpec, TensorSpec, graph_specs
-from flamingo_rt.engines.gpu.bound_arrays import BoundArrays, GraphInterface, Launch
+from flamingo_rt.engines.gpu.bound_arrays import BoundArrays, BoundGraph, GraphInterface
 from flamingo_rt.engines.gpu.cache_pool import CachePool, PooledCache
 from flamingo_rt.engines.gpu.cuda import Cuda
 from flamingo_rt.engines.gpu.device_cache import CacheLayout
@@ -45,7 +46,7 @@ from flamingo_rt.errors import DataError, DependencyError, UsageError
 from flamingo_rt.graph_files import read_graph
 
 BFLOAT16 = 16  # TensorProto.DataType: numpy has no such type
-HOST_MEMORY = "Cpu"  # ONNX Runtime's name for it
+HOST_MEMORY = "Cpu"  # as ONNX Runtime names it
 
 
 class OrtGpuBackend(GpuBackend):
@@ -55,7 +56,7 @@ class OrtGpuBackend(GpuBackend):
         """Load the graphs, to be run by ``provider``.
 
         Raises `DependencyError` without PyCUDA or a GPU, `UsageError` for a lowering that the provider does not run,
-        `DataError` when a graph cannot be loaded, or not be run on the GPU alone.
+        `DataError` when a graph cannot be loaded or does not run on the GPU alone.
         """
         lowering = bundle.graphs[LANGUAGE_MODEL].lowering
         if lowering not in provider.lowerings:
@@ -67,38 +68,39 @@ class OrtGpuBackend(GpuBackend):
         capacity = bundle.config.language.context if provider.fixed_capacity else None
         self._sessions, interfaces = {}, {}
         with cuda.current():
-            # The largest first: it is the likeliest to be refused.
+            # The language model first: it is the likeliest to be refused.
             for name in sorted(specs, key=lambda name: name != LANGUAGE_MODEL):
                 path, fixed = bundle.graph_path(name), capacity if name == LANGUAGE_MODEL else None
                 session = provider.open(path, cuda.stream, fixed)
-                if fixed is None:  # otherwise its shapes have the capacity in the place of a letter
+                if fixed is None:  # otherwise its shapes have the capacity where the contract has a letter
                     check_interface(path, session, specs[name])
                 self._sessions[name] = session
                 interfaces[name] = _interface(session, specs[name])
         layout = CacheLayout(specs[LANGUAGE_MODEL], "use fewer shots or a smaller max_new_tokens")
         super().__init__(cuda, specs, interfaces, CachePool(cuda, layout))
         self.name, self._provider, self._capacity = provider.backend, provider, capacity
-        # GroupQueryAttention continues a filled cache with several tokens for one row only.
+        # GroupQueryAttention continues a filled cache with several tokens for one row alone.
         self.continues_batches = lowering != "ort"
 
     def cache(self, rows: int, capacity: int) -> PooledCache:
-        """See `GpuBackend.cache`. A provider that takes one capacity only gets that, whatever is asked for."""
+        """See `GpuBackend.cache`. Where the provider takes one capacity alone, that is allocated whatever is asked for.
+        """
         return self._pool.open(rows, self._capacity or capacity)
 
-    def _launch(self, arrays: BoundArrays) -> Launch:
-        return OrtLaunch(self._cuda, self._sessions[arrays.graph.spec.name], self._provider, arrays)
+    def _bind_graph(self, arrays: BoundArrays) -> BoundGraph:
+        return BoundSession(self._sessions[arrays.interface.spec.name], self._provider, arrays)
 
 
-class OrtLaunch:
-    """A `Launch` of a session, whose tensors are bound to addresses once."""
+class BoundSession:
+    """A `BoundGraph`: a session whose tensors are bound to addresses once."""
 
-    def __init__(self, cuda: Cuda, session: Any, provider: Provider, arrays: BoundArrays) -> None:
-        self._cuda, self._session, self._provider, self._arrays = cuda, session, provider, arrays
+    def __init__(self, session: Any, provider: Provider, arrays: BoundArrays) -> None:
+        self._session, self._provider, self._arrays = session, provider, arrays
         self._binding = session.io_binding()
-        spec, addresses = arrays.graph.spec, {**arrays.addresses, **arrays.cache_addresses}
+        spec, addresses = arrays.interface.spec, {**arrays.addresses, **arrays.cache_addresses}
         shapes = {**arrays.output_shapes, **{name: buffer.shape for name, buffer in arrays.present.items()}}
         for tensor in spec.inputs:
-            device, name = "cpu" if tensor.name in arrays.graph.on_host else "cuda", tensor.name
+            device, name = "cpu" if tensor.name in arrays.interface.on_host else "cuda", tensor.name
             self._binding.bind_input(name, device, 0, _element_type(tensor), arrays.shapes[name], addresses[name])
         for tensor in spec.outputs:
             name = tensor.name
@@ -107,21 +109,21 @@ class OrtLaunch:
         # We wait for the stream ourselves; a run returns when all of it is on the stream.
         self._options.add_run_config_entry("disable_synchronize_execution_providers", "1")
 
-    def __call__(self) -> None:
-        """Put one run on the stream. Raises `DataError` with ONNX Runtime's error when it fails."""
+    def enqueue(self) -> None:
+        """See `BoundGraph.enqueue`."""
         self._arrays.upload()
         try:
             self._session.run_with_iobinding(self._binding, self._options)
         except Exception as error:  # onnxruntime's exceptions share no base of their own
             raise run_failure(
-                self._provider.runtime, self._arrays.graph.spec.name, error, f"with {self._provider.title}", "the GPU",
-                "run it with --backend ort",
+                self._provider.runtime, self._arrays.interface.spec.name, error, f"with {self._provider.title}",
+                "the GPU", "run it with --backend ort",
             ) from error
         self._arrays.download()
 
 
 def _interface(session: Any, spec: GraphSpec) -> GraphInterface:
-    """A session's tensors, and the inputs that it reads in host memory."""
+    """The interface of a session: which inputs it reads in host memory is asked of it."""
     dtypes = {tensor.name: np.dtype(tensor.array_dtype) for tensor in (*spec.inputs, *spec.outputs)}
     memory = zip(session.get_inputs(), session.get_input_memory_infos(), strict=True)
     return GraphInterface(spec, dtypes, frozenset(value.name for value, info in memory if info.name == HOST_MEMORY))
@@ -135,9 +137,9 @@ def _element_type(spec: TensorSpec) -> Any:
 CUDA_BACKEND, RTX_BACKEND = "ort-cuda", "ort-tensorrt-rtx"
 RTX_PLUGIN = "onnxruntime_ep_nv_tensorrt_rtx"
 
-# What may run on the CPU: what shapes, positions, masks and indices are computed with. ONNX Runtime moves such a node
-# there only when all it reads is there already; CUDA has kernels for each of them, if not for every type. That none
-# computes a whole activation there is not checked: it is told by the operator alone.
+# Operators that may run on the CPU: those that shapes, positions, masks and indices are computed with. ONNX Runtime
+# moves such a node there only when all it reads is there already; CUDA has kernels for each of them, if not for every
+# type. A node is known by its operator alone: that none of them computes a whole activation there is not checked.
 HOST_OPERATORS = frozenset((
     "Abs", "Add", "And", "Cast", "Clip", "Concat", "ConstantOfShape", "Cos", "Div", "Equal", "Expand", "Gather",
     "GatherElements", "Greater", "GreaterOrEqual", "Identity", "Less", "LessOrEqual", "Max", "Min", "Mod", "Mul", "Neg",
@@ -148,8 +150,8 @@ HOST_OPERATORS = frozenset((
 
 class Provider(ABC):
     """One execution provider, ready to be used. ``lowerings`` are those whose graphs it runs; ``fixed_capacity`` says
-    that it takes a cache of one size alone, ``reads_files`` that it may look for weights by itself, beside the graph's
-    file, which it is given wherever that is possible."""
+    that it takes a cache of one capacity alone, ``reads_files`` that it may read weights by itself, beside the graph's
+    file: so it is given the file's path wherever that is possible, and the graph's bytes elsewhere."""
 
     backend: str
     name: str
@@ -161,10 +163,11 @@ class Provider(ABC):
         self.runtime = runtime
 
     def open(self, path: Path, stream: int, capacity: int | None = None) -> Any:
-        """A session of a graph that computes on ``stream``, the handle of a CUDA stream, with the cache's ``capacity``
-        where that is fixed.
+        """Make a session of the graph ``path`` that computes on ``stream``, the handle of a CUDA stream, with the
+        cache's ``capacity`` where that is fixed.
 
-        Raises `DependencyError` when the provider does not start, `DataError` when it cannot run the graph alone.
+        Raises `DependencyError` when the provider does not start, `DataError` when the graph cannot be loaded or does
+        not run on the GPU alone.
         """
         runtime = self.runtime
         options = runtime.SessionOptions()
@@ -172,9 +175,9 @@ class Provider(ABC):
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         if capacity is not None:
             options.add_free_dimension_override_by_name("C", capacity)
-        graph = read_graph(path)
-        set_weights_folder(options, graph)
-        source = str(path) if self.reads_files and not graph.linked and isinstance(graph.beside, str) else graph.model
+        file = read_graph(path)
+        set_weights_folder(options, file)
+        source = str(path) if self.reads_files and not file.linked and isinstance(file.beside, str) else file.model
         providers = self._add_to(options, stream)
         try:
             session = runtime.InferenceSession(source, options, providers=providers, enable_fallback=0)
@@ -193,9 +196,11 @@ class Provider(ABC):
 
     @abstractmethod
     def _add_to(self, options: Any, stream: int) -> list[Any] | None:
-        """Ask for the provider: in a session's options, or as what `InferenceSession` takes as ``providers``."""
+        """Ask for the provider: in a session's options, or by the list that is returned, the ``providers`` of
+        `InferenceSession`."""
 
     def _check_placement(self, path: Path, session: Any) -> None:
+        """Raise `DataError` for nodes on the CPU that are not of `HOST_OPERATORS`."""
         elsewhere = Counter(
             node.op_type for part in session.get_provider_graph_assignment_info() if part.ep_name != self.name
             for node in part.get_nodes() if node.domain not in ("", "ai.onnx") or node.op_type not in HOST_OPERATORS
@@ -210,8 +215,8 @@ class Provider(ABC):
 
 
 class CudaProvider(Provider):
-    """ONNX Runtime's own CUDA kernels, of the distribution onnxruntime-gpu. Its GroupQueryAttention takes a bias, of
-    ALiBi or relative positions, from 1.29 on, and no float32."""
+    """ONNX Runtime's own CUDA kernels, in the distribution onnxruntime-gpu. Their GroupQueryAttention takes no float32,
+    and from 1.29 on a bias, which ALiBi and relative positions need."""
 
     backend, name, title = CUDA_BACKEND, "CUDAExecutionProvider", "CUDA"
 
@@ -230,17 +235,17 @@ class CudaProvider(Provider):
         return [(self.name, {
             "device_id": "0",
             "user_compute_stream": str(stream),
-            # Of what a run asks for, not the next power of two: the cache needs the memory too.
+            # Extend the arena by what a run asks for, not by the next power of two: the cache needs the memory too.
             "arena_extend_strategy": "kSameAsRequested",
-            "cudnn_conv_algo_search": "HEURISTIC",  # the default tries all for each number of pictures
-            "use_tf32": "0",  # float32 is what the graph says; who wants less takes fp16 or bf16
+            "cudnn_conv_algo_search": "HEURISTIC",  # the default tries all algorithms for each number of pictures
+            "use_tf32": "0",  # the graph says float32; whoever wants less exports with fp16 or bf16
         })]
 
 
 class RtxProvider(Provider):
-    """TensorRT-RTX as a plugin of plain onnxruntime, 1.24 or newer. It compiles the graphs when they are loaded. Those
-    of the ``tensorrt`` lowering alone: they are the ones whose operators its parser is known to build here, and it
-    updates the cache in place where its size is fixed."""
+    """TensorRT-RTX as a plugin of plain onnxruntime, 1.24 or newer. It compiles the graphs when they are loaded, and
+    updates the cache in place where its capacity is fixed. It runs graphs of the ``tensorrt`` lowering alone, whose
+    operators its parser is known to build."""
 
     backend, name, title = RTX_BACKEND, "NvTensorRTRTXExecutionProvider", "TensorRT-RTX"
     lowerings = ("tensorrt",)
@@ -288,7 +293,7 @@ def has_cuda_kernels() -> bool:
 def _import(extra: str) -> Any:
     runtime = import_onnxruntime(extra)
     if not hasattr(runtime.InferenceSession, "get_provider_graph_assignment_info"):  # since 1.24.1
-        # For Python 3.10 there is none that can: 1.23 was the last.
+        # 1.23 was the last for Python 3.10.
         newer = "" if sys.version_info >= (3, 11) else "with Python 3.11 or newer, "
         raise DependencyError(
             f"onnxruntime {runtime.__version__} cannot say what it runs on the GPU: {newer}pip install "
@@ -298,8 +303,8 @@ def _import(extra: str) -> Any:
 
 
 def _load_libraries(runtime: Any) -> None:
-    """Load CUDA's libraries, from their own wheels where those are installed. Raises `DependencyError` that names what
-    is missing: ONNX Runtime itself would log it and go on without the GPU."""
+    """Load CUDA's libraries, from their own wheels where those are installed. Raises a `DependencyError` that names
+    what is missing: ONNX Runtime itself would log it and go on without the GPU."""
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):  # it reports to stdout, which is the answer's
         getattr(runtime, "preload_dlls", lambda: None)()

@@ -3,7 +3,7 @@
 A traced graph has initializers without values. `Weights.bind` gives them the model's tensors, still on disk; whatever
 later changes a weight (simplification, quantization) wraps it in another lazy tensor (`lazy_tensor`), and records in
 the initializer's metadata which tensors of the model it holds (`parts_of`). `Weights.store` turns float32 matrices into
-half-precision ones behind a Cast. `save_graph` then reads, computes and writes each tensor in turn.
+half-precision ones with a Cast after each. `save_graph` then reads, computes and writes each tensor in turn.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PAGE = 4096
 # Tensors up to this size stay in the .onnx file.
 INLINE_BYTES = 256
 
-# An initializer is named after the model's tensor: behind the attribute of the graph module that holds the model, and
+# An initializer is named after the model's tensor: after the attribute of the graph module that holds the model, and
 # with a suffix where it was transposed.
 MODEL_ATTRIBUTE = "model."
 TRANSPOSED = ".transposed"
@@ -36,7 +36,7 @@ PARTS = "parts"  # metadata key of an initializer that holds several tensors, or
 @dataclass(frozen=True)
 class Weights:
     """The model's tensors as they are to be stored. In a graph that computes in float32, ``matrices`` of another type
-    get a Cast behind each of them; a graph that computes in half precision takes all tensors in its own type."""
+    get a Cast after each of them; a graph that computes in half precision takes all tensors in its own type."""
 
     tensors: Mapping[str, LazyTensor]
     matrices: torch.dtype = torch.float32
@@ -51,8 +51,8 @@ class Weights:
         _fold_transposes(model.graph, self._transposed)
 
     def store(self, model: Any) -> None:
-        """Make a float32 graph hold its matrices in their type, with a Cast behind each. To be called after the
-        optimizer, which would fold the Casts."""
+        """Make a float32 graph hold its matrices in their type, with a Cast after each. Call it after the optimizer,
+        which would fold the Casts."""
         if self.matrices == torch.float32:
             return
         for value in list(model.graph.initializers.values()):
@@ -120,7 +120,7 @@ def add_initializer(
 
 
 class SharedResult(Generic[T]):
-    """A computed value that several tensors are made of, such as numbers and scales: computed at the first call,
+    """A computed value that several tensors are made from, such as numbers and scales: computed at the first call,
     forgotten after the last, so that it does not stay in memory."""
 
     def __init__(self, compute: Callable[[], T]) -> None:
@@ -167,7 +167,7 @@ def _fold_transposes(graph: Any, transposed: Callable[[str], LazyTensor | None])
 
 
 def _cast_behind(graph: Any, value: Any, dtype: torch.dtype) -> None:
-    """Turn a float32 initializer into one of ``dtype``, which its readers get through a Cast. The Cast goes behind a
+    """Turn a float32 initializer into one of ``dtype``, which its readers get through a Cast. The Cast goes after a
     Gather or Transpose, which only moves values: a Gather takes a few rows of a large table."""
     import onnx_ir
 

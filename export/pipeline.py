@@ -28,13 +28,7 @@ from flamingo_rt.config import FlamingoConfig
 from flamingo_rt.contract import CACHE_FORMS, GRAPHS, LANGUAGE_MODEL, RESAMPLER, VISION_ENCODER
 from flamingo_rt.engines.ort import OrtBackend, import_onnxruntime
 from flamingo_rt.errors import ParityError, UsageError
-from flamingo_rt.export.checks.half_precision import (
-    RoundedConstants,
-    compared_with,
-    half_tolerance,
-    in_half,
-    rounding_cost,
-)
+from flamingo_rt.export.checks.half_precision import half_reference, half_tolerance, in_half, rounding_cost
 from flamingo_rt.export.checks.parity import TOLERANCE, Deviation
 from flamingo_rt.export.checks.parity import compare as run_cases
 from flamingo_rt.export.checks.parity_cases import CASES, STEPS, Reference, compute_reference
@@ -66,17 +60,17 @@ STAGES = ((VISION_ENCODER, RESAMPLER), (LANGUAGE_MODEL,))
 @dataclass(frozen=True)
 class Precision:
     """Types of the graphs, fp32, fp16 or bf16: that they compute in, and that their matrices are stored in. Graphs in
-    half precision hold all weights in their own type.
-
-    Raises `UsageError` for an unknown type, or when the two do not go together.
-    """
+    half precision hold all weights in their own type. `Precision.of` checks them."""
 
     compute: str
     stored: str
 
     @staticmethod
     def of(compute: str, dtype: str | None) -> Precision:
-        """``dtype`` None is the type computed in."""
+        """Make a precision of two options; ``dtype`` None stands for the type computed in.
+
+        Raises `UsageError` for an unknown type, or when the two do not go together.
+        """
         for name, value in (("compute", compute), ("dtype", dtype)):
             if value not in (*DTYPES, None):
                 raise UsageError(f"unknown {name} {value!r}; known: {', '.join(DTYPES)}")
@@ -119,8 +113,8 @@ def export_model(
     stored in, by default the same. Graphs are compared with PyTorch on the stored values, with ``tolerance``, by
     default `TOLERANCE`, or `half_tolerance`. ``quantize`` stores the weights in fewer bits and measures what it costs.
     Without ``compare`` nothing is compared or measured, and the bundle has no reference outputs: for weights that are
-    random anyway. ``validation`` are pictures of the model's own kind: how likely its captions of them are is measured
-    with the graphs, and recorded. ``license`` and ``source`` of the weights are recorded as they are.
+    random anyway. ``validation`` are pictures of the model's own kind: the graphs caption them, and how likely these
+    captions are is recorded. ``license`` and ``source`` of the weights are recorded as they are.
 
     Raises `DataError` for a model that cannot be used, `ParityError` when a graph deviates by more than ``tolerance``
     or quantization costs more than its limits, `UsageError` when ``out`` exists or options are unknown or conflict.
@@ -141,19 +135,17 @@ def export_model(
         tolerance = half_tolerance(precision.matrices) if precision.half else TOLERANCE
     if not 0.0 < tolerance < math.inf:
         raise UsageError(f"tolerance is {tolerance}; it must be above 0 and finite, such as 1e-4")
-    # What is quantized is not rounded to half precision before.
+    # Weights that get quantized are not rounded to half precision first.
     stored = _stored(model, precision if quantize is None else Precision("fp32", "fp32"))
     check_space(out, sum(tensor.nbytes for tensor in stored.tensors.values()) // (1 if quantize is None else 3))
     with new_directory(out, overwrite) as folder:
         (folder / TOKENIZER).write_text(model.tokenizer, encoding="utf-8")
-        # Refuse a bad one before the work.
+        # Refuse a bad tokenizer before the work.
         tokenizer = TextTokenizer(folder / TOKENIZER, model.config.tokens, model.config.language.vocab_size)
         if quantize is None:
             measured = _export_compared(stored, folder, lowering, precision, compare, tolerance, progress)
         else:
-            quantized = QuantizedExport(quantize, lowering, precision.half, stored, tokenizer, compare, progress)
-            _write_graphs(stored, folder, lowering, precision, quantized.change, progress)
-            measured = Measured({}, quantized.record(graph_paths(folder)), None)
+            measured = _export_quantized(quantize, stored, folder, lowering, precision, tokenizer, compare, progress)
         written = WrittenGraphs(folder, stored.config, lowering, precision, quantize is not None)
         usual = None if validation is None else _validated(validation, tokenizer, written, progress)
         reference = _recorded(tokenizer, written, measured, tolerance, progress) if compare else None
@@ -210,9 +202,9 @@ class WrittenGraphs:
                 twin.path.unlink()
 
     def backend(self, graphs: Mapping[str, Path | GraphFile]) -> OrtBackend:
-        """Some of the runnable graphs, without optimizations where they would change what is computed (of the quantized
-        graphs of other lowerings, ONNX Runtime makes its own, which round activations) or hold a float32 copy of
-        weights that are stored in half precision."""
+        """Open some of the runnable graphs. ONNX Runtime's optimizations are off where they would change what is
+        computed (they turn quantized graphs of other lowerings into operators that round activations) or hold a float32
+        copy of weights that are stored in half precision."""
         frugal = self.lowering != NAME if self.quantized else self.precision.stored != "fp32"
         return OrtBackend(graphs, self.config, frugal=frugal, cache=CACHE_FORMS[self.lowering])
 
@@ -230,10 +222,11 @@ def _export_compared(
     """Write the graphs, not quantized, and compare them with PyTorch."""
     reference = None
     if compare:
-        expected = compared_with(stored, precision.matrices) if precision.half else stored
-        constants = RoundedConstants(precision.matrices) if precision.half else contextlib.nullcontext()
-        with progress("PyTorch's answers", STEPS) as advance, constants:
-            reference = compute_reference(streamed_model(expected.config, expected.tensors), advance)
+        with progress("PyTorch's answers", STEPS) as advance:
+            if precision.half:
+                reference = half_reference(stored, precision.matrices, advance)
+            else:
+                reference = compute_reference(streamed_model(stored.config, stored.tensors), advance)
     _write_graphs(stored, folder, lowering, precision, lambda name, graph: None, progress)
     if reference is None:
         return Measured({}, None, None)
@@ -243,6 +236,22 @@ def _export_compared(
         with progress(f"PyTorch's answers in {precision.compute}", STEPS) as advance:
             rounding = rounding_cost(stored, precision.matrices, reference, advance)
     return Measured(parity.largest, None, rounding)
+
+
+def _export_quantized(
+    quantize: Quantize, stored: StoredModel, folder: Path, lowering: str, precision: Precision,
+    tokenizer: TextTokenizer, compare: bool, progress: Progress,
+) -> Measured:
+    """Write quantized graphs, and measure what quantization costs. What half precision costs is measured apart, with
+    the weights before quantization: it rounds what the layers compute, whose size quantization hardly changes."""
+    rounding = None
+    if compare and precision.half:
+        half, dtype = in_half(stored, precision.matrices), precision.matrices
+        with progress(f"PyTorch's answers in {precision.compute}", 2 * STEPS) as advance:
+            rounding = rounding_cost(half, dtype, half_reference(half, dtype, advance), advance)
+    quantized = QuantizedExport(quantize, lowering, precision.half, stored, tokenizer, compare, progress)
+    _write_graphs(stored, folder, lowering, precision, quantized.change, progress)
+    return Measured({}, quantized.record(graph_paths(folder)), rounding)
 
 
 def _validated(
@@ -297,14 +306,14 @@ def _write_graphs(
 
 
 def _check_types(path: Path) -> None:
-    """Whether every operator of a graph takes the types it is given: no runtime at hand runs it as it is. Raises
+    """Check that every operator of a graph takes the types it is given, since no runtime here runs it as it is. Raises
     `ParityError` that names the first that does not."""
     import onnx
 
     try:
         onnx.checker.check_model(str(path), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ParityError(f"{path.name} is no valid ONNX graph: {error}") from error
+        raise ParityError(f"{path.name} is not a valid ONNX graph: {error}") from error
 
 
 def _compare(reference: Reference, written: WrittenGraphs, metric: Deviation, progress: Progress) -> None:

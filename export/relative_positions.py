@@ -1,7 +1,7 @@
 """Transformer-XL's relative positions, projected when exporting: W r(distance) is the same for every token.
 
 The results, the relative keys, are weights of the graph, cut into chunks along the distance. A step multiplies only
-with the chunks that its context reaches, so that it reads as much of them as of the cache.
+with the chunks that its context reaches, so that it reads about as many of them as it reads cached tokens.
 """
 
 from __future__ import annotations
@@ -20,8 +20,7 @@ from flamingo_rt.model.language_model import SelfAttention
 from flamingo_rt.model.positions import RelativeBias, by_position, sinusoids
 from flamingo_rt.weights.lazy import LazyTensor
 
-# A chunk that is reached is read whole, and each one costs an operator. With 16 heads of 128 on two cores, chunks of
-# 128, 256 and 512 distances took about the same at 1500 tokens; at 64, those of 512 took several times as long.
+# A chunk that is reached is read whole, so that large ones cost time in a short context; and each costs an operator.
 SMALLEST_CHUNK, MOST_CHUNKS = 256, 8
 
 

@@ -1,8 +1,8 @@
 """Fewer operators, beyond what the exporter's optimizer removes.
 
-A decode step runs hundreds of operators, most of them on a few thousand numbers; with 4-bit weights, starting one costs
-as much as reading half a megabyte of weights. So matrices with the same input are merged, chains of reshapes shortened,
-and a constant factor behind a matrix is folded into it.
+A decode step runs hundreds of operators, most of them on a few thousand numbers; the fewer bytes the weights have, the
+more it counts that each operator has to be started. So matrices with the same input are merged, chains of reshapes
+shortened, and a constant factor after a matrix is folded into it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Tracing the model into three ONNX graphs with the contract's names, without any weights in memory.
 
-The model is built of fake tensors, which have shapes and no values, so that one of any size is traced within the same
-seconds. Weights are known by name alone, and bound by `graph_weights`.
+The model is built of fake tensors, which have shapes and no values, so that matrices of any size take the same time and
+no memory. Weights are known by name alone, and bound by `graph_weights`.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """The seam between the decode loop and what runs the three graphs: named arrays in, named arrays out.
 
-A `Backend` binds arrays to a graph and hands out the self-attention `Cache`, which lives where the backend computes and
-is closed by whoever asked for it. Outside a backend one row's past always has the same form, numpy arrays
-[1, Hk, length, d] by the names of `flamingo_rt.contract.past_name`: compiled prompts are made of it. `HostBackend` is
-the part shared by backends whose buffers are in host memory.
+A `Backend` binds arrays to a graph and hands out the self-attention `Cache`, which lives where the backend computes.
+The decoder that opens a cache closes it; a backend may keep the memory of a closed one for the next. Outside a backend
+one row's past always has the same form, numpy arrays [1, Hk, length, d] by the names of
+`flamingo_rt.contract.past_name`: compiled prompts hold it so. `HostBackend` is the part shared by backends whose
+buffers are in host memory.
 """
 
 from __future__ import annotations
@@ -29,20 +30,21 @@ from flamingo_rt.contract import (
 
 
 class GreedySteps(Protocol):
-    """Decode steps of one token a row, each fed with the tokens that the previous one chose. The host may read those
-    later than the next step begins."""
+    """Decode steps of one token a row, each fed with the likeliest tokens of the previous one. The host may read these
+    after the next step has begun."""
 
     def begin(self, tokens: np.ndarray) -> None:
         """Set the tokens of the first step, int64 [B]."""
         ...
 
-    def launch(self, lengths: np.ndarray) -> None:
-        """Begin one more step; ``lengths`` int64 [B] are the tokens cached in each row when it runs."""
+    def enqueue(self, lengths: np.ndarray) -> None:
+        """Let one more step run behind those under way; ``lengths`` int64 [B] are the tokens cached in each row when it
+        runs. At most `Backend.steps_ahead` + 1 steps may be under way."""
         ...
 
-    def take(self) -> tuple[np.ndarray, np.ndarray]:
-        """Wait for the oldest step that was not taken yet, and for no later one. Returns the tokens it chose, int64
-        [B], and their log-probabilities, float32 [B]."""
+    def wait_next(self) -> tuple[np.ndarray, np.ndarray]:
+        """Wait for the oldest step under way, and for no later one. Returns the tokens it chose, int64 [B], and their
+        log-probabilities, float32 [B]."""
         ...
 
     def finish(self) -> None:
@@ -80,8 +82,8 @@ class Backend(Protocol):
 
     @property
     def steps_ahead(self) -> int:
-        """Number of greedy steps begun before the result of the previous one is known; 0 where a step is done as soon
-        as it was begun, and one too many would cost time."""
+        """Number of greedy steps enqueued before the result of the previous one is known; 0 where a step is done as
+        soon as it is enqueued, and one too many would cost time."""
         ...
 
     def available_bytes(self) -> int | None:
@@ -108,10 +110,10 @@ class Backend(Protocol):
         """
         ...
 
-    def greedy_steps(
+    def bind_greedy_steps(
         self, cache: Cache, inputs: Mapping[str, Any], outputs: Mapping[str, Any], constant: Collection[str] = ()
     ) -> GreedySteps:
-        """Greedy steps of the language model over ``cache``, one of this backend's own.
+        """Bind greedy steps of the language model to ``cache``, one of this backend's own.
 
         ``inputs`` and ``outputs`` are arrays as for `bind`, without past and present; the outputs are ``next_token``
         and ``next_logprob``. The steps themselves set ``input_ids`` and ``cache_length``.
@@ -120,7 +122,7 @@ class Backend(Protocol):
 
 
 class Cache(Protocol):
-    """Room for a number of tokens in each row of a batch. Slots without a token hold numbers, never NaN."""
+    """Room for a number of tokens in each row of a batch. Cache slots without a token hold numbers, never NaN."""
 
     def buffers(self) -> Mapping[str, Any]:
         """The buffers that `Backend.bind` takes as past and present, by the name of the past; of the backend's own
@@ -128,7 +130,7 @@ class Cache(Protocol):
         ...
 
     def row(self, index: int) -> Mapping[str, Any]:
-        """`buffers` of one row. Asked for only where a backend does not continue batches."""
+        """`buffers` of one row. Called only where a backend does not continue batches."""
         ...
 
     def restore(self, arrays: Mapping[str, np.ndarray], length: int) -> None:
@@ -150,7 +152,7 @@ class Cache(Protocol):
         ...
 
     def close(self) -> None:
-        """Give the memory back. Closing twice does nothing."""
+        """Give the memory back to the backend. Closing twice does nothing."""
         ...
 
 
@@ -242,14 +244,14 @@ class HostBackend(ABC):
         """A cache in host memory, read and written in place by the kernels."""
         return HostCache(self.specs[LANGUAGE_MODEL], rows, capacity)
 
-    def greedy_steps(
+    def bind_greedy_steps(
         self, cache: Cache, inputs: Arrays, outputs: Arrays, constant: Collection[str] = ()
     ) -> GreedySteps:
-        """See `Backend.greedy_steps`."""
-        return host_greedy_steps(self, cache, inputs, outputs, constant)
+        """See `Backend.bind_greedy_steps`."""
+        return bind_host_greedy_steps(self, cache, inputs, outputs, constant)
 
 
-def host_greedy_steps(
+def bind_host_greedy_steps(
     backend: Backend, cache: Cache, inputs: Arrays, outputs: Arrays, constant: Collection[str]
 ) -> HostGreedySteps:
     """`HostGreedySteps` over a step that ``backend`` binds."""
@@ -269,15 +271,15 @@ class HostGreedySteps:
         """See `GreedySteps.begin`."""
         self._tokens[:, 0] = tokens
 
-    def launch(self, lengths: np.ndarray) -> None:
-        """See `GreedySteps.launch`."""
+    def enqueue(self, lengths: np.ndarray) -> None:
+        """See `GreedySteps.enqueue`. The step is done when this returns."""
         self._lengths[:] = lengths
         self._run()
         self._tokens[:] = self._chosen
 
-    def take(self) -> tuple[np.ndarray, np.ndarray]:
-        """See `GreedySteps.take`."""
+    def wait_next(self) -> tuple[np.ndarray, np.ndarray]:
+        """See `GreedySteps.wait_next`."""
         return self._chosen[:, 0].copy(), self._logprobs[:, 0].copy()
 
     def finish(self) -> None:
-        """Nothing is under way."""
+        """Do nothing: no step is under way."""

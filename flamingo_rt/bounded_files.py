@@ -25,7 +25,7 @@ def read_bytes(path: Path, most_bytes: int, what: str = "") -> bytes:
     check_size(path, most_bytes, what)
     try:
         with path.open("rb") as file:
-            content = file.read(most_bytes + 1)  # devices and pipes do not tell their size in advance
+            content = file.read(most_bytes + 1)  # devices and pipes do not state their size in advance
     except (OSError, ValueError) as error:
         raise _unreadable(path, what, error) from error
     if len(content) > most_bytes:
@@ -42,7 +42,7 @@ def read_text(path: Path, most_bytes: int, what: str = "") -> str:
 
 
 def _too_long(path: Path, most_bytes: int) -> DataError:
-    return DataError(f"{path} has more than {most_bytes / 1e6:g} MB, which no such file needs: it is another file")
+    return DataError(f"{path} has more than {most_bytes / 1e6:g} MB, which no such file needs: give the right file")
 
 
 def _unreadable(path: Path, what: str, error: Exception) -> DataError:

@@ -129,13 +129,13 @@ class ReferenceEntry:
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle on disk. What has a default is optional.
+    """A bundle on disk. Attributes with a default are optional.
 
     ``parity``: the largest deviation from PyTorch per graph, measured at export; empty where nothing was compared.
     ``quantization``: how the weights are stored, and what that cost. ``rounding``: the largest deviation per graph that
-    half precision makes in PyTorch. ``validation``: how likely its captions are. ``reference``: what `flamingo-rt
-    verify` compares with. ``step_costs``: costs of decode steps of several tokens. ``license`` and ``source`` of the
-    weights, in the words of whoever exported them.
+    half precision makes in PyTorch, with the weights before quantization. ``validation``: how likely its captions are.
+    ``reference``: what `flamingo-rt verify` compares with. ``step_costs``: costs of decode steps of several tokens.
+    ``license`` and ``source`` of the weights, as given when they were exported.
     """
 
     path: Path
@@ -156,7 +156,7 @@ class Bundle:
 
     @property
     def identity(self) -> str:
-        """The SHA-256 of the manifest, which holds that of every other file: it tells a bundle from all others."""
+        """The SHA-256 of the manifest, which holds that of every other file: it identifies the bundle."""
         return sha256(self.path / MANIFEST)
 
     @property
@@ -216,7 +216,7 @@ def write_manifest(folder: Path, bundle: Bundle) -> None:
 def read_bundle(path: Path) -> Bundle:
     """Read and verify a bundle.
 
-    Raises `DataError` when it is no bundle, of another format, or when a file is missing or has changed.
+    Raises `DataError` when it is not a bundle, has another format, or a file is missing or has changed.
     """
     bundle, files = _read(path)
     for name, stated in files.items():
@@ -227,7 +227,7 @@ def read_bundle(path: Path) -> Bundle:
 def read_description(path: Path) -> Bundle:
     """Read a bundle's manifest alone: none of its other files is looked at.
 
-    Raises `DataError` when it is no bundle or of another format.
+    Raises `DataError` when it is not a bundle, or has another format.
     """
     return _read(path)[0]
 
@@ -288,7 +288,7 @@ def _check_format(path: Path, manifest: Any) -> None:
 
 
 def _export_command(path: Path, manifest: Mapping[str, Any]) -> str:
-    """The command that exports a bundle of an older format again, with the options that its manifest still tells."""
+    """The command that exports a bundle of an older format again, with the options that its manifest still states."""
     try:
         entry = manifest["graphs"][LANGUAGE_MODEL]
         lowering, scheme = entry.get("lowering"), entry.get("quantization")
@@ -328,8 +328,8 @@ _OPTIONAL: dict[str, Callable[[Any], Any]] = {
 
 
 def is_file_name(name: str) -> bool:
-    """Whether a name can only be that of a file in the folder it is looked for in, on every system. Where that file
-    really is does not matter, its SHA-256 is known: caches (Hugging Face's) hold links."""
+    """Whether a name can only be that of a file in the bundle's own folder, on every system. A link there may lead
+    anywhere, as in Hugging Face's cache: the SHA-256 is compared."""
     return name not in ("", ".", "..") and not any(character in name for character in "/\\:\0")
 
 

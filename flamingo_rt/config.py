@@ -88,7 +88,7 @@ class NFNetConfig:
         for width in self.widths:
             inner = int(width * self.bottleneck)
             require(inner > 0 and inner % self.group_width == 0,
-                    f"vision width {width}: its bottleneck width {inner} is no multiple of group_width")
+                    f"vision width {width}: its bottleneck width {inner} is not a multiple of group_width")
             require(inner <= LARGEST_WIDTH and 1 <= int(width * self.squeeze_excite) <= LARGEST_WIDTH,
                     f"vision width {width}: bottleneck {self.bottleneck} or squeeze_excite {self.squeeze_excite} gives "
                     f"a width outside 1 to {LARGEST_WIDTH}")
@@ -128,8 +128,8 @@ class ViTConfig:
 
     def __post_init__(self) -> None:
         require_sizes(self)
-        require(self.image_size % self.patch_size == 0, f"image_size {self.image_size} is no multiple of patch_size")
-        require(self.width % self.heads == 0, f"vision width {self.width} is no multiple of {self.heads} heads")
+        require(self.image_size % self.patch_size == 0, f"image_size {self.image_size} is not a multiple of patch_size")
+        require(self.width % self.heads == 0, f"vision width {self.width} is not a multiple of {self.heads} heads")
 
     @property
     def feature_count(self) -> int:
@@ -143,7 +143,7 @@ class ResamplerConfig:
 
     The paper's form: squared ReLU, input projection, time embeddings. OpenFlamingo's: ``input_norms`` and
     ``final_norm``, exact GELU, no projection, ``max_frames`` 0 (no time embeddings). ``spatial_positions`` adds a
-    learnt embedding to each cell of the feature grid; the paper has none: a deep encoder tells where a cell is.
+    learnt embedding to each cell of the feature grid; the paper has none: a deep encoder encodes where a cell is.
     """
 
     width: int = 1536
@@ -231,7 +231,7 @@ class LanguageConfig:
 
     def __post_init__(self) -> None:
         require_sizes(self, may_be_zero=("position_offset",))
-        require(self.heads % self.kv_heads == 0, f"{self.heads} heads are no multiple of {self.kv_heads} kv_heads")
+        require(self.heads % self.kv_heads == 0, f"{self.heads} heads are not a multiple of {self.kv_heads} kv_heads")
         require(0.0 <= self.rotary_fraction <= 1.0, f"rotary_fraction {self.rotary_fraction} is not within 0 and 1")
         require(self.positions != "relative" or self.width % 2 == 0, f"width {self.width} is odd: relative positions")
         require(self.rotary_width % 2 == 0, f"rotary part of a head, {self.rotary_width}, is odd")

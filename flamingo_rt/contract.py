@@ -2,13 +2,14 @@
 
 The exporter, the engines and the runtime read this table; no other file spells the name of a graph's tensor.
 
-Dimensions: N pictures and frames of a prompt, M visuals (a picture or a clip each), F frames of a visual,
-B rows of a batch, V visuals of a row, T new tokens of a row, K positions whose logits are wanted,
-C the capacity of the cache in tokens. S is V times the latents of a visual.
+Dimensions: N pictures and frames in one run of the vision encoder, M visuals (a picture or a clip each) in one run of
+the resampler, F frames of a visual, B rows of a batch, T new tokens of a row, K positions of a row whose logits are
+wanted, C the capacity of the cache in tokens, S the latents that a row attends to: those of its visuals, one visual
+after the other.
 
 A graph has its cache in one of two forms. ``in-place``: past and present are the whole cache [B, Hk, C, d] and may
-share memory. ``appended``: the past [C, B, Hk, d] is read, and present [T, B, Hk, d] holds the new tokens alone; the
-caller copies them into the cache. d is `cached_head_width`; values beyond a head's own width are 0.
+share memory. ``appended``: the past [C, B, Hk, d] is read, and present [T, B, Hk, d] holds the new tokens alone, which
+the backend puts into the cache. d is `cached_head_width`; values beyond a head's own width are 0.
 
 Beside its logits the language model outputs the likeliest token at each of those positions and its log-probability: a
 greedy loop needs no more, and on a device the logits stay where they are.

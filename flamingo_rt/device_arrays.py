@@ -39,8 +39,8 @@ class DeviceArray:
 
 @dataclass(frozen=True, eq=False)
 class DeviceFrames:
-    """Frames [F, ...] of an array of another library, whose shape may lack the first axis. Slices are other places in
-    the same memory, so nothing is asked of the library but where its array lies: some have no slices that are views."""
+    """Frames [F, ...] of an array of another library, whose shape may lack the first axis. A slice only moves the
+    address: some libraries have no slices that are views."""
 
     array: Any
     shape: tuple[int, ...]
@@ -76,7 +76,7 @@ def device_array(value: Any, stream: int) -> DeviceArray:
         return _from_dlpack(value, stream)
     interface = _interface(value)
     if interface is None:
-        raise ValueError(f"{type(value).__name__} is no array in device memory")
+        raise ValueError(f"{type(value).__name__} is not an array in device memory")
     return _from_interface(interface, value)
 
 
@@ -89,7 +89,7 @@ def _on_device(value: Any) -> bool:
 def _interface(value: Any) -> dict[str, Any] | None:
     try:
         return getattr(value, "__cuda_array_interface__", None)
-    except (TypeError, RuntimeError):  # torch's way to say that it lies elsewhere, or that its type has none (bfloat16)
+    except (TypeError, RuntimeError):  # torch: the array lies elsewhere, or its type has no interface (bfloat16)
         return None
 
 
@@ -103,7 +103,7 @@ def _from_interface(interface: dict[str, Any], owner: Any) -> DeviceArray:
 
 
 def _check_contiguous(shape: tuple[int, ...], strides: Sequence[int] | None, step: int) -> None:
-    """Raise `ValueError` unless the last axis has this step, and each other one that of all behind it; None says so."""
+    """Raise `ValueError` unless ``strides`` are C-contiguous, the last one ``step``; None means that they are."""
     for extent, stride in zip(reversed(shape), reversed(strides or ()), strict=False):
         if extent > 1 and stride != step:
             raise ValueError(f"a device array {list(shape)} of strides {strides} is not C-contiguous: make it so")

@@ -17,7 +17,7 @@ from pathlib import Path
 from flamingo_rt.errors import DataError
 from flamingo_rt.protobuf import encoded_fields, field, fields
 
-MOST_BYTES = 1 << 24  # without weights; one of 80 layers has about 1 MB
+MOST_BYTES = 1 << 24  # without weights; far above any exported graph
 MOST_NESTED = 100  # levels of nested messages, the limit of the libraries too
 EXTERNAL = 1  # TensorProto.DataLocation
 NUMBER = re.compile(rb"[0-9]{1,18}")
@@ -106,7 +106,7 @@ def read_graph(path: Path, data: Path | None = None) -> GraphFile:
         linked = path.is_symlink() or folder != path.parent.resolve()
         if there is not None and there.name != data.name:
             model, linked = _with_location(MODEL, memoryview(model), there.name.encode()), True
-    except (OSError, ValueError) as error:  # a name that is no UTF-8 is a ValueError
+    except (OSError, ValueError) as error:  # a name that is not UTF-8 is a ValueError
         reason = error.strerror if isinstance(error, OSError) else error
         raise DataError(f"cannot load {path}: {reason}; copy the bundle or export the model again") from error
     return GraphFile(path, model, folder, linked)
@@ -162,7 +162,7 @@ def _check_tensor(tensor: memoryview, data_name: bytes, data_size: int) -> None:
             entry = {part: bytes(text) for part, text in fields(value) if not isinstance(text, int)}
             key = entry.get(ENTRY_KEY, b"")
             if key in found or key not in (LOCATION, b"offset", b"length", b"checksum"):
-                raise ValueError(f"a tensor of it says {_shown(key)}, or says it twice, of where it is")
+                raise ValueError(f"a tensor states {_shown(key)} of its external data: unknown, or stated twice")
             found[key] = entry.get(ENTRY_VALUE, b"")
     if not (external or found):
         return

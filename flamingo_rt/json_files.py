@@ -54,9 +54,9 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) != len(pairs):
         counts = Counter(key for key, _ in pairs)
         twice = next(key for key in counts if counts[key] > 1)
-        raise ValueError(f"the key {printable(twice[:60])!r} stands twice in an object")
+        raise ValueError(f"the key {printable(twice[:60])!r} appears twice in an object")
     return found
 
 
 def _no_number(text: str) -> None:
-    raise ValueError(f"{text} is no number of JSON")
+    raise ValueError(f"{text} is not a JSON number")

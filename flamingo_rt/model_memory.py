@@ -25,7 +25,7 @@ def training_step_bytes(config: FlamingoConfig, tokens: int) -> int:
     """Bytes of the activations that one training step keeps for its backward pass, for a batch of ``tokens`` tokens.
 
     A layer keeps about ten vectors of the model's width and three of its feed-forward's for each token, in float32; the
-    head keeps the logits three times. The packaged model's steps take 0.8 times as much.
+    head keeps the logits three times.
     """
     language, cross = config.language, config.cross_attention
     layers = language.layers * (10 * language.width + 3 * language.ff_width)

@@ -51,7 +51,7 @@ def pattern_fault(pattern: str) -> str | None:
     n characters takes at most some `MOST_WAYS` * n steps.
 
     Not caught: one repeat before something that can fail, as in ``\\s+(?!\\S)``, which known models have. On a text of
-    n characters made for it that takes n² steps in all: a second for 10,000 characters. Repeats of a group with
+    n characters made for it that takes n² steps in all. Repeats of a group with
     alternatives are refused even where the alternatives exclude each other.
     """
     if len(pattern) > MOST_CHARACTERS:
@@ -69,7 +69,7 @@ def pattern_fault(pattern: str) -> str | None:
 
 
 class _Refused(Exception):
-    """Why a pattern is refused."""
+    """The reason why a pattern is refused."""
 
 
 def _of_alternatives(alternatives: Sequence[Sequence[Node]], fallible: bool) -> tuple[int, int]:
@@ -174,7 +174,7 @@ class _Parser:
     def _escape(self) -> None:
         match = _ESCAPE.match(self._pattern, self._at)
         if match is None:
-            raise _Refused(f"it uses {self._pattern[self._at : self._at + 2]}, and plain patterns alone are taken")
+            raise _Refused(f"it uses {self._pattern[self._at : self._at + 2]}, but only plain patterns are accepted")
         self._at = match.end()
 
     def _class(self) -> None:
@@ -206,7 +206,7 @@ class _Parser:
     def _group(self) -> Node:
         opened = _OPEN.match(self._pattern, self._at)
         if opened is None:
-            raise _Refused(f"it uses {self._pattern[self._at : self._at + 3]}, and plain patterns alone are taken")
+            raise _Refused(f"it uses {self._pattern[self._at : self._at + 3]}, but only plain patterns are accepted")
         self._at = opened.end()
         if opened["ends"] == ")":  # an option for the rest of the group, alternatives included
             return Group(self._alternatives())

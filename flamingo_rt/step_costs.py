@@ -1,4 +1,4 @@
-"""Costs of decode steps of several tokens, in steps of one token: what the length of a draft is chosen by.
+"""Costs of decode steps of several tokens, in steps of one token, by which the length of a draft is chosen.
 
 Speculative decoding verifies several guessed tokens in one step (`flamingo_rt.runtime.speculation`). A table decides
 how many, not a clock: the same input is then computed in the same steps each time, and gives the same bits. ``export``
@@ -73,7 +73,7 @@ class StepCosts:
     @staticmethod
     def of(quantization: str | None) -> StepCosts:
         """The table for a model whose weights are quantized by that scheme, None for a model of floating-point weights
-        of any type. Schemes that have no table of their own (fp8, for GPUs alone) have that of None."""
+        of any type. Schemes without a table of their own (fp8, for GPUs alone) take that of None."""
         return StepCosts(tuple(_DEFAULTS.get(quantization, _UNQUANTIZED).items()))
 
 

@@ -54,7 +54,7 @@ def parse_tokenizer(content: bytes, path: Path, vocab_size: int | None = None) -
         tokenizer = Tokenizer.from_buffer(content)
         fault = steps_fault(tokenizer)
     if fault:
-        raise DataError(f"{path} is refused: {fault}: this is no tokenizer of a language model")
+        raise DataError(f"{path} is refused: {fault}: this is not a language model's tokenizer")
     tokenizer.no_truncation()  # a stored setting would silently cut a prompt
     tokenizer.no_padding()
     if getattr(tokenizer.model, "dropout", None):
@@ -87,7 +87,7 @@ def try_tokenizer(tokenizer: Tokenizer, path: Path, vocab_size: int | None = Non
 
 @contextmanager
 def explained(what: str, remedy: str) -> Iterator[None]:
-    """Turn whatever the library raises into a `DataError`: bare Exceptions, and panics, which are no Exception.
+    """Turn whatever the library raises into a `DataError`: bare Exceptions, and panics, which are not Exceptions.
 
     Its regular expressions give up, with a panic, after ten million steps at one place of a text.
     """
@@ -109,14 +109,14 @@ def _check_patterns(content: bytes, path: Path) -> None:
                         "Tokenizer.from_file(FILE).save(FILE) of the tokenizers library, if you trust it")
     for count, match in enumerate(_PATTERN.finditer(content), start=1):
         if count > MOST_PATTERNS:
-            raise DataError(f"{path} has more than {MOST_PATTERNS} patterns: it is no tokenizer of a language model")
+            raise DataError(f"{path} has more than {MOST_PATTERNS} patterns: it is not a language model's tokenizer")
         pattern = _text_at(content, match.end())
         if pattern is None:
             raise DataError(f"{path} has a pattern that is damaged or has more than {MOST_CHARACTERS} characters")
         fault = pattern_fault(pattern)
         if fault:
             shown = printable(pattern[:60]) + ("..." if len(pattern) > 60 else "")
-            raise DataError(f"{path} has the pattern {shown!r}, which may take for ever on some text: {fault}")
+            raise DataError(f"{path} has the pattern {shown!r}, which may take forever on some text: {fault}")
 
 
 def _is_escape(content: bytes, start: int) -> bool:

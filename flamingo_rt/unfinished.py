@@ -1,6 +1,6 @@
 """Unfinished output, kept in a private folder beside its target: nobody can foresee its name or plant a link in it.
 
-The folder is locked while its run lives, which tells it from what killed runs left over.
+The folder is locked while its run lives, which distinguishes it from leftovers of killed runs.
 
     .flamingo-rt-<random>.partial/NAME     output that is being written; left over, it is removed
     .flamingo-rt-<random>.replaced/NAME    the old version, for the moment between two renames; left over, it goes back
@@ -26,7 +26,7 @@ except ImportError:  # Windows
 
 PREFIX, PARTIAL, REPLACED = ".flamingo-rt-", ".partial", ".replaced"
 _NAME = re.compile(r"\.flamingo-rt-[a-z0-9_]{8}\.(partial|replaced)")
-_ABANDONED_SECONDS = 86400  # where a file system has no locks, age alone tells
+_ABANDONED_SECONDS = 86400  # where a file system has no locks, age alone decides
 
 
 def is_leftover_name(name: str) -> bool:
@@ -130,7 +130,7 @@ def _is_own_folder(folder: Path) -> bool:
 
 
 def _put_back(folder: Path, is_output: Callable[[Path], bool]) -> bool:
-    """Undo a replacement that was killed between its two renames. False for a folder that holds anything else than this
+    """Undo a replacement that was killed between its two renames. False for a folder that holds anything but this
     project's output, which stays as it is."""
     if not folder.name.endswith(REPLACED):
         return True

@@ -14,7 +14,7 @@ def on_gpu(gpu, array: np.ndarray) -> np.ndarray:
 
 
 class CudaArray:
-    """What numba, PyCUDA and cameras have, at the address of a numpy array."""
+    """A stand-in for arrays of numba, PyCUDA and cameras, at the address of a numpy array."""
 
     def __init__(self, array: np.ndarray, **changes) -> None:
         self._array = array
@@ -25,7 +25,7 @@ class CudaArray:
 
 
 class DlpackArray:
-    """What torch has: through DLPack, on a device of a type (2 is CUDA) and number."""
+    """A stand-in for torch's arrays, by DLPack, on a device of a type (2 is CUDA) and number."""
 
     def __init__(self, array: np.ndarray, device: tuple[int, int] = (2, 0)) -> None:
         self._array, self._device, self.streams = array, device, []

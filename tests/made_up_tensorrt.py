@@ -26,7 +26,7 @@ class MadeUpTensorRT:
         self.no_gpu = False
         self.refuses_sizes = False
         self.models: list[bytes] = []
-        self.timings: bytes | None = None  # what it remembers instead of what it was given
+        self.timings: bytes | None = None  # returned as its timing cache instead of the given one
         fake = self
 
         class ILogger:

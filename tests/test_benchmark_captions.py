@@ -43,7 +43,7 @@ def caption(query: int, plain: float, guessing: float | None = None) -> dict:
     return kept
 
 
-def test_captions_are_told_without_and_with_guessing_and_against_those_the_peer_decoded_too() -> None:
+def test_the_table_of_captions_compares_with_and_without_guessing_and_with_the_peer() -> None:
     told = comparison_tables.captions_table(compared(
         captions_peer_fp32={"captions": [caption(0, 60.0)]},
         captions_ours_int8={"captions": [caption(0, 6.0, 3.0), caption(1, 12.0, 9.0)]},

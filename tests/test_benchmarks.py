@@ -176,7 +176,7 @@ def test_the_first_differing_token_is_named() -> None:
     assert "IDEFICS" not in told
 
 
-def test_speculation_is_told_against_without_and_against_the_peer() -> None:
+def test_the_table_of_speculation_compares_with_plain_decoding_and_with_the_peer() -> None:
     speculated = {"shots": 4, "speculation": 7, "steps": 2, "drafted": 2, "accepted": 1, "decode_ms": [10.0],
                   "tokens_equal": True}
     told = comparison_tables.speculation_table(compared(
@@ -185,7 +185,7 @@ def test_speculation_is_told_against_without_and_against_the_peer() -> None:
     assert told.splitlines()[-1] == "| flamingo-rt fp32 | 4 | 2 for 3 | 10 (10 to 10) | 1.50 | 12.00 | yes |"
 
 
-def test_memory_of_a_process_is_told_beside_its_bundle() -> None:
+def test_the_memory_of_a_process_stands_beside_the_size_of_its_bundle() -> None:
     infer = {"threads": 2, "seconds": [3.0, 1.0, 2.0], "peak_bytes": [3 * 10**9] * 3, "bundle_bytes": 2 * 10**9}
     start = {"threads": 2, "first_output_s": [0.3, 0.2, 0.4]}
     told = comparison_tables.processes_table(compared(infer_int4=infer, start=start))
@@ -216,7 +216,7 @@ def test_every_measured_system_has_a_colour() -> None:
                                  if each.kind in compared_systems.MEASURED and not each.captions}
 
 
-# What is asked
+# The workload
 
 
 @pytest.fixture(scope="module")
@@ -285,7 +285,7 @@ def test_the_small_model_is_not_checked_against_a_preset() -> None:
     assert "--quantize" not in compared_systems.build_command("bundle-fp32", Path("work"), shapes.SMALL)
 
 
-def test_only_matrices_of_4_bits_are_told_how_to_round() -> None:
+def test_only_exports_with_4_bit_matrices_name_a_rounding() -> None:
     int8, int4 = (
         compared_systems.build_command(f"bundle-{name}", Path("work"), shapes.SMALL) for name in ("int8", "int4")
     )
@@ -353,7 +353,7 @@ def test_a_machine_is_named_for_files() -> None:
 # Processes
 
 
-def test_a_process_tells_its_status_its_output_and_when_that_began() -> None:
+def test_a_finished_process_has_its_status_and_output_and_the_time_of_the_first_output() -> None:
     code = "import sys; print('one', flush=True); print('{}'); sys.exit(3)"
     finished = processes.run([sys.executable, "-c", code])
     assert (finished.status, finished.output, finished.last_line) == (3, "one\n{}", "{}")

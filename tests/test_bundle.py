@@ -127,7 +127,7 @@ def test_an_older_format_asks_for_a_new_export(bundle):
     ({"dtype": "bfloat16"}, "--dtype bf16 "), ({"quantization": "int4"}, "--quantize int4 --calibration FILE "),
     ({"lowering": "--out", "compute": ["x"], "quantization": 3}, ""), (None, ""),
 ])
-def test_an_older_bundle_is_told_the_command_that_exports_it_again(entry, options, bundle):
+def test_an_older_bundle_is_refused_with_the_command_that_exports_it_again(entry, options, bundle):
     manifest = manifest_of(bundle)
     graphs = entry if entry is None else {"language_model": {**manifest["graphs"]["language_model"], **entry}}
     write(bundle, {**manifest, "graphs": graphs, "format_version": FORMAT_VERSION - 1})
@@ -290,7 +290,7 @@ def test_how_a_bundle_is_quantized_is_read_as_it_was_written(scheme, bundle):
 
 
 @pytest.mark.parametrize("value", ["int4", 4, ["int4"], True])
-def test_a_record_of_quantization_that_is_none_is_refused(value, bundle):
+def test_an_invalid_record_of_quantization_is_refused(value, bundle):
     write(bundle, {**manifest_of(bundle), "quantization": value})
     with pytest.raises(DataError, match=r"manifest.json is damaged .*quantization.*export the model again"):
         read_bundle(bundle)
@@ -299,7 +299,7 @@ def test_a_record_of_quantization_that_is_none_is_refused(value, bundle):
 VALIDATION = Validation(0.9, 300, "about drawn scenes")
 
 
-def test_what_a_bundle_was_validated_with_is_read_as_it_was_written(bundle):
+def test_the_validation_of_a_bundle_is_read_as_it_was_written(bundle):
     assert "validation" not in manifest_of(bundle)
     assert read_bundle(bundle).validation is None
     describe(bundle, validation=VALIDATION)
@@ -319,7 +319,7 @@ def test_entries_of_newer_versions_are_no_obstacle(bundle):
     {"probability": None}, {"captions": 0}, {"captions": 2.5}, {"captions": True},
     {"origin": 3}, {"origin": None},
 ])
-def test_a_record_of_validation_that_is_none_is_refused(change, bundle):
+def test_an_invalid_record_of_validation_is_refused(change, bundle):
     record = {"probability": 0.9, "captions": 300, "origin": "about drawn scenes", **change}
     write(bundle, {**manifest_of(bundle), "validation": record})
     with pytest.raises(DataError, match=r"manifest.json is damaged .*validation.*export the model again"):
@@ -379,7 +379,7 @@ def test_reference_outputs_that_are_not_hashed_are_refused(bundle):
 
 @pytest.mark.parametrize("value", [-1, 1.0, True, None, "4", MOST_BYTES + 1])
 @pytest.mark.parametrize("name", ["stored", "each_run", "each_token", "each_distance"])
-def test_bytes_of_weights_that_are_none_are_refused(name, value, bundle):
+def test_invalid_bytes_of_weights_are_refused(name, value, bundle):
     manifest = manifest_of(bundle)
     manifest["graphs"]["resampler"]["weight_bytes"][name] = value
     write(bundle, manifest)

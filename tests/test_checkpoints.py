@@ -274,7 +274,7 @@ def test_a_sharded_checkpoint_beside_a_folder_is_not_replaced(sharded):
         check_output(sharded, overwrite=True)
 
 
-def test_writing_tells_of_every_tensor_once(folder, tmp_path, model):
+def test_writing_reports_every_tensor_once(folder, tmp_path, model):
     told = []
     write_checkpoint(tmp_path / "copy", open_checkpoint(folder), on_tensor=lambda *tensor: told.append(tensor))
     assert told == [(name, tensor.nbytes) for name, tensor in model.state_dict().items()]

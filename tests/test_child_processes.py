@@ -108,7 +108,7 @@ def test_a_benchmark_s_process_imports_nothing_from_here(hostile: Path, monkeypa
 def test_a_module_runs_as_with_python_m_without_the_working_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: tuple[int, int]
 ) -> None:
-    """Also in the way of Python 3.10, which has no option for it."""
+    """Check the way of Python 3.10 too, which has no option for it."""
     here, elsewhere = tmp_path / "here", tmp_path / "elsewhere"
     for folder in (here, elsewhere):
         folder.mkdir()
@@ -144,7 +144,7 @@ def test_a_working_folder_that_is_gone_is_no_reason_to_fail(tmp_path: Path, monk
 
 
 def test_python_m_of_this_package_goes_on_without_the_working_folder(hostile: Path) -> None:
-    """The start is Python's: what it and the package's first lines import is still looked for here."""
+    """Python itself starts the process: its own imports and the package's first ones still look in this folder."""
     for name in HOSTILE:
         if name not in ("click", "numpy", "tokenizers", "onnxruntime", "rich"):
             shutil.rmtree(hostile / name)
@@ -173,7 +173,7 @@ STARTED_HERE = {
 
 
 def test_no_process_is_started_in_another_way() -> None:
-    """Every call of `subprocess` and its like has the environment from here, and no command says ``-m`` by itself."""
+    """Check in the source that every call of `subprocess` has the environment made here, and no command ``-m``."""
     starting = set()
     for folder in ("flamingo_rt", "export", "engines", "benchmarks"):
         for file in sorted((ROOT / folder).rglob("*.py")):

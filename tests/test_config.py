@@ -179,7 +179,7 @@ def test_a_missing_file_is_named(tmp_path):
         (lambda: FlamingoConfig(tokens=TokensConfig(image="Qu")), "prompts.question .* holds Qu"),
     ],
 )
-def test_what_cannot_work_is_refused(build, message):
+def test_configurations_that_cannot_work_are_refused(build, message):
     with pytest.raises(DataError, match=message):
         build()
 

@@ -1,4 +1,4 @@
-"""As many threads as this process has cores, and no more: the others would only wait, with the cores busy."""
+"""The number of threads is that of the cores that this process may use: more would wait for busy cores."""
 
 from __future__ import annotations
 

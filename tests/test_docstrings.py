@@ -1,17 +1,30 @@
-"""Docstrings are plain: each begins with a noun phrase or a verb, and every file says what it is."""
+"""Docstrings, comments and help texts are plain: each begins with a noun phrase or a verb, and every file says what it
+is."""
 
 from __future__ import annotations
 
 import ast
-import re
+import tokenize
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
-FILES = [file for top in ("flamingo_rt", "export", "engines") for file in sorted((ROOT / top).rglob("*.py"))]
+PRODUCT, AROUND = ("flamingo_rt", "export", "engines"), ("tests", "benchmarks", "examples")
+FILES = {
+    top: [file for file in sorted((ROOT / top).rglob("*.py")) if ".venv" not in file.relative_to(ROOT).parts]
+    for top in (*PRODUCT, *AROUND)
+}
+EVERY = [file for files in FILES.values() for file in files]
 # A sentence that begins so is a clause about something else, which the reader has to find first.
-CLAUSES = re.compile(r"(As|How|Of|That|What|Where|Which|Who|Whose) ")
+CLAUSES = ("How", "Of", "That", "What", "Whatever", "Which", "Whichever", "Who", "Whoever", "Whose", "Why")
+# A comment may begin with a condition or a reason; in a docstring its subject comes before them.
+CONDITIONS = ("As", "Because", "For", "If", "Since", "When", "Where")
+
+
+def begins_with(words: tuple[str, ...], text: str) -> bool:
+    return text.startswith(tuple(f"{word} " for word in words))
 
 
 def documented(file: Path) -> list[tuple[ast.AST, str, str | None]]:
@@ -24,12 +37,49 @@ def documented(file: Path) -> list[tuple[ast.AST, str, str | None]]:
     ]
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.relative_to(ROOT).as_posix())
+def comments(file: Path) -> Iterator[str]:
+    """The first line of every comment, at the end of a line of code too."""
+    with file.open("rb") as lines:
+        line_above = 0
+        for token in tokenize.tokenize(lines.readline):
+            if token.type == tokenize.COMMENT:
+                if token.start[0] != line_above + 1 or token.line.strip() != token.string:
+                    yield token.string.removeprefix("#").strip()
+                line_above = token.start[0]
+
+
+def help_texts(file: Path) -> list[str]:
+    """The arguments ``help`` of a file's calls, where they are constants."""
+    return [
+        node.value.value for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.keyword) and node.arg == "help"
+        and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+    ]
+
+
+def named(file: Path) -> str:
+    return file.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize("file", EVERY, ids=named)
 def test_a_docstring_begins_with_what_it_is_about(file: Path) -> None:
-    assert not [(name, text) for _, name, text in documented(file) if text and CLAUSES.match(text)]
+    """A test's docstring may begin with the condition under which its name holds."""
+    refused = (*CLAUSES, "As", "Where") if named(file).startswith(AROUND) else CLAUSES + CONDITIONS
+    assert not [(name, text) for _, name, text in documented(file) if text and begins_with(refused, text)]
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.relative_to(ROOT).as_posix())
+@pytest.mark.parametrize("file", [file for top in PRODUCT for file in FILES[top]], ids=named)
+def test_a_comment_begins_with_no_clause_about_something_else(file: Path) -> None:
+    assert not [text for text in comments(file) if begins_with(CLAUSES, text)]
+
+
+def test_a_help_text_begins_with_what_the_option_is() -> None:
+    texts = [text for file in FILES["flamingo_rt"] for text in help_texts(file)]
+    assert len(texts) > 50
+    assert not [text for text in texts if begins_with(CLAUSES + CONDITIONS, text)]
+
+
+@pytest.mark.parametrize("file", EVERY, ids=named)
 def test_a_file_says_in_its_first_line_what_it_is(file: Path) -> None:
     text = file.read_text(encoding="utf-8")
     assert not text or text.startswith(('"""', 'r"""'))

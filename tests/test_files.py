@@ -15,7 +15,7 @@ import pytest
 from flamingo_rt.errors import DataError, UsageError
 from flamingo_rt.files import check_file, check_output, new_directory, replacing_file
 
-OLD = json.dumps({"name": "old", "resampler": {}, "cross_attention": {}})  # what is replaced is this project's
+OLD = json.dumps({"name": "old", "resampler": {}, "cross_attention": {}})  # like this project's output
 
 KILLED_IN_FILE = """
 import os, signal, sys

@@ -1,4 +1,4 @@
-"""Graphs from strangers: weights come from their one file, operators compute, and links lead nowhere unlooked."""
+"""Graphs from strangers: weights come from one file, operators run no code, and the targets of links are checked."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ def test_no_other_spelling_of_a_location_is_taken(tmp_path, location) -> None:
     {"length": ""}, {"offset": "1e0"}, {"prepacked_0": "w|0|16"}, {"basepath": "/etc"}, {"": "x"},
 ])
 def test_a_place_outside_of_the_file_and_unknown_words_are_refused(tmp_path, entries) -> None:
-    with pytest.raises(DataError, match=r"which has 16|of where it is"):
+    with pytest.raises(DataError, match=r"which has 16|of its external data"):
         read_graph(written(tmp_path, in_initializer(external("w", entries))))
 
 
@@ -158,19 +158,19 @@ def test_a_location_that_is_given_twice_or_not_at_all_is_refused(tmp_path) -> No
     twice, nowhere = external("w"), external("w")
     twice.external_data.add(key="location", value="other")
     del nowhere.external_data[:]
-    for tensor, said in ((twice, "says it twice"), (nowhere, "it takes weights from ''")):
+    for tensor, said in ((twice, "stated twice"), (nowhere, "it takes weights from ''")):
         with pytest.raises(DataError, match=said):
             read_graph(written(tmp_path, in_initializer(tensor)))
 
 
-def test_a_tensor_is_looked_at_that_does_not_say_that_it_is_outside(tmp_path) -> None:
+def test_a_tensor_with_a_location_is_checked_whether_or_not_it_says_that_it_is_external(tmp_path) -> None:
     tensor = external("w", location="other")
     tensor.data_location = TensorProto.DEFAULT
     with pytest.raises(DataError, match="it takes weights from 'other'"):
         read_graph(written(tmp_path, in_initializer(tensor)))
 
 
-def test_weights_that_are_not_there_are_said_to_be_too_few(tmp_path) -> None:
+def test_a_missing_file_of_weights_counts_as_an_empty_one(tmp_path) -> None:
     with pytest.raises(DataError, match=r"of 'graph.onnx.data', which has 0"):
         read_graph(written(tmp_path, in_initializer(external("w")), data=None))
     assert read_graph(written(tmp_path, in_initializer(inline("w")))).model
@@ -196,8 +196,8 @@ HIDDEN = graph(initializers=[external("w", location="other")]).SerializeToString
     field(7, field(5, field(13, "") + varint(14 << 3 | VARINT) + varint(2**32 + 1))),
 ], ids=["number of a field beyond 32 bits", "number in six bytes", "group", "cut short", "beyond 64 bits",
         "enumeration beyond 32 bits"])
-def test_what_another_reader_would_read_otherwise_is_refused(tmp_path, hidden) -> None:
-    """Numbers that are cut to their lower bits elsewhere: a graph could show itself there alone."""
+def test_fields_that_readers_could_interpret_differently_are_refused(tmp_path, hidden) -> None:
+    """Other readers cut such numbers to their lower bits, and would find a graph that this reader does not check."""
     with pytest.raises(DataError, match=r"cannot load .*graph.onnx"):
         read_graph(written(tmp_path, model_of(graph()).SerializeToString() + hidden))
 
@@ -210,7 +210,7 @@ def test_a_second_graph_which_readers_merge_with_the_first_is_looked_at(tmp_path
 
 
 @pytest.mark.parametrize("content", [b"\x00", b"not a graph", b"\xff" * 100, b"x" * 999])
-def test_what_is_no_graph_is_refused_by_name(tmp_path, content) -> None:
+def test_a_file_that_is_no_graph_is_refused_by_name(tmp_path, content) -> None:
     with pytest.raises(DataError, match=r"cannot load .*graph.onnx: .*export the model again"):
         read_graph(written(tmp_path, content))
 
@@ -223,7 +223,7 @@ def test_a_graph_of_weights_without_end_is_not_read(tmp_path) -> None:
         read_graph(path)
 
 
-def test_graphs_within_graphs_end_somewhere(tmp_path) -> None:
+def test_graphs_nested_too_deeply_are_refused(tmp_path) -> None:
     content = b""
     for _ in range(MOST_NESTED):
         content = field(1, field(5, field(6, content)))
@@ -247,7 +247,7 @@ def test_operators_that_load_code_are_refused(tmp_path, domain, operator) -> Non
 
 
 def test_another_file_of_weights_can_be_named_by_who_reads_the_graph_alone(tmp_path) -> None:
-    """As of a graph that export writes for its comparison: it shares the original's weights."""
+    """Export does so for the graph of its comparison, which shares the original's weights."""
     (tmp_path / "shared.data").write_bytes(VALUES.tobytes())
     path = written(tmp_path, in_initializer(external("w", location="shared.data")), data=None)
     assert read_graph(path, tmp_path / "shared.data").folder == tmp_path
@@ -313,7 +313,7 @@ def test_a_folder_whose_name_is_not_utf_8_is_no_obstacle(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("name", GRAPHS)
-def test_nothing_but_the_location_changes_for_a_linked_graph(tmp_path, name) -> None:
+def test_only_the_location_of_the_weights_changes_for_a_linked_graph(tmp_path, name) -> None:
     source = PACKAGED_BUNDLE / f"{name}.onnx"
     (tmp_path / source.name).symlink_to(source)
     (tmp_path / "blob").symlink_to(PACKAGED_BUNDLE / f"{name}.onnx.data")

@@ -17,7 +17,7 @@ FOLDERS = {
     "flamingo_rt.engines": ROOT / "engines",
 }
 
-# What each part of the project may import of the project, besides itself.
+# The parts of the project that each part may import, besides itself.
 BASE = {
     "errors", "config", "cores", "files", "contract", "backend", "device_arrays", "graph_files",
     "json_files", "model_memory", "parameter_count", "presets", "printable", "progress", "protobuf", "system_memory",
@@ -65,7 +65,7 @@ ALLOWED = {
     "evaluation": RUNTIME | {"runtime", "training"},
     "export": RUNTIME | {"runtime", "model", "checkpoints", "evaluation", "training", "weights"},
     "loading": RUNTIME | {"runtime", "model", "checkpoints"},
-    # Of export and checkpoints, for models with random weights.
+    # Bundles with random weights are made by export, from checkpoints.
     "bench": RUNTIME | {"runtime", "export", "checkpoints", "child_process", "__init__"},
     "cli": RUNTIME | {
         "runtime", "model", "checkpoints", "importing", "training", "evaluation", "export", "loading", "bench",
@@ -74,9 +74,9 @@ ALLOWED = {
     "__main__": {"cli"},
     "__init__": {"errors", "loading", "processing", "runtime"},
 }
-# Third-party libraries that only the parts whose job they are may import.
+# Third-party libraries, each with the parts that wrap it: no other part may import it.
 OWNERS = {
-    # cli: doctor looks whether it is there; bench: the rate of its matrix products
+    # cli: doctor checks whether it is installed; bench: the rate of its matrix products
     "torch": {"model", "weights", "checkpoints", "importing", "training", "export", "cli", "bench"},
     "onnxruntime": {"engines", "export"},  # export: its quantizers
     "onnx": {"export"},

@@ -20,14 +20,14 @@ def test_a_file_is_parsed(tmp_path):
 
 
 @pytest.mark.parametrize(("content", "message"), [
-    ('{"a": 1, "b": {"c": 2, "c": 3}}', "'c' stands twice"), ('{"a": NaN}', "NaN is no number"),
-    ('{"a": -Infinity}', "-Infinity is no number"), ('{"a": 1', "not valid JSON"), ("", "not valid JSON"),
+    ('{"a": 1, "b": {"c": 2, "c": 3}}', "'c' appears twice"), ('{"a": NaN}', "NaN is not a JSON number"),
+    ('{"a": -Infinity}', "-Infinity is not a JSON number"), ('{"a": 1', "not valid JSON"), ("", "not valid JSON"),
     (b"\xff\xfe{}", "not valid JSON"), ('{"a": ' + "9" * 5000 + "}", "not valid JSON"),
     ("[" * 100_000 + "]" * 100_000, "nested too deeply|nested deeper"),
     ("[" * (MOST_LEVELS + 1) + "]" * (MOST_LEVELS + 1), "nested deeper"),
-    ('{"\\u001b[2J": 1, "\\u001b[2J": 2}', "stands twice"),
+    ('{"\\u001b[2J": 1, "\\u001b[2J": 2}', "appears twice"),
 ])
-def test_what_is_no_json_is_an_error(content, message, tmp_path):
+def test_a_file_that_is_no_json_is_an_error(content, message, tmp_path):
     with pytest.raises(DataError, match=message) as caught:
         read_json(written(tmp_path, content))
     assert "config.json" in str(caught.value)

@@ -22,7 +22,7 @@ from flamingo_rt.runtime.model import Model
 from flamingo_rt.training import scenes
 
 ROOT = Path(__file__).parent.parent
-SEED = 4_000_000_000  # of no training run
+SEED = 4_000_000_000  # no training run has it
 
 
 @pytest.fixture(scope="module")

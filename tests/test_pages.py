@@ -74,7 +74,7 @@ def fenced(page: Path) -> list[tuple[str, str]]:
 
 
 def steps(page: Path) -> Iterator[Command | str]:
-    """What a reader would do from top to bottom: commands, and Python code."""
+    """Steps of a page from top to bottom: commands, and Python code."""
     for language, block in fenced(page):
         if language == "console":
             yield from commands(page, block)

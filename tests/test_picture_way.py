@@ -28,7 +28,7 @@ from flamingo_rt.loading import PACKAGED_BUNDLE
 ROOT = Path(__file__).parent.parent
 SCENE = str(ROOT / "examples" / "scene.png")
 MOST_FUNCTIONS, MOST_FILES = 20, 12
-DEPTH = 7  # of containers that are looked into: a batch's prompts' visuals' sources
+DEPTH = 7  # containers inside each other that are searched: batch, prompts, visuals, sources
 
 
 @dataclass
@@ -150,7 +150,7 @@ def test_the_way_leads_from_the_command_to_the_language_model(way) -> None:
 
 
 def test_the_encoder_and_the_decoder_do_not_go_back_to_reading_pictures() -> None:
-    """They are given decoded visuals, and know their types alone."""
+    """Both get decoded visuals, and may import nothing of reading but the types."""
     for file in ("visual_encoder.py", "decoder.py"):
         tree = ast.parse((ROOT / "flamingo_rt" / "runtime" / file).read_text(encoding="utf-8"))
         imported = {

@@ -1,3 +1,5 @@
+"""Text of strangers on a terminal: control characters are shown as codes."""
+
 import pytest
 
 from flamingo_rt.printable import printable
@@ -14,14 +16,14 @@ from flamingo_rt.printable import printable
     ("\u200b", r"\u200b"),
     ("\x7f\x00", r"\x7f\x00"),
 ])
-def test_what_a_terminal_obeys_is_shown_as_its_code(text, shown):
+def test_control_characters_are_shown_as_codes(text, shown):
     assert printable(text) == shown
 
 
 @pytest.mark.parametrize("text", ["", "a cat", "Größe – 猫", "मैं\u200dक", "👩\u200d🚀 ❤\ufe0f", "back\\slash"])
-def test_words_stay_as_they_are(text):
+def test_plain_text_stays_as_it_is(text):
     assert printable(text) == text
 
 
-def test_lines_stay_where_they_are_asked_for():
+def test_line_breaks_stay_where_they_are_asked_for():
     assert printable("a\n\tb\x1b[2J\r\n", lines=True) == "a\n\tb\\x1b[2J\\r\n"

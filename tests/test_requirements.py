@@ -66,7 +66,7 @@ SAME_MODULE = {"onnxruntime", "onnxruntime-gpu"}
 
 
 def asked_for(extra: str, python: str) -> dict[str, Requirement]:
-    """What pip looks for on Linux, x86-64, by normalized name."""
+    """Requirements that pip looks for on Linux, x86-64, by normalized name."""
     environment = default_environment() | {
         "python_version": python, "python_full_version": f"{python}.0", "sys_platform": "linux",
         "platform_system": "Linux", "platform_machine": "x86_64",

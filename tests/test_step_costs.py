@@ -35,7 +35,7 @@ def test_every_scheme_has_a_table_of_2_4_8_and_16_tokens(scheme):
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_what_is_written_is_read(scheme):
+def test_costs_are_read_as_they_were_written(scheme):
     costs = StepCosts.of(scheme)
     assert StepCosts.parse(json.loads(json.dumps(costs.to_json()))) == costs
 

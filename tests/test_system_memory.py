@@ -1,4 +1,4 @@
-"""What memory there is, is read where the system says it."""
+"""Available memory is read from where each system reports it."""
 
 import pytest
 
@@ -27,11 +27,11 @@ def test_a_machine_says_what_is_available(system):
     assert system_memory.available_bytes() == 1000 * 1024
 
 
-def test_a_system_that_says_nothing_is_not_known(system):
+def test_a_system_without_figures_has_unknown_memory(system):
     assert system_memory.available_bytes() is None
 
 
-def test_the_tightest_of_a_groups_parents_counts_without_what_can_be_dropped(system, tmp_path):
+def test_the_tightest_limit_of_a_control_group_and_its_parents_counts_and_file_caches_count_as_free(system, tmp_path):
     system(meminfo=MEMINFO, groups="0::/a/b\n")
     for folder, limit, used in (("cgroup/a/b", "max", 70), ("cgroup/a", "100000", 60_000), ("cgroup", "900000", 80)):
         (tmp_path / folder).mkdir(parents=True, exist_ok=True)
@@ -53,6 +53,6 @@ def test_groups_of_the_first_version_are_read_too(system, tmp_path):
     assert system_memory.available_bytes() == 30_500
 
 
-def test_this_system_says_something_sensible_or_nothing():
+def test_the_figure_of_this_system_is_sensible_or_missing():
     found = system_memory.available_bytes()
     assert found is None or 0 < found < 2**60

@@ -1,4 +1,4 @@
-"""Output on its way: nobody's files stand in for it, live runs keep theirs, and what killed runs left goes."""
+"""Unfinished output: files of others are not taken for it, running processes keep theirs, and leftovers are removed."""
 
 from __future__ import annotations
 
@@ -110,11 +110,11 @@ def test_two_runs_have_different_places(tmp_path) -> None:
         assert one != other
         one.write_text("one")
         other.write_text("other")
-    assert (tmp_path / "out").read_text() == "one"  # which ended last
+    assert (tmp_path / "out").read_text() == "one"  # this one ended last
     assert names(tmp_path) == ["out"]
 
 
-def test_what_a_living_process_writes_is_left_alone(tmp_path) -> None:
+def test_output_that_a_living_process_writes_is_left_alone(tmp_path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", HOLDING, str(tmp_path / "out")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
@@ -131,7 +131,7 @@ def test_what_a_living_process_writes_is_left_alone(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("target", ["out", "another"])
-def test_what_a_killed_run_left_goes_with_the_next_one_in_that_folder(tmp_path, target) -> None:
+def test_leftovers_of_a_killed_run_are_removed_by_the_next_one_in_that_folder(tmp_path, target) -> None:
     path = old_output(tmp_path / "out")
     kill(path, "writing")
     assert [name for name in names(tmp_path) if is_leftover_name(name)]
@@ -150,7 +150,7 @@ def test_a_kill_between_the_two_renames_loses_nothing(tmp_path) -> None:
     assert names(tmp_path) == ["another", "out"]
 
 
-def test_what_was_replaced_does_not_come_back_over_what_replaced_it(tmp_path) -> None:
+def test_a_replaced_output_does_not_come_back_over_its_replacement(tmp_path) -> None:
     old_output(tmp_path / "out")
     (tmp_path / LEFT_ASIDE).mkdir()
     (tmp_path / LEFT_ASIDE / "out").mkdir()
@@ -169,7 +169,7 @@ def test_leftovers_of_another_user_stay(tmp_path, monkeypatch) -> None:
 
 
 @pytest.mark.parametrize(("days", "stays"), [(0, True), (2, False)])
-def test_where_nothing_can_be_locked_age_tells(tmp_path, monkeypatch, days, stays) -> None:
+def test_leftovers_are_removed_by_age_where_files_cannot_be_locked(tmp_path, monkeypatch, days, stays) -> None:
     def no_locks(descriptor: int, operation: int) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
@@ -261,7 +261,7 @@ def test_in_a_working_folder_that_was_removed_whole_paths_are_written_and_others
 
 
 @pytest.mark.parametrize("name", [".envrc", "Makefile"])
-def test_what_an_unpacked_archive_brings_under_such_a_name_is_not_put_anywhere(tmp_path, name) -> None:
+def test_a_leftover_that_an_unpacked_archive_brought_is_neither_restored_nor_removed(tmp_path, name) -> None:
     planted = tmp_path / LEFT_ASIDE / name
     planted.parent.mkdir()
     planted.write_text("run me")

@@ -27,7 +27,7 @@ def tracing_once() -> Iterator[None]:
         key = (spec, _decisive(spec.name, config), lowering)
         if key not in made:
             made[key] = exported(module, spec, config, lowering, fake)
-            made[key].exported_program = None  # as large as the graph, and asked for nothing
+            made[key].exported_program = None  # as large as the graph, and not needed
         program = copy.copy(made[key])
         program.model = made[key].model.clone()
         return program
@@ -40,7 +40,7 @@ def tracing_once() -> Iterator[None]:
 
 
 def _decisive(graph: str, config: FlamingoConfig) -> tuple[Any, ...]:
-    """What of a configuration decides what a graph is."""
+    """The part of a configuration that a graph depends on."""
     if graph == VISION_ENCODER:
         return (config.vision,)
     if graph == RESAMPLER:

@@ -34,7 +34,7 @@ from flamingo_rt.runtime.model import Model
 SHOTS = (4, 8)
 QUERIES = 12
 EACH = max(SHOTS) + 1  # pictures of a query: its own, and its shots'
-FIRST_ID = 1000  # of the vocabulary that the large models have in common, behind what is not a word
+FIRST_ID = 1000  # the large models have it in common, and the tokens before it are hardly words
 
 
 def write_captions(config: FlamingoConfig, tokenizer: Tokenizer, folder: Path) -> None:

@@ -128,7 +128,7 @@ def label_ends(axes: Any, ends: list[tuple[float, int, str, str]]) -> None:
 def apart(places: list[float], step: float) -> list[float]:
     """Ascending places moved as little as possible so that neighbours are ``step`` apart: neighbours that are too near
     move together, around their mean."""
-    groups: list[list[float]] = []  # of places less the step times their number, which may then be equal
+    groups: list[list[float]] = []  # of places, each less its index times the step: equal ones are then a step apart
     for number, place in enumerate(places):
         groups.append([place - number * step])
         while len(groups) > 1 and fmean(groups[-2]) >= fmean(groups[-1]):

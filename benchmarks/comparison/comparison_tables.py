@@ -168,7 +168,7 @@ def decode_ms(case: Record) -> float:
 
 
 def tokens_table(results: Record) -> str:
-    """Whose tokens are the peer's: every system with its weights, against open_flamingo in fp32."""
+    """Agreement of tokens: every system with the peer's weights, against open_flamingo in fp32."""
     reference, rows = results["runs"].get(REFERENCE), []
     if reference is None:
         return ""

@@ -57,7 +57,7 @@ def merged(results: Record, part: str, name: str, record: Record) -> Record:
 
 
 def write_results(path: Path, results: Record) -> None:
-    """A kill leaves what was there. One record a line, so that changes can be read."""
+    """Write the file whole or not at all, with one record a line, so that diffs can be read."""
     lines = []
     for key, value in results.items():
         if key in ("builds", "runs") and value:
@@ -91,5 +91,5 @@ def first_difference(one: Sequence[int], other: Sequence[int]) -> int | None:
 
 
 def differing(one: Sequence[int], other: Sequence[int]) -> int:
-    """In how many places two answers differ."""
+    """Number of places in which two answers differ."""
     return sum(a != b for a, b in zip(one, other, strict=False))

@@ -1,170 +1,105 @@
-"""The outcomes as tables: a line for every figure, with its target, and the ratios to the peers."""
+"""The outcomes as one table: a row for each system, ours and the peers; below it what is wanted, and what failed."""
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from benchmarks.comparison.comparison_tables import table
-from benchmarks.gpu_steps.gpu_plan import BENCH, BUILD, COMPILED, DOCTOR, EAGER, EXPORT, LOOK, PEER, VERIFY
-from benchmarks.gpu_steps.gpu_session import Outcome
 
-HEADER = ("step", "system", "measure", "value", "target", "beside, or why not")
-RATIO_HEADER = (
-    "times as fast as", "system", "each token", "first token, one picture", "shots before it", "shots compiled",
-)
-TARGETS = {EAGER: ">= 10", COMPILED: ">= 2"}  # times the peer's speed on a GPU, for each token
-SHARE = ">= 0.7"  # of a GPU's bandwidth, while decoding
-KEPT = 160  # characters of a note
-Line = tuple[str, str, str, str]  # measure, value, target, beside
-# Milliseconds: each token, to the first one without shots, behind shots, and behind compiled shots.
-TOKEN, FIRST, BEHIND, BEHIND_COMPILED = "token", "first", "behind", "behind compiled"
+TOKEN, FIRST, COMPILED = "each token", "first token", ", compiled"
+SHARE = 0.7  # wanted of the ceiling, for each token
+TIMES = {"open_flamingo, fp16, eager": 10.0, "open_flamingo, fp16, compiled": 2.0}  # wanted of its speed, likewise
+Figures = dict[str, tuple[float, float | None]]  # milliseconds, and the share of the ceiling where there is one
+Outcome = Mapping[str, Any]
 
 
-def printed(outcomes: Sequence[Outcome], targets: Mapping[str, str]) -> str:
-    """The table of everything, and the one of the ratios with ``targets`` by kind of peer."""
-    told = [(each["step"], each["system"], *line) for each in outcomes for line in lines_of(each)]
-    parts = [table(HEADER, told), table(RATIO_HEADER, ratios(outcomes, targets))]
-    return "\n\n".join(part for part in parts if part)
+def printed(outcomes: Sequence[Outcome], judged: bool) -> str:
+    """The table; where it is ``judged``, whether what is wanted was reached; and why something is missing."""
+    measured = {each["system"]: found for each in outcomes if (found := figures(each["records"]))}
+    peers = [each["system"] for each in outcomes if each["step"] == "peer" and each["system"] in measured]
+    base = measured[peers[0]] if peers else {}
+    rows: dict[str, dict[str, str]] = {}
+    for each in outcomes:
+        if each["system"] and each["step"] != "backend":  # doctor and the prompts are of no system
+            rows.setdefault(each["system"], {}).update(cells(each, base))
+    names = dict.fromkeys(name for row in rows.values() for name in row)
+    lines = [(system, *(row.get(name, "") for name in names)) for system, row in rows.items()]
+    parts = [table(("system", *names), lines)]
+    if peers:
+        parts.append(f"Percent: of the ceiling that bench measured. In parentheses: times as fast as {peers[0]}.")
+    parts += verdicts(measured, peers) if judged else []
+    parts += [f"{each['step']}, {each['system']}: {why}" for each in outcomes
+              if (why := each.get("error") or each.get("skipped"))]
+    return "\n\n".join(parts)
 
 
-def lines_of(outcome: Outcome) -> Iterator[Line]:
-    """The lines of one step: its figures, and how it ended where it did not succeed."""
-    for record in outcome.get("records", ()):
-        yield from LINES.get(outcome["step"], lambda record: iter(()))(record)
-    if "skipped" in outcome:
-        yield "skipped", "", "", cut(outcome["skipped"])
-    elif "error" in outcome:
-        yield "ERROR", "", "", cut(outcome["error"])
-    else:
-        yield "the whole step", f"{outcome['seconds']:.4g} s", "", ""
+def cells(outcome: Outcome, base: Figures) -> dict[str, str]:
+    """The columns that a step fills in its system's row. ``base`` are times of the peer that all are compared with: it
+    cannot compile shots, it has to read them."""
+    step, ended = outcome["step"], "ERROR" if "error" in outcome else "skipped"
+    found = {step: ended if {"error", "skipped"} & set(outcome) else f"{outcome['seconds']:.4g} s"}
+    for record in outcome["records"]:
+        if "graphs" in record:
+            found[step] = verified(record)
+        elif "bytes" in record:
+            size = record["bytes"]
+            found[step] += f", {(sum(size.values()) if isinstance(size, dict) else size) / 1e9:.3g} GB"
+        elif "rates" in record:
+            found["memory"] = f"{record['rates']['bandwidth'] / 1e9:.4g} GB/s"
+    for name, (milliseconds, share) in figures(outcome["records"]).items():
+        theirs = base.get(name.removesuffix(COMPILED))
+        found[name] = (f"{milliseconds:.4g} ms" + ("" if share is None else f", {share:.0%}")
+                       + (f" ({theirs[0] / milliseconds:.3g})" if theirs else ""))
+    return {name: text.replace("|", "/") for name, text in found.items()}
 
 
-def _doctor(record: Mapping[str, Any]) -> Iterator[Line]:
-    states = {**record["backends"], **record["builders"], "CUDA": record["cuda"]}
-    for name, state in states.items():
-        yield name, "works" if state["works"] else "does not work", "", cut(state["detail"])
-
-
-def _written(record: Mapping[str, Any]) -> Iterator[Line]:
-    size = record["bytes"]
-    yield "bytes", f"{(sum(size.values()) if isinstance(size, dict) else size) / 1e9:.3g} GB", "", ""
-
-
-def _bench(record: Mapping[str, Any]) -> Iterator[Line]:
-    rates, on_gpu = record["rates"], record["model"]["backend"] != "ort"
-    for gpu in record["machine"]["gpus"] or ():
-        yield "GPU", str(gpu["name"]), "", cut(json.dumps(gpu))
-    yield "memory", f"{rates['bandwidth'] / 1e9:.1f} GB/s", "", cut(rates["bandwidth_by"])
-    flops = "not measured" if rates["flops"] is None else f"{rates['flops'] / 1e12:.2f} TFLOP/s"
-    yield "products", flops, "", cut(rates["flops_by"])
-    for decode in record["decode"]:
-        name, median = f"decode, context {decode['context']}", decode["milliseconds"]["median"]
-        yield name, f"{median:.4g} ms", "", f"{decode['milliseconds']['runs']} greedy steps"
-        share = decode["against"]["bytes"] / median * 1e3 / rates["bandwidth"]
-        yield f"{name}, share of the bandwidth", f"{share:.3f}", judged(SHARE if on_gpu else None, share), ""
-    for stage in record["stages"]:
-        against = stage["against"]
-        beside = f"{against['reached']:.2f} of the ceiling, bound by {against['bound']}" if against else ""
-        name = stage["name"] + (f", {stage['tokens']} tokens" if stage["tokens"] else "")
-        yield name, f"{stage['milliseconds']['median']:.4g} ms", "", beside
-    for shots in record["shots"]:
-        compiled = shots["compiled"]
-        beside = f"compiled {compiled['median']:.4g} ms" if compiled else ""
-        yield f"first token, {shots['shots']} shots", f"{shots['cold']['median']:.4g} ms", "", beside
-    if record["compiled_ratio"] is not None:
-        yield "shots compiled cost, of what none cost", f"{record['compiled_ratio']:.3f} times", "", ""
-
-
-def _verify(record: Mapping[str, Any]) -> Iterator[Line]:
-    for name, found in record["graphs"].items():
-        where = cut(f"tolerance {found['tolerance']:.1e}; {found['where']}")
-        deviation = "not a number" if found["deviation"] is None else f"{found['deviation']:.1e}"
-        yield f"{name}, deviation", deviation, "met" if found["accepted"] else "MISSED", where
-    tokens = record["tokens"]
-    parted = "; ".join(f"{each['where']}: token {each['position'] + 1}" for each in record["differences"])
-    told = f"{tokens['equal']} of {tokens['compared']}"
-    yield "greedy tokens as the reference", told, "met" if record["passed"] else "MISSED", cut(parted)
-
-
-def _peer(record: Mapping[str, Any]) -> Iterator[Line]:
-    if "case" in record:
-        case = record["case"]
-        for name, value in case_times(case).items():
-            yield f"{name}, {case['shots']} shots", f"{value:.4g} ms", "", f"{case['prompt_tokens']} tokens"
-    elif "skipped" not in record:
-        yield "about", "see beside", "", cut(json.dumps(record))
-
-
-LINES = {DOCTOR: _doctor, EXPORT: _written, BUILD: _written, BENCH: _bench, VERIFY: _verify, LOOK: _peer, PEER: _peer}
-
-
-def judged(target: str | None, value: float) -> str:
-    """A target with ``met`` or ``MISSED``; empty without one."""
-    if target is None:
-        return ""
-    sign, bound = target.split()
-    met = value >= float(bound) if sign == ">=" else value <= float(bound)
-    return f"{target}: {'met' if met else 'MISSED'}"
-
-
-def cut(text: str) -> str:
-    """One line for a cell of a table, shortened."""
-    flat = " ".join(str(text).split()).replace("|", "/")
-    return flat if len(flat) <= KEPT else f"{flat[: KEPT - 1]}…"
-
-
-def case_times(case: Mapping[str, Any]) -> dict[str, float]:
-    """Medians of a peer's case in milliseconds: to the first token, and from token to token."""
-    gaps = [gap for answer in case["token_ms"] for gap in answer]
-    return {FIRST: statistics.median(case["first_token_ms"]), TOKEN: statistics.median(gaps)}
-
-
-def bench_times(record: Mapping[str, Any]) -> dict[str, float]:
-    """Milliseconds of ``flamingo-rt bench`` that have a counterpart: decoding at the shortest context, first tokens."""
-    shortest = min(record["decode"], key=lambda decode: decode["context"])
-    found = {TOKEN: shortest["milliseconds"]["median"]}
-    for shots in record["shots"]:
-        found[BEHIND if shots["shots"] else FIRST] = shots["cold"]["median"]
-        if shots["compiled"]:
-            found[BEHIND_COMPILED] = shots["compiled"]["median"]
-    return found
-
-
-def peer_times(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Milliseconds of a peer. It cannot compile shots: it has to read them."""
-    found: dict[str, float] = {}
+def figures(records: Sequence[Outcome]) -> Figures:
+    """Everything that ``bench`` or a peer measured, tokens at the shortest context first."""
+    found: Figures = {}
     for record in records:
-        if "case" not in record:
-            continue
-        times = case_times(record["case"])
-        if record["case"]["shots"]:
-            found |= {BEHIND: times[FIRST], BEHIND_COMPILED: times[FIRST]}
-        else:
-            found |= times
+        for decode in sorted(record.get("decode", ()), key=lambda decode: decode["context"]):
+            name = f"{TOKEN}, context {decode['context']}" if TOKEN in found else TOKEN
+            found[name] = decode["milliseconds"]["median"], decode["against"]["reached"]
+        for shots in record.get("shots", ()):
+            name = f"{FIRST}, {shots['shots']} shots"
+            found[name] = shots["cold"]["median"], None
+            if shots["compiled"]:
+                found[name + COMPILED] = shots["compiled"]["median"], None
+        for stage in record.get("stages", ()):
+            name = stage["name"] + (f", {stage['tokens']} tokens" if stage["tokens"] else "")
+            found[name] = stage["milliseconds"]["median"], stage["against"] and stage["against"]["reached"]
+        if "case" in record:
+            case = record["case"]
+            gaps = [gap for answer in case["token_ms"] for gap in answer]
+            found.setdefault(TOKEN, (statistics.median(gaps), None))  # the first case is without shots
+            found[f"{FIRST}, {case['shots']} shots"] = statistics.median(case["first_token_ms"]), None
     return found
 
 
-def ratios(outcomes: Sequence[Outcome], targets: Mapping[str, str]) -> list[tuple[str, ...]]:
-    """Each system against each peer: the peer's time over ours. Only open_flamingo has targets.
+def verified(record: Outcome) -> str:
+    """The result of ``verify`` in a cell: tokens, each graph's deviation beside its tolerance, and where they part."""
+    tokens, said = record["tokens"], "met" if record["passed"] else "MISSED"
+    parts = [f"{said}: {tokens['equal']} of {tokens['compared']} tokens"]
+    parts += [f"{each['where']}: token {each['position'] + 1}" for each in record["differences"]]
+    for name, graph in record["graphs"].items():
+        deviation = "no number" if graph["deviation"] is None else f"{graph['deviation']:.1e}"
+        where = "" if graph["accepted"] else f" at {graph['where']}"
+        parts.append(f"{name} {deviation} of {graph['tolerance']:.1e}{where}" if graph["where"] else f"{name} not run")
+    return "; ".join(parts)
 
-    Ours reads JPEG files of 640x480 pixels for the first token, the peer PNG files in the encoder's size.
-    """
-    peers = {each["system"]: peer_times(each["records"]) for each in outcomes
-             if each["step"] == PEER and each.get("records")}
-    ours = {each["system"]: bench_times(each["records"][-1]) for each in outcomes
-            if each["step"] == BENCH and each.get("records")}
-    found = []
-    for peer, theirs in peers.items():
-        kind = COMPILED if peer.endswith(COMPILED) else EAGER
-        target = targets.get(kind) if peer.startswith("open_flamingo") else None
-        for system, times in ours.items():
-            cells = []
-            for name in (TOKEN, FIRST, BEHIND, BEHIND_COMPILED):
-                ratio = theirs[name] / times[name] if name in theirs and name in times else None
-                aim = f" ({judged(target, ratio)})" if ratio is not None and target and name == TOKEN else ""
-                cells.append("" if ratio is None else f"{ratio:.2f}{aim}")
-            found.append((peer, system, *cells))
-    return found
+
+def verdicts(measured: Mapping[str, Figures], peers: Sequence[str]) -> Iterator[str]:
+    """A line for each of our systems and peer: how each token compares, and whether that is what is wanted."""
+    for system in [system for system, found in measured.items() if system not in peers and TOKEN in found]:
+        milliseconds, share = measured[system][TOKEN]
+        yield f"{system}: each token at {share or 0.0:.0%} of the ceiling{wanted(share or 0.0, SHARE)}"
+        for peer in peers:
+            times = measured[peer][TOKEN][0] / milliseconds
+            yield f"{system}: each token {times:.3g} times as fast as {peer}{wanted(times, TIMES.get(peer))}"
+
+
+def wanted(value: float, least: float | None) -> str:
+    """Words on whether a value is as large as is wanted; none where nothing is."""
+    return "" if least is None else f" (wanted {least:g}: {'met' if value >= least else 'MISSED'})"

@@ -1,9 +1,8 @@
-"""This project's own PyTorch model on a device, with random weights: stands in for open_flamingo where that is missing.
+"""This project's own PyTorch model on a device, with random weights: what the exported graphs are beside plain PyTorch.
 
     python -m benchmarks.gpu_steps.own_torch --work FOLDER --model openflamingo-3b --device cuda [--compile inductor]
 
-The decode loop has a cache of fixed size. Results name it as a stand-in: the targets are about open_flamingo. Output:
-JSON lines (`device_timing.py`).
+The decode loop has a cache of fixed size. Output: JSON lines (`device_timing.py`).
 """
 
 from __future__ import annotations
@@ -40,16 +39,14 @@ class FixedCache:
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, positions: Tensor,
         bias: ScoreBias | None, bias_query: Tensor,
     ) -> Tensor:
-        keys, values = self._buffers[layer]
-        keys.index_copy_(2, positions[0], key.transpose(1, 2))
-        values.index_copy_(2, positions[0], value.transpose(1, 2))
+        for buffer, new in zip(self._buffers[layer], (key, value), strict=True):
+            buffer.index_copy_(2, positions[0], new.transpose(1, 2))
         allowed = self._slots <= positions[:, None, :, None]  # [B, 1, T, C]
         scores = 0.0 if bias is None else bias(bias_query, positions, len(self._slots)).to(query.dtype)
-        mask = torch.where(allowed, scores, torch.finfo(query.dtype).min)
-        out = F.scaled_dot_product_attention(
-            query.transpose(1, 2), keys, values, attn_mask=mask.to(query.dtype),
-            enable_gqa=query.shape[2] != key.shape[2],
-        )
+        mask = torch.where(allowed, scores, torch.finfo(query.dtype).min).to(query.dtype)
+        keys, values = self._buffers[layer]
+        grouped = query.shape[2] != key.shape[2]
+        out = F.scaled_dot_product_attention(query.transpose(1, 2), keys, values, attn_mask=mask, enable_gqa=grouped)
         return out.transpose(1, 2)
 
 
@@ -60,43 +57,33 @@ class Loop:
         with on_meta_device():
             model = Flamingo(config)
         self.model = model.to(dtype).to_empty(device=device).eval().requires_grad_(False)
-        generator = torch.Generator(device).manual_seed(0)
-        for name, parameter in self.model.named_parameters():
-            if name.endswith("gate") or parameter.ndim < 2:
-                parameter.fill_(0.5 if name.endswith("gate") else float(name.endswith("weight")))
-            else:
-                parameter.normal_(std=parameter[0].numel() ** -0.5, generator=generator)
-        self.config, self._device, self._dtype = config, device, dtype
-        self._step = self._forward
-
-    def compile(self, backend: str) -> None:
-        """Compile the decode step with torch.compile."""
-        self._step = torch.compile(self._forward, backend=backend)
+        torch.manual_seed(0)
+        for parameter in self.model.parameters():  # vectors, gates among them, are 0.5
+            parameter.normal_(std=parameter[0].numel() ** -0.5) if parameter.ndim > 1 else parameter.fill_(0.5)
+        self.step, self._config, self._device, self._dtype = self.forward, config, device, dtype
 
     @torch.inference_mode()
     def answer(self, case: dict[str, Any], workload: dict[str, Any], tokens: int) -> Answer:
         """Answer greedily, timed token by token; reading the pictures' files is included."""
         start, times, chosen = time.perf_counter(), [], []
-        pixels = [visual_pixels(Image(workload["pictures"][number]), self.config) for number in case["pictures"]]
+        pixels = [visual_pixels(Image(workload["pictures"][number]), self._config) for number in case["pictures"]]
         pictures = torch.stack([torch.from_numpy(each) for each in pixels]).to(self._device, self._dtype)
-        latents = self.model.encode(pictures)
-        parts = self.model.cross_attention.keys_values(latents)
+        parts = self.model.cross_attention.keys_values(self.model.encode(pictures))
         media = [[one_after_the_other(layer[None]) for layer in part] for part in parts]
         last = [[layer[-1:].contiguous() for layer in part] for part in parts]
         ids = torch.tensor([case["input_ids"]], device=self._device)
-        index = (ids == workload["tokens"]["image"]).cumsum(1)
-        length = ids.shape[1]
-        cache = FixedCache(self.config, length + tokens, self._device, self._dtype)
-        token = self._forward(ids, torch.arange(length, device=self._device)[None], index, media, cache)
-        for place in range(tokens):
+        index, length = (ids == workload["tokens"]["image"]).cumsum(1), ids.shape[1]
+        positions = torch.arange(length + tokens, device=self._device)[None]
+        cache = FixedCache(self._config, length + tokens, self._device, self._dtype)
+        token = self.forward(ids, positions[:, :length], index, media, cache)
+        for place in range(length, length + tokens):
             chosen.append(int(token))  # waits for the device
             times.append(time.perf_counter() - start)
-            if place + 1 < tokens:
-                position = torch.tensor([[length + place]], device=self._device)
-                token = self._step(token, position, torch.ones_like(token), last, cache)
+            if len(chosen) < tokens:
+                token = self.step(token, positions[:, place : place + 1], torch.ones_like(token), last, cache)
         return Answer(tuple(chosen), tuple(times))
 
-    def _forward(
+    def forward(
         self, ids: Tensor, positions: Tensor, index: Tensor, media: list[list[Tensor]], cache: FixedCache
     ) -> Tensor:
         """The likeliest next token [1, 1]."""
@@ -113,10 +100,8 @@ def main() -> None:
     loop = Loop(shape_of(options.model), options.device, DTYPES[options.dtype])
     emit({"torch": torch.__version__})
     if options.compile:
-        start = time.perf_counter()
-        loop.compile(options.compile)
-        loop.answer(cases[0], workload, 3)
-        emit({"compile_s": round(time.perf_counter() - start, 1)})
+        loop.step = torch.compile(loop.forward, backend=options.compile)
+        emit({"compile_s": loop.answer(cases[0], workload, 3).times[-1]})
     emit_cases(cases, lambda case, tokens: loop.answer(case, workload, tokens), plan)
 
 

@@ -1,4 +1,4 @@
-"""Options and output of the systems that run in PyTorch on a device: open_flamingo, and its stand-in.
+"""Options and output of the systems that run in PyTorch on a device: open_flamingo, and our own model.
 
 Each prints a JSON line for every case as soon as it is measured, so that a run that is ended early keeps the others.
 """

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-ROWS, RESIZED = 60, 64  # of the language model's embedding, before and after OpenFlamingo resizes it
+ROWS, RESIZED = 60, 64  # rows of the language model's embedding, before and after OpenFlamingo resizes it
 END_OF_CHUNK, MEDIA, PAD = 60, 61, 62
 CONTEXT = 128
 VISION = {"image_size": 28, "patch_size": 7, "width": 64, "layers": 3, "head_width": 16, "mlp_ratio": 4.0}

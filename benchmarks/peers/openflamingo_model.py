@@ -32,9 +32,9 @@ from open_flamingo.src.flamingo import Flamingo  # noqa: E402
 from open_flamingo.src.flamingo_lm import FlamingoLMMixin  # noqa: E402
 from open_flamingo.src.utils import extend_instance  # noqa: E402
 
-HEAD_WIDTH = 64  # of CLIP's encoders
+HEAD_WIDTH = 64  # CLIP's encoders have heads of this width
 EMBEDDING = "lang_encoder.transformer.wte.weight"
-# Make the pooled output, which a Flamingo does not look at: absent from files that hold what is used.
+# Tensors of the pooled output, which a Flamingo does not use. Files that hold the used ones alone lack them.
 UNUSED = ("vision_encoder.proj", "vision_encoder.ln_post.weight", "vision_encoder.ln_post.bias")
 
 

@@ -1,10 +1,11 @@
 """The real open_flamingo's speed on a device: random weights of a given shape, given prompts, its cache on.
 
-    benchmarks/peers/.venv/bin/python -m benchmarks.peers.openflamingo_on_device --work FOLDER --shape FILE
+    benchmarks/peers/.venv/bin/python -m benchmarks.peers.openflamingo_on_device --work FOLDER
 
-Runs in the peers' environment with a CUDA build of PyTorch. With ``--compile inductor``, torch.compile compiles the
-language model for dynamic shapes, since its cache grows by a token each step; compiling is part of the warm-up.
-``--check`` only tells whether the peer can be imported. Output: JSON lines (`device_timing.py`).
+Runs in the peers' environment with a CUDA build of PyTorch; the model's sizes are in FOLDER too. With ``--compile
+inductor``, torch.compile compiles the language model for dynamic shapes, since its cache grows by a token each step;
+compiling is part of the warm-up. ``--check`` only tells whether the peer can be imported; where it cannot, nothing else
+is done. Output: JSON lines (`device_timing.py`).
 """
 
 from __future__ import annotations
@@ -14,22 +15,22 @@ import json
 import sys
 import time
 import warnings
-from pathlib import Path
 from typing import Any
 
 from benchmarks.peers.answer_timing import emit
 from benchmarks.peers.device_timing import device_options, emit_cases, plan_of_device, wanted
 
 
-def check() -> None:
-    """Print whether the peer can be imported: its version of PyTorch, or ``skipped`` with the reason."""
+def check() -> bool:
+    """Whether the peer can be imported. Prints PyTorch's version, or ``skipped`` with the reason."""
     try:
         import open_flamingo  # noqa: F401
         import torch
     except Exception as error:  # an incomplete installation fails in any way
         emit({"skipped": f"{sys.executable}: {type(error).__name__}: {error}"})
-    else:
-        emit({"torch": torch.__version__, "cuda": torch.cuda.is_available()})
+        return False
+    emit({"torch": torch.__version__, "cuda": torch.cuda.is_available()})
+    return True
 
 
 def measure(options: argparse.Namespace) -> None:
@@ -50,9 +51,10 @@ def measure(options: argparse.Namespace) -> None:
     logging.set_verbosity_error()
     plan, dtype = plan_of_device(options, torch.get_num_threads()), DTYPES[options.dtype]
     workload, cases = wanted(options, plan)
-    tokens, shape = workload["tokens"], Shape(**json.loads(options.shape.read_text(encoding="utf-8")))
+    sizes = (options.work / "workload" / "shape.json").read_text(encoding="utf-8")
+    tokens, shape = workload["tokens"], Shape(**json.loads(sizes))
     model = random_model(shape, tokens["end_of_chunk"], tokens["image"], dtype, options.device)
-    emit({"torch": torch.__version__, "weight_bytes": weight_bytes(model)})
+    emit({"weight_bytes": weight_bytes(model)})
 
     def generate(case: dict[str, Any], new_tokens: int, **more: Any) -> None:
         ids, pictures = prompt_tensors(case, workload, dtype, options.device)
@@ -69,12 +71,8 @@ def measure(options: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    if sys.argv[1:] == ["--check"]:
-        check()
-        return
-    parser = device_options(__doc__.splitlines()[0])
-    parser.add_argument("--shape", type=Path, required=True, help="JSON with the fields of openflamingo_model.Shape")
-    measure(parser.parse_args())
+    if check() and sys.argv[1:] != ["--check"]:
+        measure(device_options(__doc__.splitlines()[0]).parse_args())
 
 
 if __name__ == "__main__":

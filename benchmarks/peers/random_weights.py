@@ -42,7 +42,7 @@ def offset_and_scale(name: str, shape: tuple[int, ...]) -> tuple[float, float]:
         return 0.0, 1.0
     if len(shape) < 2:
         if name.endswith("weight"):
-            return 1.0, 0.2  # of a norm
+            return 1.0, 0.2  # gain of a norm
         return 0.0, 0.2 if name.endswith("bias") else 1.0
     if GATED_ATTENTION.search(name):
         gain = 1.5

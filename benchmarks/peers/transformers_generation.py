@@ -61,7 +61,7 @@ class Clock(BaseStreamer):
         self.tokens.append(int(value[0]))
 
     def end(self) -> None:
-        """Nothing is left to do."""
+        """Do nothing: the times are noted by `put`."""
 
     def answer(self) -> Answer:
         return Answer(tuple(self.tokens), tuple(self.times))

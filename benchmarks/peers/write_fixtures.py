@@ -141,7 +141,7 @@ def describe(case: Case, peer: Peer) -> dict[str, Any]:
 
 
 def main() -> None:
-    """All cases, or those named."""
+    """Write all cases, or those named."""
     warnings.simplefilter("ignore")
     logging.set_verbosity_error()  # transformers explains how it fills the resized rows, which are replaced
     torch.set_num_threads(1)

@@ -1,1 +1,1 @@
-"""The shared part of backends on NVIDIA GPUs: memory, streams, the cache on the device, and runs bound to it."""
+"""The part that all backends on NVIDIA GPUs share: device memory and the stream, bound arrays, steps and the cache."""

@@ -41,9 +41,9 @@ def import_pycuda() -> Any:
     return driver
 
 
-def import_graphs() -> Any | None:
-    """cuda-bindings' driver module, or None. PyCUDA has no CUDA graphs, without which each step takes longer to start.
-    """
+def import_cuda_graphs() -> Any | None:
+    """cuda-bindings' driver module, for CUDA graphs, which PyCUDA does not have; None where it is not installed: then
+    each step takes longer to start."""
     try:
         from cuda.bindings import driver
     except ImportError:
@@ -73,14 +73,14 @@ class Allocate(Protocol):
         ...
 
 
-class Graph:
-    """A CUDA graph: work captured on a stream, launched again as a whole. Addresses in it are fixed."""
+class CudaGraph:
+    """Work captured on a stream, which is put there again as a whole. Addresses in it are fixed."""
 
     def __init__(self, bindings: Any, executable: Any, stream: Any) -> None:
         self._bindings, self._executable, self._stream = bindings, executable, stream
 
-    def launch(self) -> None:
-        """Put the graph on the stream."""
+    def enqueue(self) -> None:
+        """Put the captured work on the stream again."""
         _check(self._bindings, self._bindings.cuGraphLaunch(self._executable, self._stream), "cuGraphLaunch")
 
     def __del__(self) -> None:
@@ -88,13 +88,13 @@ class Graph:
 
 
 class Cuda:
-    """One GPU and one stream, used within `current`. Every operation but `allocate` and `pinned` is put on the stream
-    and returns before it is done, except for copies from and to host memory that is not pinned."""
+    """One GPU and one stream, used within `current`. Copies, `zero` and `record` are put on the stream, and return
+    before they are done, except for copies from and to host memory that is not pinned."""
 
     def __init__(self) -> None:
-        """Raises `DependencyError` without PyCUDA or a GPU."""
-        self._driver, self._bindings = import_pycuda(), import_graphs()
-        # One thread at a time: work from another thread would become part of a graph that is being captured.
+        """Raises `DependencyError` without PyCUDA or a GPU, or where CUDA does not start on it."""
+        self._driver, self._bindings = import_pycuda(), import_cuda_graphs()
+        # One thread at a time: work from another thread would become part of a CUDA graph that is being captured.
         self._lock = threading.RLock()
         try:
             device = self._driver.Device(0)
@@ -158,7 +158,8 @@ class Cuda:
         return None if self._integrated else int(self._driver.mem_get_info()[0])
 
     def pinned(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-        """An array in page-locked host memory, which the GPU reads and writes by itself."""
+        """An array in page-locked host memory, which the GPU reads and writes by itself. Raises `DataError` when that
+        much cannot be pinned."""
         try:
             return self._driver.pagelocked_empty(shape, dtype)
         except self._driver.Error as error:
@@ -201,11 +202,14 @@ class Cuda:
         """Wait for everything on the stream."""
         self._stream.synchronize()
 
-    def mark(self) -> Any:
-        """An event recorded on the stream: its ``synchronize`` waits for everything put there before."""
-        event = self._driver.Event(self._driver.event_flags.DISABLE_TIMING)
+    def event(self) -> Any:
+        """An event that can be recorded any number of times. Its ``synchronize`` waits for what was on the stream when
+        it was recorded last."""
+        return self._driver.Event(self._driver.event_flags.DISABLE_TIMING)
+
+    def record(self, event: Any) -> None:
+        """Put an event on the stream, behind everything that is there."""
         event.record(self._stream)
-        return event
 
     def seconds(self, enqueue: Callable[[], None]) -> float:
         """Seconds that the work put on the stream by ``enqueue`` takes, by the device's clock. Waits for it."""
@@ -224,7 +228,7 @@ class Cuda:
         else:
             _check(bindings, bindings.cuStreamSynchronize(bindings.CUstream(stream)), "cuStreamSynchronize")
 
-    def capture(self, enqueue: Callable[[], None]) -> Graph | None:
+    def capture(self, enqueue: Callable[[], None]) -> CudaGraph | None:
         """Capture the work that ``enqueue`` puts on the stream as a CUDA graph, without running it. None without
         cuda-bindings.
 
@@ -242,12 +246,12 @@ class Cuda:
         except BaseException:
             bindings.cuStreamEndCapture(stream)  # a stream must not stay in capture mode
             raise
-        graph = _check(bindings, bindings.cuStreamEndCapture(stream), "cuStreamEndCapture")
+        captured = _check(bindings, bindings.cuStreamEndCapture(stream), "cuStreamEndCapture")
         try:
-            executable = _check(bindings, bindings.cuGraphInstantiate(graph, 0), "cuGraphInstantiate")
+            executable = _check(bindings, bindings.cuGraphInstantiate(captured, 0), "cuGraphInstantiate")
         finally:
-            bindings.cuGraphDestroy(graph)
-        return Graph(bindings, executable, stream)
+            bindings.cuGraphDestroy(captured)
+        return CudaGraph(bindings, executable, stream)
 
 
 def _check(bindings: Any, result: tuple[Any, ...], call: str) -> Any:

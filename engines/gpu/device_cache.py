@@ -28,13 +28,14 @@ class Pieces:
 
 @dataclass(frozen=True)
 class CacheBuffer:
-    """The cached keys or values of one layer, all rows: a tensor of ``shape``, slot first where it is ``appended``."""
+    """The cached keys or values of one layer, all rows: a tensor of ``shape``. Its first axis counts cache slots if it
+    is ``appended``, else rows."""
 
     memory: DeviceMemory
     shape: tuple[int, ...]
     dtype: np.dtype
     appended: bool
-    offset: int = 0  # bytes from the start of the memory: where one of several rows begins
+    offset: int = 0  # bytes from the start of the memory to the first number: one of several rows begins later
 
     @property
     def address(self) -> int:
@@ -48,11 +49,11 @@ class CacheBuffer:
 
     @property
     def slot_bytes(self) -> int:
-        """Bytes of one token's cache slot across the batch, in the appended layout."""
+        """Bytes of one cache slot, which has a token of every row; only in the form ``appended``."""
         return math.prod(self.shape[1:]) * self.dtype.itemsize
 
     def row(self, index: int) -> CacheBuffer:
-        """One row, in the same memory. Contiguous only in the form ``in-place``."""
+        """One row, in the same memory; only in the form ``in-place``, where a row is contiguous."""
         shape = (1, *self.shape[1:])
         return replace(self, shape=shape, offset=self.offset + index * math.prod(shape) * self.dtype.itemsize)
 
@@ -76,7 +77,7 @@ class CacheLayout:
     """Shapes and types of a language model's cache, in the form that its graph has."""
 
     def __init__(self, language_model: GraphSpec, remedy: str) -> None:
-        """``remedy`` is the advice for a cache of which not even one row fits into memory."""
+        """``remedy`` is the advice where not even one row fits into memory."""
         self.specs = [spec for spec in language_model.inputs if "C" in spec.shape]
         self.appended = self.specs[0].shape[0] == "C"
         self._remedy = remedy
@@ -86,8 +87,8 @@ class CacheLayout:
         return math.prod(spec.resolve({"B": 1, "C": 1})) * np.dtype(spec.array_dtype).itemsize
 
     def allocate(self, allocate: Allocate, cuda: Cuda, rows: int, capacity: int) -> dict[str, CacheBuffer]:
-        """Buffers for all layers, by the name of the past, all 0: unused slots must hold numbers. Raises `DataError`
-        when the device has too little memory."""
+        """Buffers for all layers, by the name of the past, all 0: unused cache slots must hold numbers. Raises
+        `DataError` when the device has too little memory."""
         buffers: dict[str, CacheBuffer] = {}
         for spec in self.specs:
             held = sum(buffer.memory.bytes for buffer in buffers.values())
@@ -97,7 +98,7 @@ class CacheLayout:
     def allocate_one(
         self, allocate: Allocate, cuda: Cuda, spec: TensorSpec, rows: int, capacity: int, held: int
     ) -> CacheBuffer:
-        """The keys or values of one layer; ``held`` bytes are allocated for the same cache already."""
+        """A buffer for the keys or values of one layer; ``held`` bytes are allocated for the same cache already."""
         token = sum(self.token_bytes(each) for each in self.specs)  # in all layers
 
         def fitting(free: int) -> str:
@@ -119,7 +120,7 @@ class DeviceCache:
     def __init__(
         self, cuda: Cuda, allocate: Allocate, layout: CacheLayout, capacity: int, buffers: dict[str, CacheBuffer]
     ) -> None:
-        """``buffers`` have room for ``capacity`` tokens or more; whatever else is needed comes from ``allocate``."""
+        """``buffers`` have room for ``capacity`` tokens or more; memory for copies comes from ``allocate``."""
         self._cuda, self._allocate, self._layout, self._capacity = cuda, allocate, layout, capacity
         self._held: dict[str, CacheBuffer] | None = buffers
 
@@ -136,7 +137,7 @@ class DeviceCache:
         self.load(range(next(iter(self.buffers().values())).rows), arrays, length)
 
     def load(self, rows: Sequence[int], arrays: Mapping[str, np.ndarray], length: int) -> None:
-        """Write the first ``length`` tokens of one row's past [1, Hk, length, d] to some rows."""
+        """Write the first ``length`` tokens of one row's past [1, Hk, length or more, d] to each of some rows."""
         buffers = self.buffers()
         with self._cuda.current():
             scratch = self._scratch(length)
@@ -149,7 +150,7 @@ class DeviceCache:
             self._cuda.synchronize()
 
     def save(self, length: int, row: int = 0) -> dict[str, np.ndarray]:
-        """See `Cache.save`; of any row."""
+        """See `Cache.save`; saves any ``row``."""
         saved = {}
         appended = self._layout.appended
         with self._cuda.current():
@@ -165,7 +166,7 @@ class DeviceCache:
         return saved
 
     def expand_rows(self, rows: int, length: int) -> DeviceCache:
-        """See `Cache.expand_rows`. The new cache has its own memory, which no pool keeps."""
+        """See `Cache.expand_rows`. The new cache has memory of its own, which no pool keeps."""
         held = self._open()
         expanded: dict[str, CacheBuffer] = {}
         self._held = None

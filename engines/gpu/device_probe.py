@@ -25,13 +25,13 @@ ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
 class DeviceProbe:
-    """Measures a GPU within a ``with`` block."""
+    """Measures a GPU; the matrix product is compiled when its ``with`` block is entered."""
 
     def __init__(
         self, cuda: Cuda, tensorrt: TensorRT | None, dtype: str, allocate: Allocate | None = None
     ) -> None:
         """``dtype`` is the type that the engines compute in. Without ``tensorrt`` products are not measured. Memory
-        comes from ``allocate``, by default from ``cuda``."""
+        comes from ``allocate``, by default `Cuda.allocate`."""
         self._cuda, self._tensorrt, self._dtype = cuda, tensorrt, dtype
         self._allocate = allocate or cuda.allocate
         self._product: _Product | None = None
@@ -72,7 +72,7 @@ class DeviceProbe:
         if self._product is None or self._tensorrt is None:
             return None, self._missing
         with self._cuda.current():
-            seconds = min(self._cuda.seconds(self._product.run) for _ in range(ROUNDS))
+            seconds = min(self._cuda.seconds(self._product.enqueue) for _ in range(ROUNDS))
         return 2 * SIZE**3 * REPEATS / seconds, f"MatMul of {self._tensorrt.title}, {SIZE}³, {self._dtype}"
 
 
@@ -99,7 +99,7 @@ class _Product:
             self._memory[name] = memory
         cuda.synchronize()
 
-    def run(self) -> None:
+    def enqueue(self) -> None:
         """Put `REPEATS` products on the stream."""
         for _ in range(REPEATS):
             if not self._context.execute_async_v3(self._cuda.stream):

@@ -1,8 +1,8 @@
-"""A backend whose buffers are in device memory: the part of `Backend` that TensorRT and ONNX Runtime share, and the run
-that it binds.
+"""A backend whose buffers are in device memory: the part of `Backend` that TensorRT and ONNX Runtime share.
 
-A run is arrays (`BoundArrays`) and a launch, which the runtime makes for them: `CapturedStep` and `AppendedStep` for
-TensorRT, `OrtLaunch` for ONNX Runtime. Greedy steps launch the same without copies (`AsyncGreedySteps`).
+It places the arrays on the device (`BoundArrays`), and the runtime binds a graph to them (`BoundGraph`): `BoundEngine`
+or `ClassicLanguageModel` of TensorRT, `BoundSession` of ONNX Runtime. A `DeviceRun` enqueues such a graph and waits for
+it; `AsyncGreedySteps` enqueue it ahead of the host, and copy tokens and lengths themselves.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from flamingo_rt.backend import Cache, GreedySteps, host_greedy_steps, present_buffers
+from flamingo_rt.backend import Cache, GreedySteps, bind_host_greedy_steps, present_buffers
 from flamingo_rt.contract import LANGUAGE_MODEL, GraphSpec, Limits
 from flamingo_rt.engines.gpu.async_greedy import AsyncGreedySteps
-from flamingo_rt.engines.gpu.bound_arrays import BoundArrays, GraphInterface, Launch
+from flamingo_rt.engines.gpu.bound_arrays import BoundArrays, BoundGraph, GraphInterface
 from flamingo_rt.engines.gpu.cache_pool import CachePool, PooledCache
 from flamingo_rt.engines.gpu.cuda import Cuda
 from flamingo_rt.engines.gpu.device_probe import DeviceProbe
@@ -25,17 +25,17 @@ from flamingo_rt.engines.tensorrt.versions import TensorRT
 
 
 class DeviceRun:
-    """A bound graph: a call runs it, and its outputs are there when the call returns."""
+    """A call that runs the ``graph`` bound to ``arrays``: its outputs are there when the call returns."""
 
-    def __init__(self, cuda: Cuda, arrays: BoundArrays, launch: Launch) -> None:
-        self.arrays, self.launch, self._cuda = arrays, launch, cuda
+    def __init__(self, cuda: Cuda, arrays: BoundArrays, graph: BoundGraph) -> None:
+        self.arrays, self.graph, self._cuda = arrays, graph, cuda
 
     def __call__(self) -> None:
         with self._cuda.current():
             self.arrays.stage()
             try:
-                self.launch()
-            finally:  # after a failure too: the caller's buffers go with the error, and may be in use
+                self.graph.enqueue()
+            finally:  # after a failure too: the error frees the caller's buffers, which may be in use
                 self._cuda.synchronize()
             self.arrays.collect()
 
@@ -52,8 +52,8 @@ class GpuBackend(ABC):
         self, cuda: Cuda, specs: dict[str, GraphSpec], interfaces: Mapping[str, GraphInterface], pool: CachePool,
         tensorrt: TensorRT | None = None,
     ) -> None:
-        """``specs`` have the cache in place, whatever form the graphs have, as a saved prompt does; ``interfaces`` are
-        the graphs' own. ``tensorrt`` compiles the matrix product that `device_probe` times."""
+        """``specs`` have the cache in place, whatever form the graphs have; ``interfaces`` are the graphs' own.
+        ``tensorrt`` compiles the matrix product that `device_probe` times; without it none is timed."""
         self.specs = specs
         self._cuda, self._interfaces, self._pool, self._tensorrt = cuda, interfaces, pool, tensorrt
 
@@ -62,8 +62,8 @@ class GpuBackend(ABC):
         """See `Backend.cache`. Raises `DataError` for more tokens than the graphs take, or than there is memory for."""
 
     @abstractmethod
-    def _launch(self, arrays: BoundArrays) -> Launch:
-        """Make the launch of the graph that ``arrays`` are bound to."""
+    def _bind_graph(self, arrays: BoundArrays) -> BoundGraph:
+        """Bind the graph that ``arrays`` are for (``arrays.interface``) to them."""
 
     def device_probe(self) -> DeviceProbe:
         """See `Backend.device_probe`."""
@@ -79,34 +79,36 @@ class GpuBackend(ABC):
     def bind(
         self, graph: str, inputs: Mapping[str, Any], outputs: Mapping[str, Any], constant: Collection[str] = ()
     ) -> Callable[[], None]:
-        """See `Backend.bind`. Gives a `DeviceRun` where the cache is on the device.
+        """See `Backend.bind`. Returns a `DeviceRun`, except for past and present in numpy arrays: these are copied to
+        a cache and back at each call.
 
-        Arrays are numpy arrays, or device arrays of other libraries, which are read where they are. Past and present
-        are a cache's buffers; numpy arrays are copied to the device and back at each call. An output that is left out
-        stays on the device.
-        Raises `DataError` for sizes that the graphs do not take, `ValueError` for arrays of another type or form.
+        Inputs may be device arrays of other libraries, which are read where they are. An output that is left out stays
+        on the device.
+        Raises `DataError` for sizes that the graphs do not take and for too little memory, `ValueError` for arrays of
+        another type or form.
         """
         past = [spec.name for spec in self.specs[graph].inputs if "C" in spec.shape]
         if past and isinstance(inputs[past[0]], np.ndarray):
             return self._bind_copied(graph, past, inputs, outputs)
         with self._cuda.current():
             arrays = self._arrays(graph, inputs, outputs, constant)
-            return DeviceRun(self._cuda, arrays, self._launch(arrays))
+            return DeviceRun(self._cuda, arrays, self._bind_graph(arrays))
 
     @property
     def steps_ahead(self) -> int:
-        """One, which runs while the host reads the result of the previous step; none where the graph reads any of its
-        inputs in host memory."""
+        """See `Backend.steps_ahead`. One, which runs while the host reads the result of the previous step; none where
+        the graph reads any of its inputs in host memory."""
         return 0 if self._interfaces[LANGUAGE_MODEL].on_host else 1
 
-    def greedy_steps(
+    def bind_greedy_steps(
         self, cache: Cache, inputs: Mapping[str, Any], outputs: Mapping[str, Any], constant: Collection[str] = ()
     ) -> GreedySteps:
-        """See `Backend.greedy_steps`. A pooled cache brings the steps of its last user, with their CUDA graph."""
+        """See `Backend.bind_greedy_steps`. Where the cache served an answer before, with inputs of these shapes, its
+        steps are used again, with the CUDA graph that they may have."""
         if not self.steps_ahead:
-            return host_greedy_steps(self, cache, inputs, outputs, constant)
+            return bind_host_greedy_steps(self, cache, inputs, outputs, constant)
         past, shapes = cache.buffers(), tuple((name, array.shape) for name, array in inputs.items())
-        kept = cache.greedy_steps(shapes) if isinstance(cache, PooledCache) else None
+        kept = cache.kept_steps(shapes) if isinstance(cache, PooledCache) else None
         if kept is not None:
             kept.renew(inputs)
             return kept
@@ -114,9 +116,9 @@ class GpuBackend(ABC):
             arrays = self._arrays(
                 LANGUAGE_MODEL, {**inputs, **past}, {**outputs, **present_buffers(past)}, constant, copies=False
             )
-            steps = AsyncGreedySteps(self._cuda, arrays, self._launch(arrays), self.steps_ahead)
+            steps = AsyncGreedySteps(self._cuda, arrays, self._bind_graph(arrays), self.steps_ahead)
         if isinstance(cache, PooledCache):
-            cache.keep_greedy_steps(steps, shapes)
+            cache.keep_steps(steps, shapes)
         return steps
 
     def _arrays(

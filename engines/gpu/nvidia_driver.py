@@ -1,4 +1,4 @@
-"""The NVIDIA GPU of this machine, asked of its driver: no library but the driver's own is needed."""
+"""The NVIDIA GPU of this machine, as its driver describes it; no library but the driver's is needed."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ INTEGRATED, MAJOR, MINOR = 18, 75, 76
 
 @dataclass(frozen=True)
 class Gpu:
-    """``capability`` is its compute capability, such as ``8.7``. An ``integrated`` one (Jetson) has the machine's
-    memory for its own."""
+    """A GPU: ``capability`` is its compute capability, such as ``8.7``; an ``integrated`` one (Jetson) uses the
+    machine's memory."""
 
     name: str
     capability: str
@@ -35,7 +35,7 @@ def find_gpu() -> Gpu | None:
 
 
 def required_gpu(backend: str) -> Gpu:
-    """The same, for a backend. Raises `DependencyError` where there is none."""
+    """The first GPU, for a ``backend`` that needs one. Raises `DependencyError` where there is none."""
     gpu = find_gpu()
     if gpu is None:
         raise DependencyError(f"no NVIDIA GPU is found: the {backend} backend needs one and its driver")

@@ -1,4 +1,4 @@
-"""Compiling a bundle's graphs with TensorRT or TensorRT-RTX: one way for every version of both."""
+"""Compiling a bundle's graphs with TensorRT or TensorRT-RTX, with the same calls for every version of both."""
 
 from __future__ import annotations
 
@@ -40,22 +40,24 @@ from flamingo_rt.system_memory import available_bytes, readable_bytes
 
 logger = logging.getLogger(__name__)
 
-SHOWN_ERRORS = 4  # of those that TensorRT gives for one graph
+SHOWN_ERRORS = 4  # at most, of those that TensorRT gives for one graph
 
 
 @dataclass(frozen=True)
 class Destination:
-    """The GPU of this machine, or, ahead of time, ``capabilities`` such as ``8.6``."""
+    """The GPUs that engines are for: ``gpu``, this machine's, or, ahead of time, None for all that have one of the
+    ``capabilities``. These are compute capabilities such as ``8.6``; with a ``gpu``, its own."""
 
     gpu: Gpu | None
     capabilities: tuple[str, ...] = ()
 
     @staticmethod
     def of(runtime: TensorRT, gpu: Gpu | None, numbers: tuple[str, ...] = ()) -> Destination:
-        """``numbers`` are compute capabilities without a point, such as ``86``; by default the engines are for ``gpu``.
+        """Choose the destination of a build. ``numbers`` are compute capabilities without a point, such as ``86``; by
+        default the engines are for ``gpu``, the GPU of this machine if it has one.
 
-        Raises `UsageError` for capabilities that the version does not compile for, `DataError` where nothing says for
-        which GPU.
+        Raises `UsageError` for capabilities that the version does not compile for, `DataError` without capabilities
+        and GPU.
         """
         known = runtime.capabilities() if runtime.ahead_of_time else {}
         if numbers and not runtime.ahead_of_time:
@@ -117,7 +119,7 @@ class Build:
         )
 
     def memory(self) -> MemoryNeeds:
-        """Memory that compiling and running takes."""
+        """Estimate the memory that compiling and running takes."""
         weights = {name: _weight_bytes(self.bundle.graph_path(name)) for name in GRAPHS}
         gpu = self.destination.gpu
         return memory_needs(
@@ -126,10 +128,11 @@ class Build:
         )
 
     def run(self, progress: Progress = silent, force: bool = False) -> EngineFolder:
-        """Compile the three graphs. The engines appear whole or not at all: until then the previous ones stay.
+        """Compile the three graphs. Engines that were there before are replaced when all three are compiled.
 
-        Raises `DataError` when TensorRT refuses a graph, with what it says and the node, or when memory or disk do not
-        suffice; ``force`` tries with less memory than should be needed.
+        Raises `DataError` when TensorRT refuses a graph, with what it says and the node, or when there is too little
+        memory or disk space; ``force`` compiles even with less memory than should be needed. Raises `UsageError` when
+        the folder for the engines holds other files.
         """
         needs, folder = self.memory(), self.folder
         if not force:
@@ -150,7 +153,7 @@ class Build:
         return folder
 
     def _check_folder(self, path: Path) -> None:
-        """Raise before the work where the engines cannot be written."""
+        """Raise, before compiling, where the engines cannot be written."""
         try:
             check_output(path, overwrite=True)
             if not self.options.weight_stripped:
@@ -162,7 +165,7 @@ class Build:
 
 
 class _Compiler:
-    """Compiles one graph after the other; ``timings`` is what TensorRT remembers of the kernels that it has timed."""
+    """Compiles one graph after the other; ``timings`` is TensorRT's timing cache, of the kernels that it has timed."""
 
     def __init__(self, build: Build, needs: MemoryNeeds, timings: bytes) -> None:
         self._build, self._needs, self.timings = build, needs, timings
@@ -173,7 +176,8 @@ class _Compiler:
         self._ranges = size_ranges(self._bundle.config, build.limits, self._bundle.cache_form)
 
     def compile(self, name: str, file: str, folder: Path, advance: Any) -> None:
-        """Write the engine of a graph. Raises `DataError`."""
+        """Compile the graph ``name``, and write its engine to ``file`` in ``folder``. Raises `DataError` when TensorRT
+        refuses it or it does not fit the configuration."""
         self._log.errors.clear()
         try:
             builder = self._module.Builder(self._log)
@@ -194,15 +198,15 @@ class _Compiler:
         (folder / file).write_bytes(memoryview(engine))
         if not self._runtime.ahead_of_time:
             self.timings = bytes(memoryview(config.get_timing_cache().serialize()))
-        del parser  # it must not outlive the network, nor die before the engine is built
+        del parser  # it must live until the engine is built, and be gone before the network is
 
     def _parse(self, name: str, network: Any) -> Any:
-        graph = read_graph(self._bundle.graph_path(name))
-        model = graph.model
+        file = read_graph(self._bundle.graph_path(name))
+        model = file.model
         if self._bundle.cache_form == IN_PLACE:  # such a layer takes a cache of one capacity alone
             model = with_sizes(model, {"C": self._build.limits.capacity})
         parser = self._module.OnnxParser(network, self._log)
-        parsed = parser.parse(model, graph.beside)
+        parsed = parser.parse(model, file.beside)
         self._caught.check()
         if not parsed or parser.num_errors:
             raise self._refusal(name, [_parser_error(parser.get_error(i)) for i in range(parser.num_errors)])
@@ -244,9 +248,10 @@ class _Compiler:
                 config.set_compute_capability(known[capability.replace(".", "")], index)
 
     def _remember_timings(self, config: Any) -> None:
-        """Timings of another version or GPU are of no use: TensorRT refuses them, and starts without."""
-        for timings in filter(None, (self.timings, b"")):
-            cache = config.create_timing_cache(timings)
+        """Let the compiler use the timings so far, and add to them. TensorRT refuses those of another version or GPU,
+        and starts without any."""
+        if self.timings:
+            cache = config.create_timing_cache(self.timings)
             if cache is not None and config.set_timing_cache(cache, False):
                 return
         config.set_timing_cache(config.create_timing_cache(b""), False)
@@ -286,7 +291,7 @@ def _shown(errors: list[str]) -> str:
 
 
 def _parser_error(error: Any) -> str:
-    """The parser's message with the node's name and operator; TensorRT 8.6 knows the node's number only."""
+    """The parser's message with the node's name and operator; TensorRT 8.6 gives the node's number alone."""
     name, operator = (getattr(error, part, str)() for part in ("node_name", "node_operator"))
     where = f"node {name} ({operator})" if name else f"node {error.node()}"
     return f"{where}: {error.desc()}"
@@ -297,7 +302,7 @@ def _weight_bytes(path: Path) -> int:
 
 
 def _remember(record: bytes, path: Path) -> None:
-    """Remember that this user built the engines; failing to do so only costs a flag later."""
+    """Remember that this user built the engines. Where that fails it is logged: they need --trust-engines to run."""
     try:
         remember_build(record, path)
     except DataError as error:
@@ -312,14 +317,15 @@ DIM_VALUE, DIM_PARAM = 1, 2
 
 
 def with_sizes(model: bytes, sizes: Mapping[str, int]) -> bytes:
-    """The ``.onnx`` file with the free dimensions named in ``sizes`` fixed at those; weights beside it stay where they
-    are. Raises `ValueError` when the bytes are no ONNX file."""
+    """The ``.onnx`` file ``model``, its free dimensions that ``sizes`` names fixed at these sizes. Raises `ValueError`
+    when the bytes are no ONNX file."""
     replaced = {name.encode(): field(DIM_VALUE, size) for name, size in sizes.items()}
     return _rewritten(memoryview(model), ((GRAPH,), VALUES, *((number,) for number in DIMENSION)), replaced)
 
 
 def _rewritten(data: memoryview, path: tuple[tuple[int, ...], ...], replaced: Mapping[bytes, bytes]) -> bytes:
-    """A message with the dimensions at ``path``, field numbers one inside the other, replaced."""
+    """A protobuf message whose fields at ``path``, numbers from the outermost message to the innermost, are replaced
+    where they are named dimensions."""
     parts = []
     for number, value in fields(data):
         if isinstance(value, int):

@@ -15,20 +15,20 @@ SCALE = 1000  # steps of the progress of one compilation
 
 @dataclass
 class Caught:
-    """The exception that was raised in a callback, if any."""
+    """The first exception that was raised in a callback, if any."""
 
     error: BaseException | None = None
 
     @contextmanager
     def guard(self) -> Iterator[None]:
-        """Keep what is raised within."""
+        """Keep the exception that is raised in the block, and end it without one."""
         try:
             yield
         except BaseException as error:  # KeyboardInterrupt too
             self.error = self.error or error
 
     def check(self) -> None:
-        """Raise what was kept."""
+        """Raise the exception that was kept."""
         if self.error is not None:
             raise self.error
 
@@ -70,9 +70,11 @@ class Shares:
         self.reached = 0.0
 
     def start(self, name: str, parent: str | None, steps: int) -> None:
+        """Begin a phase of ``steps`` steps, inside the phase ``parent``."""
         self._phases[name] = _Phase(parent if parent in self._phases else None, steps)
 
     def step(self, name: str, number: int) -> None:
+        """Count a phase's step ``number``, from 0, as done."""
         phase = self._phases.get(name)
         if phase is None:
             return
@@ -84,11 +86,12 @@ class Shares:
         self.reached = max(self.reached, phase.share)
 
     def finish(self, name: str) -> None:
+        """End a phase."""
         self._phases.pop(name, None)
 
 
 def make_monitor(module: Any, advance: Callable[[int], None], caught: Caught) -> Any | None:
-    """An ``IProgressMonitor`` that advances by `SCALE` in all, or None in versions that have none."""
+    """An ``IProgressMonitor`` that calls ``advance`` with amounts of `SCALE` in all; None in versions without one."""
     if not hasattr(module, "IProgressMonitor"):
         return None
     shares, told = Shares(), [0]

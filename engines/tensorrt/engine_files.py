@@ -3,8 +3,8 @@
     engines/<target>-<device>/   vision_encoder.engine   resampler.engine   language_model.engine
                                  engine.json   timing.cache (TensorRT only)
 
-Engines are no part of what the bundle's manifest hashes: a bundle is the same with and without them. They are code:
-those that this user did not build (`local_builds`) are used only when that is asked for.
+The bundle's manifest does not hash engines: a bundle is the same with and without them. They are code: those that this
+user did not build (`local_builds`) are used only when the user asks for it.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ _CAPABILITY, _VERSION = re.compile(r"[0-9]{1,2}\.[0-9]"), re.compile(r"[0-9][0-9
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """``version_compatible``: newer versions of TensorRT, of the same major one, may run the engines.
-    ``weight_stripped``: the engines hold no weights; whoever runs them takes those of the graphs (a refit)."""
+    """Options of a build. ``version_compatible``: newer versions of TensorRT, with the same major number, may run the
+    engines. ``weight_stripped``: the engines hold no weights; they get those of the graphs when they are loaded."""
 
     version_compatible: bool = False
     weight_stripped: bool = False
 
     def arguments(self) -> list[str]:
-        """The same as options of the command line."""
+        """The options on the command line that choose the same."""
         named = {"--version-compatible": self.version_compatible, "--weight-stripped": self.weight_stripped}
         return [option for option, chosen in named.items() if chosen]
 
@@ -92,7 +92,7 @@ class _Record:
 
 
 def write_record(folder: Path, engines: EngineFolder, bundle: Bundle) -> bytes:
-    """Describe and hash the engines in ``folder``, which becomes ``engines.path``. Returns the record."""
+    """Write the record of the engines in ``folder``, which is to become ``engines.path``. Returns its bytes."""
     timings = folder / TIMING_CACHE
     files = {f"{name}.engine": folder / f"{name}.engine" for name in GRAPHS}
     record = {
@@ -120,11 +120,11 @@ def read_timings(folder: Path) -> bytes:
 def read_engines(
     bundle: Bundle, target: str, version: str, gpu: Gpu, trust: EngineTrust = OWN_ALONE
 ) -> EngineFolder:
-    """The verified engines of ``bundle`` that ``version`` of ``target`` can run on ``gpu``: this user's own, and as far
-    as ``trust`` goes others'.
+    """Find and verify the engines of ``bundle`` that ``version`` of ``target`` can run on ``gpu``: this user's own, and
+    others' as far as ``trust`` goes.
 
-    Raises `DataError` with the command that builds them when there are none, or those there are were built from another
-    bundle, for another GPU or version, by somebody else, or are damaged.
+    Raises `DataError` with the command that builds them when there are none, or those that are there were built from
+    another bundle, for another GPU or version, by somebody else, or are damaged.
     """
     top, rebuild = bundle.engines_path, build_command(bundle.path, target)
     found = sorted(file.parent for file in top.glob(f"{target}-*/{RECORD}") if not file.parent.name.startswith("."))
@@ -154,7 +154,7 @@ def read_engines(
 
 
 def _usable(record: _Record, bundle: Bundle, version: str, trust: EngineTrust) -> EngineFolder:
-    """The engines of a record, which are for the GPU at hand. Raises `DataError` unless they may and can be run."""
+    """Verify the engines of a record, which are for the GPU at hand. Raises `DataError` unless they may and can run."""
     engines = record.engines
     folder, again = engines.path, build_command(bundle.path, engines.target, engines)
     if record.bundle != bundle.identity:
@@ -168,7 +168,7 @@ def _usable(record: _Record, bundle: Bundle, version: str, trust: EngineTrust) -
 
 
 def build_command(bundle: Path, target: str, engines: EngineFolder | None = None) -> str:
-    """The command that builds engines, with the limits and options of those there were."""
+    """The command that builds engines, with the limits and options of ``engines`` where they are given."""
     words = ["flamingo-rt", "build", "--model", str(bundle), "--target", target]
     if engines is not None:
         if engines.device is None:
@@ -200,7 +200,7 @@ def _runs_with(engines: EngineFolder, version: str) -> bool:
 
 
 def _check_trust(record: _Record, trust: EngineTrust, rebuild: str) -> None:
-    """Raise `DataError` for engines that this user did not build and did not say to trust."""
+    """Raise `DataError` for engines that this user did not build, unless ``trust`` covers them."""
     if is_local_build(record.content):
         return
     path = record.engines.path

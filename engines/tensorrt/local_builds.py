@@ -19,8 +19,8 @@ from flamingo_rt.files import replacing_file
 
 @dataclass(frozen=True)
 class EngineTrust:
-    """Permissions for engines that this user did not build: to be used at all (``engines``), and to bring a runtime of
-    their own, which runs on the host like a program (``host_code``, for version-compatible ones).
+    """Permissions for engines that this user did not build: ``engines`` to be used at all, ``host_code`` to bring a
+    runtime of their own, which runs on the host like any program (version-compatible ones do).
 
     Raises `UsageError` for the second without the first.
     """
@@ -39,9 +39,9 @@ OWN_ALONE = EngineTrust()
 
 
 def remember_build(record: bytes, folder: Path) -> None:
-    """Remember the engines with this record as the user's own; ``folder``, where they are, is noted for people alone.
+    """Remember the engines with this record as the user's own. ``folder``, where they are, is noted for readers alone.
 
-    Raises `DataError` when that cannot be written.
+    Raises `DataError` when the note cannot be written.
     """
     file = _file_of(record)
     if file is None:
@@ -69,7 +69,7 @@ def is_local_build(record: bytes) -> bool:
 
 
 def state_folder() -> Path | None:
-    """The folder where programs keep what they must remember of this user; None where there is none."""
+    """The folder for what this program remembers of this user; None where no place for it is known."""
     for name in ("XDG_STATE_HOME", *(["LOCALAPPDATA"] if sys.platform == "win32" else [])):
         named = Path(os.environ.get(name, ""))
         if named.is_absolute():  # a relative one would be found in whatever folder this runs in

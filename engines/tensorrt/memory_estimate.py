@@ -12,16 +12,16 @@ from flamingo_rt.errors import DataError
 from flamingo_rt.system_memory import readable_bytes
 
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8}
-# What a compilation takes: TensorRT's libraries, and the weights of a graph several times over
-# (`benchmarks/engine_memory.py` measures it with TensorRT-RTX 1.7).
+# Memory of a compilation: TensorRT's libraries, and copies of a graph's weights (`benchmarks/engine_memory.py` measures
+# both with TensorRT-RTX 1.7).
 BUILDER_BYTES, WEIGHT_COPIES = 200_000_000, 2.2
 
 
 @dataclass(frozen=True)
 class MemoryNeeds:
-    """Bytes: ``building`` takes the most at once, of the machine's memory, and where that is the GPU's too (Jetson), of
-    both; ``running`` takes the engines, and ``cache`` of it the self-attention cache at the limits. What layers compute
-    on their way comes on top of ``running``."""
+    """Bytes of memory. ``building`` is the most that compiling takes at once of the machine's memory, with the GPU's
+    part where they are the same (Jetson). ``running`` is for the weights, inputs, logits and cache at the limits, of
+    which ``cache`` is for the self-attention cache. Activations inside the engines are not counted."""
 
     building: int
     running: int
@@ -32,18 +32,19 @@ def memory_needs(
     config: FlamingoConfig, weights: Mapping[str, int], limits: Limits, compute: str, cache_form: str,
     shared: bool = False,
 ) -> MemoryNeeds:
-    """``weights``: bytes of each graph's. ``shared``: the GPU has the machine's memory for its own."""
+    """Estimate the memory for graphs with these bytes of ``weights``, by name. ``shared``: the GPU uses the machine's
+    memory."""
     largest = max(weights.values())
     building = BUILDER_BYTES + math.ceil((WEIGHT_COPIES + (1 if shared else 0)) * largest)
     spec = graph_specs(config, compute, cache_form)[LANGUAGE_MODEL]
     ranges = size_ranges(config, limits, cache_form)[LANGUAGE_MODEL][PREFILL]
     sizes = {letter: found.max for letter, found in ranges.items()}
 
-    def taken(tensors: tuple[TensorSpec, ...]) -> int:
+    def tensor_bytes(tensors: tuple[TensorSpec, ...]) -> int:
         return sum(math.prod(tensor.resolve(sizes)) * ITEM_BYTES[tensor.dtype] for tensor in tensors)
 
-    cache = taken(tuple(tensor for tensor in spec.inputs if "C" in tensor.shape))
-    tensors = taken((*spec.inputs, spec.output(LOGITS)))
+    cache = tensor_bytes(tuple(tensor for tensor in spec.inputs if "C" in tensor.shape))
+    tensors = tensor_bytes((*spec.inputs, spec.output(LOGITS)))
     return MemoryNeeds(building, sum(weights.values()) + tensors, cache)
 
 
@@ -69,7 +70,7 @@ def check_running(needs: MemoryNeeds, limits: Limits, memory: int) -> None:
 
 
 def what_would_fit(needs: MemoryNeeds, limits: Limits, memory: int) -> str:
-    """The remedy for a GPU with ``memory`` bytes: the cache grows with its capacity and the rows."""
+    """The remedy for a GPU with ``memory`` bytes: a cache of less capacity, where that suffices."""
     rest = memory - (needs.running - needs.cache)
     capacity = limits.capacity * rest // needs.cache
     if 0 < capacity < limits.capacity:
@@ -79,5 +80,5 @@ def what_would_fit(needs: MemoryNeeds, limits: Limits, memory: int) -> str:
 
 def out_of_memory(errors: list[str]) -> bool:
     """Whether TensorRT's errors say that memory ran out."""
-    marks = ("out of memory", "outofmemory", "memoryallocation", "bad_alloc", "allocate memory", "insufficient memory")
-    return any(mark in error.lower() for error in errors for mark in marks)
+    texts = ("out of memory", "outofmemory", "memoryallocation", "bad_alloc", "allocate memory", "insufficient memory")
+    return any(text in error.lower() for error in errors for text in texts)

@@ -1,27 +1,28 @@
 """Bundles on TensorRT and TensorRT-RTX: the engines that ``flamingo-rt build`` made, their buffers in device memory.
 
-- The cache stays on the device. In the lowering ``tensorrt`` it is one buffer, past and present at once, that the
-  engine writes in place: a step is a `CapturedStep`, replayed as a CUDA graph. In ``tensorrt-classic`` the engine
-  returns the new tokens, and an `AppendedStep` puts them in place.
-- Inputs that never change between steps (media, their index) are uploaded once. A step uploads its token ids and
-  lengths and downloads its logits through pinned memory.
-- Greedy rows take the graph's own choice: a step reads the tokens of the previous one from device memory, and begins
-  before the host has seen them (`async_greedy.py`). Sampling, penalties and beams choose on the host, from the logits
-  in pinned memory (50k of them are 200 kB a row), so such a step ends with one wait for the stream.
+- The cache stays on the device. In the lowering ``tensorrt`` past and present of a layer are one buffer, which the
+  engine writes in place: a step is a `BoundEngine`, replayed as a CUDA graph. In ``tensorrt-classic`` the engine
+  returns the new tokens, and `ClassicLanguageModel` puts them into the cache.
+- Inputs that never change between steps (media, their index) are uploaded once.
+- A greedy step takes the graph's own choice: it reads the tokens of the previous step from device memory, uploads the
+  lengths, downloads its tokens and their log-probabilities, and begins before the host has seen the previous ones
+  (`async_greedy.py`).
+- For sampling, penalties, beams and guessed tokens the host chooses: such a step uploads its token ids and lengths,
+  downloads its logits (50k of them are 200 kB a row), and ends with one wait for the stream.
 """
 
 from __future__ import annotations
 
 from flamingo_rt.bundle import Bundle
 from flamingo_rt.contract import APPENDED, CACHE_FORMS, LANGUAGE_MODEL, graph_specs
-from flamingo_rt.engines.gpu.bound_arrays import BoundArrays, Launch
+from flamingo_rt.engines.gpu.bound_arrays import BoundArrays, BoundGraph
 from flamingo_rt.engines.gpu.cache_pool import CachePool, PooledCache
 from flamingo_rt.engines.gpu.cuda import Cuda
 from flamingo_rt.engines.gpu.device_cache import CacheLayout
 from flamingo_rt.engines.gpu.gpu_backend import GpuBackend
-from flamingo_rt.engines.tensorrt.appended_step import AppendedStep
+from flamingo_rt.engines.tensorrt.bound_engine import BoundEngine
 from flamingo_rt.engines.tensorrt.callbacks import Caught, make_log
-from flamingo_rt.engines.tensorrt.captured_step import CapturedStep
+from flamingo_rt.engines.tensorrt.classic_language_model import ClassicLanguageModel
 from flamingo_rt.engines.tensorrt.engine_files import EngineFolder, build_command
 from flamingo_rt.engines.tensorrt.tensorrt_session import Loader
 from flamingo_rt.engines.tensorrt.versions import TensorRT
@@ -49,7 +50,7 @@ class TensorRtBackend(GpuBackend):
         with cuda.current():
             runtime = tensorrt.module.Runtime(log)
             if engines.options.version_compatible:
-                # Such an engine brings the code that runs it; `read_engines` has made sure that the user allows that.
+                # Such an engine brings the code that runs it; `read_engines` has checked that the user allows that.
                 runtime.engine_host_code_allowed = True
             loader = Loader(tensorrt.module, runtime, log, cuda, rebuild)
             stripped = engines.options.weight_stripped
@@ -67,8 +68,8 @@ class TensorRtBackend(GpuBackend):
         self.description = f"{tensorrt.title}, {engines.path.name}"
 
     def cache(self, rows: int, capacity: int) -> PooledCache:
-        """See `GpuBackend.cache`. An engine that writes in place takes one capacity only, so that is allocated whatever
-        is asked for."""
+        """See `GpuBackend.cache`. An engine that writes the cache in place takes one capacity alone, which is allocated
+        whatever is asked for."""
         session = self._sessions[LANGUAGE_MODEL]
         past = next(spec for spec in session.spec.inputs if "C" in spec.shape)
         smallest, largest = session.range(past.name, past.shape.index("C"))
@@ -79,9 +80,9 @@ class TensorRtBackend(GpuBackend):
             )
         return self._pool.open(rows, max(smallest, capacity))
 
-    def _launch(self, arrays: BoundArrays) -> Launch:
-        graph = arrays.graph.spec.name
+    def _bind_graph(self, arrays: BoundArrays) -> BoundGraph:
+        graph = arrays.interface.spec.name
         profile = self._sessions[graph].profile(arrays.shapes, arrays.repeated, self._pool)
         if self._appended and graph == LANGUAGE_MODEL:
-            return AppendedStep(self._cuda, profile, arrays, self._pool.allocate)
-        return CapturedStep(self._cuda, profile, arrays)
+            return ClassicLanguageModel(self._cuda, profile, arrays, self._pool.allocate)
+        return BoundEngine(self._cuda, profile, arrays)

@@ -27,72 +27,72 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 class Profile:
-    """An execution context for the sizes of one optimization profile. It is set up for one ``user`` at a time: the next
-    user sets it up anew, which makes a CUDA graph captured before invalid."""
+    """An execution context for the sizes of one optimization profile. It is set up, by shapes and addresses, for one
+    ``user`` at a time, who enters itself when that is done; setting shapes removes it."""
 
-    def __init__(self, graph: TensorRtSession, index: int) -> None:
-        self._graph, self._index = graph, index
+    def __init__(self, session: TensorRtSession, index: int) -> None:
+        self._session, self._index = session, index
         self._context: Any = None
         self._shapes: dict[str, tuple[int, ...]] = {}
         self.user: object = None
 
     def misfit(self, shapes: Shapes) -> str | None:
-        """A sentence about the first input whose shape this profile does not take; None when it takes all."""
+        """Text about the first input whose shape this profile does not take; None when it takes all."""
         for name, shape in shapes.items():
-            bounds = self._graph.engine.get_tensor_profile_shape(name, self._index)
+            bounds = self._session.engine.get_tensor_profile_shape(name, self._index)
             smallest, _, largest = (tuple(dims) for dims in bounds)
             if not all(low <= size <= high for low, size, high in zip(smallest, shape, largest, strict=True)):
                 return f"{name} is {list(shape)}, from {list(smallest)} to {list(largest)} was compiled"
         return None
 
     def prepare(self, pool: CachePool) -> None:
-        """Make the execution context, if there is none yet. Raises `DataError` when there is too little device memory,
-        after ``pool`` has freed what it could."""
+        """Make the execution context, if there is none yet. Raises `DataError` when there is too little device memory
+        even after ``pool`` has freed what nobody uses."""
         if self._context is None:
-            self._context = self._graph.new_context(self._index, pool)
+            self._context = self._session.new_context(self._index, pool)
 
-    def use(self, user: object, shapes: Shapes) -> None:
-        """Set the input shapes for ``user``. Addresses are set by `bind`."""
+    def set_shapes(self, shapes: Shapes) -> None:
+        """Set the input shapes for the next runs. Raises `DataError` for those that TensorRT refuses."""
+        self.user = None
         for name, shape in shapes.items():
             if self._shapes.get(name) == shape:
                 continue
             if not self._context.set_input_shape(name, shape):
-                raise self._graph.failure(f"refuses {name} as {list(shape)}")
+                raise self._session.failure(f"refuses {name} as {list(shape)}")
             self._shapes[name] = shape
-        self.user = user
 
     def bind(self, addresses: Mapping[str, int]) -> None:
-        """Set the addresses of inputs and outputs for the next runs."""
+        """Set the addresses of inputs and outputs for the next runs, multiples of `ALIGNMENT`."""
         for name, address in addresses.items():
             if address % ALIGNMENT:
                 raise ValueError(f"{name}: address {address:#x} is no multiple of {ALIGNMENT}")
             if not self._context.set_tensor_address(name, address):
-                raise self._graph.failure(f"refuses the address of {name}")
+                raise self._session.failure(f"refuses the address of {name}")
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of an output, for the input shapes that were set."""
         return tuple(self._context.get_tensor_shape(name))
 
-    def run(self, stream: int) -> None:
-        """Put one run on the stream."""
+    def enqueue(self, stream: int) -> None:
+        """Put one run on the stream. Raises `DataError` when TensorRT refuses it."""
         if not self._context.execute_async_v3(stream):
-            raise self._graph.failure("could not be run")
+            raise self._session.failure("could not be run")
 
     def capturable(self, stream: int) -> bool:
-        """Whether a run can be captured in a CUDA graph, where the runtime can tell (TensorRT-RTX). True elsewhere."""
+        """Whether a run can be captured as a CUDA graph. TensorRT-RTX says so; where the runtime does not, True."""
         asked = getattr(self._context, "is_stream_capturable", None)
         return asked is None or bool(asked(stream))
 
     def failure(self, what: str) -> DataError:
         """See `TensorRtSession.failure`."""
-        return self._graph.failure(what)
+        return self._session.failure(what)
 
 
 class TensorRtSession:
-    """An engine and its profiles, the one for a step of one token last."""
+    """An engine and its profiles, in the order of the contract's `size_ranges`: of several, steps take the last."""
 
     def __init__(self, engine: Any, loader: Loader, path: Path, spec: GraphSpec) -> None:
-        """Raises `DataError` when its interface is not ``spec``."""
+        """Raises `DataError` when the engine's interface is not ``spec``."""
         self.engine, self.path, self.spec, self._loader = engine, path, spec, loader
         self.dtypes = self._checked_dtypes()
         self.profiles = [Profile(self, index) for index in range(engine.num_optimization_profiles)]
@@ -103,8 +103,8 @@ class TensorRtSession:
         return GraphInterface(self.spec, self.dtypes)
 
     def profile(self, shapes: Shapes, repeated: bool, pool: CachePool) -> Profile:
-        """A profile that takes these shapes of the inputs, ready to be used. For ``repeated`` runs the last one, which
-        is for fewer sizes; for a single run the first, so that the other stays set up for steps.
+        """A profile that takes inputs of these shapes, with its execution context. For ``repeated`` runs it is the last
+        that does, which is for fewer sizes; for a single run the first, so that the other stays set up for steps.
 
         Raises `DataError` when no profile takes them, or there is too little device memory.
         """
@@ -124,13 +124,14 @@ class TensorRtSession:
         return min(tuple(dims[0])[axis] for dims in shapes), max(tuple(dims[2])[axis] for dims in shapes)
 
     def new_context(self, profile: int, pool: CachePool) -> Any:
-        """A new execution context. Raises `DataError` when there is too little device memory for it."""
+        """A new execution context, made again without the unused cache if there is too little device memory. Raises
+        `DataError` when there is too little even then."""
         cuda = self._loader.cuda
         context = self.engine.create_execution_context()
-        if context is None and pool.free_unused():  # TensorRT allocates by itself: it says no more than that it failed
+        if context is None and pool.free_unused():  # TensorRT allocates it, and does not say why it fails
             context = self.engine.create_execution_context()
         if context is None:
-            raise self.failure("gets no execution context, most likely for want of device memory")
+            raise self.failure("gets no execution context, most likely because device memory is short")
         if not context.set_optimization_profile_async(profile, cuda.stream):
             raise self.failure(f"refuses its optimization profile {profile}")
         cuda.synchronize()

@@ -20,7 +20,7 @@ TENSORRT, TENSORRT_RTX = "tensorrt", "tensorrt-rtx"
 MODULES = {TENSORRT: "tensorrt", TENSORRT_RTX: "tensorrt_rtx"}  # by target
 TITLES = {TENSORRT: "TensorRT", TENSORRT_RTX: "TensorRT-RTX"}
 OLDEST = {TENSORRT: (8, 6), TENSORRT_RTX: (1, 7)}
-# The first with layers that write a cache in place and attend to it.
+# The first versions with layers that write a cache in place and attend to it.
 IN_PLACE_SINCE = {TENSORRT: (10, 15), TENSORRT_RTX: (1, 7)}
 LOWERING, CLASSIC_LOWERING = "tensorrt", "tensorrt-classic"
 
@@ -40,7 +40,7 @@ class TensorRT:
 
     @property
     def title(self) -> str:
-        """Such as TensorRT-RTX 1.7.1.116."""
+        """Name and version, such as TensorRT-RTX 1.7.1.116."""
         return f"{TITLES[self.target]} {self.version}"
 
     @property
@@ -76,14 +76,14 @@ class TensorRT:
             config.set_flag(flags.FP16)
 
     def capabilities(self) -> dict[str, Any]:
-        """The compute capabilities that it compiles for ahead of time, such as ``86``, and its names of them."""
+        """The compute capabilities that it compiles for ahead of time: the module's members by names such as ``86``."""
         names = getattr(self.module, "ComputeCapability", None)
         members = names.__members__.items() if names is not None else ()
         return {name[2:]: value for name, value in members if name.startswith("SM")}
 
 
 def import_tensorrt(target: str) -> TensorRT:
-    """The module of a target.
+    """Import the module of a target.
 
     Raises `UsageError` for an unknown target, `DependencyError` when it is missing or too old.
     """
@@ -118,8 +118,8 @@ def version_numbers(version: str) -> tuple[int, ...]:
 
 
 def check_graphs(runtime: TensorRT, lowering: str, compute: str, export: str) -> None:
-    """Raise `DataError` unless the version compiles graphs of a lowering that compute in a type. ``export`` is the
-    command, but for its options, that writes such graphs."""
+    """Raise `DataError` unless the version compiles graphs of the ``lowering`` that compute in the type ``compute``.
+    ``export`` is the command that writes such graphs, up to the options for both."""
     if lowering not in runtime.lowerings:
         raise DataError(
             f"{runtime.title} does not compile graphs of the lowering {lowering}, it needs {runtime.lowerings[0]}: "

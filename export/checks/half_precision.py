@@ -25,9 +25,8 @@ from flamingo_rt.export.checks.parity_cases import Reference, compute_reference
 from flamingo_rt.export.streamed_model import streamed_model
 from flamingo_rt.weights.lazy import LazyTensor
 
-# Accepted deviation of upcast graphs, in units of rounding. Small models deviate by 0.001 of one, as in float32, and
-# those of `tensorrt-classic` by up to 0.14: graphs of basic operators hold constants of PyTorch's functions rounded,
-# such as the factor of the scores. One with numbers beyond fp16's largest deviated by 1.1.
+# Accepted deviation of upcast graphs, in units of rounding (epsilon). Nothing but constants is rounded in them: graphs
+# of basic operators (`tensorrt-classic`) hold those of PyTorch's functions, such as the factor of the scores, rounded.
 TOLERANCE_UNITS = 2
 
 
@@ -42,8 +41,8 @@ def in_half(stored: StoredModel, dtype: torch.dtype) -> StoredModel:
 
 
 def compared_with(half: StoredModel, dtype: torch.dtype) -> StoredModel:
-    """Weights for PyTorch's float32 counterpart: the rounded ones. Gates are adjusted so that their tanh is the
-    graph's, which holds it folded and rounded."""
+    """Weights for PyTorch's float32 counterpart: the rounded ones. Gates are adjusted so that their tanh is that of
+    the graph, which holds the tanh itself, rounded."""
     return replace(half, tensors={
         name: _gate(tensor, dtype) if name.endswith("gate") else tensor for name, tensor in half.tensors.items()
     })
@@ -69,6 +68,14 @@ class RoundedConstants(TorchFunctionMode):
         if func in (Tensor.mul, Tensor.__mul__, Tensor.__rmul__, torch.mul):
             args = tuple(torch.tensor(x, dtype=self.dtype).item() if isinstance(x, float) else x for x in args)
         return func(*args, **(kwargs or {}))
+
+
+def half_reference(half: StoredModel, dtype: torch.dtype, on_step: Callable[[int], None]) -> Reference:
+    """Compute in float32 what graphs of ``dtype`` should compute with the weights of ``half``. See `compute_reference`
+    for ``on_step``."""
+    expected = compared_with(half, dtype)
+    with RoundedConstants(dtype):
+        return compute_reference(streamed_model(expected.config, expected.tensors), on_step)
 
 
 def rounding_cost(

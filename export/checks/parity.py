@@ -67,7 +67,7 @@ class Deviation:
         if not error <= self.tolerance:  # also when it is not a number
             raise ParityError(
                 f"graph {graph}, tensor {tensor}, prompt '{case}': deviates from PyTorch by {error:.2e}, "
-                f"allowed is {self.tolerance:.0e}; no bundle was written"
+                f"beyond the tolerance of {self.tolerance:.0e}; no bundle was written"
             )
         self.largest[graph] = max(self.largest[graph], error)
 
@@ -173,8 +173,8 @@ def _piece(
 
 
 def _check_choice(case: str, logits: np.ndarray, next_token: np.ndarray, next_logprob: np.ndarray) -> None:
-    """Compare the greedy choice with the logits of the same run, where these are finite: others are found on their
-    own."""
+    """Compare the greedy choice with the logits of the same run, where these are finite: the comparison of the logits
+    finds the others."""
     wanted = torch.from_numpy(logits).log_softmax(-1).amax(-1).numpy()
     wrong = (next_token != logits.argmax(-1)) | (np.abs(next_logprob - wanted) > CHOICE_TOLERANCE)
     if (wrong & np.isfinite(wanted)).any():

@@ -14,7 +14,7 @@ from flamingo_rt.model.cross_attention import one_after_the_other
 from flamingo_rt.model.flamingo import Flamingo
 from flamingo_rt.model.language_model import Attend, ScoreBias, attend_without_cache
 
-PICTURES = 6  # random, encoded once; the prompts' pictures and clips are made of them
+PICTURES = 6  # random, encoded once; the prompts' pictures and clips are made from them
 
 
 @dataclass(frozen=True)
@@ -195,7 +195,7 @@ class TextBatch:
 
 
 def _unpadded(expected: Expected, row: int) -> tuple[Tensor, Tensor]:
-    """Token ids and media indices of a row, [T] each, its pieces' tokens directly behind its prompt."""
+    """Token ids and media indices of a row, [T] each, its pieces' tokens directly after its prompt."""
     length, prompt = expected.case.lengths[row], max(expected.case.lengths)
     ids, media_index = (
         torch.cat([part[row, :length], part[row, prompt:]]) for part in (expected.input_ids, expected.media_index)

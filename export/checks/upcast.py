@@ -51,7 +51,7 @@ def _upcast_attributes(node: Any) -> None:
 
 
 def _cast_weights(graph: Any) -> None:
-    """Put a Cast behind each half-precision initializer, which keeps its place in the weight file."""
+    """Put a Cast after each half-precision initializer, which keeps its place in the weight file."""
     import onnx_ir
 
     first = next(iter(graph))

@@ -1,8 +1,8 @@
 """Validation: the probability that a model gives its captions of its own kind of pictures.
 
-A bundle records a low quantile of it: a caption below is likely one of a picture unlike those the model was trained on
-(`flamingo_rt.runtime.generation_options.GenerationResult`). The probability is that of the whole caption with its stop
-token; ``benchmarks/confidence.py`` compares it with other measures. Questions are left out: their answers are as
+A bundle records a low quantile of it: a caption below it is likely about a picture unlike those the model was trained
+on (`flamingo_rt.runtime.generation_options.GenerationResult`). The probability is that of the whole caption with its
+stop token; ``benchmarks/confidence.py`` compares it with other measures. Questions are left out: their answers are as
 probable about pictures of other kinds.
 """
 

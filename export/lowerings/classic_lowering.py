@@ -2,11 +2,11 @@
 
 By NVIDIA's documentation, these versions have no layer that writes into an input (KVCacheUpdate came with 10.15), and
 8.6 reads operators up to opset 17. None of them was run here; the graphs were compiled with TensorRT-RTX 1.7.1.116,
-which accepts them too. So the graph reads the cache and outputs only the keys and values of the new tokens, which the
-backend puts in their place. The cache is laid out slot first, [C, B, Hk, d]: a slot of all rows is contiguous, so that
-an output can be bound at its place in the cache, and an input of fewer slots is the same memory with a smaller shape.
-A step thus reads the cached tokens, not the capacity. Scores over the cache and over the new tokens are joined before
-the softmax; joining the keys would copy the cache.
+which accepts them too. Without such a layer, the graph reads the cache and outputs only the keys and values of the new
+tokens, which the backend puts in their place. The cache is laid out slot first, [C, B, Hk, d]: a slot of all rows is
+contiguous, so that an output can be bound at its place in the cache, and an input of fewer slots is the same memory
+with a smaller shape. A step thus reads the cached tokens, not the capacity. Scores over the cache and over the new
+tokens are joined before the softmax; joining the keys would copy the cache.
 
 Norms and softmax are float32 in the graph. TensorRT 8.6 in FP16 mode chooses each layer's type itself and may compute
 them in half precision all the same (NVIDIA's documentation, "weak typing"); later versions keep the graph's types.

@@ -62,7 +62,7 @@ class CachedAttention:
 class PaddedHeads:
     """A `CachedAttend` over a cache whose heads are wider than the model's.
 
-    ``attend`` gets queries, keys and values with zeros behind each head, which add nothing to a score, and the zeros it
+    ``attend`` gets queries, keys and values with zeros after each head, which add nothing to a score, and the zeros it
     returns are cut off. It divides scores by the root of the padded width, so queries are scaled up beforehand.
     """
 

@@ -84,7 +84,8 @@ def read_prompts(file: Path) -> Calibration:
     """Read a file of JSON lines, one prompt each: a list of texts and of pictures, ``{"image": "a.png"}``, with paths
     relative to the file's folder. A prompt should end with its answer. A long file is sampled evenly.
 
-    Raises `DataError` for a file that cannot be read, one with fewer than two prompts, and a line that is no such list.
+    Raises `DataError` for a file that cannot be read, one with fewer than two prompts, and a line that is not such a
+    list.
     """
     prompts = parse_prompts(file)
     if len(prompts) < 2:
@@ -100,7 +101,7 @@ def read_prompts(file: Path) -> Calibration:
 
 
 def parse_prompts(file: Path) -> list[CalibrationPrompt]:
-    """Read all prompts of a file. Raises `DataError` when it cannot be read, or for a line that is no prompt."""
+    """Read all prompts of a file. Raises `DataError` when it cannot be read, or for a line that is not a prompt."""
     lines = read_text(file, MOST_BYTES, "prompts").split("\n")
     return [_prompt(file, number, line) for number, line in enumerate(lines, 1) if line.strip()]
 

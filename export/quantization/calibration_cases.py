@@ -38,7 +38,7 @@ def encode_prompts(
         on_step(1)
     pixels = [array for _, arrays in built for array in arrays]
     if not pixels:
-        raise DataError("no calibration prompt has a picture: give some that have")
+        raise DataError("no calibration prompt has a picture: give some that have one")
     pixel_values = torch.from_numpy(np.concatenate(pixels))
     features, media = _encoded(model, pixel_values)
     on_step(1)

@@ -1,8 +1,8 @@
 """GPTQ (arXiv 2210.17323): error-aware rounding, where the numbers not yet rounded compensate each rounding error.
 
 The model runs once over the calibration prompts. Just before a layer computes, its weight is rounded for the inputs it
-is about to get, and the layer then computes with the rounded weight, so that later layers compensate errors of earlier
-ones.
+is about to get, and the layer then computes with the rounded weight, so that later layers make up for the errors of
+earlier ones.
 
 onnxruntime 1.32 has the algorithm too, but reads the wrong triangle of the inverse Hessian: its result does not depend
 on the Hessian and is no better than rounding to the nearest. Hence this implementation.

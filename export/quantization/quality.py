@@ -1,7 +1,7 @@
 """Quantization's cost: the distance of the quantized graphs' outputs from PyTorch's.
 
-Prompts are those that nothing was calibrated on. Every graph gets PyTorch's inputs, so that its figures show its own
-errors alone, and prompts run as in use: prefill, then token by token.
+No prompt was calibrated on. Every graph gets PyTorch's inputs, so that its figures show its own errors alone, and
+prompts run as in use: prefill, then token by token.
 """
 
 from __future__ import annotations
@@ -90,11 +90,11 @@ def check_quality(
         lowest = quality.graphs[name].lowest_cosine
         if not lowest >= limits.cosine:  # also when it is not a number
             raise ParityError(
-                f"graph {name}, {scheme}: the cosine with PyTorch's output is {lowest:.4f}, at least {limits.cosine} "
-                f"is asked for; {remedy}, or lower --min-cosine"
+                f"graph {name}, {scheme}: the cosine with PyTorch's output is {lowest:.4f}, below the limit of "
+                f"{limits.cosine}; {remedy}, or lower --min-cosine"
             )
     if quality.changed_share > limits.changed:
         raise ParityError(
-            f"{scheme} changes {quality.changed} of {quality.tokens} greedy tokens ({quality.changed_share:.1%}), at "
-            f"most {limits.changed:.1%} is asked for; {remedy}, or raise --max-changed"
+            f"{scheme} changes {quality.changed} of {quality.tokens} greedy tokens ({quality.changed_share:.1%}), "
+            f"above the limit of {limits.changed:.1%}; {remedy}, or raise --max-changed"
         )

@@ -17,11 +17,11 @@ from flamingo_rt.errors import UsageError
 if TYPE_CHECKING:
     from flamingo_rt.export.quantization.calibration import Calibration
 
-# Numbers of a 4-bit matrix that share a scale, by lowering; the last is the default. TensorRT's blocks end at 128.
+# Numbers of a 4-bit matrix that share a scale, by lowering; the last is the default. TensorRT takes at most 128.
 BLOCKS_OF = {"ort": (32, 64, 128, 256), "tensorrt": (32, 64, 128)}
 BLOCKS = BLOCKS_OF["ort"]
 DEFAULT_BLOCK = BLOCKS[-1]
-SMALLEST_BLOCK = 16  # that the operators accept
+SMALLEST_BLOCK = 16  # the smallest that the operators accept
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class Scheme:
 
 # The largest block is the default. On 2 cores with AVX-512, all products of OpenFlamingo-3B's shapes take 1.15 times as
 # long with blocks of 128 as with blocks of 256 at 8 bits, 0.95 to 1.15 at 4 bits, and 1.3 to 1.6 with blocks of 32
-# (benchmarks/results/*-choices.json). Rounded by gptq, the packaged model loses no more with blocks of 128 than of 32.
+# (benchmarks/results/*-choices.json). Smaller blocks are more accurate.
 INT8, INT4 = Blocks(8, 256), Blocks(4, DEFAULT_BLOCK)
 SCHEMES = {
     scheme.name: scheme
@@ -193,7 +193,7 @@ class Quantize:
             return scheme.with_block(blocks[-1]) if blocks else scheme
         if self.block not in blocks:
             known = ", ".join(map(str, blocks)) or "none"
-            raise UsageError(f"block is {self.block}; of the lowering {lowering} known: {known}")
+            raise UsageError(f"block is {self.block}; known for the lowering {lowering}: {known}")
         return scheme.with_block(self.block)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Gpu:
-    """Clocks in MHz, power in watts, memory in bytes; None for what the driver does not tell."""
+    """Clocks in MHz, power in watts, memory in bytes; None for what the driver does not report."""
 
     name: str
     driver: str

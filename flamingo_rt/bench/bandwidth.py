@@ -62,7 +62,7 @@ def _threads(count: int) -> str:
 
 
 def _serve(threads: int, size: int) -> None:
-    """For each line on stdin one on stdout: bytes per second, and the way that reached them."""
+    """Answer each line on stdin with one on stdout: bytes per second, and the way of reading that reached them."""
     import numpy as np
 
     buffer = np.ones(size // 8, dtype=np.int64)

@@ -11,17 +11,17 @@ from flamingo_rt.errors import UsageError
 from flamingo_rt.runtime.model import Model
 
 SHOTS, CONTEXTS = (0, 4, 8, 16, 32), (64, 1500)
-MOST = 100_000  # of anything; more is a slip of the finger
+MOST = 100_000  # of anything; more is a typing error
 MOST_SECONDS = 10_000_000
 
 
 @dataclass(frozen=True)
 class BenchOptions:
     """``shots``: examples before the query. ``context``: tokens in the cache at which decoding is timed, for the first
-    ``batch``; the other batches are timed at the first context. ``tokens``: decode steps of a run. Of each measurement
-    there are ``warmup`` runs that do not count and then ``runs``, fewer when they have taken ``seconds`` (never none).
-    ``threads`` and ``spin`` are what the model was loaded with. None for shots or context: the usual ones that fit the
-    model.
+    ``batch``; the other batches are timed at the first context. ``tokens``: decode steps of a run. Each measurement
+    has ``warmup`` runs that do not count, then ``runs``, or fewer once those have taken ``seconds`` (at least one).
+    ``threads`` and ``spin`` are what the model was loaded with. None for shots or context: the defaults, as far as they
+    fit the model.
 
     Raises `UsageError` for a value out of range.
     """
@@ -53,11 +53,11 @@ class BenchOptions:
             raise UsageError(f"seconds is {self.seconds!r}; it must be a number above 0, up to {MOST_SECONDS:,}")
 
     def for_model(self, model: Model) -> BenchOptions:
-        """These options with every default filled in. Raises `UsageError` for what does not fit the model."""
+        """Fill in every default. Raises `UsageError` for what does not fit the model."""
         return replace(self, shots=self._shots(model), context=self._context(model))
 
     def _shots(self, model: Model) -> tuple[int, ...]:
-        """Raises for shots that were asked for and do not fit, and where not even the query does."""
+        """Numbers of shots to measure. Raises `UsageError` when the query or shots that were asked for do not fit."""
         fitting = []
         for count in SHOTS if self.shots is None else (0, *self.shots):
             problem = _problem(model, count)
@@ -84,7 +84,7 @@ class BenchOptions:
 
 
 def _problem(model: Model, shots: int) -> str | None:
-    """Why a prompt with ``shots`` examples and the query is too much for the model."""
+    """The reason why a prompt with ``shots`` examples and the query does not fit the model; None when it does."""
     pictures, context = model.config.max_visuals, model.config.language.context
     if shots >= pictures:
         return f"the model takes {pictures} pictures in a prompt, one of them the query's; give {pictures - 1} or fewer"

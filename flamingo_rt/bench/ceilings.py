@@ -35,7 +35,7 @@ def parameter_bytes(products: Iterable[Product]) -> int:
 
 
 def vision_flops(config: FlamingoConfig) -> int:
-    """One picture through the vision encoder."""
+    """FLOPs of the vision encoder for one picture."""
     flops = product_flops(vision_products(config))
     if isinstance(config.vision, ViTConfig):
         tokens = (config.vision.image_size // config.vision.patch_size) ** 2 + 1
@@ -75,7 +75,7 @@ def _nfnet_products(vision: NFNetConfig) -> list[Product]:
 
 
 def resampler_flops(config: FlamingoConfig) -> int:
-    """One picture's features to the keys and values of every cross-attention layer."""
+    """FLOPs from one picture's features to the keys and values of every cross-attention layer."""
     resampler, sources = config.resampler, config.vision.feature_count + config.resampler.latents
     attention = 4 * resampler.latents * sources * resampler.heads * resampler.head_width
     return product_flops(resampler_products(config)) + resampler.layers * attention
@@ -101,7 +101,8 @@ def resampler_products(config: FlamingoConfig) -> list[Product]:
 
 
 def language_flops(config: FlamingoConfig, tokens: int, cached: int = 0) -> int:
-    """``tokens`` new tokens of one row behind ``cached`` ones, each seeing one picture; logits of the last alone."""
+    """FLOPs of ``tokens`` new tokens of a row after ``cached`` ones, each seeing one picture, with the last one's
+    logits."""
     language, cross = config.language, config.cross_attention
     seen = tokens * cached + tokens * (tokens + 1) // 2  # pairs of a token and one that it may look at
     # Transformer-XL's position score is one more product per pair (its projection of distances is done when exporting).
@@ -132,22 +133,22 @@ def _cross_parameters(cross: CrossAttentionConfig, width: int) -> int:
 
 
 def cache_bytes(config: FlamingoConfig, tokens: int, number: int = FLOAT) -> int:
-    """Self-attention keys and values of ``tokens`` tokens of a row, in numbers of ``number`` bytes."""
+    """Bytes of the self-attention keys and values of ``tokens`` tokens of a row, in numbers of ``number`` bytes."""
     language = config.language
     return tokens * language.layers * 2 * language.kv_heads * cached_head_width(language) * number
 
 
 def media_bytes(config: FlamingoConfig, number: int = FLOAT) -> int:
-    """Keys and values of one picture, in numbers of ``number`` bytes: what the cross-attention of a token reads."""
+    """Bytes of one picture's keys and values, which a token's cross-attention reads, in numbers of ``number`` bytes."""
     cross, resampler = config.cross_attention, config.resampler
     return len(config.cross_layers) * 2 * cross.heads * resampler.latents * cross.head_width * number
 
 
 def pixel_bytes(config: FlamingoConfig) -> int:
-    """One picture's ``pixel_values``, float32 whatever the graphs compute in."""
+    """Bytes of one picture's ``pixel_values``, float32 whatever the graphs compute in."""
     return 3 * config.vision.image_size**2 * FLOAT
 
 
 def feature_bytes(config: FlamingoConfig, number: int = FLOAT) -> int:
-    """One picture's features, in numbers of ``number`` bytes."""
+    """Bytes of one picture's features, in numbers of ``number`` bytes."""
     return config.vision.feature_count * config.vision.width * number

@@ -23,7 +23,7 @@ RESET_PEAK = "5"  # proc(5), /proc/pid/clear_refs
 @dataclass(frozen=True)
 class Machine:
     """``cores`` are those this process may use. ``libraries`` are versions, None for what is not installed. ``gpus``
-    and ``jetson`` are None where nothing tells of them."""
+    and ``jetson`` are None where no library reports them."""
 
     cpu: str
     cores: int
@@ -53,7 +53,7 @@ def describe_machine() -> Machine:
 
 
 def cpu_name(root: Path = Path("/")) -> str:
-    """The processor's name: what Linux says of it, the board's name (Jetson, Raspberry Pi), or what Python knows."""
+    """The processor's name from /proc/cpuinfo, else the board's name (Jetson, Raspberry Pi), else what Python knows."""
     for line in _text(root / "proc/cpuinfo").splitlines():
         key, _, value = line.partition(":")
         if key.strip() in ("model name", "Model") and value.strip():

@@ -10,7 +10,7 @@ SIZE = 1024
 
 
 def matrix_product(backend: str, threads: int | None) -> tuple[Callable[[], object], str]:
-    """A call that multiplies two `SIZE` x `SIZE` matrices, and what it is. numpy's for a backend that is not known."""
+    """A call that multiplies two `SIZE` x `SIZE` matrices, and its name; numpy's for a backend that is not known."""
     rng = np.random.default_rng(0)
     left, right = (rng.standard_normal((SIZE, SIZE), dtype=np.float32) for _ in range(2))
     if backend == "ort":

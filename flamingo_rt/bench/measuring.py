@@ -40,7 +40,7 @@ def measure(
 ) -> Report:
     """Measure a loaded model. ``folder`` is the bundle it was loaded from, whose graphs say how many bytes they read.
     ``buffer_bytes`` is what the CPU's memory bandwidth is measured with: by default far more than caches hold. Engines
-    on a device are compared with what that can do.
+    on a device are compared with the device's limits.
 
     Raises `UsageError` for options that do not fit the model, before anything runs; `DataError` when memory bandwidth
     cannot be measured.
@@ -74,7 +74,7 @@ def measure(
 
 
 class _Runs:
-    """The measurements of one model; ``opened`` closes the decoders behind them."""
+    """The measurements of one model; ``opened`` closes the decoders after them."""
 
     def __init__(
         self, model: Model, options: BenchOptions, probe: RateProbe, progress: Progress, clock: Clock,
@@ -87,7 +87,8 @@ class _Runs:
         self._probed = clock()
 
     def queries(self) -> tuple[Samples, dict[int, float]]:
-        """A query without shots ("0") and behind compiled ones, and what compiling took, by number of shots."""
+        """Time a query without shots ("0") and after compiled ones. Returns the samples, and the milliseconds of
+        compiling by number of shots."""
         prefixes: dict[int, PromptState | None] = {0: None}
         compiling = {}
         for shots in self._options.shots or ():
@@ -97,7 +98,7 @@ class _Runs:
                 prefixes[shots] = self._model.prompt(parts)
                 compiling[shots] = (self._clock() - start) * 1e3
         runs = {str(shots): lambda prefix=prefix: self._first_token(0, prefix) for shots, prefix in prefixes.items()}
-        return self._sample(runs, "queries behind compiled shots"), compiling
+        return self._sample(runs, "queries after compiled shots"), compiling
 
     def cold(self, shots: int) -> list[float]:
         """Milliseconds to the first token with every picture encoded."""
@@ -141,9 +142,9 @@ class _Runs:
             decoder.prefill(self._filling.rows(batch, context))
 
         def run() -> Mapping[str, list[float]]:
-            decoder.lengths[:] = context  # again from the same cache: what was written behind it is overwritten
+            decoder.lengths[:] = context  # again from the same cache: what was written after it is overwritten
             times, before = [], self._clock()
-            for _ in decoder.greedy(self._filling.text_ids(batch), self._options.tokens):
+            for _ in decoder.step_greedily(self._filling.text_ids(batch), self._options.tokens):
                 now = self._clock()
                 times.append((now - before) * 1e3)
                 before = now

@@ -13,19 +13,19 @@ def notes_on(
     facts: ModelFacts, asked: BenchOptions, measured: BenchOptions, stages: Sequence[Stage],
     decode: Sequence[DecodeResult], shots: Sequence[ShotsResult],
 ) -> tuple[str, ...]:
-    """Sentences, in no need of the tables to be understood."""
+    """Sentences that can be understood without the tables."""
     found = []
     counts, contexts = measured.shots or (), measured.context or ()
     left_out = [count for count in SHOTS if asked.shots is None and count not in counts]
     if left_out:
         found.append(f"Left out, since the model has no room for them: {_listed(left_out)} shots.")
     if asked.context is None and CONTEXTS[-1] not in contexts:
-        found.append(f"The longest context is {max(contexts)} tokens, not {CONTEXTS[-1]}: the model's ends.")
+        found.append(f"The longest context is {max(contexts)} tokens, not {CONTEXTS[-1]}: the model takes no more.")
     spreads = [(f"{result.shots} shots, cold", result.cold) for result in shots]
     spreads += [(f"prefill of {stage.tokens} tokens", stage.milliseconds) for stage in stages if stage.tokens]
     early = [f"{name} ({spread.runs})" for name, spread in spreads if spread.runs < measured.runs]
     if early:
-        found.append(f"Fewer than {measured.runs} runs, for want of time (see --seconds): {_listed(early)}.")
+        found.append(f"Fewer than {measured.runs} runs, because time was up (see --seconds): {_listed(early)}.")
     dtype, quantization = facts.dtype[LANGUAGE_MODEL], facts.quantization[LANGUAGE_MODEL]
     if facts.backend == "ort" and dtype in ("float16", "bfloat16") and quantization is None:
         found.append(

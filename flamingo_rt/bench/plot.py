@@ -24,8 +24,8 @@ from flamingo_rt.bench.statistics import Spread
 from flamingo_rt.bench.units import PREFIXES, decode_name, machine_line, milliseconds, model_line, scaled, stage_name
 
 COLD, COMPILED, CEILING, GAP, INK = "#c8553d", "#1b7f8c", "#3a3a3a", "#b9c4c6", "#222222"
-# The roofline's points: a color for each kind of stage, told apart by people who see no red or green too, and a shade
-# for each of its members, dark to light. Numbers in the points say which is which.
+# The roofline's points: a color for each kind of stage, which red-green blindness does not mix up, and a shade for each
+# of its members, dark to light. Numbers in the points say which is which.
 SHADES = {
     "vision": ("#8a3f72", "#8a3f72"), "resampler": ("#00705a", "#00705a"), "prefill": ("#0b3c6f", "#7db6e3"),
     "decode": ("#8c3b00", "#f6b26b"),
@@ -191,7 +191,7 @@ def _shades(points: Sequence[tuple[str, str, Against]]) -> list[tuple[float, ...
 
 
 def _readable_on(color: tuple[float, ...]) -> str:
-    """White, or ink on light colors (relative luminance as WCAG 2 reckons it)."""
+    """White, or ink on light colors (relative luminance as WCAG 2 defines it)."""
     linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in color]
     luminance = sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
     return "white" if luminance < 0.21 else INK

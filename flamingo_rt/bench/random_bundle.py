@@ -1,4 +1,4 @@
-"""A bundle of a preset's shape with random weights, kept in a folder of the user's: as fast as a trained one."""
+"""A bundle of a preset's shape with random weights, kept in a folder of the user: as fast as a trained one."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class RandomBundle:
         return is_bundle(self.path)
 
     def make(self, say: Callable[[str], None], progress: Progress = silent) -> None:
-        """Write it, after it was said how large it gets. Needs the extra ``export``.
+        """Write it, after telling ``say`` how large it gets. Needs the extra ``export``.
 
         Raises `DataError` for a model that would not fit into memory, and when the folder cannot be written or has no
         room; `ModuleNotFoundError` without the extra.
@@ -86,7 +86,7 @@ def stored_bytes(config: FlamingoConfig, dtype: str) -> int:
 
 
 def default_work() -> Path:
-    """A folder for what can be made again, where the system wants such things."""
+    """The folder for such bundles, within the system's folder for caches."""
     if sys.platform == "win32":
         base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
     elif sys.platform == "darwin":

@@ -43,7 +43,7 @@ class Measured(Protocol):
 
 
 class HostProbe:
-    """The CPU and its memory; a process of its own reads that."""
+    """The CPU, and its memory, which a process of its own reads."""
 
     def __init__(self, backend: str, threads: int | None, cores: int, buffer_bytes: int = BUFFER_BYTES) -> None:
         self._memory = BandwidthProbe(threads or cores, buffer_bytes)

@@ -61,7 +61,7 @@ StageName = Literal["images", "vision", "resampler", "prefill"]
 @dataclass(frozen=True)
 class Stage:
     """One stage of a query with one picture; ``tokens`` are those of a prefill. ``images`` has nothing to compare with:
-    reading and resizing a picture is no product of matrices."""
+    reading and resizing a picture is not a matrix product."""
 
     name: StageName
     tokens: int | None
@@ -71,8 +71,8 @@ class Stage:
 
 @dataclass(frozen=True)
 class DecodeResult:
-    """One-token steps of ``batch`` rows with ``context`` tokens in each row's cache; milliseconds of one step, without
-    choosing the tokens. ``tokens_per_second`` counts the tokens of all rows."""
+    """One-token steps of ``batch`` rows with ``context`` tokens in each row's cache; milliseconds of one greedy
+    step, the choice of its tokens included. ``tokens_per_second`` counts the tokens of all rows."""
 
     batch: int
     context: int
@@ -83,7 +83,7 @@ class DecodeResult:
 
 @dataclass(frozen=True)
 class ShotsResult:
-    """Time to the first token of a query behind ``shots`` examples: ``cold`` with every picture encoded and the prompt
+    """Time to the first token of a query after ``shots`` examples: ``cold`` with every picture encoded and the prompt
     prefilled, ``compiled`` with the examples read before (None for 0 shots: there is nothing to read), which took
     ``compiling`` milliseconds, once."""
 

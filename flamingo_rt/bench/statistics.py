@@ -1,4 +1,4 @@
-"""Repeated measurements and what is said of them."""
+"""Repeated measurements and their spread."""
 
 from __future__ import annotations
 

@@ -23,22 +23,22 @@ class Theory:
     number: int = ceilings.FLOAT
 
     def vision(self) -> Work:
-        """One picture."""
+        """Work of the vision encoder for one picture."""
         moved = ceilings.pixel_bytes(self.config) + ceilings.feature_bytes(self.config, self.number)
         return ceilings.vision_flops(self.config), self.weights[VISION_ENCODER].read(1) + moved
 
     def resampler(self) -> Work:
-        """One picture."""
+        """Work of the resampler for one picture."""
         moved = ceilings.feature_bytes(self.config, self.number) + ceilings.media_bytes(self.config, self.number)
         return ceilings.resampler_flops(self.config), self.weights[RESAMPLER].read(1) + moved
 
     def prefill(self, tokens: int) -> Work:
-        """``tokens`` tokens with one picture, into an empty cache."""
+        """Work of a prefill of ``tokens`` tokens with one picture, into an empty cache."""
         moved = ceilings.cache_bytes(self.config, tokens, self.number) + ceilings.media_bytes(self.config, self.number)
         return ceilings.language_flops(self.config, tokens), self.weights[LANGUAGE_MODEL].read(tokens, tokens) + moved
 
     def decode(self, batch: int, context: int, steps: int) -> Work:
-        """The average of ``steps`` steps of ``batch`` rows: the weights once for all rows, each row's cache and its
+        """Average work of ``steps`` steps of ``batch`` rows: the weights once for all rows, each row's cache and its
         last picture. Step i of them, from 0, sees context + i + 1 tokens."""
         seen = context + (steps + 1) / 2
         row = ceilings.cache_bytes(self.config, 1, self.number) * seen + ceilings.media_bytes(self.config, self.number)

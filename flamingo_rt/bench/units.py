@@ -9,7 +9,7 @@ from flamingo_rt.printable import printable
 PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 # Distributions behind a backend; those that are not installed are left out.
 RUNTIMES = {
-    "ort": ("onnxruntime", "onnxruntime-gpu"),  # whichever it is that is installed
+    "ort": ("onnxruntime", "onnxruntime-gpu"),  # whichever is installed
     "torch": ("torch",), "tensorrt": ("tensorrt", "tensorrt-rtx-cu13"), "ort-cuda": ("onnxruntime-gpu",),
     "ort-tensorrt-rtx": ("onnxruntime", "onnxruntime-ep-nv-tensorrt-rtx-cu13"),
 }
@@ -59,7 +59,7 @@ def model_line(report: Report) -> str:
 
 
 def machine_line(report: Report) -> str:
-    """Processor, cores, memory, and what accelerates."""
+    """Processor, cores, memory, and accelerators."""
     machine = report.machine
     memory = [scaled(machine.memory_bytes, "B")] if machine.memory_bytes else []
     cores = f"{machine.cores} core" + ("s" if machine.cores > 1 else "")

@@ -23,8 +23,8 @@ CAPTION = "a red star"
 
 
 class Pictures:
-    """JPEG files in memory, 640x480, no two alike: whatever keeps a picture's features finds none of these. Without a
-    ``seed`` they are others each time, as a model may have been measured before."""
+    """JPEG files in memory, 640x480, no two alike, so that no cache of features has any of them. Without a ``seed``
+    they differ each time, since the model may have been measured before."""
 
     def __init__(self, seed: int | None = None) -> None:
         self._rng = np.random.default_rng(seed)
@@ -85,7 +85,7 @@ class CacheFilling:
         return found
 
     def text_ids(self, count: int) -> np.ndarray:
-        """Random token ids int64 [count], no pictures among them."""
+        """Random token ids int64 [count], without the image token."""
         image = self._model.tokenizer.image_id
         ids = self._rng.integers(0, self._model.config.language.vocab_size - 1, count)
         return np.where(ids >= image, ids + 1, ids).astype(np.int64)

@@ -19,7 +19,7 @@ from flamingo_rt.printable import printable
 COMMANDS = {
     "infer": ("flamingo_rt.cli.infer", "Answer a prompt about pictures."),
     "prompt": ("flamingo_rt.cli.prompt", "Read shots once, for many queries."),
-    "import": ("flamingo_rt.cli.importing", "Make a checkpoint of another project's files."),
+    "import": ("flamingo_rt.cli.importing", "Make a checkpoint from another project's files."),
     "export": ("flamingo_rt.cli.export", "Write a deployable bundle from a checkpoint."),
     "build": ("flamingo_rt.cli.build", "Compile a bundle's graphs for a GPU."),
     "verify": ("flamingo_rt.cli.verify", "Compare a backend's numbers with those of the export."),

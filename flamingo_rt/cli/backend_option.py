@@ -11,7 +11,7 @@ from flamingo_rt.cores import check_threads
 backend_option = click.option(
     "--backend", default="auto", show_default=True,
     help="ort (bundles, CPU), ort-cuda or ort-tensorrt-rtx (bundles, GPU), tensorrt (their engines, GPU), torch "
-    "(checkpoints), or auto: the first of tensorrt, ort-cuda and ort that runs here.",
+    "(checkpoints), or auto: torch for a checkpoint, else the first of tensorrt, ort-cuda and ort that runs here.",
 )
 
 
@@ -19,7 +19,7 @@ def trust_options(command: Callable) -> Callable:
     """``--trust-engines`` and ``--allow-engine-host-code``, as ``trust_engines`` and ``allow_host_code``."""
     host_code = click.option(
         "--allow-engine-host-code", "allow_host_code", is_flag=True,
-        help="With --trust-engines: also version-compatible engines, which bring a runtime that runs as any program.",
+        help="With --trust-engines: also version-compatible engines, which bring a runtime that runs like any program.",
     )
     engines = click.option(
         "--trust-engines", is_flag=True,

@@ -93,7 +93,7 @@ def command(
         click.echo(json.dumps(report.to_dict()))
     else:
         _print(report)
-    if plot is not None:  # after the figures are printed, in case that drawing fails
+    if plot is not None:  # after the figures are printed, in case drawing fails
         from flamingo_rt.bench.page import write_plot
 
         write_plot(report, plot)
@@ -122,7 +122,7 @@ def _loaded(
     except DataError as error:
         if bundle is None:
             raise
-        raise DataError(f"{error}; or remove {bundle.path}, and it is made again") from error
+        raise DataError(f"{error}; or remove {bundle.path} to have it made again") from error
 
 
 def _print(report: Report) -> None:

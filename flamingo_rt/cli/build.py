@@ -31,14 +31,15 @@ def _numbers(context: click.Context, parameter: click.Parameter, text: str | Non
     """Read ``86,89`` or ``8.6,8.9`` as numbers without a point."""
     numbers = tuple(part.strip().replace(".", "") for part in text.split(",")) if text is not None else ()
     if any(not re.fullmatch(r"\d{2,3}", number) for number in numbers):
-        raise click.BadParameter(f"{text!r} is no list of compute capabilities, such as 86,89,120")
+        raise click.BadParameter(f"{text!r} is not a list of compute capabilities, such as 86,89,120")
     return numbers
 
 
 @click.command()
 @click.option("--model", required=True, type=READ, metavar="BUNDLE",
               help="A bundle exported with --lowering tensorrt or tensorrt-classic.")
-@click.option("--target", required=True, type=click.Choice(["tensorrt", "tensorrt-rtx"]), help="What runs the engines.")
+@click.option("--target", required=True, type=click.Choice(["tensorrt", "tensorrt-rtx"]),
+              help="The library that runs the engines.")
 @click.option("--compute-capability", "numbers", callback=_numbers, metavar="LIST",
               help="Ahead of time, on a machine without these GPUs: such as 86,89,120 (tensorrt-rtx).")
 @click.option("--max-batch", type=COUNT, help="Rows of a batch, or beams, at most. Default: 4.")
@@ -48,9 +49,9 @@ def _numbers(context: click.Context, parameter: click.Parameter, text: str | Non
 @click.option("--max-frames", type=COUNT, help="Frames of a clip, at most. Default: the model's limit, or 8.")
 @click.option("--capacity", type=COUNT, help="Tokens that a row's cache holds. Default: the model's context.")
 @click.option("--version-compatible", is_flag=True,
-              help="Engines that later versions of the same major one can run too.")
+              help="Build engines that later versions with the same major number can run too.")
 @click.option("--weight-stripped", is_flag=True,
-              help="Engines without weights, which are then read from the graphs.")
+              help="Build engines without weights, which are then read from the graphs.")
 @click.option("--estimate", is_flag=True, help="Say how much memory it takes, and build nothing.")
 @click.option("--verify/--no-verify", "verifying", default=True, show_default=True,
               help="Compare the engines' outputs with the reference outputs in the bundle, where they run here.")
@@ -98,7 +99,7 @@ def command(
         if as_json:
             click.echo(json.dumps({"memory": vars(needs), "available": available}))
         return
-    with on_interrupt(lambda: "no engine was written; those that were there are as they were"):
+    with on_interrupt(lambda: "no engine was written; those that were there are unchanged"):
         engines = build.run(ProgressBar(), force)
     sizes = {name: engines.engine_path(name).stat().st_size for name in GRAPHS}
     made_for = engines.device or f"compute capability {', '.join(engines.capabilities)}"
@@ -116,6 +117,11 @@ def command(
         for line in lines(verification, bundle, "tensorrt") if verification else ():
             click.echo(printable(line))
     if verification is not None and not verification.passed:
+        other_type = "" if bundle.compute == "float32" else ", or export with --compute fp32 and build that bundle"
+        click.echo(printable(
+            f"the engines in {engines.path} do not compute what the exported graphs do; their answers may be wrong: "
+            f"remove that folder, or build again with another version than {runtime.title}{other_type}"
+        ), err=True)
         raise SystemExit(1)
 
 
@@ -134,7 +140,7 @@ def _verified(
     else:
         try:
             return verified(TensorRtBackend(bundle, engines, runtime), bundle)
-        except (DataError, DependencyError) as error:  # the engines are there, whatever keeps them from this
+        except (DataError, DependencyError) as error:  # the engines were written, even if they do not run here
             why = f"{error}; then run {command}"
     click.echo(printable(f"not verified: {why}"), err=True)
     return None

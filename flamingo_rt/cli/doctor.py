@@ -42,8 +42,9 @@ LIBRARIES = {
 def command(as_json: bool) -> None:
     """Show what is installed, and which backends work here and why the others don't.
 
-    A backend is said to work when it has computed something. A builder of engines is shown with the lowering that its
-    version needs and the GPUs that it builds for.
+    A backend counts as working once it has computed something. A builder of engines is shown with the lowering that its
+    version needs and the GPUs that it builds for. With --json, lowerings are the forms of graphs to export for it, the
+    best first.
 
     \b
     Example:
@@ -51,13 +52,17 @@ def command(as_json: bool) -> None:
     """
     libraries = {name: _version(name) for name in LIBRARIES}
     backends = {
-        "ort": _try(_try_ort),
-        **{name: _try(partial(_try_ort_gpu, name)) for name in ("ort-cuda", "ort-tensorrt-rtx")},
+        "ort": _try(_try_ort, _cpu_lowerings),
+        **{name: _try(partial(_try_ort_gpu, name), partial(_provider_lowerings, name))
+           for name in ("ort-cuda", "ort-tensorrt-rtx")},
         "tensorrt": _try(_try_tensorrt),
         "torch": _try(_try_torch),
     }
     warnings = _warnings(libraries)
-    builders = {target: _try(partial(_try_builder, target)) for target in ("tensorrt", "tensorrt-rtx")}
+    builders = {
+        target: _try(partial(_try_builder, target), partial(_builder_lowerings, target))
+        for target in ("tensorrt", "tensorrt-rtx")
+    }
     cuda = _try(_try_cuda)
     system = {
         "flamingo-rt": __version__,
@@ -111,9 +116,10 @@ def _warnings(libraries: dict[str, str | None]) -> list[str]:
     return []
 
 
-def _try(check: Callable[[], str]) -> dict[str, object]:
+def _try(check: Callable[[], str], lowerings: Callable[[], tuple[str, ...]] | None = None) -> dict[str, object]:
+    """Whether a check succeeds, with what it says, and the lowerings of what runs or builds graphs."""
     try:
-        return {"works": True, "detail": check()}
+        return {"works": True, "detail": check(), **({"lowerings": list(lowerings())} if lowerings else {})}
     except FlamingoError as error:
         return {"works": False, "detail": str(error)}
     except ImportError as error:
@@ -130,6 +136,24 @@ def _try_ort() -> str:
     runtime = import_onnxruntime()
     load(backend="ort").generate("Output:", max_new_tokens=1).result()
     return f"onnxruntime {runtime.__version__}, CPU; runs bundles"
+
+
+def _cpu_lowerings() -> tuple[str, ...]:
+    from flamingo_rt.contract import CACHE_FORMS
+
+    return tuple(CACHE_FORMS)
+
+
+def _provider_lowerings(backend: str) -> tuple[str, ...]:
+    from flamingo_rt.engines.ort_gpu import PROVIDERS
+
+    return PROVIDERS[backend].lowerings
+
+
+def _builder_lowerings(target: str) -> tuple[str, ...]:
+    from flamingo_rt.engines.tensorrt.versions import import_tensorrt
+
+    return import_tensorrt(target).lowerings
 
 
 def _try_ort_gpu(backend: str) -> str:
@@ -182,7 +206,7 @@ def _try_cuda() -> str:
     """Copy numbers to the GPU and back through PyCUDA, which every backend on a GPU needs."""
     import numpy as np
 
-    from flamingo_rt.engines.gpu.cuda import Cuda, import_graphs
+    from flamingo_rt.engines.gpu.cuda import Cuda, import_cuda_graphs
 
     cuda = Cuda()
     sent, received = np.arange(64, dtype=np.float32), np.zeros(64, dtype=np.float32)
@@ -192,8 +216,8 @@ def _try_cuda() -> str:
         cuda.download(received, memory.address)
         cuda.synchronize()
     if not np.array_equal(sent, received):
-        raise RuntimeError("what was copied to the GPU did not come back")
-    graphs = "CUDA graphs" if import_graphs() else "no CUDA graphs: cuda-bindings is not installed"
+        raise RuntimeError("numbers that were copied to the GPU came back changed")
+    graphs = "CUDA graphs" if import_cuda_graphs() else "no CUDA graphs: cuda-bindings is not installed"
     return f"{cuda.device_name} through PyCUDA, {graphs}"
 
 

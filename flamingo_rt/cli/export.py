@@ -43,14 +43,15 @@ if TYPE_CHECKING:
 @quantize_options
 @click.option("--validation", type=PATH_TEXT, metavar="FILE|scenes",
               help="Measure how likely the model's captions of its own kind of pictures are, and record it: infer then "
-                   "hints at a picture of another kind. Prompts of a file as of --calibration, or scenes: drawn ones, "
-                   "for a model of flamingo-rt train.")
+                   "hints at a picture of another kind. FILE: prompts as --calibration takes them. scenes: drawn "
+                   "ones, for a model of flamingo-rt train.")
 @click.option("--tolerance", type=Number(0, 1e9, min_open=True),
               help="Largest deviation from PyTorch that is accepted, without --quantize. Default: 0.0001; with "
-                   "--compute fp16 or bf16, 8 of its units.")
+                   "--compute fp16 or bf16, twice that type's precision (epsilon).")
 @click.option("--license", "license_", metavar="TEXT",
               help="License of the weights, such as apache-2.0, to be kept in the bundle.")
-@click.option("--source", metavar="TEXT", help="Where the weights are from, such as an address, to be kept likewise.")
+@click.option("--source", metavar="TEXT",
+              help="Origin of the weights, such as an address, to be kept in the bundle.")
 @click.option("--overwrite", is_flag=True, help="Replace --out when it exists.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object: bundle, bytes, deviation and more.")
 def command(
@@ -106,13 +107,15 @@ def _report(bundle: Bundle, size: int, compute: str) -> None:
         click.echo(f"wrote {shown} ({size / 1e6:.1f} MB), {bundle.quantization['scheme']}, rounded {rounding}")
         for line in cost_lines(bundle.quantization):
             click.echo(printable(line))
-        _echo_validation(bundle)
-        return
-    upcast = "" if compute == "fp32" else ", both computing in fp32"
-    deviation = f"largest deviation from PyTorch{upcast}: {_listed(bundle.parity)}"
-    click.echo(f"wrote {shown} ({size / 1e6:.1f} MB); {deviation}")
+    else:
+        upcast = "" if compute == "fp32" else ", both computing in fp32"
+        deviation = f"largest deviation from PyTorch{upcast}: {_listed(bundle.parity)}"
+        click.echo(f"wrote {shown} ({size / 1e6:.1f} MB); {deviation}")
     if bundle.rounding is not None:
-        click.echo(f"what computing in {compute} costs, in PyTorch: {_listed(bundle.rounding)}")
+        unquantized = "" if bundle.quantization is None else " without quantization"
+        click.echo(
+            f"largest deviation that computing in {compute}{unquantized} makes in PyTorch: {_listed(bundle.rounding)}"
+        )
     _echo_validation(bundle)
 
 
@@ -128,7 +131,7 @@ def _open(ckpt: Path, sources: dict[str, Any]) -> tuple[StoredModel, tuple[Path,
             raise UsageError(f"{option} goes with --vision and --language, for OpenFlamingo's checkpoint.pt")
         if is_bundle(ckpt):
             made = f"exported{_quantized(ckpt)} already"
-            raise UsageError(f"{ckpt} is a bundle, {made}: give the checkpoint it was made of")
+            raise UsageError(f"{ckpt} is a bundle, {made}: give the checkpoint it was made from")
         if ckpt.is_file():
             raise UsageError(f"{ckpt} is a file: OpenFlamingo's checkpoint.pt needs --vision and --language beside it")
         return open_checkpoint(ckpt), (ckpt,)

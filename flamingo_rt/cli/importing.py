@@ -18,7 +18,7 @@ from flamingo_rt.printable import printable
 
 @click.group()
 def command() -> None:
-    """Make a checkpoint of another project's files.
+    """Make a checkpoint from another project's files.
 
     \b
     Example:

@@ -52,10 +52,12 @@ if TYPE_CHECKING:
 @threads_option
 @click.option("--spin/--no-spin", default=True, show_default=True,
               help="Let threads that wait for the next operator spin; without, other work gets the cores.")
-@click.option("--max-new-tokens", default=64, show_default=True, help="Longest answer.")
-@click.option("--temperature", default=0.0, show_default=True, help="0 takes the likeliest token; more is freer.")
+@click.option("--max-new-tokens", default=64, show_default=True, help="Tokens of the longest answer.")
+@click.option("--temperature", default=0.0, show_default=True,
+              help="0 takes the likeliest token; higher draws more freely.")
 @click.option("--top-k", default=0, show_default=True, help="Draw from the K likeliest tokens; 0 is off.")
-@click.option("--top-p", default=1.0, show_default=True, help="Draw from the likeliest tokens that reach P in sum.")
+@click.option("--top-p", default=1.0, show_default=True,
+              help="Draw from the likeliest tokens whose probabilities add up to P.")
 @click.option("--repetition-penalty", default=1.0, show_default=True, help="Above 1: fewer repeated tokens.")
 @click.option("--seed", default=0, show_default=True, help="Seed for temperatures above 0.")
 @click.option("--beams", default=1, show_default=True,
@@ -63,7 +65,7 @@ if TYPE_CHECKING:
 @click.option("--length-penalty", default=1.0, show_default=True,
               help="With --beams: above 0 favours longer answers, below 0 shorter ones.")
 @click.option("--speculation", type=int,
-              help="Most tokens to guess ahead in one step; changes the time of an answer alone. 0 is off.  "
+              help="Most tokens to guess ahead in one step; changes only the time an answer takes. 0 is off.  "
                    "[default: 7, on a GPU 0]")
 @click.option("--stop", multiple=True, metavar="TEXT", help="End the answer before this text; repeatable.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object: text, tokens, timings per stage.")
@@ -100,7 +102,7 @@ def command(
     clips = [Video(file, fps=fps) if frames is None else Video(file, frames, fps) for file in videos]
     visuals: list[Visual] = [*(Image(file) for file in images), *clips]
     start = time.perf_counter()
-    model = load(  # no picture will come again
+    model = load(  # one prompt: there is nothing to keep pictures for
         path, backend, threads, image_cache_bytes=0, spin=spin, trust_engines=trust_engines,
         allow_host_code=allow_host_code,
     )

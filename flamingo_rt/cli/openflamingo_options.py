@@ -27,7 +27,7 @@ def source_options(required: bool) -> Callable[[Callable[..., Any]], Callable[..
         click.option("--language", required=required, type=READ, metavar="FOLDER",
                      help="The language model: config.json, weights, tokenizer.json."),
         click.option("--tokenizer", type=READ, metavar="FILE|FOLDER",
-                     help="Where tokenizer.json is, when it is not in --language."),
+                     help="tokenizer.json, or its folder, when it is not in --language."),
         click.option("--vision-activation", type=click.Choice(["quick_gelu", "gelu"]),
                      help="Default: what the configuration beside --vision says, else quick_gelu (OpenAI's)."),
         click.option("--vision-post-norm", is_flag=True,

@@ -41,7 +41,7 @@ def compile_shots(
 ) -> None:
     """Run a model over shots and keep what it remembers; infer --prompt-file then runs the query alone.
 
-    The file belongs to one bundle: another model, export or precision refuses it.
+    The file belongs to one bundle: a bundle of another model, export or precision refuses it.
 
     \b
     Example:

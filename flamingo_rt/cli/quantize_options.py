@@ -1,4 +1,4 @@
-"""Options of ``export --quantize``, and the lines that tell what quantization cost."""
+"""Options of ``export --quantize``, and the lines that report the cost of quantization."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def check_options(options: Mapping[str, Any]) -> None:
         if options[name] is not None and scheme is None:
             raise UsageError(f"{written} goes with --quantize {', '.join(QUANTIZATIONS[:-1])} or {QUANTIZATIONS[-1]}")
         if options[name] is not None and scheme in WITHOUT_4_BITS and name in OF_4_BITS:
-            raise UsageError(f"{written} is of 4-bit matrices, and --quantize {scheme} has none: leave it out")
+            raise UsageError(f"{written} is for 4-bit matrices, and --quantize {scheme} has none: leave it out")
     if scheme is not None:
         check_calibrated(scheme, options["rounding"] or ROUNDINGS[0], options["calibration"] is not None)
 
@@ -107,9 +107,9 @@ def quantize_of(options: Mapping[str, Any], config: FlamingoConfig) -> Quantize 
 
 
 def cost_lines(quantization: Mapping[str, Any]) -> list[str]:
-    """Tell what quantization cost, from a bundle's record, in one line per figure."""
+    """Report the cost of quantization, from a bundle's record, in one line per figure."""
     quality, prompts = quantization["quality"], quantization["measured_on"]
-    hint = ", for want of --calibration" if prompts == RANDOM_PROMPTS else ""
+    hint = ", since there is no --calibration" if prompts == RANDOM_PROMPTS else ""
     lines = [f"cost, measured on {prompts}{hint}:"]
     lines += [
         f"{graph}: cosine with PyTorch's output {cost['cosine']:.5f} (lowest of a prompt {cost['lowest_cosine']:.5f}), "

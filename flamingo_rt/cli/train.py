@@ -121,7 +121,7 @@ def _train(
 
 
 def _left(state: Path) -> str:
-    """A line about the state that an interrupted run left, with the command that goes on."""
+    """A line about the state that an interrupted run left, with the command that continues it."""
     if not state.exists():
         return "nothing was saved yet; the state is saved every half minute"
     return f"the state is in {state}; go on with: {command_again('--resume')}"

@@ -35,7 +35,7 @@ def command(
 
     The reference is what the graphs computed where they were exported, for prompts without a picture, with one, with
     several and with a clip: outputs of each graph, and greedy answers. PyTorch is not needed. The exit code is 1 when a
-    graph deviates by more than its tolerance, or an answer has another token than rounding explains.
+    graph deviates by more than its tolerance, or an answer has another token and rounding does not explain it.
 
     \b
     Examples:
@@ -86,7 +86,7 @@ def verified(backend: Backend, bundle: Bundle) -> Verification:
 
 
 def report(verification: Verification, bundle: Bundle) -> dict[str, Any]:
-    """The result for JSON. A deviation that is no number is null."""
+    """The result for JSON. A deviation that is not a number is null."""
     graphs = {
         found.graph: {
             "deviation": found.deviation if found.deviation < float("inf") else None, "tolerance": found.tolerance,
@@ -112,7 +112,7 @@ def lines(verification: Verification, bundle: Bundle, backend: str) -> Iterator[
     exported = bundle.parity or bundle.rounding
     yield f"{'graph':<16} {'deviation':>9} {'tolerance':>9}" + (f" {'PyTorch':>9}" if exported else "")
     for found in verification.graphs:
-        # Half precision: what it costs PyTorch is more than what exporting does.
+        # In half precision PyTorch itself deviates, by more than exporting does.
         beside = max(each.get(found.graph, 0.0) for each in (bundle.parity, bundle.rounding or {}))
         yield (
             f"{found.graph:<16} {found.deviation:>9.1e} {found.tolerance:>9.1e}"

@@ -87,7 +87,7 @@ def _resize_of_processor(settings: Settings, image_size: int) -> Resize:
     if size != {"shortest_edge": image_size} or type(size["shortest_edge"]) is not int:
         raise settings.refused("size", f"{expected}: that as shortest_edge, or as height and width, can be imported")
     if not cropped:
-        raise settings.refused("do_center_crop", "a picture whose short side alone is resized is no square")
+        raise settings.refused("do_center_crop", "a picture whose short side alone is resized is not a square")
     return "crop"
 
 

@@ -83,7 +83,7 @@ def open_openflamingo(files: OpenFlamingoFiles) -> Imported:
     wanted = preset(files.preset) if files.preset else None
     if wanted is not None and not wanted.name.startswith(RELEASED):
         known = ", ".join(name for name in PRESETS if name.startswith(RELEASED))
-        raise UsageError(f"the preset {files.preset} is no OpenFlamingo model; known: {known}")
+        raise UsageError(f"the preset {files.preset} is not an OpenFlamingo model; known: {known}")
     settings = language_settings(files.language)
     family = family_of(settings)
     checkpoint = trained_part(files.checkpoint, open_weights(files.checkpoint), family.layers)
@@ -133,7 +133,7 @@ def _unread(checkpoint: Source, known: set[str]) -> tuple[str, ...]:
     if not left_out:
         return ()
     listed = ", ".join(left_out[:3]) + (", …" if len(left_out) > 3 else "")
-    return (f"{checkpoint.path} has {len(left_out)} tensors that are no part of the model: {listed}",)
+    return (f"{checkpoint.path} has {len(left_out)} tensors that are not part of the model: {listed}",)
 
 
 def _vocabulary_rows(language: LanguageFolder, trained: bool) -> int:

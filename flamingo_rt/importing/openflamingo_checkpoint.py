@@ -29,7 +29,7 @@ def trained_part(path: Path, tensors: Mapping[str, LazyTensor], layers: str) -> 
     """The checkpoint's tensors under uniform names.
 
     They are ``perceiver.*``, ``gated_cross_attn_layers.N.*``, and the language model's own names; ``layers`` is the
-    path of its decoder layers. Raises `DataError` when this is no checkpoint for such a language model.
+    path of its decoder layers. Raises `DataError` when this is not a checkpoint for such a language model.
     """
     renamed: dict[str, LazyTensor] = {}
     for name, tensor in tensors.items():
@@ -45,13 +45,13 @@ def trained_part(path: Path, tensors: Mapping[str, LazyTensor], layers: str) -> 
     if "perceiver.latents" in source and not _gated_layers(source):
         raise DataError(
             f"{path} has no gated cross-attention under {layers}, where this language model has its layers: it was "
-            "trained on another one"
+            "trained with another one"
         )
     if "perceiver.latents" not in source:
         seen = ", ".join(list(tensors)[:3])
         raise DataError(
-            f"{path} is no OpenFlamingo checkpoint for a language model with {layers}: it needs perceiver.latents and "
-            f"gated cross-attention layers, and begins with {seen}"
+            f"{path} is not an OpenFlamingo checkpoint for a language model with {layers}: it needs perceiver.latents "
+            f"and gated cross-attention layers, and begins with {seen}"
         )
     return source
 
@@ -99,9 +99,9 @@ def cross_attention_config(source: Source, language_layers: int) -> CrossAttenti
     )
     if there != list(config.layers(language_layers)):
         raise DataError(
-            f"{source.path}: gated cross-attention stands before layers {', '.join(map(str, there))}; that is no "
-            f"regular interval for a language model of {language_layers} layers: a layer is missing, or the language "
-            "model is another one"
+            f"{source.path}: gated cross-attention stands before layers {', '.join(map(str, there))}; that is not "
+            f"a regular interval for a language model of {language_layers} layers: a layer is missing, or the "
+            "checkpoint belongs to another language model"
         )
     return config
 
@@ -142,5 +142,7 @@ def _feed_forward(ours: str, theirs: str) -> dict[str, TensorSlice]:
 def _heads(source: Source, name: str) -> int:
     rows = source.rows(name)
     if rows % HEAD_WIDTH:
-        raise DataError(f"{source.path}: tensor {name} has {rows} rows, no multiple of {HEAD_WIDTH} (a head's width)")
+        raise DataError(
+            f"{source.path}: tensor {name} has {rows} rows, not a multiple of {HEAD_WIDTH} (a head's width)"
+        )
     return rows // HEAD_WIDTH

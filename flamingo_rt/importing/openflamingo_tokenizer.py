@@ -17,7 +17,7 @@ IMAGE, END_OF_CHUNK, PAD = "<image>", "<|endofchunk|>", "<PAD>"
 # Remedy for a file of the sentencepiece library, the form in which LLaMA was distributed.
 SENTENCEPIECE = (
     ": AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER) of the transformers library, with sentencepiece "
-    "installed, makes a tokenizer.json of it"
+    "installed, makes a tokenizer.json from it"
 )
 
 
@@ -62,7 +62,9 @@ def _stop(tokenizer: Tokenizer, ids: tuple[int, ...], eos: str, path: Path) -> t
     """Texts of the tokens besides ``eos`` that end an answer."""
     missing = [number for number in ids if not _token(tokenizer, number)]
     if missing:
-        raise DataError(f"eos_token_id names the token {missing[0]}, which the tokenizer in {path} lacks: another's?")
+        raise DataError(
+            f"eos_token_id names the token {missing[0]}, which the tokenizer in {path} lacks: is it another model's?"
+        )
     return tuple(text for text in (_token(tokenizer, number) for number in ids) if text not in (eos, END_OF_CHUNK))
 
 
@@ -85,7 +87,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
     """The tokenizer in a folder or file as it is. Raises `DataError` when there is none, or it is damaged."""
     file = path / "tokenizer.json" if path.is_dir() else path
     if file.suffix == ".model":
-        raise DataError(f"{file} is no tokenizer.json{SENTENCEPIECE}")
+        raise DataError(f"{file} is not a tokenizer.json{SENTENCEPIECE}")
     if file.is_file():
         return open_tokenizer(file)
     if (path / "vocab.json").is_file() and (path / "merges.txt").is_file():
@@ -132,7 +134,7 @@ def _named_tokens(folder: Path) -> dict[str, str]:
         if key not in ("pad_token", "eos_token", "bos_token") or not isinstance(text, str) or not text:
             continue
         if len(text) > MOST_TOKEN or any("\ud800" <= character <= "\udfff" for character in text):
-            raise DataError(f"{folder}: {key} is no token: it is too long, or holds half a character")
+            raise DataError(f"{folder}: {key} is not a token: it is too long, or holds half a character")
         named[key] = text
     return named
 

@@ -28,7 +28,7 @@ def rotate(x: Tensor, positions: Tensor, rotary_width: int, base: float) -> Tens
 
 
 def alibi_slopes(heads: int, max_bias: float) -> Tensor:
-    """One slope per head, [H] (arXiv 2108.12409; for head counts that are no power of two, MPT's interleaving)."""
+    """One slope per head, [H] (arXiv 2108.12409; for head counts that are not powers of two, MPT's interleaving)."""
     power = 2 ** math.ceil(math.log2(heads))
     slopes = 2.0 ** (-max_bias / power * torch.arange(1, power + 1, dtype=torch.float32))
     if power != heads:

@@ -41,7 +41,7 @@ NAME = "torch"
 class BufferAttend:
     """`Attend` over cache buffers written in place. past: per layer key and value [B, Hk, C, d]; cache_length [B].
 
-    Of a cache whose heads are wider than the model's (`cached_head_width`) it uses the first numbers of each.
+    In a cache whose heads are wider than the model's (`cached_head_width`), it uses the first numbers of each head.
     """
 
     def __init__(self, past: Sequence[Tensor], cache_length: Tensor) -> None:

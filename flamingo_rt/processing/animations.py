@@ -14,7 +14,7 @@ from flamingo_rt.processing.input_files import open_file
 from flamingo_rt.processing.pictures import NO_WARNINGS, open_picture
 
 FORMATS = ("GIF", "PNG", "WEBP", "AVIF")
-# Their decoders hold the whole canvas several times, up to 28 bytes a pixel.
+# Their decoders hold the whole canvas several times.
 FEWER_PIXELS = {"WEBP": 25_000_000, "AVIF": 25_000_000}
 SHORTEST_GIF_DELAY, GIF_DELAY = 20, 100  # ms: browsers and FFmpeg show frames of shorter delays for this long
 

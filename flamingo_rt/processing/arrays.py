@@ -15,7 +15,7 @@ COPIES = ("cpu", "get", "copy_to_host")  # methods of torch; of CuPy and PyCUDA;
 
 def host_array(value: Any, label: str) -> np.ndarray:
     """The array in host memory: itself if it is there already, else a copy. Call it in the thread that made the array:
-    a library orders its copy behind the work on that thread's current stream.
+    a library orders its copy after the work on that thread's current stream.
 
     Raises `DataError` when it cannot be read or copied; ``label`` is its name in the message.
     """

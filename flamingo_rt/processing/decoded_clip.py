@@ -10,7 +10,7 @@ import PIL.Image
 
 from flamingo_rt.errors import DataError
 
-# Frames of 8K video have 33 million. Transparent ones take 24 bytes a pixel at the peak, with the decoder's own.
+# Frames of 8K video have 33 million. A transparent one is in memory several times, once for the decoder.
 MAX_FRAME_PIXELS = 40_000_000
 
 
@@ -47,12 +47,12 @@ def check_frame_size(width: int, height: int, label: str, most: int | None = Non
 
 
 def not_a_clip(label: str) -> DataError:
-    """The error for a file that is no clip in a readable container."""
+    """The error for a file that is not a clip in a readable container."""
     return DataError(f"{label} is not a video this can read, or it is damaged or cut short; convert it, for example to "
                      "H.264 in MP4")
 
 
 def not_a_quarter_turn(label: str, degrees: float) -> DataError:
-    """The error for a clip rotated by ``degrees``, no multiple of 90."""
+    """The error for a clip rotated by ``degrees``, not a multiple of 90."""
     return DataError(f"{label} is displayed turned by {degrees:.0f} degrees, which is not a multiple of 90: rotate the "
                      "frames themselves, for example with ffmpeg's rotate filter")

@@ -114,7 +114,7 @@ class OpencvClip:
 def open_clip(path: str, label: str) -> Iterator[OpencvClip]:
     """Open a clip, letting FFmpeg see no other file.
 
-    Raises `DataError` for a file that is no clip, and `DependencyError` without OpenCV, or for a mirrored or
+    Raises `DataError` for a file that is not a clip, and `DependencyError` without OpenCV, or for a mirrored or
     transparent clip, which OpenCV would show wrongly.
     """
     cv2 = _opencv()

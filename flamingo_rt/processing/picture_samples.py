@@ -108,7 +108,7 @@ def _jpeg2000(image: ImageFile, label: str) -> Samples:
     depths = [1 + (precision & 0x7F) for precision, _, _ in components]
     if any(side % step for _, across, down in components
            for side, step in ((image.width, across), (tile[0], across), (image.height, down), (tile[1], down)) if step):
-        raise unreadable(label, "a JPEG 2000 file whose size is no multiple of its subsampling")
+        raise unreadable(label, "a JPEG 2000 file whose size is not a multiple of its subsampling")
     if JP2_PALETTE in head[:start]:
         raise unreadable(label, "a JPEG 2000 file with a palette")
     if image.mode == "I;16":
@@ -192,7 +192,7 @@ def _at(file: BinaryIO, offset: int, count: int) -> bytes:
 
 
 def unreadable(label: str, kind: str) -> DataError:
-    """The error for a kind of picture whose colours cannot be told."""
+    """The error for a kind of picture whose colours cannot be determined."""
     return DataError(f"{label} is {kind}: it is not read; save it as an 8-bit PNG first")
 
 

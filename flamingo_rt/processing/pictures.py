@@ -26,7 +26,8 @@ from flamingo_rt.processing.shared_context import SharedContext
 from flamingo_rt.processing.visuals import Channels, PictureSource, is_array, source_label
 
 MAX_PIXELS = 100_000_000
-# These decoders take up to 17, 20 and 25 bytes a pixel, the others 13 (docs/pictures.md): at most 1.3 GB.
+# These decoders take more bytes a pixel than the others (docs/pictures.md has a table): at most 1.3 GB with these
+# limits.
 FEWER_PIXELS = {"WEBP": 60_000_000, "AVIF": 60_000_000, "JPEG2000": 40_000_000}
 LARGE_PIXELS = 40_000_000  # above: decoded one at a time, however many threads read pictures
 
@@ -93,7 +94,7 @@ def open_picture(source: PictureSource, channels: Channels = "RGB") -> PIL.Image
     if is_array(source):
         return _from_array(host_array(source, label), channels, label)
     if channels != "RGB":
-        raise DataError(f"{label} is no array: {channels} is the order of an array's channels; leave it out")
+        raise DataError(f"{label} is not an array: {channels} is the order of an array's channels; leave it out")
     file: BinaryIO
     if isinstance(source, (str, os.PathLike)):
         file = open_file(source)
@@ -205,7 +206,7 @@ def _check_extent(size: tuple[int, int], most: int, label: str) -> None:
 
 
 def _cannot_be_opened(error: Exception, file: BinaryIO, label: str) -> DataError:
-    """The error for a file in which Pillow finds no picture: what it is instead, as far as that can be told."""
+    """The error for a file in which Pillow finds no picture: what it is instead, as far as that is known."""
     if isinstance(error, PIL.Image.DecompressionBombError):  # Pillow's own limit, met before ours can be
         count = re.search(r"\d+", str(error))
         return _too_large(label, f"{int(count[0]):,} pixels" if count else "too many pixels")

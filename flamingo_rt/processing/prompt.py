@@ -32,7 +32,7 @@ def build_prompt(
     parts: Part | Sequence[Part], tokenizer: TextTokenizer, *, start: bool = True, continuation: str = ""
 ) -> Prompt:
     """Tokenize a prompt; each visual becomes one ``<image>`` token. ``start`` puts the beginning-of-text token first.
-    ``continuation`` is text behind the prompt's parts, such as an answer; it may be the name of a file.
+    ``continuation`` is text after the prompt's parts, such as an answer; it may be the name of a file.
 
     The prompt is one text, as in training: visuals stand in it as the image token's text, neighbouring texts are joined
     without a separator (and may share tokens), and all of it is tokenized at once. A tokenizer may mark the beginning
@@ -43,7 +43,7 @@ def build_prompt(
     the path of a picture or clip (`names_a_file`).
     """
     alone = isinstance(parts, (str, bytes, os.PathLike, PIL.Image.Image)) or is_array(parts)
-    visuals, pieces = [], [""]  # a text before, between and behind the visuals
+    visuals, pieces = [], [""]  # a text before, between and after the visuals
     for part in [parts] if alone or not isinstance(parts, Iterable) else parts:
         if isinstance(part, Visual):
             visuals.append(part)
@@ -75,7 +75,7 @@ def build_prompt(
 def continuation_ids(
     parts: Part | Sequence[Part], text: str, tokenizer: TextTokenizer, *, start: bool = True
 ) -> np.ndarray:
-    """Token ids int64 [T] of a text that continues a prompt: those behind the prompt's own when both are tokenized
+    """Token ids int64 [T] of a text that continues a prompt: those after the prompt's own when both are tokenized
     together. Where joining the text changes the prompt's last token, they are the ids of the text alone."""
     before = build_prompt(parts, tokenizer, start=start).input_ids
     whole = build_prompt(parts, tokenizer, start=start, continuation=text).input_ids

@@ -60,7 +60,7 @@ class PyavClip:
         self._container, self._label = container, label
         self._stream = container.streams.video[0]
         if self._stream.codec_context is None:
-            raise DataError(f"{label} is of a codec that PyAV's FFmpeg cannot decode; convert it, for example to H.264 "
+            raise DataError(f"{label} has a codec that PyAV's FFmpeg cannot decode; convert it, for example to H.264 "
                             "in MP4")
         width, height = self._stream.codec_context.width, self._stream.codec_context.height
         check_frame_size(width, height, label)
@@ -70,8 +70,8 @@ class PyavClip:
         self.stated_frames = self._stream.frames or _frames_of_duration(container, self._stream)
 
     def frames(self) -> Iterator[ClipFrame]:
-        """Decode to the end or to the first undecodable packet. Raises `DataError` for a display matrix that is no
-        multiple of a quarter turn."""
+        """Decode to the end or to the first undecodable packet. Raises `DataError` for a display matrix that is not
+        a multiple of a quarter turn."""
         import av
 
         decoder = self._decoder()
@@ -129,7 +129,8 @@ class PyavClip:
 
 @contextmanager
 def open_clip(path: str, label: str) -> Iterator[PyavClip]:
-    """Open a clip, letting FFmpeg see no other file. Raises `DataError` for a file that is no clip or has no frames."""
+    """Open a clip, letting FFmpeg see no other file. Raises `DataError` for a file that is not a clip or has no
+    frames."""
     import av
 
     options = {
@@ -163,7 +164,7 @@ def _converted(frame: av.VideoFrame, mode: str) -> PIL.Image.Image:
 def _transpose(matrix: bytes, label: str) -> Transpose | None:
     """The operation that shows a frame as its display matrix says, apart from scale.
 
-    Raises `DataError` for an angle that is no multiple of 90 degrees.
+    Raises `DataError` for an angle that is not a multiple of 90 degrees.
     """
     a, b, _, c, d = (int(number) for number in np.frombuffer(matrix, np.int32)[:5])
     largest = max(map(abs, (a, b, c, d)))

@@ -1,7 +1,7 @@
 """Prompts in the form a model was trained on: captions and answers to questions, with examples ("shots") before them.
 
 Each function returns the parts of a prompt. Spaces around a text are dropped: the model's form has its own. All raise
-`UsageError` for an empty text, one that holds the image or end-of-chunk token, and a picture that is no `Image`,
+`UsageError` for an empty text, one that holds the image or end-of-chunk token, and a picture that is not an `Image`,
 `Video` or `PixelValues`.
 """
 

@@ -138,7 +138,7 @@ def _check_channels(channels: Any, may_be_bgr: bool, label: str) -> None:
     if channels not in get_args(Channels):
         raise UsageError(f"the channels of {label} are {channels!r}: give 'RGB' or, for frames of OpenCV, 'BGR'")
     if channels != "RGB" and not may_be_bgr:
-        raise UsageError(f"{label} is no array: its channels are known, leave channels={channels!r} out")
+        raise UsageError(f"{label} is not an array: its channels are known, leave channels={channels!r} out")
 
 
 def _is_number(value: Any, kind: type) -> bool:

@@ -14,7 +14,7 @@ TAIL_TOKENS = 8
 
 
 class Answer:
-    """Takes tokens one by one. ``limit`` is the number after which the row must end, for ``limit_reason``."""
+    """Takes tokens one by one. ``limit`` is the number of tokens after which the row ends, with ``limit_reason``."""
 
     def __init__(
         self, tokenizer: TextTokenizer, options: GenerationOptions, limit: int, limit_reason: StopReason

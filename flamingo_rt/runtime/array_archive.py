@@ -24,8 +24,8 @@ _HEADER = re.compile(
 _MOST_HEADER_BYTES = 1024
 _BLOCK = 1 << 24
 
-# What zipfile, numpy and the fields of a damaged file raise; zipfile's for an unknown compression and for encryption
-# are RuntimeError and its child.
+# Errors that zipfile, numpy and the fields of a damaged file raise. For encryption zipfile raises RuntimeError, for an
+# unknown compression its subclass NotImplementedError.
 DAMAGE = (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, OverflowError, MemoryError, struct.error,
           zlib.error, zipfile.BadZipFile)
 
@@ -91,7 +91,7 @@ def _header(file: IO[bytes], name: str, dtype: str) -> tuple[tuple[int, ...], in
     start = file.read(len(_MAGIC) + 2)
     length = int.from_bytes(start[-2:], "little")
     if not start.startswith(_MAGIC) or len(start) != len(_MAGIC) + 2 or length > _MOST_HEADER_BYTES:
-        raise ValueError(f"{name} is no array")
+        raise ValueError(f"{name} is not an array")
     found = _HEADER.fullmatch(file.read(length).decode("latin-1"))
     if found is None:
         raise ValueError(f"{name} has a header that numpy does not write")

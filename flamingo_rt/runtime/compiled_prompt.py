@@ -1,4 +1,4 @@
-"""Compiled prompts: the state of a model after a prefix, in a file that queries of other processes continue.
+"""Compiled prompts: the state of a model after a prefix, in a file from which queries in other processes continue.
 
 The file is an uncompressed ``.npz`` (numpy's, without pickles): the self-attention cache, the media that later tokens
 may still look at, the token ids, and a JSON object that names the model and the shots. The archive has a checksum of
@@ -85,8 +85,8 @@ def read_prompt(
     about = read_about(path)
     if about.get("bundle") != identity:
         raise DataError(
-            f"compiled prompt {os.fsdecode(path)} is of another bundle ({_short(about.get('bundle'))}; this one is "
-            f"{_short(identity)}): {_recompiling(about)}"
+            f"compiled prompt {os.fsdecode(path)} was compiled for another bundle ({_short(about.get('bundle'))}; this "
+            f"one is {_short(identity)}): {_recompiling(about)}"
         )
     with _explained(path), ArrayArchive(_existing(path)) as file:
         ids, slots, visuals = file.vector(IDS, "int64", config.language.context), about["media"], about["visuals"]
@@ -107,7 +107,7 @@ def read_prompt(
 
 
 def _short(identity: object) -> str:
-    """The beginning of a bundle's identity. Names are no help: they are free to choose, and so often the same."""
+    """The beginning of a bundle's identity. Names would not do: anyone may choose them, and many are the same."""
     known = isinstance(identity, str) and re.fullmatch(r"[0-9a-f]{64}", identity)
     return f"manifest {str(identity)[:12]}" if known else "without a manifest's hash"
 

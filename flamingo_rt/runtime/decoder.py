@@ -1,6 +1,4 @@
-"""One batch in flight: a cache opened once, filled by prefill, extended in place by one token or several, and closed by
-whoever opened the decoder.
-"""
+"""One batch: a decoder opens a cache, fills it by prefill, extends it in place by one or more tokens, and closes it."""
 
 from __future__ import annotations
 
@@ -48,7 +46,7 @@ class Prefix:
 class Decoder:
     """Runs the language model over a batch of ``rows`` rows with room for ``capacity`` tokens each.
 
-    It opens a cache of the backend's: use it in a ``with`` block, or call `close`.
+    It opens a cache of the backend and closes it at the end: use it in a ``with`` block, or call `close`.
     """
 
     def __init__(self, backend: Backend, config: FlamingoConfig, rows: int, capacity: int) -> None:
@@ -60,7 +58,7 @@ class Decoder:
         self._media: list[tuple[VisualMedia, ...]] = [()] * rows
         self._common = 0  # tokens that all rows have in common since `expand_rows`
         self._steps: dict[int, _Step] = {}
-        self._greedy: GreedySteps | None = None
+        self._greedy_steps: GreedySteps | None = None
         self._step_media: dict[str, np.ndarray] | None = None  # shared by all steps: they look at the same visuals
 
     def __enter__(self) -> Decoder:
@@ -70,7 +68,7 @@ class Decoder:
         self.close()
 
     def close(self) -> None:
-        """Give the cache back. Closing twice does nothing; what was bound to the cache is dropped before."""
+        """Drop the steps bound to the cache, then close it. Closing twice does nothing."""
         self._drop_steps()
         self._cache.close()
 
@@ -117,30 +115,30 @@ class Decoder:
 
     def step(self, tokens: np.ndarray) -> np.ndarray:
         """Take one token for each row, int64 [B]; returns the next logits [B, vocab], valid until the next step."""
-        return self._take(tokens[:, None])[:, 0]
+        return self._append(tokens[:, None])[:, 0]
 
     def extend(self, tokens: np.ndarray) -> np.ndarray:
         """Take several tokens for the only row, int64 [T], where there is room for them; returns the logits after each,
         [T, vocab], valid until as many are taken again."""
-        return self._take(tokens[None])[0]
+        return self._append(tokens[None])[0]
 
-    def greedy(self, tokens: np.ndarray, most: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def step_greedily(self, tokens: np.ndarray, most: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Take one token for each row, int64 [B], then in each step the likeliest token of the previous one. Yields the
         tokens chosen by each of at most ``most`` steps, int64 [B], and their log-probabilities, float32 [B]."""
-        if self._greedy is None:
-            self._greedy = self._bind_greedy()
-        steps, begun = self._greedy, 0
+        if self._greedy_steps is None:
+            self._greedy_steps = self._bind_greedy_steps()
+        steps, enqueued = self._greedy_steps, 0
         steps.begin(tokens)
         try:
-            for taken in range(most):
-                while begun < min(most, taken + 1 + self._backend.steps_ahead):
-                    steps.launch(self._bounded(self.lengths + (begun - taken), 1))
-                    begun += 1
-                chosen = steps.take()
+            for done in range(most):
+                while enqueued < min(most, done + 1 + self._backend.steps_ahead):
+                    steps.enqueue(self._bounded(self.lengths + (enqueued - done), 1))
+                    enqueued += 1
+                chosen = steps.wait_next()
                 self.lengths += 1
                 yield chosen
         finally:
-            steps.finish()  # steps that ran ahead wrote behind the rows' ends, where the next tokens will be written
+            steps.finish()  # steps that ran ahead wrote beyond the rows' ends, where the next tokens will be written
 
     def rewind(self, length: int) -> None:
         """Shorten the only row to its first ``length`` tokens; the next tokens overwrite the rest."""
@@ -164,7 +162,7 @@ class Decoder:
             return
         self._cache.copy_rows(moved, [parents[row] for row in moved], since)
 
-    def _take(self, tokens: np.ndarray) -> np.ndarray:
+    def _append(self, tokens: np.ndarray) -> np.ndarray:
         """Append tokens [B, T] to the rows; returns the logits after each, [B, T, vocab]."""
         count = tokens.shape[1]
         if count not in self._steps:
@@ -187,7 +185,7 @@ class Decoder:
         extended."""
         length = max(len(row.input_ids) for row in rows)
         input_ids, media_index = (np.zeros((len(rows), length), dtype=np.int64) for _ in range(2))
-        for index, row in enumerate(rows):  # right padding: slots behind a row's end are overwritten later
+        for index, row in enumerate(rows):  # right padding: cache slots beyond a row's end are overwritten later
             input_ids[index, : len(row.input_ids)] = row.input_ids
             media_index[index, : len(row.media_index)] = row.media_index
         inputs = {
@@ -210,16 +208,16 @@ class Decoder:
         )
         return _Step(inputs[INPUT_IDS], inputs[CACHE_LENGTH], logits, run)
 
-    def _bind_greedy(self) -> GreedySteps:
+    def _bind_greedy_steps(self) -> GreedySteps:
         """Steps that take one token a row and choose the likeliest next one."""
         inputs, rows = self._step_inputs(1), len(self.lengths)
         chosen = {NEXT_TOKEN: np.empty((rows, 1), np.int64), NEXT_LOGPROB: np.empty((rows, 1), np.float32)}
-        return self._backend.greedy_steps(self._cache, inputs, chosen, _constant(inputs))
+        return self._backend.bind_greedy_steps(self._cache, inputs, chosen, _constant(inputs))
 
     def _drop_steps(self) -> None:
         """Forget the bound steps: they hold the cache's buffers."""
         self._steps.clear()
-        self._greedy = self._step_media = None
+        self._greedy_steps = self._step_media = None
 
     def _step_inputs(self, count: int) -> dict[str, np.ndarray]:
         """Inputs of a step of ``count`` tokens a row, without the cache."""

@@ -1,5 +1,5 @@
-"""The decode loop, written once over any backend: from the logits after the prompts to whole answers. Streaming is the
-primitive; whole answers consume it."""
+"""The decode loop, written once over any backend: from prompts to streamed answers. Whole answers consume the stream;
+beam search yields each answer whole."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from flamingo_rt.runtime.timing import Counts, StageTimer
 from flamingo_rt.step_costs import StepCosts
 
 Choice = tuple[int, float]  # a token and its log-probability
-OpenDecoder = Callable[[], AbstractContextManager[Decoder]]  # a decoder whose cache is given back behind the block
+OpenDecoder = Callable[[], AbstractContextManager[Decoder]]  # closes the decoder, and its cache, after the block
 
 
 @dataclass
 class GrowingRow:
-    """A row of a batch: ``ids`` int64 [T] are all tokens of its prompt, ``answer`` grows behind them.
+    """A row of a batch: ``ids`` int64 [T] are all tokens of its prompt, ``answer`` grows after them.
     ``usual_probability`` is a probability that answers to such prompts usually reach, None where none is known."""
 
     ids: np.ndarray
@@ -54,7 +54,8 @@ class BatchGeneration:
         return self._pieces
 
     def close(self) -> None:
-        """Give the answers up, and the cache back. Otherwise that happens at the end, or when this object goes."""
+        """Stop, and close the decoder with its cache. Without this call, that happens after the last token, or when
+        this object is collected."""
         self._pieces.close()
 
     def results(self) -> list[GenerationResult]:
@@ -82,7 +83,7 @@ class Generation:
         return (pieces[0] for pieces in self._batch if pieces[0])
 
     def close(self) -> None:
-        """Give the answer up, and the memory that it takes back, without waiting for this object to go."""
+        """Stop, and close the cache now instead of when this object is collected."""
         self._batch.close()
 
     def result(self) -> GenerationResult:
@@ -97,7 +98,7 @@ def decode_rows(
     """Read the prompts, then grow their answers together, greedily or drawn; yields the new texts of each step.
 
     ``costs`` are those of steps of several tokens, for one row that guesses ahead. The decoder is opened by the first
-    step, and closed when the answers end, fail or are given up: an answer that nobody asks for has no cache.
+    step, and closed when the answers end, fail or are closed: an answer that nobody iterates over has no cache.
     """
     with open_decoder() as decoder:
         with timer.stage("prefill"):
@@ -110,7 +111,7 @@ def _pieces(
     decoder: Decoder, logits: np.ndarray, rows: Sequence[GrowingRow], options: GenerationOptions, costs: StepCosts,
     timer: StageTimer,
 ) -> Generator[list[str]]:
-    """Grow the answers behind the ``logits`` float32 [B, vocab] of the prompts, in the way that the options ask for."""
+    """Grow the answers from the ``logits`` float32 [B, vocab] of the prompts, in the way that the options ask for."""
     samplers = [Sampler(options, logits.shape[-1], row.ids, index) for index, row in enumerate(rows)]
     most = _guesses(options, decoder, len(rows))
     if most:
@@ -174,7 +175,8 @@ def _greedily(
     yield _pushed(rows, first)
     most = max(row.answer.room for row in rows if row.answer.stop_reason is None) if _unfinished(rows) else 0
     tokens = np.array([token for token, _ in first], dtype=np.int64)
-    with closing(cast("Generator[tuple[np.ndarray, np.ndarray], None, None]", decoder.greedy(tokens, most))) as steps:
+    steps = cast("Generator[tuple[np.ndarray, np.ndarray], None, None]", decoder.step_greedily(tokens, most))
+    with closing(steps):
         while _unfinished(rows):
             with timer.stage("decode"):
                 tokens, logprobs = next(steps)

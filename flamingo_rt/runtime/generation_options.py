@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from flamingo_rt.errors import UsageError
 
-MOST, MOST_SEED, MOST_TEMPERATURE = 2**31 - 1, 2**63 - 1, 1e12  # more is a slip of the finger
+MOST, MOST_SEED, MOST_TEMPERATURE = 2**31 - 1, 2**63 - 1, 1e12  # more is a typing error
 SPECULATION = 7  # default number of tokens guessed ahead
 
 StopReason = Literal["end_of_chunk", "stop_string", "max_new_tokens", "context"]
@@ -19,7 +19,7 @@ class GenerationOptions:
     """Options of a generation: the choice of tokens and the end of the answer.
 
     ``temperature`` 0 is greedy; then ``top_k``, ``top_p`` and ``seed`` have no effect. ``repetition_penalty`` divides
-    the positive logits of tokens already in the row (arXiv 1909.05858, §4.1).
+    the positive logits of tokens already in the row, and multiplies negative ones (arXiv 1909.05858, §4.1).
 
     ``beams`` above 1 is beam search by the rules of `flamingo_rt.runtime.beams`; among finished answers it takes the
     one with the largest sum of log-probabilities / tokens ** ``length_penalty``: above 0 favours longer answers.
@@ -96,7 +96,7 @@ class GenerationResult:
     ``probability`` is the model's probability of the whole answer, stop token included: 0 to 1. ``unlike_validation``
     says whether it is below the probability that 95% of the model's captions reach on pictures of its own kind, as its
     bundle records it: then the picture is likely of a kind the model does not know. None where that cannot be said: the
-    bundle records nothing, the answer is no caption, was drawn or penalised, or was cut before it fell below.
+    bundle records nothing, the answer is not a caption, was drawn or penalised, or was cut before it fell below.
 
     ``steps`` counts the runs of the language model after the prefill, shared by all rows that run together. Speculation
     guessed ``drafted`` tokens, and the model chose ``accepted`` of them.

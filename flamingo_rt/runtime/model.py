@@ -47,7 +47,7 @@ class PromptState:
         that is kept with it, such as where the shots came from.
 
         Raises `DataError` when the file cannot be written, and `UsageError` for a model that is not a bundle: nothing
-        would tell its prompts from another model's.
+        would distinguish its prompts from another model's.
         """
         identity = self._owner.identity
         if identity is None:
@@ -201,14 +201,15 @@ class Model:
         return BatchGeneration(pieces, growing, timer)
 
     def _usual_probability(self, parts: PromptParts, options: GenerationOptions) -> float | None:
-        """The usual probability of answers to this prompt; known only for captions that are searched for the likeliest.
-        Answers to questions are as likely for pictures that the model knows nothing of (benchmarks/confidence.py)."""
+        """The usual probability of answers to this prompt; None unless it asks for a caption, to be decoded greedily or
+        by beams, without a penalty. Answers to questions are as likely about pictures that the model knows nothing of
+        (benchmarks/confidence.py)."""
         likeliest = options.temperature == 0.0 and options.repetition_penalty == 1.0
         return self.usual_probability if likeliest and tasks.asks_for_caption(self.config, parts) else None
 
     @contextmanager
     def _decoder(self, rows: int, capacity: int, prefix: PromptState | None) -> Iterator[Decoder]:
-        """Open a decoder whose rows begin with ``prefix``; it is closed behind the block."""
+        """Open a decoder whose rows begin with ``prefix``; it is closed at the end of the block."""
         with Decoder(self.backend, self.config, rows, capacity) as decoder:
             if prefix is not None:
                 decoder.restore(prefix._prefix)

@@ -1,7 +1,7 @@
 """The reference outputs of a bundle: prompts, and samples of what its graphs gave for them when it was exported.
 
-They are an uncompressed ``.npz`` of some hundred kilobytes, whatever the model's size: of large arrays, a fixed sample
-of positions is kept. Everything that a check needs is in the file, and nothing of it is made by rules that a later
+They are an uncompressed ``.npz`` of some hundred kilobytes, whatever the model's size: large arrays are kept at a fixed
+sample of positions. Everything that a check needs is in the file, and nothing of it is made by rules that a later
 version could change: token ids, pictures as coarse grids of colours, the sampled positions.
 """
 
@@ -24,7 +24,7 @@ from flamingo_rt.printable import printable
 from flamingo_rt.runtime.array_archive import DAMAGE, ArrayArchive
 
 ABOUT, PICTURES = "about", "pictures"
-# Bounds of what is read: a file is a stranger's.
+# Limits on what is read: the file may come from a stranger.
 MOST_ABOUT_BYTES, MOST_PROMPTS, MOST_PICTURES, MOST_SIDE = 100_000, 16, 64, 64
 MOST_ANSWER, MOST_SAMPLED, MOST_FRAMES, LONGEST_NAME = 64, 4096, 64, 60  # frames: of all visuals of a prompt
 MOST_TOKENS = 2048  # of a prompt
@@ -182,7 +182,7 @@ def _read_prompt(
         raise ValueError(f"media_index of {name!r} does not count its {len(visuals)} visuals one after the other")
     for key in ("logits", "logprobs"):
         if not np.isfinite(arrays[key]).all():
-            raise ValueError(f"{key} of {name!r} holds values that are no numbers")
+            raise ValueError(f"{key} of {name!r} holds values that are not numbers")
     return ReferencePrompt(name, visuals=tuple(tuple(frames) for frames in visuals), **arrays)
 
 
@@ -218,5 +218,5 @@ def _positions(file: ArrayArchive, name: str, size: int) -> np.ndarray:
 def _finite(file: ArrayArchive, name: str, shape: Sequence[int]) -> np.ndarray:
     array = file.array(name, "float32", tuple(shape))
     if not np.isfinite(array).all():
-        raise ValueError(f"{name} holds values that are no numbers")
+        raise ValueError(f"{name} holds values that are not numbers")
     return array

@@ -30,7 +30,7 @@ from flamingo_rt.runtime.sampling import Sampler
 from flamingo_rt.runtime.timing import Counts, StageTimer
 from flamingo_rt.step_costs import StepCosts
 
-# Start and end of each context, counted from the row's end; later ones tell more. The first leaves out the newest
+# Start and end of each context, counted from the row's end; later ones say more. The first leaves out the newest
 # token: after a word that is new to the row, it finds what stood after other words in the same place.
 CONTEXTS = ((-3, -1), (-1, None), (-2, None), (-3, None))
 LONGEST_CONTEXT = 3
@@ -47,7 +47,7 @@ FIRST_SEEN, KEPT = 4.0, 0.9
 
 
 class Guess(NamedTuple):
-    """A token that may follow, with what confidence (0 to 1), and the number of contexts that were found."""
+    """A token that may follow, its confidence (0 to 1), and the number of contexts that were found."""
 
     token: int
     confidence: float
@@ -124,7 +124,7 @@ class PromptLookup:
 
 def _contexts(last: list[int]) -> Iterator[tuple[int, ...]]:
     """The contexts of a row that ends in ``last``, shorter ones first. The one that leaves out the newest token ends in
-    -1, which is no token."""
+    -1, which is not a token."""
     for number, (start, end) in enumerate(CONTEXTS):
         if len(last) >= -start:
             yield (*last[start:end], -1) if number == 0 else tuple(last[start:])

@@ -1,9 +1,9 @@
 """Whether a backend computes what the bundle's graphs computed at export; without PyTorch, so on a device too.
 
 The prompts of the reference outputs go the way that prompts of users go: pictures through the vision encoder and the
-resampler, alone and in a ragged batch, behind a prefix that was read before, by prefill, greedy steps, steps whose
+resampler, alone and in a ragged batch, after a prefix that was read before, by prefill, greedy steps, steps whose
 logits are read, and several tokens at once. Each graph is given what this backend computed before it, so a deviation of
-the vision encoder shows in the graphs behind it too.
+the vision encoder shows in the graphs after it too.
 """
 
 from __future__ import annotations
@@ -91,7 +91,9 @@ def verify(
     """
     taken, left_out = _split_by_limits(reference.prompts, backend.limits)
     if not taken:
-        raise DataError("the engines' limits are too small for every reference prompt: build them for more")
+        raise DataError(
+            f"the engines' limits are too small for every reference prompt ({', '.join(left_out)}): build them for more"
+        )
     check = _Check(backend, config, reference, tolerance)
     rows: list[tuple[ReferencePrompt, Row]] = []
     visuals = 0
@@ -205,9 +207,9 @@ class _Check:
             self._steps(decoder, [prompt], several, where)
 
     def behind_a_prefix(self, prompt: ReferencePrompt, row: Row) -> None:
-        """Read all before the last visual, keep that, and let another decoder continue it, as compiled prompts are
-        continued."""
-        where, cut = f"'{prompt.name}' behind a prefix", int(np.argmax(row.media_index))
+        """Read everything before the last visual, and let another decoder continue from that prefix, as from a compiled
+        prompt."""
+        where, cut = f"'{prompt.name}' after a prefix", int(np.argmax(row.media_index))
         before = len(row.media) - 1
         with self._decoder(1, cut) as reading:
             reading.prefill([Row(row.input_ids[:cut], row.media_index[:cut], row.media[:before])])
@@ -248,7 +250,7 @@ class _Check:
         log-probabilities."""
         tokens = [logits.argmax(axis=-1)]
         logprobs = []
-        for chosen, logprob in decoder.greedy(tokens[0], len(prompts[0].answer) - 1):
+        for chosen, logprob in decoder.step_greedily(tokens[0], len(prompts[0].answer) - 1):
             tokens.append(chosen)
             logprobs.append(logprob)
         for index, prompt in enumerate(prompts):

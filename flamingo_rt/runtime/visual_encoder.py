@@ -82,7 +82,7 @@ class VisualEncoder:
         return [found[key] for key in keys]
 
     def _encode_in_place(self, visual: DecodedVisual, timer: StageTimer) -> np.ndarray:
-        """Features [F, S, Dv] of frames in device memory, in runs of their own: other frames are not beside them."""
+        """Features [F, S, Dv] of frames in device memory, in runs of their own, without other frames."""
         try:
             return encode_frames(self._backend, [visual.pixels], timer)[0]
         except ValueError as error:  # the backend cannot read this array where it is
@@ -150,15 +150,15 @@ def stack_rows(rows: Sequence[Sequence[VisualMedia]], resampler: GraphSpec) -> d
     return stacked
 
 
-DEFAULT_BYTES = 256 * 2**20  # some 40 pictures of OpenFlamingo-3B, more than a prompt holds
+DEFAULT_BYTES = 256 * 2**20  # some 40 pictures of OpenFlamingo-3B
 
 
 class MediaCache:
-    """Media by the key of their visual, up to ``most_bytes``; the least recently used are dropped first. Identities of
-    arrays in device memory are no keys to keep media by. May be used from several threads."""
+    """Media by the key of their visual, up to ``most_bytes``; the least recently used are dropped first. Media of
+    arrays in device memory, whose key is an identity, are not kept. May be used from several threads."""
 
     def __init__(self, most_bytes: int = DEFAULT_BYTES) -> None:
-        """Raises `UsageError` when ``most_bytes`` is no integer of 0 (keep nothing) or more."""
+        """Raises `UsageError` unless ``most_bytes`` is an integer of 0 (keep nothing) or more."""
         given: object = most_bytes
         if not isinstance(given, Integral) or int(given) < 0:
             raise UsageError(f"image_cache_bytes is {most_bytes!r}; it must be an integer, 0 (off) or more")

@@ -11,7 +11,7 @@ from flamingo_rt.errors import DataError
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, tokens: TokensConfig) -> Tokenizer:
-    """A tokenizer with exactly ``vocab_size`` entries or fewer; the special tokens come first.
+    """A tokenizer with ``vocab_size`` entries, or fewer when the texts yield fewer; the special tokens come first.
 
     Raises `DataError` when ``vocab_size`` does not hold the 256 bytes and the special tokens.
     """

@@ -13,7 +13,7 @@ from flamingo_rt.weights.regions import AGAIN, Region
 
 PICKLE = "data.pkl"
 MOST_PICKLE_BYTES = 256_000_000  # 80B parameters and their optimizer need some 20 MB
-# Deflation shrinks weights to 0.9 of their size, and sparse ones further; beyond this factor a record is a zip bomb.
+# Deflation hardly shrinks weights, sparse ones more; beyond this factor a record is a zip bomb.
 MOST_INFLATION, FREE_BYTES = 200, 64_000_000
 _LOCAL_HEADER = 30  # bytes before the name; the lengths of the name and the extra field are its last four
 

@@ -59,7 +59,7 @@ def flattened(content: object, leaf: type[Leaf]) -> dict[str, Leaf]:
 def _joined(prefix: str, key: object) -> str:
     """Append ``key`` to a name. Its type is checked before it becomes text: a tuple could expand to gigabytes."""
     if not isinstance(key, str) and not (isinstance(key, int) and -MOST_NUMBER <= key < MOST_NUMBER):
-        raise ValueError(f"a key of type {type(key).__name__} that is no text and no number of 64 bits")
+        raise ValueError(f"a key of type {type(key).__name__} that is neither a text nor a 64-bit number")
     if isinstance(key, str) and len(prefix) + len(key) >= MOST_NAME:
         raise ValueError(f"a name of {MOST_NAME} characters or more")
     return f"{prefix}.{key}" if prefix else str(key)

@@ -75,10 +75,10 @@ class PickleScan:
                 self._compute(stack, opcode, argument)
 
     def _compute(self, stack: list[_Value], opcode: pickletools.OpcodeInfo, argument: Any) -> None:
-        """Replace the values that an opcode takes from the stack by the ones that it makes of them."""
+        """Replace the values that an opcode takes from the stack by the ones that it makes from them."""
         name = opcode.name
         if name in ("GLOBAL", "INST") and argument in _GLOBALS_REFUSED:
-            raise ValueError(f"it asks for {argument.replace(' ', '.')}, which is no weight")
+            raise ValueError(f"it asks for {argument.replace(' ', '.')}, which is not a weight")
         taken = _take(stack, opcode)
         if name in ("BINPERSID", "PERSID"):
             self._count(taken)
@@ -129,7 +129,7 @@ def _take(stack: list[_Value], opcode: pickletools.OpcodeInfo) -> tuple[_Value, 
 
 
 def _made(taken: tuple[_Value, ...], argument: object, keep: bool) -> _Value:
-    """The value that an opcode makes of the values it took and its argument; ``keep``: with its entries."""
+    """The value that an opcode makes from the values it took and its argument; ``keep``: with its entries."""
     if not taken:
         return _atom(argument)
     inside, depth = 1 + sum(value.inside for value in taken), 1 + max((value.depth for value in taken), default=-1)
@@ -139,7 +139,7 @@ def _made(taken: tuple[_Value, ...], argument: object, keep: bool) -> _Value:
 
 
 def _atom(argument: object) -> _Value:
-    """A value made of an opcode's argument alone. Its length counts: the memo can repeat a long text cheaply."""
+    """A value made from an opcode's argument alone. Its length counts: the memo can repeat a long text cheaply."""
     if isinstance(argument, (str, bytes)):
         inside = 1 + len(argument) // CHARACTERS_A_VALUE
         return _Value(inside, 0, argument if isinstance(argument, str) else None)

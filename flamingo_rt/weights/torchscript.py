@@ -143,7 +143,7 @@ class _Unpickler(pickle.Unpickler):
         # A record that is not a text may be far longer when printed than it is in the pickle.
         named = isinstance(record, str) and len(record) <= MOST_NAME
         if kind != "storage" or not isinstance(storage_type, _StorageType) or not named:
-            raise DataError(f"cannot read {self.archive.file}: it refers to something that is no storage; {AGAIN}")
+            raise DataError(f"cannot read {self.archive.file}: it refers to something that is not a storage; {AGAIN}")
         for name in (f"data/{record}", f"constants/{record}"):
             if name in self.archive.regions:
                 return self.archive.regions[name], storage_type.dtype

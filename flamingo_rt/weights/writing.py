@@ -1,4 +1,4 @@
-"""Safetensors files, written one at a time, or several with an index, with one of them in memory."""
+"""Writing of safetensors files: a single one, or shards with an index, of which one is in memory at a time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A report of round figures, for what shows reports, and the least that can be measured."""
+"""A report of round figures, for tests of what shows reports, and options for the shortest measurement."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is recorded of a machine, with stand-ins for NVIDIA's libraries."""
+"""The record of a machine, with stand-ins for NVIDIA's libraries."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_a_missing_or_failing_nvml_is_recorded_as_nothing(monkeypatch) -> None:
 
 
 class FakeBoard:
-    """What jtop gives inside its ``with`` block."""
+    """A stand-in for the object that jtop gives inside its ``with`` block."""
 
     running = True
     board = MappingProxyType({"hardware": {"Model": "Jetson AGX Orin"}})
@@ -109,7 +109,7 @@ def test_a_jetsons_power_mode_and_clocks_are_recorded(monkeypatch) -> None:
     assert jetson() == Jetson("Jetson AGX Orin", "MAXN", True, {"cpu0": 2201.6, "gpu": 1300.5})
 
 
-def test_an_old_jetson_stats_tells_less(monkeypatch) -> None:
+def test_figures_that_an_old_jetson_stats_lacks_are_left_out(monkeypatch) -> None:
     class Old(FakeBoard):
         board = cpu = gpu = None
 

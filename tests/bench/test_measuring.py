@@ -88,13 +88,13 @@ def test_no_picture_is_seen_twice_and_no_cold_prompt_continues_another(packaged,
 
 
 def test_every_run_decodes_at_the_same_context(packaged, monkeypatch) -> None:
-    cached, launch = [], HostGreedySteps.launch
+    cached, enqueue = [], HostGreedySteps.enqueue
 
     def recording(self, lengths):
         cached.append(tuple(lengths.tolist()))
-        launch(self, lengths)
+        enqueue(self, lengths)
 
-    monkeypatch.setattr(HostGreedySteps, "launch", recording)
+    monkeypatch.setattr(HostGreedySteps, "enqueue", recording)
     measure(packaged, BenchOptions(shots=(0,), batch=(2,), context=(7,), tokens=3, runs=2), buffer_bytes=BUFFER)
     assert cached == [(7, 7), (8, 8), (9, 9)] * 3
 

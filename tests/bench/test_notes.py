@@ -1,4 +1,4 @@
-"""What a reader is told beside the figures."""
+"""Notes beside the figures of a report."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def notes(report, asked=ASKED, measured=FULL, **changes) -> str:
     return " ".join(notes_on(report.model, asked, measured, report.stages, report.decode, report.shots))
 
 
-def test_nothing_is_said_where_there_is_nothing_to_say(made_up) -> None:
+def test_a_usual_report_has_no_notes(made_up) -> None:
     assert notes(made_up) == ""
 
 
@@ -30,7 +30,7 @@ def test_defaults_that_were_left_out_are_named(made_up) -> None:
     assert notes(made_up, FULL, replace(FULL, shots=(0,))) == ""  # it was asked for
 
 
-def test_fewer_runs_than_asked_for_are_told(made_up) -> None:
+def test_fewer_runs_than_asked_for_are_noted(made_up) -> None:
     none, most = made_up.shots
     assert "32 shots, cold (2)" in notes(made_up, shots=(none, replace(most, cold=spread(9.0, runs=2))))
 
@@ -41,7 +41,7 @@ def test_half_precision_on_onnx_runtime_reads_more_than_the_ceiling_counts(made_
     assert notes(made_up, model=replace(half, backend="torch")) == ""
 
 
-def test_more_than_a_ceiling_is_explained(made_up) -> None:
+def test_a_figure_above_its_ceiling_is_explained(made_up) -> None:
     fast = replace(made_up.decode[0], against=Against.of(10**7, 10**8, 1.0, RATES))
     said = notes(made_up, decode=(fast,))
     assert "More than 100%" in said

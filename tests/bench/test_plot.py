@@ -1,4 +1,4 @@
-"""Charts: whole, self-contained files; how they look is for eyes."""
+"""Charts: whole, self-contained files. How they look is not tested."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_a_page_has_charts_and_tables_and_needs_nothing_else(made_up) -> None:
     assert "Something to know." in page
     assert "<?xml" not in page
     ids = re.findall(r' id="([^"]+)"', page)
-    assert len(set(ids)) == len(ids)  # the charts of a page do not take each other's
+    assert len(set(ids)) == len(ids)  # charts of a page do not share ids
     assert set(re.findall(r'(?:url\(#|href="#)([^")]+)', page)) <= set(ids)
 
 
@@ -57,7 +57,7 @@ def test_every_chart_has_a_title_and_labels_with_units(made_up) -> None:
 
 
 @pytest.mark.parametrize("shots", [slice(0, 1), slice(1, 2)])
-def test_one_number_of_shots_is_enough(made_up, shots: slice) -> None:
+def test_a_chart_can_be_drawn_of_one_number_of_shots(made_up, shots: slice) -> None:
     few = replace(made_up, shots=made_up.shots[shots], compiled_ratio=None)
     assert "<svg" in to_svg(draw_all(few))
 
@@ -108,7 +108,9 @@ class Seen(HTMLParser):
 
 
 @pytest.mark.parametrize("name", NAMES.values(), ids=NAMES)
-def test_a_name_is_text_whatever_is_in_it(made_up, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_with_markup_or_control_characters_are_drawn_as_text(
+    made_up, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(plot, "CHARTS", {"stages": plot.stage_chart})  # names stand above the charts: one will do
     plain = Seen(html_page(made_up), "h1")
     named = replace(made_up, model=replace(made_up.model, name=name), machine=replace(made_up.machine, cpu=name))
@@ -125,7 +127,7 @@ def test_a_name_is_text_whatever_is_in_it(made_up, name: str, monkeypatch: pytes
     assert seen.text.startswith(printable(name) + ", float32")
 
 
-def test_what_the_font_cannot_show_is_told_by_its_code() -> None:
+def test_characters_that_the_font_lacks_are_shown_as_codes() -> None:
     assert drawable("a \U0001f9a9 é", 99) == "a \\U0001f9a9 é"
     assert drawable("a" * 12, 12) == "a" * 12
     assert drawable("a" * 13, 12) == "a" * 11 + "…"
@@ -151,7 +153,7 @@ def test_no_two_points_of_the_roofline_look_alike_and_each_number_can_be_read(ma
 
 
 def luminance(color: tuple[float, ...]) -> float:
-    """As WCAG 2 defines it for sRGB."""
+    """Relative luminance of an sRGB color, by WCAG 2."""
     linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in color]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
@@ -166,7 +168,7 @@ def test_a_logarithmic_axis_has_no_bars_since_it_has_no_zero(made_up) -> None:
 @pytest.mark.parametrize("name", CHARTS)
 def test_every_text_of_a_chart_is_in_the_picture(made_up, name: str, many: bool) -> None:
     figure = draw_one(with_many_points(made_up) if many else made_up, name)
-    figure.set_dpi(72)  # as SVG
+    figure.set_dpi(72)  # the resolution of SVG
     figure.draw_without_rendering()
     (left, bottom), (right, top) = figure.get_tightbbox().get_points()  # inches, around all that is drawn
     width, height = figure.get_size_inches()
@@ -177,7 +179,7 @@ def test_every_text_of_a_chart_is_in_the_picture(made_up, name: str, many: bool)
 
 
 def test_nothing_on_the_page_is_wider_than_a_narrow_window(made_up) -> None:
-    """As far as its rules say so: lengths give way to a window that is narrower, tables scroll by themselves."""
+    """Check the style sheet alone: no width is fixed, long words may break, and each table scrolls by itself."""
     assert not re.search(r"(?<!max-)width:\s*\d+px|minmax\(\s*\d+px", STYLE)
     assert "overflow-wrap: anywhere" in STYLE
     page = html_page(made_up)

@@ -45,7 +45,7 @@ def test_the_users_cache_is_the_default(monkeypatch, tmp_path: Path, platform: s
     assert default_work() == Path.home() / "Library" / "Caches" / end
 
 
-def test_its_size_is_told_and_checked_before_anything_is_written(monkeypatch, tmp_path: Path) -> None:
+def test_the_size_is_reported_and_checked_before_anything_is_written(monkeypatch, tmp_path: Path) -> None:
     told, made = [], []
     monkeypatch.setattr(pipeline, "export_model", lambda model, out, **options: made.append((model, out, options)))
     bundle = RandomBundle("openflamingo-3b", "bf16", work=tmp_path / "work")
@@ -58,17 +58,17 @@ def test_its_size_is_told_and_checked_before_anything_is_written(monkeypatch, tm
     assert not list(tmp_path.iterdir())
 
 
-def test_a_size_is_that_of_all_parameters() -> None:
+def test_the_stored_size_is_that_of_all_parameters() -> None:
     assert stored_bytes(preset("flamingo-3b"), "fp16") == 2 * count_parameters(preset("flamingo-3b"))["total"]
 
 
-def test_a_disk_without_room_is_told_with_the_right_option(monkeypatch, tmp_path: Path) -> None:
+def test_too_little_disk_space_is_reported_with_the_option_that_helps(monkeypatch, tmp_path: Path) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda folder: type("Usage", (), {"free": 1_000_000})())
     with pytest.raises(DataError, match=r"tiny-fp32.* 1\.0 MB left; .*--work"):
         RandomBundle("tiny", work=tmp_path).make(lambda text: None)
 
 
-def test_a_folder_that_is_a_file_is_told_with_the_right_option(tmp_path: Path) -> None:
+def test_a_file_in_place_of_the_folder_is_reported_with_the_option_that_helps(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match=r"is a file, not a folder; choose another --work"):
         RandomBundle("tiny", work=tmp_path / "file").make(lambda text: None)

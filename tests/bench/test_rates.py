@@ -1,4 +1,4 @@
-"""What the machine can do: that it is measured, by what, and that the best counts."""
+"""Measured rates of the machine: which code measures each, and the best of several runs counts."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_reading_memory_gives_a_rate_and_says_how() -> None:
     assert way.endswith("1 MB, 2 threads")
 
 
-def test_its_process_ends_with_the_block_whatever_happened() -> None:
+def test_the_measuring_process_ends_with_the_block_whatever_happened() -> None:
     probe = BandwidthProbe(threads=1, buffer_bytes=1 << 20)
     with pytest.raises(KeyboardInterrupt), probe:
         raise KeyboardInterrupt
@@ -67,7 +67,7 @@ def test_without_products_the_ceiling_is_that_of_memory() -> None:
             return self
 
         def __exit__(self, *exception: object) -> None:
-            """Nothing to end."""
+            """Do nothing: no process was started."""
 
         def bandwidth(self) -> tuple[float, str]:
             return 10.0, "by hand"

@@ -50,7 +50,7 @@ def test_rounds_alternate_and_warm_up_is_dropped() -> None:
     assert between == [2, 4, 6]
 
 
-def test_it_ends_early_once_its_time_is_over_but_never_without_a_run() -> None:
+def test_measuring_ends_when_its_time_is_over_but_never_before_one_run() -> None:
     clock, calls = FakeClock(), []
     runs = {name: recorded(calls, name, clock, 10.0) for name in "ab"}
     assert len(sample(runs, 5, 1, 25.0, clock=clock)["a"]["time"]) == 3  # 60 seconds of 2 * 25
@@ -62,7 +62,7 @@ def test_a_run_may_give_several_values_and_names() -> None:
     assert found == {"a": {"steps": [1.0, 2.0, 1.0, 2.0], "all": [3.0, 3.0]}}
 
 
-def test_progress_hears_of_every_run() -> None:
+def test_progress_is_advanced_by_every_run() -> None:
     told = []
 
     @contextmanager

@@ -27,7 +27,7 @@ from flamingo_rt.training.tokenizer_training import train_tokenizer
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a command left behind."""
+    """Exit code and output of a command."""
 
     code: int
     out: str

@@ -1,4 +1,4 @@
-"""What a user can get wrong beyond files: every case ends in one line and an exit code, and costs nobody a folder."""
+"""Usage errors other than bad files: each ends in one line and an exit code, and no folder is lost."""
 
 from __future__ import annotations
 

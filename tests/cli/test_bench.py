@@ -23,7 +23,7 @@ def bench(run, monkeypatch):
 
 @pytest.fixture
 def unmeasured(bench, monkeypatch):
-    """The command, which must not come to measuring anything."""
+    """The command, where measuring anything fails the test."""
     for name in ("flamingo_rt.bench.measure", "flamingo_rt.export.pipeline.export_model"):
         monkeypatch.setattr(name, lambda *arguments, **options: pytest.fail("it began"))
     return bench
@@ -161,7 +161,9 @@ def test_a_presets_bundle_is_made_once_and_then_reused(bench, bundle: Path, monk
     assert "writing about 1 GB" not in outcome.err
 
 
-def test_a_damaged_bundle_of_a_preset_is_told_with_what_makes_it_anew(bench, bundle: Path, tmp_path: Path) -> None:
+def test_a_damaged_bundle_of_a_preset_is_named_with_the_command_that_makes_it_again(
+    bench, bundle: Path, tmp_path: Path
+) -> None:
     folder = random_bundle.RandomBundle("tiny", work=tmp_path).path
     shutil.copytree(bundle, folder)
     (folder / "tokenizer.json").unlink()

@@ -16,10 +16,13 @@ from flamingo_rt.bundle import Bundle, read_bundle, write_manifest
 from flamingo_rt.checkpoints import open_checkpoint
 from flamingo_rt.engines.gpu.nvidia_driver import Gpu
 from flamingo_rt.engines.ort import OrtBackend
+from flamingo_rt.engines.tensorrt.engine_files import EngineFolder, read_engines
 from flamingo_rt.errors import DependencyError
 from flamingo_rt.export.pipeline import export_model
+from flamingo_rt.runtime.reference_outputs import read_reference
 
 VERSION = "1.7.1.116"
+A10 = Gpu("A10", "8.6", 24 << 30, integrated=False)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +48,7 @@ def build(run: Callable, graphs: Path, rtx: MadeUpTensorRT) -> Callable:
     return lambda *arguments: run("build", "--model", graphs, "--target", "tensorrt-rtx", *arguments)
 
 
-def test_the_memory_is_said_before_and_the_folder_behind(build, graphs: Path) -> None:
+def test_memory_is_reported_before_compiling_and_the_folder_afterwards(build, graphs: Path) -> None:
     outcome = build("--compute-capability", "86,8.9")
     assert outcome.code == 0
     folder = graphs / "engines" / "tensorrt-rtx-sm86-sm89"
@@ -76,15 +79,14 @@ def test_an_estimate_builds_nothing(build, rtx: MadeUpTensorRT) -> None:
     assert rtx.calls == []
 
 
-def test_without_a_gpu_it_must_be_said_for_which(build) -> None:
+def test_without_a_gpu_a_compute_capability_must_be_given(build) -> None:
     outcome = build()
     assert outcome.code == 1
     assert "--compute-capability 86" in outcome.err
 
 
 def test_the_gpu_of_this_machine_is_the_default(build, graphs: Path, monkeypatch) -> None:
-    a10 = Gpu("A10", "8.6", 24 << 30, integrated=False)
-    monkeypatch.setattr("flamingo_rt.engines.gpu.nvidia_driver.find_gpu", lambda: a10)
+    monkeypatch.setattr("flamingo_rt.engines.gpu.nvidia_driver.find_gpu", lambda: A10)
     assert build().out.endswith("for A10\n")
 
 
@@ -97,8 +99,7 @@ def build_here(
 ) -> Callable:
     """`flamingo-rt build` of a bundle with reference outputs on a machine with a GPU. Its engines compute what
     ``backend`` does, or fail as it does."""
-    a10 = Gpu("A10", "8.6", 24 << 30, integrated=False)
-    monkeypatch.setattr("flamingo_rt.engines.gpu.nvidia_driver.find_gpu", lambda: a10)
+    monkeypatch.setattr("flamingo_rt.engines.gpu.nvidia_driver.find_gpu", lambda: A10)
     described = read_bundle(shutil.copytree(bundle, tmp_path / "bundle"))
     graphs = {name: replace(entry, lowering="tensorrt") for name, entry in described.graphs.items()}
     write_manifest(described.path, replace(described, graphs=graphs))
@@ -110,9 +111,11 @@ def build_here(
     return build
 
 
-def on_the_cpu(bundle: Bundle, engines: object, runtime: object) -> OrtBackend:
-    """The bundle's own graphs."""
-    return OrtBackend({name: bundle.graph_path(name) for name in bundle.graphs}, bundle.config, threads=1)
+def on_the_cpu(bundle: Bundle, engines: EngineFolder, runtime: object) -> OrtBackend:
+    """The bundle's own graphs, within the limits of the engines."""
+    backend = OrtBackend({name: bundle.graph_path(name) for name in bundle.graphs}, bundle.config, threads=1)
+    backend.limits = engines.limits
+    return backend
 
 
 def test_engines_for_the_gpu_at_hand_are_verified(build_here) -> None:
@@ -126,7 +129,7 @@ def test_engines_for_the_gpu_at_hand_are_verified(build_here) -> None:
 
 
 def test_engines_that_compute_something_else_are_written_and_end_with_1(build_here, tmp_path: Path) -> None:
-    def wrong(bundle: Bundle, engines: object, runtime: object) -> OrtBackend:
+    def wrong(bundle: Bundle, engines: EngineFolder, runtime: object) -> OrtBackend:
         backend = on_the_cpu(bundle, engines, runtime)
         bind = backend.bind
 
@@ -141,7 +144,39 @@ def test_engines_that_compute_something_else_are_written_and_end_with_1(build_he
     assert outcome.code == 1
     assert "beyond the tolerance: features of picture" in outcome.out
     assert outcome.out.splitlines()[-1] == "not verified"
-    assert len(list((tmp_path / "bundle" / "engines").rglob("*.engine"))) == 3
+    folder = built(tmp_path / "bundle").path
+    advice = outcome.err.splitlines()[-1]
+    assert advice.startswith(f"the engines in {folder} do not compute what the exported graphs do")
+    assert advice.endswith("remove that folder, or build again with another version than TensorRT-RTX 1.7.1.116")
+
+
+def test_prompts_longer_than_the_engines_take_are_named_and_the_others_verified(build_here, tmp_path: Path) -> None:
+    bundle = read_bundle(tmp_path / "bundle")
+    prompts = read_reference(bundle.path / bundle.reference.file, bundle.config).prompts
+    lengths = {prompt.name: len(prompt.input_ids) for prompt in prompts}
+    most = min(lengths.values())
+    longer = [name for name, length in lengths.items() if length > most]
+    outcome = build_here(on_the_cpu, "--max-tokens", most)
+    assert outcome.code == 0
+    assert 0 < len(longer) < len(lengths)
+    assert f"beyond the engines' limits, so left out: {', '.join(longer)}" in outcome.out.splitlines()
+    assert outcome.out.splitlines()[-1].startswith("verified")
+    assert built(bundle.path).limits.tokens == most
+
+
+def test_engines_too_small_for_every_prompt_are_kept_and_the_prompts_named(build_here, tmp_path: Path) -> None:
+    outcome = build_here(on_the_cpu, "--max-tokens", 1)
+    assert outcome.code == 0
+    last = outcome.err.splitlines()[-1]
+    assert last.startswith("not verified: the engines' limits are too small for every reference prompt (text, one pict")
+    assert "build them for more" in last
+    assert built(tmp_path / "bundle").limits.tokens == 1
+    assert json.loads(build_here(on_the_cpu, "--max-tokens", 1, "--json").out)["verification"] is None
+
+
+def built(bundle: Path) -> EngineFolder:
+    """The engines of a bundle, which are refused unless they are whole."""
+    return read_engines(read_bundle(bundle), "tensorrt-rtx", VERSION, A10)
 
 
 def test_engines_that_cannot_run_for_want_of_a_library_are_not_verified(build_here) -> None:

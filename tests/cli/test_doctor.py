@@ -27,10 +27,11 @@ def test_the_json_has_system_libraries_and_backends(run, packaged) -> None:
     assert report["system"]["cores"] >= 1
     assert {"numpy", "onnxruntime", "torch"} <= set(report["libraries"])
     assert set(report["backends"]) == {"ort", "ort-cuda", "ort-tensorrt-rtx", "tensorrt", "torch"}
-    for name in ("ort", "torch"):
+    for name, keys in (("ort", {"works", "detail", "lowerings"}), ("torch", {"works", "detail"})):
         state = report["backends"][name]
-        assert set(state) == {"works", "detail"}
         assert state["works"] is True, state["detail"]
+        assert set(state) == keys
+    assert report["backends"]["ort"]["lowerings"] == ["ort", "tensorrt", "tensorrt-classic"]
 
 
 def test_the_table_shows_every_backend(run, packaged) -> None:
@@ -69,15 +70,18 @@ def test_a_library_that_is_not_installed_has_no_version(run, packaged, monkeypat
     assert "not installed" in run("doctor").out
 
 
-@pytest.mark.parametrize(("version", "lowering"), [("10.3.0", "tensorrt-classic"), ("10.16.0", "tensorrt")])
-def test_a_builder_is_shown_with_the_lowering_that_its_version_needs(
-    run, packaged, monkeypatch, version, lowering
+@pytest.mark.parametrize(
+    ("version", "lowerings"), [("10.3.0", ["tensorrt-classic"]), ("10.16.0", ["tensorrt", "tensorrt-classic"])]
+)
+def test_a_builder_is_shown_with_the_lowerings_that_its_version_compiles(
+    run, packaged, monkeypatch, version, lowerings
 ) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", SimpleNamespace(__version__=version))
     monkeypatch.setattr("flamingo_rt.engines.gpu.nvidia_driver.find_gpu", lambda: Gpu("Orin", "8.7", 1, True))
     state = json.loads(run("doctor", "--json").out)["builders"]["tensorrt"]
     assert state["works"] is True
-    assert f"TensorRT {version}, builds graphs exported with --lowering {lowering}; Orin" in state["detail"]
+    assert f"TensorRT {version}, builds graphs exported with --lowering {lowerings[0]}; Orin" in state["detail"]
+    assert state["lowerings"] == lowerings
 
 
 def test_tensorrt_without_a_gpu_builds_nothing(run, packaged, monkeypatch) -> None:

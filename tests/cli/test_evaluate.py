@@ -17,7 +17,7 @@ ACCURACY = SceneAccuracy(
 
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
-    """What `scene_accuracy` is asked for; it answers `ACCURACY` at once."""
+    """Requests to `scene_accuracy`, which is replaced: it returns `ACCURACY` at once."""
     asked: list[tuple[int, int]] = []
 
     def accuracy(model, count, questions, advance) -> SceneAccuracy:

@@ -19,7 +19,7 @@ from flamingo_rt.contract import GRAPHS
 
 
 def stages(err: str) -> list[str]:
-    """What the lines of progress name, in order."""
+    """Names of the stages in the lines of progress, in order."""
     return re.findall(r"^ *\d+\.\d s  (.+)$", err, re.MULTILINE)
 
 
@@ -208,7 +208,7 @@ def test_a_signal_during_export_leaves_nothing_half_written(name: str, checkpoin
     command = [sys.executable, "-c", code, "export", "--ckpt", str(checkpoint), "--out", str(tmp_path / "out")]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        # What a shell starts in the background ignores it, and so does what that starts.
+        # A process that a shell starts in the background ignores it, and so do its children.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stdout is not None

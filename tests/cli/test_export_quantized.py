@@ -84,7 +84,7 @@ def test_a_cost_that_was_measured_on_random_prompts_says_so(run, checkpoint, ask
     monkeypatch.setitem(RECORD, "measured_on", RANDOM_PROMPTS)
     outcome = run("export", "--ckpt", checkpoint, "--out", tmp_path / "out", "--quantize", "int8")
     assert asked[0]["quantize"].calibration is None
-    assert outcome.out.splitlines()[1] == "cost, measured on random prompts, for want of --calibration:"
+    assert outcome.out.splitlines()[1] == "cost, measured on random prompts, since there is no --calibration:"
 
 
 def test_the_accuracy_is_printed_where_it_was_measured(run, checkpoint, asked, tmp_path, monkeypatch) -> None:
@@ -171,7 +171,7 @@ def test_a_bundle_is_not_quantized_again(run, bundle, tmp_path, scheme, said) ->
     (again / "manifest.json").write_text(json.dumps(manifest))
     outcome = run("export", "--ckpt", again, "--out", tmp_path / "out", "--quantize", "int8")
     assert outcome.code == 2
-    assert f"{again} is a bundle, {said}: give the checkpoint it was made of" in outcome.err
+    assert f"{again} is a bundle, {said}: give the checkpoint it was made from" in outcome.err
     assert not (tmp_path / "out").exists()
 
 
@@ -203,7 +203,7 @@ def test_an_option_of_quantization_alone_is_refused(run, checkpoint, asked, tmp_
     (["--quantize", "int8", "--dtype", "bf16"], 2, "bf16 and quantization int8 exclude each other"),
     (["--quantize", "int8", "--calibration", "absent"], 1, "cannot read prompts from absent"),
 ])
-def test_what_cannot_be_done_is_refused_before_any_work(
+def test_options_that_cannot_be_met_are_refused_before_any_work(
     run, checkpoint, tmp_path, monkeypatch, options, code, message
 ) -> None:
     monkeypatch.setattr("flamingo_rt.export.pipeline._write_graphs", None)

@@ -1,4 +1,4 @@
-"""Hints: the command does what it was asked, and says on stderr what may not have been meant. Of the packaged model."""
+"""Hints of the packaged model: the command does what it was asked, and says on stderr what may be a mistake."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_normalized_choices_are_ranked_by_log_probability_per_token(run) -> None
         (["--normalize-choices"], "--normalize-choices goes with --choices"),
     ],
 )
-def test_choices_that_cannot_be_meant_are_refused(run, arguments, said) -> None:
+def test_choices_that_make_no_sense_are_refused(run, arguments, said) -> None:
     outcome = run("infer", "--image", SCENE, *arguments)
     assert (outcome.code, outcome.out) == (2, "")
     assert said in outcome.err

@@ -42,7 +42,7 @@ def files(peers: Callable[[str], OpenFlamingoFiles]) -> OpenFlamingoFiles:
 
 @pytest.fixture
 def own(files: OpenFlamingoFiles, tmp_path: Path) -> OpenFlamingoFiles:
-    """The same files to break."""
+    """A copy of the files that a test may change."""
     shutil.copy(files.checkpoint, tmp_path / "checkpoint.pt")
     for folder in (files.vision, files.language):
         shutil.copytree(folder, tmp_path / folder.name)
@@ -63,7 +63,7 @@ def importing(run, tmp_path: Path):
 
 @pytest.fixture
 def refused(importing, tmp_path: Path):
-    """The one line that an import which cannot be done ends with; it leaves nothing behind."""
+    """Run an import that must fail and leave nothing behind; returns its one line of error."""
 
     def call(files: OpenFlamingoFiles, *options: object, code: int = 1) -> str:
         before = {file: file.lstat().st_mtime_ns for file in tmp_path.rglob("*")}
@@ -77,7 +77,7 @@ def refused(importing, tmp_path: Path):
     return call
 
 
-# What it writes
+# Output
 
 
 def test_the_checkpoint_answers(run, importing, files, pictures, tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ def test_the_encoders_form_is_the_users_choice(importing, own, tmp_path: Path) -
     assert (config.activation, config.post_norm) == ("quick_gelu", True)
 
 
-# Where it writes
+# Place of the output
 
 
 def refuse_reading(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,7 +219,7 @@ def test_a_source_is_never_replaced(run, own, tmp_path: Path, monkeypatch, which
 
 def test_a_checkpoint_of_another_architecture_is_named(refused, own) -> None:
     torch.save({"model.embed_tokens.weight": torch.zeros(4, 4)}, own.checkpoint)
-    assert f"{own.checkpoint} is no OpenFlamingo checkpoint" in refused(own)
+    assert f"{own.checkpoint} is not an OpenFlamingo checkpoint" in refused(own)
 
 
 def test_a_checkpoint_for_another_family_is_named(refused, own, peers) -> None:

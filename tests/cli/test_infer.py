@@ -35,7 +35,7 @@ def tokens(infer):
 
 @pytest.fixture
 def expected(model):
-    """What the Python interface gives for the same."""
+    """Answers of the Python interface to the same prompts."""
     return lambda *parts, **options: list(model.generate(list(parts), max_new_tokens=8, **options).result().tokens)
 
 
@@ -270,7 +270,7 @@ def test_pictures_of_every_kind_are_answered(infer, tmp_path, name) -> None:
     assert outcome.out.endswith("\n")
 
 
-# What cannot be used
+# Refusals
 
 
 def enormous_png() -> bytes:

@@ -24,7 +24,7 @@ def out(tmp_path):
 
 @pytest.fixture
 def heeded_interrupts():
-    """Ctrl-C as at a terminal: what a shell starts in the background ignores it."""
+    """Let Ctrl-C interrupt as at a terminal: processes that a shell starts in the background ignore it."""
     kept = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, kept)
@@ -68,7 +68,9 @@ def test_training_says_when_nothing_was_saved(run, monkeypatch, out) -> None:
     ids=["export", "prompt compile"],
 )
 @pytest.mark.parametrize("when", ["nothing there", "something there", "after the writing"])
-def test_a_command_that_writes_says_whether_it_did(run, monkeypatch, out, work, arguments, when) -> None:
+def test_an_interrupted_command_says_whether_its_output_was_written(
+    run, monkeypatch, out, work, arguments, when
+) -> None:
     if when == "something there":
         out.write_text("old")
     if arguments[0] == "export":
@@ -87,7 +89,7 @@ def test_a_command_that_writes_says_whether_it_did(run, monkeypatch, out, work, 
     assert outcome.err.strip() == f"interrupted: {out} {said[when]}"
 
 
-def test_a_benchmark_says_that_nothing_came_of_it(run, monkeypatch, tmp_path) -> None:
+def test_an_interrupted_benchmark_says_that_there_is_no_result(run, monkeypatch, tmp_path) -> None:
     monkeypatch.setattr("flamingo_rt.bench.measure", interrupt)
     outcome = run("bench", "--plot", tmp_path / "x.svg")
     assert outcome.code == 130

@@ -1,4 +1,4 @@
-"""Every option of every command, found by asking click: paths that no file can have, numbers that are none."""
+"""Every option of every command, as click lists them: impossible paths and numbers are refused."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from flamingo_rt.cli.numbers import Counts
 from flamingo_rt.cli.paths import LONGEST_NAME, ROOM_BESIDE, PathType
 from flamingo_rt.cores import core_count
 
-# Options whose value is any text. One that is not here has a type that refuses what it cannot be.
+# Options that take any text. All others have a type that refuses impossible values.
 TEXTS = {
     "--prompt", "--question", "--choices", "--stop", "--backend", "--preset", "--compute-capability", "--lowering",
     "--license", "--source",
 }
-# What a command needs besides the option that is looked at: values that are well formed and lead nowhere.
+# Arguments that a command needs besides the tested option: well formed, naming nothing that exists.
 NEEDED = {
     ("infer",): ["--model", "/nowhere/bundle", "--prompt", "x"],
     ("prompt", "compile"): ["--model", "/nowhere/bundle", "--shot", "/nowhere/a.png", "x", "--out", "/nowhere/out"],
@@ -123,16 +123,16 @@ def test_a_path_that_no_file_can_have_is_a_usage_error(run, words, option, value
 
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1e400", "9" * 30, "9" * 5000, "-" + "9" * 30, "", "one"])
 @pytest.mark.parametrize(("words", "option"), of_kind(*NUMBERS))
-def test_a_number_that_cannot_be_meant_is_a_usage_error(run, words, option, value) -> None:
+def test_a_number_that_makes_no_sense_is_a_usage_error(run, words, option, value) -> None:
     outcome = run(*arguments(words, option, value))
     assert (outcome.code, outcome.out) == (2, "")
-    names = (option.opts[0], option.opts[0].lstrip("-").replace("-", "_"))  # as the command line or the library has it
+    names = (option.opts[0], option.opts[0].lstrip("-").replace("-", "_"))  # option or argument
     assert any(name in outcome.err for name in names)
 
 
 @pytest.mark.parametrize("value", ["\udcff.png", "-", "-x.png", "ж.png", "n" * 200])
 @pytest.mark.parametrize(("words", "option"), of_kind(PathType))
-def test_an_unusual_name_is_a_name(words, option, value) -> None:
+def test_unusual_file_names_are_accepted(words, option, value) -> None:
     context = click.Context(dict(commands())[words])
     taken = [kind.convert(value, option, context) for kind in kinds(option) if isinstance(kind, PathType)]
     assert [os.fspath(path) for path in taken] == [value]
@@ -144,7 +144,7 @@ def test_a_picture_whose_name_is_not_utf8_is_answered(run, pictures, tmp_path) -
     assert run("infer", "--image", odd, "--max-new-tokens", 2).code == 0
 
 
-def test_what_is_written_leaves_room_for_its_name_until_it_is_complete(run, pictures, tmp_path) -> None:
+def test_the_name_of_an_output_leaves_room_for_the_suffix_of_the_unfinished_file(run, pictures, tmp_path) -> None:
     shots = ("prompt", "compile", "--shot", pictures[0], "Output: a", "--out")
     longest = LONGEST_NAME - ROOM_BESIDE
     assert run(*shots, tmp_path / ("n" * longest)).code == 0

@@ -19,7 +19,7 @@ class Terminal(io.StringIO):
 
 
 def in_terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
-    """From now on stderr is a terminal; in the test itself, since pytest sets stderr again after the fixtures."""
+    """Replace stderr by a terminal. Tests call this themselves: pytest replaces stderr again after the fixtures."""
     monkeypatch.setenv("TERM", "xterm")
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
@@ -40,7 +40,7 @@ def test_a_stage_is_one_line_when_it_ends(capsys: pytest.CaptureFixture[str]) ->
     assert out == ""
 
 
-def test_a_stage_that_fails_is_not_told_as_done(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_stage_that_fails_is_not_reported_as_done(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ValueError, match="broken"), ProgressBar()("first", 3):
         raise ValueError("broken")
     assert capsys.readouterr().err == ""

@@ -56,7 +56,7 @@ def test_the_file_says_what_it_was_made_of(compiled, pictures) -> None:
 def test_another_bundle_refuses_it_and_says_what_compiles_it(run, compiled, pictures) -> None:
     outcome = run("infer", "--prompt-file", compiled, "--image", pictures[2])  # the model in the package
     assert (outcome.code, outcome.out) == (1, "")
-    assert "is of another bundle" in outcome.err
+    assert "was compiled for another bundle" in outcome.err
     assert "compile its 2 shots again for this one with flamingo-rt prompt compile" in outcome.err
 
 
@@ -89,13 +89,13 @@ def test_shots_that_cannot_be_used_are_refused_and_nothing_is_written(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_checkpoint_is_told_to_be_exported(run, checkpoint, pictures, tmp_path) -> None:
+def test_a_checkpoint_is_refused_with_the_export_command(run, checkpoint, pictures, tmp_path) -> None:
     outcome = run("prompt", "compile", "--model", checkpoint, "--shot", pictures[0], "a", "--out", tmp_path / "x")
     assert outcome.code == 2
     assert "flamingo-rt export" in outcome.err
 
 
-def test_a_folder_that_may_not_be_written_to_is_said_before_the_work_and_names_the_file(
+def test_an_output_in_an_unwritable_folder_is_refused_before_any_work(
     run, bundle, pictures, tmp_path, monkeypatch
 ) -> None:
     monkeypatch.setattr("flamingo_rt.files.os.access", lambda path, mode: False)

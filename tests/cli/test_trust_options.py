@@ -9,7 +9,7 @@ from flamingo_rt.errors import DataError
 
 @pytest.fixture
 def asked(monkeypatch) -> list[dict]:
-    """What `load` was given, which then goes no further."""
+    """Options that `load` was called with; it is replaced, and loads nothing."""
     calls: list[dict] = []
 
     def load(*arguments, **options):
@@ -33,7 +33,7 @@ def command(request, bundle, pictures, tmp_path) -> tuple:
     ((), (False, False)), (("--trust-engines",), (True, False)),
     (("--trust-engines", "--allow-engine-host-code"), (True, True)),
 ])
-def test_every_command_that_runs_a_bundle_passes_them_on(run, command, asked, options, expected) -> None:
+def test_every_command_that_runs_a_bundle_passes_the_trust_options_on(run, command, asked, options, expected) -> None:
     assert run(*command, *options).code == 1
     assert [(call["trust_engines"], call["allow_host_code"]) for call in asked] == [expected]
 

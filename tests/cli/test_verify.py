@@ -108,7 +108,7 @@ def test_a_damaged_reference_is_one_line(verify, copied: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["checkpoint", "nothing"])
-def test_what_is_no_bundle_is_named(verify, checkpoint: Path, tmp_path: Path, kind: str) -> None:
+def test_a_folder_that_is_no_bundle_is_named(verify, checkpoint: Path, tmp_path: Path, kind: str) -> None:
     folder = checkpoint if kind == "checkpoint" else tmp_path / "nothing"
     outcome = verify(folder=folder)
     assert (outcome.code, outcome.out) == (1, "")

@@ -86,7 +86,7 @@ class Bundles(dict):
 
 @pytest.fixture(scope="session")
 def bundles(exported) -> dict[str, Bundle]:
-    """The same small model in each lowering. A slot of its cache is 64 bytes a row: aligned in batches of four."""
+    """The same small model in each lowering. A cache slot is 64 bytes a row: aligned in batches of four."""
     return Bundles(exported)
 
 

@@ -61,7 +61,7 @@ class FakeGpu:
         raise AssertionError(f"{count} bytes at {address:#x} are not allocated, or were freed")
 
     def put(self, work) -> None:
-        """On the stream, or into the graph that is being captured."""
+        """Put work on the stream, or into the graph that is being captured."""
         assert self.current == 1, "no context is current, or several are"
         (self.queue if self.capturing is None else self.capturing).append(work)
 
@@ -126,20 +126,29 @@ def pycuda_driver(gpu: FakeGpu) -> ModuleType:
         synchronize = staticmethod(gpu.synchronize)
 
     class Event:
-        """Holds the time at which the stream came to it. Whoever waits for it waits for what is before it alone."""
+        """Holds the time at which the stream came to it. Whoever waits for it waits for what was on the stream when it
+        was recorded last, and for nothing behind that."""
 
         def __init__(self, flags: str = "") -> None:
             assert flags in ("", "DISABLE_TIMING")
+            assert gpu.current == 1, "no context is current, or several are"
+            gpu.calls.append(("make an event",))
+            self.recorded = self.reached = 0
             self.time: float | None = None
 
         def record(self, stream: Stream) -> None:
             assert isinstance(stream, Stream)
-            gpu.put(lambda: setattr(self, "time", time.perf_counter()))
+            self.recorded += 1
+            gpu.put(lambda number=self.recorded: self._come_to(number))
+
+        def _come_to(self, number: int) -> None:
+            self.reached, self.time = number, time.perf_counter()
 
         def synchronize(self) -> None:
-            gpu.calls.append(("wait for a mark",))
+            gpu.calls.append(("wait for an event",))
             assert gpu.current == 1
-            while self.time is None:
+            assert self.recorded, "an event that was never recorded"
+            while self.reached < self.recorded:
                 gpu.queue.pop(0)()
 
         def time_till(self, event: Event) -> float:

@@ -14,7 +14,7 @@ from runners import assert_same, without_collector
 
 from flamingo_rt.contract import LANGUAGE_MODEL, RESAMPLER, graph_specs, layer_parts, past_name
 from flamingo_rt.engines.gpu.bound_arrays import BoundArrays, GraphInterface
-from flamingo_rt.engines.ort_gpu import HOST_OPERATORS, CudaProvider, OrtLaunch
+from flamingo_rt.engines.ort_gpu import HOST_OPERATORS, BoundSession, CudaProvider
 from flamingo_rt.errors import DataError, DependencyError, UsageError
 
 # What a stand-in finds when Python frees its memory is a warning otherwise.
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.filterwarnings("error::pytest.PytestUnraisableException
 
 @pytest.fixture(params=["ort-fp16", "tensorrt"])
 def models(request, on_cuda, ort, ort_half):
-    """On the stand-in, and on the CPU in the same type: the bundle that runs in half precision, and that of float32."""
+    """Models on the stand-in, each with its twin on the CPU in the same type: half precision and float32."""
     if request.param == "tensorrt":
         on_cuda.runtime.on_host = set()  # graphs of this lowering read nothing there
     return on_cuda.model(request.param), ort_half if request.param == "ort-fp16" else ort
@@ -132,7 +132,7 @@ def test_the_parts_of_a_run_can_be_called_one_by_one(on_cuda, gpu) -> None:
         features[:] = 1
         run.arrays.stage()
         features[:] = 5  # too late for this run
-        run.launch()
+        run.graph.enqueue()
         assert not found.any(), "nothing is there before the stream is waited for"
         backend._cuda.synchronize()
         run.arrays.collect()
@@ -169,7 +169,7 @@ def test_bfloat16_is_bound_by_its_number(on_cuda, gpu, ort) -> None:
         bound = BoundArrays(
             backend._cuda, backend._cuda.allocate, GraphInterface(spec, dtypes), arrays, arrays, constant=()
         )
-        OrtLaunch(backend._cuda, SimpleNamespace(io_binding=lambda: binding), CudaProvider(), bound)
+        BoundSession(SimpleNamespace(io_binding=lambda: binding), CudaProvider(), bound)
     assert set(kinds) == {16}
 
 

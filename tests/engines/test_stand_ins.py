@@ -31,13 +31,13 @@ def test_a_cache_that_is_not_zeroed_is_noticed(runner, monkeypatch, lowering) ->
 
 
 def test_a_missing_shape_is_noticed(runner, monkeypatch) -> None:
-    use = Profile.use
+    set_shapes = Profile.set_shapes
 
-    def forgetful(self, user, shapes) -> None:
-        use(self, user, {name: shape for name, shape in shapes.items() if name != "cache_length"})
+    def forgetful(self, shapes) -> None:
+        set_shapes(self, {name: shape for name, shape in shapes.items() if name != "cache_length"})
 
     with pytest.raises((AssertionError, KeyError), match="cache_length"):
-        generate_after(monkeypatch, runner, "tensorrt", f"{PROFILE}.use", forgetful)
+        generate_after(monkeypatch, runner, "tensorrt", f"{PROFILE}.set_shapes", forgetful)
 
 
 def test_memory_that_was_freed_is_noticed(runner, monkeypatch) -> None:

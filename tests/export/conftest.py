@@ -31,7 +31,7 @@ def stored(checkpoint: Path) -> StoredModel:
 
 @pytest.fixture(scope="session")
 def told() -> dict[str, tuple[int, list[int]]]:
-    """What the export of `bundle` told of its progress: stages in order, with their size and every advance."""
+    """Progress of the export of `bundle`: its stages in order, with their size and every advance."""
     return {}
 
 
@@ -92,5 +92,5 @@ def traced_before(traced, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def reference(stored: StoredModel) -> Reference:
-    """What the model in memory computes for every case."""
+    """Results of the model in memory for every case."""
     return compute_reference(stored.load())

@@ -25,7 +25,7 @@ def session(model: onnx.ModelProto | str) -> onnxruntime.InferenceSession:
 def run_nodes(
     nodes: Sequence[onnx.NodeProto], inputs: Mapping[str, np.ndarray], weights: Mapping[str, np.ndarray]
 ) -> np.ndarray:
-    """What the last node computes."""
+    """Run a graph of these nodes, and return the output of the last one."""
     kind = helper.np_dtype_to_tensor_dtype
     graph = helper.make_graph(
         list(nodes), "few",

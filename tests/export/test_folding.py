@@ -66,8 +66,8 @@ def test_gains_are_gone_and_everything_but_the_convolutions_is_the_same_tensor(n
     assert all(after[name].shape == before[name].shape for name in weights)
 
 
-def test_a_gain_that_is_no_convolutions_stays() -> None:
-    """Of another part of the model, and a block's gain, which has no weight beside it."""
+def test_a_gain_that_belongs_to_no_convolution_stays() -> None:
+    """Gains of another part of the model, and a block's own gain, beside which there is no weight."""
     tensors = lazy({"language.norm.gain": torch.ones(3), "language.norm.weight": torch.ones(3),
                     "vision.blocks.0.skip_gain": torch.ones(()), "vision.blocks.0.weight": torch.ones(3, 1, 1, 1)})
     assert folded_tensors(tensors) == tensors

@@ -37,7 +37,7 @@ def write_graph(path: Path, tied: bool, external: bool, dtype: type = np.float32
 
 @pytest.mark.parametrize("external", [True, False])
 @pytest.mark.parametrize(("dtype", "size"), [(np.float32, 4), (np.float16, 2)])
-def test_of_an_untied_embedding_a_token_reads_one_row(tmp_path: Path, external: bool, dtype: type, size: int) -> None:
+def test_a_token_reads_one_row_of_an_untied_embedding(tmp_path: Path, external: bool, dtype: type, size: int) -> None:
     weights = graph_weights(write_graph(tmp_path / "g.onnx", False, external, dtype))
     matrix = VOCABULARY * WIDTH * size
     assert weights == WeightBytes(stored=2 * matrix, each_run=matrix, each_token=WIDTH * size)
@@ -47,6 +47,48 @@ def test_of_an_untied_embedding_a_token_reads_one_row(tmp_path: Path, external: 
 def test_a_tied_embedding_is_read_whole_and_once(tmp_path: Path) -> None:
     matrix = VOCABULARY * WIDTH * 4
     assert graph_weights(write_graph(tmp_path / "g.onnx", True, True)) == WeightBytes(matrix, matrix, 0)
+
+
+def test_the_weights_data_is_not_read(tmp_path: Path) -> None:
+    path = write_graph(tmp_path / "g.onnx", False, True)
+    (tmp_path / "g.onnx.data").unlink()
+    assert graph_weights(path).stored == 2 * VOCABULARY * WIDTH * 4
+
+
+def weights_of(path: Path, nodes: list[onnx.NodeProto], **constants: np.ndarray) -> WeightBytes:
+    """The weights of a graph of these nodes."""
+    graph = helper.make_graph(nodes, "g", [], [], [numpy_helper.from_array(a, name) for name, a in constants.items()])
+    onnx.save(helper.make_model(graph), path)
+    return graph_weights(path)
+
+
+def test_a_matrix_of_several_products_is_read_once(tmp_path: Path) -> None:
+    nodes = [helper.make_node("MatMul", [x, "matrix"], [f"{x}.y"]) for x in ("x", "z")]
+    weights = weights_of(tmp_path / "g.onnx", nodes, matrix=np.zeros((3, 5), np.float32))
+    assert weights == WeightBytes(stored=60, each_run=60, each_token=0)
+
+
+def test_rows_of_several_tables_are_read_for_a_token(tmp_path: Path) -> None:
+    nodes = [helper.make_node("Gather", [table, "ids"], [f"{table}.y"]) for table in ("words", "places")]
+    weights = weights_of(
+        tmp_path / "g.onnx", nodes, words=np.zeros((9, 4), np.float32), places=np.zeros((7, 2), np.float16)
+    )
+    assert weights == WeightBytes(stored=144 + 28, each_run=0, each_token=16 + 4)
+    assert weights.read(tokens=2) == 40
+
+
+@pytest.mark.parametrize(
+    ("inputs", "axis", "shape"),
+    [(["table", "ids"], 1, (6, 4)), (["x", "table"], 0, (6,)), (["table", "ids"], 0, (1, 4)), (["x", "table"], 0, ())],
+    ids=["columns", "constant indices", "one row", "a constant index"],
+)
+def test_other_lookups_read_the_whole_constant(
+    tmp_path: Path, inputs: list[str], axis: int, shape: tuple[int, ...]
+) -> None:
+    node = helper.make_node("Gather", inputs, ["y"], axis=axis)
+    size = int(np.prod(shape)) * 8
+    weights = weights_of(tmp_path / "g.onnx", [node], table=np.zeros(shape, np.int64))
+    assert weights == WeightBytes(stored=size, each_run=size, each_token=0)
 
 
 @pytest.mark.parametrize(("dtype", "size"), [(np.float32, 4), (np.float16, 2)])
@@ -68,8 +110,8 @@ def test_distances_are_read_as_far_as_tokens_are_seen(tmp_path: Path, dtype: typ
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_of_a_table_in_blocks_a_token_reads_its_row_of_numbers_and_of_scales(tmp_path: Path, tied: bool) -> None:
-    """As quantization stores an embedding: the scales go through an Unsqueeze to what looks them up."""
+def test_a_token_reads_one_row_of_numbers_and_scales_of_an_embedding_in_blocks(tmp_path: Path, tied: bool) -> None:
+    """Use the form that quantization gives an embedding, with an Unsqueeze between the scales and the lookup."""
     blocks, size = 2, 32
     constants = {
         "packed": np.zeros((VOCABULARY, blocks, size // 2), np.uint8),
@@ -81,12 +123,11 @@ def test_of_a_table_in_blocks_a_token_reads_its_row_of_numbers_and_of_scales(tmp
     ]
     if tied:
         nodes.append(helper.make_node("MatMulNBits", ["x", "packed", "scales"], ["logits"], domain="com.microsoft"))
-    graph = helper.make_graph(nodes, "g", [], [], [numpy_helper.from_array(a, name) for name, a in constants.items()])
-    onnx.save(helper.make_model(graph), tmp_path / "g.onnx")
+    weights = weights_of(tmp_path / "g.onnx", nodes, **constants)
     row, axes = blocks * (size // 2 + 4), 8
     stored = VOCABULARY * row + axes
     expected = WeightBytes(stored, stored, 0) if tied else WeightBytes(stored, axes, row)
-    assert graph_weights(tmp_path / "g.onnx") == expected
+    assert weights == expected
 
 
 @pytest.mark.parametrize("name", GRAPHS)

@@ -109,7 +109,7 @@ class Stored:
     found: Tensor
 
     def expected(self, model: Flamingo, dtype: torch.dtype = torch.float32, gated: bool = True) -> Tensor:
-        """What it should hold: the parts, rounded to ``dtype``, times the gate behind each if ``gated``."""
+        """Expected content: the parts, rounded to ``dtype``, times the gate behind each if ``gated``."""
         parts = [model.state_dict()[name].to(dtype).float() for name in self.parts]
         if gated:
             parts = [part * gate_behind(model, name) for part, name in zip(parts, self.parts, strict=True)]
@@ -126,7 +126,7 @@ def weights(name: str, path: Path, traced: Traced) -> Iterator[Stored]:
 
 
 def gate_behind(model: Flamingo, name: str) -> Tensor | float:
-    """What a matrix's products are multiplied by: the gate of a cross-attention layer behind its last matrices."""
+    """Factor on a matrix's products: the gate behind the last matrices of a cross-attention layer, else 1."""
     for last, gate in (("output.weight", "attention_gate"), ("ff.down.weight", "ff_gate")):
         if name.startswith("cross_attention.layers.") and name.endswith(last):
             return model.state_dict()[name.removesuffix(last) + gate].tanh()
@@ -134,7 +134,7 @@ def gate_behind(model: Flamingo, name: str) -> Tensor | float:
 
 
 def values_of(tensor: onnx.TensorProto) -> Tensor:
-    """In float32, of any type."""
+    """Values of a tensor of any type, in float32."""
     return torch.from_numpy(numpy_helper.to_array(tensor).astype(np.float32))
 
 
@@ -184,7 +184,7 @@ def test_only_a_tied_embedding_is_transposed_at_run_time(traced: Traced) -> None
     assert found == ["model.language.embedding.weight"]
 
 
-# What is stored
+# Stored tensors
 
 
 def test_initializers_hold_exactly_the_models_values(traced: Traced, saved) -> None:
@@ -209,7 +209,7 @@ def test_matrices_are_rounded_to_half_precision_and_vectors_are_not(traced: Trac
             halve = len(each.tensor.dims) > 1
             assert each.tensor.data_type == (kind if halve else onnx.TensorProto.FLOAT), each.parts
             (halved if halve else whole).update(each.parts)
-            # As PyTorch has them, without a gate: of its product with a rounded matrix there is no half precision.
+            # Gates are not folded into rounded matrices: the product would be rounded a second time.
             expected = each.expected(traced.model, DTYPES[dtype] if halve else torch.float32, gated=False)
             assert torch.equal(each.found, expected), each.parts
     assert halved == set(matrices(traced.model))
@@ -218,7 +218,7 @@ def test_matrices_are_rounded_to_half_precision_and_vectors_are_not(traced: Trac
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
 def test_every_use_of_a_half_precision_matrix_is_cast(saved, dtype: str) -> None:
-    """Behind the matrix, or behind what takes rows of it (Gather) or turns it (Transpose, of a tied embedding)."""
+    """Find the cast behind the matrix, behind a Gather of its rows, or behind the Transpose of a tied embedding."""
     movers: Counter[str] = Counter()
     for path in saved(dtype).values():
         graph = onnx.load(path, load_external_data=False).graph

@@ -1,4 +1,4 @@
-"""From a checkpoint to a bundle: what is written, what is refused, and what survives a failure."""
+"""The export of a checkpoint to a bundle: what is written, what is refused, and what survives a failure."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ GRAPH_FILES = [f"{name}.onnx{suffix}" for name in GRAPHS for suffix in ("", ".da
 
 @pytest.fixture
 def copied_graphs(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Path], None]], None]:
-    """Exports take the graphs from the finished bundle, which is the same and takes no time; then ``change`` acts."""
+    """Let exports copy the graphs of the finished bundle, which takes no time, and apply ``change`` to them."""
 
     def install(change: Callable[[Path], None]) -> None:
         def copied(stored: StoredModel, folder: Path, *_: object) -> dict[str, Path]:
@@ -110,7 +110,7 @@ def test_an_existing_output_is_kept_unless_asked(bundle: Path, stored: StoredMod
      ({"dtype": "int3"}, "unknown dtype 'int3'; known: fp32, fp16, bf16"),
      ({"tolerance": 0.0}, "tolerance is 0.0"), ({"tolerance": float("nan")}, "tolerance is nan")],
 )
-def test_an_unknown_wish_is_refused_before_any_work(stored: StoredModel, tmp_path: Path, wrong, message) -> None:
+def test_an_unknown_option_is_refused_before_any_work(stored: StoredModel, tmp_path: Path, wrong, message) -> None:
     with pytest.raises(UsageError, match=message):
         export_model(stored, tmp_path / "out", **wrong)
     assert not list(tmp_path.iterdir())
@@ -118,7 +118,7 @@ def test_an_unknown_wish_is_refused_before_any_work(stored: StoredModel, tmp_pat
 
 @pytest.mark.parametrize("inside", [False, True])
 def test_a_bundle_never_replaces_what_it_is_read_from(checkpoint: Path, tmp_path: Path, inside: bool) -> None:
-    """As the output itself, or as a file in it."""
+    """Name the source as the output itself, or as a file in it."""
     source = shutil.copytree(checkpoint, tmp_path / "source")
     before = {file.name: file.read_bytes() for file in source.iterdir()}
     with pytest.raises(UsageError, match="which the model is read from"):
@@ -159,8 +159,8 @@ def test_a_graph_that_deviates_is_named_and_nothing_is_written(
     assert not list(tmp_path.iterdir())
 
 
-def test_progress_is_told_of_every_stage_to_its_end(bundle: Path, told: dict[str, tuple[int, list[int]]]) -> None:
-    """In bytes where weights are written, in cases where prompts are computed."""
+def test_every_stage_reports_its_progress_to_the_end(bundle: Path, told: dict[str, tuple[int, list[int]]]) -> None:
+    """Progress counts bytes where weights are written, and cases where prompts are computed."""
     graphs = [f"{name} {part}" for name in GRAPHS for part in ("graph", "weights")]
     assert list(told) == ["PyTorch's answers", *graphs, "comparison", "reference outputs", "checksums"]
     for stage, steps in (("PyTorch's answers", STEPS), ("comparison", 2 * len(CASES)), ("reference outputs", 2)):
@@ -313,6 +313,6 @@ def test_a_kill_during_export_leaves_the_old_bundle(
     assert len(list(tmp_path.rglob("half.onnx"))) == 1
     read_bundle(out)  # verifies every hash
     copied_graphs(lambda folder: None)
-    export_model(stored, out, overwrite=True)  # what the killed run left is no obstacle
+    export_model(stored, out, overwrite=True)  # leftovers of the killed run do not stand in the way
     read_bundle(out)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -46,7 +46,7 @@ from flamingo_rt.processing.prompt import build_prompt
 from flamingo_rt.training.tokenizer_training import train_tokenizer
 from flamingo_rt.weights.lazy import LazyTensor
 
-CHUNK = 200  # of each of three
+CHUNK = 200  # distances; the context has three chunks
 CONFIG = replace(small_config(), language=replace(small_config().language, positions="relative", context=3 * CHUNK))
 LANGUAGE = CONFIG.language
 
@@ -115,7 +115,7 @@ def close(found: np.ndarray, expected: Tensor) -> None:
 
 
 def expected_logits(model: Flamingo, ids: np.ndarray) -> Tensor:
-    """Of each token of one row [T]."""
+    """Logits of each token of one row [T]."""
     text = torch.from_numpy(ids)[None]
     with torch.no_grad():
         return model.read(text, torch.zeros_like(text), None, None)[0][0]
@@ -232,7 +232,7 @@ def test_projections_stored_in_half_precision_are_not_rounded_again(stored: Stor
 
 
 def test_the_graph_is_the_model_that_projects(exported, model: Flamingo) -> None:
-    """In all cases of the comparison: without and with pictures, ragged, continued by one and by several tokens."""
+    """Run every case of the comparison: with and without pictures, ragged, continued by one and by several tokens."""
     backend = OrtBackend({LANGUAGE_MODEL: read_bundle(exported()).graph_path(LANGUAGE_MODEL)}, CONFIG, threads=1)
     assert len({len(case.lengths) for case in CASES}) > 1
     assert check_parity(compute_reference(model), backend, CONFIG, 2e-5, graphs=(LANGUAGE_MODEL,))[LANGUAGE_MODEL] > 0
@@ -298,8 +298,8 @@ def test_a_cache_beyond_the_last_distance_is_refused(exported, tokens: int) -> N
         session.take(random_ids(1, tokens), [3 * CHUNK])
 
 
-def test_a_chunk_that_is_not_reached_is_not_computed_with(exported, tmp_path: Path) -> None:
-    """Its numbers may be anything."""
+def test_the_numbers_of_a_chunk_that_is_not_reached_do_not_matter(exported, tmp_path: Path) -> None:
+    """Fill it with NaN: the logits must stay finite."""
     path = tmp_path / "language_model.onnx"
     proto = onnx.load(read_bundle(exported()).graph_path(LANGUAGE_MODEL))
     spoiled = [tensor for tensor in proto.graph.initializer if f".{RELATIVE_KEYS}.1." in tensor.name]
@@ -323,7 +323,7 @@ def test_the_graph_multiplies_with_chunks_and_projects_nothing(exported) -> None
     assert not {"Sin", "Cos", "Einsum"} & {node.op_type for node in graph.node}
     multiplied = [node.input[1] for node in graph.node if node.op_type == "MatMul"]
     assert sorted(name for name in multiplied if name in chunks) == sorted(chunks)
-    # What is left are the layers' own matrices: no table is turned, cut or copied first.
+    # Only the layers' own matrices are left: no table is transposed, cut or copied first.
     assert all(name in dims for name in multiplied)
 
 
@@ -339,7 +339,7 @@ def test_a_run_reads_the_distances_that_its_context_reaches(exported) -> None:
 
 
 def test_chunks_are_halved_with_the_other_matrices(exported, stored: StoredModel) -> None:
-    """And the graph computes with the rounded chunks; how near is checked by the export."""
+    """Check the stored bits; the export itself checks that the graph computes with them."""
     keys = relative_key_tensors(LANGUAGE, stored.tensors)
     graph = language_graph(exported("bf16"))
     chunks = {tensor.name: tensor for tensor in graph.initializer if f".{RELATIVE_KEYS}." in tensor.name}

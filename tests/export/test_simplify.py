@@ -196,7 +196,7 @@ def shapes(**targets: list[int]) -> dict[str, np.ndarray]:
     return {name: np.array(target, dtype=np.int64) for name, target in targets.items()}
 
 
-def test_of_reshapes_in_a_row_the_last_counts() -> None:
+def test_only_the_last_of_several_reshapes_is_kept() -> None:
     nodes = [node("Reshape", ["x", "one"], ["a"]), node("Reshape", ["a", "two"], ["b"]),
              node("Reshape", ["b", "three"], ["c"]), node("Relu", ["c"], ["y"])]
     targets = shapes(one=[-1, 2, 2], two=[-1], three=[-1, 2])
@@ -229,7 +229,7 @@ def test_a_reshape_to_a_shape_that_may_be_another_stays() -> None:
     assert operators(model) == {"Reshape": 1, "Relu": 1}
 
 
-def test_what_nothing_reads_is_removed() -> None:
+def test_a_node_whose_output_is_not_read_is_removed() -> None:
     nodes = [node("Neg", ["x"], ["a"]), node("Abs", ["a"], ["b"]), node("Relu", ["x"], ["y"])]
     assert operators(simplified(graph_of(nodes, {}, y=("B", 4)), X)) == {"Relu": 1}
 
@@ -238,7 +238,7 @@ def test_what_nothing_reads_is_removed() -> None:
 
 
 class Outputs:
-    """Keeps what graphs give."""
+    """Metric that keeps the outputs of graphs."""
 
     def __init__(self) -> None:
         self.seen: list[tuple[tuple[str, str, str], np.ndarray]] = []
@@ -266,8 +266,8 @@ def test_simplified_graphs_compute_the_same(
 
 
 def test_a_decoder_layer_has_few_operators(traced: Any) -> None:
-    """From one self-attention to the next, without cross-attention between them: four products, two norms, the rotation
-    of queries and keys, which takes the heads apart and puts them together, and nothing else that moves numbers."""
+    """Count from one self-attention to the next, without cross-attention between them: four products, two norms, the
+    rotation of queries and keys, which splits the heads and merges them again, and no other copies."""
     names = [node.op_type for node in traced[LANGUAGE_MODEL][1].graph]
     first, second = [place for place, name in enumerate(names) if name == "GroupQueryAttention"][:2]
     norm = {"Pow": 1, "ReduceMean": 1, "Add": 1, "Sqrt": 1, "Reciprocal": 1, "Mul": 2}
@@ -280,7 +280,7 @@ def test_a_decoder_layer_has_few_operators(traced: Any) -> None:
 
 
 def test_a_cross_attention_layer_has_few_operators(traced: Any) -> None:
-    """Two norms, four products, one operator of attention; the gates are gone."""
+    """Count two norms, four products and one operator of attention; the gates are gone."""
     nodes = list(traced[LANGUAGE_MODEL][1].graph)
     start = next(place for place, node in enumerate(nodes) if any(
         value is not None and value.name.endswith("cross_attention.layers.2.attention_norm.weight")
@@ -294,7 +294,7 @@ def test_a_cross_attention_layer_has_few_operators(traced: Any) -> None:
                             "Mul": 1, "Add": 2}
 
 
-def test_the_whole_language_model_has_no_operator_that_moves_numbers_in_vain(traced: Any) -> None:
+def test_the_language_model_has_no_operator_that_copies_in_vain(traced: Any) -> None:
     counts = operators(traced[LANGUAGE_MODEL][1])
     assert counts["Transpose"] == counts["Tanh"] == counts["Softmax"] == counts["Gemm"] == 0
     assert counts["MatMul"] == 3 * 4 + 2 * 4 + 1

@@ -75,12 +75,12 @@ def answer(model: Flamingo) -> tuple[Tensor, Tensor]:
 
 
 def close(found: Tensor, expected: Tensor) -> None:
-    """But for rounding, which depends on where in memory a weight lies, and on plain convolutions."""
+    """Assert equality up to rounding, which depends on where in memory a weight lies and on plain convolutions."""
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
-def test_it_computes_what_the_model_in_memory_computes(kind: str) -> None:
+def test_a_streamed_model_computes_what_the_model_in_memory_computes(kind: str) -> None:
     config = CONFIGS[kind]
     source = Source(small_flamingo(config))
     expected = answer(StoredModel(config, "", source.tensors).load())
@@ -131,7 +131,7 @@ def test_linear_layers_are_empty_after_a_pass() -> None:
         assert parameter.is_meta == (name in linears(config)), name
 
 
-def test_it_is_for_answers_alone() -> None:
+def test_a_streamed_model_cannot_be_trained() -> None:
     config = CONFIGS["vit"]
     model = streamed_model(config, Source(small_flamingo(config)).tensors)
     assert not model.training

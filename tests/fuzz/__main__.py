@@ -16,7 +16,7 @@ for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "RAY
     os.environ[_name] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 _ROOT = Path(__file__).parents[2]
-# What setup.cfg puts on pytest's path: parts of the suite that kinds are made with.
+# setup.cfg puts these on pytest's path; kinds are made with them.
 sys.path[:0] = [str(_ROOT / part) for part in (".", "tests", "tests/importing")]
 
 import argparse  # noqa: E402
@@ -34,7 +34,7 @@ from tests.fuzz.report import Report  # noqa: E402
 from tests.fuzz.runner import BATCH, Runner  # noqa: E402
 
 SHARED_MEMORY = Path("/dev/shm")  # files there are made and deleted in a tenth of the time
-CASES = 8  # of the corpus that a child is given at once: some take seconds, or end it
+CASES = 8  # cases of the corpus that a child gets at once: some take seconds, or end the child
 
 
 def main() -> int:
@@ -130,7 +130,7 @@ def _keep(report: Report, runner: Runner, finished) -> None:
     sandbox = runner.spare
     sandbox.clear()
     try:
-        with suppress(Exception):  # where making it is what failed, that is the finding
+        with suppress(Exception):  # making the input may be what failed: that is the finding
             write_input(finished.kind, finished.number, report.seed, runner.seeds(finished.kind), sandbox)
     finally:
         report.save(finished, sandbox.input)

@@ -54,7 +54,7 @@ def run_input(kind: Kind, number: Input, seed: int, seeds: Seeds, sandbox: Sandb
         return Outcome(judge.FINDING, f"harness: {outcome.what}", outcome.detail)
     case = _case(kind, number)
     before = sandbox.contents()
-    watch.touched(), sandbox.called()  # of making the input
+    watch.touched(), sandbox.called()  # forget the events of making the input
     resident, started = _reset_peak(), time.process_time()
     _limit_time(kind.seconds)
     with _Captured(sandbox) as printed:
@@ -114,7 +114,7 @@ def _print_as_command(error: FlamingoError) -> None:
 
 
 class _Captured:
-    """What is printed, by Python or past it, as `texts`: stdout and stderr."""
+    """Context that captures stdout and stderr as `texts`, also what libraries print without Python."""
 
     def __init__(self, sandbox: Sandbox) -> None:
         self._files = [sandbox.top / name for name in ("stdout", "stderr")]
@@ -142,7 +142,7 @@ class _Captured:
 
 
 def _contain(sandbox: Sandbox) -> None:
-    """Limits, an environment, and outputs of this process' own."""
+    """Give this process limits, an environment and outputs of its own."""
     os.environ.update(sandbox.environment())
     tempfile.tempdir = None  # found again, inside
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

@@ -1,6 +1,7 @@
-"""Imports what children need, so that a fork has it at once.
+"""Imports of everything that children need, so that a fork has it at once.
 
-Nothing here may start a thread that children need: they would not have it. The one that onnxruntime starts they do not.
+Nothing here may start a thread that children need, since a fork has none of the parent's. They do not need the one that
+onnxruntime starts.
 """
 
 from __future__ import annotations

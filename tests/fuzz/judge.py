@@ -1,4 +1,4 @@
-"""Which outcomes of an input are findings."""
+"""Judgement of an input's outcome: whether it is a finding."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from .kind import Case, WrongAnswer
 from .sandbox import OUTPUT
 
 ACCEPTED, REFUSED, FINDING = "accepted", "refused", "finding"
-# What a terminal obeys, or what shows text in another order than it has. Line ends and tabs are text.
+# Control characters, and those that reorder text on the screen. Line ends and tabs are text.
 _OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\u2028\u2029]")
-_HIDDEN = re.compile(r"/\.[^/]*$|\.(partial|old|tmp)$")  # what is written beside an output before it is renamed
+_HIDDEN = re.compile(r"/\.[^/]*$|\.(partial|old|tmp)$")  # unfinished output, before it is renamed
 _PROJECT = Path(__file__).parents[2]
 _HERE = Path(__file__).parent
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of an input. ``what`` tells findings apart, ``detail`` is for whoever looks into one.
+    """Result of an input. ``what`` tells findings apart, ``detail`` is for whoever looks into one.
 
     ``memory``: bytes at the peak beyond those before; ``seconds`` of processor time.
     """
@@ -52,7 +52,7 @@ def of_exception(error: BaseException, commands: bool) -> Outcome:
 
 
 def of_output(outcome: Outcome, out: str, err: str) -> Outcome:
-    """A finding where what was printed holds a traceback or what a terminal obeys."""
+    """A finding where the output holds a traceback or control characters."""
     if outcome.verdict == FINDING:
         return outcome
     if "Traceback (most recent call last)" in err:
@@ -82,7 +82,7 @@ def of_files(outcome: Outcome, before: dict[str, tuple], after: dict[str, tuple]
 
 
 def of_case(outcome: Outcome, case: Case) -> Outcome:
-    """A finding where an input of the corpus was accepted or refused and must not be, or says what it must not."""
+    """A finding where a case of the corpus was wrongly accepted or refused, or its message holds what it must not."""
     if outcome.verdict == FINDING:
         return outcome
     if case.refused is not None and outcome.verdict != (REFUSED if case.refused else ACCEPTED):
@@ -93,7 +93,7 @@ def of_case(outcome: Outcome, case: Case) -> Outcome:
 
 
 def of_traps(outcome: Outcome, touched: set[str], called: bool) -> Outcome:
-    """A finding where a file outside was opened or a connection made: before any other."""
+    """A finding where a file outside was opened or a connection made. It goes before all others."""
     if touched:
         return Outcome(FINDING, "access outside", f"touched {', '.join(sorted(touched))}; {outcome.what}")
     if called:
@@ -102,7 +102,7 @@ def of_traps(outcome: Outcome, touched: set[str], called: bool) -> Outcome:
 
 
 def _place(error: BaseException) -> str:
-    """Where in the project it was raised: the innermost frame of ours, or of the harness."""
+    """Place in the project where an error was raised: the innermost frame of the product, or else of the harness."""
     frames = [
         frame for frame in traceback.extract_tb(error.__traceback__)
         if Path(frame.filename).is_relative_to(_PROJECT) and ".venv" not in frame.filename

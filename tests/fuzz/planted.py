@@ -22,7 +22,7 @@ Bug = Callable[[Sandbox], object]
 
 
 class Panic(BaseException):
-    """As a library in Rust raises it: no Exception."""
+    """Error such as a panic of a library in Rust: it is no `Exception`."""
 
 
 def _raise(error: BaseException) -> Bug:
@@ -80,7 +80,7 @@ def _refuse_after(line: str) -> Bug:
     return _raise(DataError(line))
 
 
-# What each does, and what the harness must call it.
+# Each target, and what the harness must call its outcome.
 BUGS: dict[str, tuple[Bug, str]] = {
     "raises": (_raise(ValueError("damaged")), "ValueError at tests/fuzz/planted.py:bug"),
     "panics": (_raise(Panic("index out of range")), "Panic at tests/fuzz/planted.py:bug"),

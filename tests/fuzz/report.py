@@ -1,4 +1,4 @@
-"""What a run of the fuzzer found: a table per kind, findings told apart, and a folder for each."""
+"""The report on a run of the fuzzer: a table by kind, each finding once, and a folder for each."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ KEPT_EACH = 3  # inputs that are kept of one finding
 
 @dataclass
 class Tally:
-    """What came of the inputs of one kind."""
+    """Counts of the outcomes of one kind's inputs."""
 
     accepted: int = 0
     refused: int = 0
     findings: int = 0
     memory: int = 0  # bytes, the most of an input
-    seconds: float = 0.0  # of processor time, in all
+    seconds: float = 0.0  # processor time of all inputs
     longest: float = 0.0
 
     @property
@@ -66,7 +66,7 @@ class Report:
                 self.found[key].append(finished)
 
     def command(self, finished: Finished) -> str:
-        """What runs the input again."""
+        """Command that runs the input again."""
         return reproducing(finished.kind, finished.number, self.seed)
 
     def table(self, wall: float) -> str:
@@ -92,7 +92,7 @@ class Report:
         return "\n".join(lines)
 
     def to_dict(self) -> dict:
-        """For programs: by kind, the counts, the outcome of each case of the corpus, and the findings."""
+        """Report as JSON: by kind, the counts, the outcome of each case of the corpus, and the findings."""
         return {
             name: {
                 "inputs": tally.inputs, "accepted": tally.accepted, "refused": tally.refused, "seconds": tally.seconds,

@@ -61,14 +61,14 @@ class Runner:
     def __init__(self, top: Path, jobs: int, seed: int = 0) -> None:
         self._top, self._seed = top, seed
         gc.collect()
-        gc.freeze()  # what is here stays: children collect what is theirs alone, in a hundredth of the time
+        gc.freeze()  # children then collect their own objects alone, in a hundredth of the time
         self._sandboxes = [Sandbox.make(top / f"job{job}") for job in range(jobs)]
         self._spare: Sandbox | None = None
         self._seeds: dict[str, Seeds] = {}
 
     @property
     def spare(self) -> Sandbox:
-        """One that no child uses."""
+        """A sandbox that no child uses."""
         if self._spare is None:
             self._spare = Sandbox.make(self._top / "spare")
         return self._spare
@@ -127,7 +127,7 @@ class Runner:
 
 
 def _leave_after(body: Any) -> None:
-    """End a forked child with ``body``, without what the parent would do at its exit."""
+    """Run ``body`` in a forked child and end it, without the parent's exit handlers."""
     status = 1
     try:
         body()
@@ -167,7 +167,7 @@ def _watch(child: _Child) -> None:
 
 
 def _ended(child: _Child) -> Finished | None:
-    """What a child that has closed its pipe died of: a finding of the input it was at, if at any."""
+    """Collect a child that has closed its pipe: why it died is a finding of the input that it ran, if any."""
     os.close(child.pipe)
     _, status = os.waitpid(child.process, 0)
     if child.number is None:

@@ -46,7 +46,7 @@ class Sandbox:
 
     @property
     def url(self) -> str:
-        """What a request that must not be made would go to."""
+        """Address of the listening socket, which nobody may call."""
         host, port = self.listener.getsockname()
         return f"http://{host}:{port}/clip.mp4"
 
@@ -98,7 +98,7 @@ class Sandbox:
         return found
 
     def called(self) -> bool:
-        """Whether somebody connected since the last question."""
+        """Whether somebody connected since the last call."""
         try:
             connection, _ = self.listener.accept()
         except OSError:
@@ -116,7 +116,7 @@ def _unlock(top: str) -> None:
 
 
 class Watch:
-    """What happens to the files of a folder, by the system's inotify: opened, read, written, made, deleted."""
+    """Record of the files of a folder that are opened, read, written, made or deleted, by the system's inotify."""
 
     def __init__(self, folder: Path) -> None:
         self._libc = ctypes.CDLL(None, use_errno=True)
@@ -130,7 +130,7 @@ class Watch:
             raise OSError(ctypes.get_errno(), f"cannot watch {folder}")
 
     def touched(self) -> set[str]:
-        """The names of files that something happened to since the last question; the folder itself does not count."""
+        """The names of files that something happened to since the last call; the folder itself does not count."""
         names = set()
         while True:
             try:

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> dict:
-    """What came of all of it: the fuzzer forks, so it has a process of its own."""
+    """Report of a run of the fuzzer, in a process of its own since it forks."""
 
     def fuzz(folder: Path) -> None:
         command = [sys.executable, "-m", "tests.fuzz", "--first", "--jobs", "2", "--json", str(folder / "report.json")]
@@ -30,7 +30,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> dict:
 
 
 @pytest.mark.parametrize(("kind", "case"), [(kind.name, case.name) for kind in KINDS.values() for case in kind.cases])
-def test_what_was_wrong_once_ends_as_it_must(report: dict, kind: str, case: str) -> None:
+def test_every_case_of_the_corpus_ends_as_expected(report: dict, kind: str, case: str) -> None:
     outcome = report[kind]["cases"][case]
     assert outcome["verdict"] != "finding", f"{outcome['what']}\n{outcome['detail']}"
 

@@ -1,4 +1,4 @@
-"""The fuzzer finds planted bugs, keeps what is needed to see them again, and takes good behaviour for good."""
+"""The fuzzer finds planted bugs, keeps what is needed to see them again, and reports nothing of good behaviour."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Changes keep what they say they keep: sums, lengths and directories around them; and are the same again."""
+"""Mutators keep the sums, lengths and directories around a change right, and the same seed makes the same change."""
 
 from __future__ import annotations
 

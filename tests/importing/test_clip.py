@@ -95,7 +95,7 @@ def test_the_text_tower_is_ignored(naming: str) -> None:
         "ln_final.weight": torch.zeros(32), "logit_scale": torch.tensor(1.0),
         "text_model.embeddings.position_embedding.weight": torch.zeros(77, 32),
     }
-    for layer in range(LAYERS + 2):  # of other sizes than the encoder's
+    for layer in range(LAYERS + 2):  # their sizes are not the encoder's
         text[f"transformer.resblocks.{layer}.ln_1.weight"] = torch.zeros(32)
         text[f"transformer.resblocks.{layer}.mlp.c_fc.weight"] = torch.zeros(64, 32)
         text[f"text_model.encoder.layers.{layer}.layer_norm1.weight"] = torch.zeros(32)
@@ -229,7 +229,7 @@ def test_open_clips_configuration_states_the_norms_constant(tmp_path: Path) -> N
 
 
 KEYS = json.loads((Path(__file__).parent.parent / "fixtures" / "config_keys.json").read_text())
-# Of CLIPVisionConfig: honoured, or refused where they are not the tensors', by the tests above.
+# Keys of CLIPVisionConfig that are honoured, or refused where the tensors differ, as the tests above show.
 DECISIVE = {
     "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_channels", "image_size",
     "patch_size", "hidden_act", "layer_norm_eps", "pruned_heads",

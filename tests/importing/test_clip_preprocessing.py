@@ -39,7 +39,7 @@ def processed() -> list[tuple[list[int], dict, np.ndarray]]:
 
 
 def test_pictures_are_what_the_transformers_library_makes_of_them_with_every_combination_of_settings(processed) -> None:
-    """Five kinds of sizes, six filters, three scales, three normalisations."""
+    """Compare five kinds of sizes, six filters, three scales and three normalisations."""
     assert len(processed) == 5 * 6 * 3 * 3
     equal = []
     for (width, height), settings, expected in processed:
@@ -52,7 +52,7 @@ def test_pictures_are_what_the_transformers_library_makes_of_them_with_every_com
 
 
 def test_the_combinations_make_different_pictures(processed) -> None:
-    """So a setting that was ignored would be seen."""
+    """Compare the combinations with each other: a setting that was ignored would show."""
     found = {values.tobytes() for (width, _), _, values in processed if width == 30}
     asked = {json.dumps(processor(8, **settings).__dict__) for (width, _), settings, _ in processed if width == 30}
     assert len(found) == len(asked) == 2 * 6 * 3 * 3 / 2  # two ways to resize; each picture has half of them

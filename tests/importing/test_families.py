@@ -171,8 +171,8 @@ def test_keys_that_change_no_answer_are_ignored(kind: str) -> None:
 @pytest.mark.parametrize(("key", "value"), [
     ("rope_scaling", {"rope_type": "default", "rope_theta": 700.0}), ("rope_scaling", {"rope_type": "default"}),
 ])
-def test_of_both_places_of_rotary_parameters_the_librarys_counts(key: str, value: dict) -> None:
-    """`rope_scaling` replaces `rope_parameters`; what it lacks is what stands beside it."""
+def test_rope_scaling_replaces_rope_parameters_as_in_the_library(key: str, value: dict) -> None:
+    """Keys that `rope_scaling` lacks are taken from beside it, not from `rope_parameters`."""
     both = {"rope_theta": 600.0, "rope_parameters": {"rope_theta": 500.0}, key: value}
     assert configure("llama", **both).rotary_base == value.get("rope_theta", 600.0)
 
@@ -207,7 +207,7 @@ DECISIVE = {
         "alibi_bias_max", "pruned_heads",
     },
 }
-# About training, generation, what is returned, or who wrote the file; `model_type` and `vocab_size` are read elsewhere.
+# Keys about training, generation, outputs or the file itself; `model_type` and `vocab_size` are read elsewhere.
 IDLE = {
     "_attn_implementation_autoset", "_name_or_path", "add_cross_attention", "architectures", "attention_dropout",
     "attn_impl", "attn_pdrop", "bad_words_ids", "begin_suppress_tokens", "bos_token_id", "chunk_size_feed_forward",
@@ -260,7 +260,7 @@ def test_what_no_family_computes_is_refused(kind: str, key: str, neutral: object
     assert_refused(kind, key, value)
 
 
-# What cannot be imported
+# Refusals
 
 
 @pytest.mark.parametrize(
@@ -404,7 +404,7 @@ def test_heads_of_a_stated_width_need_not_divide_the_models() -> None:
 
 
 @pytest.mark.parametrize("key", ["alibi", "no_bias"])
-def test_what_mosaics_own_code_has_switched_off_must_be_stated(key: str) -> None:
+def test_options_that_mosaics_own_code_switches_off_by_default_must_be_stated(key: str) -> None:
     data = {"model_type": "mosaic_gpt", **SMALL["mosaic_gpt"]}
     del data[key]
     with pytest.raises(DataError, match=f"{FILE}: {key} is None"):

@@ -83,7 +83,7 @@ def test_shards_may_be_links_as_in_the_hubs_cache(files: OpenFlamingoFiles, tmp_
 
 @pytest.mark.parametrize("shard", ["../{}", "./../language/{}", "sub/../../{}", "/{}"])
 def test_an_index_names_no_file_outside_its_folder(files: OpenFlamingoFiles, shard: str) -> None:
-    """Even where there is one, and even where the way leads back."""
+    """Refuse the name although there is such a file, and although the path leads back into the folder."""
     (files.language / SHARDS[0]).rename(files.language.parent / SHARDS[0])
     file = files.language / "model.safetensors.index.json"
     file.write_text(file.read_text().replace(SHARDS[0], shard.format(SHARDS[0])))
@@ -93,7 +93,7 @@ def test_an_index_names_no_file_outside_its_folder(files: OpenFlamingoFiles, sha
 
 @pytest.mark.parametrize("dtype", ["dtype", "torch_dtype"])
 @pytest.mark.parametrize("value", ["bfloat16", "float16", "auto", None])
-def test_what_type_a_library_would_load_changes_nothing(files: OpenFlamingoFiles, dtype: str, value: object) -> None:
+def test_the_type_that_the_library_would_load_is_ignored(files: OpenFlamingoFiles, dtype: str, value: object) -> None:
     expected = opened(files)
     file = files.language / "config.json"
     config = {key: kept for key, kept in json.loads(file.read_text()).items() if key not in ("dtype", "torch_dtype")}

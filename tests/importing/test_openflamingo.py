@@ -217,23 +217,23 @@ def test_a_checkpoint_of_another_language_model_is_told_from_a_file_of_another_k
     assert "has no gated cross-attention under gpt_neox.layers" in sources.refusal()
 
 
-def test_tensors_of_the_checkpoint_that_nothing_reads_are_told(sources: Sources) -> None:
+def test_tensors_of_the_checkpoint_that_nothing_reads_are_reported(sources: Sources) -> None:
     assert not sources.open().notes
     sources.put("checkpoint", "vision_encoder.conv1.weight", [2, 2])  # CLIP's, unchanged
     assert not sources.open().notes
     sources.put("checkpoint", "foo.bar", [3])
-    assert "has 1 tensors that are no part of the model: foo.bar" in sources.open().notes[0]
+    assert "has 1 tensors that are not part of the model: foo.bar" in sources.open().notes[0]
 
 
 def test_a_preset_of_another_kind_is_a_usage_error(sources: Sources) -> None:
-    with pytest.raises(UsageError, match="flamingo-3b is no OpenFlamingo model; known: openflamingo-3b"):
+    with pytest.raises(UsageError, match="flamingo-3b is not an OpenFlamingo model; known: openflamingo-3b"):
         sources.open(preset="flamingo-3b")
 
 
 def test_a_checkpoint_without_a_resampler_is_no_openflamingo(sources: Sources) -> None:
     sources.drop("checkpoint", "perceiver")
     message = sources.refusal()
-    assert message.startswith(f"{sources.paths['checkpoint']} is no OpenFlamingo checkpoint")
+    assert message.startswith(f"{sources.paths['checkpoint']} is not an OpenFlamingo checkpoint")
     assert "perceiver.latents" in message
     assert next(iter(sources.parts["checkpoint"])) in message
 
@@ -378,7 +378,7 @@ def test_a_projection_behind_the_encoder_is_left_out(make: Callable[[str], Sourc
         assert_same(sources.open().model, plain)
 
 
-def test_what_is_no_weight_is_left_out(sources: Sources) -> None:
+def test_tensors_that_are_no_weights_are_left_out(sources: Sources) -> None:
     plain = sources.open().model
     for name in ("attention.bias", "attention.masked_bias", "attention.rotary_emb.inv_freq"):
         sources.put("language", f"gpt_neox.layers.1.{name}", [1])

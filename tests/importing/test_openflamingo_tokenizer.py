@@ -78,7 +78,7 @@ def test_special_tokens_are_found_in_a_text_and_no_space_is_taken_with_them(tmp_
     assert tokenizer.encode("a <image> a<|endofchunk|> a").ids == [0, 1, image, 1, 0, chunk, 1, 0]
     assert tokenizer.decode([0, 1, image, 1, 0], skip_special_tokens=True).count("image") == 0
     tokenizer.save(str(tmp_path / "imported.json"))
-    text = TextTokenizer(tmp_path / "imported.json", tokens, 8)  # what the model's runtime makes of it
+    text = TextTokenizer(tmp_path / "imported.json", tokens, 8)  # read as the runtime reads it
     assert (text.image_id, text.end_of_chunk_id, text.stop_ids) == (image, chunk, frozenset({0, chunk}))
 
 
@@ -234,7 +234,7 @@ def test_a_sentencepiece_model_alone_is_refused_with_the_way_out(tmp_path: Path)
     (tmp_path / "tokenizer.model").write_bytes(b"\n\x0e\n\x05<unk>")
     with pytest.raises(DataError, match=r"tokenizer.model is there.*save_pretrained.*tokenizer.json"):
         read_tokenizer(tmp_path, 2)
-    with pytest.raises(DataError, match=r"tokenizer\.model is no tokenizer\.json.*save_pretrained"):
+    with pytest.raises(DataError, match=r"tokenizer\.model is not a tokenizer\.json.*save_pretrained"):
         read_tokenizer(tmp_path / "tokenizer.model", 2)
 
 

@@ -53,7 +53,7 @@ def shapes_of(name: str) -> dict[str, tuple[int, ...]]:
 
 @pytest.fixture(scope="module")
 def neox_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """As many tokens as GPT-NeoX's tokenizer has."""
+    """A tokenizer with as many tokens as GPT-NeoX's."""
     folder = tmp_path_factory.mktemp("neox")
     vocabulary = {"<|endoftext|>": 0} | {f"w{i}": i for i in range(1, 50277)}
     Tokenizer(models.WordLevel(vocabulary, unk_token="w1")).save(str(folder / "tokenizer.json"))

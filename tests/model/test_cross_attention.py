@@ -42,7 +42,7 @@ def plain_logits(model: Flamingo) -> torch.Tensor:
 
 
 def changed_tokens(model: Flamingo, latents: torch.Tensor, visual: int) -> list[bool]:
-    """Which tokens' logits notice that one visual is another."""
+    """Whether each token's logits change when one visual is replaced by another."""
     other = latents.clone()
     other[visual] = -other[visual] + 0.3
     difference = (logits_with(model, other) - logits_with(model, latents)).abs().amax(-1)
@@ -171,7 +171,7 @@ def test_layers_stand_where_the_interval_and_offset_say(flamingo_config, randomi
 
 
 def test_each_layer_reads_its_own_keys(flamingo_config, randomise, random_tensor):
-    """With an interval, the i-th pair of keys and values belongs to the i-th gated layer, not to language layer i."""
+    """Use an interval: the i-th pair of keys and values belongs to the i-th gated layer, not to language layer i."""
     cross = randomise(CrossAttention(with_cross(flamingo_config, interval=2)))
     keys, values = cross.keys_values(random_tensor(3, 3, 16))
     hidden = random_tensor(1, 8, 16, seed=2)

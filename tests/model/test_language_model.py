@@ -160,7 +160,7 @@ def test_a_later_token_does_not_change_earlier_logits(family, randomise):
 
 @torch.no_grad()
 def test_the_order_of_tokens_matters(family, randomise):
-    """In the first layer attention alone would give the last token the same for any order of those before it."""
+    """Use one layer: its attention alone gives the last token the same result for any order of those before it."""
     model = randomise(LanguageModel(replace(family, layers=1)))
     ids = torch.tensor([[3, 11, 20, 5]])
     swapped = torch.tensor([[20, 11, 3, 5]])
@@ -194,7 +194,7 @@ def test_rows_of_different_length_share_a_batch(family, randomise):
     model = randomise(LanguageModel(family))
     lengths, ids = (6, 2), token_ids(2, 9)
     past = empty_cache(family, 2, 12)
-    cached(model, ids[:, :6], past, [0, 0])  # what row 1 has beyond its two tokens is padding
+    cached(model, ids[:, :6], past, [0, 0])  # row 1 has two tokens, the rest is padding
     new = torch.stack([ids[row, length : length + 3] for row, length in enumerate(lengths)])
     logits = cached(model, new, past, list(lengths))
     for row, length in enumerate(lengths):

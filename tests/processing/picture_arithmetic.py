@@ -1,4 +1,4 @@
-"""What raw samples show, by the formulas of the formats' specifications; and a picture with what it must show."""
+"""Colours of raw samples, by the formulas of the formats' specifications; and a picture with its expected colours."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ HEIGHT, WIDTH = 5, 7  # odd, so that rows are padded and passes incomplete
 
 @dataclass(frozen=True)
 class Case:
-    """A picture file and what it shows: uint8 [H, W, 3] to within ``tolerance``, or the words of its refusal."""
+    """A picture file and its expected content: uint8 [H, W, 3] to within ``tolerance``, or the words of its refusal."""
 
     container: str
     mode: str
@@ -50,7 +50,7 @@ def lab_to_rgb(lab: np.ndarray) -> np.ndarray:
     f = np.stack([fy + lab[..., 1] / 500, fy, fy - lab[..., 2] / 200], -1)
     xyz = np.where(f > 6 / 29, f**3, 3 * (6 / 29) ** 2 * (f - 4 / 29)) * [0.96422, 1.0, 0.82521]
     to_rgb = np.array([[3.1338561, -1.6168667, -0.4906146], [-0.9787684, 1.9161415, 0.0334540],
-                       [0.0719453, -0.2289914, 1.4052427]])  # of XYZ at D50
+                       [0.0719453, -0.2289914, 1.4052427]])  # from XYZ at D50
     linear = (xyz @ to_rgb.T).clip(0, 1)
     encoded = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
     return np.rint(255 * encoded).astype(np.uint8)

@@ -263,7 +263,7 @@ def gifs() -> Iterator[Case]:
 
 
 def cases() -> list[Case]:
-    """All of them. The containers that this Pillow reads: AVIF is missing in older ones."""
+    """All cases in containers that this Pillow reads: older ones lack AVIF."""
     PIL.Image.init()
     makers = [pngs, jpegs, webps, gifs, tiffs, coded_tiffs, bmps, netpbms, jpeg2000s]
     makers += [avifs] if "AVIF" in PIL.Image.OPEN else []

@@ -1,4 +1,4 @@
-"""Tiny writers of picture files, from raw samples: what a test wrote itself needs no decoder to be known."""
+"""Tiny writers of picture files, from raw samples: no decoder is needed to know what such a file shows."""
 
 from __future__ import annotations
 

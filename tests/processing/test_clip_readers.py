@@ -57,7 +57,7 @@ def moving_noise(count=20, width=70, height=54):
 
 @pytest.mark.parametrize("case", ORDINARY.values(), ids=ORDINARY)
 def test_both_libraries_give_the_same_pictures(tmp_path, monkeypatch, case):
-    """Up to 2 of 255, as they may round the conversion to RGB otherwise; of 10 bits, up to 5."""
+    """Allow 2 of 255 (5 for clips of 10 bits): the libraries round the conversion to RGB differently."""
     name, codec, layout = case
     clip = write_clip(tmp_path / name, codec, layout, frames=moving_noise(), rate=25)
     for asked in (Video(clip), Video(clip, frames=20), Video(clip, frames=8, fps=5)):
@@ -86,7 +86,7 @@ def test_frames_preprocessed_as_they_come_are_those_preprocessed_afterwards(tmp_
 
 
 def test_one_frame_is_held_whole_at_a_time(tmp_path, reader):
-    """Of the pictures that are preprocessed, none is kept by the reader when the next one comes."""
+    """Check that the reader keeps no picture when it gives the next one to preprocessing."""
     clip = write_clip(tmp_path / "a.mp4")
     for given in (clip, [frame(index) for index in range(4)]):
         before: list[weakref.ref] = []
@@ -157,7 +157,7 @@ def test_a_clip_that_shows_its_frames_again_and_again_ends(tmp_path, reader, mon
 
 
 def test_edits_are_followed(tmp_path, reader):
-    """Three times the 16 frames: the centres of four quarters of 48."""
+    """Show the 16 frames three times: four frames are the centres of the quarters of 48."""
     clip = repeated_edit(write_clip(tmp_path / "a.mp4"), 3)
     found = [np.asarray(picture, int)[-1, -1, 0] for picture in read_frames(Video(clip, frames=4))]
     np.testing.assert_allclose(found, [level(index % 16) for index in (6, 18, 30, 42)], atol=6)

@@ -110,7 +110,7 @@ def test_a_matroska_clip_is_turned_and_mirrored_too(tmp_path, turn, monkeypatch)
 
 
 def test_interlaced_clips_are_shown_or_a_library_is_named(tmp_path, monkeypatch):
-    """OpenCV 5.0 gives what lay in its memory for them."""
+    """OpenCV 5.0 returns uninitialised memory for them."""
     clip = write_clip(tmp_path / "a.mp4", options={"x264-params": "tff=1", "crf": "1"})
     assert difference(read_frames(Video(clip, frames=1))[0], frame(8)) < 4
     monkeypatch.setitem(sys.modules, "av", None)
@@ -202,7 +202,7 @@ def test_animations_are_shown_as_pictures_are(tmp_path, monkeypatch, kind, libra
     for picture, index in zip(pictures, range(1, 16, 2), strict=True):
         expected = np.full((HEIGHT, WIDTH, 3), 255)
         expected[:, : WIDTH // 2] = frame(index)[:, : WIDTH // 2]
-        np.testing.assert_allclose(np.asarray(picture, int), expected, atol=6)  # of GIF's palette
+        np.testing.assert_allclose(np.asarray(picture, int), expected, atol=6)  # GIF's palette has few colours
 
 
 def test_an_animation_is_sampled_by_its_delays_and_its_first_picture_may_be_none_of_it(tmp_path):

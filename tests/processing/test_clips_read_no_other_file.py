@@ -101,7 +101,7 @@ NAMES = ["take:1.mp4", "concat:secret.mp4", "subfile,,start,0,end,0,,:secret.mp4
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_name_is_a_name_whatever_is_in_it(folder, name):
+def test_a_name_with_the_syntax_of_an_address_is_a_file_name(folder, name):
     write_clip(folder / "a.mp4").rename(folder / name)
     np.testing.assert_allclose(reds(read_frames(Video(name, frames=2))), [level(4), level(12)], atol=40)
     np.testing.assert_allclose(reds(read_frames(Video(folder / name, frames=1))), [level(8)], atol=40)
@@ -125,7 +125,7 @@ def test_a_folder_that_looks_like_an_address_is_read_and_nothing_is_fetched(fold
     assert connections(listener) == 0
 
 
-def test_what_a_user_has_set_for_cameras_does_not_open_the_gate(folder, monkeypatch):
+def test_opencv_options_of_the_environment_do_not_let_a_playlist_open_files(folder, monkeypatch):
     monkeypatch.setenv("OPENCV_FFMPEG_CAPTURE_OPTIONS", "protocol_whitelist;file,http,tcp|format_whitelist;hls,mpegts")
     (folder / "clip.m3u8").write_text(playlist("../secret.ts"))
     with pytest.raises(DataError, match="is not a video this can read"):

@@ -1,4 +1,4 @@
-"""What is read of a container's header, on files of a few bytes; and every container that is let through is read."""
+"""Reading of containers' headers, on files of a few bytes; every container that is accepted can be read."""
 
 import io
 import struct
@@ -136,7 +136,7 @@ CONTAINERS = {
     "mjpeg": ("a.mjpeg", None, "mjpeg", "yuvj420p"),
     "yuv4mpegpipe": ("a.y4m", None, "wrapped_avframe", "yuv420p"),
 }
-SIZES = {"dv": (720, 576), "rm": (176, 144)}  # of the only pictures that these codecs have
+SIZES = {"dv": (720, 576), "rm": (176, 144)}  # the only sizes that these codecs have
 
 
 def test_every_container_that_is_let_through_has_a_case():

@@ -42,7 +42,7 @@ def test_the_patterns_of_known_models_pass(pattern, content, tmp_path):
 def test_a_pattern_that_may_never_end_is_refused_wherever_it_stands(part, content, tmp_path):
     step = split("(a+)+x") if part == "pre_tokenizer" else {
         "type": "Replace", "pattern": {"Regex": "(a+)+x"}, "content": "a"}
-    with pytest.raises(DataError, match=r"has the pattern '\(a\+\)\+x', which may take for ever"):
+    with pytest.raises(DataError, match=r"has the pattern '\(a\+\)\+x', which may take forever"):
         load(tmp_path, content | {part: step})
 
 

@@ -86,7 +86,7 @@ def test_fps_takes_the_centres_of_intervals_of_that_length(duration, fps, frames
 
 
 @pytest.mark.parametrize("times", [[], [np.nan, 0.1], [0, 0.2, 0.1], [0, 0, 0], [0, np.inf]], ids=str)
-def test_times_that_tell_nothing_are_no_timeline(times):
+def test_impossible_times_give_no_timeline(times):
     assert read_timeline(times) is None
 
 

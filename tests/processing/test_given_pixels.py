@@ -70,7 +70,7 @@ def text_or_type(value) -> str:
     (torch.from_numpy(PICTURE).requires_grad_(), r"cannot be read: .*detach\(\)"),
     ("a.png", "a.png is not an array; .*Image and Video"),
 ], ids=text_or_type)
-def test_what_are_no_pixel_values_is_refused(array, message) -> None:
+def test_arrays_that_are_no_pixel_values_are_refused(array, message) -> None:
     with pytest.raises(DataError, match=message):
         pixels(array)
 
@@ -155,7 +155,7 @@ def test_a_picture_that_nothing_copies_is_refused() -> None:
         visual_pixels(Image(CudaArray(FRAME)), CONFIG)
 
 
-def test_what_a_library_says_when_it_cannot_copy_is_passed_on() -> None:
+def test_the_error_of_a_library_that_cannot_copy_is_passed_on() -> None:
     class Lost(CudaArray):
         def cpu(self):
             raise RuntimeError("CUDA error:\nunspecified launch failure")
@@ -177,7 +177,7 @@ def test_a_clip_may_be_a_tensor() -> None:
         visual_pixels(Video(torch.from_numpy(clip[:0])), CONFIG)
 
 
-def test_of_a_clip_in_device_memory_only_the_frames_that_are_seen_are_copied() -> None:
+def test_only_the_frames_that_are_seen_of_a_clip_in_device_memory_are_copied() -> None:
     clip = np.stack([np.roll(FRAME, index, axis=0) for index in range(6)])
     on_device = CopyingClip(clip)
     found = visual_pixels(Video(on_device, frames=2), CONFIG)

@@ -1,4 +1,4 @@
-"""What reading a picture takes is bounded: a few times its 8-bit pixels, whatever its depth."""
+"""Memory of reading a picture: at most a few times its 8-bit pixels, whatever its depth."""
 
 from __future__ import annotations
 

@@ -99,12 +99,12 @@ def test_arrays_of_opencv_are_bgr_if_one_says_so():
 
 
 @pytest.mark.parametrize("source", ["a.png", b"x", PIL.Image.new("RGB", (2, 2))], ids=["path", "bytes", "Pillow"])
-def test_what_is_no_array_has_channels_of_its_own(source):
-    with pytest.raises(UsageError, match="is no array"):
+def test_channels_are_for_arrays_alone(source):
+    with pytest.raises(UsageError, match="is not an array"):
         Image(source, channels="BGR")
-    with pytest.raises(DataError, match=r"frame 0 .* is no array"):
+    with pytest.raises(DataError, match=r"frame 0 .* is not an array"):
         read_frames(Video([source], channels="BGR"))
-    with pytest.raises(UsageError, match="is no array"):
+    with pytest.raises(UsageError, match="is not an array"):
         Video("a.mp4", channels="BGR")
 
 

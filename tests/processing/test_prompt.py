@@ -266,6 +266,6 @@ def test_a_continuation_is_not_marked_as_a_beginning(metaspace):
     assert continuation_ids([A, "Output:"], "cat", metaspace).tolist() == metaspace.encode("<image>cat")[1:]
 
 
-def test_an_address_is_told_that_nothing_is_fetched(tokenizer):
+def test_an_address_is_refused_and_says_that_nothing_is_fetched(tokenizer):
     with pytest.raises(UsageError, match=r"the address 'https://a.example/c.png', and nothing is fetched"):
         build_prompt(["https://a.example/c.png", "Output:"], tokenizer)

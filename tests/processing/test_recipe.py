@@ -17,7 +17,7 @@ from flamingo_rt.processing.preprocess import pixel_values
 
 DOCUMENT = Path(__file__).parent.parent.parent / "docs" / "device-arrays.md"
 CONFIG = preset("tiny")
-FEW = {"bicubic": 0.01, "bilinear": 0.05}  # of the values: weights of bilinear are round numbers, so ties are common
+FEW = {"bicubic": 0.01, "bilinear": 0.05}  # share that may differ: bilinear's round weights make ties
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 

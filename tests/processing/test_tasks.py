@@ -118,7 +118,7 @@ def test_a_text_with_a_token_of_the_form_is_refused(build, token) -> None:
     lambda visuals: caption_prompt(PAPER, A, [(visuals, "a cat")]),
     lambda visuals: question_prompt(PAPER, A, "q?", [(visuals, "p?", "yes")]),
 ], ids=["caption", "caption shot", "question shot"])
-def test_what_is_no_picture_is_refused(build, visuals, said) -> None:
+def test_a_query_that_is_no_picture_is_refused(build, visuals, said) -> None:
     with pytest.raises(UsageError, match=said):
         build(visuals)
 

@@ -142,7 +142,7 @@ def test_clip_without_a_frame_is_refused(tmp_path):
 
 
 def test_text_and_truncated_files_named_mp4_are_refused_without_noise(tmp_path, reader):
-    """In a process of its own: FFmpeg takes its log level once, and writing the clips has set it in this one."""
+    """Use a new process: FFmpeg takes its log level once, and writing the clips has set it in this one."""
     text, cut = tmp_path / "text.mp4", write_clip(tmp_path / "cut.mp4", codec="mp4v")
     text.write_text("hello world")
     cut.write_bytes(cut.read_bytes()[:-500])

@@ -1,5 +1,5 @@
-"""A backend that passes everything on and remembers it, and checks that no call leaves its cache; and what made-up
-engines give and visual encoders are given."""
+"""A backend that passes everything on, records it, and checks that no call leaves its cache; and outputs of made-up
+engines."""
 
 from __future__ import annotations
 

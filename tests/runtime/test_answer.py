@@ -58,7 +58,7 @@ def test_a_push_decodes_a_bounded_number_of_tokens(text, tokenizer, monkeypatch)
 
 def test_a_space_that_the_tokenizer_drops_at_the_beginning_is_kept_later():
     class Sentencepiece:
-        """As LLaMA's: a token may begin with a space, and decoding drops one at the beginning."""
+        """A tokenizer like LLaMA's: a token may begin with a space, and decoding drops one at the beginning."""
 
         stop_ids = frozenset()
 
@@ -103,7 +103,7 @@ def test_a_stop_text_over_several_tokens_is_held_back_until_it_is_refuted(tokeni
     assert growing.text == "x##y"
 
 
-def test_what_was_held_back_comes_out_at_the_end(tokenizer):
+def test_text_that_was_held_back_comes_out_at_the_end(tokenizer):
     growing = answer(tokenizer, ["###"])
     pieces = feed(growing, [*tokenizer.encode("x"), *tokenizer.encode("#"), tokenizer.end_of_chunk_id])
     assert pieces == ["x", "", "#"]

@@ -36,7 +36,7 @@ def read(path, dtype="float32", shape=(2, 3)):
     VALUES, VALUES.astype(np.float16), np.arange(5), np.zeros((1, 2, 0, 4), np.float32), np.float32(3.0).reshape(()),
     np.arange(4, dtype=np.uint16),
 ], ids=lambda array: f"{array.dtype}{list(array.shape)}")
-def test_what_numpy_saves_is_read(array, tmp_path):
+def test_an_archive_written_by_numpy_is_read(array, tmp_path):
     np.savez(tmp_path / "a.npz", x=array)
     found = read(tmp_path / "a.npz", str(array.dtype), array.shape)
     assert found.dtype == array.dtype

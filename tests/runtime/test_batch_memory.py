@@ -28,7 +28,7 @@ def specs(config):
     return graph_specs(config)
 
 
-def test_what_is_needed_is_what_the_decoder_binds(flamingo, config, tokenizer, pictures, specs):
+def test_the_needed_memory_is_that_of_the_arrays_the_decoder_binds(flamingo, config, tokenizer, pictures, specs):
     backend = RecordingEngine(TorchBackend(flamingo))
     model = Model(backend, config, tokenizer)
     model.generate_batch([[pictures[0], "a", pictures[1], "b"], [pictures[2], "ab"]], max_new_tokens=5)
@@ -37,7 +37,7 @@ def test_what_is_needed_is_what_the_decoder_binds(flamingo, config, tokenizer, p
     taken = sum(array.nbytes for array in [*arrays, bound.outputs["logits"]])
     capacity = bound.inputs["past_key_values.0.key"].shape[2]
     needed = batch_memory.needed_bytes(specs, rows=2, capacity=capacity, visuals=2)
-    assert taken <= needed <= taken + 2 * 8 * (2 * capacity + 1)  # and the tokens
+    assert taken <= needed <= taken + 2 * 8 * (2 * capacity + 1)  # plus input_ids and media_index
 
 
 def test_a_token_more_needs_its_keys_and_values_in_every_layer(specs):
@@ -51,7 +51,7 @@ def reading(config, rows, tokens=2, total=2):
 
 @pytest.mark.parametrize("beams", [1, 3])
 def test_an_answer_that_fits_is_given(beams, torch_model, specs, config, have):
-    """Of the token of the beginning, "x" and four more; the prompt of beams is read once."""
+    """Reckon with the beginning-of-text token, "x" and four more; beams read their prompt once."""
     have(batch_memory.needed_bytes(specs, beams, 6, 0) + reading(config, 1))
     assert torch_model.generate("x", max_new_tokens=4, beams=beams).result().tokens
 
@@ -85,7 +85,7 @@ def test_rows_behind_a_prefix_are_read_one_at_a_time(torch_model, specs, config,
     assert len(torch_model.generate_batch(["x"] * 3, prefix=shots, max_new_tokens=4)) == 3
 
 
-# What prefill computes
+# Memory of prefill
 
 
 def with_language(config, **changes):
@@ -151,7 +151,7 @@ def test_a_prefill_takes_about_what_is_reckoned(bundle_folder):
     lambda model, parts: model.prompt(parts), lambda model, parts: model.score(parts, ["yes"]),
     lambda model, parts: model.generate(parts), lambda model, parts: model.generate(parts, beams=2),
 ], ids=["prompt", "score", "generate", "beams"])
-def test_nothing_is_computed_of_what_does_not_fit(call, flamingo, config, tokenizer, pictures, have):
+def test_a_batch_that_does_not_fit_computes_nothing(call, flamingo, config, tokenizer, pictures, have):
     backend = RecordingEngine(TorchBackend(flamingo))
     have(1000)
     with pytest.raises(DataError, match=r"0.0 MB are available"):
@@ -159,6 +159,6 @@ def test_nothing_is_computed_of_what_does_not_fit(call, flamingo, config, tokeni
     assert not backend.bound
 
 
-def test_where_nothing_says_what_there_is_everything_is_tried(torch_model, have):
+def test_a_batch_is_tried_where_the_available_memory_is_unknown(torch_model, have):
     have(None)
     assert torch_model.generate("x", max_new_tokens=2).result().tokens

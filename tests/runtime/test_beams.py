@@ -134,7 +134,7 @@ def test_a_stop_text_ends_a_beam_as_an_end_token_does(model, pictures, tokenizer
 
 
 def test_the_search_ends_with_the_context(model, config, slowly):
-    text = "z" * (config.language.context - 6)  # and the token of the beginning
+    text = "z" * (config.language.context - 6)  # 5 places are left: a token starts the text
     found = searched(model, text, max_new_tokens=64)
     assert (found.stop_reason, found.tokens) == ("context", slowly(text, limit=5))
 

@@ -1,4 +1,4 @@
-"""Whoever opens a cache closes it: answers that end, fail, are given up, or are never asked for."""
+"""A cache is closed by its opener: answers that end, fail, are given up, or are never asked for."""
 
 import gc
 
@@ -64,7 +64,7 @@ def test_prompts_and_scores_give_their_caches_back(model, opened, pictures):
 
 @pytest.mark.parametrize("options", WAYS[:3], ids=str)
 def test_an_answer_that_goes_half_way_gives_its_cache_back(model, opened, options):
-    """Without Python's collector of circles."""
+    """Turn Python's cycle collector off: the memory must not wait for it."""
     gc.disable()
     try:
         answer = model.generate("Output: a red", max_new_tokens=20, **options)
@@ -150,9 +150,9 @@ def test_a_closed_decoder_takes_no_step(backend, config):
     decoder.prefill([text_row()])
     token = np.array([65])
     decoder.step(token)  # bound before it is closed
-    next(decoder.greedy(token, 1))
+    next(decoder.step_greedily(token, 1))
     decoder.close()
     with pytest.raises(ValueError, match="the cache is closed"):
         decoder.step(token)
     with pytest.raises(ValueError, match="the cache is closed"):
-        next(decoder.greedy(token, 1))
+        next(decoder.step_greedily(token, 1))

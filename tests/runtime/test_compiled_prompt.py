@@ -60,7 +60,7 @@ def test_a_query_behind_a_compiled_prompt_gets_the_tokens_of_the_whole_prompt(
     query, ort_model, other_process, compiled, shots, pictures
 ):
     parts = {
-        "new picture": [pictures[2], "Output:"], "text alone": ["Output:"],  # of the last shot's picture
+        "new picture": [pictures[2], "Output:"], "text alone": ["Output:"],  # about the last shot's picture
         "two pictures": [pictures[2], f"Output: a red{END}", pictures[3], "Output:"],
     }[query]
     state = other_process.load_prompt(compiled)

@@ -80,7 +80,7 @@ def test_the_step_is_bound_once(backend, config, row):
     assert backend.calls[LANGUAGE_MODEL] == 6
 
 
-def test_what_never_changes_between_steps_is_said_to_be_constant(backend, config, row):
+def test_inputs_that_never_change_between_steps_are_bound_as_constant(backend, config, row):
     running = decoder(backend, config)
     running.prefill([row])
     running.step(np.array([65]))
@@ -196,7 +196,7 @@ def test_several_tokens_at_once_are_as_one_after_the_other(backend, config, row)
     np.testing.assert_allclose(extending.step(np.array([65])), stepping.step(np.array([65])), **FLOAT32)
 
 
-def test_what_was_rewound_changes_nothing_that_follows(backend, config, row):
+def test_tokens_that_were_rewound_do_not_change_what_follows(backend, config, row):
     plain, rewound = decoder(backend, config), decoder(backend, config)
     plain.prefill([row])
     rewound.prefill([row])

@@ -1,5 +1,5 @@
-"""How much is guessed: what is likely for its cost, by a table of costs and this answer's guesses, and nothing that
-does not pay."""
+"""Number of guessed tokens: by a table of costs and by how this answer's guesses went, and none where guessing does
+not pay."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -49,7 +49,7 @@ def test_the_size_with_the_most_tokens_for_its_cost_is_taken():
     assert lengths(cost.get, right=True)[-10:].count(4) >= 9
 
 
-def test_what_is_likely_is_guessed_from_the_first_step_on():
+def test_likely_tokens_are_guessed_from_the_first_step_on():
     length = DraftLength(7, table(lambda size: 1.0 + 0.04 * (size - 1)))
     assert length.choose(likely(*[SURE] * 7), 7)[1] == 8
 
@@ -65,7 +65,7 @@ def test_a_new_answer_knows_nothing_of_those_before():
         assert length.choose(likely(0.7, 0.7), 7)[1] == 1
 
 
-def test_a_step_ends_before_what_is_not_worth_its_cost():
+def test_a_step_ends_before_a_guess_that_is_not_worth_its_cost():
     costs = table(lambda size: 1.0 + 0.2 * (size - 1))
     length = DraftLength(7, costs)
     assert length.choose(likely(SURE, UNSURE, UNSURE, UNSURE), 7)[1] == 2
@@ -73,7 +73,7 @@ def test_a_step_ends_before_what_is_not_worth_its_cost():
     assert length.choose(likely(0.2, SURE, SURE), 7)[1] == 1
 
 
-def test_what_cannot_be_reached_is_not_considered():
+def test_a_guess_behind_an_unlikely_one_is_not_considered():
     considered, size = DraftLength(7, table(lambda size: 1.0)).choose(likely(0.1, 0.1, SURE, SURE), 7)
     assert len(considered) == 2
     assert size == 2
@@ -113,7 +113,7 @@ def test_guessing_begins_again_when_guesses_would_have_been_right():
     confidences=st.lists(st.floats(0.01, 1.0), max_size=9), seen=st.lists(st.booleans(), max_size=30),
     ratios=st.lists(st.floats(1.0, 9.0), min_size=3, max_size=3), most=st.integers(0, 31),
 )
-def test_whatever_was_seen_a_step_is_of_a_known_size_and_of_guesses_that_are_there(confidences, seen, ratios, most):
+def test_a_step_always_has_a_known_size_and_no_more_guesses_than_there_are(confidences, seen, ratios, most):
     length = DraftLength(most, table(dict(zip((2, 4, 8), ratios, strict=True)).get))
     for right in seen:
         length.saw(Guess(1, 0.5, 2), right)

@@ -126,7 +126,7 @@ def with_graph(source: Path, folder: Path, name: str, change) -> Path:
 
 
 @pytest.mark.parametrize("location", ["other.data", "../outside.data", "absolute", "link.data"])
-def test_weights_that_the_manifest_does_not_know_are_not_loaded(bundle_folder, tmp_path, location) -> None:
+def test_weights_that_are_not_in_the_manifest_are_not_loaded(bundle_folder, tmp_path, location) -> None:
     data = (bundle_folder / "resampler.onnx.data").read_bytes()
     (tmp_path / "outside.data").write_bytes(data)
     location = str(tmp_path / "outside.data") if location == "absolute" else location

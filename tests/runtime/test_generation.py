@@ -120,7 +120,7 @@ def text_of(count, tokenizer):
 
 
 def test_an_answer_ends_with_the_context(model, tokenizer, naive, config):
-    text = text_of(config.language.context - 6, tokenizer)  # and the token of the beginning
+    text = text_of(config.language.context - 6, tokenizer)  # 5 places are left: a token starts the text
     result = model.generate(text).result()
     assert (result.stop_reason, result.tokens) == ("context", tuple(naive(text, 5)))
 
@@ -208,7 +208,7 @@ class ScriptedEngine(HostBackend):
 
     def bind(self, graph, inputs, outputs, constant=()):
         def call() -> None:
-            if graph != LANGUAGE_MODEL:  # what it sees changes nothing
+            if graph != LANGUAGE_MODEL:  # the answer is scripted: pictures do not matter
                 return
             positions = inputs["cache_length"][:, None] + inputs["logits_index"]
             if not self.said:
@@ -253,7 +253,7 @@ def test_a_caption_less_likely_than_usual_says_so(config, tokenizer, pictures):
     assert found.probability == pytest.approx(each**3, rel=1e-5)
     assert found.unlike_validation is False
     assert result(each**3 + 1e-4, caption).unlike_validation is True
-    # Cut before it fell below, it may yet.
+    # The answer was cut while its probability was above: more tokens could bring it below.
     assert result(each**3 + 1e-4, caption, max_new_tokens=2).unlike_validation is None
     assert result(each**2 + 1e-4, caption, max_new_tokens=2).unlike_validation is True
 
@@ -333,7 +333,7 @@ def test_keyword_arguments_go_before_the_options_given(model, prompts, expected)
 
 
 def test_the_same_generation_twice_is_the_same(model, prompts):
-    # How many tokens a step guesses depends on the time steps took, and with it the last bits of the sums.
+    # Steps guess more or fewer tokens by the time that steps took, which changes the last bits of the sums.
     options = {"max_new_tokens": 4, "speculation": 0}
     first, second = (model.generate(prompts["two pictures"], **options).result() for _ in range(2))
     np.testing.assert_array_equal(first.logprobs, second.logprobs)

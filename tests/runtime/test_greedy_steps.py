@@ -1,4 +1,4 @@
-"""Greedy steps that are begun before it is known what those before them chose."""
+"""Greedy steps that are enqueued before it is known what those before them chose."""
 
 import numpy as np
 import pytest
@@ -13,19 +13,19 @@ AHEAD = 2
 
 
 class CountingSteps(HostGreedySteps):
-    """Keeps what each step chose until it is taken, and how far steps ran ahead of that."""
+    """Keeps what each step chose until it is asked for, and how far steps ran ahead of that."""
 
     def __init__(self, *bound) -> None:
         super().__init__(*bound)
         self.waiting, self.lengths, self.most_waiting, self.finished = [], [], 0, False
 
-    def launch(self, lengths) -> None:
-        super().launch(lengths)
+    def enqueue(self, lengths) -> None:
+        super().enqueue(lengths)
         self.lengths.append(lengths.tolist())
-        self.waiting.append(super().take())
+        self.waiting.append(super().wait_next())
         self.most_waiting = max(self.most_waiting, len(self.waiting))
 
-    def take(self):
+    def wait_next(self):
         return self.waiting.pop(0)
 
     def finish(self) -> None:
@@ -55,7 +55,7 @@ class AlphabetEngine(HostBackend):
 
         return call
 
-    def greedy_steps(self, cache, inputs, outputs, constant=()):
+    def bind_greedy_steps(self, cache, inputs, outputs, constant=()):
         self.steps = CountingSteps(self.bind("language_model", inputs, outputs, constant), inputs, outputs)
         return self.steps
 
@@ -80,7 +80,7 @@ def test_each_step_is_told_how_much_is_cached_when_it_runs(backend, config, toke
     assert backend.steps.lengths == [[start + step] for step in range(5 + AHEAD)]
 
 
-def test_no_step_is_begun_behind_the_last_token_of_an_answer(backend, config, tokenizer):
+def test_no_step_is_enqueued_behind_the_last_token_of_an_answer(backend, config, tokenizer):
     result = Model(backend, config, tokenizer).generate("u", max_new_tokens=3).result()
     assert (result.text, result.steps, len(backend.steps.lengths)) == ("vwx", 2, 2)
 

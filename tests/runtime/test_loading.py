@@ -60,7 +60,7 @@ def test_a_missing_folder_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["folder", "file"])
-def test_what_is_neither_bundle_nor_checkpoint_is_refused(kind, tmp_path):
+def test_a_folder_that_is_neither_bundle_nor_checkpoint_is_refused(kind, tmp_path):
     path = tmp_path
     if kind == "file":
         path = tmp_path / "model.onnx"

@@ -75,7 +75,7 @@ def encode(backend, config):
 
 @pytest.fixture
 def pixels(pictures, config):
-    """Of each picture, [3, H, W]."""
+    """Pixel values of each picture, [3, H, W]."""
     return [visual_pixels(picture, config)[0] for picture in pictures]
 
 
@@ -110,7 +110,7 @@ def test_pixel_values_in_host_memory_are_batched_and_cached_like_their_pictures(
     assert frames(backend) == [2]
 
 
-def test_those_in_device_memory_are_read_there_one_by_one(encode, backend, config, pictures, pixels):
+def test_pixel_values_in_device_memory_are_read_there_one_by_one(encode, backend, config, pictures, pixels):
     clip = np.stack([*pixels, pixels[0][::-1].copy()])  # 7 frames
     placed = [OnDevice(pixels[0]), OnDevice(clip)]
     visuals = [pictures[1], PixelValues(placed[0]), pictures[2], PixelValues(placed[1]), pictures[3]]
@@ -126,7 +126,7 @@ def test_those_in_device_memory_are_read_there_one_by_one(encode, backend, confi
     assert sorted(bound.inputs["features"].shape[:2] for bound in backend.of(RESAMPLER)) == [(1, 7), (4, 1)]
 
 
-def test_what_is_in_device_memory_is_encoded_once_a_call_and_not_kept(backend, config, tokenizer, pixels):
+def test_pixel_values_in_device_memory_are_encoded_once_a_call_and_not_kept(backend, config, tokenizer, pixels):
     model = Model(backend, config, tokenizer)
     held = pixels[0].copy()
     visual = PixelValues(OnDevice(held))
@@ -143,7 +143,7 @@ def test_what_is_in_device_memory_is_encoded_once_a_call_and_not_kept(backend, c
         assert (result.tokens, result.logprobs) == (expected.tokens, expected.logprobs)
 
 
-def test_what_is_in_device_memory_is_looked_at_in_the_thread_that_asks(encode, pictures, pixels):
+def test_pixel_values_in_device_memory_are_read_in_the_calling_thread(encode, pictures, pixels):
     placed = [OnDevice(pixels[0]), OnDevice(pictures[1].source), OnDevice(pictures[2].source)]
     encode(
         [pictures[3], PixelValues(placed[0]), Image(placed[1]), pictures[4], Video([placed[2]], frames=1), pictures[5]]
@@ -151,14 +151,14 @@ def test_what_is_in_device_memory_is_looked_at_in_the_thread_that_asks(encode, p
     assert [array.threads for array in placed] == [{threading.get_ident()}] * 3
 
 
-def test_what_the_engine_cannot_read_where_it_is_is_reported_with_a_remedy(encode, pixels):
+def test_pixel_values_that_the_engine_cannot_read_in_place_are_reported_with_a_remedy(encode, pixels):
     memory = np.zeros(pixels[0].nbytes + 4, dtype=np.uint8)
     odd = memory[1 : 1 + pixels[0].nbytes].view(np.float32).reshape(pixels[0].shape)
     with pytest.raises(DataError, match=r"<OnDevice in device memory>: a device array at 0x\w+; copy .*clone\(\)"):
         encode([PixelValues(OnDevice(odd))])
 
 
-def test_a_backend_in_host_memory_refuses_them_before_it_reads_anything(torch_model, ort_model, pixels, tmp_path):
+def test_a_backend_in_host_memory_refuses_pixel_values_on_a_device(torch_model, ort_model, pixels, tmp_path):
     for model in (torch_model, ort_model):
         with pytest.raises(UsageError, match=rf"{model.backend.name} backend.*array.cpu\(\)"):
             model.generate([Image(tmp_path / "no.png"), PixelValues(OnDevice(pixels[0])), "a"])

@@ -36,7 +36,7 @@ def arrays() -> dict[str, np.ndarray]:
 
 
 def damaged(folder: Path, arrays: dict[str, np.ndarray]) -> DataError:
-    """What is said of a file with these arrays."""
+    """Error of reading a file with these arrays."""
     np.savez(folder / "reference.npz", **arrays)
     with pytest.raises(DataError, match=r"reference\.npz is damaged \(.*export the model again") as raised:
         read_reference(folder / "reference.npz", CONFIG)
@@ -113,7 +113,7 @@ def test_a_missing_array_is_named(name: str, arrays, tmp_path: Path) -> None:
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_values_that_are_no_numbers_are_refused(name: str, value: float, arrays, tmp_path: Path) -> None:
     arrays[name].flat[3] = value
-    assert "no numbers" in str(damaged(tmp_path, arrays))
+    assert "not numbers" in str(damaged(tmp_path, arrays))
 
 
 @pytest.mark.parametrize("name", [
@@ -144,7 +144,7 @@ def test_an_impossible_description_is_refused(changes, arrays, tmp_path: Path) -
     damaged(tmp_path, about(arrays, **changes))
 
 
-def test_those_of_another_model_are_refused() -> None:
+def test_reference_outputs_of_another_model_are_refused() -> None:
     other = replace(CONFIG, language=replace(CONFIG.language, vocab_size=100))
     with pytest.raises(DataError, match="is not within 0 and 99"):
         read_reference(FILE, other)

@@ -15,7 +15,7 @@ from flamingo_rt.runtime.model import Model
 
 CHOICES = ["a red circle", "yes", "no, it is not", "é"]
 LOGPROB = 2e-4  # float32 logits of about 5; up to ten tokens are added up
-LOGPROB_SHARE = 1e-5  # and a sum of -70 carries as many roundings as its tokens
+LOGPROB_SHARE = 1e-5  # relative: a sum of -70 carries a rounding for each token
 
 
 @pytest.fixture(scope="module")

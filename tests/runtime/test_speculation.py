@@ -257,7 +257,7 @@ def test_another_process_gives_the_same_bits():
     assert drafted > 0
 
 
-# What is guessed
+# Guesses
 
 
 def guesses(ids, most, stop_ids=frozenset()):
@@ -265,7 +265,7 @@ def guesses(ids, most, stop_ids=frozenset()):
 
 
 def occurrences(ids, start, end):
-    """What followed where the tokens from ``start`` to ``end``, counted from the end, stood before."""
+    """Tokens that followed earlier occurrences of ``ids[start:end]`` (places counted from the end)."""
     wanted = ids[start:end]
     return [
         ids[place] for place in range(-start, len(ids)) if ids[place + start : place + end if end else place] == wanted
@@ -291,7 +291,7 @@ def guess_slowly(ids):
 
 
 def latest(after, token):
-    """Where ``token`` last became as frequent as it is."""
+    """Last place of ``token``."""
     return max(place for place, other in enumerate(after) if other == token)
 
 
@@ -338,7 +338,7 @@ def shots(*phrases):
     return [token for colour, shape in phrases for token in (AN, colour, shape, END_TOKEN)]
 
 
-def test_what_always_follows_is_surer_than_what_never_does():
+def test_a_token_that_always_follows_is_surer_than_one_that_never_did():
     ids = shots((1, 11), (2, 12), (3, 13), (4, 14))
     (first,), (colour,) = guesses(ids, 1), guesses([*ids, AN], 1)
     assert first.token == AN
@@ -354,11 +354,11 @@ def test_five_occurrences_that_agree_are_surer_than_one_of_a_longer_context():
     assert agreed.confidence > once.confidence
 
 
-def test_behind_a_word_that_is_new_what_stood_behind_others_is_guessed():
+def test_the_token_that_follows_other_words_is_guessed_behind_a_new_word():
     ids = [AN, 1, 11, END_TOKEN, AN, 1, 12, END_TOKEN, AN, 1, 13]
     assert guesses(ids, 1)[0].token == END_TOKEN
     assert not guesses([AN, 1, 11], 1)
 
 
-def test_of_what_followed_as_often_the_latest_is_guessed():
+def test_the_latest_of_equally_frequent_tokens_is_guessed():
     assert guesses([1, 2, 1, 3, 1], 1)[0].token == 3

@@ -116,7 +116,7 @@ def test_a_fault_of_the_resampler_is_found_in_it(ort, reference: ReferenceOutput
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_numbers_that_are_none_are_beyond_every_tolerance(ort, reference: ReferenceOutputs, value: float) -> None:
+def test_values_that_are_not_numbers_are_beyond_every_tolerance(ort, reference: ReferenceOutputs, value: float) -> None:
     def change(graph: str, inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> None:
         if graph == LANGUAGE_MODEL and LOGITS in outputs and inputs[CACHE_LENGTH].any():
             outputs[LOGITS][..., 7] = value
@@ -154,7 +154,7 @@ def test_a_prefix_that_is_not_restored_is_found(ort, reference: ReferenceOutputs
     backend.cache = lambda rows, capacity: Forgetful(ort.specs[LANGUAGE_MODEL], rows, capacity)  # type: ignore
     found = checked(backend, reference)
     assert beyond(found) == {LANGUAGE_MODEL}
-    assert found.graphs[2].where.startswith("'several pictures' behind a prefix")
+    assert found.graphs[2].where.startswith("'several pictures' after a prefix")
 
 
 def test_a_fault_of_one_row_in_a_batch_is_found(ort, reference: ReferenceOutputs) -> None:

@@ -234,7 +234,7 @@ def test_the_least_recently_used_is_dropped_when_the_bytes_are_full():
     assert (cache.get(b"a")["media"][0], cache.get(b"c")["media"][0]) == (1, 3)
 
 
-def test_what_is_larger_than_the_cache_drops_nothing():
+def test_an_entry_larger_than_the_cache_drops_nothing():
     cache = MediaCache(100)
     cache.put(b"a", media(1))
     cache.put(b"b", media(2, count=26))
@@ -242,7 +242,7 @@ def test_what_is_larger_than_the_cache_drops_nothing():
     assert cache.get(b"a") is not None
 
 
-def test_what_is_kept_is_a_copy_that_cannot_be_written():
+def test_the_cache_keeps_a_copy_that_cannot_be_written():
     cache, array = MediaCache(), np.zeros((4, 10), dtype=np.float32)
     cache.put(b"a", {"media": array[1]})
     array[:] = 7
@@ -253,7 +253,7 @@ def test_what_is_kept_is_a_copy_that_cannot_be_written():
         kept[0] = 1
 
 
-def test_putting_the_same_again_takes_no_room():
+def test_putting_an_entry_twice_takes_no_more_room():
     cache = MediaCache(100)
     for _ in range(5):
         cache.put(b"a", media(1))

@@ -295,7 +295,7 @@ def test_yes_and_no_are_balanced(asked, kind):
     assert abs(counts["yes"] - counts["no"]) < 3.5 * math.sqrt(total)  # 3.5 standard deviations of a fair coin
 
 
-def test_every_denied_pair_has_one_right_word(asked):
+def test_every_object_that_is_denied_shares_a_word_with_the_scene(asked):
     for scene, question in asked:
         match = re.fullmatch(r"Is there an? (\w+) (\w+)\?", question.text)
         if match and question.answer == "no":

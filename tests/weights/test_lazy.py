@@ -23,7 +23,7 @@ def lazy(values: Tensor) -> LazyTensor:
     ("shape", "dtype", "nbytes"),
     [((3, 4), torch.float32, 48), ((), torch.bfloat16, 2), ((0, 5), torch.int64, 0), ((2,), torch.complex64, 16)],
 )
-def test_its_size_is_known_without_reading(shape, dtype, nbytes):
+def test_the_size_of_a_tensor_is_known_without_reading(shape, dtype, nbytes):
     def read() -> Tensor:
         raise AssertionError("read")
 

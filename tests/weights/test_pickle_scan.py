@@ -27,7 +27,7 @@ def scan(content: bytes, **options) -> None:
 
 @pytest.mark.parametrize("protocol", range(5))
 @pytest.mark.parametrize("data", PLAIN_DATA, ids=range(len(PLAIN_DATA)))
-def test_what_pickle_writes_passes(data, protocol):
+def test_pickles_written_by_the_pickle_module_pass(data, protocol):
     scan(pickle.dumps(data, protocol))
 
 
@@ -39,7 +39,7 @@ def test_what_pickle_writes_passes(data, protocol):
     (b"\x80\x02\x8b\xff\xff\xff\x7f\x01.", "not enough data"),
     (b"\x80\x02K\x01", "pickle exhausted"), (b"", "exhausted"), (b"\x80\x02\xff", "unknown"),
 ])
-def test_what_takes_more_than_its_length_is_refused(content, message):
+def test_a_pickle_that_takes_more_memory_than_its_length_is_refused(content, message):
     with pytest.raises(ValueError, match=message):
         scan(content)
 

@@ -217,7 +217,7 @@ def test_a_tensor_that_reaches_past_its_storage_is_refused(tmp_path, layout):
         (b"junk", "data.pkl is damaged"),
         (pickle.dumps([1]), "no named tensors"),
         (pickled({"a": tensor_of(float_storage("absent", 1), 0, (1,), (1,))}), "lacks data/absent"),
-        (pickled({"a": Storage("module", "x", "0")}), "no storage"),
+        (pickled({"a": Storage("module", "x", "0")}), "not a storage"),
         (pickled({"a": Storage()}), "data.pkl is damaged"),
     ],
 )
@@ -241,7 +241,7 @@ def doubled_pickle(levels: int) -> bytes:
 
 @pytest.mark.usefixtures("few_names")
 @pytest.mark.parametrize("content", [deep_pickle(5000), doubled_pickle(30)], ids=["deep", "doubled"])
-def test_a_structure_that_is_no_models_is_refused_before_all_of_it_is_named(tmp_path, content):
+def test_a_structure_that_no_model_has_is_refused_before_all_of_it_is_named(tmp_path, content):
     assert isinstance(pickle.loads(content), dict)
     craft(tmp_path / "odd.pt", content)
     with pytest.raises(DataError, match=r"cannot read .*odd\.pt: .*more than 1000000 entries"):

@@ -217,7 +217,7 @@ def old_format(content: object, file: Path) -> None:
 @pytest.mark.usefixtures("few_names")
 @pytest.mark.parametrize("write", [torch.save, old_format])
 @pytest.mark.parametrize("content", [doubled(30), nested(200)], ids=["doubled", "deep"])
-def test_a_structure_that_is_no_models_is_refused_before_all_of_it_is_named(tmp_path, write, content):
+def test_a_structure_that_no_model_has_is_refused_before_all_of_it_is_named(tmp_path, write, content):
     write(content, tmp_path / "odd.pt")
     with pytest.raises(DataError, match=r"cannot read .*odd\.pt: .*more than (1000000 entries|20000000 characters)"):
         open_weights(tmp_path / "odd.pt")
@@ -334,7 +334,7 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n"
         ("model.pt", b"\x80\x02", "damaged or cut short"),
     ],
 )
-def test_what_is_no_weight_file_is_said_to_be_what_it_is(tmp_path, name, content, message):
+def test_a_file_that_is_no_weight_file_is_refused_with_its_kind(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=message):
         open_weights(tmp_path / name)
@@ -352,7 +352,7 @@ def test_a_missing_path_is_refused(tmp_path):
         open_weights(tmp_path / "absent.pt")
 
 
-def test_what_the_system_refuses_is_explained(tmp_path, monkeypatch):
+def test_an_error_of_the_system_is_explained(tmp_path, monkeypatch):
     file = tmp_path / "model.bin"
     torch.save({"weight": random(2)}, file)
 

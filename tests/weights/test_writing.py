@@ -1,4 +1,4 @@
-"""What is written comes back equal, in files of the size asked for, with the index that readers expect."""
+"""Written weights come back equal, in files of the size asked for, with the index that readers expect."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def lazy(tensors: dict[str, Tensor]) -> dict[str, LazyTensor]:
     }
 
 
-def test_what_fits_is_one_file(tmp_path):
+def test_weights_that_fit_are_one_file(tmp_path):
     write_shards(lazy(TENSORS), tmp_path, tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == ["model.safetensors"]
     found = load_file(tmp_path / "model.safetensors")
@@ -48,7 +48,7 @@ def test_what_fits_is_one_file(tmp_path):
         assert opened.metadata() == {"format": "pt"}
 
 
-def test_what_does_not_fit_is_divided_in_order(tmp_path):
+def test_weights_that_do_not_fit_are_divided_in_order(tmp_path):
     sizes = {"a": 40, "b": 60, "c": 1, "big": 500, "d": 100, "e": 0, "f": 1}
     tensors = {name: torch.full((size,), 1, dtype=torch.uint8) for name, size in sizes.items()}
     write_shards(lazy(tensors), tmp_path, tmp_path, shard_bytes=100)
@@ -97,7 +97,7 @@ def test_one_file_is_in_memory_at_a_time(tmp_path):
     assert most == 3
 
 
-def test_progress_is_told_after_every_tensor(tmp_path):
+def test_progress_is_advanced_after_every_tensor(tmp_path):
     told = []
     write_shards(lazy(TENSORS), tmp_path, tmp_path, on_tensor=lambda name, nbytes: told.append((name, nbytes)))
     assert told == [(name, tensor.nbytes) for name, tensor in TENSORS.items()]

@@ -69,7 +69,8 @@ def color_distance(a: RGB, b: RGB) -> float:
 
 
 def sample_scene(rng: np.random.Generator, split: Split) -> Scene:
-    """Draw a scene at random. ``split`` decides whose handwriting may appear. Raises `UsageError`."""
+    """Draw a scene at random. ``split`` decides whose handwriting may appear. Raises `UsageError` for an unknown
+    one."""
     if split not in DIGIT_INDICES:
         raise UsageError(f"unknown split {split!r}; known: {', '.join(DIGIT_INDICES)}")
     background, colors = _sample_background(rng)

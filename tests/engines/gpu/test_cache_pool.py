@@ -84,20 +84,20 @@ def test_a_much_larger_cache_is_not_kept_for_a_short_answer(runner, gpu, monkeyp
     assert gpu.used == 60 * row
 
 
-def test_a_widened_cache_leaves_no_memory_behind(runner, gpu) -> None:
+def test_an_expanded_cache_leaves_no_memory_behind(runner, gpu) -> None:
     backend, row = runner.backend("tensorrt"), 96 * 6 * 64
     cache = backend.cache(1, 96)
     gpu.memory = 4 * row
-    wide = cache.expand_rows(3, 5)
+    expanded = cache.expand_rows(3, 5)
     assert gpu.used == 3 * row
     cache.close()
-    wide.close()
-    wide.close()
+    expanded.close()
+    expanded.close()
     assert gpu.used == 0
     assert backend.available_bytes() == gpu.memory
 
 
-def test_a_cache_that_cannot_be_widened_is_closed_and_leaves_nothing_behind(runner, gpu) -> None:
+def test_a_cache_that_cannot_be_expanded_is_closed_and_leaves_nothing_behind(runner, gpu) -> None:
     backend, row = runner.backend("tensorrt"), 96 * 6 * 64
     cache = backend.cache(1, 96)
     gpu.memory = 3 * row
@@ -155,20 +155,21 @@ def test_an_answer_that_nobody_asks_for_takes_no_memory(runner, gpu, text) -> No
 
 @pytest.mark.parametrize("lowering", LOWERINGS)
 @pytest.mark.parametrize("options", [{}, {"speculation": 0, "repetition_penalty": 1.1}, {"beams": 2}], ids=str)
+@pytest.mark.parametrize("part", ["set_shapes", "bind", "enqueue"])
 def test_a_step_that_fails_gives_the_cache_back_for_the_next_answer(
-    lowering, options, runner, gpu, ort, text, monkeypatch
+    part, lowering, options, runner, gpu, ort, text, monkeypatch
 ) -> None:
     model = runner.model(lowering)
-    run, runs = Profile.run, []
+    succeeding, calls = getattr(Profile, part), []
 
-    def failing(self, stream: int) -> None:
-        runs.append(self)
-        if len(runs) == 2:  # the prompt is the first
+    def failing(self, argument) -> None:
+        calls.append(argument)
+        if len(calls) == 2:  # the prompt is the first
             raise DataError("could not be run")
-        run(self, stream)
+        succeeding(self, argument)
 
     with monkeypatch.context() as context:
-        context.setattr(Profile, "run", failing)
+        context.setattr(Profile, part, failing)
         with pytest.raises(DataError, match="could not be run"):
             model.generate(text, max_new_tokens=8, **options).result()
     assert not gpu.queue

@@ -48,17 +48,17 @@ def test_a_captured_copy_is_replayed_with_what_is_there_then() -> None:
             cuda.upload(memory.address, sent)
             cuda.download(received, memory.address)
 
-        graph = cuda.capture(there_and_back)
-        assert graph is not None, "cuda-bindings is not installed"
+        cuda_graph = cuda.capture(there_and_back)
+        assert cuda_graph is not None, "cuda-bindings is not installed"
         for value in (1.0, 2.0):
             sent[:] = value
-            graph.launch()
+            cuda_graph.enqueue()
             cuda.synchronize()
             assert (received == value).all()
 
 
 def test_onnx_runtime_on_a_gpu_gives_the_tokens_of_the_cpu(tmp_path) -> None:
-    """In float32, of the lowering that has CUDA kernels for it; in half precision tokens may differ by rounding."""
+    """Compare in float32, in the lowering that has CUDA kernels for it: in half precision tokens may differ."""
     ran = []
     checkpoint = open_checkpoint(small_checkpoint(tmp_path / "checkpoint"))
     exact = export_model(checkpoint, tmp_path / "exact", lowering="tensorrt").path

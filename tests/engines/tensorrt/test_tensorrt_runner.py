@@ -219,7 +219,7 @@ def test_without_pycuda_it_is_said_what_to_install_for_tensorrt(runner, monkeypa
 
 @pytest.mark.parametrize("call", ["wait", "launch"])
 def test_what_cuda_says_of_a_run_is_an_error_with_a_remedy(runner, text, monkeypatch, call) -> None:
-    """A wrong access shows at a later call: where the host waits, or where the next graph is launched."""
+    """A wrong access shows at a later call: where the host waits, or where the next CUDA graph is launched."""
     model = runner.model("tensorrt")
     driver, bindings = sys.modules["pycuda.driver"], sys.modules["cuda.bindings.driver"]
 

@@ -28,6 +28,7 @@ from flamingo_rt.engines.ort import OrtBackend
 from flamingo_rt.errors import ParityError, UsageError
 from flamingo_rt.export.checks.half_precision import RoundedConstants, compared_with, in_half
 from flamingo_rt.export.pipeline import export_model
+from flamingo_rt.export.quantization.quantization_options import Quantize
 from flamingo_rt.processing.visuals import Image
 from flamingo_rt.runtime.batch_memory import needed_bytes
 from flamingo_rt.training.tokenizer_training import train_tokenizer
@@ -83,7 +84,7 @@ def test_weights_cache_and_media_are_half_and_pixels_and_logits_are_not(halves, 
 
 
 @pytest.mark.parametrize("compute", DTYPES)
-def test_what_is_recorded_is_exact_with_the_rounded_weights(halves, compute: str) -> None:
+def test_the_recorded_deviation_is_that_of_the_rounded_weights(halves, compute: str) -> None:
     bundle = read_bundle(halves(compute))
     assert bundle.compute == DTYPES[compute]
     assert {entry.dtype for entry in bundle.graphs.values()} == {DTYPES[compute]}
@@ -98,7 +99,7 @@ def test_what_half_precision_costs_is_measured(halves, compute: str) -> None:
     assert all(0.1 * unit < value < 200 * unit for value in rounding.values()), rounding
 
 
-def test_nothing_of_the_comparison_stays(halves) -> None:
+def test_no_file_of_the_comparison_is_left(halves) -> None:
     names = {f"{name}.onnx{part}" for name in GRAPHS for part in ("", ".data")}
     others = {"manifest.json", "reference.npz", "tokenizer.json"}
     assert {file.name for file in halves("bf16").iterdir()} == names | others
@@ -110,7 +111,7 @@ def picture() -> Image:
 
 
 def test_an_fp16_bundle_answers_as_the_rounded_model_does(halves, checkpointed: StoredModel, picture, tmp_path) -> None:
-    # Free of ties: the first logits of both, and what is likeliest.
+    # Greedy tokens could be ties, which rounding decides; scores are compared instead.
     model = flamingo_rt.load(halves("fp16"))
     rounded = compared_with(in_half(checkpointed, torch.float16), torch.float16)
     save_checkpoint(tmp_path / "rounded", rounded.load(), checkpointed.tokenizer)
@@ -172,14 +173,17 @@ def multiplied(tensor: LazyTensor, factor: float) -> LazyTensor:
     return LazyTensor(tensor.shape, tensor.dtype, tensor.file, lambda: tensor.read() * factor)
 
 
-def test_numbers_too_large_for_fp16_are_refused_with_the_remedy(checkpointed: StoredModel, tmp_path) -> None:
-    # Large between two matrices: what comes out is not.
+@pytest.mark.parametrize(
+    "options", [{}, {"lowering": "tensorrt", "quantize": Quantize("int8")}], ids=["plain", "quantized"]
+)
+def test_numbers_too_large_for_fp16_are_refused_with_the_remedy(checkpointed: StoredModel, tmp_path, options) -> None:
+    # The numbers are too large between these two matrices, and usual again behind them.
     large = dict(checkpointed.tensors)
     for part, factor in (("up", 3e4), ("down", 1 / 3e4)):
         name = f"language.layers.1.ff.{part}.weight"
         large[name] = multiplied(large[name], factor)
     with pytest.raises(ParityError, match=r"graph language_model, .* too large for torch.float16 .*--compute bf16"):
-        export_model(replace(checkpointed, tensors=large), tmp_path / "out", compute="fp16")
+        export_model(replace(checkpointed, tensors=large), tmp_path / "out", compute="fp16", **options)
     assert not list(tmp_path.iterdir())
 
 

@@ -28,7 +28,7 @@ def test_the_cases_are_the_prompts_that_matter() -> None:
     assert any(max(case.pieces) > 1 for case in CASES), "continuation"
 
 
-def test_the_reference_is_the_same_every_time_and_told_step_by_step(stored: StoredModel, reference: Reference) -> None:
+def test_the_reference_is_the_same_every_time_and_reports_each_step(stored: StoredModel, reference: Reference) -> None:
     told: list[int] = []
     again = compute_reference(stored.load(), told.append)
     assert told == [1] * STEPS
@@ -38,7 +38,7 @@ def test_the_reference_is_the_same_every_time_and_told_step_by_step(stored: Stor
 
 
 def test_the_reference_is_the_models_own_answer_to_each_text_alone(stored: StoredModel, reference: Reference) -> None:
-    """Without a batch, media by row or a recorded cache: each text with its pictures through `Flamingo.forward`."""
+    """Compute each text with its pictures through `Flamingo.forward`: no batch, no media by row, no recorded cache."""
     model = stored.load()
     for expected in reference.cases:
         case, first = expected.case, 0
@@ -52,7 +52,7 @@ def test_the_reference_is_the_models_own_answer_to_each_text_alone(stored: Store
             first += len(places)
             with torch.no_grad():
                 logits, _ = model(ids[None], index[None], *shown)
-            torch.testing.assert_close(expected.logits[row], logits[0], rtol=0, atol=2e-4)  # of logits up to 5
+            torch.testing.assert_close(expected.logits[row], logits[0], rtol=0, atol=2e-4)  # logits are up to 5
 
 
 def test_the_reference_has_every_layers_media_and_cache(stored: StoredModel, reference: Reference) -> None:
@@ -80,7 +80,7 @@ def test_the_graphs_equal_the_model_in_memory(bundle: Path, reference: Reference
 
 @pytest.mark.parametrize("graph", GRAPHS)
 def test_no_wrong_weight_escapes(graph: str, bundle: Path, reference: Reference, tmp_path: Path) -> None:
-    """Every tensor that stands in the weight file, in turn."""
+    """Spoil every tensor of the weight file in turn."""
     read = read_bundle(bundle)
     paths = {name: read.graph_path(name) for name in GRAPHS}
     names = stored_floats(paths[graph])
@@ -103,13 +103,13 @@ def test_a_deviation_is_relative_to_the_tensors_scale_and_names_what_deviates() 
         deviation.update(LANGUAGE_MODEL, "logits", "a case", np.array([0.502]), torch.tensor([0.5]))
 
 
-def test_what_is_not_a_number_deviates() -> None:
+def test_a_value_that_is_not_a_number_deviates() -> None:
     deviation = Deviation([LANGUAGE_MODEL], 1e-3)
     with pytest.raises(ParityError, match="nan"):
         deviation.update(LANGUAGE_MODEL, "logits", "a case", np.array([np.nan]), torch.tensor([0.5]))
 
 
-def test_logits_that_say_never_do_not_hide_the_others() -> None:
+def test_logits_of_impossible_tokens_do_not_hide_the_others() -> None:
     """A head without rows for some tokens has a bias of -30,000 there."""
     deviation = Deviation([LANGUAGE_MODEL], 1e-4)
     expected = torch.tensor([3.0, -2.0, -30000.0])

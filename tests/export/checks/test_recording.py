@@ -41,7 +41,7 @@ def test_matrices_in_half_precision_pass_too(bundles) -> None:
     assert verify(load(read.path, "ort", threads=1).backend, read.config, reference, read.reference.tolerance).passed
 
 
-def test_what_is_recorded_does_not_depend_on_when(bundle: Path, tokenizer: TextTokenizer) -> None:
+def test_recording_twice_gives_the_same_outputs(bundle: Path, tokenizer: TextTokenizer) -> None:
     read = read_bundle(bundle)
     backend = OrtBackend({name: read.graph_path(name) for name in GRAPHS}, read.config, threads=1)
     recorded = []
@@ -96,5 +96,3 @@ def test_tolerances_follow_the_type_and_what_it_costs() -> None:
     assert set(accepted_deviation(1e-4, "float32", None, quantized_activations=True).values()) == {0.05}
     measured = accepted_deviation(1e-4, "float16", dict(zip(GRAPHS, (1e-2, 1e-5, 1e-3), strict=True)), False)
     assert measured == pytest.approx(dict(zip(GRAPHS, (4e-2, 2**-7, 2**-7), strict=True)))
-    unknown = accepted_deviation(1e-4, "bfloat16", None, quantized_activations=False)
-    assert unknown == dict.fromkeys(GRAPHS, 0.25)

@@ -1,4 +1,4 @@
-"""How likely a model's captions are: which prompts are taken, and what a bundle records of them."""
+"""Validation of captions: which prompts are taken, and the probabilities that a bundle records."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def shown(parts: list) -> list[str]:
     return [Path(part.source).name if isinstance(part, Image) else part for part in parts]
 
 
-def test_the_captions_of_a_file_are_taken_off(tmp_path) -> None:
+def test_the_captions_of_a_file_are_cut_off_its_prompts(tmp_path) -> None:
     file = write(
         tmp_path, *[CAPTION] * FEWEST,
         ["see: ", {"image": "b.png"}, " Output: ", "a cat"],
@@ -84,7 +84,7 @@ def test_the_packaged_bundles_record_tells_scenes_from_noise() -> None:
 @pytest.mark.parametrize(
     ("lowering", "compute"), [("ort", "fp32"), pytest.param("tensorrt", "fp16", marks=pytest.mark.slow)]
 )
-def test_an_export_records_it_with_the_graphs_that_it_writes(stored, tmp_path, lowering, compute) -> None:
+def test_an_export_records_the_probability_with_the_graphs_that_it_writes(stored, tmp_path, lowering, compute) -> None:
     PIL.Image.new("RGB", (8, 8), "red").save(tmp_path / "a.png")
     prompts = file_captions(stored.config, write(tmp_path, *[CAPTION] * FEWEST))
     out = tmp_path / "bundle"

@@ -28,7 +28,7 @@ from flamingo_rt.model.flamingo import Flamingo
 from flamingo_rt.runtime.batch_memory import needed_bytes, prefill_bytes
 from flamingo_rt.training.tokenizer_training import train_tokenizer
 
-TOLERANCE = 2e-5  # of logits up to 5, float32
+TOLERANCE = 2e-5  # float32 logits up to 5
 
 
 def config_with(head_width: int, **language: object) -> FlamingoConfig:
@@ -88,7 +88,7 @@ def export(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Path
 
 def test_a_bundle_with_padded_heads_answers_as_its_checkpoint(export, tmp_path: Path) -> None:
     """Prefill, a kept prompt from a file, several rows, beams and guesses: all over caches of the padded width."""
-    config = small_config()  # whose other graphs the suite traces anyway
+    config = small_config()  # the suite traces its other graphs anyway
     checkpoint, bundle = export(replace(config, language=replace(config.language, head_width=20)))
     assert all(0 < value < TOLERANCE for value in bundle.parity.values())
     spec = graph_specs(bundle.config)[LANGUAGE_MODEL].input(past_name(0, "key"))

@@ -27,7 +27,7 @@ LOWERINGS = ("tensorrt", "tensorrt-classic")
 HALVES = ["fp16", pytest.param("bf16", marks=pytest.mark.slow)]
 SOMETIMES = ("partly rotary, parallel residual", "learnt")  # differ little from the others in what is lowered
 OFTEN = [kind if kind not in SOMETIMES else pytest.param(kind, marks=pytest.mark.slow) for kind in LANGUAGES]
-# Of a graph in half precision the upcast one is compared; the factor of the scores is rounded in it.
+# Graphs in half precision are compared upcast. They hold the factor of the scores rounded.
 TOLERANCE = {"fp32": 2e-5, "fp16": 5e-4, "bf16": 4e-3}
 
 
@@ -178,7 +178,7 @@ def test_unused_slots_of_the_cache_are_not_looked_at(export) -> None:
 
 
 def test_all_lowerings_answer_alike(export) -> None:
-    """Through the runtime: shots that were read before, beams, guessed tokens, a ragged batch."""
+    """Answer through the runtime: shots that were read before, beams, guessed tokens, a ragged batch."""
     picture = Image(np.random.default_rng(1).integers(0, 256, (30, 30, 3), np.uint8))
     answers = []
     for lowering in ("ort", *LOWERINGS):

@@ -70,12 +70,12 @@ def test_every_fourth_prompt_is_measured_with_and_the_others_calibrate(write, co
 
 
 def test_a_single_prompt_is_refused(write) -> None:
-    """There would be none to measure with that was not rounded for."""
+    """No prompt would be left to measure with."""
     with pytest.raises(DataError, match=r"holds 1 calibration prompts: give two or more, .*such as"):
         read_prompts(write('["Output: a star"]'))
 
 
-def test_of_a_long_file_prompts_from_all_over_it_are_taken(write) -> None:
+def test_prompts_of_a_long_file_are_taken_from_all_over_it(write) -> None:
     found = read_prompts(write(*(f'["prompt {number}"]' for number in range(1000))))
     assert (len(found.calibrate), len(found.measure)) == (CALIBRATED, MEASURED)
     numbers = [int(prompt.parts[0].split()[1]) for prompt in found.calibrate]
@@ -176,7 +176,7 @@ PROMPTS = placed(
 
 
 def test_prompts_become_cases_that_are_read_as_in_use(model: Flamingo, tokenizer: TextTokenizer) -> None:
-    """Prefill, then the last tokens one by one; each with its own pictures, the one without any with some."""
+    """Prefill, then the last tokens one by one. A prompt without pictures gets features that it does not look at."""
     told: list[int] = []
     reference = encode_prompts(model, tokenizer, PROMPTS, told.append)
     assert told == [1] * 4
@@ -193,7 +193,7 @@ def test_prompts_become_cases_that_are_read_as_in_use(model: Flamingo, tokenizer
     assert text.media_index.max() == 0
 
 
-def test_their_answers_are_the_models_own(model: Flamingo, tokenizer: TextTokenizer) -> None:
+def test_the_answers_of_the_cases_are_the_models_own(model: Flamingo, tokenizer: TextTokenizer) -> None:
     reference = encode_prompts(model, tokenizer, PROMPTS)
     answer(model, reference.cases)
     for prompt, expected in zip(PROMPTS, reference.cases, strict=True):

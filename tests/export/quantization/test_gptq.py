@@ -36,7 +36,7 @@ def weights(seed: int, rows: int = ROWS, width: int = WIDTH) -> np.ndarray:
 
 
 def output_error(matrix: np.ndarray, rounded: QuantizedMatrix, inputs: np.ndarray) -> float:
-    """Of the products with ``inputs``, relative."""
+    """Relative error of the products with ``inputs``."""
     expected = inputs @ matrix.T
     return float(np.linalg.norm(inputs @ rounded.dequantized().T - expected) / np.linalg.norm(expected))
 
@@ -47,7 +47,7 @@ def output_error(matrix: np.ndarray, rounded: QuantizedMatrix, inputs: np.ndarra
 @SEEDS
 @pytest.mark.parametrize("block", [16, 32, 64])
 def test_correlated_inputs_lose_less_than_by_the_nearest(seed: int, block: int) -> None:
-    """Also inputs that the rounding has not seen, of the same kind."""
+    """Compare on inputs that the rounding has not seen, too."""
     matrix, inputs = weights(seed), correlated(seed, 400)
     seen, unseen = inputs[:200], inputs[200:]
     aware = round_with_errors(matrix, seen.T @ seen, Blocks(4, block))
@@ -56,7 +56,7 @@ def test_correlated_inputs_lose_less_than_by_the_nearest(seed: int, block: int) 
         assert output_error(matrix, aware, some) < 0.7 * output_error(matrix, nearest, some)
 
 
-def test_it_is_the_loop_over_single_numbers_of_the_paper() -> None:
+def test_rounding_equals_the_papers_loop_over_single_numbers() -> None:
     """Algorithm 1 without blocks of columns: each column's error goes to all columns behind it at once."""
     matrix, inputs = weights(3, 5, 32).astype(np.float64), correlated(3, width=32)
     hessian = (inputs.T @ inputs).astype(np.float64)
@@ -76,7 +76,7 @@ def test_it_is_the_loop_over_single_numbers_of_the_paper() -> None:
     np.testing.assert_allclose(rounded.dequantized(), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_what_it_is_given_stays_as_it_was() -> None:
+def test_rounding_leaves_its_arguments_unchanged() -> None:
     matrix, inputs = weights(0), correlated(0)
     hessian = inputs.T @ inputs
     before = matrix.copy(), hessian.copy()
@@ -85,7 +85,7 @@ def test_what_it_is_given_stays_as_it_was() -> None:
     np.testing.assert_array_equal(hessian, before[1])
 
 
-def test_an_input_that_is_never_there_does_no_harm() -> None:
+def test_an_input_that_is_always_zero_does_no_harm() -> None:
     matrix, inputs = weights(0), correlated(0)
     inputs[:, 5] = 0
     rounded = round_with_errors(matrix, inputs.T @ inputs, Blocks(4, 16))
@@ -120,7 +120,7 @@ def run(model: Flamingo, ids: Tensor = IDS) -> Tensor:
 
 
 def inputs_of(model: Flamingo, name: str, ids: Tensor = IDS) -> Tensor:
-    """What a layer is given, [rows, T, width]."""
+    """Inputs of a layer, [rows, T, width]."""
     seen: list[Tensor] = []
     handle = model.get_submodule(name).register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     run(model, ids)
@@ -177,7 +177,7 @@ def test_a_later_layer_is_rounded_otherwise_where_an_earlier_one_was_rounded() -
     assert not np.array_equal(*results)
 
 
-def test_padding_is_not_rounded_for() -> None:
+def test_padding_does_not_influence_the_rounding() -> None:
     other = torch.where(TOKENS, IDS, (IDS + 17) % 300)
     results = []
     for ids in (IDS, other):

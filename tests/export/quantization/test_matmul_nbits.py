@@ -116,7 +116,7 @@ def rounded_as(model: Flamingo, scheme: Scheme, given: Mapping[str, QuantizedMat
 
 
 def language_deviation(config: FlamingoConfig, model: Flamingo, path: Path, tolerance: float) -> float:
-    """How far the graph is from the model; of the caches, too."""
+    """Largest deviation of the graph from the model, in logits and caches."""
     backend = OrtBackend({LANGUAGE_MODEL: path}, config, threads=1)
     reference = compute_reference(model)
     return check_parity(reference, backend, config, tolerance, graphs=(LANGUAGE_MODEL,))[LANGUAGE_MODEL]
@@ -136,7 +136,8 @@ def test_a_language_model_computes_with_the_nearest_numbers(model_and_graphs, sc
 
 
 def test_a_language_model_computes_with_the_numbers_it_is_given(model_and_graphs, tmp_path: Path) -> None:
-    """Which here are those of other matrices; merged ones are put side by side, gates go into their scales."""
+    """Give it rounded numbers of other matrices: those that are merged stand side by side, and gates are multiplied
+    into the scales."""
     model, graphs = model_and_graphs
     given = {}
     for name, tensor in model.state_dict().items():
@@ -151,7 +152,7 @@ def test_a_language_model_computes_with_the_numbers_it_is_given(model_and_graphs
 
 
 def test_activations_in_8_bits_cost_little_more(model_and_graphs, tmp_path: Path) -> None:
-    """As it is run: near the numbers it was rounded to, and not equal to them."""
+    """Run the graph as users do: its results are near those of the rounded weights, and not equal to them."""
     model, graphs = model_and_graphs
     path = tmp_path / "language_model.onnx"
     proto = quantized(graphs[LANGUAGE_MODEL], LANGUAGE_MODEL, "int8", path)
@@ -183,7 +184,7 @@ def test_a_scheme_gives_each_kind_of_matrix_its_bits(traced, scheme: str, bits: 
         if "language.head" in name or "language.embedding" in name:
             assert (number, block) == (head, 32), name
         elif ".ff." in name:
-            down = 16 if "language" in name else 128  # which divide 48 and 128
+            down = 16 if "language" in name else 128  # the largest blocks that divide 48 and 128
             assert (number, block) == (feed_forward, down if "down" in name else 32), name
         else:
             assert (number, block) == (attention, 32), name
@@ -201,7 +202,7 @@ def test_a_tied_embedding_is_stored_once(tied, scheme: str, tmp_path: Path) -> N
     assert stored <= rows * width + 4 * rows * width // 32 + 64  # a byte a number, a scale for 32, a shape
     users = [node.op_type for node in proto.graph.node if any(name.endswith("embedding.weight.packed")
                                                              for name in node.input)]
-    assert sorted(users) == ["GatherBlockQuantized", "MatMulNBits"]  # as it is: a reshaped one would be another
+    assert sorted(users) == ["GatherBlockQuantized", "MatMulNBits"]  # a reshaped table would be stored twice
     assert not any(node.op_type == "Transpose" for node in proto.graph.node)
 
 
@@ -311,7 +312,7 @@ def test_a_product_of_integers_is_that_of_the_definition(seed: int, shape: tuple
 
 
 def test_a_product_of_integers_does_not_overflow() -> None:
-    """All numbers the largest there are: 16 bits would not hold the sum of two products, 32 hold them all."""
+    """Use the largest numbers there are: 16 bits do not hold the sum of two products, 32 bits hold all of them."""
     for sign in (1, -1):
         x, matrix = np.full((2, 4096), sign, np.float32), np.ones((4096, 16), np.float32)
         found = run(alone(product(), matrix, x.shape, (2, 16), VISION_ENCODER)[0], x)
@@ -421,11 +422,11 @@ def test_a_matrix_that_is_read_twice_is_quantized_for_both(graph: str) -> None:
     assert np.abs(found - expected).max() < 0.03 * np.abs(expected).max()
 
 
-# What is told, and when weights are read
+# Results of `quantize_graph`, and when weights are read
 
 
 @pytest.mark.parametrize("scheme", SCHEMES_OF["ort"])
-def test_the_blocks_that_each_kind_of_matrix_got_are_told(model_and_graphs, scheme: str, tmp_path: Path) -> None:
+def test_the_blocks_of_each_kind_of_matrix_are_returned(model_and_graphs, scheme: str, tmp_path: Path) -> None:
     _model, graphs = model_and_graphs
     told = {name: quantize_graph(name, graph.clone().graph, SCHEMES[scheme]) for name, graph in graphs.items()}
     written = quantized(graphs[LANGUAGE_MODEL], LANGUAGE_MODEL, scheme, tmp_path / "graph.onnx")

@@ -25,7 +25,7 @@ def random_matrix(rows: int = ROWS, width: int = WIDTH, seed: int = 0) -> np.nda
 
 
 def by_hand(matrix: QuantizedMatrix) -> np.ndarray:
-    """What a quantized matrix stands for, number by number, from the definition."""
+    """Dequantize a matrix number by number, from the definition."""
     blocks, (rows, count, _) = matrix.blocks, matrix.packed.shape
     result = np.zeros((rows, count * blocks.block), dtype=np.float32)
     for row in range(rows):
@@ -156,7 +156,7 @@ def test_a_block_grows_no_larger_than_it_was_asked_for() -> None:
 
 
 def test_the_quantizers_leave_logging_as_it_was() -> None:
-    """In a process of its own: they set logging up when they are imported for the first time."""
+    """Import them in a new process: logging is set up by the first import."""
     code = "\n".join([
         "import logging, sys",
         "import numpy as np",

@@ -49,7 +49,7 @@ def model_of(nodes: list[onnx.NodeProto], weights: dict[str, np.ndarray], x: np.
 def run(model: onnx_ir.Model, x: np.ndarray) -> np.ndarray:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    # Optimized, ONNX Runtime would round the activations too.
+    # With optimizations, ONNX Runtime would round the activations too.
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     proto = onnx_ir.to_proto(model)
     session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
@@ -88,7 +88,7 @@ def test_four_bits_have_a_scale_for_each_block_of_a_column() -> None:
     assert 0.01 < np.abs(expected - matrix).max() / np.abs(matrix).max() < 0.2
 
 
-def test_what_was_rounded_with_errors_in_mind_is_taken() -> None:
+def test_matrices_that_were_rounded_before_are_stored_as_they_are() -> None:
     x, matrix = numbers(5, WIDTH), numbers(WIDTH, OUTPUTS)
     other = round_to_nearest(numbers(OUTPUTS, WIDTH, seed=1), Blocks(4, 32))
     model = model_of(product(FF), {FF: matrix}, x)
@@ -135,7 +135,7 @@ def test_a_tied_embedding_is_stored_once() -> None:
     np.testing.assert_allclose(run(model, ids), stored[ids] @ stored.T, rtol=1e-4, atol=1e-3)
 
 
-def test_an_embedding_that_is_only_looked_up_in_stays() -> None:
+def test_an_embedding_that_is_not_the_head_stays_in_float() -> None:
     ids, table = np.array([[3, 0, 7]]), numbers(OUTPUTS, WIDTH)
     nodes = [helper.make_node("Gather", ["language.embedding.weight", "x"], ["y"])]
     model = model_of(nodes, {"language.embedding.weight": table}, ids)
@@ -179,7 +179,7 @@ def test_a_whole_export_has_every_large_matrix_quantized_and_scales_in_half_prec
     assert not list((quantized / "bundle").glob("*upcast*"))
 
 
-def test_what_it_cost_is_recorded(quantized: Path) -> None:
+def test_the_cost_of_quantization_is_recorded(quantized: Path) -> None:
     record = read_bundle(quantized / "bundle").quantization
     assert record["rounding"] == "gptq"
     assert record["blocks"]["attention"] == {"bits": 4, "block": 32, "fitted": [32]}
@@ -192,10 +192,12 @@ def test_what_it_cost_is_recorded(quantized: Path) -> None:
     [
         ("tensorrt-classic", {"scheme": "int4"}, "the lowering tensorrt-classic has no quantization int4; known: int8"),
         ("ort", {"scheme": "fp8"}, "the lowering ort has no quantization fp8; known: int8, mixed, int4"),
-        ("tensorrt", {"scheme": "int4", "block": 256}, "block is 256; of the lowering tensorrt known: 32, 64, 128"),
+        ("tensorrt", {"scheme": "int4", "block": 256}, "block is 256; known for the lowering tensorrt: 32, 64, 128"),
     ],
 )
-def test_what_a_lowering_has_no_form_of_is_refused(quantized: Path, tmp_path, lowering, options, message) -> None:
+def test_a_scheme_or_block_that_a_lowering_lacks_is_refused(
+    quantized: Path, tmp_path, lowering, options, message
+) -> None:
     with pytest.raises(UsageError, match=message):
         export_model(
             open_checkpoint(quantized / "checkpoint"), tmp_path / "out", lowering=lowering,
@@ -207,11 +209,11 @@ def test_what_a_lowering_has_no_form_of_is_refused(quantized: Path, tmp_path, lo
 @pytest.mark.parametrize("scheme", ["int8", "fp8"])
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_numbers_are_rounded_for_the_scales_as_they_are_stored(scheme: str, dtype: str) -> None:
-    """Also where a column is so small that half precision can hardly hold its scale."""
+    """Use columns so small that half precision can hardly hold their scales."""
     import ml_dtypes
 
     kind = np.dtype(getattr(ml_dtypes, dtype, dtype))
-    smallest = 1.6e-5  # of fp16, times 127 and 448, is still about that of these columns
+    smallest = 1.6e-5  # the scales are below 6e-5, the smallest normal number of fp16
     matrix = (numbers(WIDTH, OUTPUTS) * smallest * 127).astype(kind)
     model = model_of(product(FF), {FF: matrix}, numbers(1, WIDTH).astype(kind))
     dequantize_graph(LANGUAGE_MODEL, model.graph, SCHEMES[scheme])

@@ -1,4 +1,4 @@
-"""What quantization costs: the figures, by hand, and the limits."""
+"""Quantization's cost: the figures against ones computed by hand, and the limits."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_a_changed_token_is_one_whose_likeliest_is_another() -> None:
     assert found.changed_share == pytest.approx(1 / 3)
 
 
-def test_of_the_language_model_logits_alone_count() -> None:
+def test_only_logits_count_of_the_language_models_outputs() -> None:
     found = measured(
         (LANGUAGE_MODEL, "logits", "p", [[1, 0]], [[1, 0]]), (LANGUAGE_MODEL, "present.0.key", "p", [[1, 0]], [[0, 1]]),
     )
@@ -102,7 +102,8 @@ def test_a_cosine_below_the_limit_names_graph_figure_and_remedy(graph: str, sche
     check_quality(quality(0.98, graph=graph), Limits(0.98, 0.1), scheme)
     with pytest.raises(ParityError) as refused:
         check_quality(quality(0.9712, graph=graph), Limits(0.98, 0.1), scheme)
-    for part in (f"graph {graph}, {scheme}", "0.9712", "at least 0.98", "no bundle was written", "--min-cosine"):
+    for part in (f"graph {graph}, {scheme}", "0.9712", "below the limit of 0.98", "no bundle was written",
+                 "--min-cosine"):
         assert part in str(refused.value)
     if scheme != "int8":
         assert remedy in str(refused.value)
@@ -115,21 +116,21 @@ def test_too_many_changed_tokens_are_counted() -> None:
     check_quality(quality(changed=10), Limits(0.9, 0.1), "int4")
     with pytest.raises(ParityError) as refused:
         check_quality(quality(changed=11), Limits(0.9, 0.1), "int4")
-    for part in ("int4 changes 11 of 100 greedy tokens (11.0%)", "at most 10.0%", "no bundle was written", "mixed",
-                 "--max-changed"):
+    for part in ("int4 changes 11 of 100 greedy tokens (11.0%)", "above the limit of 10.0%", "no bundle was written",
+                 "mixed", "--max-changed"):
         assert part in str(refused.value)
 
 
 @pytest.mark.filterwarnings("ignore:invalid value")
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_what_is_not_a_number_is_refused(value: float) -> None:
+def test_a_cosine_that_is_not_a_number_is_refused(value: float) -> None:
     found = measured(*[(graph, "logits" if graph == LANGUAGE_MODEL else "x", "p", [[value, 1.0]], [[1.0, 1.0]])
                        for graph in GRAPHS])
     with pytest.raises(ParityError, match=r"graph vision_encoder, int8: the cosine .* is nan"):
         check_quality(found, Limits(-1.0, 1.0), "int8")
 
 
-def test_a_graph_that_was_not_measured_is_no_success() -> None:
+def test_a_graph_that_was_not_measured_is_an_error() -> None:
     with pytest.raises((ParityError, KeyError)):
         check_quality(measured((RESAMPLER, "media", "p", [[1, 0]], [[1, 0]])), Limits(0.5, 0.5), "int8")
 
@@ -140,8 +141,8 @@ def test_every_scheme_has_limits_that_fewer_bits_widen() -> None:
     assert LIMITS["int8"].changed < LIMITS["mixed"].changed < LIMITS["int4"].changed < 0.25
 
 
-def test_what_can_be_asked_for_is_what_there_is() -> None:
-    """The command line knows the choices without numpy and torch, so they stand apart from what is made of them."""
+def test_the_command_lines_choices_are_the_schemes_that_exist() -> None:
+    """The command line lists the choices without numpy and torch, so they are kept apart from the schemes."""
     assert tuple(SCHEMES) == tuple(LIMITS) == QUANTIZATIONS
     assert tuple(name for name, scheme in SCHEMES.items() if 4 not in scheme.bits) == WITHOUT_4_BITS
     assert BLOCKS[-1] == DEFAULT_BLOCK
@@ -149,7 +150,7 @@ def test_what_can_be_asked_for_is_what_there_is() -> None:
     assert set(SCHEMES_OF) == set(CACHE_FORMS) == set(LOWERINGS)
     assert {name for names in SCHEMES_OF.values() for name in names} == set(QUANTIZATIONS)
     for names in SCHEMES_OF.values():
-        asked_for = [LIMITS[name] for name in names]  # the mildest first: the advice is to take one before
+        asked_for = [LIMITS[name] for name in names]  # the mildest first: an error advises those before
         assert asked_for == sorted(asked_for, key=lambda limits: (-limits.cosine, limits.changed))
 
 

@@ -42,7 +42,7 @@ from flamingo_rt.progress import silent
 
 # A small random model has no outliers and no margins: tokens change easily.
 LOOSE = {"min_cosine": 0.9, "max_changed": 0.4}
-# What divides the widths of the small model's matrices, instead of blocks of 256.
+# Blocks that divide the widths of the small model's matrices; those of 256 do not.
 FITTED = {"attention": [32], "feed_forward": [16, 32, 128], "head": [32]}
 WORDS = ["Output: a red circle", "Question: how many stars are there? Answer: two", "Output: a blue square", "Output:"]
 
@@ -63,7 +63,7 @@ def calibration(tmp_path_factory: pytest.TempPathFactory) -> Calibration:
 
 @pytest.fixture(scope="module")
 def stages() -> dict[str, dict[str, tuple[int, list[int]]]]:
-    """What each export told of its progress, by scheme."""
+    """Progress of each export, by scheme."""
     return {}
 
 
@@ -101,7 +101,7 @@ def manifest(bundle: Path) -> dict:
     return json.loads((bundle / "manifest.json").read_text())
 
 
-# What is written
+# The bundle
 
 
 @pytest.mark.parametrize("scheme", SCHEMES_OF["ort"])
@@ -164,7 +164,7 @@ def test_fewer_bits_cost_more(exported) -> None:
         assert costs[0][graph] == pytest.approx(costs[1][graph]) == costs[2][graph]
 
 
-def test_progress_is_told_of_every_stage_to_its_end(exported, stages) -> None:
+def test_every_stage_reports_its_progress_to_the_end(exported, stages) -> None:
     graphs = [f"{name} {part}" for name in GRAPHS for part in ("graph", "weights")]
     for scheme in ("int8", "int4"):
         exported(scheme)
@@ -184,12 +184,12 @@ def test_no_dense_matrix_of_the_language_model_is_left(exported) -> None:
     assert all(name.endswith((".packed", ".scales")) for name in large)
 
 
-# What is refused
+# Refusals
 
 
 @pytest.fixture
 def export(stored: StoredModel, calibration: Calibration, traced_before: None, tmp_path: Path):
-    """Export to ``out`` with these options; what is left behind is looked at by the test."""
+    """Export to ``out`` with these options."""
     def call(scheme: str = "int8", dtype: str = "fp32", **options: object):
         wanted = Quantize(scheme, **({"calibration": calibration} | LOOSE | options))
         return export_model(stored, tmp_path / "out", quantize=wanted, dtype=dtype)
@@ -198,11 +198,11 @@ def export(stored: StoredModel, calibration: Calibration, traced_before: None, t
 
 
 @pytest.mark.parametrize(("limits", "message"), [
-    ({"min_cosine": 1.0}, r"graph vision_encoder, int8: the cosine .* at least 1\.0 .*; no bundle was written"),
-    ({"min_cosine": -1.0, "max_changed": 0.0}, r"int8 changes \d+ of \d+ greedy tokens .*at most 0\.0%.*--max-changed"),
+    ({"min_cosine": 1.0}, r"graph vision_encoder, int8: the cosine .* below the limit of 1\.0; no bundle was written"),
+    ({"min_cosine": -1.0, "max_changed": 0.0}, r"int8 changes .* above the limit of 0\.0%.*--max-changed"),
 ])
 def test_a_cost_beyond_the_limits_leaves_nothing_behind(export, tmp_path: Path, limits, message, monkeypatch) -> None:
-    if "max_changed" in limits:  # as many as there may be
+    if "max_changed" in limits:  # the small model may change none
         quality = one_changed(quantized_export.QualityMeter.quality)
         monkeypatch.setattr(quantized_export.QualityMeter, "quality", quality)
     with pytest.raises(ParityError, match=message):
@@ -216,7 +216,7 @@ def one_changed(quality: Callable) -> Callable:
 
 @pytest.mark.parametrize("spoiled", ["larger", "other", "swapped"])
 def test_a_spoiled_rounding_is_refused(export, tmp_path: Path, monkeypatch, spoiled: str) -> None:
-    """Wrong scales of one kind of matrix: as a bug in the packing would give."""
+    """Give one kind of matrix wrong scales, as a bug in the packing would."""
     def rounding(model, tokenizer, scheme, prompts, progress) -> dict[str, QuantizedMatrix]:
         rounded = error_aware_rounding(model, tokenizer, scheme, prompts, progress)
         for name in rounded:
@@ -263,7 +263,7 @@ def test_prompts_that_cannot_be_used_are_refused_before_any_work(export, tmp_pat
     ({"max_changed": -0.1}, "max_changed is -0.1; it must be from 0 to 1"),
     ({"max_changed": math.inf}, "max_changed is inf"), ({"block": 48}, "block is 48; known: 32, 64, 128, 256"),
 ])
-def test_an_impossible_wish_is_refused_where_it_is_made(wrong: dict, message: str) -> None:
+def test_impossible_options_are_refused_where_they_are_made(wrong: dict, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         Quantize(**({"scheme": "int8"} | wrong))
 
@@ -342,7 +342,7 @@ def test_error_aware_rounding_goes_without_a_comparison(
 
 
 def test_accuracy_is_measured_before_and_after_when_asked(export, monkeypatch) -> None:
-    """What is asked is checked with the trainer's tests; here: of which models, and what is recorded."""
+    """Replace `scene_accuracy`, which has its own tests: check which models it gets, and what is recorded."""
     asked = []
 
     def accuracy(model, count, questions, on_batch) -> SceneAccuracy:
@@ -365,8 +365,8 @@ def test_accuracy_is_measured_before_and_after_when_asked(export, monkeypatch) -
 def test_the_matrices_of_4_bits_are_rounded_and_no_others(
     stored: StoredModel, exported, calibration: Calibration, scheme: str, kinds: list[str]
 ) -> None:
-    """Of the language model and what it reads of the cross-attention; neither the media's keys and values nor the
-    head, which have 8 bits."""
+    """Expect those of the language model and of the part of cross-attention that it computes. The head has 8 bits,
+    and so have the keys and values of the media."""
     read = read_bundle(exported("int8"))
     tokenizer = TextTokenizer(read.tokenizer_path, read.config.tokens, read.config.language.vocab_size)
     rounded = error_aware_rounding(stored, tokenizer, SCHEMES[scheme], calibration.calibrate, silent)

@@ -42,7 +42,7 @@ def write_bundle(sandbox: Sandbox, files: Mapping[str, bytes], folder: str = FOL
 
 
 def engine_record() -> bytes:
-    """What engines say of themselves, with everything that would let them run."""
+    """The record of engines, with everything that would let them run."""
     return json.dumps({
         "format_version": 1, "bundle": "0" * 64, "target": "tensorrt", "version": "10.15.0", "device": "x",
         "capabilities": ["8.6"], "lowering": "tensorrt", "compute": "float32",

@@ -39,7 +39,7 @@ def _case(
     name: str, changes: dict[str, dict], refused: bool | None = True,
     check: Callable[[FlamingoConfig], bool] | None = None,
 ) -> Case:
-    """``changes``: by file, keys that are added to its JSON object. ``check`` is for what may be honoured."""
+    """A case. ``changes``: by file, keys that are added to its JSON object. ``check`` is for what may be honoured."""
     model = MPT if PICTURES in changes else LLAMA
 
     def write(sandbox: Sandbox, seeds: Seeds) -> None:

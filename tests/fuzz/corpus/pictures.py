@@ -1,4 +1,4 @@
-"""Pictures: wrong colours without a word, and files of a few kilobytes that took gigabytes."""
+"""Pictures that were read in wrong colours, and files of a few kilobytes that took gigabytes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SIDE = 10_000  # a square of the largest number of pixels that is read
 
 def _case(name: str, content: bytes, pixels: list[tuple[int, int, int]] | None = None,
           refused: bool | None = False) -> Case:
-    """``pixels``: what the first row is, within 1."""
+    """A case; ``pixels`` is the expected first row, to within 1."""
 
     def write(sandbox: Sandbox, seeds: Seeds) -> None:
         (sandbox.input / "picture").write_bytes(content)

@@ -1,4 +1,4 @@
-"""States of training: what is said of the run is of another, damaged or hostile."""
+"""States of training that are another run's, damaged or hostile."""
 
 from __future__ import annotations
 

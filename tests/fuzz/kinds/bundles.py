@@ -29,7 +29,7 @@ def _write(rng: Random, seeds: Seeds, sandbox: Sandbox) -> None:
     files, choice = dict(seeds), rng.random()
     if choice < 0.5:
         files["manifest.json"] = json_text.mutate(rng, files["manifest.json"])
-        if rng.random() < 0.5:  # what is in a bundle's manifest and is no size is looked at least
+        if rng.random() < 0.5:  # else most changes hit sizes in the configuration
             manifest = json.loads(seeds["manifest.json"])
             part = rng.choice(("config", "graphs", "files", "parity"))
             manifest[part] = json_text.changed(rng, manifest[part])

@@ -36,7 +36,7 @@ LISTS = (
 
 @contextmanager
 def _quiet():
-    """Without what FFmpeg prints past Python about unusual pairs of codec and container."""
+    """Context that hides FFmpeg's own messages about unusual pairs of codec and container."""
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
     try:

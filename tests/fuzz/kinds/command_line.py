@@ -20,7 +20,7 @@ from ..sandbox import OUTPUT, Sandbox
 
 NUMBERS = ("0", "-1", "1", "2", "nan", "inf", "-inf", "1e400", "9" * 30, "", "x", "1.5", "0x10", "1_000", "٣", "\x00",
            "1e-320")
-# Names of things to read. Devices that never end, a pipe that nobody writes to, links in a circle.
+# Inputs, among them devices that never end, a pipe that nobody writes to, and links in a circle.
 READ = ("input/picture.png", "input/clip.avi", "input/bundle", "input/empty", "input/folder", "input/text.txt",
         "input/pipe",
         "input/loop", "input/missing", "/dev/zero", "/dev/null", "/dev/full", "", ".", "/", "a" * 300, "a/" * 3000,
@@ -28,7 +28,7 @@ READ = ("input/picture.png", "input/clip.avi", "input/bundle", "input/empty", "i
         "input/picture.png\x00", "\udcff", "input/picture.png/x", "\x1b]52;c;aGFjaw==\x07", "\u202egnp.exe", "-", "--",
         "~",
         "http://127.0.0.1:9/x.mp4", "input/\x1b[2J.png", "$x$", "\n")
-# Names of things to write; nothing outside the working folder, where a command could do as it is told.
+# Outputs. None is outside the working folder, where a command may well write what it is asked to.
 WRITTEN = (OUTPUT, f"{OUTPUT}/deep/er", f"{OUTPUT}.svg", f"{OUTPUT}.html", "", ".", "out\x00", "o" * 300,
            "out/" * 2000, "out\udcff",
            "out\x1b[2J", "input/text.txt/out", "input/folder", "input/loop", "input/pipe", "out\n")

@@ -59,7 +59,7 @@ def _run(sandbox: Sandbox) -> None:
     with np.errstate(all="ignore"):
         state = model.load_prompt(sandbox.input / FILE)
         model.generate("Output:", prefix=state, max_new_tokens=1).result()
-        answer(model)  # what was loaded has not changed the model
+        answer(model)  # loading has not changed the model
 
 
 PROMPTS = Kind("prompts", _seeds, _write, _run, CASES, first=300)

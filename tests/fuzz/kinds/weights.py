@@ -47,7 +47,7 @@ def _seeds(folder: Path) -> Seeds:
         torch.save(content, file, **options)
         seeds[name] = file.getvalue()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that TorchScript has had its day
+        warnings.simplefilter("ignore")  # TorchScript is deprecated
         torch.jit.save(torch.jit.trace(_Small(), torch.ones(1, 3)), folder / "script.pt")
     return {**seeds, "script.pt": (folder / "script.pt").read_bytes()}
 

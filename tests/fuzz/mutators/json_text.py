@@ -11,7 +11,7 @@ from typing import Any
 NUMBERS = (0, -1, 1, 2, 3, 0.5, 1e-9, 1e30, 1e308, 2**31, 2**32 - 1, 2**53, 10**18, 2**63, 2**64, 10**30, 10**400,
            -(10**18),
            float("nan"), float("inf"), -float("inf"), 100_000, 1_000_000, 1_000_003, 7, 5000)
-# What a terminal obeys, what a shell, a chart or a path takes for its own, and what no file name can be.
+# Texts that mean something to terminals, shells, charts and paths, and impossible file names.
 TEXTS = (
     "", " ", "a" * 5000, "\x00", "a\x00b", "\x1b]52;c;aGFjaw==\x07", "\x1b[2J\x1b[H", "\u202etxt.exe", "\u2028",
     "\ud800",
@@ -23,7 +23,7 @@ DEPTH = 3000
 
 
 def value(rng: Random) -> Any:
-    """Something else, of any type."""
+    """A JSON value of any type, other than the old one."""
     kind = rng.randrange(8)
     if kind < 3:
         return rng.choice(NUMBERS)
@@ -83,7 +83,7 @@ def _change(rng: Random, holder: Any, key: Any) -> None:
     elif kind == 4:
         del holder[key]
     elif kind == 5 and isinstance(old, (int, float)) and not isinstance(old, bool):
-        whole = old if abs(old) < 10**300 else 1  # what no float holds any more
+        whole = old if abs(old) < 10**300 else 1  # too large for a float
         holder[key] = rng.choice((whole + 1, whole * 2, -old, float(whole), str(whole), whole * 1000, whole // 2 or 1))
     elif kind == 6 and isinstance(holder, dict):
         holder[rng.choice(TEXTS)] = old

@@ -23,7 +23,7 @@ def _header(text: bytes) -> dict | None:
 
 
 def mutate(rng: Random, data: bytes) -> bytes:
-    """One change to an array of version 1."""
+    """Make one change to an array of version 1."""
     length = int.from_bytes(data[8:10], "little")
     text, values = data[10 : 10 + length], data[10 + length :]
     choice = rng.random()
@@ -45,7 +45,7 @@ def mutate(rng: Random, data: bytes) -> bytes:
     if choice < 0.8:
         return data[:6] + bytes([rng.randrange(5), rng.randrange(3)]) + data[8:]
     if choice < 0.9:
-        return data[:8] + rng.choice((0, 1, 65535, length + 1, length - 1)).to_bytes(2, "little") + data[10:]
+        return data[:8] + rng.choice((0, 1, 65535, length + 1, max(0, length - 1))).to_bytes(2, "little") + data[10:]
     return data[: 10 + length] + raw.mutate(rng, values)
 
 

@@ -31,7 +31,7 @@ def pieces(data: bytes) -> list[bytes]:
 
 
 def mutate(rng: Random, data: bytes) -> bytes:
-    """One to four changes."""
+    """Make one to four changes."""
     try:
         found = pieces(data)
     except ValueError:

@@ -50,7 +50,7 @@ def written(fields: list[Field]) -> bytes:
 
 
 def mutate(rng: Random, message: bytes) -> bytes:
-    """One to three changes, each of one field at any depth."""
+    """Make one to three changes, each of one field at any depth."""
     for _ in range(rng.choice((1, 1, 2, 3))):
         message = _changed(rng, message)
     return message

@@ -57,7 +57,7 @@ def splice(rng: Random, data: bytes, other: bytes) -> bytes:
 
 
 def mutate(rng: Random, data: bytes, other: bytes = b"") -> bytes:
-    """One to three of the changes above."""
+    """Make one to three of the changes above."""
     for _ in range(rng.choice((1, 1, 2, 3))):
         change = rng.choice((flip, flip, flip, cut, remove, repeat, blank, number, number, splice))
         data = splice(rng, data, other or data) if change is splice else change(rng, data)

@@ -31,7 +31,7 @@ def written(found: Members, deflated: set[str] | frozenset[str] = frozenset()) -
             entry = zipfile.ZipInfo(name)
             entry.compress_type = zipfile.ZIP_DEFLATED if name in deflated else zipfile.ZIP_STORED
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # that a name comes twice
+                warnings.simplefilter("ignore")  # of a name that comes twice
                 archive.writestr(entry, content)
     return file.getvalue()
 

@@ -51,7 +51,7 @@ def drawn(batches):
 
 @pytest.fixture(scope="module")
 def read(drawn, tokenizer):
-    """Of every step, every row as a list of what is said in it."""
+    """Read every row of every step, as a list of its chunks."""
     return [[read_row(batch, row, tokenizer) for row in range(len(batch.rows))] for batch in drawn]
 
 
@@ -123,7 +123,7 @@ def test_rows_hold_one_to_four_chunks_and_every_chunk_once(drawn, read) -> None:
     for rows in read:
         said = [chunk for row in rows for chunk in row]
         assert len(set(said)) == len(said)
-        assert PICTURES * 3 - 3 <= len(said) <= PICTURES * 3  # what does not fill a row is left out
+        assert PICTURES * 3 - 3 <= len(said) <= PICTURES * 3  # chunks that do not fill a row are left out
 
 
 def test_captions_stand_with_their_own_picture(read) -> None:
@@ -137,7 +137,7 @@ def test_captions_stand_with_their_own_picture(read) -> None:
 
 
 def test_questions_are_answered_by_their_own_picture(read) -> None:
-    """Three kinds of questions, answered here from the list of objects."""
+    """Answer three kinds of questions from the list of objects, and compare."""
     seen = 0
     for step, rows in zip(STEPS, read, strict=True):
         drawn_scenes = [sample.scene for sample in samples(step)]

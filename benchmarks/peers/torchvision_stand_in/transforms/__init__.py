@@ -6,14 +6,14 @@ from . import functional
 
 
 class InterpolationMode(Enum):
-    """Used in default arguments."""
+    """Stand-in for the enumeration, which default arguments use."""
 
     BILINEAR = "bilinear"
     BICUBIC = "bicubic"
 
 
 class Absent:
-    """Any transform: refuses to be made."""
+    """Stand-in for every transform; refuses to be made."""
 
     def __init__(self, *args: object, **kwargs: object) -> None:
         raise RuntimeError("this is a stand-in for torchvision without its transforms")
