@@ -15,7 +15,10 @@ from flamingo_rt.errors import DataError
 from flamingo_rt.loading import PACKAGED_BUNDLE, weights_bytes
 from flamingo_rt.model_memory import TRAINING, require_memory
 from flamingo_rt.presets import preset
-from flamingo_rt.training.trainer import TrainingOptions, train
+from flamingo_rt.training.flamingo_start import open_flamingo_stage
+from flamingo_rt.training.loop import train
+from flamingo_rt.training.options import DataOptions, FlamingoOptions, RunOptions
+from flamingo_rt.training.sharding import World
 
 
 @pytest.fixture
@@ -62,8 +65,11 @@ def test_weights_in_half_precision_take_twice_their_file(tmp_path: Path):
 def test_a_training_step_that_does_not_fit_is_refused_before_it_begins(available, tmp_path: Path, monkeypatch):
     free = [10_000_000_000, 90_000_000]  # for the model's parameters, then for a step
     monkeypatch.setattr("flamingo_rt.model_memory.available_bytes", lambda: free.pop(0))
-    with pytest.raises(DataError, match=r"a training step needs at least .* tokens in a batch, .*fewer --questions"):
-        train(preset("tiny"), TrainingOptions(steps=1, questions=16), tmp_path / "out")
+    options = FlamingoOptions(RunOptions(steps=1, workers=0), (DataOptions("scenes", questions=16),),
+                              unfreeze=("vision", "language"))
+    stage = open_flamingo_stage(options, World())
+    with pytest.raises(DataError, match=r"a training step needs at least .* tokens in a batch, .*smaller batch"):
+        train(stage, options.run, tmp_path / "out", World())
     assert not list(tmp_path.iterdir())
 
 

@@ -20,7 +20,9 @@ from flamingo_rt.model.parameters import count_parameters
 from flamingo_rt.model_memory import TRAINING, WEIGHTS, require_memory
 from flamingo_rt.parameter_count import reckon_parameters
 from flamingo_rt.presets import PRESETS, preset
-from flamingo_rt.training.trainer import TrainingOptions, start_run
+from flamingo_rt.training.flamingo_start import open_flamingo_stage
+from flamingo_rt.training.options import DataOptions, FlamingoOptions
+from flamingo_rt.training.sharding import World
 
 
 def made(config: FlamingoConfig) -> dict[str, int]:
@@ -86,7 +88,10 @@ def test_a_model_is_refused_when_its_weights_do_not_fit(monkeypatch):
         require_memory(config, WEIGHTS, "the model")
 
 
+WHOLE = FlamingoOptions(data=(DataOptions("scenes"),), preset="flamingo-3b", unfreeze=("vision", "language"))
+
+
 def test_training_is_refused_before_anything_is_made(monkeypatch):
     monkeypatch.setattr(model_memory, "available_bytes", lambda: 24 * 10**9)
     with pytest.raises(DataError, match=f"training flamingo-3b needs at least 51.. GB .*{TRAINING} bytes each"):
-        start_run(preset("flamingo-3b"), TrainingOptions())
+        open_flamingo_stage(WHOLE, World())

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import click
 from click.core import ParameterSource
@@ -40,17 +41,22 @@ def saying_what_was_written(out: Path) -> Iterator[None]:
 def command_again(*more: str) -> str:
     """The running command as one would type it into a shell, with the flags ``more`` added where they are missing.
 
-    For commands whose options are flags or take one value.
+    For commands whose options are flags or take one value, once or several times.
     """
     context = click.get_current_context()
     words = context.command_path.split()
     for parameter in context.command.params:
         value = context.params.get(parameter.name or "")
-        if context.get_parameter_source(parameter.name or "") is not ParameterSource.COMMANDLINE or not value:
-            continue
-        flag = isinstance(parameter, click.Option) and parameter.is_flag
-        words += [parameter.opts[-1]] if flag else [parameter.opts[-1], str(value)]
+        if context.get_parameter_source(parameter.name or "") is ParameterSource.COMMANDLINE and value is not None:
+            words += _typed(parameter, value)
     return shlex.join([*words, *(flag for flag in more if flag not in words)])
+
+
+def _typed(parameter: click.Parameter, value: Any) -> list[str]:
+    """The words that give a parameter this value."""
+    if isinstance(parameter, click.Option) and parameter.is_flag:
+        return [(parameter.opts if value else parameter.secondary_opts)[-1]]
+    return [word for entry in (value if parameter.multiple else [value]) for word in (parameter.opts[-1], str(entry))]
 
 
 def _written(path: Path) -> Written:

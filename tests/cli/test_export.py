@@ -155,10 +155,10 @@ def test_a_file_is_never_replaced_by_a_bundle(run, checkpoint, tmp_path) -> None
     assert str(file) in outcome.err
 
 
-@pytest.mark.parametrize("command", [["export", "--ckpt", "unread"], ["train", "flamingo", "--steps", "1"]],
+@pytest.mark.parametrize("command", [["export", "--ckpt", "unread"], ["train", "flamingo", "--data", "scenes"]],
                          ids=["export", "train"])
 def test_a_place_where_no_folder_can_be_is_refused_before_any_work(run, command, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("flamingo_rt.training.trainer.start_run", None)
+    monkeypatch.setattr("flamingo_rt.training.flamingo_start.open_flamingo_stage", None)
     (tmp_path / "file").write_text("kept")
     out = tmp_path / "file" / "below" / "out"
     outcome = run(*command, "--out", out)

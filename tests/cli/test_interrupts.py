@@ -34,14 +34,15 @@ def heeded_interrupts():
 def test_training_names_the_state_and_the_command_that_goes_on(
     run, monkeypatch, out, signal_number, heeded_interrupts
 ) -> None:
-    state = out.with_name("the out.training.safetensors")
+    state = out.with_name("the out.training")
 
     def train(*arguments, **options):
-        state.touch()
+        state.mkdir(exist_ok=True)
         os.kill(os.getpid(), signal_number)
 
-    monkeypatch.setattr("flamingo_rt.training.trainer.train", train)
-    options = ("--out", out, "--steps", 50, "--learning-rate", 0.002)
+    monkeypatch.setattr("flamingo_rt.training.loop.train", train)
+    monkeypatch.setattr("flamingo_rt.training.flamingo_start.open_flamingo_stage", lambda options, world: None)
+    options = ("--data", "scenes", "--data", "scenes,name=more", "--out", out, "--steps", 50, "--learning-rate", 0.002)
     outcome = run("train", "flamingo", *options)
     assert outcome.code == 130
     line = outcome.err.strip()
@@ -53,8 +54,8 @@ def test_training_names_the_state_and_the_command_that_goes_on(
 
 
 def test_training_says_when_nothing_was_saved(run, monkeypatch, out) -> None:
-    monkeypatch.setattr("flamingo_rt.training.trainer.train", interrupt)
-    outcome = run("train", "flamingo", "--out", out)
+    monkeypatch.setattr("flamingo_rt.training.flamingo_start.open_flamingo_stage", interrupt)
+    outcome = run("train", "flamingo", "--data", "scenes", "--out", out)
     assert outcome.code == 130
     assert outcome.err.strip() == "interrupted: nothing was saved yet; the state is saved every half minute"
 

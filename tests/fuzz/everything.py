@@ -18,7 +18,8 @@ import flamingo_rt.export.pipeline
 import flamingo_rt.importing.openflamingo
 import flamingo_rt.loading
 import flamingo_rt.runtime.model
-import flamingo_rt.training.trainer
+import flamingo_rt.training.flamingo_start
+import flamingo_rt.training.loop
 from flamingo_rt.cli import COMMANDS
 from flamingo_rt.engines.ort import import_onnxruntime
 from flamingo_rt.presets import preset
