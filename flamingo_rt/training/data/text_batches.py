@@ -19,7 +19,7 @@ from torch import Tensor
 from flamingo_rt.config import TokensConfig
 from flamingo_rt.errors import DataError, FlamingoError, UsageError
 from flamingo_rt.model.flamingo import IGNORED_LABEL
-from flamingo_rt.training.data.repeated_segments import repeated_segments
+from flamingo_rt.training.data.repeated_segments import repeated_segment
 from flamingo_rt.training.data.sample_order import SampleOrder
 from flamingo_rt.training.data.samples import DamagedSample, Said, Sample, SampleSource
 from flamingo_rt.training.data.usable_samples import NothingToLearn, SampleReader
@@ -33,7 +33,7 @@ MEASURED = 64  # documents from which the usual length is found
 
 class TextBatch(NamedTuple):
     """input_ids and labels int64 [R, context]; labels are aligned with input_ids, `IGNORED_LABEL` where none is wanted.
-    ``repeated`` bool [R]: whether a row is random segments instead of text."""
+    ``repeated`` bool [R]: whether a row is a random segment again and again instead of text."""
 
     input_ids: Tensor
     labels: Tensor
@@ -56,8 +56,8 @@ class TextBatches:
     document has neither the token of a beginning nor of an end that it lacks.
 
     Attention is not kept within a document: what stands before ``<bos>`` teaches a model to leave it alone. The share
-    ``repeats`` of all rows, evenly spread, is `repeated_segments`. Special tokens that a text spells are encoded as
-    text.
+    ``repeats`` of all rows, evenly spread, is made by `repeated_segment`. Special tokens that a text spells are
+    encoded as text.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class TextBatches:
         before = math.floor(position * self._repeats)  # rows of repeated segments
         if math.floor((position + 1) * self._repeats) > before:
             rng = np.random.default_rng([self._seed, self._number, position])
-            return *repeated_segments(rng, self._random_ids, self._context), True
+            return *repeated_segment(rng, self._random_ids, self._context), True
         ids: list[int] = []
         labels: list[int] = []
         place = (position - before) * self._stride

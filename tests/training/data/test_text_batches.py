@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 from flamingo_rt.config import TokensConfig
 from flamingo_rt.errors import DataError, UsageError
 from flamingo_rt.model.flamingo import IGNORED_LABEL
-from flamingo_rt.training.data.repeated_segments import repeated_segments
+from flamingo_rt.training.data.repeated_segments import repeated_segment
 from flamingo_rt.training.data.sample_order import SampleOrder
 from flamingo_rt.training.data.samples import Said, Sample, Visual
 from flamingo_rt.training.data.text_batches import TextBatch, TextBatches, document_text
@@ -191,19 +191,18 @@ def test_repeats_take_no_documents_from_an_epoch(tokenizer: Tokenizer) -> None:
     assert torch.equal(mixed.input_ids[~mixed.repeated], plain.input_ids)
 
 
-@pytest.mark.parametrize("length", [16, 24, 64, 256])
-def test_what_is_learnt_of_repeated_segments_stands_before(length: int) -> None:
+@pytest.mark.parametrize("length", [16, 24, 64, 257])
+def test_all_but_a_segments_first_occurrence_is_learnt(length: int) -> None:
     token_ids = np.arange(1000, 9000)
-    for seed in range(40):
-        ids, labels = repeated_segments(np.random.default_rng(seed), token_ids, length)
+    sizes = set()
+    for seed in range(60):
+        ids, labels = repeated_segment(np.random.default_rng(seed), token_ids, length)
         assert len(ids) == len(labels) == length
         assert set(ids) <= set(token_ids.tolist())
-        pairs = list(pairwise(ids))
-        for place, label in enumerate(labels):
-            if label != IGNORED_LABEL:
-                assert label == ids[place]
-                assert pairs[place - 1] in pairs[: place - 1]
-        assert sum(label != IGNORED_LABEL for label in labels) >= length / 10
+        size = sum(label == IGNORED_LABEL for label in labels)
+        assert labels[size:] == ids[size:] == [ids[place - size] for place in range(size, length)]
+        sizes.add(size)
+    assert sizes == set(range(4, min(15, length // 2) + 1))
 
 
 def test_repeated_segments_hold_no_special_tokens(tokenizer: Tokenizer) -> None:
