@@ -30,6 +30,7 @@ NEEDED = {
     ("build",): ["--model", "/nowhere/bundle", "--target", "tensorrt"],
     ("verify",): ["--model", "/nowhere/bundle"],
     ("train", "flamingo"): ["--preset", "nowhere", "--out", "/nowhere/out"],
+    ("data", "make-scenes"): ["--kind", "text", "--count", "1", "--out", "/nowhere/out"],
     ("evaluate", "scenes"): ["--model", "/nowhere/bundle"],
     ("bench",): ["--model", "/nowhere/bundle"],
     ("describe",): ["--preset", "nowhere"],
