@@ -10,7 +10,8 @@ PYTHON ?= python3
 # Processes that the suite is divided among, of one thread each: two on two cores take half the time that one takes.
 WORKERS ?= 2
 BIN := .venv/bin
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+# A file's tests stay together: what they share, a traced graph or an engine, is made once.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 MINUTES ?= 30
 SEED ?= 0
