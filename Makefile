@@ -44,9 +44,8 @@ fuzz: .venv/test
 		$(if $(KINDS),--kinds "$(KINDS)")
 
 train: .venv/test
-	$(BIN)/flamingo-rt train flamingo --preset tiny --out runs/first
-	$(BIN)/flamingo-rt train flamingo --preset tiny --out runs/tiny --start-from runs/first \
-		--steps 1800 --questions 5 --learning-rate 1e-3 --seed 1
+	$(BIN)/flamingo-rt train flamingo --config recipes/tiny/first.toml --out runs/first
+	$(BIN)/flamingo-rt train flamingo --config recipes/tiny/second.toml --start-from runs/first --out runs/tiny
 	$(BIN)/flamingo-rt export --ckpt runs/tiny --out runs/tiny-bundle
 	$(BIN)/flamingo-rt evaluate scenes --model runs/tiny-bundle
 

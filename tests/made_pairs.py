@@ -109,7 +109,7 @@ def add_gradient(stage: VisionStage, batch: PairBatch, world: World) -> float:
 
 
 class Gradients(NamedTuple):
-    """What a stage computed: mean losses, the norm, and all gradients before and after they were clipped."""
+    """Results of a stage: mean losses, the norm, and all gradients before and after they were clipped."""
 
     losses: list[float]
     norm: float

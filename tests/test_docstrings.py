@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from flamingo_rt.training.options import RunOptions
+
 ROOT = Path(__file__).parent.parent
 PRODUCT, AROUND = ("flamingo_rt", "export", "engines"), ("tests", "benchmarks", "examples")
 FILES = {
@@ -49,12 +51,18 @@ def comments(file: Path) -> Iterator[str]:
 
 
 def help_texts(file: Path) -> list[str]:
-    """The arguments ``help`` of a file's calls, where they are constants."""
-    return [
-        node.value.value for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
-        if isinstance(node, ast.keyword) and node.arg == "help"
-        and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+    """The arguments ``help`` of a file's calls, and the texts of ``option(default, text)``, where they are
+    constants."""
+    values = [
+        value for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)
+        for value in (*(keyword.value for keyword in node.keywords if keyword.arg == "help"), *option_text(node))
     ]
+    return [value.value for value in values if isinstance(value, ast.Constant) and isinstance(value.value, str)]
+
+
+def option_text(call: ast.Call) -> list[ast.expr]:
+    """The text of a field of `flamingo_rt.training.options`."""
+    return call.args[1:2] if isinstance(call.func, ast.Name) and call.func.id == "option" else []
 
 
 def named(file: Path) -> str:
@@ -76,6 +84,7 @@ def test_a_comment_begins_with_no_clause_about_something_else(file: Path) -> Non
 def test_a_help_text_begins_with_what_the_option_is() -> None:
     texts = [text for file in FILES["flamingo_rt"] for text in help_texts(file)]
     assert len(texts) > 50
+    assert RunOptions.__dataclass_fields__["steps"].metadata["help"] in texts
     assert not [text for text in texts if begins_with(CLAUSES + CONDITIONS, text)]
 
 

@@ -1,5 +1,5 @@
 """The pages say what is true: their Python snippets run, their commands run and print what stands below them, their
-links lead somewhere, and the map of the modules is whole.
+config files and lines of data are read, links lead somewhere, and the map of the modules is whole.
 
 A ``console`` block holds commands after ``$ `` and what they print; ``…`` stands for any lines, or any text within one.
 Numbers of outputs are compared where `EXACT` says so. Every other command is parsed, options and all: those of `PARSED`
@@ -29,6 +29,9 @@ from flamingo_rt import __version__
 from flamingo_rt.child_process import child_environment
 from flamingo_rt.cli import cli
 from flamingo_rt.loading import PACKAGED_BUNDLE
+from flamingo_rt.training.config_file import read_options
+from flamingo_rt.training.data.sources import open_source
+from flamingo_rt.training.options import DataOptions, FlamingoOptions, LanguageOptions, VisionOptions
 
 ROOT = Path(__file__).parent.parent
 OUTSIDE_DOCS = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "benchmarks/peers/README.md")
@@ -38,7 +41,7 @@ PAGES = [*(ROOT / name for name in OUTSIDE_DOCS), *sorted((ROOT / "docs").glob("
 PARSED = {
     r"checkpoint\.pt|--model openflamingo-3b": "needs OpenFlamingo's weights",
     r"--ckpt checkpoint |--model bundle-mixed": "needs a checkpoint that is not here",
-    r"^flamingo-rt train|--ckpt runs/": "trains for an hour",
+    r"^flamingo-rt train|--(ckpt|model) runs/": "trains for an hour",
     r"^flamingo-rt bench --preset": "writes gigabytes",
     r"--target tensorrt( |$)|--backend tensorrt": "needs a GPU",
     r"--target tensorrt-rtx": "needs TensorRT-RTX; tests/engines/tensorrt builds the same engines",
@@ -52,7 +55,9 @@ COMPILED = {'backend="tensorrt"': "needs a GPU"}
 # Commands of this project whose outputs are compared to the letter; elsewhere numbers may differ.
 EXACT = r"^flamingo-rt (infer|describe)"
 # Programs that are not this project's.
-OTHERS = {"rsync", "sudo", "python3", "git", "cd"}
+OTHERS = {"rsync", "sudo", "python3", "git", "cd", "torchrun"}
+# Config files of pages, by the name in their first line.
+STAGES = {"vision.toml": VisionOptions, "language.toml": LanguageOptions, "flamingo.toml": FlamingoOptions}
 
 
 @dataclass(frozen=True)
@@ -171,6 +176,30 @@ def test_the_targets_and_scripts_that_pages_name_exist() -> None:
 def files_called(name: str) -> list[Path]:
     tops = ("flamingo_rt", "export", "engines", "benchmarks", "tests", "examples")
     return [file for top in tops for file in (ROOT / top).rglob(name) if ".venv" not in file.parts]
+
+
+def blocks(language: str) -> list[str]:
+    """The text of every block of a language, of all pages."""
+    return [text for page in PAGES for name, text in fenced(page) if name == language]
+
+
+@pytest.mark.parametrize("text", blocks("toml"), ids=lambda text: text.splitlines()[0])
+def test_a_config_file_of_a_page_is_read(text: str, tmp_path: Path) -> None:
+    name = text.splitlines()[0].removeprefix("# ")
+    file = tmp_path / name
+    file.write_text(text, encoding="utf-8")
+    assert read_options(STAGES[name], file, {}).data
+
+
+@pytest.mark.parametrize("text", blocks("json"), ids=lambda text: text[:20])
+def test_lines_of_data_of_a_page_are_samples(text: str, tmp_path: Path) -> None:
+    for name in re.findall(r'"([\w/]+\.(?:jpg|mp4))"', text):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "lines.jsonl").write_text(text, encoding="utf-8")
+    source = open_source(DataOptions(str(tmp_path / "lines.jsonl")))
+    assert len(source) == len(text.splitlines())
+    assert all(source.sample(index).segments for index in range(len(source)))
 
 
 def scripts_of(page: Path) -> list[str]:

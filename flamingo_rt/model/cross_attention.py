@@ -77,7 +77,7 @@ class GatedCrossAttention(nn.Module):
         return hidden + self._open(self.ff_gate, hidden) * self.ff(self.ff_norm(hidden))
 
     def _open(self, gate: nn.Parameter, hidden: Tensor) -> Tensor:
-        """How far a gate is open, in the type of the hidden state: a float32 gate would make that float32 too."""
+        """The opening of a gate, in the type of the hidden state: a float32 gate would make that float32 too."""
         return gate.tanh().to(hidden.dtype)
 
     def _attend(self, hidden: Tensor, media: Media, index: int) -> Tensor:

@@ -81,7 +81,7 @@ def check_run(out: Path, resume: bool, overwrite: bool) -> None:
 
 
 def _identity(stage: Stage, options: RunOptions, more: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What two parts of one run have in common: how it is trained, what, and on which data."""
+    """Everything that two parts of one run have in common: the options, the model, and the data."""
     data = {entry.name: {"weight": entry.weight, "data": entry.batches.fingerprint()} for entry in stage.datasets}
     return {"options": asdict(options), **(more or {}), **stage.identity(), "datasets": data}
 
@@ -200,7 +200,7 @@ class _Run:
         return damaged
 
     def sample(self) -> tuple[str, ...]:
-        """What the model says now, in evaluation mode and without changing the run's random numbers."""
+        """Sample answers of the model, in evaluation mode and without changing the run's random numbers."""
         self.stage.model.eval()
         try:
             with torch.no_grad(), autocast(self.world, self.options.precision):

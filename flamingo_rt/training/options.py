@@ -54,17 +54,17 @@ class DataOptions:
 
     source: str = option("", "Folder, file, tar shards by a brace pattern, or scenes, which are drawn when needed.")
     name: str = option("", "Name in logs; by default the last part of the source.")
-    kind: DataKind = option("auto", "What its samples are; by default found out from the source.")
+    kind: DataKind = option("auto", "Kind of its samples; by default found out from the source.")
     weight: float = option(1.0, "λ, by which the dataset's gradient is multiplied.")
     batch: int = option(32, "Documents in one step, over all ranks; of scenes, pictures.")
     tokens: int = option(256, "Most tokens of a document.")
     frames: int = option(8, "Frames of a clip.")
     fps: float = option(1.0, "Frames a second that are read of a clip.")
     images: int = option(5, "Most pictures of a page's window.")
-    next_image: float = option(0.5, "How often a page's texts belong to the picture after them (p_next).")
+    next_image: float = option(0.5, "Share of pages whose texts belong to the picture after them (p_next).")
     chunks: tuple[int, ...] = option((1,), "Pairs in a document, drawn for each step; several make few-shot prompts.")
     augment: bool = option(False, "Flip pictures and change their colours.")
-    leading_space: float = option(0.0, "How often a space is put before a caption.")
+    leading_space: float = option(0.0, "Share of captions that get a space before them.")
     prompt: str | None = option(None, "Text between a picture and its caption; by default the model's prompt.")
     template: str = option("a picture of {}", "Caption of a picture whose folder names its class.")
     questions: int = option(2, "Questions about each drawn scene.")
@@ -93,8 +93,8 @@ class DataOptions:
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What every stage has. The same options, data and seed give the same weights on the same machine, with any number
-    of ``workers``."""
+    """The options that every stage has. The same options, data and seed give the same weights on the same machine, with
+    any number of ``workers``."""
 
     steps: int = option(1000, "Optimizer steps.")
     seed: int = option(0, "Seed of weights and data.")

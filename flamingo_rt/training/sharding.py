@@ -48,7 +48,7 @@ class World:
         return tensor.item()
 
     def from_first(self, make: Callable[[], T]) -> T:
-        """What ``make`` gives in the first process; an error of it is raised in all."""
+        """The result of ``make`` in the first process; its error is raised in all."""
         if self.size == 1:
             return make()
         found: list[Any] = [None, None]

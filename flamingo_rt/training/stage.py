@@ -1,4 +1,4 @@
-"""What a stage of training gives to the loop (`loop.py`), which knows nothing of vision or language."""
+"""The interface between a stage of training and the loop (`loop.py`), which knows nothing of vision or language."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Loss(NamedTuple):
 
 
 class Drawn(NamedTuple):
-    """What a worker made for one part of a step: the batch, or the error that stopped it; names and reasons of the
-    samples that were damaged, and how many samples were read."""
+    """One part of a step as a worker made it: the batch, or the error that stopped it; names and reasons of the samples
+    that were damaged, and how many samples were read."""
 
     batch: Any
     damaged: tuple[str, ...] = ()
@@ -87,7 +87,7 @@ class Stage(Protocol):
         ...
 
     def sample_lines(self) -> Iterator[str]:
-        """What the model says or measures now, a line for each; every rank runs it, the first one's lines are shown."""
+        """Lines that show what the model answers or scores now; every rank makes them, the first one's are shown."""
         ...
 
     def tokens(self, batch: Any) -> int:
@@ -95,8 +95,8 @@ class Stage(Protocol):
         ...
 
     def identity(self) -> dict[str, Any]:
-        """What a resumed run must have in common with this one, beside the options: the model's configuration, the
-        tokenizer, and hashes of frozen weights."""
+        """Everything that a resumed run must have in common with this one, beside the options: the model's
+        configuration, the tokenizer, and hashes of frozen weights."""
         ...
 
     def write(self, out: Path, overwrite: bool) -> None:

@@ -40,7 +40,7 @@ _SHARDING = "DCP_SHARDING_INFO"  # metadata of torch.distributed.checkpoint: whe
 
 @dataclass
 class RunPosition:
-    """How far a run is: steps done, samples read and damaged ones among them."""
+    """The position of a run: steps done, samples read and damaged ones among them."""
 
     step: int = 0
     read: int = 0
@@ -151,7 +151,7 @@ def _read_position(path: Path, identity: Mapping[str, Any]) -> RunPosition:
 
 
 def _differences(stored: Any, now: Any, where: str) -> Iterator[str]:
-    """What differs between two JSON values, as ``key was A, is B``."""
+    """Differences between two JSON values, as ``key was A, is B``."""
     if isinstance(stored, dict) and isinstance(now, dict):
         for key in sorted(set(stored) | set(now)):
             if key not in FREE_OPTIONS:

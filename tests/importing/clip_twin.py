@@ -36,7 +36,7 @@ def open_clip_tensors(width: int = WIDTH, places: int = GRID * GRID + 1) -> dict
 
 
 def transformers_name(name: str) -> str:
-    """What the transformers library calls a tensor of open_clip's."""
+    """Name in the transformers library of a tensor of open_clip's."""
     for theirs, ours in (
         ("class_embedding", "embeddings.class_embedding"), ("conv1", "embeddings.patch_embedding"),
         ("positional_embedding", "embeddings.position_embedding.weight"), ("ln_pre", "pre_layrnorm"),

@@ -14,7 +14,7 @@ from flamingo_rt.training.run_log import RunLog, StepReport, log_path, read_log,
 
 @pytest.fixture(autouse=True)
 def without_tensorboard(monkeypatch):
-    """As where its package is not installed: importing it takes longer than all of these tests."""
+    """Hides its package, as if it were not installed: importing it takes longer than all of these tests."""
     monkeypatch.setattr(run_log.importlib.util, "find_spec", lambda name: None)
 
 

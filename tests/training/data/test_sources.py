@@ -36,7 +36,7 @@ def every(source) -> list[list[str]]:
 
 
 def faults(source) -> list[str]:
-    """What is wrong with each damaged sample."""
+    """Fault of each damaged sample."""
     found = []
     for index in range(len(source)):
         try:
