@@ -238,15 +238,16 @@ def _shortage_explained(options: RunOptions, step: int) -> Iterator[None]:
     """Turn an allocation that failed, on a GPU or a CPU, into a `DataError` that says what to lower."""
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        text = str(error)
+    except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
+        text = " ".join(str(error).split())
         if not isinstance(error, (torch.OutOfMemoryError, MemoryError)) and "can't allocate memory" not in text:
             raise
-        unused = [] if options.checkpoint_activations else ["set checkpoint_activations"]
+        resumed = [] if options.checkpoint_activations else ["set checkpoint_activations"]
+        resumed.append(f"raise accumulate (now {options.accumulate})")
+        anew = "lower the batch of the data" + ("" if options.precision == "bf16" else ", or set precision to bf16")
         raise DataError(
-            f"memory ran out at step {step} ({' '.join(text.split())[:120]}). The last saved state stays: to go on with "
-            f"--resume, {' or '.join([*unused, f'raise accumulate (now {options.accumulate})'])}; to start anew with "
-            f"less, lower the batch of the data{'' if options.precision == 'bf16' else ', or set precision to bf16'}"
+            f"memory ran out at step {step} ({text[:120]}). The last saved state stays: to go on with --resume, "
+            f"{' or '.join(resumed)}; to start anew with less, {anew}"
         ) from error
 
 

@@ -202,7 +202,7 @@ def test_a_text_that_names_nothing_is_refused_in_a_short_message(run, tmp_path, 
         (lambda folder: (folder / "no.tar").write_bytes(b"x" * 2000) and "no.tar", "no.tar"),
         (lambda folder: write_lines(folder / "empty.jsonl", []).name, "empty.jsonl"),
         (lambda folder: write_lines(folder / "texts.jsonl", [{"text": "no picture"}]).name, "texts without pictures"),
-        (lambda folder: write_lines(folder / "e.jsonl", [{"image": "a.png", "text": " "}] * 3).name, "in a row are dam"),
+        (lambda folder: write_lines(folder / "e.jsonl", [{"image": "a.png", "text": " "}] * 3).name, "in a row are"),
         (lambda folder: "nowhere", "nowhere does not exist"),
     ],
     ids=["missing shards", "cut short", "no archive", "no lines", "only texts", "empty captions", "nothing there"],
@@ -256,8 +256,8 @@ def test_a_trained_checkpoint_answers(train, run, tmp_path, folder) -> None:
 def test_towers_of_the_first_two_stages_go_into_the_third(run, tmp_path, folder) -> None:
     vision, language, out = (tmp_path / name for name in ("vision", "language", "out"))
     data = ("--data", f"{folder},batch=4", "--steps", 2, *SHORT)
-    first = run("train", "vision", "--encoder", "small", "--vocab-size", 300, "--text-width", 16, "--evaluation", folder,
-                *data, "--out", vision)
+    first = run("train", "vision", "--encoder", "small", "--vocab-size", 300, "--text-width", 16, *data,
+                "--evaluation", folder, "--out", vision)
     assert first.code == 0
     assert f"wrote {vision}; next: flamingo-rt train flamingo --vision {vision} " in first.out
     second = run("train", "language", "--decoder", "small", "--vocab-size", 300, "--context", 32, *data,

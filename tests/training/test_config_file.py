@@ -97,9 +97,10 @@ def test_what_is_given_counts_before_the_file_and_the_file_before_the_default(fi
 
 
 def test_each_stage_has_its_own_defaults_of_the_run() -> None:
-    rates = {stage: next(key.default for key in option_fields(stage) if key.name == "learning_rate") for stage in STAGES}
-    assert rates == {stage: stage().run.learning_rate for stage in STAGES}
-    assert len(set(rates.values())) > 1
+    for stage in STAGES:
+        defaults = {key.name: key.default for key in option_fields(stage)}
+        assert defaults["learning_rate"] == read_options(stage, None, {}).run.learning_rate
+    assert FlamingoOptions().run.learning_rate < LanguageOptions().run.learning_rate
 
 
 def test_an_integer_is_a_number(file) -> None:
@@ -161,12 +162,12 @@ def test_what_a_file_cannot_say_is_refused_with_its_name(file, text, message) ->
 def test_a_file_that_cannot_be_read_is_named(file, content) -> None:
     if content is not None:
         file.write_bytes(content)
-    with pytest.raises(FlamingoError, match="run.toml"):
+    with pytest.raises(FlamingoError, match=r"run\.toml"):
         read_options(FlamingoOptions, file, {})
 
 
 def test_a_missing_file_is_an_error_of_the_data(file) -> None:
-    with pytest.raises(DataError, match="run.toml"):
+    with pytest.raises(DataError, match=r"run\.toml"):
         read_options(FlamingoOptions, file, {})
 
 
