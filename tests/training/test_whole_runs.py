@@ -6,34 +6,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from made_data import captions, png
-from small_model import small_checkpoint
+from captioned_run import PICTURES, RUN, captioned_run, reports_of
 
-from flamingo_rt.training.flamingo_start import open_flamingo_stage
-from flamingo_rt.training.loop import train
-from flamingo_rt.training.options import DataOptions, FlamingoOptions, RunOptions
-from flamingo_rt.training.sharding import World
-
-RUN = RunOptions(steps=4, learning_rate=5e-4, warmup_steps=2, workers=0)
+from flamingo_rt.training.options import FlamingoOptions
 
 
 @pytest.fixture(scope="module")
 def options(tmp_path_factory) -> FlamingoOptions:
-    """Two datasets of other pictures, one of which cannot be decoded; epochs end within the run."""
-    folder = tmp_path_factory.mktemp("data")
-    whole, torn = captions(folder / "whole", 10), captions(folder / "torn", 9, step=7)
-    (torn / "0.png").write_bytes(png(250))
-    (torn / "5.png").write_bytes(png(251))
-    (torn / "4.png").write_bytes(b"no picture")
-    data = (DataOptions(str(whole), batch=4, chunks=(1, 2)), DataOptions(str(torn), batch=6, weight=0.3))
-    model = small_checkpoint(folder / "model")
-    return FlamingoOptions(run=replace(RUN, max_damaged=0.5), data=data, start_from=str(model))
+    return captioned_run(tmp_path_factory.mktemp("captioned") / "run")
 
 
 def losses(options: FlamingoOptions, out: Path, **run) -> list[dict[str, float]]:
-    options = replace(options, run=replace(options.run, **run))
-    reports = []
-    train(open_flamingo_stage(options, World()), options.run, out, World(), on_step=reports.append)
+    reports = reports_of(options, out, **run)
     assert any(report.damaged for report in reports)
     return [{**report.losses, "damaged": len(report.damaged)} for report in reports]
 
@@ -61,7 +45,7 @@ def test_kept_features_change_no_loss_whether_they_are_there_or_not(options, exp
     kept = replace(options, cache_features=str(tmp_path / "features"))
     cold = losses(kept, tmp_path / "cold", workers=workers)
     stored = {file: file.stat().st_mtime_ns for file in (tmp_path / "features").rglob("*.npy")}
-    assert len(stored) == 10 + 9 - 1
+    assert len(stored) == PICTURES
     assert losses(kept, tmp_path / "warm", workers=workers) == near(cold, 1e-6)
     assert {file: file.stat().st_mtime_ns for file in (tmp_path / "features").rglob("*.npy")} == stored
     assert cold == near(expected, 0.01)  # they are rounded to float16
