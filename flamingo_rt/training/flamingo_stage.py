@@ -194,10 +194,8 @@ class FlamingoStage:
 
     def write(self, out: Path, overwrite: bool) -> None:
         """See `Stage.write`: a checkpoint; trained rows and low-rank updates are merged into the frozen weights."""
-        tensors = merged_tensors(self.model.model)
-        if self._world.is_first:
-            write_model(out, self.config, self.tokenizer, tensors, overwrite)
-        self._world.barrier()
+        tensors = merged_tensors(self.model.model, lambda tensor: whole(tensor).cpu())
+        self._world.from_first(lambda: write_model(out, self.config, self.tokenizer, tensors, overwrite))
 
 
 def write_model(

@@ -17,7 +17,7 @@ from flamingo_rt.cores import core_count
 # Options that take any text. All others have a type that refuses impossible values.
 TEXTS = {
     "--prompt", "--question", "--choices", "--stop", "--backend", "--preset", "--compute-capability", "--lowering",
-    "--license", "--source",
+    "--license", "--source", "--data", "--evaluation", "--encoder", "--decoder", "--unfreeze",
 }
 # Arguments that a command needs besides the tested option: well formed, naming nothing that exists.
 NEEDED = {
@@ -29,7 +29,9 @@ NEEDED = {
     ("export",): ["--ckpt", "/nowhere/checkpoint", "--out", "/nowhere/out"],
     ("build",): ["--model", "/nowhere/bundle", "--target", "tensorrt"],
     ("verify",): ["--model", "/nowhere/bundle"],
-    ("train", "flamingo"): ["--preset", "nowhere", "--out", "/nowhere/out"],
+    ("train", "vision"): ["--data", "/nowhere/pairs", "--out", "/nowhere/out"],
+    ("train", "language"): ["--data", "/nowhere/texts", "--out", "/nowhere/out"],
+    ("train", "flamingo"): ["--data", "/nowhere/pairs", "--start-from", "/nowhere/model", "--out", "/nowhere/out"],
     ("data", "make-scenes"): ["--kind", "text", "--count", "1", "--out", "/nowhere/out"],
     ("evaluate", "scenes"): ["--model", "/nowhere/bundle"],
     ("bench",): ["--model", "/nowhere/bundle"],
