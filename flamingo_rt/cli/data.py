@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from flamingo_rt.cli.data_report import report_lines, report_record
 from flamingo_rt.cli.dependencies import needs_extra
 from flamingo_rt.cli.interrupts import on_interrupt
-from flamingo_rt.cli.numbers import count
-from flamingo_rt.cli.paths import WRITTEN
+from flamingo_rt.cli.numbers import Number, count
+from flamingo_rt.cli.paths import READ, WRITTEN
 from flamingo_rt.cli.progress_bar import ProgressBar
+from flamingo_rt.errors import DataError, UsageError
 from flamingo_rt.printable import printable
 
 if TYPE_CHECKING:
+    from flamingo_rt.training.data.checking import MakeLength
     from flamingo_rt.training.data.making import MadeKind
+    from flamingo_rt.training.options import DataKind, DataOptions
     from flamingo_rt.training.scenes import Split
 
 
@@ -26,6 +32,7 @@ def command() -> None:
     \b
     Example:
       flamingo-rt data make-scenes --kind pairs --count 2000 --out pairs
+      flamingo-rt data check pairs --sheet pairs.png
     """
 
 
@@ -66,3 +73,80 @@ def make_scenes(
         shards = make_scenes(made, out, per_shard, overwrite, ProgressBar())
     written = sum(path.stat().st_size for path in shards)
     click.echo(f"wrote {printable(str(out))}: {len(shards)} shards of {kind}, {written / 1e6:.1f} MB")
+
+
+@command.command("check")
+@click.argument("source", metavar="SOURCE[,KEY=VALUE…]")
+@click.option("--kind", type=click.Choice(["auto", "pairs", "videos", "pages", "text"]),
+              help="What the samples are; by default found out from the source.")
+@click.option("--tokenizer", type=READ, metavar="FILE", help="tokenizer.json, or its folder, to count tokens of texts.")
+@click.option("--model", type=READ, metavar="FOLDER",
+              help="A checkpoint, to count tokens of whole documents, with its prompts and special tokens.")
+@click.option("--max-damaged", type=Number(0, 1), default=0.01, show_default=True, metavar="SHARE",
+              help="Largest share of damaged samples; above it the exit code is 1.")
+@click.option("--sheet", type=WRITTEN, metavar="FILE", help="PNG to write: up to 40 samples with their texts.")
+@click.option("--overwrite", is_flag=True, help="Replace --sheet when it exists.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object, with all damaged samples.")
+def check(
+    source: str, kind: DataKind | None, tokenizer: Path | None, model: Path | None, max_damaged: float,
+    sheet: Path | None, overwrite: bool, as_json: bool,
+) -> None:
+    """Read every sample of a source and report what it holds and what is wrong with it.
+
+    SOURCE is what train takes as --data: a folder, a file, or tar shards by a brace pattern, with its keys. Pictures
+    and clips are decoded as in training. Needs the extra train.
+
+    \b
+    Examples:
+      flamingo-rt data check my-pictures/captions.jsonl --sheet sheet.png
+      flamingo-rt data check "pages-{0000..0003}.tar,tokens=256,images=5" --model models/tiny --json
+    """
+    if tokenizer is not None and model is not None:
+        raise UsageError("--tokenizer and --model both say how texts become tokens: give one of them")
+    with needs_extra("train"):
+        from flamingo_rt.files import check_file
+        from flamingo_rt.training.config_file import parse_data
+        from flamingo_rt.training.data.checking import check_source
+        from flamingo_rt.training.data.contact_sheet import SheetEntry, write_sheet
+
+    options = parse_data(source)
+    if kind is not None:
+        options = replace(options, kind=kind)
+    if sheet is not None:
+        check_file(sheet, overwrite, "--sheet")
+    entries: list[SheetEntry] | None = [] if sheet is not None else None
+    with on_interrupt(lambda: "nothing was printed"):
+        report = check_source(options, _token_length(options, tokenizer, model), ProgressBar(), entries)
+        if sheet is not None and entries:
+            write_sheet(sheet, entries)
+    if as_json:
+        click.echo(json.dumps({"source": options.source, **report_record(report)}))
+    else:
+        for line in report_lines(report):
+            click.echo(line)
+        if sheet is not None:
+            click.echo(f"wrote {printable(str(sheet))}" if entries else "no sheet was written: no sample can be used")
+    if report.damaged_share > max_damaged:
+        raise DataError(f"{len(report.damaged):,} of {report.samples:,} samples of {options.source} are damaged, more "
+                        f"than {max_damaged:.1%}: repair them or leave them out, or raise --max-damaged")
+
+
+def _token_length(options: DataOptions, tokenizer: Path | None, model: Path | None) -> MakeLength | None:
+    """How tokens are counted, by the files that were given."""
+    from flamingo_rt.training.data.token_lengths import DocumentLength, TextLength
+
+    if tokenizer is not None:
+        from flamingo_rt.importing.openflamingo_tokenizer import load_tokenizer
+
+        texts = TextLength(load_tokenizer(tokenizer), options)
+        return lambda kind: texts
+    if model is None:
+        return None
+    from flamingo_rt.checkpoints import open_checkpoint
+    from flamingo_rt.tokenizer_file import parse_tokenizer
+
+    stored = open_checkpoint(model)
+    read = parse_tokenizer(stored.tokenizer.encode(), model / "tokenizer.json", stored.config.language.vocab_size)
+    return lambda kind: (
+        TextLength(read, options) if kind == "text" else DocumentLength(stored.config, read, options, kind)
+    )
