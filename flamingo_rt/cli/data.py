@@ -15,13 +15,13 @@ from flamingo_rt.cli.interrupts import on_interrupt
 from flamingo_rt.cli.numbers import Number, count
 from flamingo_rt.cli.paths import READ, WRITTEN
 from flamingo_rt.cli.progress_bar import ProgressBar
-from flamingo_rt.errors import DataError, UsageError
+from flamingo_rt.errors import DataError
 from flamingo_rt.printable import printable
 
 if TYPE_CHECKING:
-    from flamingo_rt.training.data.checking import MakeLength
+    from flamingo_rt.training.data.checking import DataReport
     from flamingo_rt.training.data.making import MadeKind
-    from flamingo_rt.training.options import DataKind, DataOptions
+    from flamingo_rt.training.options import DataKind
     from flamingo_rt.training.scenes import Split
 
 
@@ -101,52 +101,35 @@ def check(
       flamingo-rt data check my-pictures/captions.jsonl --sheet sheet.png
       flamingo-rt data check "pages-{0000..0003}.tar,tokens=256,images=5" --model models/tiny --json
     """
-    if tokenizer is not None and model is not None:
-        raise UsageError("--tokenizer and --model both say how texts become tokens: give one of them")
     with needs_extra("train"):
         from flamingo_rt.files import check_file
         from flamingo_rt.training.config_file import parse_data
         from flamingo_rt.training.data.checking import check_source
         from flamingo_rt.training.data.contact_sheet import SheetEntry, write_sheet
+        from flamingo_rt.training.data.token_lengths import token_length
 
     options = parse_data(source)
     if kind is not None:
         options = replace(options, kind=kind)
     if sheet is not None:
         check_file(sheet, overwrite, "--sheet")
-    entries: list[SheetEntry] | None = [] if sheet is not None else None
+    entries: list[SheetEntry] = []
     with on_interrupt(lambda: "nothing was printed"):
-        report = check_source(options, _token_length(options, tokenizer, model), ProgressBar(), entries)
+        length = token_length(options, tokenizer, model)
+        report = check_source(options, length, ProgressBar(), entries if sheet is not None else None)
         if sheet is not None and entries:
             write_sheet(sheet, entries)
-    if as_json:
-        click.echo(json.dumps({"source": options.source, **report_record(report)}))
-    else:
-        for line in report_lines(report):
-            click.echo(line)
-        if sheet is not None:
-            click.echo(f"wrote {printable(str(sheet))}" if entries else "no sheet was written: no sample can be used")
+    _show(report, options.source, as_json)
+    if sheet is not None and not as_json:
+        click.echo(f"wrote {printable(str(sheet))}" if entries else "no sheet was written: no sample can be used")
     if report.damaged_share > max_damaged:
         raise DataError(f"{len(report.damaged):,} of {report.samples:,} samples of {options.source} are damaged, more "
                         f"than {max_damaged:.1%}: repair them or leave them out, or raise --max-damaged")
 
 
-def _token_length(options: DataOptions, tokenizer: Path | None, model: Path | None) -> MakeLength | None:
-    """How tokens are counted, by the files that were given."""
-    from flamingo_rt.training.data.token_lengths import DocumentLength, TextLength
-
-    if tokenizer is not None:
-        from flamingo_rt.importing.openflamingo_tokenizer import load_tokenizer
-
-        texts = TextLength(load_tokenizer(tokenizer), options)
-        return lambda kind: texts
-    if model is None:
-        return None
-    from flamingo_rt.checkpoints import open_checkpoint
-    from flamingo_rt.tokenizer_file import parse_tokenizer
-
-    stored = open_checkpoint(model)
-    read = parse_tokenizer(stored.tokenizer.encode(), model / "tokenizer.json", stored.config.language.vocab_size)
-    return lambda kind: (
-        TextLength(read, options) if kind == "text" else DocumentLength(stored.config, read, options, kind)
-    )
+def _show(report: DataReport, source: str, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps({"source": source, **report_record(report)}))
+        return
+    for line in report_lines(report):
+        click.echo(line)

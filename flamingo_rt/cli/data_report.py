@@ -26,7 +26,7 @@ def report_record(report: DataReport) -> dict[str, Any]:
         "empty_texts": report.empty_texts,
         "nothing_to_learn": [problem._asdict() for problem in report.nothing_to_learn],
         "visuals": {
-            "count": visuals.count, "bytes": visuals.bytes, "different": visuals.different,
+            "count": visuals.count, "bytes": visuals.file_bytes, "different": visuals.different,
             "sizes": dict(zip(("smallest", "median", "largest"), map(list, visuals.sizes), strict=False)),
             "in_a_sample": _spread_record(visuals.in_a_sample),
         },
@@ -67,7 +67,7 @@ def _visual_lines(report: DataReport) -> Iterator[str]:
         return
     noun = NOUNS.get(report.kind, "pictures")
     smallest, median, largest = (f"{width} x {height}" for width, height in visuals.sizes)
-    yield _line(noun, f"{visuals.count:,}, {visuals.bytes / 1e6:,.1f} MB; {visuals.different:,} different")
+    yield _line(noun, f"{visuals.count:,}, {visuals.file_bytes / 1e6:,.1f} MB; {visuals.different:,} different")
     yield _line("sizes", f"{smallest} to {largest}, median {median} pixels")
     if report.kind == "pages":
         yield _line("pictures of a page", _spread_text(visuals.in_a_sample))

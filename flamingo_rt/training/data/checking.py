@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -20,7 +20,7 @@ from flamingo_rt.training.data.contact_sheet import ENTRIES, SheetEntry, thumbna
 from flamingo_rt.training.data.samples import DamagedSample, EmptyText, Said, Sample, SampleKind, SampleSource, Visual
 from flamingo_rt.training.data.sources import open_source
 from flamingo_rt.training.data.text_batches import document_text
-from flamingo_rt.training.data.token_lengths import TokenLength
+from flamingo_rt.training.data.token_lengths import MakeLength, TokenLength
 from flamingo_rt.training.data.usable_samples import NothingToLearn
 from flamingo_rt.training.data.visual_pixels import visual_frames
 from flamingo_rt.training.feature_cache import content_key
@@ -28,8 +28,6 @@ from flamingo_rt.training.options import DataOptions
 
 NAMED = 20  # groups of equal samples that a report names
 SHOWN_TEXT = 200  # characters of the most common text
-
-MakeLength = Callable[[SampleKind], TokenLength]
 
 
 class Problem(NamedTuple):
@@ -55,12 +53,13 @@ class Spread(NamedTuple):
         return cls(*map(int, np.percentile(values, (0, 50, 95, 100), method="nearest")))
 
 
-class Visuals(NamedTuple):
+@dataclass(frozen=True)
+class Visuals:
     """Pictures or clips: how many, bytes of their files, how many are different, (width, height) of the smallest, the
     median and the largest by area, and how many a sample has."""
 
     count: int
-    bytes: int
+    file_bytes: int
     different: int
     sizes: tuple[tuple[int, int], ...]
     in_a_sample: Spread

@@ -1,4 +1,4 @@
-"""A contact sheet: some samples of a dataset as one picture, to see whether captions belong to what they stand under."""
+"""A contact sheet: some samples of a dataset as one picture, to see whether texts belong to their pictures."""
 
 from __future__ import annotations
 
@@ -120,12 +120,18 @@ def _wrapped(text: str, font: Font, width: int) -> list[str]:
             if line:
                 lines.append(line)
             while font.getlength(word) > width:  # a word longer than a line
-                fitting = bisect.bisect_right(range(1, len(word)), width, key=lambda end: font.getlength(word[:end]))
-                lines.append(word[: max(1, fitting)])
-                word = word[max(1, fitting) :]
+                fitting = _fitting(word, font, width)
+                lines.append(word[:fitting])
+                word = word[fitting:]
             line = word
         if line:
             lines.append(line)
         if len(lines) > MOST_LINES:
             break
     return lines[: MOST_LINES + 1]
+
+
+def _fitting(word: str, font: Font, width: int) -> int:
+    """How many characters of a word that is too long fit into a line; at least 1."""
+    ends = range(1, len(word))
+    return max(1, bisect.bisect_left(ends, True, key=lambda end: font.getlength(word[:end]) > width))

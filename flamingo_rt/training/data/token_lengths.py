@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from tokenizers import Tokenizer
 
+from flamingo_rt.checkpoints import TOKENIZER, open_checkpoint
 from flamingo_rt.config import FlamingoConfig
+from flamingo_rt.errors import UsageError
+from flamingo_rt.importing.openflamingo_tokenizer import load_tokenizer
+from flamingo_rt.tokenizer_file import parse_tokenizer
 from flamingo_rt.training.data.documents import DocumentWriter
 from flamingo_rt.training.data.samples import Sample, SampleKind
 from flamingo_rt.training.data.text_batches import document_text
@@ -64,3 +70,27 @@ class DocumentLength:
             except NothingToLearn:
                 if number == len(self._writers):
                     raise
+
+
+MakeLength = Callable[[SampleKind], TokenLength]
+
+
+def token_length(options: DataOptions, tokenizer: Path | None, model: Path | None) -> MakeLength | None:
+    """What measures samples by a tokenizer.json or its folder, or as the model of a checkpoint is trained on them; None
+    without either. Raises `UsageError` for both, and `DataError` when files cannot be read."""
+    if tokenizer is not None and model is not None:
+        raise UsageError("a tokenizer and a model both say how texts become tokens: give one of them")
+    if tokenizer is not None:
+        length = TextLength(load_tokenizer(tokenizer), options)
+        return lambda kind: length
+    return _length_by_checkpoint(model, options) if model is not None else None
+
+
+def _length_by_checkpoint(path: Path, options: DataOptions) -> MakeLength:
+    stored = open_checkpoint(path)
+    read = parse_tokenizer(stored.tokenizer.encode(), path / TOKENIZER, stored.config.language.vocab_size)
+
+    def make(kind: SampleKind) -> TokenLength:
+        return TextLength(read, options) if kind == "text" else DocumentLength(stored.config, read, options, kind)
+
+    return make

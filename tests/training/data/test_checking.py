@@ -51,7 +51,7 @@ def test_pictures_and_captions_are_counted_and_measured(tmp_path) -> None:
     assert (report.kind, report.samples, report.damaged, report.nothing_to_learn) == ("pairs", 5, (), ())
     visuals = report.visuals
     assert (visuals.count, visuals.different) == (5, 5)
-    assert visuals.bytes == sum(path.stat().st_size for path in tmp_path.glob("*.png"))
+    assert visuals.file_bytes == sum(path.stat().st_size for path in tmp_path.glob("*.png"))
     assert visuals.sizes == ((10, 10), (8, 64), (30, 30))
     assert visuals.in_a_sample == Spread(1, 1, 1, 1)
     assert report.texts.characters == Spread(1, 3, 5, 5)
@@ -153,7 +153,7 @@ def test_a_tokenizer_counts_the_tokens_of_texts(tmp_path, tokenizer) -> None:
     assert lengths[0] < lengths[-1]
     assert (report.texts.tokens.least, report.texts.tokens.most) == (lengths[0], lengths[-1])
     assert (report.texts.limit, report.texts.too_long) == (8, sum(length > 8 for length in lengths))
-    assert 0 < report.texts.too_long
+    assert report.texts.too_long > 0
     assert report.nothing_to_learn == ()
 
 
@@ -250,7 +250,7 @@ def test_a_sheet_shows_each_picture_above_its_text(tmp_path) -> None:
         assert (below == contact_sheet.INK).all(axis=-1).any()
 
 
-@pytest.mark.parametrize("text", ["", "word " * 5000, "x" * 5000, "a\x1b[2Jb\u202e", "\U0001f469\u200d\U0001f680 猫\n\n"],
+@pytest.mark.parametrize("text", ["", "word " * 5000, "x" * 5000, "a\x1b[2Jb\u202e", "\U0001f680 \u732b\n"],
                          ids=["empty", "long", "one word", "control characters", "other scripts"])
 def test_any_text_fits_on_a_sheet(text) -> None:
     entries = [SheetEntry("folder/" * 60, text, tuple(PIL.Image.new("RGB", (40, 40)) for _ in range(pictures)))
