@@ -175,7 +175,7 @@ def write_start(arm: Arm, parts: Parts, seed: int, folder: Path) -> Path:
     joined = join_parts(FlamingoOptions(
         run=RunOptions(seed=seed), vision=str(parts.vision), language=str(parts.language)
     ))
-    attention: Any = replace(joined.config.cross_attention, attend=arm.attend)  # type: ignore[arg-type]
+    attention: Any = replace(joined.config.cross_attention, attend=arm.attend)
     given = {
         name: tensor for name, tensor in joined.tensors.items()
         if arm.language != "scratch" or not name.startswith("language.")
@@ -188,14 +188,14 @@ def arm_options(arm: Arm, parts: Parts, start_from: Path, seed: int, settings: S
     """The options of stage 3."""
     run = RunOptions(
         steps=settings.steps, seed=seed, learning_rate=settings.learning_rate, warmup_steps=20, save_seconds=1e6,
-        mixing=arm.mixing, workers=settings.workers,  # type: ignore[arg-type]
+        mixing=arm.mixing, workers=settings.workers,
     )
     if arm.mixing == "round-robin":  # a step has one dataset's gradient: as many of them, and as many documents
         run = replace(run, steps=settings.steps * len(MEASURED))
     captions = DataOptions(str(parts.scenes("captions")), batch=settings.captions_batch)
     questions = DataOptions(str(parts.scenes("questions")), batch=settings.questions_batch, chunks=(2, 3, 4))
     return FlamingoOptions(
-        run=run, data=(captions, questions), start_from=str(start_from), gates=arm.gates,  # type: ignore[arg-type]
+        run=run, data=(captions, questions), start_from=str(start_from), gates=arm.gates,
         unfreeze=() if arm.language == "frozen" else ("language",), cache_features=str(parts.work / "features"),
     )
 
@@ -205,7 +205,7 @@ def trained_stage(arm: Arm, options: FlamingoOptions, out: Path) -> tuple[Flamin
     stage = open_flamingo_stage(options, World())
     if arm.resampler == "mlp":
         torch.manual_seed(options.run.seed)
-        stage.model.model.resampler = MlpResampler(stage.config)  # type: ignore[assignment]
+        stage.model.model.resampler = MlpResampler(stage.config)
     reports: list[StepReport] = []
     train(Unwritten(stage), options.run, out, World(), on_step=reports.append)
     return stage, reports

@@ -74,12 +74,13 @@ def moments(kills: int, seed: int, startup: float, training: float) -> list[Mome
 
 def largest_difference(expected: Mapping[int, Mapping[str, Any]], lines: Iterable[Mapping[str, Any]]) -> float:
     """The largest relative difference of a number in ``lines`` of a log from the line ``expected`` of the same step:
-    losses by dataset, gates, norm, learning rate, tokens. Infinite where a line has other entries or no partner."""
+    losses by dataset, gates, norm, learning rate, tokens. Infinite where a line has other entries or no partner, or a
+    number that is none."""
     largest = 0.0
     for line in lines:
         other = expected.get(line["step"])
         one, two = _numbers(line), _numbers(other or {})
-        if one.keys() != two.keys():
+        if one.keys() != two.keys() or None in (*one.values(), *two.values()):
             return float("inf")
         for name, value in one.items():
             if value != two[name]:
@@ -87,11 +88,12 @@ def largest_difference(expected: Mapping[int, Mapping[str, Any]], lines: Iterabl
     return largest
 
 
-def _numbers(line: Mapping[str, Any]) -> dict[str, float]:
+def _numbers(line: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries that are compared; a number that is not finite is None in a log."""
     found = {name: line[name] for name in COMPARED if name in line}
     for group in ("loss", "scalars"):
         found |= {f"{group}.{name}": value for name, value in line.get(group, {}).items()}
-    return {name: float("nan") if value is None else float(value) for name, value in found.items()}
+    return found
 
 
 def digests(folder: Path) -> dict[str, str]:

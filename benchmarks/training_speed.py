@@ -58,7 +58,7 @@ class Settings:
     def run(self, steps: int | None = None, seed: int = 0) -> RunOptions:
         """The options of a run."""
         return RunOptions(
-            steps=steps or self.steps, seed=seed, workers=self.workers, precision=self.precision,  # type: ignore[arg-type]
+            steps=steps or self.steps, seed=seed, workers=self.workers, precision=self.precision,
             compile=self.compile, save_seconds=1e6, warmup_steps=1,
         )
 
