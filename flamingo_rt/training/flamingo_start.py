@@ -72,7 +72,7 @@ def open_flamingo_stage(options: FlamingoOptions, world: World) -> FlamingoStage
                                                     cache))
         for number, entry in enumerate(options.data)
     ]
-    return FlamingoStage(model, tokenizer, datasets, options, start.new_tokens, world, cache)
+    return FlamingoStage(model, tokenizer, datasets, options, start.new_tokens, world, cache, start.tensors)
 
 
 def _starting_point(options: FlamingoOptions, sources: Mapping[DataOptions, SampleSource]) -> StartingPoint:
