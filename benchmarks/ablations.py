@@ -60,7 +60,7 @@ class Arm:
     attend: str = "last"
     resampler: str = "perceiver"
     mixing: str = "accumulate"
-    language: str = "frozen"  # or fine-tuned; or scratch, from random weights
+    language: str = "frozen"  # or tuned: trained on; or scratch: trained from random weights
 
 
 ARMS = {
@@ -137,14 +137,16 @@ class Parts:
 
     @property
     def vision(self) -> Path:
+        """The encoder's."""
         return self.work / "vision"
 
     @property
     def language(self) -> Path:
+        """The decoder's."""
         return self.work / "language"
 
     def scenes(self, name: str) -> Path:
-        """Of ``captions``, ``questions``, or one of them with ``heldout-`` before it."""
+        """The pictures of ``captions`` or ``questions``; with ``heldout-`` before it, those to measure on."""
         return self.work / name
 
 
@@ -154,7 +156,7 @@ def prepare(work: Path, settings: Settings) -> Parts:
     for kind in MEASURED:
         for split, count, before in (("train", settings.scenes, ""), ("heldout", settings.held_out, "heldout-")):
             folder = parts.scenes(before + kind)
-            if not (folder / "captions.jsonl").exists():  # which is written last
+            if not (folder / "captions.jsonl").exists():  # it is written last
                 write_scene_folder(folder, count, (kind,), split, seed=7, most_objects=2)
     run = RunOptions(learning_rate=1e-3, warmup_steps=20, schedule="cosine", workers=settings.workers, save_seconds=1e6)
     if not parts.vision.exists():
