@@ -103,7 +103,10 @@ def _prepare_process() -> None:
 
 
 def _show(error: click.ClickException) -> None:
-    """Print a usage error of click, shortened and safe for a terminal: it may quote an option's value."""
+    """Print a usage error of click, shortened and safe for a terminal: it may quote an option's value. Of several
+    processes that torchrun started, the first prints it."""
+    if "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK") != "0":
+        return
     message = _shortened(printable(error.format_message(), lines=True), LONGEST_USAGE)
     click.UsageError(message, getattr(error, "ctx", None)).show()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -97,11 +98,11 @@ def _run(
         except FlamingoError as error:
             if world.says_first(str(error)):
                 raise
-            raise click.exceptions.Exit(error.exit_code) from None
+            sys.exit(error.exit_code)
         except KeyboardInterrupt:
             if world.is_first:
                 raise
-            raise click.exceptions.Exit(130) from None
+            sys.exit(130)
         finally:
             leave_world()
     if world.is_first:

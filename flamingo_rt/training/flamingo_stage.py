@@ -40,17 +40,23 @@ LARGEST_GATE = 20.0  # tanh of it is 1 in float32: a layer without a gate
 class Bridge(nn.Module):
     """The model with the head of the vision encoder's own task, and the forward pass of training."""
 
-    def __init__(self, model: Flamingo, vision_task: VisionTask | None, frozen_vision: bool, cached: bool) -> None:
+    def __init__(
+        self, model: Flamingo, vision_task: VisionTask | None, frozen_vision: bool, cached: bool, world: World
+    ) -> None:
         super().__init__()
         self.model, self.vision_task, self._frozen_vision, self._cached = model, vision_task, frozen_vision, cached
+        self._world = world
 
     def forward(self, batch: FlamingoBatch) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Logits [R, T, vocab], the loss of the vision task, and the features of the visuals that were not cached
         [N, F, S, Dv]."""
         new = None
-        if len(batch.pixel_values):
+        pixels, count = batch.pixel_values, len(batch.pixel_values)
+        if self._world.total(count) if self._cached else count:
+            if not count:  # ranks gather the encoder's layers together: one that has all features runs it on nothing
+                pixels = pixels.new_zeros((1, *pixels.shape[1:]))
             with torch.set_grad_enabled(torch.is_grad_enabled() and not self._frozen_vision):
-                new = self.model.vision(batch.pixel_values.flatten(0, 1)).unflatten(0, batch.pixel_values.shape[:2])
+                new = self.model.vision(pixels.flatten(0, 1)).unflatten(0, pixels.shape[:2])[:count]
             if self._cached:  # as they will come back, so that a fuller cache changes nothing
                 new = as_stored(new)
         features = new if new is None else new.to(self.model.resampler.latents.dtype)
@@ -92,7 +98,8 @@ class FlamingoStage:
             else:
                 train_new_tokens(model, new_tokens)
         task = VisionTask(model.config) if options.vision_task else None
-        self.model = Bridge(model, task, "vision" not in options.unfreeze, cache is not None).to(world.device)
+        self.model = Bridge(model, task, "vision" not in options.unfreeze, cache is not None, world)
+        self.model.to(world.device)
 
     def shards(self) -> Sequence[nn.Module]:
         """See `Stage.shards`."""

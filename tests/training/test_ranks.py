@@ -31,7 +31,7 @@ def ranks(tmp_path_factory):
         text=True, timeout=120,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    reports: dict[str, dict] = {"together": {}, "mixed": {}, "stage 3": {}}
+    reports: dict[str, dict] = {name: {} for name in ("together", "mixed", *STAGE_3)}
     for name, step, lost, norm in map(json.loads, done.stdout.splitlines()):
         reports[name][step] = (lost, norm)
     return folder, reports
@@ -52,15 +52,17 @@ def test_ranks_give_the_losses_of_one_process(ranks, tmp_path, name) -> None:
         torch.testing.assert_close(torch.tensor(mixed[key]), torch.tensor(value), rtol=1e-5, atol=1e-7)
 
 
-def test_ranks_give_the_losses_and_the_checkpoint_of_stage_3(ranks, tmp_path) -> None:
+@pytest.mark.parametrize("name", STAGE_3)
+def test_ranks_give_the_losses_and_the_checkpoint_of_stage_3(ranks, tmp_path, name) -> None:
     folder, reports = ranks
-    alone = reports_of(replace(captioned_run(folder / "data"), **STAGE_3), tmp_path / "alone")
-    assert len(alone) == len(reports["stage 3"]) == RUN.steps
+    options = replace(captioned_run(folder / "data"), **STAGE_3[name](tmp_path / "features"))
+    alone = reports_of(options, tmp_path / "alone")
+    assert len(alone) == len(reports[name]) == RUN.steps
     for report in alone:
-        found, norm = reports["stage 3"][report.step]
+        found, norm = reports[name][report.step]
         assert found == pytest.approx(dict(report.losses), rel=1e-5)
         assert norm == pytest.approx(report.gradient_norm, rel=1e-4)
-    expected, found = (load_file(path / "model.safetensors") for path in (tmp_path / "alone", folder / "stage 3"))
+    expected, found = (load_file(path / "model.safetensors") for path in (tmp_path / "alone", folder / name))
     assert list(found) == list(expected)
-    for name, tensor in expected.items():
-        torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-5)
+    for key, tensor in expected.items():
+        torch.testing.assert_close(found[key], tensor, rtol=1e-4, atol=1e-5)

@@ -19,7 +19,10 @@ from flamingo_rt.training.loop import train
 from flamingo_rt.training.options import RunOptions
 from flamingo_rt.training.sharding import World, join_world, leave_world
 
-STAGE_3 = {"unfreeze": ("vision",), "lora": 2}
+STAGE_3 = {
+    "low rank": lambda folder: {"unfreeze": ("vision",), "lora": 2},
+    "kept": lambda folder: {"cache_features": str(folder)},
+}
 
 
 def run(out: Path, options: RunOptions, world: World, stop: int = -1) -> None:
@@ -47,8 +50,10 @@ def main(folder: str, text: str) -> None:
     together.barrier()
     run(out, options, together)
     options = captioned_run(Path(folder) / "data")  # made by who started this
-    for report in reports_of(replace(options, **STAGE_3), Path(folder) / "stage 3", together):
-        print(json.dumps(["stage 3", report.step, dict(report.losses), report.gradient_norm]), flush=True)
+    for name, changes in STAGE_3.items():
+        changed = replace(options, **changes(Path(folder) / "features"))
+        for report in reports_of(changed, Path(folder) / name, together):
+            print(json.dumps([name, report.step, dict(report.losses), report.gradient_norm]), flush=True)
     leave_world()
 
 
