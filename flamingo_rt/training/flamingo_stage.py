@@ -94,10 +94,13 @@ class FlamingoStage:
         self.model = Bridge(model, task, "vision" not in options.unfreeze, cache is not None).to(world.device)
 
     def shards(self) -> Sequence[nn.Module]:
-        """See `Stage.shards`."""
+        """See `Stage.shards`. Keys and values of the gated layers are made for all layers before the first of them runs,
+        so they are gathered by themselves."""
         model = self.model.model
         vision: Any = model.vision.blocks
-        return [*vision, *model.resampler.layers, *model.cross_attention.layers.values(), *model.language.layers]
+        gated: Any = list(model.cross_attention.layers.values())
+        keys_values = [matrix for layer in gated for matrix in (layer.key, layer.value)]
+        return [*vision, *model.resampler.layers, *keys_values, *gated, *model.language.layers]
 
     def loss(self, dataset: str, batch: FlamingoBatch) -> Loss:
         """See `Stage.loss`: cross-entropy of the labels; the vision task's is beside it."""
@@ -194,7 +197,7 @@ class FlamingoStage:
 
     def write(self, out: Path, overwrite: bool) -> None:
         """See `Stage.write`: a checkpoint; trained rows and low-rank updates are merged into the frozen weights."""
-        tensors = merged_tensors(self.model.model)
+        tensors = merged_tensors(self.model.model, whole)
         if self._world.is_first:
             write_model(out, self.config, self.tokenizer, tensors, overwrite)
         self._world.barrier()
