@@ -94,8 +94,8 @@ class FlamingoStage:
         self.model = Bridge(model, task, "vision" not in options.unfreeze, cache is not None).to(world.device)
 
     def shards(self) -> Sequence[nn.Module]:
-        """See `Stage.shards`. Keys and values of the gated layers are made for all layers before the first of them runs,
-        so they are gathered by themselves."""
+        """See `Stage.shards`. Keys and values are made for all gated layers before the first of them runs, so they are
+        gathered by themselves."""
         model = self.model.model
         vision: Any = model.vision.blocks
         gated: Any = list(model.cross_attention.layers.values())
