@@ -102,10 +102,13 @@ class FlamingoStage:
         self.model.to(world.device)
 
     def shards(self) -> Sequence[nn.Module]:
-        """See `Stage.shards`."""
+        """See `Stage.shards`. Keys and values are made for all gated layers before the first of them runs, so they are
+        gathered by themselves."""
         model = self.model.model
         vision: Any = model.vision.blocks
-        return [*vision, *model.resampler.layers, *model.cross_attention.layers.values(), *model.language.layers]
+        gated: Any = list(model.cross_attention.layers.values())
+        keys_values = [matrix for layer in gated for matrix in (layer.key, layer.value)]
+        return [*vision, *model.resampler.layers, *keys_values, *gated, *model.language.layers]
 
     def loss(self, dataset: str, batch: FlamingoBatch) -> Loss:
         """See `Stage.loss`: cross-entropy of the labels; the vision task's is beside it."""

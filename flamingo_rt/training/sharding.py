@@ -12,7 +12,6 @@ import gc
 import hashlib
 import os
 import sys
-import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -26,7 +25,6 @@ from torch.utils.checkpoint import checkpoint
 from flamingo_rt.training.options import Precision
 
 T = TypeVar("T")
-FORWARD_METHODS = ("keys_values",)  # called of a layer beside its forward: its parameters are gathered for it too
 
 
 @dataclass(frozen=True)
@@ -122,17 +120,12 @@ def shard(model: nn.Module, layers: Sequence[nn.Module], world: World) -> None:
     if world.size == 1:
         return
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+    from torch.distributed.fsdp import fully_shard
 
-    # Keys and values are views, and nothing of this project changes them in place.
-    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")
     mesh = init_device_mesh(world.device.type, (world.size,))
     scalars = {parameter for parameter in model.parameters() if parameter.ndim == 0}
     for layer in layers:
         fully_shard(layer, mesh=mesh, ignored_params=scalars)
-        for method in FORWARD_METHODS:
-            if hasattr(layer, method):
-                register_fsdp_forward_method(layer, method)
     fully_shard(model, mesh=mesh, ignored_params=scalars)
     for scalar in scalars:
         if scalar.requires_grad:
