@@ -76,7 +76,7 @@ ARMS = {
 
 @dataclass(frozen=True)
 class Settings:
-    """What all arms have in common: steps of stages 1, 2 and 3, scenes to train on and held out, documents a step of
+    """Settings that all arms share: steps of stages 1, 2 and 3, scenes to train on and held out, documents a step of
     captions and of questions, pictures in a held-out document of questions."""
 
     vision_steps: int = 400

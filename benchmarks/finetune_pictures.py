@@ -40,7 +40,7 @@ AVERAGED = 10  # steps of a loss in the table
 
 @dataclass(frozen=True)
 class Way:
-    """How a model is fine-tuned: options of ``flamingo-rt train flamingo``."""
+    """A way to fine-tune a model: options of ``flamingo-rt train flamingo``."""
 
     steps: int
     batch: int

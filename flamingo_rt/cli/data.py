@@ -43,7 +43,7 @@ def command() -> None:
 @click.option("--count", "scenes", required=True, type=count(), metavar="N", help="Scenes, clips or pages.")
 @click.option("--out", required=True, type=WRITTEN, metavar="FOLDER", help="Folder for the tar shards.")
 @click.option("--per-shard", type=count(), default=1000, show_default=True, metavar="N", help="Samples in a shard.")
-@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Which scenes.")
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Seed of the scenes.")
 @click.option("--split", type=click.Choice(["train", "heldout"]), default="train", show_default=True,
               help="The two share no picture, and no handwriting.")
 @click.option("--size", type=click.IntRange(16, 1024), default=64, show_default=True, metavar="N",
@@ -78,7 +78,7 @@ def make_scenes(
 @command.command("check")
 @click.argument("source", metavar="SOURCE[,KEY=VALUE…]")
 @click.option("--kind", type=click.Choice(["auto", "pairs", "videos", "pages", "text"]),
-              help="What the samples are; by default found out from the source.")
+              help="Kind of the samples; by default found out from the source.")
 @click.option("--tokenizer", type=READ, metavar="FILE", help="tokenizer.json, or its folder, to count tokens of texts.")
 @click.option("--model", type=READ, metavar="FOLDER",
               help="A checkpoint, to count tokens of whole documents, with its prompts and special tokens.")

@@ -80,7 +80,7 @@ class Texts(NamedTuple):
 
 @dataclass(frozen=True)
 class DataReport:
-    """What `check_source` found. Everything but ``samples``, ``damaged``, ``empty_texts`` and ``nothing_to_learn`` is
+    """Findings of `check_source`. Everything but ``samples``, ``damaged``, ``empty_texts`` and ``nothing_to_learn`` is
     about usable samples. ``repeated``: how many samples are equal to an earlier one, in all that they show and say;
     ``repeats``: the names of equal ones, of the first `NAMED`. ``empty_texts`` are among the damaged."""
 
@@ -124,7 +124,7 @@ def check_source(
 
 
 class _Checked:
-    """What is known of the samples so far: a few numbers of each, no sample itself."""
+    """Facts about the samples so far: a few numbers of each, no sample itself."""
 
     def __init__(self, options: DataOptions, length: TokenLength | None) -> None:
         self._options, self._length = options, length

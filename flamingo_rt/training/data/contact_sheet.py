@@ -132,6 +132,6 @@ def _wrapped(text: str, font: Font, width: int) -> list[str]:
 
 
 def _fitting(word: str, font: Font, width: int) -> int:
-    """How many characters of a word that is too long fit into a line; at least 1."""
+    """Number of characters of a word that is too long fit into a line; at least 1."""
     ends = range(1, len(word))
     return max(1, bisect.bisect_left(ends, True, key=lambda end: font.getlength(word[:end]) > width))

@@ -76,7 +76,7 @@ MakeLength = Callable[[SampleKind], TokenLength]
 
 
 def token_length(options: DataOptions, tokenizer: Path | None, model: Path | None) -> MakeLength | None:
-    """What measures samples by a tokenizer.json or its folder, or as the model of a checkpoint is trained on them; None
+    """A measure of samples by a tokenizer.json or its folder, or as the model of a checkpoint is trained on them; None
     without either. Raises `UsageError` for both, and `DataError` when files cannot be read."""
     if tokenizer is not None and model is not None:
         raise UsageError("a tokenizer and a model both say how texts become tokens: give one of them")
