@@ -22,7 +22,7 @@ def result_file(folder: Path, subject: str, ending: str = "json") -> Path:
 
 
 def circumstances(settings: Any) -> dict[str, Any]:
-    """Circumstances that a result depends on: date, machine, versions of what is installed, and the settings (a mapping or a
+    """Circumstances that a result depends on: date, machine, installed versions, and the settings (a mapping or a
     dataclass)."""
     versions = describe_machine().libraries
     given = asdict(settings) if is_dataclass(settings) and not isinstance(settings, type) else dict(settings)
