@@ -128,10 +128,11 @@ def copied_bytes(config: FlamingoConfig) -> int:
 
 def received_bytes(config: FlamingoConfig, parts: int) -> int:
     """Bytes that each of many ranks receives in a step of ``parts``, one for each dataset at least: all weights for the
-    forward pass and again for the backward pass, and gradients. The encoder has no backward pass."""
-    state = state_bytes(config)
-    encoder = BF16 * reckon_parameters(config)["vision"]
-    return parts * (2 * (state.frozen + state.weights) - encoder + state.gradients)
+    forward pass and again for the backward pass, those of gated layers twice as often, as their keys and values are a
+    pass of their own, and gradients. The encoder has no backward pass."""
+    state, counts = state_bytes(config), reckon_parameters(config)
+    again = 2 * FP32 * counts["cross_attention"] - BF16 * counts["vision"]
+    return parts * (2 * (state.frozen + state.weights) + again + state.gradients)
 
 
 def token_bytes(config: FlamingoConfig, tokens: int, recomputed: bool) -> int:

@@ -32,6 +32,25 @@ def replacing_file(path: Path) -> Iterator[Path]:
             os.replace(beside, path)
 
 
+@contextmanager
+def adding_files(folder: Path) -> Iterator[Path]:
+    """Yield a private folder in ``folder``, which is made where it is missing; on success all files that were made
+    there are moved into ``folder`` and replace those of the same name, on failure they are removed.
+
+    Raises `DataError` when ``folder`` cannot be written.
+    """
+    _check_place(folder / "file", "path")
+    with _explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with unfinished_folder(folder, _is_output) as beside:
+            yield beside
+            files = sorted(beside.iterdir())
+            for file in files:
+                _flush(file)
+            for file in files:
+                os.replace(file, folder / file.name)
+
+
 def check_file(path: Path, overwrite: bool, option: str = "--out") -> None:
     """Refuse a file to write, the value of ``option``, before any work is done for it.
 

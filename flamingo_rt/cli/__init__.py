@@ -24,6 +24,7 @@ COMMANDS = {
     "build": ("flamingo_rt.cli.build", "Compile a bundle's graphs for a GPU."),
     "verify": ("flamingo_rt.cli.verify", "Compare a backend's numbers with those of the export."),
     "train": ("flamingo_rt.cli.train", "Train a model."),
+    "data": ("flamingo_rt.cli.data", "Make and check data for training."),
     "evaluate": ("flamingo_rt.cli.evaluate", "Measure how often a model is right."),
     "bench": ("flamingo_rt.cli.bench", "Measure a model here, against what the machine can do."),
     "describe": ("flamingo_rt.cli.describe", "Show a model's parts and parameters."),

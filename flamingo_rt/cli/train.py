@@ -10,10 +10,10 @@ import click
 
 from flamingo_rt.cli.dependencies import needs_extra
 from flamingo_rt.cli.interrupts import command_again, on_interrupt
-from flamingo_rt.cli.numbers import Number
+from flamingo_rt.cli.numbers import MOST, Number
 from flamingo_rt.cli.paths import PATH_TEXT, READ, WRITTEN
 from flamingo_rt.cli.training_progress import TrainingProgress
-from flamingo_rt.errors import UsageError
+from flamingo_rt.errors import FlamingoError, UsageError
 from flamingo_rt.printable import printable
 from flamingo_rt.training.config_file import OptionField, option_fields, options_text, read_options
 from flamingo_rt.training.options import FlamingoOptions, LanguageOptions, VisionOptions
@@ -67,63 +67,80 @@ def _option(key: OptionField) -> Callable[[Command], Command]:
     if key.kind is bool:
         return click.option(f"{name}/--no-{name[2:]}", default=None, help=text)
     kind: Any = PATH_TEXT if key.is_path else click.Choice(key.choices) if key.choices else {
-        int: click.IntRange(0, 2**63 - 1), float: Number(0), str: click.STRING,
+        int: click.IntRange(0, 2**63 - 1), float: Number(0, MOST), str: click.STRING,
     }[str if key.is_list else key.kind]
     return click.option(name, type=kind, help=text, metavar="A,B,…" if key.is_list else None)
 
 
 def _run(
-    options_type: type, open_stage: Callable[[Any, World], Stage], config: Path | None, data: tuple[str, ...],
-    out: Path | None, resume: bool, overwrite: bool, print_config: bool, **keys: Any,
-) -> Path:
-    """Read the options and train; gives the folder that was written."""
+    options_type: type, open_stage: Callable[[Any, World], Stage], following: str, config: Path | None,
+    data: tuple[str, ...], out: Path | None, resume: bool, overwrite: bool, print_config: bool, **keys: Any,
+) -> None:
+    """Read the options, train, and say what was written; ``following`` is the next command, with {out} in it. Of
+    several processes one says it, and an error that all of them meet is raised in one."""
     lists = {key.name for key in option_fields(options_type) if key.is_list}
     given = {
         name: tuple(entry for entry in value.split(",") if entry) if name in lists else value
         for name, value in keys.items() if value is not None
     }
     with needs_extra("train"):
-        options: Any = read_options(options_type, config, given, data)
-        if print_config:
-            click.echo(printable(options_text(options), lines=True), nl=False)
-            raise click.exceptions.Exit(0)
-        if out is None:
-            raise UsageError("--out is missing: the folder to write")
-        if not options.data:
-            raise UsageError("there is no data: give --data SOURCE, or [[data]] tables in the --config file")
         from flamingo_rt.training.sharding import join_world, leave_world
 
         world = join_world()
         try:
-            _train(options, open_stage, world, out, resume, overwrite)
+            options: Any = read_options(options_type, config, given, data)
+            if print_config:
+                text = printable(options_text(options), lines=True)
+            else:
+                written = printable(str(_train(options, open_stage, world, out, resume, overwrite)))
+                text = f"wrote {written}; next: {following.format(out=written)}\n"
+        except FlamingoError as error:
+            if world.says_first(str(error)):
+                raise
+            raise click.exceptions.Exit(error.exit_code) from None
+        except KeyboardInterrupt:
+            if world.is_first:
+                raise
+            raise click.exceptions.Exit(130) from None
         finally:
             leave_world()
-    return out
+    if world.is_first:
+        click.echo(text, nl=False)
 
 
 def _train(
-    options: Any, open_stage: Callable[[Any, World], Stage], world: World, out: Path, resume: bool, overwrite: bool
-) -> None:
+    options: Any, open_stage: Callable[[Any, World], Stage], world: World, out: Path | None, resume: bool,
+    overwrite: bool,
+) -> Path:
+    """Train; gives the folder that was written."""
     from flamingo_rt.training.loop import check_run, train
     from flamingo_rt.training.run_log import RunLog
     from flamingo_rt.training.state import state_path
 
-    with on_interrupt(lambda: _left(state_path(out))):
-        world.from_first(lambda: check_run(out, resume, overwrite))
+    if out is None:
+        raise UsageError("--out is missing: the folder to write")
+    if not options.data:
+        raise UsageError("there is no data: give --data SOURCE, or [[data]] tables in the --config file")
+    folder = out
+    with on_interrupt(lambda: _left(state_path(folder), world)):
+        world.from_first(lambda: check_run(folder, resume, overwrite))
         stage = open_stage(options, world)
-        with RunLog(out) as log, TrainingProgress(options.run.steps, world.is_first) as shown:
+        with RunLog(folder) as log, TrainingProgress(options.run.steps, world.is_first) as shown:
 
             def on_step(report: StepReport) -> None:
                 log.add(report)
                 shown.step(report)
 
-            train(stage, options.run, out, world, resume=resume, overwrite=overwrite, on_step=on_step)
+            train(stage, options.run, folder, world, resume=resume, overwrite=overwrite, on_step=on_step)
+    return folder
 
 
-def _left(state: Path) -> str:
+def _left(state: Path, world: World) -> str:
     """A line about the state that an interrupted run left, with the command that continues it."""
     if not state.exists():
         return "nothing was saved yet; the state is saved every half minute"
+    if world.size > 1:
+        return f"the state is in {state}; go on with the same command and --resume, on any number of processes"
     return f"the state is in {state}; go on with: {command_again('--resume')}"
 
 
@@ -139,8 +156,8 @@ def vision(**given: Any) -> None:
     with needs_extra("train"):
         from flamingo_rt.training.vision_stage import open_vision_stage
 
-    out = printable(str(_run(VisionOptions, open_vision_stage, **given)))
-    click.echo(f"wrote {out}; next: flamingo-rt train flamingo --vision {out} --language FOLDER --data SOURCE --out …")
+    following = "flamingo-rt train flamingo --vision {out} --language FOLDER --data SOURCE --out …"
+    _run(VisionOptions, open_vision_stage, following, **given)
 
 
 @command.command("language")
@@ -155,8 +172,8 @@ def language(**given: Any) -> None:
     with needs_extra("train"):
         from flamingo_rt.training.language_stage import open_language_stage
 
-    out = printable(str(_run(LanguageOptions, open_language_stage, **given)))
-    click.echo(f"wrote {out}; next: flamingo-rt train flamingo --vision FOLDER --language {out} --data SOURCE --out …")
+    following = "flamingo-rt train flamingo --vision FOLDER --language {out} --data SOURCE --out …"
+    _run(LanguageOptions, open_language_stage, following, **given)
 
 
 @command.command("flamingo")
@@ -175,5 +192,4 @@ def flamingo(**given: Any) -> None:
     with needs_extra("train"):
         from flamingo_rt.training.flamingo_start import open_flamingo_stage
 
-    out = printable(str(_run(FlamingoOptions, open_flamingo_stage, **given)))
-    click.echo(f"wrote {out}; next: flamingo-rt export --ckpt {out} --out BUNDLE")
+    _run(FlamingoOptions, open_flamingo_stage, "flamingo-rt export --ckpt {out} --out BUNDLE", **given)

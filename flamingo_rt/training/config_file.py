@@ -125,7 +125,7 @@ def options_text(options: Any) -> str:
     ]
     import tomli_w  # here: the command line's help needs no libraries
 
-    return tomli_w.dumps({**table, "data": data} if data else table)
+    return tomli_w.dumps(table) + "".join(f"\n[[data]]\n{tomli_w.dumps(entry)}" for entry in data)
 
 
 def _plain(value: Any) -> Any:
@@ -139,7 +139,7 @@ def _read_toml(file: Path) -> dict[str, Any]:
         import tomli as tomllib
     try:
         return tomllib.loads(read_text(file, MOST_BYTES))
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # an integer of thousands of digits is a plain ValueError
         raise UsageError(f"{file} is no TOML file: {error}") from error
 
 
@@ -161,7 +161,10 @@ def _checked(stated: Mapping[str, Any], known: Mapping[str, OptionField], where:
         if not sound or (key.choices and value not in key.choices):
             wish = " or ".join(key.choices) or f"{'a list of ' if key.is_list else ''}{key.kind.__name__}"
             raise UsageError(f"{where}: {name} is {value!r}; it must be {wish}")
-        found[name] = tuple(values) if key.is_list else key.kind(value)
+        try:
+            found[name] = tuple(values) if key.is_list else key.kind(value)
+        except OverflowError:  # an integer of hundreds of digits as a float
+            raise UsageError(f"{where}: {name} is {value}, above the largest that is accepted") from None
     return found
 
 

@@ -142,7 +142,7 @@ class FeatureCache:
 def _content(features: np.ndarray) -> bytes:
     """A file's content, with its checksum."""
     file = io.BytesIO()
-    np.save(file, features, allow_pickle=False)
+    np.save(file, np.ascontiguousarray(features), allow_pickle=False)  # an NFNet's are transposed
     return file.getvalue() + zlib.crc32(file.getvalue()).to_bytes(_CHECKSUM_BYTES, "little")
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from flamingo_rt.checkpoints import StoredModel, write_checkpoint
-from flamingo_rt.config import FlamingoConfig
 from flamingo_rt.errors import UsageError
 from flamingo_rt.model.flamingo import IGNORED_LABEL, Flamingo
 from flamingo_rt.model_memory import TRAINING, WEIGHTS, require_bytes, training_step_bytes
@@ -27,13 +25,13 @@ from flamingo_rt.training.data.document_batches import FlamingoBatch
 from flamingo_rt.training.feature_cache import FeatureCache, as_stored
 from flamingo_rt.training.loop import clip_norm
 from flamingo_rt.training.lora import add_lora
-from flamingo_rt.training.merging import merged_tensors
+from flamingo_rt.training.merging import MergedLayer, merged_tensors
 from flamingo_rt.training.new_tokens import train_new_tokens
 from flamingo_rt.training.options import FlamingoOptions
 from flamingo_rt.training.sharding import World, freeze_in_precision, whole
 from flamingo_rt.training.stage import Dataset, Loss
 from flamingo_rt.training.vision_task import VisionTask
-from flamingo_rt.weights.lazy import LazyTensor
+from flamingo_rt.weights.lazy import LazyTensor, in_memory
 
 SAMPLE_ROWS, SAMPLE_TOKENS = 3, 24
 LARGEST_GATE = 20.0  # tanh of it is 1 in float32: a layer without a gate
@@ -69,15 +67,18 @@ class Bridge(nn.Module):
 
 
 class FlamingoStage:
-    """A `Stage`; see `make_flamingo_stage` for what it is made of."""
+    """A `Stage`; `flamingo_start.open_flamingo_stage` makes one from options."""
 
     def __init__(
         self, model: Flamingo, tokenizer: Tokenizer, datasets: Sequence[Dataset], options: FlamingoOptions,
         new_tokens: tuple[int, ...], world: World, cache: FeatureCache | None = None,
+        given: Mapping[str, LazyTensor] | None = None,
     ) -> None:
-        """``new_tokens`` are the ids whose embeddings are trained though the language model is frozen."""
+        """``new_tokens`` are the ids whose embeddings are trained though the language model is frozen. ``given`` are
+        the tensors that the model was loaded from: frozen ones are written as they are there, not as bfloat16 rounded
+        them."""
         self.config, self.tokenizer, self.datasets, self._options = model.config, tokenizer, datasets, options
-        self._world, self._cache, self._checked = world, cache, False
+        self._world, self._cache, self._given, self._checked = world, cache, given or {}, False
         self._frozen = frozen_identity(model, options.unfreeze)
         precision = options.run.precision
         if "vision" not in options.unfreeze:
@@ -94,13 +95,10 @@ class FlamingoStage:
         self.model = Bridge(model, task, "vision" not in options.unfreeze, cache is not None).to(world.device)
 
     def shards(self) -> Sequence[nn.Module]:
-        """See `Stage.shards`. Keys and values are made for all gated layers before the first of them runs, so they are
-        gathered by themselves."""
+        """See `Stage.shards`."""
         model = self.model.model
         vision: Any = model.vision.blocks
-        gated: Any = list(model.cross_attention.layers.values())
-        keys_values = [matrix for layer in gated for matrix in (layer.key, layer.value)]
-        return [*vision, *model.resampler.layers, *keys_values, *gated, *model.language.layers]
+        return [*vision, *model.resampler.layers, *model.cross_attention.layers.values(), *model.language.layers]
 
     def loss(self, dataset: str, batch: FlamingoBatch) -> Loss:
         """See `Stage.loss`: cross-entropy of the labels; the vision task's is beside it."""
@@ -197,25 +195,20 @@ class FlamingoStage:
 
     def write(self, out: Path, overwrite: bool) -> None:
         """See `Stage.write`: a checkpoint; trained rows and low-rank updates are merged into the frozen weights."""
-        tensors = merged_tensors(self.model.model, whole)
-        if self._world.is_first:
-            write_model(out, self.config, self.tokenizer, tensors, overwrite)
-        self._world.barrier()
+        model = self.model.model
+        kept = {name: self._given[name] for name in frozen_names(model) if name in self._given}
+        tensors = in_memory(merged_tensors(model, lambda tensor: whole(tensor).cpu(), self._given), out)
+        stored = StoredModel(self.config, self.tokenizer.to_str(pretty=True), {**tensors, **kept})
+        self._world.from_first(lambda: write_checkpoint(out, stored, overwrite))
 
 
-def write_model(
-    out: Path, config: FlamingoConfig, tokenizer: Tokenizer, tensors: Mapping[str, Tensor], overwrite: bool
-) -> None:
-    """Write tensors in memory as a checkpoint folder."""
-    lazy = {
-        name: LazyTensor(tuple(tensor.shape), tensor.dtype, out, partial(_in_memory, tensor))
-        for name, tensor in tensors.items()
+def frozen_names(model: Flamingo) -> set[str]:
+    """Names of the vision encoder's and the language model's parameters that nothing is trained of or merged into."""
+    merged = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, MergedLayer)}
+    return {
+        name for name, parameter in model.named_parameters()
+        if name.startswith(("vision.", "language.")) and not parameter.requires_grad and name not in merged
     }
-    write_checkpoint(out, StoredModel(config, tokenizer.to_str(pretty=True), lazy), overwrite)
-
-
-def _in_memory(tensor: Tensor) -> Tensor:
-    return tensor.detach().cpu().contiguous()
 
 
 def frozen_identity(model: Flamingo, unfreeze: Sequence[str]) -> str:

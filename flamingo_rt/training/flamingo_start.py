@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,6 +52,7 @@ class StartingPoint:
 def open_flamingo_stage(options: FlamingoOptions, world: World) -> FlamingoStage:
     """The stage that `loop.train` runs. Raises `UsageError` and `DataError` for what is given and cannot be used."""
     check_something_is_given(options)
+    _check_names(options.data)
     if options.vision_task and world.size > 1:
         raise UsageError("vision_task needs whole batches: leave it out, or train in one process")
     sources = {entry: open_source(entry) for entry in options.data if entry.source != SCENES}
@@ -71,8 +72,7 @@ def open_flamingo_stage(options: FlamingoOptions, world: World) -> FlamingoStage
                                                     cache))
         for number, entry in enumerate(options.data)
     ]
-    _check_names(datasets)
-    return FlamingoStage(model, tokenizer, datasets, options, start.new_tokens, world, cache)
+    return FlamingoStage(model, tokenizer, datasets, options, start.new_tokens, world, cache, start.tensors)
 
 
 def _starting_point(options: FlamingoOptions, sources: Mapping[DataOptions, SampleSource]) -> StartingPoint:
@@ -142,8 +142,8 @@ def _warn(text: str) -> None:
     logging.getLogger(__name__).warning(text)
 
 
-def _check_names(datasets: list[Dataset]) -> None:
-    names = [entry.name for entry in datasets]
+def _check_names(data: Sequence[DataOptions]) -> None:
+    names = [entry.label for entry in data]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise UsageError(f"two datasets are called {twice!r}: give each a name (--data SOURCE,name=…)")

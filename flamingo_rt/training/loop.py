@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -55,10 +56,11 @@ def train(
                     options.workers, options.mixing == "round-robin")
     saved = time.monotonic()
     while run.at.step < options.steps:
-        report = run.step(batches)
-        if options.sample_steps and (run.at.step % options.sample_steps == 0 or run.at.step == options.steps):
-            samples = run.sample()
-            report = replace(report, samples=samples, scalars={**report.scalars, **stage.scalars()})
+        with _shortage_explained(options, run.at.step + 1):
+            report = run.step(batches)
+            if options.sample_steps and (run.at.step % options.sample_steps == 0 or run.at.step == options.steps):
+                samples = run.sample()
+                report = replace(report, samples=samples, scalars={**report.scalars, **stage.scalars()})
         if world.is_first:
             on_step(report)
         if any(world.gathered(time.monotonic() - saved > options.save_seconds)):
@@ -156,7 +158,8 @@ class _Run:
             total += float(loss.total.detach())
         total = self.world.total(total)
         if not math.isfinite(total):
-            names = [name for part in parts for name in part.names]
+            names = [name for rank in self.world.gathered([part.names for part in parts]) for each in rank
+                     for name in each]
             raise DataError(
                 f"the loss on {dataset.name} became {total} at step {self.at.step + 1}, on {_listed(names)}: the last "
                 "saved state stays; lower learning_rate, or leave these samples out, and go on with --resume"
@@ -228,6 +231,24 @@ def gradient_norm(parameters: Iterable[nn.Parameter]) -> float:
     undivided = [gradient for gradient in gradients if local(gradient) is gradient]
     norms = [whole(torch.nn.utils.get_total_norm(kind)) for kind in (divided, undivided) if kind]
     return math.hypot(*map(float, norms))
+
+
+@contextmanager
+def _shortage_explained(options: RunOptions, step: int) -> Iterator[None]:
+    """Turn an allocation that failed, on a GPU or a CPU, into a `DataError` that says what to lower."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
+        text = " ".join(str(error).split())
+        if not isinstance(error, (torch.OutOfMemoryError, MemoryError)) and "can't allocate memory" not in text:
+            raise
+        resumed = [] if options.checkpoint_activations else ["set checkpoint_activations"]
+        resumed.append(f"raise accumulate (now {options.accumulate})")
+        anew = "lower the batch of the data" + ("" if options.precision == "bf16" else ", or set precision to bf16")
+        raise DataError(
+            f"memory ran out at step {step} ({text[:120]}). The last saved state stays: to go on with --resume, "
+            f"{' or '.join(resumed)}; to start anew with less, {anew}"
+        ) from error
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+
+from flamingo_rt.weights.lazy import LazyTensor
 
 
 class MergedLayer(ABC):
@@ -25,13 +27,19 @@ def _as_it_is(tensor: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def merged_tensors(model: nn.Module, whole: Callable[[Tensor], Tensor] = _as_it_is) -> dict[str, Tensor]:
+def merged_tensors(
+    model: nn.Module, whole: Callable[[Tensor], Tensor] = _as_it_is, given: Mapping[str, LazyTensor] | None = None
+) -> dict[str, Tensor]:
     """The state dict that ``model`` had if each `MergedLayer` in it were a plain layer: the names and the order of the
-    model without added weights. ``whole`` gathers a tensor that is divided among ranks. The model stays as it is."""
+    model without added weights. ``whole`` gathers a tensor that is divided among ranks. ``given`` are tensors that the
+    model was loaded from: weights are merged into those, which the model may hold rounded. The model stays as it is."""
     tensors = {name: whole(tensor.detach()) for name, tensor in model.state_dict().items()}
     for name, module in model.named_modules():
         if isinstance(module, MergedLayer):
             prefix = f"{name}." if name else ""
             added = [tensors.pop(f"{prefix}{part}") for part in module.added]
-            tensors[f"{prefix}weight"] = module.merged(tensors[f"{prefix}weight"], *added)
+            weight = tensors[f"{prefix}weight"]
+            if given is not None and f"{prefix}weight" in given:
+                weight = given[f"{prefix}weight"].to(torch.float32).read()
+            tensors[f"{prefix}weight"] = module.merged(weight, *added)
     return tensors

@@ -41,8 +41,8 @@ def check_numbers(options: Any, positive: tuple[str, ...] = (), counts: tuple[st
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             continue
         require_option(0 <= value < math.inf, f"{name} is {value}; it must be finite and at least 0")
-        require_option(isinstance(value, float) or value <= LARGEST.get(name, MOST),
-                       f"{name} is {value}, above the largest that is accepted")
+        largest = LARGEST.get(name, MOST)
+        require_option(value <= largest, f"{name} is {value}, above the largest that is accepted, {largest}")
         require_option(name not in positive or value > 0, f"{name} is {value}; it must be above 0")
         require_option(name not in counts or value >= 1, f"{name} is {value}; it must be 1 or more")
         require_option(name not in shares or value <= 1, f"{name} is {value}; it must be from 0 to 1")

@@ -9,8 +9,10 @@ its own part of each batch. On CPUs the ranks talk by gloo, on GPUs by NCCL.
 from __future__ import annotations
 
 import gc
+import hashlib
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -24,15 +26,18 @@ from torch.utils.checkpoint import checkpoint
 from flamingo_rt.training.options import Precision
 
 T = TypeVar("T")
+FORWARD_METHODS = ("keys_values",)  # called of a layer beside its forward: its parameters are gathered for it too
 
 
 @dataclass(frozen=True)
 class World:
-    """The processes of this run: the number of this one, how many there are, and the device of this one."""
+    """The processes of this run: the number of this one, how many there are, the device of this one, and the table of
+    short texts that they share (`torch.distributed.Store`), if there are several."""
 
     rank: int = 0
     size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    store: Any = field(default=None, compare=False, repr=False)
 
     @property
     def is_first(self) -> bool:
@@ -70,6 +75,15 @@ class World:
         dist.all_gather_object(values, value)
         return values
 
+    def says_first(self, text: str) -> bool:
+        """Whether this process is the first to say ``text``: an error that all meet is printed once. Waits for none."""
+        if self.store is None:
+            return True
+        try:
+            return bool(self.store.add(f"said {hashlib.sha256(text.encode(errors='replace')).hexdigest()}", 1) == 1)
+        except RuntimeError:  # the process that kept the table has ended
+            return True
+
     def barrier(self) -> None:
         """Wait until every process is here."""
         if self.size > 1:
@@ -84,9 +98,12 @@ def join_world() -> World:
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
-    if not dist.is_initialized():
-        dist.init_process_group("nccl" if cuda else "gloo")
-    return World(dist.get_rank(), dist.get_world_size(), device)
+    if dist.is_initialized():
+        return World(dist.get_rank(), dist.get_world_size(), device)
+    store, rank, size = next(dist.rendezvous("env://"))
+    dist.init_process_group("nccl" if cuda else "gloo", store=dist.PrefixStore("group", store), rank=rank,
+                            world_size=size)
+    return World(rank, size, device, store)
 
 
 def leave_world() -> None:
@@ -105,12 +122,17 @@ def shard(model: nn.Module, layers: Sequence[nn.Module], world: World) -> None:
     if world.size == 1:
         return
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
+    # Keys and values are views, and nothing of this project changes them in place.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")
     mesh = init_device_mesh(world.device.type, (world.size,))
     scalars = {parameter for parameter in model.parameters() if parameter.ndim == 0}
     for layer in layers:
         fully_shard(layer, mesh=mesh, ignored_params=scalars)
+        for method in FORWARD_METHODS:
+            if hasattr(layer, method):
+                register_fsdp_forward_method(layer, method)
     fully_shard(model, mesh=mesh, ignored_params=scalars)
     for scalar in scalars:
         if scalar.requires_grad:

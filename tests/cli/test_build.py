@@ -203,8 +203,8 @@ def test_what_tensorrt_refuses_is_one_line(build, rtx: MadeUpTensorRT) -> None:
 
 
 @pytest.mark.parametrize(("arguments", "code", "named"), [
-    (("--compute-capability", "x"), 2, "no list of compute capabilities"),
-    (("--compute-capability", ""), 2, "no list of compute capabilities"),
+    (("--compute-capability", "x"), 2, "not a list of compute capabilities"),
+    (("--compute-capability", ""), 2, "not a list of compute capabilities"),
     (("--compute-capability", "90"), 2, "known: 86, 89, 120"),
     (("--compute-capability", "86", "--capacity", "97"), 2, "limit of capacity is 97; it must be from 1 to 96"),
     (("--compute-capability", "86", "--max-batch", "0"), 2, "--max-batch"),

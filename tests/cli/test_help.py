@@ -7,7 +7,8 @@ import pytest
 from flamingo_rt import __version__
 from flamingo_rt.cli import COMMANDS
 
-PAGES = [[], *([name] for name in COMMANDS), ["train", "flamingo"], ["import", "openflamingo"], ["evaluate", "scenes"]]
+PAGES = [[], *([name] for name in COMMANDS), ["train", "vision"], ["train", "language"], ["train", "flamingo"],
+         ["import", "openflamingo"], ["evaluate", "scenes"]]
 
 
 @pytest.mark.parametrize("command", PAGES, ids=" ".join)

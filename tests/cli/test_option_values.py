@@ -17,7 +17,7 @@ from flamingo_rt.cores import core_count
 # Options that take any text. All others have a type that refuses impossible values.
 TEXTS = {
     "--prompt", "--question", "--choices", "--stop", "--backend", "--preset", "--compute-capability", "--lowering",
-    "--license", "--source",
+    "--license", "--source", "--data", "--evaluation", "--encoder", "--decoder", "--unfreeze", "source",
 }
 # Arguments that a command needs besides the tested option: well formed, naming nothing that exists.
 NEEDED = {
@@ -29,7 +29,11 @@ NEEDED = {
     ("export",): ["--ckpt", "/nowhere/checkpoint", "--out", "/nowhere/out"],
     ("build",): ["--model", "/nowhere/bundle", "--target", "tensorrt"],
     ("verify",): ["--model", "/nowhere/bundle"],
-    ("train", "flamingo"): ["--preset", "nowhere", "--out", "/nowhere/out"],
+    ("train", "vision"): ["--data", "/nowhere/pairs", "--out", "/nowhere/out"],
+    ("train", "language"): ["--data", "/nowhere/texts", "--out", "/nowhere/out"],
+    ("train", "flamingo"): ["--data", "/nowhere/pairs", "--start-from", "/nowhere/model", "--out", "/nowhere/out"],
+    ("data", "make-scenes"): ["--kind", "text", "--count", "1", "--out", "/nowhere/out"],
+    ("data", "check"): ["/nowhere/data"],
     ("evaluate", "scenes"): ["--model", "/nowhere/bundle"],
     ("bench",): ["--model", "/nowhere/bundle"],
     ("describe",): ["--preset", "nowhere"],
@@ -71,7 +75,7 @@ def arguments(words: tuple[str, ...], option: click.Option, value: str) -> list[
     """A command line with this value, and all else that it needs."""
     name, others, given = option.opts[0], [], NEEDED[words]
     while given:
-        taken = 1 + next(o.nargs for w, o in options() if w == words and given[0] in o.opts)
+        taken = 1 + next((o.nargs for w, o in options() if w == words and given[0] in o.opts), 0)  # 0: an argument
         others += [] if given[0] == name else given[:taken]
         given = given[taken:]
     values = [value if isinstance(kind, (PathType, *NUMBERS)) else "x" for kind in kinds(option)]

@@ -1,109 +1,373 @@
-"""`flamingo-rt train flamingo`: a small model from the command line to an answer; runs are never lost or mixed."""
+"""`flamingo-rt train`: three stages from the command line to an answer; runs are never lost or mixed."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+import shlex
+from pathlib import Path
 
 import pytest
+from made_data import captions, pairs, tar, write_lines
+from safetensors.torch import load_file
 
-from flamingo_rt.cli import train as command
+from flamingo_rt.cli import training_progress
 from flamingo_rt.presets import PRESETS
-from flamingo_rt.training import trainer
-from flamingo_rt.training.trainer import TrainingOptions
+from flamingo_rt.training import flamingo_stage
+from flamingo_rt.training.config_file import option_fields
+from flamingo_rt.training.options import FlamingoOptions, LanguageOptions, VisionOptions
+from flamingo_rt.training.run_log import StepReport, log_path, read_log, tensorboard_path
+from flamingo_rt.training.state import state_path
+
+STAGES = {"vision": VisionOptions, "language": LanguageOptions, "flamingo": FlamingoOptions}
+SHORT = ("--workers", 0, "--warmup-steps", 0)
 
 
 @pytest.fixture(autouse=True)
 def small_preset(config, monkeypatch):
-    """A preset that trains in a moment, on 4 pictures a step."""
+    """A preset that trains in a moment."""
     monkeypatch.setitem(PRESETS, "small", lambda: config)
-    monkeypatch.setattr(trainer, "TOKENIZER_SCENES", 20)
-    monkeypatch.setattr(trainer, "TrainingOptions", lambda **given: TrainingOptions(pictures=4, **given))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Twelve captioned pictures."""
+    return captions(tmp_path_factory.mktemp("data") / "mine", 12)
 
 
 @pytest.fixture
-def train(run):
-    return lambda out, *arguments: run("train", "flamingo", "--preset", "small", "--steps", 2, "--out", out, *arguments)
+def train(run, checkpoint, folder):
+    """Fine-tune the small checkpoint; later options count."""
+    start = ("train", "flamingo", "--start-from", checkpoint, "--steps", 3, *SHORT)
+
+    def call(out, *arguments, data=f"{folder},batch=4"):
+        return run(*start, "--out", out, *(("--data", data) if data else ()), *arguments)
+
+    return call
 
 
-@pytest.fixture
-def unfinished(config, tmp_path):
-    """The output of a run of two steps that ended after the first."""
+def interrupt_at(monkeypatch, step: int):
+    """Let Ctrl-C come when this step is shown; gives what takes it back."""
+    shown = training_progress.TrainingProgress.step
 
-    def stop(progress):
-        if progress.step == 2:
+    def show(self, report: StepReport) -> None:
+        shown(self, report)
+        if report.step == step:
             raise KeyboardInterrupt
 
-    out = tmp_path / "out"
-    with pytest.raises(KeyboardInterrupt):
-        trainer.train(config, TrainingOptions(pictures=4, steps=2), out, save_seconds=0, on_step=stop)
-    return out
+    monkeypatch.setattr("flamingo_rt.cli.train.TrainingProgress.step", show)
+    return lambda: monkeypatch.setattr("flamingo_rt.cli.train.TrainingProgress.step", shown)
 
 
-def test_the_command_asks_for_as_many_questions_as_training_takes() -> None:
-    questions = next(option for option in command.flamingo.params if option.name == "questions")
-    assert (questions.type.min, questions.type.max) == (0, trainer.MOST_QUESTIONS)
+@pytest.fixture
+def unfinished(train, tmp_path, monkeypatch):
+    """The output of a run of three steps that was interrupted in the second, and what was said then."""
+    again = interrupt_at(monkeypatch, 2)
+    outcome = train(tmp_path / "out", "--save-seconds", "1e-9")
+    again()
+    assert outcome.code == 130
+    return tmp_path / "out", outcome.err
 
 
-def test_a_trained_checkpoint_answers(train, run, tmp_path) -> None:
-    outcome = train(tmp_path / "out")
-    assert outcome.code == 0
-    assert f"flamingo-rt export --ckpt {tmp_path / 'out'}" in outcome.out
-    assert "step 2/2" in outcome.err
-    assert "tokens/s" in outcome.err
-    assert [file.name for file in tmp_path.iterdir()] == ["out"]
-    assert run("infer", "--model", tmp_path / "out", "--prompt", "Output:", "--max-new-tokens", 2).code == 0
+def names(folder: Path) -> set[str]:
+    return {file.name for file in folder.iterdir()}
 
 
-def test_training_goes_on_from_a_checkpoint(train, tmp_path, monkeypatch) -> None:
-    assert train(tmp_path / "first").code == 0
-    seen = []
-    monkeypatch.setattr(trainer, "train", lambda config, options, out, **others: seen.append((options, others)))
-    outcome = train(tmp_path / "second", "--start-from", tmp_path / "first", "--questions", 0, "--learning-rate", 1e-5,
-                    "--seed", 4)
-    assert outcome.code == 0
-    options, others = seen[0]
-    assert options == replace(
-        TrainingOptions(), pictures=4, steps=2, questions=0, learning_rate=1e-5, seed=4, vision_task_weight=0.0
-    )
-    assert others["start_from"] == tmp_path / "first"
+# Options
 
 
-def test_an_unfinished_run_is_resumed_when_asked(train, unfinished, tmp_path) -> None:
-    refused = train(unfinished)
-    assert refused.code == 2
-    assert "--resume" in refused.err
-    assert str(trainer.state_path(unfinished)) in refused.err
-    resumed = train(unfinished, "--resume")
-    assert resumed.code == 0
-    assert "wrote" in resumed.out
-    assert [file.name for file in tmp_path.iterdir()] == ["out"]
+def values(stage: str) -> dict[str, object]:
+    """A value of every key, none of them the default, such as a file and the command line can hold."""
+    given: dict[str, object] = {}
+    for key in option_fields(STAGES[stage]):
+        if key.kind is bool:
+            given[key.name] = True
+        elif key.choices:
+            given[key.name] = next(choice for choice in key.choices if choice != key.default)
+        elif key.is_list:
+            given[key.name] = ["language", "embedding"]
+        elif key.kind is str:
+            given[key.name] = "a name"
+        elif key.kind is int:
+            given[key.name] = (key.default or 1) * 2
+        else:
+            given[key.name] = (key.default or 0.5) / 2
+    for name in {"flamingo": ("vision", "language", "accumulate"), "language": (), "vision": ()}[stage]:
+        del given[name]  # they do not go together with start_from and vision_task
+    return given
 
 
-def test_an_unfinished_run_is_not_resumed_with_other_options(train, unfinished) -> None:
-    before = trainer.state_path(unfinished).read_bytes()
-    outcome = train(unfinished, "--resume", "--seed", 5)
+def words(keys: dict[str, object]) -> list[str]:
+    """The same keys as options."""
+    given = []
+    for name, value in keys.items():
+        option = "--" + name.replace("_", "-")
+        text = ",".join(value) if isinstance(value, list) else str(value)
+        given += [option] if value is True else [option, text]
+    return given
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_key_is_an_option_and_a_printed_file_gives_the_same_run(run, tmp_path, stage) -> None:
+    file, keys = tmp_path / "run.toml", values(stage)
+    lines = [f"{name} = {json.dumps(value)}" for name, value in keys.items()]
+    file.write_text("\n".join([*lines, '[[data]]\nsource = "a.tar"\nweight = 0.25']))
+    from_file = run("train", stage, "--config", file, "--print-config")
+    assert (from_file.code, from_file.err) == (0, "")
+    from_options = run("train", stage, *words(keys), "--data", "a.tar,weight=0.25", "--print-config")
+    assert from_options == from_file
+    file.write_text(from_file.out)
+    assert run("train", stage, "--config", file, "--print-config") == from_file
+    assert run("train", stage, "--print-config").out != from_file.out
+
+
+def test_options_count_before_the_file_and_data_replaces_its_datasets(run, tmp_path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text('steps = 5\nseed = 3\ncompile = true\n[[data]]\nsource = "a.tar"\n')
+    given = ("--steps", 7, "--no-compile", "--data", "b-{0..1}.tar,weight=0.2", "--data", "scenes,name=more,batch=6")
+    text = run("train", "language", "--config", file, *given, "--print-config").out
+    for line in ("steps = 7", "seed = 3", "compile = false", 'source = "b-{0..1}.tar"', "weight = 0.2",
+                 'source = "scenes"', 'name = "more"', "batch = 6"):
+        assert line in text.splitlines()
+    assert "a.tar" not in text
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_help_shows_each_key_with_its_default(run, stage) -> None:
+    page = run("train", stage, "--help").out
+    for key in option_fields(STAGES[stage]):
+        assert f"--{key.name.replace('_', '-')}" in page
+    assert f"[default: {STAGES[stage]().run.learning_rate}]" in page
+
+
+def test_an_unknown_key_of_the_file_is_offered_a_near_one(run, tmp_path) -> None:
+    (tmp_path / "run.toml").write_text("learning_rat = 1e-3\n")
+    outcome = run("train", "flamingo", "--config", tmp_path / "run.toml", "--out", tmp_path / "out")
+    assert (outcome.code, outcome.out) == (2, "")
+    assert "there is no key 'learning_rat'; did you mean learning_rate" in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--data", "a.tar,wieght=2"), "did you mean weight"),
+        (("--data", "scenes,weight=0"), "weight is 0.0; it must be above 0"),
+        (("--data", "scenes,weight=-1"), "weight is -1.0"),
+        (("--data", "scenes,batch=0"), "batch is 0"),
+        (("--data", ""), "needs a source"),
+        ((), "there is no data"),
+        (("--data", "scenes"), "would be frozen with random weights: give --vision"),
+        (("--data", "scenes", "--data", "scenes", "--unfreeze", "vision,language"), "two datasets are called 'scenes'"),
+        (("--data", "scenes", "--unfreeze", "text"), "unfreeze names 'text'; known: vision"),
+        (("--data", "scenes", "--unfreeze", "vision,language", "--preset", "smal"), "unknown preset 'smal'"),
+        (("--data", "scenes", "--beta2", 1), "beta2 is 1.0"),
+    ],
+    ids=lambda value: " ".join(map(str, value)) if isinstance(value, tuple) else None,
+)
+def test_what_cannot_be_trained_is_a_usage_error_that_leaves_nothing(run, tmp_path, arguments, said) -> None:
+    outcome = run("train", "flamingo", "--out", tmp_path / "out", *arguments)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert said in outcome.err
+    assert not names(tmp_path)
+
+
+def test_the_output_must_be_named(run) -> None:
+    outcome = run("train", "flamingo", "--data", "scenes")
     assert outcome.code == 2
-    assert "other options" in outcome.err
-    assert trainer.state_path(unfinished).read_bytes() == before
+    assert "--out is missing" in outcome.err
 
 
-def test_an_output_that_exists_is_refused_before_any_training(train, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(trainer, "start_run", None)
+@pytest.mark.parametrize("value", ["\0", "\ud800", "n" * 5000, "../..", "-"], ids=lambda value: ascii(value)[:20])
+@pytest.mark.parametrize(("stage", "option"), [
+    ("vision", "--data"), ("vision", "--evaluation"), ("vision", "--encoder"), ("language", "--data"),
+    ("language", "--decoder"), ("flamingo", "--data"), ("flamingo", "--preset"), ("flamingo", "--unfreeze"),
+])
+def test_a_text_that_names_nothing_is_refused_in_a_short_message(run, tmp_path, folder, stage, option, value) -> None:
+    others = () if option == "--data" else ("--data", folder)
+    frozen = ("--unfreeze", "vision,language") if stage == "flamingo" and option != "--unfreeze" else ()
+    outcome = run("train", stage, *others, *frozen, option, value, "--out", tmp_path / "out", *SHORT)
+    assert outcome.code in (1, 2)
+    assert outcome.err.startswith("flamingo-rt: ")
+    assert len(outcome.err) < 5000
+    assert not names(tmp_path)
+
+
+# Bad data
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda folder: "shards-{0000..0002}.tar", "shards-0000.tar"),
+        (lambda folder: (folder / "cut.tar").write_bytes(tar(pairs(2))[:700]) and "cut.tar", "cut.tar"),
+        (lambda folder: (folder / "no.tar").write_bytes(b"x" * 2000) and "no.tar", "no.tar"),
+        (lambda folder: write_lines(folder / "empty.jsonl", []).name, "empty.jsonl"),
+        (lambda folder: write_lines(folder / "texts.jsonl", [{"text": "no picture"}]).name, "texts without pictures"),
+        (lambda folder: write_lines(folder / "e.jsonl", [{"image": "a.png", "text": " "}] * 3).name, "in a row are"),
+        (lambda folder: "nowhere", "nowhere does not exist"),
+    ],
+    ids=["missing shards", "cut short", "no archive", "no lines", "only texts", "empty captions", "nothing there"],
+)
+def test_data_that_cannot_be_used_is_named(train, tmp_path, make, said) -> None:
+    source = make(tmp_path)
+    before = names(tmp_path)
+    outcome = train(tmp_path / "out", data=f"{tmp_path / source},batch=2")
+    assert outcome.code in (1, 2)
+    assert said in outcome.err
+    assert outcome.out == ""
+    assert names(tmp_path) == before
+
+
+def test_a_damaged_sample_is_named_on_the_screen_and_left_out(train, tmp_path) -> None:
+    data = captions(tmp_path / "data", 8)
+    (data / "3.png").write_bytes(b"no picture")
+    outcome = train(tmp_path / "out", "--max-damaged", 0.1, data=f"{data},batch=8")
+    assert outcome.code == 0
+    lines = [line for line in outcome.err.splitlines() if line.startswith("damaged, left out: ")]
+    assert lines
+    assert all("captions.jsonl" in line and "3.png" in line for line in lines)
+
+
+def test_too_many_damaged_samples_end_the_run(train, tmp_path) -> None:
+    data = captions(tmp_path / "data", 8)
+    for name in ("3.png", "5.png"):
+        (data / name).write_bytes(b"no picture")
+    outcome = train(tmp_path / "out", data=f"{data},batch=8")
+    assert outcome.code == 1
+    assert "samples are damaged, more than max_damaged 0.01" in outcome.err
+    assert not (tmp_path / "out").exists()
+
+
+# A run
+
+
+def test_a_trained_checkpoint_answers(train, run, tmp_path, folder) -> None:
+    outcome = train(tmp_path / "out", "--data", f"{folder},name=more,batch=2,weight=0.5")
+    out = tmp_path / "out"
+    assert (outcome.code, outcome.out) == (0, f"wrote {out}; next: flamingo-rt export --ckpt {out} --out BUNDLE\n")
+    assert names(tmp_path) == {"out", log_path(out).name, tensorboard_path(out).name}
+    logged = list(read_log(log_path(out)))
+    assert [line["step"] for line in logged] == [1, 2, 3]
+    assert all(set(line["loss"]) == {"mine", "more"} for line in logged)
+    answered = run("infer", "--model", out, "--backend", "torch", "--image", folder / "1.png", "--max-new-tokens", 3)
+    assert answered.code == 0
+    assert answered.out.strip()
+
+
+def test_towers_of_the_first_two_stages_go_into_the_third(run, tmp_path, folder) -> None:
+    vision, language, out = (tmp_path / name for name in ("vision", "language", "out"))
+    data = ("--data", f"{folder},batch=4", "--steps", 2, *SHORT)
+    first = run("train", "vision", "--encoder", "small", "--vocab-size", 300, "--text-width", 16, *data,
+                "--evaluation", folder, "--out", vision)
+    assert first.code == 0
+    assert f"wrote {vision}; next: flamingo-rt train flamingo --vision {vision} " in first.out
+    second = run("train", "language", "--decoder", "small", "--vocab-size", 300, "--context", 32, *data,
+                 "--out", language, "--sample-steps", 2)
+    assert second.code == 0
+    assert f"wrote {language}; next: flamingo-rt train flamingo --vision FOLDER --language {language} " in second.out
+    third = run("train", "flamingo", "--preset", "small", "--vision", vision, "--language", language, *data,
+                "--out", out)
+    assert third.code == 0
+    whole, eyes, words = (load_file(path / "model.safetensors") for path in (out, vision, language))
+    for name, tensor in eyes.items():
+        if name.startswith("vision."):
+            assert whole[name].equal(tensor), name
+    assert whole["language.layers.0.ff.up.weight"].equal(words["language.layers.0.ff.up.weight"])
+    assert run("infer", "--model", out, "--backend", "torch", "--prompt", "number", "--max-new-tokens", 2).code == 0
+
+
+def test_an_output_that_exists_is_refused_before_any_work(train, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("flamingo_rt.training.flamingo_start.open_flamingo_stage", None)
     (tmp_path / "kept").write_text("kept")
     outcome = train(tmp_path)
     assert outcome.code == 2
     assert "--overwrite" in outcome.err
-    assert [file.name for file in tmp_path.iterdir()] == ["kept"]
+    assert names(tmp_path) == {"kept"}
 
 
-def test_a_checkpoint_of_another_model_is_refused(run, checkpoint, tmp_path) -> None:
-    outcome = run("train", "flamingo", "--preset", "tiny", "--out", tmp_path / "out", "--start-from", checkpoint)
+def test_an_earlier_output_is_replaced_when_asked(train, tmp_path) -> None:
+    assert train(tmp_path / "out").code == 0
+    before = (tmp_path / "out" / "model.safetensors").read_bytes()
+    assert train(tmp_path / "out", "--overwrite", "--seed", 5).code == 0
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() != before
+
+
+def test_without_a_terminal_lines_come_now_and_then_and_at_the_end(train, tmp_path, monkeypatch) -> None:
+    lines = train(tmp_path / "a").err.splitlines()
+    assert [line.split()[:2] for line in lines] == [["step", "3/3"]]
+    for word in ("loss ", " tokens/s", "waiting ", " min left"):
+        assert word in lines[0]
+    monkeypatch.setattr(training_progress, "PLAIN_SECONDS", 0.0)
+    lines = train(tmp_path / "b").err.splitlines()
+    assert [line.split()[1] for line in lines] == ["1/3", "2/3", "3/3"]
+
+
+def test_sample_answers_stand_beside_the_right_ones(train, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(flamingo_stage, "SAMPLE_TOKENS", 2)
+    lines = train(tmp_path / "out", "--sample-steps", 2).err.splitlines()
+    answers = [line for line in lines if line.startswith("  mine: Output: -> ")]
+    assert len(answers) == 2 * 3  # three of them after the second and the last step
+    assert all(" (right: number " in line for line in answers)
+    logged = list(read_log(log_path(tmp_path / "out")))
+    assert [len(line.get("samples", ())) for line in logged] == [0, 3, 3]
+
+
+# Runs that broke off
+
+
+def test_the_command_that_an_interrupt_names_ends_the_run_as_if_it_had_not_come(
+    train, run, unfinished, tmp_path
+) -> None:
+    out, said = unfinished
+    line = said.splitlines()[-1]
+    assert line.startswith(f"interrupted: the state is in {state_path(out)}; go on with: ")
+    command = shlex.split(line.split("go on with: ")[1])
+    resumed = run(*command[command.index("train"):])
+    assert resumed.code == 0
+    assert f"wrote {out}" in resumed.out
+    assert not state_path(out).exists()
+    assert [entry["step"] for entry in read_log(log_path(out))] == [1, 2, 3]
+    assert train(tmp_path / "whole", "--save-seconds", "1e-9").code == 0
+    assert (out / "model.safetensors").read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()
+
+
+def test_an_unfinished_run_is_not_started_anew_unasked(train, unfinished) -> None:
+    out, _ = unfinished
+    refused = train(out, "--save-seconds", "1e-9")
+    assert refused.code == 2
+    assert f"an unfinished run is at {state_path(out)}: continue it with --resume" in refused.err
+    assert state_path(out).exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (("--seed", 5), "options.seed was 0, is 5"),
+        (("--lora", 2), "trained.lora was 0, is 2"),
+        (("--unfreeze", "language"), "trained.unfreeze was [], is ['language']"),
+    ],
+    ids=["seed", "lora", "unfreeze"],
+)
+def test_a_run_is_not_resumed_as_another_and_the_difference_is_named(train, unfinished, changes, said) -> None:
+    out, _ = unfinished
+    before = {file.name: file.read_bytes() for file in state_path(out).iterdir()}
+    outcome = train(out, "--resume", "--save-seconds", "1e-9", *changes)
     assert outcome.code == 2
-    assert str(checkpoint) in outcome.err
-    assert "'tiny'" in outcome.err
+    assert said in outcome.err
+    assert {file.name: file.read_bytes() for file in state_path(out).iterdir()} == before
 
 
-def test_lines_between_first_and_last_come_now_and_then(train, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(command, "PLAIN_SECONDS", 0.0)
-    lines = train(tmp_path / "out", "--steps", 3).err.splitlines()
-    assert [line.split()[1] for line in lines] == ["2/3", "3/3"]  # the clock starts with the first step
+@pytest.mark.parametrize("change", ["another folder", "another batch", "another weight"])
+def test_a_run_is_not_resumed_on_other_data(train, unfinished, folder, tmp_path, change) -> None:
+    out, _ = unfinished
+    data = {"another folder": f"{captions(tmp_path / 'mine', 11)},batch=4", "another batch": f"{folder},batch=8",
+            "another weight": f"{folder},batch=4,weight=0.5"}[change]
+    outcome = train(out, "--resume", data=data)
+    assert outcome.code == 2
+    assert "is of another run: datasets.mine." in outcome.err
+
+
+def test_an_interrupt_before_the_first_state_says_so(train, tmp_path, monkeypatch) -> None:
+    interrupt_at(monkeypatch, 1)
+    outcome = train(tmp_path / "out")
+    assert outcome.code == 130
+    assert outcome.err.splitlines()[-1] == "interrupted: nothing was saved yet; the state is saved every half minute"

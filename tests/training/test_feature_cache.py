@@ -41,6 +41,12 @@ def test_features_come_back_in_float16(tmp_path) -> None:
     assert np.load(cache.path(KEY)).shape == (2, 4, 6)  # a file of numpy's, whatever follows
 
 
+def test_transposed_features_of_one_picture_come_back(tmp_path) -> None:
+    cache, picture = cache_in(tmp_path), FEATURES[:1]
+    cache.write(KEY, picture.mT.contiguous().mT)  # as an NFNet gives them
+    assert torch.equal(torch.from_numpy(cache.read(KEY, 1)), picture.half())
+
+
 def test_features_that_need_a_gradient_or_are_bfloat16_are_kept_too(tmp_path) -> None:
     cache = cache_in(tmp_path)
     cache.write(KEY, FEATURES.clone().requires_grad_())

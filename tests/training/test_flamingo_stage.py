@@ -203,8 +203,9 @@ def test_without_gates_they_are_open_and_not_trained(unbroken, tmp_path) -> None
 # Frozen parts
 
 
-def test_only_the_bridge_and_two_rows_change_and_the_rest_stays_the_same_bits(unbroken, tmp_path) -> None:
-    options = from_checkpoint(unbroken)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_only_the_bridge_and_two_rows_change_and_the_rest_stays_the_same_bits(unbroken, tmp_path, precision) -> None:
+    options = from_checkpoint(unbroken, run=replace(RUN, precision=precision))
     stage = open_flamingo_stage(options, World())
     train(stage, options.run, tmp_path / "out", World())
     before, after = (load_file(path / "model.safetensors") for path in (unbroken, tmp_path / "out"))

@@ -175,6 +175,58 @@ def test_a_loss_that_is_no_number_names_the_samples_and_keeps_the_last_state(tmp
     assert stored["step"] == 3
 
 
+def fail_at(monkeypatch, step: int, error: Exception) -> None:
+    """Let the loss of the second dataset raise an error in this step."""
+    calls, loss = [], ToyStage.loss
+
+    def failing(self, dataset, batch):
+        calls.append(dataset)
+        if calls.count("two") == step:
+            raise error
+        return loss(self, dataset, batch)
+
+    monkeypatch.setattr(ToyStage, "loss", failing)
+
+
+def no_memory_on_the_cpu() -> RuntimeError:
+    """The error of an allocation that the system refuses."""
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(1 << 60, dtype=torch.uint8)
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB"), MemoryError(), no_memory_on_the_cpu()],
+    ids=["GPU", "numpy", "CPU"],
+)
+def test_out_of_memory_says_what_to_lower_and_keeps_the_last_state(tmp_path, monkeypatch, error) -> None:
+    fail_at(monkeypatch, 3, error)
+    with pytest.raises(DataError, match=r"memory ran out at step 3 ") as caught:
+        run(tmp_path / "out")
+    for remedy in ("--resume, set checkpoint_activations or raise accumulate (now 1)", "lower the batch",
+                   "set precision to bf16"):
+        assert remedy in str(caught.value)
+    assert "\n" not in str(caught.value)
+    monkeypatch.undo()
+    lower = replace(OPTIONS, checkpoint_activations=True, accumulate=2)
+    assert [report.step for report in run(tmp_path / "out", lower, resume=True)] == [3, 4, 5, 6]
+
+
+def test_what_is_set_already_is_no_remedy_for_too_little_memory(tmp_path, monkeypatch) -> None:
+    fail_at(monkeypatch, 1, torch.OutOfMemoryError("none left"))
+    with pytest.raises(DataError, match=r"raise accumulate \(now 4\)") as caught:
+        run(tmp_path / "out", replace(OPTIONS, checkpoint_activations=True, accumulate=4, precision="bf16"))
+    assert "checkpoint_activations" not in str(caught.value)
+    assert "bf16" not in str(caught.value)
+
+
+def test_another_error_of_a_step_stays_what_it_is(tmp_path, monkeypatch) -> None:
+    fail_at(monkeypatch, 2, RuntimeError("shapes do not match"))
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        run(tmp_path / "out")
+
+
 def test_an_error_of_a_worker_is_raised_as_it_is(tmp_path) -> None:
     with pytest.raises(RuntimeError, match="cannot draw two 2"):
         run(tmp_path / "out", datasets=two_datasets(error_at=2))

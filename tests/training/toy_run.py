@@ -1,4 +1,5 @@
-"""Runs of the toy stage in the two ranks that started this: together, then in the first alone, then together again.
+"""Runs in the two ranks that started this: of the toy stage together, then in the first alone, then together again; and
+of stage 3 together.
 
 Prints the losses of every step as JSON. Usage, by torch.distributed.run: toy_run.py FOLDER JSON-OF-RUN-OPTIONS
 """
@@ -7,14 +8,18 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
+from captioned_run import captioned_run, reports_of
 from toy_stage import ToyStage, two_datasets
 
 from flamingo_rt.training.loop import train
 from flamingo_rt.training.options import RunOptions
 from flamingo_rt.training.sharding import World, join_world, leave_world
+
+STAGE_3 = {"unfreeze": ("vision",), "lora": 2}
 
 
 def run(out: Path, options: RunOptions, world: World, stop: int = -1) -> None:
@@ -41,7 +46,11 @@ def main(folder: str, text: str) -> None:
         run(out, options, World(), stop=4)
     together.barrier()
     run(out, options, together)
+    options = captioned_run(Path(folder) / "data")  # made by who started this
+    for report in reports_of(replace(options, **STAGE_3), Path(folder) / "stage 3", together):
+        print(json.dumps(["stage 3", report.step, dict(report.losses), report.gradient_norm]), flush=True)
     leave_world()
 
 
-main(*sys.argv[1:])
+if __name__ == "__main__":
+    main(*sys.argv[1:])

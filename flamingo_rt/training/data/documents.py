@@ -66,26 +66,21 @@ class DocumentWriter:
         Raises `NothingToLearn` when it does not fit into a document of its own, and `DamagedSample` for a text that
         holds a special token.
         """
-        visual, *texts = sample.segments
-        if not isinstance(visual, Visual) or not texts or not all(isinstance(text, Said) for text in texts):
-            raise DamagedSample(sample.name, "is no picture or clip with a text")
-        asked, answer = (text.text.strip() for text in (texts[0], texts[-1]) if isinstance(text, Said))
-        prompt = self._prompts.caption if self._options.prompt is None else self._options.prompt
-        if len(texts) > 1:
-            prompt = self._prompts.ask(asked)
-        between = self._prompts.answer_separator if prompt else ""
-        if rng.random() < self._options.leading_space and not between[-1:].isspace():
-            between += " "
-        beginning, rest = self._tokens.image + prompt, between + answer + self._tokens.end_of_chunk
-        before = self._encoded(beginning, sample.name, images=1)
-        whole = self._encoded(beginning + rest, sample.name, images=1, ends=1)
-        # At inference the prompt is tokenized alone, and the answer follows. Some tokenizers join the two.
-        joined = whole[: len(before)] == before
-        pair = Pair(visual, before, whole[len(before) :] if joined else self._encoded(rest, sample.name, ends=1))
+        pair = self._pair(sample, leading_space=bool(rng.random() < self._options.leading_space))
         if not self.fits([pair]):
             raise NothingToLearn(sample.name, f"has {len(pair.prompt) + len(pair.answer)} tokens, and a document at "
                                               f"most {self.most}")
         return pair
+
+    def length(self, sample: Sample, is_page: bool) -> int:
+        """Tokens of a document that holds the whole sample, a page or a pair, even if that is more than ``most``.
+
+        Raises `DamagedSample` as `page` and `pair` do.
+        """
+        if is_page:
+            return len(self._first) + len(self._page_tokens(sample)[0])
+        pair = self._pair(sample, leading_space=False)
+        return len(self._first) + len(pair.prompt) + len(pair.answer) + len(self._last)
 
     def fits(self, pairs: Sequence[Pair]) -> bool:
         """Whether these pairs fit into one document."""
@@ -141,6 +136,24 @@ class DocumentWriter:
             np.concatenate([front, window]), np.concatenate([np.zeros_like(front), media_index]),
             np.concatenate([np.full_like(front, IGNORED_LABEL), labels]), tuple(visuals[first : first + pictures]),
         )
+
+    def _pair(self, sample: Sample, leading_space: bool) -> Pair:
+        visual, *texts = sample.segments
+        if not isinstance(visual, Visual) or not texts or not all(isinstance(text, Said) for text in texts):
+            raise DamagedSample(sample.name, "is no picture or clip with a text")
+        asked, answer = (text.text.strip() for text in (texts[0], texts[-1]) if isinstance(text, Said))
+        prompt = self._prompts.caption if self._options.prompt is None else self._options.prompt
+        if len(texts) > 1:
+            prompt = self._prompts.ask(asked)
+        between = self._prompts.answer_separator if prompt else ""
+        if leading_space and not between[-1:].isspace():
+            between += " "
+        beginning, rest = self._tokens.image + prompt, between + answer + self._tokens.end_of_chunk
+        before = self._encoded(beginning, sample.name, images=1)
+        whole = self._encoded(beginning + rest, sample.name, images=1, ends=1)
+        # At inference the prompt is tokenized alone, and the answer follows. Some tokenizers join the two.
+        joined = whole[: len(before)] == before
+        return Pair(visual, before, whole[len(before) :] if joined else self._encoded(rest, sample.name, ends=1))
 
     def _page_tokens(self, sample: Sample) -> tuple[np.ndarray, np.ndarray]:
         """The token ids int64 [T] of a whole page, without ``<bos>``, and whether each is learnt, bool [T]."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from flamingo_rt.printable import printable
-from flamingo_rt.training.data.samples import DamagedSample
+from flamingo_rt.training.data.samples import DamagedSample, EmptyText
 
 MOST_CHARACTERS = 100_000  # of a caption, a question or an answer: a hundred times what a document holds
 SHOWN_CHARACTERS = 80
@@ -31,7 +31,7 @@ def checked_text(text: str, what: str, name: str, most: int = MOST_CHARACTERS) -
     """``text`` as it is. Raises `DamagedSample` for a text of spaces alone, of more than ``most`` characters, or with
     half of a surrogate pair, which JSON can hold and UTF-8 cannot."""
     if not text.strip():
-        raise DamagedSample(name, f"{what} is empty")
+        raise EmptyText(name, f"{what} is empty")
     if len(text) > most:
         raise DamagedSample(name, f"{what} has {len(text):,} characters, more than {most:,}")
     try:

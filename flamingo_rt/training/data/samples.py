@@ -17,6 +17,10 @@ class DamagedSample(Exception):
         self.name, self.reason = name, reason
 
 
+class EmptyText(DamagedSample):
+    """A sample's caption, question, answer or text is empty."""
+
+
 @dataclass(frozen=True, eq=False)
 class Visual:
     """One picture or clip. ``content``: its file's bytes, its path, or uint8 RGB [H, W, 3] of a drawn picture,

@@ -35,11 +35,13 @@ class SceneDocuments:
         return f"texts about drawn scenes, seed {self.seed}"
 
 
-def texts_of_scene(seed: int, index: int, prompts: PromptsConfig) -> Iterator[str]:
-    """The caption and four questions with their answers of training scene ``index``, each after its prompt."""
+def texts_of_scene(
+    seed: int, index: int, prompts: PromptsConfig, split: scenes.Split = "train", questions: int = 4
+) -> Iterator[str]:
+    """The caption of scene ``index``, and up to so many questions with their answers, each after its prompt."""
     between = prompts.answer_separator
-    rng = np.random.default_rng([seed, index])
-    scene = scenes.sample_scene(rng, "train")
+    rng = np.random.default_rng([seed, index] if split == "train" else [seed, index, 1])  # no scene is in both splits
+    scene = scenes.sample_scene(rng, split)
     yield f"{prompts.caption}{between}{scenes.caption(scene)}"
-    for question in scenes.questions(scene, rng, 4):
+    for question in scenes.questions(scene, rng, questions):
         yield f"{prompts.ask(question.text)}{between}{question.answer}"

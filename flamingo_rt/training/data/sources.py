@@ -49,7 +49,11 @@ def open_source(options: DataOptions) -> SampleSource:
 
 def _open(options: DataOptions) -> SampleSource:
     path = Path(options.source)
-    if path.is_dir():
+    try:
+        is_folder = path.is_dir()
+    except OSError as error:  # a name that is too long
+        raise DataError(f"cannot read {options.source[:60]}…: {error.strerror}; give another source") from error
+    if is_folder:
         return _open_folder(path, options)
     if path.suffix.lower() == ".tar":
         return open_shards([path] if path.exists() else expand_braces(options.source))

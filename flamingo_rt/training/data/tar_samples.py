@@ -18,7 +18,7 @@ from flamingo_rt.training.data.text_source import decoded_text
 Content = Literal["picture", "clip", "json", "txt", ""]
 CONTENTS: dict[str, Content] = {
     **dict.fromkeys(("jpg", "jpeg", "png", "webp"), "picture"),
-    **dict.fromkeys(("mp4", "webm", "avi", "mov", "mkv", "m4v", "mpg", "mpeg", "gif"), "clip"),
+    **dict.fromkeys(("mp4", "webm", "avi", "mov", "mkv", "m4v", "mpg", "mpeg", "gif", "apng"), "clip"),
     "json": "json", "txt": "txt",
 }
 MOST_MEMBERS = 1000  # of one sample

@@ -35,6 +35,7 @@ class NothingToLearn(Exception):
 
     def __init__(self, name: str, reason: str) -> None:
         super().__init__(f"{name}: {reason}")
+        self.name, self.reason = name, reason
 
 
 class SampleReader:

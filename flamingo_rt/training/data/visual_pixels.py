@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import PIL.Image
@@ -19,29 +20,35 @@ from flamingo_rt.training.data.augmentation import Augmentation
 from flamingo_rt.training.data.samples import DamagedSample, Visual
 from flamingo_rt.training.options import DataOptions
 
-Preprocess = Callable[[PIL.Image.Image], np.ndarray]
+Frame = TypeVar("Frame")
+Preprocess = Callable[[PIL.Image.Image], Frame]
 
 
 def visual_pixels(
     visual: Visual, sample: str, options: DataOptions, preprocessing: PreprocessingConfig, size: int,
     change: Augmentation | None = None,
 ) -> np.ndarray:
-    """Pixel values float32 [F, 3, size, size]: 1 frame of a picture, ``options.frames`` of a clip.
+    """Pixel values float32 [F, 3, size, size] of the frames that `visual_frames` reads."""
+
+    def preprocess(picture: PIL.Image.Image) -> np.ndarray:
+        return pixel_values(change(picture) if change is not None else picture, preprocessing, size)
+
+    return np.stack(visual_frames(visual, sample, options, preprocess))
+
+
+def visual_frames(visual: Visual, sample: str, options: DataOptions, preprocess: Preprocess[Frame]) -> list[Frame]:
+    """The frames of a visual, each preprocessed as it is read: 1 of a picture, ``options.frames`` of a clip.
 
     A clip's frames are ``options.fps`` a second; where that is more than ``options.frames``, they are spread over the
     whole clip, and of a shorter one the last is repeated, so that all clips of a batch have equally many.
     Raises `DamagedSample`, with the name ``sample``, for what cannot be decoded, and `DependencyError` for a clip that
     needs a library which is not installed.
     """
-
-    def preprocess(picture: PIL.Image.Image) -> np.ndarray:
-        return pixel_values(change(picture) if change is not None else picture, preprocessing, size)
-
     with _readable(visual, options) as source:
         try:
             if isinstance(source, Video):
-                return _clip_pixels(source, options, preprocess)
-            return preprocess(open_picture(source))[None]
+                return _clip_frames(source, options, preprocess)
+            return [preprocess(open_picture(source))]
         except DataError as error:
             label = source.label if isinstance(source, Video) else source_label(source)
             raise DamagedSample(sample, str(error).replace(label, visual.name)) from error
@@ -68,9 +75,8 @@ def _readable(visual: Visual, options: DataOptions) -> Iterator[bytes | Path | n
             yield Video(path, options.frames, options.fps)
 
 
-def _clip_pixels(video: Video, options: DataOptions, preprocess: Preprocess) -> np.ndarray:
+def _clip_frames(video: Video, options: DataOptions, preprocess: Preprocess[Frame]) -> list[Frame]:
     from flamingo_rt.processing.video import read_frames  # loads video libraries, which a picture does not need
 
     frames = read_frames(video, preprocess)
-    frames += frames[-1:] * (options.frames - len(frames))
-    return np.stack(frames)
+    return frames + frames[-1:] * (options.frames - len(frames))

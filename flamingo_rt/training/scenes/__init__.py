@@ -9,6 +9,7 @@ from flamingo_rt.training.scenes.dataset import Sample, sample
 from flamingo_rt.training.scenes.descriptions import Question, caption, questions
 from flamingo_rt.training.scenes.drawing import draw
 from flamingo_rt.training.scenes.grading import answer_is_right, caption_is_right, named_objects
+from flamingo_rt.training.scenes.motion import SceneClip, clip
 from flamingo_rt.training.scenes.scene import Background, Scene, SceneObject, Split, sample_scene
 from flamingo_rt.training.scenes.scene_words import COLORS, NUMBERS, SHAPES, SIZES, TEXTURES
 
@@ -22,11 +23,13 @@ __all__ = [
     "Question",
     "Sample",
     "Scene",
+    "SceneClip",
     "SceneObject",
     "Split",
     "answer_is_right",
     "caption",
     "caption_is_right",
+    "clip",
     "draw",
     "named_objects",
     "questions",

@@ -100,6 +100,7 @@ def test_the_packaged_model_is_compiled_for_every_gpu(packaged, form: str) -> No
     check_layers(bundle, build)
 
 
+@pytest.mark.slow
 def test_fp8_is_compiled_for_the_gpus_that_have_it(packaged) -> None:
     bundle = packaged("fp8")
     build = inspected(plan(bundle, ("89", "120")))
@@ -113,6 +114,7 @@ def test_an_engine_comes_with_progress_and_a_record(packaged, counted) -> None:
     assert all(0 < sums[f"{name} engine"] <= SCALE for name in GRAPHS)
 
 
+@pytest.mark.slow
 def test_with_one_row_alone_prefill_and_decode_share_the_weights_too(packaged) -> None:
     bundle = packaged("fp16")
     alone, several = (inspected(plan(bundle, ("89",), batch=batch)) for batch in (1, 2))
