@@ -99,7 +99,7 @@ def _value(rng: Random, option: click.Option, names: tuple[str, ...]) -> str:
     kind, about = option.type, f"{option.name} {option.metavar or ''}"
     if isinstance(kind, click.Choice) and rng.random() < 0.7:
         return rng.choice(list(kind.choices))
-    if "out" in option.name or option.name in ("plot", "work"):
+    if "out" in option.name or option.name in ("plot", "work", "sheet"):
         return rng.choice(WRITTEN)
     if any(word in about for word in ("FILE", "FOLDER", "BUNDLE", "path")):
         valid = "input/shots.prompt" if option.name == "prompt_file" else "input/picture.png"
