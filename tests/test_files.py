@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from flamingo_rt.errors import DataError, UsageError
-from flamingo_rt.files import check_file, check_output, new_directory, replacing_file
+from flamingo_rt.files import adding_files, check_file, check_output, new_directory, replacing_file
 
 OLD = json.dumps({"name": "old", "resampler": {}, "cross_attention": {}})  # like this project's output
 
@@ -82,6 +82,28 @@ def test_a_files_missing_folders_are_made(tmp_path):
     with replacing_file(tmp_path / "a" / "b" / "c.txt") as beside:
         beside.write_text("new")
     assert (tmp_path / "a" / "b" / "c.txt").read_text() == "new"
+
+
+def test_files_are_added_to_a_folder_all_at_once_or_not_at_all(tmp_path):
+    folder = tmp_path / "a" / "b"
+
+    def add(*names: str) -> None:
+        with adding_files(folder) as beside:
+            for name in names:
+                (beside / name).write_text("new")
+            assert not any((folder / name).exists() and (folder / name).read_text() == "new" for name in names)
+            if "bad" in names:
+                raise full_disk()
+
+    add("one", "two")
+    (folder / "two").write_text("old")
+    (folder / "mine").write_text("old")
+    with pytest.raises(DataError, match="no space left while writing"):
+        add("two", "bad")
+    assert contents(folder) == {"one": "new", "two": "old", "mine": "old"}
+    (folder / "one").write_text("old")
+    add("one")
+    assert contents(folder) == {"one": "new", "two": "old", "mine": "old"}
 
 
 @pytest.mark.parametrize("raised", [ValueError, KeyboardInterrupt])

@@ -81,7 +81,8 @@ def _text_lines(report: DataReport, usable: int) -> Iterator[str]:
         yield _line("too long", f"{texts.too_long:,} with more than {texts.limit:,} tokens")
     yield _line("texts", f"{texts.different:,} different")
     if texts.commonest_count > 1:
-        shown = texts.commonest if len(texts.commonest) <= MOST_TEXT else f"{texts.commonest[:MOST_TEXT]}..."
+        shown = " ".join(texts.commonest.split())
+        shown = shown if len(shown) <= MOST_TEXT else f"{shown[:MOST_TEXT]}..."
         yield _line("most common text", f"{texts.commonest_count:,} times ({texts.commonest_count / usable:.1%}): "
                                         f"{printable(shown)}")
 

@@ -28,6 +28,11 @@ READ = ("input/picture.png", "input/clip.avi", "input/bundle", "input/empty", "i
         "input/picture.png\x00", "\udcff", "input/picture.png/x", "\x1b]52;c;aGFjaw==\x07", "\u202egnp.exe", "-", "--",
         "~",
         "http://127.0.0.1:9/x.mp4", "input/\x1b[2J.png", "$x$", "\n")
+# Data to train on. No folder is so large that looking for pictures in it takes long.
+SOURCES = ("input/picture.png", "input/folder", "input/empty", "input/text.txt", "input/pipe", "input/loop", "scenes",
+           "input/missing", "input/missing-{0..3}.tar", "input/folder,kind=pages", "input/text.txt,tokens=9",
+           "input/folder,tokens=0", "a,b=c", "", ",", "\x00", "\x1b[2J", "\udcff", "a" * 300 + ".tar",
+           "{0..99999999}.tar", "/dev/zero")
 # Outputs. None is outside the working folder, where a command may well write what it is asked to.
 WRITTEN = (OUTPUT, f"{OUTPUT}/deep/er", f"{OUTPUT}.svg", f"{OUTPUT}.html", "", ".", "out\x00", "o" * 300,
            "out/" * 2000, "out\udcff",
@@ -75,6 +80,8 @@ def _write(rng: Random, seeds: Seeds, sandbox: Sandbox) -> None:
         arguments += ["--max-new-tokens", "2", "--threads", "1"]
     if names == ("prompt", "compile") and rng.random() < 0.7:
         arguments += ["--shot", "input/picture.png", "x", "--out", OUTPUT, "--threads", "1"]
+    if names == ("data", "check") and rng.random() < 0.9:
+        arguments.append(rng.choice(SOURCES))
     for option in rng.sample(options, min(len(options), rng.choice((0, 1, 1, 2, 3, 6)))):
         arguments.append(rng.choice((*option.opts, *option.secondary_opts)))
         if not option.is_flag:
@@ -92,13 +99,13 @@ def _value(rng: Random, option: click.Option, names: tuple[str, ...]) -> str:
     kind, about = option.type, f"{option.name} {option.metavar or ''}"
     if isinstance(kind, click.Choice) and rng.random() < 0.7:
         return rng.choice(list(kind.choices))
-    if "out" in option.name or option.name in ("plot", "work"):
+    if "out" in option.name or option.name in ("plot", "work", "sheet"):
         return rng.choice(WRITTEN)
     if any(word in about for word in ("FILE", "FOLDER", "BUNDLE", "path")):
         valid = "input/shots.prompt" if option.name == "prompt_file" else "input/picture.png"
         return rng.choice(READ) if rng.random() < 0.85 else valid
     if isinstance(kind, (click.types.IntParamType, click.types.FloatParamType)):
-        if option.name == "steps":
+        if option.name in ("steps", "scenes"):
             return rng.choice(("1", "0", "-1", "x", ""))
         if names[0] == "bench":
             return rng.choice([number for number in NUMBERS if not number.startswith("9")])

@@ -16,10 +16,14 @@ import PIL.Image
 from small_model import small_config
 from tokenizers import Tokenizer
 
+from flamingo_rt.cli.data_report import report_lines
 from flamingo_rt.errors import DataError
+from flamingo_rt.training.data.checking import check_source
+from flamingo_rt.training.data.contact_sheet import SheetEntry, draw_sheet
 from flamingo_rt.training.data.document_batches import DocumentBatches
 from flamingo_rt.training.data.samples import DamagedSample
 from flamingo_rt.training.data.sources import open_source
+from flamingo_rt.training.data.token_lengths import TextLength
 from flamingo_rt.training.options import DataOptions
 
 from ..corpus.training_data import CASES, LINES, SHARD, archive
@@ -89,6 +93,8 @@ def _run(sandbox: Sandbox) -> None:
     place = next((path for path in (sandbox.input / SHARD, sandbox.input / LINES) if path.exists()), sandbox.input)
     options = DataOptions(str(place), batch=1, frames=2, tokens=64)
     source = open_source(options)
+    if len(source) <= MOST_SAMPLES:
+        _check(options)
     whole = 0
     for index in range(min(len(source), MOST_SAMPLES)):
         try:
@@ -107,6 +113,16 @@ def _run(sandbox: Sandbox) -> None:
         raise drawn.error
     if not (drawn.batch.labels != -100).any():
         raise WrongAnswer("nothing to learn in a batch")
+
+
+def _check(options: DataOptions) -> None:
+    """Check the data as ``data check`` does, and draw the sheet of it."""
+    sheet: list[SheetEntry] = []
+    report = check_source(options, lambda kind: TextLength(_tokenizer(), options), sheet=sheet)
+    print(*report_lines(report), sep="\n")
+    if len(sheet) + len(report.damaged) + len(report.nothing_to_learn) != report.samples:
+        raise WrongAnswer("a sample is neither usable nor reported")
+    draw_sheet(sheet)
 
 
 TRAINING_DATA = Kind("training data", _seeds, _write, _run, CASES, first=120)
