@@ -16,13 +16,13 @@ from captioned_run import captioned_run, reports_of
 from toy_stage import ToyStage, two_datasets
 
 from flamingo_rt.training.loop import train
-from flamingo_rt.training.options import RunOptions
+from flamingo_rt.training.options import FlamingoOptions, RunOptions
 from flamingo_rt.training.sharding import World, join_world, leave_world
 
-STAGE_3 = {
-    "low rank": lambda folder: {"unfreeze": ("vision",), "lora": 2},
-    "kept": lambda folder: {"cache_features": str(folder)},
-}
+
+def stage_3(folder: Path) -> FlamingoOptions:
+    """Options of a run with low-rank updates and kept features, on the data in ``folder``."""
+    return replace(captioned_run(folder / "data"), lora=2, cache_features=str(folder / "features"))
 
 
 def run(out: Path, options: RunOptions, world: World, stop: int = -1) -> None:
@@ -49,11 +49,8 @@ def main(folder: str, text: str) -> None:
         run(out, options, World(), stop=4)
     together.barrier()
     run(out, options, together)
-    options = captioned_run(Path(folder) / "data")  # made by who started this
-    for name, changes in STAGE_3.items():
-        changed = replace(options, **changes(Path(folder) / "features"))
-        for report in reports_of(changed, Path(folder) / name, together):
-            print(json.dumps([name, report.step, dict(report.losses), report.gradient_norm]), flush=True)
+    for report in reports_of(stage_3(Path(folder)), Path(folder) / "stage 3", together):
+        print(json.dumps(["stage 3", report.step, dict(report.losses), report.gradient_norm]), flush=True)
     leave_world()
 
 
