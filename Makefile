@@ -4,7 +4,7 @@
 # make typecheck the types, by mypy, in the package as an installation lays it out
 # make fuzz      damaged and hostile files of every kind, for MINUTES=30 (make fuzz MINUTES=600 KINDS=pictures,clips)
 # make train     the model in this package, again (most of an hour on 2 cores)
-# make train-small   three stages of training on made scenes, exported and evaluated (about ten minutes on 2 cores)
+# make train-small   three stages of training on made scenes, exported and evaluated
 
 PYTHON ?= python3
 # Processes that the suite is divided among, of one thread each: two on two cores take half the time that one takes.

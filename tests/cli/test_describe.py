@@ -47,7 +47,9 @@ def test_a_model_that_is_not_the_papers_has_no_such_column(run) -> None:
     assert "paper" not in header
 
 
-@pytest.mark.parametrize("command", [["describe"], ["train", "flamingo", "--out", "never"]], ids=["describe", "train"])
+@pytest.mark.parametrize("command", [
+    ["describe"], ["train", "flamingo", "--data", "scenes", "--unfreeze", "vision,language", "--out", "never"],
+], ids=["describe", "train"])
 def test_an_unknown_preset_lists_the_known_ones(run, command) -> None:
     outcome = run(*command, "--preset", "flamingo-7b")
     assert outcome.code == 2

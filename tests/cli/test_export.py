@@ -191,7 +191,10 @@ def test_an_unknown_lowering_lists_the_known_ones(run, checkpoint, tmp_path) -> 
     assert "known: ort" in outcome.err
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT"])
+SIGNALS = ["SIGTERM", *(pytest.param(name, marks=pytest.mark.slow) for name in ("SIGHUP", "SIGINT"))]
+
+
+@pytest.mark.parametrize("name", SIGNALS)
 def test_a_signal_during_export_leaves_nothing_half_written(name: str, checkpoint: Path, tmp_path: Path) -> None:
     code = textwrap.dedent("""
         import sys, time

@@ -31,6 +31,7 @@ def folder(tmp_path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_two_ranks_give_the_losses_answers_and_checkpoint_of_one_process(folder) -> None:
     other = subprocess.Popen(
         [sys.executable, str(HERE / "second_flamingo_rank.py"), str(folder)], stderr=subprocess.PIPE, text=True,

@@ -232,6 +232,7 @@ def test_the_share_of_the_rate_is_what_was_reached_of_it() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_the_rate_is_measured_on_products_of_the_type_that_is_asked_for(monkeypatch, dtype: torch.dtype) -> None:
     monkeypatch.setattr(flops, "CPU_SIZE", 16)
+    flops.matrix_rate.cache_clear()
     seen = []
 
     def rate(product, operations: int) -> float:
@@ -245,5 +246,6 @@ def test_the_rate_is_measured_on_products_of_the_type_that_is_asked_for(monkeypa
     monkeypatch.setattr(torch, "mm", lambda first, second, out, mm=torch.mm: (
         multiplied.append({first.dtype, second.dtype, out.dtype}), mm(first, second, out=out)))
     assert matrix_rate(torch.device("cpu"), dtype) == 5.0
+    flops.matrix_rate.cache_clear()
     assert seen == [(2 * 16**3, 2 * 16**3)]
     assert multiplied == [{dtype}]

@@ -71,7 +71,7 @@ def test_clips(tmp_path) -> None:
     ("line", "reason"),
     [
         ('{"image": "0.png", "text": ', "is not valid JSON"),
-        ('{"image": "0.png", "text": "a", "text": "b"}', "stands twice"),
+        ('{"image": "0.png", "text": "a", "text": "b"}', "appears twice"),
         ('["image"]', "not a JSON object"),
         ({"image": "0.png", "txt": "a"}, "has the keys 'image, txt'"),
         ({"image": "0.png", "text": "a", "license": "b"}, "has the keys"),
