@@ -165,7 +165,7 @@ def prepare(work: Path, settings: Settings) -> Parts:
         train(open_vision_stage(vision, World()), vision.run, parts.vision, World())
         print("trained the encoder", flush=True)
     if not parts.language.exists():
-        language = LanguageOptions(run=replace(run, steps=settings.language_steps), repeats=0.25,
+        language = LanguageOptions(run=replace(run, steps=settings.language_steps), repeats=0.25, context=128,
                                    data=(DataOptions("scenes", batch=16),))
         train(open_language_stage(language, World()), language.run, parts.language, World())
         print("trained the decoder", flush=True)
