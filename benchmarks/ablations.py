@@ -31,6 +31,7 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+from benchmarks.chosen_names import chosen_names
 from benchmarks.dated_result import RESULTS, circumstances, result_file
 from benchmarks.scene_folders import write_scene_folder
 from benchmarks.starting_checkpoints import write_random_checkpoint
@@ -314,15 +315,6 @@ def shown(rows: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def chosen(text: str) -> list[str]:
-    """The arms of ``--arms``. Ends the program with an unknown one."""
-    names = text.split(",")
-    unknown = [name for name in names if name not in ARMS]
-    if unknown:
-        sys.exit(f"--arms {', '.join(unknown)} is unknown; known: {', '.join(ARMS)}")
-    return names
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--arms", default=",".join(ARMS), help="default: all")
@@ -333,7 +325,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, metavar="FOLDER", help="keeps data and both parts for another call")
     parser.add_argument("--result", type=Path, metavar="FILE", help="default: a dated file in benchmarks/results")
     options = parser.parse_args()
-    names, seeds = chosen(options.arms), [int(seed) for seed in options.seeds.split(",")]
+    names, seeds = chosen_names("--arms", options.arms, ARMS), [int(seed) for seed in options.seeds.split(",")]
     settings = Settings(**{name: getattr(options, name) for name in asdict(defaults)})
     path = options.result or result_file(RESULTS, "ablations", "jsonl")
     records = open_results(path, settings)

@@ -25,6 +25,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.chosen_names import chosen_names
 from benchmarks.dated_result import RESULTS, write_result
 from benchmarks.processes import run
 from benchmarks.scene_folders import write_scene_folder
@@ -191,15 +192,6 @@ def told(name: str, found: Mapping[str, Any]) -> str:
             f"{times['cold']:.2f} times while it is filled")
 
 
-def chosen(text: str) -> list[str]:
-    """The names of ``--cases``. Ends the program with an unknown one."""
-    names = text.split(",")
-    unknown = [name for name in names if name not in CASES]
-    if unknown:
-        sys.exit(f"--cases {', '.join(unknown)} is unknown; known: {', '.join(CASES)}")
-    return names
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     defaults = Settings()
@@ -212,7 +204,7 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="FOLDER")
     options = parser.parse_args()
-    names = chosen(options.cases)
+    names = chosen_names("--cases", options.cases, CASES)
     given = {key: value for key, value in vars(options).items() if key not in ("cases", "results")}
     settings = Settings(**given)
     rate = matrix_rate(torch.device("cpu"), torch.float32 if settings.precision == "fp32" else torch.bfloat16)

@@ -17,6 +17,7 @@ import torch
 from small_model import small_config, small_flamingo
 
 from benchmarks import ablations, finetune_pictures, training_kills, training_speed
+from benchmarks.chosen_names import chosen_names
 from benchmarks.dated_result import write_result
 from benchmarks.drawn_charts import COLORS, NUMBERS, Chart, draw_chart, write_chart_folder
 from benchmarks.scene_folders import write_scene_folder
@@ -159,9 +160,9 @@ def test_the_measured_models_have_the_sizes_that_they_are_named_for() -> None:
 
 def test_an_unknown_case_or_arm_is_named() -> None:
     with pytest.raises(SystemExit, match="fast is unknown"):
-        training_speed.chosen("vision,fast")
+        chosen_names("--cases", "vision,fast", training_speed.CASES)
     with pytest.raises(SystemExit, match="gateless is unknown"):
-        ablations.chosen("gateless")
+        chosen_names("--arms", "gateless", ablations.ARMS)
 
 
 # Ablations

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -37,18 +37,17 @@ FEWEST_READ = 100  # samples before a share of damaged ones means anything
 
 def train(
     stage: Stage, options: RunOptions, out: Path, world: World, *, resume: bool = False, overwrite: bool = False,
-    identity: Mapping[str, Any] | None = None, on_step: Callable[[StepReport], None] = lambda report: None,
+    on_step: Callable[[StepReport], None] = lambda report: None,
 ) -> None:
     """Train ``stage`` and write its result to ``out``; every rank calls this.
 
-    ``identity`` is what a resumed run must have in common with the one that it goes on with, besides the stage's own.
     Raises `UsageError` when ``out`` exists, or an unfinished run is there and ``resume`` is not asked for; `DataError`
     for a loss that is no number, for too many damaged samples, and for a state that cannot be gone on with.
     """
     world.from_first(lambda: check_run(out, resume, overwrite))
     state = state_path(out)
     run = _Run(stage, options, world)
-    same = _identity(stage, options, identity)
+    same = _identity(stage, options)
     if state.exists():
         run.at = load_state(state, stage.model, run.optimizer, same, world)
     stage.model.train()
@@ -82,10 +81,10 @@ def check_run(out: Path, resume: bool, overwrite: bool) -> None:
         raise UsageError(f"an unfinished run is at {state}: continue it with --resume, or delete it to start anew")
 
 
-def _identity(stage: Stage, options: RunOptions, more: Mapping[str, Any] | None) -> dict[str, Any]:
+def _identity(stage: Stage, options: RunOptions) -> dict[str, Any]:
     """Everything that two parts of one run have in common: the options, the model, and the data."""
     data = {entry.name: {"weight": entry.weight, "data": entry.batches.fingerprint()} for entry in stage.datasets}
-    return {"options": asdict(options), **(more or {}), **stage.identity(), "datasets": data}
+    return {"options": asdict(options), **stage.identity(), "datasets": data}
 
 
 class _Run:

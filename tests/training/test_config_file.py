@@ -212,3 +212,10 @@ def test_a_source_may_hold_an_equals_sign_and_a_value_too() -> None:
 def test_what_a_dataset_cannot_be_is_refused_with_its_key(text, message) -> None:
     with pytest.raises(UsageError, match=message):
         parse_data(text)
+
+
+@pytest.mark.parametrize("file", sorted((Path(__file__).parents[2] / "recipes").rglob("*.toml")),
+                         ids=lambda file: f"{file.parent.name}-{file.stem}")
+def test_a_recipe_gives_options_of_its_stage(file: Path) -> None:
+    stages = {"vision": VisionOptions, "language": LanguageOptions}
+    assert read_options(stages.get(file.stem, FlamingoOptions), file, {}).data

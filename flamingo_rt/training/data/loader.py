@@ -34,8 +34,9 @@ class _Parts(TorchDataset):
         rest, part = divmod(index, len(self._part_range))
         step, number = divmod(rest, self._datasets_a_step)
         step += self._start
-        dataset = self._datasets[step % len(self._datasets) if self._in_turn else number]
-        return dataset.batches.draw(step, self._part_range[part], self._parts)
+        if self._in_turn:  # its own count of steps: no batch of a dataset is left out
+            step, number = divmod(step, len(self._datasets))
+        return self._datasets[number].batches.draw(step, self._part_range[part], self._parts)
 
     @property
     def _datasets_a_step(self) -> int:

@@ -77,9 +77,9 @@ def test_parts_come_by_step_dataset_and_part(workers) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_datasets_take_turns(workers) -> None:
+def test_datasets_take_turns_and_none_of_their_batches_is_left_out(workers) -> None:
     found = [part.batch for part in drawn(TWO, 3, 7, range(1), 1, workers, True)]
-    assert found == [("b", 3, 0, 1), ("a", 4, 0, 1), ("b", 5, 0, 1), ("a", 6, 0, 1)]
+    assert found == [("b", 1, 0, 1), ("a", 2, 0, 1), ("b", 2, 0, 1), ("a", 3, 0, 1)]
 
 
 def test_a_finished_run_draws_nothing() -> None:
