@@ -25,7 +25,7 @@ LEAST_BYTES = {**BYTES, "int8": 1, "fp8": 1, "mixed": 0.5, "int4": 0.5}  # of a 
 @dataclass(frozen=True)
 class RandomBundle:
     """A bundle of random weights: the preset's name, the type of its matrices, their quantization, the folder to keep
-    it in, and the type that its graphs compute in.
+    it in, the type that its graphs compute in, and their lowering.
 
     Raises `UsageError` for an unknown preset.
     """
@@ -35,6 +35,7 @@ class RandomBundle:
     quantize: str | None = None
     work: Path | None = None
     compute: str = "fp32"
+    lowering: str = "ort"
 
     def __post_init__(self) -> None:
         preset(self.preset)
@@ -43,7 +44,8 @@ class RandomBundle:
     def path(self) -> Path:
         """The folder it is kept in: one for each form and version."""
         types = [self.dtype] if self.compute == "fp32" else ["computes", self.compute]
-        form = "-".join([self.preset, *types, *([self.quantize] if self.quantize else [])])
+        lowering = [self.lowering] if self.lowering != "ort" else []
+        form = "-".join([self.preset, *lowering, *types, *([self.quantize] if self.quantize else [])])
         return (self.work or default_work()) / f"{form}-{__version__}-{FORMAT_VERSION}"
 
     def ready(self) -> bool:
@@ -72,8 +74,8 @@ class RandomBundle:
         except DataError as error:
             raise DataError(str(error).replace("--out", "--work")) from error
         export_model(
-            random_model(config), self.path, dtype=self.dtype, compute=self.compute, overwrite=True, compare=False,
-            progress=progress,
+            random_model(config), self.path, lowering=self.lowering, dtype=self.dtype, compute=self.compute,
+            overwrite=True, compare=False, progress=progress,
             quantize=Quantize(self.quantize, rounding="nearest") if self.quantize else None,
         )
 

@@ -148,9 +148,13 @@ def _random_bundle(
         raise UsageError(f"--model {path} and --preset {name} exclude each other: a preset is a model by itself")
     if backend == "torch":
         raise UsageError("--preset makes a bundle, which the torch backend does not run: leave --backend out")
+    if backend == "tensorrt":
+        raise UsageError("--preset makes a bundle without engines: build them (flamingo-rt build), and give it with "
+                         "--model")
     from flamingo_rt.bench.random_bundle import RandomBundle
 
-    return RandomBundle(name, dtype or compute or "fp32", quantize, work, compute or "fp32")
+    lowering = "tensorrt" if backend == "ort-tensorrt-rtx" else "ort"
+    return RandomBundle(name, dtype or compute or "fp32", quantize, work, compute or "fp32", lowering)
 
 
 def _check_plot(plot: Path, overwrite: bool) -> None:

@@ -108,7 +108,7 @@ def check(
         from flamingo_rt.training.data.contact_sheet import SheetEntry, write_sheet
         from flamingo_rt.training.data.token_lengths import token_length
 
-    options = parse_data(source)
+    options = parse_data(source, where="")
     if kind is not None:
         options = replace(options, kind=kind)
     if sheet is not None:

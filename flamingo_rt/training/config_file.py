@@ -99,8 +99,9 @@ def read_options(options: type[T], file: Path | None, given: Mapping[str, Any], 
     return made
 
 
-def parse_data(text: str) -> DataOptions:
-    """A dataset from the command line: ``SOURCE`` or ``SOURCE,key=value,…``. Raises `UsageError`."""
+def parse_data(text: str, where: str = "--data ") -> DataOptions:
+    """A dataset from the command line: ``SOURCE`` or ``SOURCE,key=value,…``. Raises `UsageError` that begins with
+    ``where`` it was given."""
     known = {key.name: key for key in option_fields(DataOptions)}
     # A comma within braces belongs to the source: pairs-{a,b}.tar.
     source, *parts = re.split(r",(?![^{}]*})", text)
@@ -108,8 +109,8 @@ def parse_data(text: str) -> DataOptions:
     for part in parts:
         name, equals, value = part.partition("=")
         if name not in known or not equals:
-            raise UsageError(f"--data {text!r}: {part!r} is no key=value; {_near(name, known)}")
-        keys[name] = _from_text(known[name], value, f"--data {text!r}")
+            raise UsageError(f"{where}{text!r}: {part!r} is no key=value; {_near(name, known)}")
+        keys[name] = _from_text(known[name], value, f"{where}{text!r}")
     return DataOptions(source=source, **keys)
 
 

@@ -92,11 +92,11 @@ class LanguageStage:
         return clip_norm(self.model.parameters(), bound)
 
     def scalars(self) -> dict[str, float]:
-        """See `Stage.scalars`: the mean loss on repeated segments of this rank's rows since the last call, which falls
+        """See `Stage.scalars`: the mean loss on repeated segments, of all ranks' rows since the last call, which falls
         to nothing once the model copies."""
-        found = {"copy_loss": self._copied / self._copies} if self._copies else {}
+        copied, copies = self._world.total(self._copied), self._world.total(self._copies)
         self._copied, self._copies = 0.0, 0
-        return found
+        return {"copy_loss": copied / copies} if copies else {}
 
     def sample_lines(self) -> Iterator[str]:
         """See `Stage.sample_lines`: greedy continuations of the first tokens of a few rows of each dataset."""

@@ -14,7 +14,7 @@ from flamingo_rt.errors import UsageError
 
 DataKind = Literal["auto", "pairs", "videos", "pages", "text", "scenes"]
 Precision = Literal["fp32", "bf16"]
-Schedule = Literal["constant", "cosine"]
+Schedule = Literal["constant", "cosine", "linear"]
 T = TypeVar("T")
 MOST = 2**31 - 1
 LARGEST = {"seed": 2**63 - 1, "cache_bytes": 2**63 - 1, "tokens": 1 << 20, "batch": 1 << 20, "text_width": 1 << 16}
@@ -100,7 +100,7 @@ class RunOptions:
     seed: int = option(0, "Seed of weights and data.")
     learning_rate: float = option(1e-4, "Peak learning rate.")
     warmup_steps: int = option(100, "Steps of linear warm-up.")
-    schedule: Schedule = option("constant", "After warm-up: constant, or half a cosine down to a hundredth.")
+    schedule: Schedule = option("constant", "After warm-up: constant, half a cosine to a hundredth, or linear to 0.")
     weight_decay: float = option(0.1, "AdamW's weight decay.")
     beta2: float = option(0.999, "AdamW's second decay rate.")
     gradient_clip: float = option(1.0, "Bound of the gradient's norm.")
@@ -126,8 +126,10 @@ class RunOptions:
             return self.learning_rate * (step + 1) / self.warmup_steps
         if self.schedule == "constant":
             return self.learning_rate
-        progress = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
-        return self.learning_rate * (0.01 + 0.99 * 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress))))
+        progress = min(1.0, (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps))
+        if self.schedule == "linear":
+            return self.learning_rate * (1.0 - progress)
+        return self.learning_rate * (0.01 + 0.99 * 0.5 * (1.0 + math.cos(math.pi * progress)))
 
 
 @dataclass(frozen=True)

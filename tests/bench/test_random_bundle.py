@@ -48,13 +48,13 @@ def test_the_users_cache_is_the_default(monkeypatch, tmp_path: Path, platform: s
 def test_the_size_is_reported_and_checked_before_anything_is_written(monkeypatch, tmp_path: Path) -> None:
     told, made = [], []
     monkeypatch.setattr(pipeline, "export_model", lambda model, out, **options: made.append((model, out, options)))
-    bundle = RandomBundle("openflamingo-3b", "bf16", work=tmp_path / "work")
+    bundle = RandomBundle("openflamingo-3b", "bf16", work=tmp_path / "work", lowering="tensorrt")
     bundle.make(told.append)
     assert f"about {stored_bytes(preset('openflamingo-3b'), 'bf16') / 1e9:.2f} GB" in told[0]
     assert str(bundle.path) in told[0]
     ((model, out, options),) = made
     assert (model.config.name, out) == ("openflamingo-3b", bundle.path)
-    assert (options["dtype"], options["compute"]) == ("bf16", "fp32")
+    assert (options["dtype"], options["compute"], options["lowering"]) == ("bf16", "fp32", "tensorrt")
     assert not list(tmp_path.iterdir())
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from flamingo_rt.bench import measuring, random_bundle
+from flamingo_rt.errors import DataError
 from flamingo_rt.loading import PACKAGED_BUNDLE, load
 
 QUICK = ["--threads", 1, "--shots", "0,2", "--batch", "1,2", "--context", "5,9", "--tokens", 2, "--runs", 2]
@@ -70,6 +71,7 @@ def test_a_plot_is_drawn_beside_the_report(bench, bundle: Path, tmp_path: Path, 
         (["--backend", "torch"], "is a bundle and the torch backend runs a checkpoint"),
         (["--preset", "huge"], "unknown preset 'huge'"),
         (["--preset", "tiny", "--backend", "torch"], "leave --backend out"),
+        (["--preset", "tiny", "--backend", "tensorrt"], "without engines: build them (flamingo-rt build)"),
         (["--preset", "tiny", "--model", "x"], "exclude each other"),
         (["--dtype", "fp16"], "--dtype goes with --preset"),
         (["--quantize", "int8"], "--quantize goes with --preset"),
@@ -159,6 +161,22 @@ def test_a_presets_bundle_is_made_once_and_then_reused(bench, bundle: Path, monk
         assert json.loads(outcome.out)["model"]["name"] == "small"
     assert [(entry.preset, entry.dtype, entry.compute) for entry in made] == [("tiny", "fp16", "fp16")]
     assert "writing about 1 GB" not in outcome.err
+
+
+@pytest.mark.parametrize(("backend", "lowering"), [("ort-cuda", "ort"), ("ort-tensorrt-rtx", "tensorrt")])
+def test_a_presets_bundle_has_the_lowering_that_the_backend_runs(
+    bench, monkeypatch, tmp_path: Path, backend: str, lowering: str
+) -> None:
+    made = []
+
+    def stop(self, say, progress) -> None:
+        made.append((self.lowering, self.path.name))
+        raise DataError("made no bundle")
+
+    monkeypatch.setattr(random_bundle.RandomBundle, "make", stop)
+    assert bench("--preset", "tiny", "--backend", backend, "--work", tmp_path).code == 1
+    ((found, name),) = made
+    assert (found, name.startswith("tiny-tensorrt-fp32")) == (lowering, lowering == "tensorrt")
 
 
 def test_a_damaged_bundle_of_a_preset_is_named_with_the_command_that_makes_it_again(

@@ -160,7 +160,7 @@ def test_without_a_usable_sample_no_sheet_is_written(run, tmp_path) -> None:
 @pytest.mark.parametrize(("source", "more", "code", "said"), [
     ("gone", [], 1, "gone does not exist"),
     ("", [], 2, "a dataset needs a source"),
-    ("gone,tokns=3", [], 2, "did you mean tokens"),
+    ("gone,tokns=3", [], 2, "'gone,tokns=3': 'tokns=3' is no key=value; did you mean tokens"),
     ("scenes", [], 2, "make-scenes"),
     ("{data}", ["--kind", "pages"], 1, "holds pairs, not pages"),
     ("{data}", ["--tokenizer", "/nowhere"], 1, "/nowhere"),
@@ -170,6 +170,7 @@ def test_what_cannot_be_checked_is_told(run, tmp_path, source, more, code, said)
     outcome = run("data", "check", source.format(data=captions(tmp_path / "data", 1)), *more)
     assert (outcome.code, outcome.out) == (code, "")
     assert said in outcome.err
+    assert "--data" not in outcome.err
 
 
 def test_names_and_texts_of_strangers_are_printed_safely(run, tmp_path) -> None:

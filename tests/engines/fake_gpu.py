@@ -33,6 +33,7 @@ class FakeGpu:
         self.capturing: list | None = None
         self.calls: list[tuple] = []
         self._kept: dict[int, np.ndarray] = {}
+        self._freed: list[np.ndarray] = []  # while work waits
         self.capture_fails = self.integrated = False
 
     def called(self, name: str) -> list[tuple]:
@@ -49,9 +50,10 @@ class FakeGpu:
         return address
 
     def free(self, address: int) -> None:
-        assert not self.queue, "memory is freed while work waits that may use it"
         self.used -= self.allocations.pop(address)
-        del self._kept[address]
+        buffer = self._kept.pop(address)
+        if self.queue:  # of another thread, perhaps: this address stays unused, so that work that uses it fails
+            self._freed.append(buffer)
 
     def bytes_at(self, address: int, count: int) -> np.ndarray:
         """A view of device memory, which must be there."""
@@ -72,6 +74,8 @@ class FakeGpu:
         work, self.queue = self.queue, []
         for each in work:
             each()
+        if not self.queue:
+            self._freed.clear()
 
     def is_pinned(self, array: np.ndarray) -> bool:
         return any(np.shares_memory(array, pinned) for pinned in self.pinned)

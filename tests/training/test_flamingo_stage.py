@@ -297,7 +297,7 @@ def test_sample_answers_show_prompt_answer_and_the_right_one(unbroken) -> None:
 # The learning rate
 
 
-def test_the_learning_rate_rises_linearly_and_falls_to_a_hundredth() -> None:
+def test_the_learning_rate_rises_linearly_and_falls_as_the_schedule_says() -> None:
     options = RunOptions(steps=1000, warmup_steps=100, learning_rate=2.0, schedule="cosine")
     rates = [options.learning_rate_at(step) for step in range(1001)]
     assert rates[0] == pytest.approx(2.0 / 100)
@@ -306,6 +306,9 @@ def test_the_learning_rate_rises_linearly_and_falls_to_a_hundredth() -> None:
     assert rates[550] == pytest.approx(2.0 * (0.01 + 0.99 / 2))
     assert rates[1000] == options.learning_rate_at(5000) == pytest.approx(0.02)
     assert rates[100:] == sorted(rates[100:], reverse=True)
+    linear = replace(options, schedule="linear")
+    falling = [linear.learning_rate_at(step) for step in (49, 99, 100, 550, 1000)]
+    assert falling == pytest.approx([1.0, 2.0, 2.0, 1.0, 0.0])
     constant = replace(options, schedule="constant")
     assert {constant.learning_rate_at(step) for step in range(99, 1001)} == {2.0}
 

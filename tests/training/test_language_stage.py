@@ -90,6 +90,16 @@ def test_the_loss_on_repeated_segments_is_logged_apart(file: Path) -> None:
     assert stage.scalars() == {}
 
 
+def test_the_loss_on_repeated_segments_is_that_of_all_ranks(file: Path, monkeypatch) -> None:
+    stage = opened(file, batch=4, repeats=0.5)
+    batch = batch_of(stage)
+    total, count = naive_loss(stage, TextBatch(*(tensor[batch.repeated] for tensor in batch)))
+    elsewhere = iter((3.0, 2))  # summed loss and tokens of another rank
+    monkeypatch.setattr(World, "total", lambda world, number: number + next(elsewhere))
+    stage.loss("texts.jsonl", batch)
+    assert stage.scalars()["copy_loss"] == pytest.approx((total + 3) / (count + 2), rel=1e-5)
+
+
 def test_training_lowers_the_loss(file: Path) -> None:
     stage = opened(file)
     optimizer = torch.optim.AdamW(stage.model.parameters(), lr=1e-2)

@@ -13,6 +13,7 @@ from .importing import IMPORTING
 from .pictures import PICTURES
 from .prompts import PROMPTS
 from .tokenizers import TOKENIZERS
+from .towers import TOWERS
 from .training_data import TRAINING_DATA
 from .training_state import TRAINING_STATE
 from .weights import WEIGHTS
@@ -21,6 +22,6 @@ KINDS: dict[str, Kind] = {
     kind.name: kind
     for kind in (
         PICTURES, CLIPS, PROMPTS, BUNDLES, TOKENIZERS, CHECKPOINTS, WEIGHTS, IMPORTING, CALIBRATION, TRAINING_DATA,
-        TRAINING_STATE, COMMAND_LINE,
+        TRAINING_STATE, TOWERS, COMMAND_LINE,
     )
 }
