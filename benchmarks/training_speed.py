@@ -1,11 +1,12 @@
 """Throughput of the three stages of ``flamingo-rt train``, and what ``--cache-features`` saves.
 
-    python -m benchmarks.training_speed [--cases flamingo-10m,flamingo-768,vision,language,cache-10m,cache-vit-b]
+    python -m benchmarks.training_speed [--cases packaged,flamingo-10m,flamingo-768,vision,language,cache-10m,…]
                                         [--steps 30] [--batch 32]
 
 Each case is a run of the command in a process of its own, and its log is read: the share of the machine's measured
 matrix rate (MFU), the share of a step that is spent waiting for data, tokens in a second; medians of the steps after
-the warm-up. Stage 3 starts from checkpoints with random weights, of about 10M parameters and of width 768, and reads a
+the warm-up. ``packaged`` is the packaged model's way, recipes/tiny/first.toml: everything from random weights. The
+bridge of stage 3 starts from checkpoints with random weights, of about 10M parameters and of width 768, and reads a
 folder of drawn scenes. The cache is measured on a folder of pictures: an epoch without it, an epoch that fills it, and
 an epoch from it. ``cache-vit-b`` has CLIP ViT-B/16 as its encoder. The last line is JSON, which is also written to
 ``benchmarks/results``.
@@ -27,13 +28,13 @@ import torch
 
 from benchmarks.chosen_names import chosen_names
 from benchmarks.dated_result import RESULTS, write_result
-from benchmarks.processes import run
+from benchmarks.processes import ROOT, run
 from benchmarks.scene_folders import write_scene_folder
 from benchmarks.starting_checkpoints import scene_tokenizer, sized, write_random_checkpoint
 from flamingo_rt.child_process import python_command
 from flamingo_rt.config import FlamingoConfig, ViTConfig
 from flamingo_rt.parameter_count import reckon_parameters
-from flamingo_rt.training.config_file import options_text
+from flamingo_rt.training.config_file import options_text, read_options
 from flamingo_rt.training.flops import matrix_rate
 from flamingo_rt.training.options import DataOptions, FlamingoOptions, LanguageOptions, RunOptions, VisionOptions
 from flamingo_rt.training.run_log import log_path, read_log
@@ -137,6 +138,12 @@ class Measuring:
         found = summary(trained(options, self.work, config.name), settings.warmup)
         return {"parameters": reckon_parameters(config)["total"], **found}
 
+    def packaged(self) -> dict[str, Any]:
+        """Stage 3 as the packaged model was trained: nothing frozen, on drawn scenes."""
+        options = read_options(FlamingoOptions, ROOT / "recipes" / "tiny" / "first.toml", {})
+        run = replace(options.run, steps=self.settings.steps, workers=self.settings.workers, save_seconds=1e6)
+        return summary(trained(replace(options, run=run), self.work, "packaged"), self.settings.warmup)
+
     def vision(self) -> dict[str, Any]:
         """Stage 1 on drawn scenes, with the sizes of the packaged model."""
         options = VisionOptions(run=self.settings.run(), data=(DataOptions("scenes", batch=self.settings.batch),))
@@ -171,6 +178,7 @@ class Measuring:
 
 
 CASES: dict[str, Callable[[Measuring], dict[str, Any]]] = {
+    "packaged": Measuring.packaged,
     "flamingo-10m": lambda measuring: measuring.flamingo(flamingo_10m()),
     "flamingo-768": lambda measuring: measuring.flamingo(flamingo_768()),
     "vision": Measuring.vision,
