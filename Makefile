@@ -50,19 +50,23 @@ train: .venv/test
 	$(BIN)/flamingo-rt evaluate scenes --model runs/tiny-bundle
 
 SMALL := runs/small
-MAKE_SCENES := $(BIN)/flamingo-rt data make-scenes --size 96 --out $(SMALL)/data
+MAKE_SCENES := $(BIN)/flamingo-rt data make-scenes --size 96 --out $(SMALL)
 
 train-small: .venv/test
-	$(MAKE_SCENES) --kind pairs --count 3000 --questions 1
-	$(MAKE_SCENES) --kind pages --count 600 --seed 1
-	$(MAKE_SCENES) --kind videos --count 200 --seed 2
-	$(MAKE_SCENES) --kind text --count 1000 --seed 3
+	$(MAKE_SCENES)/captions --kind pairs --count 3000
+	$(MAKE_SCENES)/held-out --kind pairs --count 300 --split heldout
+	$(MAKE_SCENES)/data --kind pairs --count 3000 --questions 1
+	$(MAKE_SCENES)/data --kind pages --count 600 --seed 1
+	$(MAKE_SCENES)/data --kind videos --count 200 --seed 2
+	$(MAKE_SCENES)/data --kind text --count 1000 --seed 3
 	$(BIN)/flamingo-rt train vision --config recipes/small/vision.toml --out $(SMALL)/vision
 	$(BIN)/flamingo-rt train language --config recipes/small/language.toml --out $(SMALL)/language
 	$(BIN)/flamingo-rt train flamingo --config recipes/small/flamingo.toml --out $(SMALL)/flamingo
 	$(BIN)/flamingo-rt export --ckpt $(SMALL)/flamingo --out $(SMALL)/bundle
 	$(BIN)/flamingo-rt evaluate scenes --model $(SMALL)/bundle
-	$(BIN)/python -m benchmarks.training_chart $(SMALL)/vision $(SMALL)/language $(SMALL)/flamingo --out $(SMALL)/chart.png
+	$(BIN)/flamingo-rt evaluate scenes --model $(SMALL)/bundle --json > $(SMALL)/evaluation.json
+	$(BIN)/python -m benchmarks.training_chart $(SMALL)/vision $(SMALL)/language $(SMALL)/flamingo \
+		--evaluation $(SMALL)/evaluation.json --out $(SMALL)/chart.png
 
 clean:
 	rm -rf .venv build *.egg-info

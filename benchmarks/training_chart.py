@@ -1,13 +1,16 @@
-"""Losses, gates and throughput of training runs as one picture, from their logs.
+"""Losses, gates and accuracy of training runs as one picture, from their logs.
 
-    python -m benchmarks.training_chart runs/small/vision runs/small/language runs/small/flamingo --out chart.png
+    python -m benchmarks.training_chart runs/small/vision runs/small/language runs/small/flamingo \\
+        --evaluation runs/small/evaluation.json --out chart.png
 
-Needs matplotlib: ``pip install 'flamingo-rt[bench]'``.
+``--evaluation`` is what ``flamingo-rt evaluate scenes --json`` printed. Needs matplotlib: ``pip install
+'flamingo-rt[bench]'``.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,13 +22,15 @@ from matplotlib.figure import Figure
 from flamingo_rt.files import replacing_file
 from flamingo_rt.training.run_log import log_path, read_log
 
-SMOOTHING = 0.96  # of the line in front; every step's value is the pale one behind it
+SMOOTHING = 0.9  # of the line in front; every step's value is the pale one behind it
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#555555", "#000000")
 STYLE: dict[Any, Any] = {
     "font.size": 10, "axes.titlesize": 11, "axes.titlelocation": "left", "axes.spines.top": False,
     "axes.spines.right": False, "legend.frameon": False, "axes.grid": True, "grid.color": "#e3e3e3",
     "axes.axisbelow": True, "text.parse_math": False,
 }
+# The numbers that are drawn: of the first of these kinds that the log has, else all.
+TITLES = {"gate.": "gates, tanh of them (dashed: feed-forward)", "evaluation.": "accuracy on held-out pictures"}
 Lines = list[dict[str, Any]]
 
 
@@ -49,14 +54,18 @@ def smoothed(values: list[float]) -> Iterator[float]:
         yield mean / weight
 
 
-def draw(runs: Mapping[str, Lines]) -> Figure:
-    """A column for each run: losses above, gates or other numbers below."""
+def draw(runs: Mapping[str, Lines], evaluation: Mapping[str, Any] | None = None) -> Figure:
+    """A column for each run: losses above; gates, accuracy or other numbers below. One more for ``evaluation``."""
+    columns = len(runs) + (evaluation is not None)
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(4.6 * len(runs), 6.4), layout="constrained")
-        axes = figure.subplots(2, len(runs), squeeze=False, sharex="col")
+        figure = Figure(figsize=(4.4 * columns, 6.4), layout="constrained")
+        grid = figure.add_gridspec(2, columns)
         for column, (name, lines) in enumerate(runs.items()):
-            _draw_losses(axes[0, column], name, lines)
-            _draw_scalars(axes[1, column], lines)
+            losses = figure.add_subplot(grid[0, column])
+            _draw_losses(losses, name, lines)
+            _draw_scalars(figure.add_subplot(grid[1, column], sharex=losses), lines)
+        if evaluation is not None:
+            _draw_evaluation(figure.add_subplot(grid[:, -1]), evaluation)
         return figure
 
 
@@ -71,27 +80,43 @@ def _draw_losses(axes: Axes, name: str, lines: Lines) -> None:
 
 def _draw_scalars(axes: Axes, lines: Lines) -> None:
     found = series(lines, "scalars")
-    gates = {name: numbers for name, numbers in found.items() if name.startswith("gate.")}
-    shown = gates or found
+    kind = next((kind for kind in TITLES if any(name.startswith(kind) for name in found)), "")
+    shown = {name.removeprefix(kind): numbers for name, numbers in found.items() if name.startswith(kind)}
     for number, (label, (steps, values)) in enumerate(shown.items()):
-        kind = "--" if label.endswith(".ff") else "-"
+        gates = kind == "gate."
+        style = "--" if gates and label.endswith(".ff") else "-"
         color = COLORS[(number // 2 if gates else number) % len(COLORS)]
-        axes.plot(steps, values, kind, color=color, label=label.removeprefix("gate."))
-    axes.set_title("gates, tanh of them (dashed: feed-forward)" if gates else "other numbers")
+        axes.plot(steps, values, style, color=color, label=label, marker="." if len(steps) < 50 else "")
+    axes.set_title(TITLES.get(kind, "other numbers"))
     axes.set_xlabel("step")
     if shown:
         axes.legend(fontsize=8, ncols=2)
+
+
+def _draw_evaluation(axes: Axes, evaluation: Mapping[str, Any]) -> None:
+    rows = [(f"{group[:-1]}: {name}", *counts) for group in ("captions", "answers")
+            for name, counts in evaluation[group].items()]
+    shares = [right / count if count else 0.0 for _, right, count in rows]
+    bars = axes.barh([name for name, _, _ in rows], shares, color=COLORS[0])
+    axes.bar_label(bars, [f"{right} of {count}" for _, right, count in rows], padding=3, fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1.2)
+    axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0%", "25%", "50%", "75%", "100%"])
+    axes.grid(visible=False, axis="y")
+    axes.set_title(f"right about {evaluation['scenes']} held-out scenes")
 
 
 def main() -> None:
     """Draw the logs of the runs that are named."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, help="the folders that were trained")
+    parser.add_argument("--evaluation", type=Path, help="JSON of flamingo-rt evaluate scenes")
     parser.add_argument("--out", type=Path, required=True, help="PNG or SVG to write")
     options = parser.parse_args()
     runs = {run.name: list(read_log(log_path(run))) for run in options.runs}
+    evaluation = None if options.evaluation is None else json.loads(options.evaluation.read_text(encoding="utf-8"))
     with replacing_file(options.out) as beside:
-        draw(runs).savefig(beside, dpi=110)
+        draw(runs, evaluation).savefig(beside, dpi=110)
     print(f"wrote {options.out}")
 
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 from small_model import small_config, small_flamingo
 
-from benchmarks import ablations, finetune_pictures, training_kills, training_speed
+from benchmarks import ablations, finetune_pictures, training_chart, training_kills, training_speed
 from benchmarks.chosen_names import chosen_names
 from benchmarks.dated_result import write_result
 from benchmarks.drawn_charts import COLORS, NUMBERS, Chart, draw_chart, write_chart_folder
@@ -337,3 +337,33 @@ def test_an_answer_is_right_when_it_is_the_caption() -> None:
     assert finetune_pictures.share_right(["a red pie", "a blue pie with"], charts) == 0.5
     lines = [{"loss": {"charts": float(number)}} for number in range(30)]
     assert finetune_pictures.losses(lines, "charts") == (4.5, 24.5)
+
+
+# The chart of a run
+
+
+def test_the_chart_shows_losses_gates_accuracy_and_what_was_right() -> None:
+    scores = [{"evaluation.image_to_text.recall_at_1": step / 10, "temperature": 0.07} for step in range(3)]
+    gates = [{"gate.0.attention": 0.1, "gate.0.ff": -0.1}] * 3
+    runs = {
+        name: [{"step": step, "loss": {"pairs": 3.0 - step}, "scalars": scalars} for step, scalars in enumerate(each)]
+        for name, each in (("vision", scores), ("flamingo", gates), ("language", [{"copy_loss": None}] * 3))
+    }
+    evaluation = {"scenes": 4, "captions": {"digit": [1, 4]}, "answers": {"color": [3, 4], "size": [0, 0]}}
+    axes = training_chart.draw(runs, evaluation).axes
+    assert [each.get_title(loc="left") for each in axes] == [
+        "vision: loss", "accuracy on held-out pictures", "flamingo: loss",
+        "gates, tanh of them (dashed: feed-forward)", "language: loss", "other numbers",
+        "right about 4 held-out scenes",
+    ]
+    (line,) = axes[1].lines  # the temperature is left out
+    assert list(line.get_ydata()) == [0.0, 0.1, 0.2]
+    assert [line.get_linestyle() for line in axes[3].lines] == ["-", "--"]
+    assert not axes[5].lines
+    assert [bar.get_width() for bar in axes[6].patches] == [0.25, 0.75, 0.0]
+
+
+def test_a_smoothed_line_is_the_mean_of_what_came_before() -> None:
+    assert list(training_chart.smoothed([2.0, 2.0, 2.0])) == pytest.approx([2.0] * 3)
+    one, two = training_chart.smoothed([1.0, 3.0])
+    assert (one, two) == (1.0, pytest.approx((1.0 * 0.9 + 3.0) / 1.9))
