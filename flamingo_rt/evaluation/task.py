@@ -1,0 +1,52 @@
+"""A task of an n-shot evaluation: what is asked, about what, from which shots, and how answers are judged."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+TaskKind = Literal["caption", "question", "classes"]
+Metric = Literal["cider", "vqa", "exact", "accuracy"]
+
+
+@dataclass(frozen=True)
+class Item:
+    """A picture or clip, with what is right about it.
+
+    ``name`` is unique in its pool. ``file`` is the picture or clip; None for an item of text alone. ``question`` is None
+    but for questions. ``answers`` are the reference captions, what people answered (ten times in VQAv2), or the one
+    class.
+    """
+
+    name: str
+    file: Path | None
+    question: str | None
+    answers: tuple[str, ...]
+
+    @property
+    def answer(self) -> str:
+        """The answer that the item has as a shot: the commonest, of equally common ones the first."""
+        return max(self.answers, key=self.answers.count)
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task with its items.
+
+    ``kind``: a caption is written, a question is answered, or one of ``classes`` is chosen by likelihood. Shots are
+    drawn from ``support``. ``before`` is the text between a picture and its answer in place of the model's own form,
+    with ``{}`` where the question goes; None for that form. ``missing`` are pictures that were named and are not there,
+    with the reason.
+    """
+
+    name: str
+    kind: TaskKind
+    metric: Metric
+    items: tuple[Item, ...]
+    support: tuple[Item, ...]
+    classes: tuple[str, ...] = ()
+    before: str | None = None
+    beams: int = 1
+    max_new_tokens: int = 20
+    missing: tuple[str, ...] = ()
