@@ -23,7 +23,8 @@ def written_out(images: torch.Tensor, texts: torch.Tensor, keys: torch.Tensor, b
             logits = [beta * float(queries[place].double() @ other.double()) for other in candidates]
             partition = math.log(sum(math.exp(logit) for logit in logits))
             for other, logit in enumerate(logits):
-                wanted = smoothing / count + (1 - smoothing) * (names[other] == names[place]) / names.count(names[place])
+                partner = (names[other] == names[place]) / names.count(names[place])
+                wanted = smoothing / count + (1 - smoothing) * partner
                 total -= wanted * (logit - partition)
     return total
 
