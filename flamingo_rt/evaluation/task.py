@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,20 +15,21 @@ Metric = Literal["cider", "vqa", "exact", "accuracy"]
 class Item:
     """A picture or clip, with what is right about it.
 
-    ``name`` is unique in its pool. ``file`` is the picture or clip; None for an item of text alone. ``question`` is None
-    but for questions. ``answers`` are the reference captions, what people answered (ten times in VQAv2), or the one
-    class.
+    ``name`` is unique in its pool. ``file`` is the picture, or the clip where ``clip``; None for an item of text alone.
+    ``question`` is None but for questions. ``answers`` are the reference captions, what people answered (ten times in
+    VQAv2, where single ones may be empty), or the one class.
     """
 
     name: str
     file: Path | None
     question: str | None
     answers: tuple[str, ...]
+    clip: bool = False
 
     @property
     def answer(self) -> str:
-        """The answer that the item has as a shot: the commonest, of equally common ones the first."""
-        return max(self.answers, key=self.answers.count)
+        """The answer that the item has as a shot: the commonest that is not empty, of equally common ones the first."""
+        return max(filter(None, self.answers), key=self.answers.count)
 
 
 @dataclass(frozen=True)
@@ -50,3 +52,13 @@ class Task:
     beams: int = 1
     max_new_tokens: int = 20
     missing: tuple[str, ...] = ()
+
+    @property
+    def digest(self) -> str:
+        """A hash of all that answers depend on: the items and the support, by name, and how they are asked."""
+        pools = [
+            [(item.name, item.file and item.file.name, item.question, item.answers) for item in pool]
+            for pool in (self.items, self.support)
+        ]
+        asked = (self.kind, self.classes, self.before, self.beams, self.max_new_tokens, *pools)
+        return hashlib.sha256(repr(asked).encode()).hexdigest()[:16]
