@@ -17,7 +17,8 @@ Precision = Literal["fp32", "bf16"]
 Schedule = Literal["constant", "cosine", "linear"]
 T = TypeVar("T")
 MOST = 2**31 - 1
-LARGEST = {"seed": 2**63 - 1, "cache_bytes": 2**63 - 1, "tokens": 1 << 20, "batch": 1 << 20, "text_width": 1 << 16}
+LARGEST = {"seed": 2**63 - 1, "cache_bytes": 2**63 - 1, "tokens": 1 << 20, "batch": 1 << 20, "text_width": 1 << 16,
+           "frames": 1024}  # frames: MAX_FRAMES of processing/visuals.py, which is not loaded for a --help
 Mixing = Literal["accumulate", "round-robin"]
 
 

@@ -178,12 +178,22 @@ def test_the_output_must_be_named(run) -> None:
     assert "--out is missing" in outcome.err
 
 
+@pytest.fixture
+def empty_place(tmp_path_factory, monkeypatch) -> None:
+    """Work in a folder of which those above hold no data."""
+    place = tmp_path_factory.mktemp("place") / "a" / "b"
+    place.mkdir(parents=True)
+    monkeypatch.chdir(place)
+
+
 @pytest.mark.parametrize("value", ["\0", "\ud800", "n" * 5000, "../..", "-"], ids=lambda value: ascii(value)[:20])
 @pytest.mark.parametrize(("stage", "option"), [
     ("vision", "--data"), ("vision", "--evaluation"), ("vision", "--encoder"), ("language", "--data"),
     ("language", "--decoder"), ("flamingo", "--data"), ("flamingo", "--preset"), ("flamingo", "--unfreeze"),
 ])
-def test_a_text_that_names_nothing_is_refused_in_a_short_message(run, tmp_path, folder, stage, option, value) -> None:
+def test_a_text_that_names_nothing_is_refused_in_a_short_message(
+    run, tmp_path, folder, empty_place, stage, option, value
+) -> None:
     others = () if option == "--data" else ("--data", folder)
     frozen = ("--unfreeze", "vision,language") if stage == "flamingo" and option != "--unfreeze" else ()
     outcome = run("train", stage, *others, *frozen, option, value, "--out", tmp_path / "out", *SHORT)

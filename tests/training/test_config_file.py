@@ -139,6 +139,7 @@ def test_an_integer_is_a_number(file) -> None:
         ("[[data]]\nname = 'a'", r"a dataset needs a source"),
         ("[[data]]\nsource = 'a'\nweight = 0", r"data 'a': weight is 0.0; it must be above 0"),
         ("[[data]]\nsource = 'a'\nweight = -1.5", r"data 'a': weight is -1.5; it must be finite and at least 0"),
+        ("[[data]]\nsource = 'a'\nframes = 1025", r"data 'a': frames is 1025, above the largest that is accepted"),
         ("[[data]]\nsource = 'a'\nchunks = []", r"chunks is \[\]"),
         ("[[data]]\nsource = 'a'\nchunks = [1, 'b']", r"chunks is \[1, 'b'\]; it must be a list of int"),
         ("steps = 1\nsteps = 2", "is no TOML file"),

@@ -1,7 +1,8 @@
 """Batches of stage 3: documents of pairs, clips or pages, padded to one length, with what their pictures show.
 
 A batch is a function of (seed, step) alone. Document i of step s takes the samples that stand at its place of
-`SampleOrder`, so every sample is drawn once in an epoch; a part of a batch is a run of its documents.
+`SampleOrder`, so every sample has one place in an epoch; a part of a batch is a run of its documents. Where a document
+has room for fewer pairs than ``chunks`` asks for, those that do not fit are left out until the next epoch.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from flamingo_rt.config import FlamingoConfig
 from flamingo_rt.errors import FlamingoError, UsageError
 from flamingo_rt.model.flamingo import IGNORED_LABEL
 from flamingo_rt.training.data.augmentation import Augmentation
-from flamingo_rt.training.data.documents import Document, DocumentWriter, Pair
+from flamingo_rt.training.data.documents import Document, DocumentWriter, Pair, check_images
 from flamingo_rt.training.data.sample_order import SampleOrder
 from flamingo_rt.training.data.samples import Sample, SampleSource, Visual
 from flamingo_rt.training.data.usable_samples import SampleReader, places_of_part
@@ -83,10 +84,12 @@ class DocumentBatches:
         self, source: SampleSource, options: DataOptions, config: FlamingoConfig, tokenizer: Tokenizer, seed: int,
         number: int, cache: FeatureReader | None = None,
     ) -> None:
-        """Raises `UsageError` for a source of texts, and for more chunks in a document than there are samples or than
-        the model takes pictures, and what `DocumentWriter` raises."""
+        """Raises `UsageError` for a source of texts, for more chunks in a document than there are samples, for more
+        chunks or images than the model takes pictures, and what `DocumentWriter` raises."""
         if source.kind == "text":
             raise UsageError(f"data {options.source!r} holds texts without pictures: train language takes them")
+        if source.kind == "pages":
+            check_images(options, config)
         self._chunks = options.chunks if source.kind != "pages" else (1,)
         most = max(self._chunks)
         if most > len(source) or most > config.max_visuals:
@@ -135,6 +138,7 @@ class DocumentBatches:
         for position in positions:
             index, (pair, seen) = reader.take(position, partial(self._pair, pairs), taken)
             if seen is None:
+                reader.names.pop()  # read, but not used
                 break
             pairs.append(pair)
             shown.append(seen)
