@@ -10,7 +10,7 @@ from unittest.mock import patch
 import torch
 from made_pairs import meeting
 
-from flamingo_rt.training import flamingo_stage
+from flamingo_rt.training import sample_answers
 from flamingo_rt.training.flamingo_start import open_flamingo_stage
 from flamingo_rt.training.loop import train
 from flamingo_rt.training.options import DataOptions, FlamingoOptions, RunOptions
@@ -26,7 +26,7 @@ def run(folder: Path, out: str, world: World) -> list[StepReport]:
         data=(DataOptions("scenes", batch=4, questions=1),), start_from=str(folder / "small"), lora=2,
     )
     reports: list[StepReport] = []
-    with patch.object(flamingo_stage, "SAMPLE_TOKENS", 2):
+    with patch.object(sample_answers, "MOST_TOKENS", 2):
         train(open_flamingo_stage(options, world), options.run, folder / out, world, on_step=reports.append)
     return reports
 
