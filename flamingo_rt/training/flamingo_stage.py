@@ -39,8 +39,8 @@ LARGEST_GATE = 20.0  # tanh of it is 1 in float32: a layer without a gate
 
 
 class BridgeOutput(NamedTuple):
-    """What `Bridge` gives: logits [R, T, vocab]; the loss of the vision task; the features of the visuals that were not
-    cached [N, F, S, Dv]; and the latents [M, L, D] of all visuals. The last three are None where there are none."""
+    """The logits [R, T, vocab]; the loss of the vision task; the features [N, F, S, Dv] of the visuals that were not
+    cached; and the latents [M, L, D] of all visuals. The last three are None where there are none."""
 
     logits: Tensor
     extra: Tensor | None

@@ -79,7 +79,7 @@ class TrainedTable(TokenEmbedding):
 
     def __init__(self, table: Tensor, used_in: torch.dtype) -> None:
         """table [vocab, D]."""
-        super().__init__(*table.shape, _weight=table)
+        super().__init__(table.shape[0], table.shape[1], _weight=table)
         self.used_in = used_in
 
     def forward(self, input: Tensor) -> Tensor:
@@ -99,9 +99,9 @@ def _trained_rows(weight: Tensor, ids: Tensor) -> nn.Parameter:
 
 def train_new_tokens(model: Flamingo, ids: Sequence[int], whole_table: Tensor | None = None) -> None:
     """Train the embeddings of ``ids``, and their rows of the head where it is not tied, as ``new_rows`` beside tables
-    that are frozen; without ids the tables are just frozen. With ``whole_table`` [vocab, D], the
-    embeddings before they were rounded, all of them are trained from there on; of a head that is not tied it is still
-    the rows of ``ids``. Raises `UsageError` for an id that is no token's, or given twice."""
+    that are frozen; without ids the tables are just frozen. With ``whole_table`` [vocab, D], the embeddings before they
+    were rounded, all of them are trained from there on; of a head that is not tied it is still the rows of ``ids``.
+    Raises `UsageError` for an id that is no token's, or given twice."""
     language = model.language
     vocab = language.config.vocab_size
     for token in ids:
