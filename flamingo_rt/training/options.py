@@ -16,6 +16,7 @@ DataKind = Literal["auto", "pairs", "videos", "pages", "text", "scenes"]
 Precision = Literal["fp32", "bf16"]
 Schedule = Literal["constant", "cosine", "linear"]
 T = TypeVar("T")
+SCENES = "scenes"  # the source of a dataset that needs no files
 MOST = 2**31 - 1
 LARGEST = {"seed": 2**63 - 1, "cache_bytes": 2**63 - 1, "tokens": 1 << 20, "batch": 1 << 20, "text_width": 1 << 16,
            "frames": 1024}  # frames: MAX_FRAMES of processing/visuals.py, which is not loaded for a --help
@@ -95,7 +96,7 @@ class DataOptions:
 @dataclass(frozen=True)
 class RunOptions:
     """The options that every stage has. The same options, data and seed give the same weights on the same machine, with
-    any number of ``workers``."""
+    any number of ``workers``; with ``cache_features``, where these decide what is encoded together, up to rounding."""
 
     steps: int = option(1000, "Optimizer steps.")
     seed: int = option(0, "Seed of weights and data.")
@@ -197,13 +198,13 @@ class FlamingoOptions:
     )
     start_from: str | None = option(None, "A whole checkpoint, to go on with or to fine-tune.", path=True)
     tokenizer: str | None = option(
-        None, "tokenizer.json, or its folder, where the language model's has none.", path=True
+        None, "tokenizer.json, or its folder, where the language model has none, or is new.", path=True
     )
     unfreeze: tuple[str, ...] = option((), "Parts to train too: vision, language, embedding.")
     lora: int = option(0, "Rank of low-rank updates of the frozen language model's matrices; 0 for none.")
-    initial_gate: float | None = option(None, "Value of the gates at the start, before tanh; a checkpoint has its own.")
-    gates: Literal["tanh", "none"] = option("tanh", "none leaves the gates out: they are open, and not trained.")
-    vision_task: float = option(0.0, "Weight of the vision encoder's own task, for one that starts from nothing.")
+    initial_gate: float | None = option(None, "Value of gates that are new, before tanh; a checkpoint has its own.")
+    gates: Literal["tanh", "none"] = option("tanh", "none leaves the gates out: all are open, and not trained.")
+    vision_task: float = option(0.0, "Weight of the trained vision encoder's own task, on scenes.")
     cache_features: str | None = option(None, "Folder that keeps what the frozen encoder gave.", path=True)
     cache_bytes: int = option(20_000_000_000, "Most bytes in that folder.")
 
@@ -212,11 +213,18 @@ class FlamingoOptions:
         known = ("vision", "language", "embedding")
         for part in self.unfreeze:
             require_option(part in known, f"unfreeze names {part!r}; known: {', '.join(known)}")
-        require_option(self.start_from is None or (self.vision is None and self.language is None),
-                       "start_from is a whole checkpoint: leave vision and language out")
+        require_option(self.start_from is None or (self.vision is self.language is self.tokenizer is None),
+                       "start_from is a whole checkpoint: leave vision, language and tokenizer out")
+        require_option(self.lora == 0 or "language" not in self.unfreeze,
+                       "lora is for a frozen language model, and unfreeze names language: leave one out")
         require_option(self.cache_features is None or "vision" not in self.unfreeze,
                        "cache_features keeps what a frozen encoder gives, and unfreeze names vision: leave one out")
         require_option(self.cache_features is None or not any(entry.augment for entry in self.data),
                        "cache_features needs the same pixels each time: turn augment off, or leave it out")
         require_option(self.vision_task == 0 or self.run.accumulate == 1,
                        "vision_task needs whole batches: leave accumulate at 1")
+        require_option(self.vision_task == 0 or "vision" in self.unfreeze,
+                       "vision_task trains the vision encoder, which is frozen: name vision in unfreeze, or leave "
+                       "vision_task out")
+        require_option(self.vision_task == 0 or any(entry.source == SCENES for entry in self.data),
+                       "vision_task is a task on drawn scenes: add the source scenes to data, or leave vision_task out")

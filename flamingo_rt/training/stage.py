@@ -50,6 +50,12 @@ class Dataset:
     batches: Batches
 
 
+def is_matrix(parameter: Tensor) -> bool:
+    """Whether more than one dimension is longer than 1, as of matrices and kernels, on which weight decay acts: an
+    NFNet's gains are [out, 1, 1, 1]."""
+    return sum(size > 1 for size in parameter.shape) > 1
+
+
 class Stage(Protocol):
     """One stage.
 

@@ -34,7 +34,7 @@ from flamingo_rt.training.dual_encoder import DualEncoder, DualEncoderConfig
 from flamingo_rt.training.loop import clip_norm, gradient_norm
 from flamingo_rt.training.options import DataOptions, VisionOptions
 from flamingo_rt.training.sharding import World, whole
-from flamingo_rt.training.stage import Dataset, Loss
+from flamingo_rt.training.stage import Dataset, Loss, is_matrix
 from flamingo_rt.training.texts import MOST_TEXTS, source_texts
 from flamingo_rt.training.tokenizer_training import train_tokenizer
 from flamingo_rt.training.towers import write_tower
@@ -78,8 +78,8 @@ class VisionStage:
     def decay_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """See `Stage.decay_groups`."""
         parameters = list(self.model.parameters())
-        return ([entry for entry in parameters if _is_matrix(entry)],
-                [entry for entry in parameters if not _is_matrix(entry)])
+        return ([entry for entry in parameters if is_matrix(entry)],
+                [entry for entry in parameters if not is_matrix(entry)])
 
     def clip(self, bound: float) -> float:
         """See `Stage.clip`: the NFNet adaptively, without the projection, its final linear layer; the rest by norm."""
@@ -206,8 +206,3 @@ def text_config(options: VisionOptions, tokenizer: Tokenizer) -> TextEncoderConf
         vocab_size=1 + max(tokenizer.get_vocab().values()), context=options.text_tokens, width=options.text_width,
         layers=options.text_layers, heads=options.text_heads, ff_width=4 * options.text_width,
     )
-
-
-def _is_matrix(parameter: nn.Parameter) -> bool:
-    """Whether more than one dimension is longer than 1: gains are [out, 1, 1, 1]."""
-    return sum(size > 1 for size in parameter.shape) > 1

@@ -13,7 +13,7 @@ from torch.distributed import HashStore
 
 from flamingo_rt.cli import training_progress
 from flamingo_rt.presets import PRESETS
-from flamingo_rt.training import flamingo_stage, sharding
+from flamingo_rt.training import sample_answers, sharding
 from flamingo_rt.training.config_file import option_fields
 from flamingo_rt.training.options import FlamingoOptions, LanguageOptions, VisionOptions
 from flamingo_rt.training.run_log import StepReport, log_path, read_log, tensorboard_path
@@ -86,15 +86,15 @@ def values(stage: str) -> dict[str, object]:
         elif key.choices:
             given[key.name] = next(choice for choice in key.choices if choice != key.default)
         elif key.is_list:
-            given[key.name] = ["language", "embedding"]
+            given[key.name] = ["embedding"]
         elif key.kind is str:
             given[key.name] = "a name"
         elif key.kind is int:
             given[key.name] = (key.default or 1) * 2
         else:
             given[key.name] = (key.default or 0.5) / 2
-    for name in {"flamingo": ("vision", "language", "accumulate"), "language": (), "vision": ()}[stage]:
-        del given[name]  # they do not go together with start_from and vision_task
+    for name in {"flamingo": ("vision", "language", "tokenizer", "vision_task"), "language": (), "vision": ()}[stage]:
+        del given[name]  # they do not go together with start_from and a frozen encoder
     return given
 
 
@@ -314,7 +314,7 @@ def test_without_a_terminal_lines_come_now_and_then_and_at_the_end(train, tmp_pa
 
 
 def test_sample_answers_stand_beside_the_right_ones(train, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(flamingo_stage, "SAMPLE_TOKENS", 2)
+    monkeypatch.setattr(sample_answers, "MOST_TOKENS", 2)
     lines = train(tmp_path / "out", "--sample-steps", 2).err.splitlines()
     answers = [line for line in lines if line.startswith("  mine: Output: -> ")]
     assert len(answers) == 2 * 3  # three of them after the second and the last step

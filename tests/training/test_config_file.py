@@ -28,12 +28,13 @@ OWN = {
     },
     LanguageOptions: {"decoder": "small", "tokenizer": "t", "vocab_size": 300, "context": 64, "repeats": 0.25},
     FlamingoOptions: {
-        "preset": "small", "vision": "v", "language": "l", "tokenizer": ODD, "unfreeze": ["language", "embedding"],
-        "lora": 8, "initial_gate": 0.5, "gates": "none", "vision_task": 0.25, "cache_features": "c", "cache_bytes": 5,
+        "preset": "small", "vision": "v", "language": "l", "tokenizer": "t", "unfreeze": ["embedding"],
+        "lora": 8, "initial_gate": 0.5, "gates": "none", "vision_task": 0.25, "cache_features": ODD, "cache_bytes": 5,
         "start_from": "whole",
     },
 }
-APART = {FlamingoOptions: ("vision", "language")}  # start_from excludes them
+# start_from excludes the first three, a frozen encoder the last.
+APART = {FlamingoOptions: ("vision", "language", "tokenizer", "vision_task")}
 DATA = {
     "source": ODD, "name": "pairs", "kind": "videos", "weight": 0.25, "batch": 6, "tokens": 64, "frames": 4, "fps": 2.5,
     "images": 3, "next_image": 0.0, "chunks": [1, 3], "augment": False, "leading_space": 0.5, "prompt": "",
@@ -220,3 +221,17 @@ def test_what_a_dataset_cannot_be_is_refused_with_its_key(text, message) -> None
 def test_a_recipe_gives_options_of_its_stage(file: Path) -> None:
     stages = {"vision": VisionOptions, "language": LanguageOptions}
     assert read_options(stages.get(file.stem, FlamingoOptions), file, {}).data
+
+
+SCENES = (DataOptions("scenes"),)
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"start_from": "a", "tokenizer": "t"}, "start_from is a whole checkpoint: leave vision, language and tokenizer"),
+    ({"lora": 2, "unfreeze": ("language",)}, "lora is for a frozen language model, and unfreeze names language"),
+    ({"vision_task": 0.1, "data": SCENES}, "vision_task trains the vision encoder, which is frozen: name vision in"),
+    ({"vision_task": 0.1, "unfreeze": ("vision",), "data": (DataOptions("a.tar"),)}, "a task on drawn scenes: add the"),
+])
+def test_options_of_stage_3_that_would_do_nothing_are_refused(options, message) -> None:
+    with pytest.raises(UsageError, match=message):
+        FlamingoOptions(**options)
