@@ -62,7 +62,8 @@ def train(
                 report = replace(report, samples=samples, scalars={**report.scalars, **stage.scalars()})
         if world.is_first:
             on_step(report)
-        if any(world.gathered(time.monotonic() - saved > options.save_seconds)):
+        # The last step's state is saved too: writing the result may fail.
+        if run.at.step == options.steps or any(world.gathered(time.monotonic() - saved > options.save_seconds)):
             save_state(state, stage.model, run.optimizer, run.at, same, world)
             saved = time.monotonic()
     stage.write(out, overwrite)
@@ -83,7 +84,8 @@ def check_run(out: Path, resume: bool, overwrite: bool) -> None:
 
 def _identity(stage: Stage, options: RunOptions) -> dict[str, Any]:
     """Everything that two parts of one run have in common: the options, the model, and the data."""
-    data = {entry.name: {"weight": entry.weight, "data": entry.batches.fingerprint()} for entry in stage.datasets}
+    data = {entry.name: {"number": number, "weight": entry.weight, "data": entry.batches.fingerprint()}
+            for number, entry in enumerate(stage.datasets)}  # the number is in the seed of its batches
     return {"options": asdict(options), **stage.identity(), "datasets": data}
 
 

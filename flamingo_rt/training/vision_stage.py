@@ -38,7 +38,7 @@ from flamingo_rt.training.stage import Dataset, Loss
 from flamingo_rt.training.texts import MOST_TEXTS, source_texts
 from flamingo_rt.training.tokenizer_training import train_tokenizer
 from flamingo_rt.training.towers import write_tower
-from flamingo_rt.training.vision_scores import VisionScores, measure
+from flamingo_rt.training.vision_scores import VisionScores, check_evaluation, measure
 
 SCENES, HELD_OUT_SCENES = "scenes", 1000
 TOKENIZER_SCENES = 3000  # their words are few
@@ -153,6 +153,8 @@ def open_vision_stage(options: VisionOptions, world: World) -> VisionStage:
                   f"{parameters / 1e6:,.1f}M parameters, {TRAINING} bytes each")
     torch.manual_seed(seed)
     reader = PairReader(tokenizer, sizes.preprocessing, sizes.vision.image_size, options.text_tokens)
+    if evaluation is not None:
+        check_evaluation(evaluation, reader)
     datasets = [
         Dataset(entry.label, entry.weight, PairBatches(source, entry, reader, seed, number))
         for number, (entry, source) in enumerate(zip(options.data, sources, strict=True))

@@ -146,11 +146,28 @@ def test_how_it_is_computed_may_change_when_a_run_goes_on(tmp_path) -> None:
     ({"options": replace(OPTIONS, learning_rate=0.1)}, "options.learning_rate was 0.05, is 0.1"),
     ({"seed": 3}, "toy was 0, is 3"),
     ({"datasets": two_datasets()[:1]}, "datasets.two was"),
-], ids=["seed", "rate", "model", "data"])
+    ({"datasets": two_datasets()[::-1]}, "datasets.one.number was 0, is 1; datasets.two.number was 1, is 0"),
+], ids=["seed", "rate", "model", "data", "order"])
 def test_a_run_is_not_resumed_as_another_and_the_difference_is_named(tmp_path, change, named) -> None:
     run(tmp_path / "out", stop=3)
     with pytest.raises(UsageError, match=named):
         run(tmp_path / "out", resume=True, **change)
+
+
+def test_a_result_that_cannot_be_written_is_not_lost(tmp_path, monkeypatch) -> None:
+    """No state was due before the end."""
+    rarely = replace(OPTIONS, save_seconds=1e9)
+
+    def failing(*arguments) -> None:
+        raise DataError("no space left")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ToyStage, "write", failing)
+        with pytest.raises(DataError, match="no space left"):
+            run(tmp_path / "out", rarely)
+    assert run(tmp_path / "out", rarely, resume=True) == []
+    run(tmp_path / "whole", rarely)
+    assert weights(tmp_path / "out") == weights(tmp_path / "whole")
 
 
 def test_an_unfinished_run_is_not_started_anew_unasked(tmp_path) -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from made_pairs import NFNET, VIT, add_gradient, added_gradients, meeting, single_objects, vision_stage
 
-from flamingo_rt.errors import UsageError
+from flamingo_rt.errors import DataError, DependencyError, UsageError
 from flamingo_rt.training.adaptive_clipping import clip_adaptively
 from flamingo_rt.training.dual_encoder import DualEncoder, DualEncoderConfig
 from flamingo_rt.training.loop import train
@@ -186,6 +186,21 @@ def test_a_stage_is_opened_from_options(tmp_path) -> None:
     assert again.identity() == stage.identity()
     assert list(again.sample_lines()) == []
     assert again.identity() != open_vision_stage(replace(given, embedding=64), ALONE).identity()
+
+
+def test_an_evaluation_that_cannot_be_measured_is_refused_before_the_first_step(tmp_path, monkeypatch) -> None:
+    folder = picture_folder(tmp_path / "pictures")
+    options = VisionOptions(data=(DataOptions("scenes", batch=4),), vocab_size=300, evaluation=str(folder))
+    (folder / "dark_blue" / "0.png").write_bytes(b"torn")  # one that is damaged is left out
+    open_vision_stage(options, ALONE)
+    with monkeypatch.context() as patched:
+        patched.setitem(sys.modules, "sklearn", None)
+        with pytest.raises(DependencyError, match="needs scikit-learn"):
+            open_vision_stage(options, ALONE)
+    for file in folder.rglob("*.png"):
+        file.write_bytes(b"torn")
+    with pytest.raises(DataError, match="none of the 8 pictures of the evaluation could be read"):
+        open_vision_stage(options, ALONE)
 
 
 @pytest.mark.parametrize(("options", "reason"), [
