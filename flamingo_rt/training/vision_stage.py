@@ -33,7 +33,7 @@ from flamingo_rt.training.data.sources import open_source
 from flamingo_rt.training.dual_encoder import DualEncoder, DualEncoderConfig
 from flamingo_rt.training.loop import clip_norm, gradient_norm
 from flamingo_rt.training.options import DataOptions, VisionOptions
-from flamingo_rt.training.sharding import World, whole
+from flamingo_rt.training.sharding import World, autocast, whole
 from flamingo_rt.training.stage import Dataset, Loss
 from flamingo_rt.training.texts import MOST_TEXTS, source_texts
 from flamingo_rt.training.tokenizer_training import train_tokenizer
@@ -98,9 +98,11 @@ class VisionStage:
         return {"temperature": math.exp(-float(whole(self.model.log_inverse_temperature.detach()))), **scores}
 
     def measure(self) -> VisionScores | None:
-        """The scores on the source of the evaluation, None without one; every rank calls this."""
+        """The scores on the source of the evaluation, in the precision of the run, None without one; every rank calls
+        this."""
         if self._evaluation is not None:
-            self.scores = measure(self.model, self._evaluation, self._reader)
+            with autocast(self._world, self._options.run.precision):
+                self.scores = measure(self.model, self._evaluation, self._reader)
             self._unreported = self.scores.scalars()
         return self.scores
 

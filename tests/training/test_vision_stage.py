@@ -158,6 +158,21 @@ def test_a_run_measures_at_its_end_and_keeps_the_scores(tmp_path) -> None:
     assert read_tower(tmp_path / "vision", "vision").config["scores"] == stage.scores.scalars()
 
 
+def test_the_scores_that_are_written_are_those_of_the_runs_precision(tmp_path) -> None:
+    """The last ones that were shown, or measured at the end, where none were asked for before."""
+    written = []
+    for name, sample_steps in (("shown", 2), ("last", 0)):
+        options = RunOptions(steps=2, workers=0, sample_steps=sample_steps, precision="bf16")
+        held_out = single_objects(64, "heldout", labelled=True)
+        stage = vision_stage(ALONE, batch=8, evaluation=held_out, run=options)
+        measured = []
+        stage.model.text_projection.register_forward_hook(lambda *call, into=measured: into.append(call[2].dtype))
+        train(stage, options, tmp_path / name, ALONE)
+        assert set(measured[-2:]) == {torch.bfloat16}, name
+        written.append(read_tower(tmp_path / name, "vision").config["scores"])
+    assert written[0] == written[1]
+
+
 def picture_folder(folder: Path) -> Path:
     """An ImageFolder tree of two classes."""
     for color in ("red", "dark_blue"):
