@@ -20,9 +20,8 @@ from torch import nn
 from flamingo_rt.config import NFNetConfig, TokensConfig
 from flamingo_rt.errors import UsageError
 from flamingo_rt.importing.openflamingo_tokenizer import load_tokenizer
+from flamingo_rt.model.flamingo import on_meta_device
 from flamingo_rt.model.text_encoder import TextEncoderConfig
-from flamingo_rt.model_memory import TRAINING, require_bytes
-from flamingo_rt.parameter_count import vision_parameters
 from flamingo_rt.presets import preset
 from flamingo_rt.training.adaptive_clipping import clip_adaptively
 from flamingo_rt.training.contrastive import contrastive_loss
@@ -32,8 +31,9 @@ from flamingo_rt.training.data.scene_pairs import ScenePairs
 from flamingo_rt.training.data.sources import open_source
 from flamingo_rt.training.dual_encoder import DualEncoder, DualEncoderConfig
 from flamingo_rt.training.loop import clip_norm, gradient_norm
+from flamingo_rt.training.memory import require_training_memory
 from flamingo_rt.training.options import DataOptions, VisionOptions
-from flamingo_rt.training.sharding import World, autocast, whole
+from flamingo_rt.training.sharding import World, autocast, whole, whole_state
 from flamingo_rt.training.stage import Dataset, Loss
 from flamingo_rt.training.texts import MOST_TEXTS, source_texts
 from flamingo_rt.training.tokenizer_training import train_tokenizer
@@ -126,7 +126,7 @@ class VisionStage:
         """See `Stage.write`: a folder with both towers, of which `train flamingo --vision` takes the image tower. Its
         config.json holds the scores, too."""
         scores = self.scores if self.scores is not None else self.measure()
-        tensors = {name: whole(tensor.detach()).cpu() for name, tensor in self.model.state_dict().items()}
+        tensors = whole_state(self.model, self._world)
         config = {**self.model.config.to_dict(), "preprocessing": asdict(self._reader.preprocessing)}
         if scores is not None:
             config["scores"] = scores.scalars()
@@ -150,9 +150,9 @@ def open_vision_stage(options: VisionOptions, world: World) -> VisionStage:
         texts = (text for source in sources for text in captions(source, MOST_TEXTS // len(sources)))
         tokenizer = train_tokenizer(texts, options.vocab_size, TokensConfig())
     config = DualEncoderConfig(sizes.vision, text_config(options, tokenizer), options.embedding)
-    parameters = vision_parameters(sizes.vision)
-    require_bytes(TRAINING * parameters // world.size, f"training the vision encoder of {options.encoder}",
-                  f"{parameters / 1e6:,.1f}M parameters, {TRAINING} bytes each")
+    with on_meta_device():
+        parameters = sum(parameter.numel() for parameter in DualEncoder(config).parameters())
+    require_training_memory(parameters, f"training the vision encoder of {options.encoder} and its text encoder", world)
     torch.manual_seed(seed)
     reader = PairReader(tokenizer, sizes.preprocessing, sizes.vision.image_size, options.text_tokens)
     if evaluation is not None:

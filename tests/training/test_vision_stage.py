@@ -230,6 +230,12 @@ def test_options_that_contrast_cannot_have_are_refused(options, reason) -> None:
         open_vision_stage(options, ALONE)
 
 
+def test_a_text_encoder_beyond_the_memory_is_refused_before_it_is_made() -> None:
+    options = VisionOptions(data=(DataOptions("scenes"),), vocab_size=300, text_tokens=1 << 24, text_width=1 << 16)
+    with pytest.raises(DataError, match="training the vision encoder of tiny and its text encoder needs at least"):
+        open_vision_stage(options, ALONE)
+
+
 def test_a_source_of_texts_is_refused(tmp_path) -> None:
     (tmp_path / "a.txt").write_text("no pictures here")
     with pytest.raises(UsageError, match=r"a\.txt holds text: train vision takes pictures"):
