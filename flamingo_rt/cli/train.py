@@ -99,6 +99,10 @@ def _run(
             if world.says_first(str(error)):
                 raise
             sys.exit(error.exit_code)
+        except RuntimeError:
+            if not world.hears_of_an_error():
+                raise
+            sys.exit(1)
         except KeyboardInterrupt:
             if world.is_first:
                 raise

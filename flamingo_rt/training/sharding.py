@@ -26,6 +26,7 @@ from flamingo_rt.errors import UsageError
 from flamingo_rt.training.options import Precision
 
 T = TypeVar("T")
+SAID = "said"  # key in the table of short texts: how many errors were said
 
 
 @dataclass(frozen=True)
@@ -85,9 +86,18 @@ class World:
         if self.store is None:
             return True
         try:
+            self.store.add(SAID, 1)
             return bool(self.store.add(f"said {hashlib.sha256(text.encode(errors='replace')).hexdigest()}", 1) == 1)
         except RuntimeError:  # the process that kept the table has ended
             return True
+
+    def hears_of_an_error(self) -> bool:
+        """Whether a process has said why it ends. Then an error of this one may be that the other left a collective
+        call: torchrun ends those that still wait in one. Waits for none."""
+        try:
+            return self.store is not None and bool(self.store.check([SAID]))
+        except RuntimeError:  # the process that kept the table has ended
+            return False
 
     def barrier(self) -> None:
         """Wait until every process is here."""

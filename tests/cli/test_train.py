@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch.distributed import HashStore
 
 from flamingo_rt.cli import training_progress
+from flamingo_rt.errors import DataError
 from flamingo_rt.presets import PRESETS
 from flamingo_rt.training import flamingo_stage, sharding
 from flamingo_rt.training.config_file import option_fields
@@ -366,6 +367,28 @@ def test_an_error_that_several_processes_meet_is_printed_once(train, as_rank, tm
     assert outcomes[1].err == ""
     as_rank(1)
     assert "elsewhere does not exist" in train(tmp_path / "out", data="elsewhere").err  # an error of its own
+
+
+def test_a_process_that_loses_another_to_an_error_says_nothing_of_its_own(
+    train, as_rank, no_training, tmp_path, monkeypatch
+) -> None:
+    def failing(error: Exception):
+        def fail(*arguments, **others) -> None:
+            raise error
+
+        monkeypatch.setattr("flamingo_rt.training.loop.train", fail)
+
+    as_rank(0)
+    failing(RuntimeError("a bug of this process"))
+    with pytest.raises(RuntimeError, match="a bug"):
+        train(tmp_path / "out")
+    as_rank(1)
+    failing(DataError("memory ran out"))
+    assert "memory ran out" in train(tmp_path / "out").err
+    as_rank(0)
+    failing(RuntimeError("Connection closed by peer"))
+    outcome = train(tmp_path / "out")
+    assert (outcome.code, outcome.out, outcome.err) == (1, "", "")
 
 
 def test_an_interrupt_of_several_processes_is_told_by_the_first(
