@@ -24,19 +24,17 @@ from flamingo_rt.parameter_count import language_parameters
 from flamingo_rt.presets import preset
 from flamingo_rt.training.data.samples import SampleSource
 from flamingo_rt.training.data.scene_documents import SceneDocuments
-from flamingo_rt.training.data.sources import open_source
+from flamingo_rt.training.data.sources import SCENES, check_names, open_source
 from flamingo_rt.training.data.text_batches import TextBatch, TextBatches
 from flamingo_rt.training.loop import clip_norm
 from flamingo_rt.training.memory import require_training_memory
 from flamingo_rt.training.options import DataOptions, LanguageOptions
 from flamingo_rt.training.sharding import World, whole_state
 from flamingo_rt.training.stage import Dataset, Loss
-from flamingo_rt.training.texts import MOST_TEXTS, source_texts
+from flamingo_rt.training.texts import MOST_TEXTS, TOKENIZER_SCENES, source_texts
 from flamingo_rt.training.tokenizer_training import train_tokenizer
 from flamingo_rt.training.towers import folder_kind, write_tower
 
-SCENES = "scenes"
-TOKENIZER_SCENES = 3000
 SAMPLE_ROWS, PROMPT_TOKENS, SAMPLE_TOKENS = 3, 12, 24
 
 
@@ -137,10 +135,7 @@ def open_language_stage(options: LanguageOptions, world: World) -> LanguageStage
     """
     if not options.data:
         raise UsageError("train language needs data: a source of texts")
-    labels = [entry.label for entry in options.data]
-    twice = next((label for label in labels if labels.count(label) > 1), None)
-    if twice is not None:
-        raise UsageError(f"two datasets are called {twice!r}: give each a name of its own")
+    check_names(options.data)
     sources = [open_texts(entry, options.run.seed) for entry in options.data]
     if options.tokenizer is not None:
         tokenizer, tokens = given_tokenizer(Path(options.tokenizer))

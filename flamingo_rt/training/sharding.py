@@ -171,6 +171,14 @@ def _mean_gradient(parameter: Tensor) -> None:
     parameter.grad /= dist.get_world_size()
 
 
+def compile_layers(layers: Sequence[nn.Module]) -> None:
+    """Compile what each layer computes. Layers of one class share what was compiled; so recomputation goes around it:
+    within, it would be one function for layers of every class, of which torch compiles only a few forms."""
+    for layer in layers:
+        forward = layer.forward
+        layer.forward = torch.compile(forward)
+
+
 def recompute_activations(layers: Sequence[nn.Module]) -> None:
     """Keep none of these layers' activations for the backward pass: it computes them again."""
     for layer in layers:

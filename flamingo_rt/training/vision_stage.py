@@ -28,20 +28,19 @@ from flamingo_rt.training.contrastive import contrastive_loss
 from flamingo_rt.training.data.pair_batches import PairBatch, PairBatches, PairReader
 from flamingo_rt.training.data.samples import SampleSource
 from flamingo_rt.training.data.scene_pairs import ScenePairs
-from flamingo_rt.training.data.sources import open_source
+from flamingo_rt.training.data.sources import SCENES, check_names, open_source
 from flamingo_rt.training.dual_encoder import DualEncoder, DualEncoderConfig
 from flamingo_rt.training.loop import clip_norm, gradient_norm
 from flamingo_rt.training.memory import require_training_memory
 from flamingo_rt.training.options import DataOptions, VisionOptions
 from flamingo_rt.training.sharding import World, autocast, whole, whole_state
 from flamingo_rt.training.stage import Dataset, Loss
-from flamingo_rt.training.texts import MOST_TEXTS, source_texts
+from flamingo_rt.training.texts import MOST_TEXTS, TOKENIZER_SCENES, source_texts
 from flamingo_rt.training.tokenizer_training import train_tokenizer
 from flamingo_rt.training.towers import write_tower
 from flamingo_rt.training.vision_scores import VisionScores, check_evaluation, measure
 
-SCENES, HELD_OUT_SCENES = "scenes", 1000
-TOKENIZER_SCENES = 3000  # their words are few
+HELD_OUT_SCENES = 1000
 
 
 class VisionStage:
@@ -179,10 +178,7 @@ def check_vision_options(options: VisionOptions) -> None:
         if entry.batch < 2:
             raise UsageError(f"data {entry.source!r}: batch is {entry.batch}; a text must be told apart from that of "
                              "another pair: 2 or more")
-    labels = [entry.label for entry in options.data]
-    for label in labels:
-        if labels.count(label) > 1:
-            raise UsageError(f"two datasets are called {label!r}: give each a name of its own")
+    check_names(options.data)
 
 
 def open_pairs(options: DataOptions, seed: int, held_out: bool = False) -> SampleSource:

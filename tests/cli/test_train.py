@@ -475,6 +475,8 @@ def test_a_run_is_not_resumed_on_other_data(train, unfinished, folder, tmp_path,
 
 def test_an_interrupt_before_the_first_state_says_so(train, tmp_path, monkeypatch) -> None:
     interrupt_at(monkeypatch, 1)
-    outcome = train(tmp_path / "out")
+    outcome = train(tmp_path / "out", "--save-seconds", 600)
     assert outcome.code == 130
-    assert outcome.err.splitlines()[-1] == "interrupted: nothing was saved yet; the state is saved every half minute"
+    assert outcome.err.splitlines()[-1] == (
+        "interrupted: nothing was saved yet; the state is saved every 600 seconds (--save-seconds)"
+    )

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from toy_stage import ToyStage, two_datasets
+from toy_stage import ToyBatches, ToyStage, two_datasets
 
 from flamingo_rt.errors import DataError, UsageError
 from flamingo_rt.training.loop import train
 from flamingo_rt.training.options import RunOptions
+from flamingo_rt.training.run_log import RunLog, log_path, read_log
 from flamingo_rt.training.sharding import World
+from flamingo_rt.training.stage import Dataset
 from flamingo_rt.training.state import state_path
 
 OPTIONS = RunOptions(steps=6, learning_rate=0.05, warmup_steps=2, gradient_clip=1e9, workers=0, save_seconds=1e-9)
@@ -190,6 +192,21 @@ def test_a_loss_that_is_no_number_names_the_samples_and_keeps_the_last_state(tmp
         run(tmp_path / "out", datasets=two_datasets(nan_at=3))
     stored = json.loads((state_path(tmp_path / "out") / "run.json").read_text())
     assert stored["step"] == 3
+
+
+def test_all_samples_of_a_loss_that_is_no_number_are_reported(tmp_path) -> None:
+    seen = []
+    datasets = [Dataset("one", 1.0, ToyBatches("one", 1, batch=12, nan_at=1))]
+    with pytest.raises(DataError, match=r"one-1-4 and 7 more \(the log names all\): the last"):
+        train(ToyStage(datasets), replace(OPTIONS, accumulate=2), tmp_path / "out", World(), on_step=seen.append)
+    assert [report.step for report in seen] == [1, 2]
+    assert seen[0].suspects == ()
+    assert seen[1].suspects == tuple(f"one-1-{row}" for row in range(12))
+    with RunLog(tmp_path / "out") as log:
+        for report in seen:
+            log.add(report)
+    last = list(read_log(log_path(tmp_path / "out")))[-1]
+    assert (last["step"], last["loss"], last["suspects"]) == (2, {"one": None}, list(seen[1].suspects))
 
 
 def fail_at(monkeypatch, step: int, error: Exception) -> None:

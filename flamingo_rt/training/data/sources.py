@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from flamingo_rt.errors import DataError, UsageError
@@ -20,7 +20,16 @@ from flamingo_rt.training.options import DataOptions
 # A text in JSON cannot hold a quote as it is, so these are keys, if not spelt with escapes.
 _KEYS = re.compile(rb'"(image|video|text|text_list|texts)"\s*:')
 UNKNOWN = "unknown"
+SCENES = "scenes"  # a source that is drawn, and no file
 LISTED = ("captions.jsonl", "pages.jsonl")  # files that say what else in their folder belongs to the data
+
+
+def check_names(data: Sequence[DataOptions]) -> None:
+    """Raise `UsageError` when two datasets of a mixture have one name: logs and a run's state know them by it."""
+    names = [entry.label for entry in data]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise UsageError(f"two datasets are called {twice!r}: give each a name (--data SOURCE,name=…)")
 
 
 def open_source(options: DataOptions) -> SampleSource:
@@ -36,7 +45,7 @@ def open_source(options: DataOptions) -> SampleSource:
     Raises `DataError` when there is no data, files are missing, or what is there is of several kinds or of another kind
     than ``options.kind``; `UsageError` for drawn scenes, which are no files.
     """
-    if options.source == "scenes" or options.kind == "scenes":
+    if options.source == SCENES or options.kind == "scenes":
         raise UsageError("drawn scenes are no files: flamingo-rt data make-scenes writes some")
     source = _open(options)
     if not len(source):
