@@ -1,4 +1,4 @@
-"""What to lower when a training step runs out of memory."""
+"""A shortage of memory in a training step: the error that says what to lower."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ranks hold and need, and the environment that they are started with; without any second process."""
+"""Sharding among ranks, without a second one: what each holds and needs, and the environment that it is started with."""
 
 from __future__ import annotations
 
