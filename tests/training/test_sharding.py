@@ -1,4 +1,4 @@
-"""Sharding among ranks, without a second one: what each holds and needs, and the environment that it is started with."""
+"""Sharding among ranks, without a second one: what each holds and needs, and the environment that starts it."""
 
 from __future__ import annotations
 
