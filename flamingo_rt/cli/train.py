@@ -99,6 +99,10 @@ def _run(
             if world.says_first(str(error)):
                 raise
             sys.exit(error.exit_code)
+        except RuntimeError:
+            if not world.hears_of_an_error():
+                raise
+            sys.exit(1)
         except KeyboardInterrupt:
             if world.is_first:
                 raise
@@ -123,7 +127,7 @@ def _train(
     if not options.data:
         raise UsageError("there is no data: give --data SOURCE, or [[data]] tables in the --config file")
     folder = out
-    with on_interrupt(lambda: _left(state_path(folder), world)):
+    with on_interrupt(lambda: _left(state_path(folder), world, options.run.save_seconds)):
         world.from_first(lambda: check_run(folder, resume, overwrite))
         stage = open_stage(options, world)
         with RunLog(folder) as log, TrainingProgress(options.run.steps, world.is_first) as shown:
@@ -136,10 +140,10 @@ def _train(
     return folder
 
 
-def _left(state: Path, world: World) -> str:
+def _left(state: Path, world: World, save_seconds: float) -> str:
     """A line about the state that an interrupted run left, with the command that continues it."""
     if not state.exists():
-        return "nothing was saved yet; the state is saved every half minute"
+        return f"nothing was saved yet; the state is saved every {save_seconds:g} seconds (--save-seconds)"
     if world.size > 1:
         return f"the state is in {state}; go on with the same command and --resume, on any number of processes"
     return f"the state is in {state}; go on with: {command_again('--resume')}"

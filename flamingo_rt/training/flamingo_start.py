@@ -24,18 +24,16 @@ from flamingo_rt.training.data.document_batches import DocumentBatches
 from flamingo_rt.training.data.samples import SampleSource
 from flamingo_rt.training.data.scene_batches import SceneBatches
 from flamingo_rt.training.data.scene_documents import texts_of_scene
-from flamingo_rt.training.data.sources import open_source
+from flamingo_rt.training.data.sources import check_names, open_source
 from flamingo_rt.training.feature_cache import FeatureCache, encoder_identity
 from flamingo_rt.training.flamingo_stage import LARGEST_GATE, FlamingoStage, check_something_is_given
 from flamingo_rt.training.options import SCENES, DataOptions, FlamingoOptions
 from flamingo_rt.training.parts import given_tokenizer, join_parts, with_predictable
 from flamingo_rt.training.sharding import World
 from flamingo_rt.training.stage import Dataset
-from flamingo_rt.training.texts import source_texts
+from flamingo_rt.training.texts import TOKENIZER_SCENES, source_texts
 from flamingo_rt.training.tokenizer_training import train_tokenizer
 from flamingo_rt.weights.lazy import LazyTensor
-
-TOKENIZER_SCENES = 3000
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,7 @@ class StartingPoint:
 def open_flamingo_stage(options: FlamingoOptions, world: World) -> FlamingoStage:
     """The stage that `loop.train` runs. Raises `UsageError` and `DataError` for what is given and cannot be used."""
     check_something_is_given(options)
-    _check_names(options.data)
+    check_names(options.data)
     if options.vision_task and world.size > 1:
         raise UsageError("vision_task needs whole batches: leave it out, or train in one process")
     sources = {entry: open_source(entry) for entry in options.data if entry.source != SCENES}
@@ -157,10 +155,3 @@ def _batches(
 
 def _warn(text: str) -> None:
     logging.getLogger(__name__).warning(text)
-
-
-def _check_names(data: Sequence[DataOptions]) -> None:
-    names = [entry.label for entry in data]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise UsageError(f"two datasets are called {twice!r}: give each a name (--data SOURCE,name=…)")

@@ -59,9 +59,9 @@ def is_matrix(parameter: Tensor) -> bool:
 class Stage(Protocol):
     """One stage.
 
-    ``model`` holds all parameters; those that require a gradient are trained, and they and the buffers are the state
-    that a resumed run needs. ``shards`` names the modules that FSDP shards one by one, in the order of the forward
-    pass.
+    ``model`` holds all parameters; those that require a gradient are trained, and are all of it that a resumed run
+    needs (`state.py`): a step changes no buffer. ``shards`` names the modules that FSDP shards one by one, in the order
+    of the forward pass.
     """
 
     @property

@@ -154,7 +154,7 @@ def _differences(stored: Any, now: Any, where: str) -> Iterator[str]:
     """Differences between two JSON values, as ``key was A, is B``."""
     if isinstance(stored, dict) and isinstance(now, dict):
         for key in sorted(set(stored) | set(now)):
-            if key not in FREE_OPTIONS:
+            if where != "options" or key not in FREE_OPTIONS:
                 yield from _differences(stored.get(key), now.get(key), f"{where}.{key}" if where else str(key))
     elif isinstance(stored, list) and isinstance(now, list) and len(stored) == len(now):
         for index, (one, other) in enumerate(zip(stored, now, strict=True)):

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch.distributed import HashStore
 
 from flamingo_rt.cli import training_progress
+from flamingo_rt.errors import DataError
 from flamingo_rt.presets import PRESETS
 from flamingo_rt.training import sample_answers, sharding
 from flamingo_rt.training.config_file import option_fields
@@ -378,6 +379,28 @@ def test_an_error_that_several_processes_meet_is_printed_once(train, as_rank, tm
     assert "elsewhere does not exist" in train(tmp_path / "out", data="elsewhere").err  # an error of its own
 
 
+def test_a_process_that_loses_another_to_an_error_says_nothing_of_its_own(
+    train, as_rank, no_training, tmp_path, monkeypatch
+) -> None:
+    def failing(error: Exception):
+        def fail(*arguments, **others) -> None:
+            raise error
+
+        monkeypatch.setattr("flamingo_rt.training.loop.train", fail)
+
+    as_rank(0)
+    failing(RuntimeError("a bug of this process"))
+    with pytest.raises(RuntimeError, match="a bug"):
+        train(tmp_path / "out")
+    as_rank(1)
+    failing(DataError("memory ran out"))
+    assert "memory ran out" in train(tmp_path / "out").err
+    as_rank(0)
+    failing(RuntimeError("Connection closed by peer"))
+    outcome = train(tmp_path / "out")
+    assert (outcome.code, outcome.out, outcome.err) == (1, "", "")
+
+
 def test_an_interrupt_of_several_processes_is_told_by_the_first(
     train, as_rank, no_training, tmp_path, monkeypatch
 ) -> None:
@@ -462,6 +485,8 @@ def test_a_run_is_not_resumed_on_other_data(train, unfinished, folder, tmp_path,
 
 def test_an_interrupt_before_the_first_state_says_so(train, tmp_path, monkeypatch) -> None:
     interrupt_at(monkeypatch, 1)
-    outcome = train(tmp_path / "out")
+    outcome = train(tmp_path / "out", "--save-seconds", 600)
     assert outcome.code == 130
-    assert outcome.err.splitlines()[-1] == "interrupted: nothing was saved yet; the state is saved every half minute"
+    assert outcome.err.splitlines()[-1] == (
+        "interrupted: nothing was saved yet; the state is saved every 600 seconds (--save-seconds)"
+    )

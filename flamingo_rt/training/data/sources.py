@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 
 from flamingo_rt.errors import DataError, UsageError
@@ -16,7 +16,7 @@ from flamingo_rt.training.data.pages import PageLines
 from flamingo_rt.training.data.samples import SampleSource
 from flamingo_rt.training.data.shards import expand_braces, open_shards
 from flamingo_rt.training.data.text_source import TextFiles, TextPieces
-from flamingo_rt.training.options import DataKind, DataOptions
+from flamingo_rt.training.options import SCENES, DataKind, DataOptions
 
 # A text in JSON cannot hold a quote as it is, so these are keys, if not spelt with escapes.
 _KEYS = re.compile(rb'"(image|video|text|text_list|texts)"\s*:')
@@ -27,6 +27,14 @@ LISTED: dict[str, tuple[DataKind, ...]] = {"captions.jsonl": ("pairs", "videos",
 SHARDS, TEXTS, CLASSES = ".tar shards", ".txt and .jsonl files", "folders of pictures"
 HELD: dict[str, tuple[DataKind, ...]] = {SHARDS: ("pairs", "videos", "pages", "text"), TEXTS: ("text",),
                                          CLASSES: ("pairs",)}
+
+
+def check_names(data: Sequence[DataOptions]) -> None:
+    """Raise `UsageError` when two datasets of a mixture have one name: logs and a run's state know them by it."""
+    names = [entry.label for entry in data]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise UsageError(f"two datasets are called {twice!r}: give each a name (--data SOURCE,name=…)")
 
 
 def open_source(options: DataOptions) -> SampleSource:
@@ -43,7 +51,7 @@ def open_source(options: DataOptions) -> SampleSource:
     looked at. Raises `DataError` when there is no data, files are missing, or what is there is of several kinds or of
     another kind than ``options.kind``; `UsageError` for drawn scenes, which are no files.
     """
-    if options.source == "scenes" or options.kind == "scenes":
+    if options.source == SCENES or options.kind == "scenes":
         raise UsageError("drawn scenes are no files: flamingo-rt data make-scenes writes some")
     source = _open(options)
     if not len(source):
