@@ -11,7 +11,6 @@ import click
 
 from flamingo_rt.cli.dependencies import needs_extra
 from flamingo_rt.cli.interrupts import command_again, on_interrupt
-from flamingo_rt.cli.numbers import MOST, Number
 from flamingo_rt.cli.paths import PATH_TEXT, READ, WRITTEN
 from flamingo_rt.cli.training_progress import TrainingProgress
 from flamingo_rt.errors import FlamingoError, UsageError
@@ -45,11 +44,12 @@ def _training_options(options: type) -> Callable[[Command], Command]:
     shared = (
         click.option("--config", type=READ, metavar="FILE", help="TOML file of keys; options count before it."),
         click.option("--data", multiple=True, metavar="SOURCE[,KEY=VALUE…]",
-                     help="A dataset of the mixture, instead of the file's; may be given several times."),
+                     help="A dataset of the mixture, instead of the file's; may be given several times. Keys: "
+                          "--print-config; a list's entries are joined by +, as in chunks=1+4."),
         click.option("--out", type=WRITTEN, metavar="FOLDER", help="Folder to write."),
         click.option("--resume", is_flag=True, help="Go on with an unfinished run for the same --out."),
         click.option("--overwrite", is_flag=True, help="Replace --out when it exists."),
-        click.option("--print-config", is_flag=True, help="Print the options as a TOML file, and do nothing."),
+        click.option("--print-config", is_flag=True, help="Print all keys as a TOML file, and do nothing."),
     )
 
     def decorate(function: Command) -> Command:
@@ -67,8 +67,9 @@ def _option(key: OptionField) -> Callable[[Command], Command]:
     text = key.text if shown in (None, "", False) else f"{key.text}  [default: {shown}]"
     if key.kind is bool:
         return click.option(f"{name}/--no-{name[2:]}", default=None, help=text)
+    # The options' own checks know what a number may be, and refuse those of a file in the same words.
     kind: Any = PATH_TEXT if key.is_path else click.Choice(key.choices) if key.choices else {
-        int: click.IntRange(0, 2**63 - 1), float: Number(0, MOST), str: click.STRING,
+        int: click.INT, float: click.FLOAT, str: click.STRING,
     }[str if key.is_list else key.kind]
     return click.option(name, type=kind, help=text, metavar="A,B,…" if key.is_list else None)
 

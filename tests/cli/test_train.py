@@ -141,6 +141,21 @@ def test_the_help_shows_each_key_with_its_default(run, stage) -> None:
     assert f"[default: {STAGES[stage]().run.learning_rate}]" in page
 
 
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_help_names_no_range_and_a_number_is_refused_as_that_of_a_file(run, tmp_path, stage) -> None:
+    assert "<=x" not in run("train", stage, "--help").out
+    for option, value in (("steps", -1), ("workers", 257), ("learning_rate", -1.0), ("beta2", "inf"), ("seed", 2**63)):
+        (tmp_path / "run.toml").write_text(f"{option} = {value}\n")
+        words = ("--" + option.replace("_", "-"), value)
+        refused = [run("train", stage, *given, "--print-config") for given in (words, ("--config", tmp_path / "run.toml"))]
+        assert refused[0] == refused[1]
+        assert (refused[0].code, refused[0].err.startswith(f"flamingo-rt: {option} is {value}")) == (2, True)
+
+
+def test_the_help_of_data_shows_how_a_list_is_written(run) -> None:
+    assert "chunks=1+4" in run("train", "flamingo", "--help").out
+
+
 def test_an_unknown_key_of_the_file_is_offered_a_near_one(run, tmp_path) -> None:
     (tmp_path / "run.toml").write_text("learning_rat = 1e-3\n")
     outcome = run("train", "flamingo", "--config", tmp_path / "run.toml", "--out", tmp_path / "out")
