@@ -37,19 +37,22 @@ FEWEST_READ = 100  # samples before a share of damaged ones means anything
 
 def train(
     stage: Stage, options: RunOptions, out: Path, world: World, *, resume: bool = False, overwrite: bool = False,
-    on_step: Callable[[StepReport], None] = lambda report: None,
+    on_start: Callable[[int], None] = lambda done: None, on_step: Callable[[StepReport], None] = lambda report: None,
 ) -> None:
-    """Train ``stage`` and write its result to ``out``; every rank calls this.
+    """Train ``stage`` and write its result to ``out``; every rank calls this. ``on_start`` is told how many steps the
+    state holds that the run goes on from.
 
     Raises `UsageError` when ``out`` exists, or an unfinished run is there and ``resume`` is not asked for; `DataError`
     for a loss that is no number, for too many damaged samples, and for a state that cannot be gone on with.
     """
     world.from_first(lambda: check_run(out, resume, overwrite))
     state = state_path(out)
-    run = _Run(stage, options, world)
+    run = _Run(stage, options, world, state)
     same = _identity(stage, options)
     if state.exists():
         run.at = load_state(state, stage.model, run.optimizer, same, world)
+    if world.is_first:
+        on_start(run.at.step)
     stage.model.train()
     batches = drawn(stage.datasets, run.at.step, options.steps, run.parts, world.size * options.accumulate,
                     options.workers, options.mixing == "round-robin")
@@ -83,14 +86,15 @@ def check_run(out: Path, resume: bool, overwrite: bool) -> None:
 
 def _identity(stage: Stage, options: RunOptions) -> dict[str, Any]:
     """Everything that two parts of one run have in common: the options, the model, and the data."""
-    data = {entry.name: {"weight": entry.weight, "data": entry.batches.fingerprint()} for entry in stage.datasets}
+    data = {entry.name: {"weight": entry.weight, **entry.batches.fingerprint()} for entry in stage.datasets}
     return {"options": asdict(options), **stage.identity(), "datasets": data}
 
 
 class _Run:
     """The stage, divided among the ranks, with its optimizer and how far it is."""
 
-    def __init__(self, stage: Stage, options: RunOptions, world: World) -> None:
+    def __init__(self, stage: Stage, options: RunOptions, world: World, state: Path) -> None:
+        self.state = state
         self.stage, self.options, self.world, self.at = stage, options, world, RunPosition()
         self.flops = StepFlops()
         self.rate = matrix_rate(world.device, torch.float32 if options.precision == "fp32" else torch.bfloat16)
@@ -160,10 +164,16 @@ class _Run:
             names = [name for rank in self.world.gathered([part.names for part in parts]) for each in rank
                      for name in each]
             raise DataError(
-                f"the loss on {dataset.name} became {total} at step {self.at.step + 1}, on {_listed(names)}: the last "
-                "saved state stays; lower learning_rate, or leave these samples out, and go on with --resume"
+                f"the loss on {dataset.name} became {total} at step {self.at.step + 1}, on {_listed(names)}: "
+                f"{self._remedy()}, or start anew without these samples"
             )
         return total / targets if targets else None
+
+    def _remedy(self) -> str:
+        """What to do after a step that came to no number."""
+        if self.state.exists():
+            return f"go on from {self.state} with --resume and a lower learning_rate or gradient_clip"
+        return "nothing was saved yet; start anew with a lower learning_rate or gradient_clip"
 
     def _update(self) -> float:
         """Take AdamW's step on the gradients; gives their norm before they were clipped."""
@@ -173,8 +183,7 @@ class _Run:
         norm = self.stage.clip(self.options.gradient_clip)
         if not math.isfinite(norm):
             raise DataError(
-                f"the gradient became {norm} at step {self.at.step + 1}: the last saved state stays; lower "
-                "learning_rate and go on with --resume"
+                f"the gradient became {norm} at step {self.at.step + 1}: {self._remedy()}"
             )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -245,7 +254,7 @@ def _shortage_explained(options: RunOptions, step: int) -> Iterator[None]:
         resumed.append(f"raise accumulate (now {options.accumulate})")
         anew = "lower the batch of the data" + ("" if options.precision == "bf16" else ", or set precision to bf16")
         raise DataError(
-            f"memory ran out at step {step} ({text[:120]}). The last saved state stays: to go on with --resume, "
+            f"memory ran out at step {step} ({text[:120]}). To go on from a saved state with --resume, "
             f"{' or '.join(resumed)}; to start anew with less, {anew}"
         ) from error
 

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch.distributed import HashStore
 
 from flamingo_rt.cli import training_progress
+from flamingo_rt.loading import PACKAGED_BUNDLE
 from flamingo_rt.presets import PRESETS
 from flamingo_rt.training import flamingo_stage, sharding
 from flamingo_rt.training.config_file import option_fields
@@ -147,7 +148,8 @@ def test_the_help_names_no_range_and_a_number_is_refused_as_that_of_a_file(run, 
     for option, value in (("steps", -1), ("workers", 257), ("learning_rate", -1.0), ("beta2", "inf"), ("seed", 2**63)):
         (tmp_path / "run.toml").write_text(f"{option} = {value}\n")
         words = ("--" + option.replace("_", "-"), value)
-        refused = [run("train", stage, *given, "--print-config") for given in (words, ("--config", tmp_path / "run.toml"))]
+        ways = (words, ("--config", tmp_path / "run.toml"))
+        refused = [run("train", stage, *given, "--print-config") for given in ways]
         assert refused[0] == refused[1]
         assert (refused[0].code, refused[0].err.startswith(f"flamingo-rt: {option} is {value}")) == (2, True)
 
@@ -185,6 +187,30 @@ def test_what_cannot_be_trained_is_a_usage_error_that_leaves_nothing(run, tmp_pa
     assert (outcome.code, outcome.out) == (2, "")
     assert said in outcome.err
     assert not names(tmp_path)
+
+
+@pytest.mark.parametrize("stage", ["vision", "language"])
+def test_a_folder_of_an_earlier_stage_in_the_place_of_a_checkpoint_is_told_from_one(run, tmp_path, stage) -> None:
+    tower = tmp_path / "tower"
+    tower.mkdir()
+    (tower / "config.json").write_text(json.dumps({"kind": stage, "embedding": 4}))
+    data = ("--data", "scenes", "--out", tmp_path / "out")
+    for outcome in (run("train", "flamingo", "--start-from", tower, *data),
+                    run("export", "--ckpt", tower, "--out", tmp_path / "bundle")):
+        assert outcome.code == 1
+        assert f"{tower} is what train {stage} wrote" in outcome.err
+        assert f"--{stage}" in outcome.err
+    assert names(tmp_path) == {"tower"}
+
+
+def test_a_bundle_is_not_trained_and_a_path_without_anything_is_told(run, tmp_path) -> None:
+    data = ("--data", "scenes", "--out", tmp_path / "out")
+    outcome = run("train", "flamingo", "--start-from", PACKAGED_BUNDLE, *data)
+    assert (outcome.code, outcome.out) == (1, "")
+    assert f"{PACKAGED_BUNDLE} is a bundle" in outcome.err
+    assert "give the checkpoint that it was exported from" in outcome.err
+    outcome = run("train", "flamingo", "--start-from", tmp_path / "gone", *data)
+    assert f"{tmp_path / 'gone'} does not exist" in outcome.err
 
 
 def test_the_output_must_be_named(run) -> None:

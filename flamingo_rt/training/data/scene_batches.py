@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import PIL.Image
@@ -64,9 +64,9 @@ class SceneBatches:
         names = tuple(f"scene {step * self.pictures + index}" for index in shown.tolist())
         return Drawn(batch, read=len(shown), names=names)
 
-    def fingerprint(self) -> str:
+    def fingerprint(self) -> dict[str, Any]:
         """See `Batches.fingerprint`."""
-        return f"drawn scenes, seed {self.seed}, {self.pictures} pictures, {self.questions} questions"
+        return {"data": f"drawn scenes, seed {self.seed}", "batch": self.pictures, "questions": self.questions}
 
     def batch(self, step: int) -> FlamingoBatch:
         """The batch of one training step."""
