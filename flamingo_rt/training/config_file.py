@@ -120,7 +120,7 @@ def parse_data(text: str, where: str = "--data ") -> DataOptions:
 
 
 def _after_comma(part: str, known: Mapping[str, OptionField], before: Sequence[str]) -> str:
-    """What to write instead of ``part``, which follows a comma and the keys ``before`` without being key=value."""
+    """Say what to write instead of ``part``, which follows a comma and the keys ``before`` without being key=value."""
     if part in known:
         return f"give it a value: {part}=…"
     if before and known[before[-1]].is_list:

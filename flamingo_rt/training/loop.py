@@ -170,7 +170,7 @@ class _Run:
         return total / targets if targets else None
 
     def _remedy(self) -> str:
-        """What to do after a step that came to no number."""
+        """Say what to do after a step that came to no number."""
         if self.state.exists():
             return f"go on from {self.state} with --resume and a lower learning_rate or gradient_clip"
         return "nothing was saved yet; start anew with a lower learning_rate or gradient_clip"

@@ -242,6 +242,7 @@ def test_a_text_that_names_nothing_is_refused_in_a_short_message(run, tmp_path, 
     ("make", "said"),
     [
         (lambda folder: "shards-{0000..0002}.tar", "shards-0000.tar"),
+        (lambda folder: "shards-*.tar", "shards-*.tar does not exist, and * is not expanded: write {0000..0099}"),
         (lambda folder: (folder / "cut.tar").write_bytes(tar(pairs(2))[:700]) and "cut.tar", "cut.tar"),
         (lambda folder: (folder / "no.tar").write_bytes(b"x" * 2000) and "no.tar", "no.tar"),
         (lambda folder: write_lines(folder / "empty.jsonl", []).name, "empty.jsonl"),
@@ -249,7 +250,7 @@ def test_a_text_that_names_nothing_is_refused_in_a_short_message(run, tmp_path, 
         (lambda folder: write_lines(folder / "e.jsonl", [{"image": "a.png", "text": " "}] * 3).name, "in a row are"),
         (lambda folder: "nowhere", "nowhere does not exist"),
     ],
-    ids=["missing shards", "cut short", "no archive", "no lines", "only texts", "empty captions", "nothing there"],
+    ids=["missing shards", "a star", "cut short", "no archive", "no lines", "only texts", "empty captions", "nothing there"],
 )
 def test_data_that_cannot_be_used_is_named(train, tmp_path, make, said) -> None:
     source = make(tmp_path)

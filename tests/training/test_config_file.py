@@ -182,7 +182,7 @@ def test_a_file_that_cannot_be_read_is_named(file, content) -> None:
 
 
 def test_a_missing_file_is_an_error_of_the_data(file) -> None:
-    with pytest.raises(DataError, match=r"run\.toml"):
+    with pytest.raises(DataError, match=r"run\.toml: it does not exist; check the path"):
         read_options(FlamingoOptions, file, {})
 
 
