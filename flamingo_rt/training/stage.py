@@ -37,8 +37,8 @@ class Batches(Protocol):
         ...
 
     def fingerprint(self) -> Mapping[str, Any]:
-        """Name what a resumed run must have in common with this one: ``data``, the content of the source, ``batch``, and
-        the other options that change how it is cut."""
+        """Name what a resumed run must have in common with this one: ``data``, the content of the source, ``batch``,
+        and the other options that change how it is cut."""
         ...
 
 

@@ -250,7 +250,8 @@ def test_a_text_that_names_nothing_is_refused_in_a_short_message(run, tmp_path, 
         (lambda folder: write_lines(folder / "e.jsonl", [{"image": "a.png", "text": " "}] * 3).name, "in a row are"),
         (lambda folder: "nowhere", "nowhere does not exist"),
     ],
-    ids=["missing shards", "a star", "cut short", "no archive", "no lines", "only texts", "empty captions", "nothing there"],
+    ids=["missing shards", "a star", "cut short", "no archive", "no lines", "only texts", "empty captions",
+         "nothing there"],
 )
 def test_data_that_cannot_be_used_is_named(train, tmp_path, make, said) -> None:
     source = make(tmp_path)
