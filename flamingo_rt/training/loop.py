@@ -165,15 +165,17 @@ class _Run:
                      for name in each]
             raise DataError(
                 f"the loss on {dataset.name} became {total} at step {self.at.step + 1}, on {_listed(names)}: "
-                f"{self._remedy()}, or start anew without these samples"
+                + self._remedy("without these samples")
             )
         return total / targets if targets else None
 
-    def _remedy(self) -> str:
-        """Say what to do after a step that came to no number."""
+    def _remedy(self, otherwise: str = "") -> str:
+        """Say what to do after a step that came to no number; ``otherwise`` is one more way to start anew."""
         if self.state.exists():
-            return f"go on from {self.state} with --resume and a lower learning_rate or gradient_clip"
-        return "nothing was saved yet; start anew with a lower learning_rate or gradient_clip"
+            anew = otherwise and f", or start anew {otherwise}"
+            return f"go on from {self.state} with --resume and a lower learning_rate or gradient_clip{anew}"
+        anew = otherwise and f", or {otherwise}"
+        return f"nothing was saved yet; start anew with a lower learning_rate or gradient_clip{anew}"
 
     def _update(self) -> float:
         """Take AdamW's step on the gradients; gives their norm before they were clipped."""
