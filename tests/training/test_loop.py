@@ -143,8 +143,8 @@ def test_how_it_is_computed_may_change_when_a_run_goes_on(tmp_path) -> None:
 
 
 def test_a_run_that_came_to_no_number_goes_on_with_a_lower_rate(tmp_path) -> None:
-    """On the same data: the change is what the message says."""
-    with pytest.raises(DataError, match=r"out\.training with --resume and a lower learning_rate or gradient_clip, or start"):
+    said = r"go on from .*out\.training with --resume and a lower learning_rate or gradient_clip, or start anew without"
+    with pytest.raises(DataError, match=said):
         run(tmp_path / "out", datasets=two_datasets(nan_at=3))
     lower = replace(OPTIONS, learning_rate=OPTIONS.learning_rate / 2, gradient_clip=0.5, max_damaged=0.5)
     assert [report.step for report in run(tmp_path / "out", lower, resume=True)] == [4, 5, 6]
