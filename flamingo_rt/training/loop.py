@@ -37,19 +37,22 @@ FEWEST_READ = 100  # samples before a share of damaged ones means anything
 
 def train(
     stage: Stage, options: RunOptions, out: Path, world: World, *, resume: bool = False, overwrite: bool = False,
-    on_step: Callable[[StepReport], None] = lambda report: None,
+    on_start: Callable[[int], None] = lambda done: None, on_step: Callable[[StepReport], None] = lambda report: None,
 ) -> None:
-    """Train ``stage`` and write its result to ``out``; every rank calls this.
+    """Train ``stage`` and write its result to ``out``; every rank calls this. ``on_start`` is told how many steps the
+    state holds that the run goes on from.
 
     Raises `UsageError` when ``out`` exists, or an unfinished run is there and ``resume`` is not asked for; `DataError`
     for a loss that is no number, for too many damaged samples, and for a state that cannot be gone on with.
     """
     world.from_first(lambda: check_run(out, resume, overwrite))
     state = state_path(out)
-    run = _Run(stage, options, world, on_step if world.is_first else lambda report: None)
+    run = _Run(stage, options, world, state, on_step if world.is_first else lambda report: None)
     same = _identity(stage, options)
     if state.exists():
         run.at = load_state(state, stage.model, run.optimizer, same, world)
+    if world.is_first:
+        on_start(run.at.step)
     stage.model.train()
     batches = drawn(stage.datasets, run.at.step, options.steps, run.parts, world.size * options.accumulate,
                     options.workers, options.mixing == "round-robin")
@@ -83,7 +86,7 @@ def check_run(out: Path, resume: bool, overwrite: bool) -> None:
 
 def _identity(stage: Stage, options: RunOptions) -> dict[str, Any]:
     """Everything that two parts of one run have in common: the options, the model, and the data."""
-    data = {entry.name: {"number": number, "weight": entry.weight, "data": entry.batches.fingerprint()}
+    data = {entry.name: {"number": number, "weight": entry.weight, **entry.batches.fingerprint()}
             for number, entry in enumerate(stage.datasets)}  # the number is in the seed of its batches
     return {"options": asdict(options), **stage.identity(), "datasets": data}
 
@@ -92,9 +95,10 @@ class _Run:
     """The stage, divided among the ranks, with its optimizer and how far it is."""
 
     def __init__(
-        self, stage: Stage, options: RunOptions, world: World, on_step: Callable[[StepReport], None]
+        self, stage: Stage, options: RunOptions, world: World, state: Path, on_step: Callable[[StepReport], None]
     ) -> None:
         self.stage, self.options, self.world, self.on_step, self.at = stage, options, world, on_step, RunPosition()
+        self.state = state
         self.flops = StepFlops()
         self.rate = matrix_rate(world.device, torch.float32 if options.precision == "fp32" else torch.bfloat16)
         self.parts = range(world.rank * options.accumulate, (world.rank + 1) * options.accumulate)
@@ -165,10 +169,18 @@ class _Run:
             self.on_step(StepReport(self.at.step + 1, {dataset.name: total}, math.nan, rate, 0, 0.0, 0.0,
                                     suspects=tuple(names)))
             raise DataError(
-                f"the loss on {dataset.name} became {total} at step {self.at.step + 1}, on {_listed(names)}: the last "
-                "saved state stays; lower learning_rate, or leave these samples out, and go on with --resume"
+                f"the loss on {dataset.name} became {total} at step {self.at.step + 1}, on {_listed(names)}: "
+                + self._remedy("without these samples")
             )
         return total / targets if targets else None
+
+    def _remedy(self, otherwise: str = "") -> str:
+        """Say what to do after a step that came to no number; ``otherwise`` is one more way to start anew."""
+        if self.state.exists():
+            anew = otherwise and f", or start anew {otherwise}"
+            return f"go on from {self.state} with --resume and a lower learning_rate or gradient_clip{anew}"
+        anew = otherwise and f", or {otherwise}"
+        return f"nothing was saved yet; start anew with a lower learning_rate or gradient_clip{anew}"
 
     def _update(self) -> float:
         """Take AdamW's step on the gradients; gives their norm before they were clipped."""
@@ -178,8 +190,7 @@ class _Run:
         norm = self.stage.clip(self.options.gradient_clip)
         if not math.isfinite(norm):
             raise DataError(
-                f"the gradient became {norm} at step {self.at.step + 1}: the last saved state stays; lower "
-                "learning_rate and go on with --resume"
+                f"the gradient became {norm} at step {self.at.step + 1}: {self._remedy()}"
             )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)

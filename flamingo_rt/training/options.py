@@ -106,7 +106,7 @@ class RunOptions:
     weight_decay: float = option(0.1, "AdamW's weight decay.")
     beta2: float = option(0.999, "AdamW's second decay rate.")
     gradient_clip: float = option(1.0, "Bound of the gradient's norm.")
-    accumulate: int = option(1, "Parts into which a batch is split, one after the other, to save memory.")
+    accumulate: int = option(1, "Parts into which a batch is split, to save memory; stage 1 takes only 1.")
     mixing: Mixing = option("accumulate", "One gradient per dataset, added up; or one dataset a step in turn.")
     precision: Precision = option("fp32", "bf16: activations and frozen matrices in bfloat16, the trained in float32.")
     checkpoint_activations: bool = option(False, "Compute activations again for the backward pass, to save memory.")

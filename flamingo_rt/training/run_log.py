@@ -20,11 +20,11 @@ from flamingo_rt.files import check_file, replacing_file
 
 @dataclass(frozen=True)
 class StepReport:
-    """One step, counted from 1: mean loss by dataset, norm of the gradient before it was clipped, tokens of
-    all ranks, seconds, and how many of them were spent waiting for data; the share of the measured matrix rate that was
-    reached, where that is known; the stage's own numbers; damaged samples, each with its reason; sample answers where
-    it was time for them. A step that could not be finished, since its loss is no number, names all samples of that
-    batch, ``suspects``, and the run ends with it."""
+    """One step, counted from 1: mean loss by dataset, norm of the gradient before it was clipped, tokens (in stage 1
+    pictures) of all ranks, seconds, and how many of them were spent waiting for data; the share of the measured matrix
+    rate that was reached, where that is known; the stage's own numbers; damaged samples, each with its reason; sample
+    answers where it was time for them. A step that could not be finished, since its loss is no number, names all
+    samples of that batch, ``suspects``, and the run ends with it."""
 
     step: int
     losses: Mapping[str, float]
@@ -122,6 +122,14 @@ def read_log(path: Path) -> Iterator[dict[str, Any]]:
                 continue
             if isinstance(entries, dict) and isinstance(entries.get("step"), int) and line.endswith(b"\n"):
                 yield entries
+
+
+def last_step(out: Path) -> int:
+    """The last step that the log of the run that wrote ``out`` holds; 0 without a log that can be read."""
+    try:
+        return max((entries["step"] for entries in read_log(log_path(out))), default=0)
+    except OSError:
+        return 0
 
 
 def _keep_before(path: Path, step: int) -> None:

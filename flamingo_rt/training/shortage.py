@@ -24,6 +24,6 @@ def shortage_explained(options: RunOptions, step: int) -> Iterator[None]:
         resumed.append(f"raise accumulate (now {options.accumulate})")
         anew = "lower the batch of the data" + ("" if options.precision == "bf16" else ", or set precision to bf16")
         raise DataError(
-            f"memory ran out at step {step} ({text[:120]}). The last saved state stays: to go on with --resume, "
+            f"memory ran out at step {step} ({text[:120]}). To go on from a saved state with --resume, "
             f"{' or '.join(resumed)}; to start anew with less, {anew}"
         ) from error

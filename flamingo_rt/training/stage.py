@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -36,8 +36,9 @@ class Batches(Protocol):
         """Part ``part`` of ``parts`` of the batch of ``step``. ``names`` of the result are the samples' names."""
         ...
 
-    def fingerprint(self) -> str:
-        """Changes when the data or the way it is cut changes."""
+    def fingerprint(self) -> Mapping[str, Any]:
+        """Name what a resumed run must have in common with this one: ``data``, the content of the source, ``batch``,
+        and the other options that change how it is cut."""
         ...
 
 

@@ -55,7 +55,7 @@ class VisionScores:
     def __str__(self) -> str:
         parts = []
         if self.zero_shot is not None:
-            parts.append(f"zero-shot {self.zero_shot:.1%} of {self.classes} classes")
+            parts.append(f"zero-shot {self.zero_shot:.1%} of {self.classes} classes (chance {1 / self.classes:.1%})")
         if self.linear_probe is not None:
             parts.append(f"linear probe {self.linear_probe:.1%}")
         for name, recall in (("picture to text", self.image_to_text), ("text to picture", self.text_to_image)):

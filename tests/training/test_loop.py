@@ -143,13 +143,37 @@ def test_how_it_is_computed_may_change_when_a_run_goes_on(tmp_path) -> None:
     assert (tmp_path / "out").exists()
 
 
+def test_a_run_that_came_to_no_number_goes_on_with_a_lower_rate(tmp_path) -> None:
+    said = r"go on from .*out\.training with --resume and a lower learning_rate or gradient_clip, or start anew without"
+    with pytest.raises(DataError, match=said):
+        run(tmp_path / "out", datasets=two_datasets(nan_at=3))
+    lower = replace(OPTIONS, learning_rate=OPTIONS.learning_rate / 2, gradient_clip=0.5, max_damaged=0.5)
+    assert [report.step for report in run(tmp_path / "out", lower, resume=True)] == [4, 5, 6]
+
+
+def test_a_dataset_may_have_the_name_of_an_option_that_may_change(tmp_path) -> None:
+    def named(seed: int) -> list[Dataset]:
+        return [Dataset("workers", 1.0, ToyBatches("workers", seed))]
+
+    run(tmp_path / "out", stop=3, datasets=[*named(1), *two_datasets()])
+    with pytest.raises(UsageError, match="dataset workers: data was 'workers 1', is 'workers 2'"):
+        run(tmp_path / "out", resume=True, datasets=[*named(2), *two_datasets()])
+
+
+def test_where_nothing_was_saved_no_state_is_promised(tmp_path) -> None:
+    with pytest.raises(DataError, match=r"nothing was saved yet; start anew with .*, or without these samples$"):
+        run(tmp_path / "out", datasets=two_datasets(nan_at=0))
+
+
 @pytest.mark.parametrize(("change", "named"), [
     ({"options": replace(OPTIONS, seed=1)}, "options.seed was 0, is 1"),
-    ({"options": replace(OPTIONS, learning_rate=0.1)}, "options.learning_rate was 0.05, is 0.1"),
+    ({"options": replace(OPTIONS, weight_decay=0.5)}, "options.weight_decay was 0.1, is 0.5"),
     ({"seed": 3}, "toy was 0, is 3"),
-    ({"datasets": two_datasets()[:1]}, "datasets.two was"),
-    ({"datasets": two_datasets()[::-1]}, "datasets.one.number was 0, is 1; datasets.two.number was 1, is 0"),
-], ids=["seed", "rate", "model", "data", "order"])
+    ({"datasets": two_datasets()[:1]}, r"another run: dataset two is missing\. Give .*, or delete .*out\.training"),
+    ({"datasets": [*two_datasets(), Dataset("three", 1.0, ToyBatches("three", 3))]}, "dataset three is new"),
+    ({"datasets": two_datasets(batch=8)}, "another run: dataset two: batch was 4, is 8"),
+    ({"datasets": two_datasets()[::-1]}, "dataset one: number was 0, is 1"),
+], ids=["seed", "decay", "model", "a dataset less", "a dataset more", "batch", "order"])
 def test_a_run_is_not_resumed_as_another_and_the_difference_is_named(tmp_path, change, named) -> None:
     run(tmp_path / "out", stop=3)
     with pytest.raises(UsageError, match=named):

@@ -7,7 +7,6 @@ has room for fewer pairs than ``chunks`` asks for, those that do not fit are lef
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import fields
 from functools import partial
@@ -113,11 +112,11 @@ class DocumentBatches:
             return Drawn(None, tuple(reader.damaged), reader.read, tuple(reader.names), error)
         return Drawn(batch, tuple(reader.damaged), reader.read, tuple(reader.names))
 
-    def fingerprint(self) -> str:
+    def fingerprint(self) -> dict[str, Any]:
         """See `Batches.fingerprint`: changes with the source and with each option that changes a batch."""
         cut = {entry.name: getattr(self.options, entry.name) for entry in fields(self.options)
                if entry.name not in NOT_CUT}
-        return f"{self.source.fingerprint()}, cut {hashlib.sha256(repr(cut).encode()).hexdigest()[:16]}"
+        return {"data": self.source.fingerprint(), **cut}
 
     def _positions(self, step: int) -> tuple[int, int]:
         """The position of the first sample of a step, and how many samples a document of it takes. Steps come in

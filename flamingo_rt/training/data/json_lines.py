@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import hashlib
+import json
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -74,6 +75,8 @@ class JsonLines:
             raise DamagedSample(name, f"the line has more than {MOST_LINE / 1e6:g} MB")
         try:
             row = parse_json(line)
+        except json.JSONDecodeError as error:  # its own text counts lines within this one
+            raise DamagedSample(name, f"is not valid JSON: {error.msg}, at character {error.pos + 1}") from error
         except ValueError as error:
             raise DamagedSample(name, f"is not valid JSON: {error}") from error
         if not isinstance(row, dict):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import PIL.Image
@@ -71,9 +71,9 @@ class SceneBatches:
         names = tuple(f"scene {step * self.pictures + index}" for index in shown.tolist())
         return Drawn(batch, read=len(shown), names=names)
 
-    def fingerprint(self) -> str:
+    def fingerprint(self) -> dict[str, Any]:
         """See `Batches.fingerprint`."""
-        return f"drawn scenes, seed {self._own_seed}, {self.pictures} pictures, {self.questions} questions"
+        return {"data": f"drawn scenes, seed {self._own_seed}", "batch": self.pictures, "questions": self.questions}
 
     @property
     def _own_seed(self) -> int:

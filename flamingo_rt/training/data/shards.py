@@ -48,8 +48,10 @@ _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 def expand_braces(pattern: str) -> list[Path]:
     """The files of a pattern: ``{0000..0099}`` counts, with as many digits as are written, and ``{a,b}`` lists.
 
-    Raises `DataError` for braces that hold neither, and for more than `MOST_SHARDS` files.
+    Raises `DataError` for braces that hold neither, for ``*``, and for more than `MOST_SHARDS` files.
     """
+    if "*" in pattern:
+        raise DataError(f"{pattern} does not exist, and * is not expanded: write {{0000..0099}}, or give the folder")
     pieces = _BRACES.split(pattern)  # every second one is what braces hold
     choices: list[Iterable[str]] = []
     count = 1

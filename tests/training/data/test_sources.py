@@ -74,7 +74,7 @@ def test_clips(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        ('{"image": "0.png", "text": ', "is not valid JSON"),
+        ('{"image": "0.png", "text": ', "is not valid JSON: Expecting value, at character"),
         ('{"image": "0.png", "text": "a", "text": "b"}', "appears twice"),
         ('["image"]', "not a JSON object"),
         ({"image": "0.png", "txt": "a"}, "has the keys 'image, txt'"),
