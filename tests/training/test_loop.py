@@ -221,7 +221,7 @@ def test_a_loss_that_is_no_number_names_the_samples_and_keeps_the_last_state(tmp
 def test_all_samples_of_a_loss_that_is_no_number_are_reported(tmp_path) -> None:
     seen = []
     datasets = [Dataset("one", 1.0, ToyBatches("one", 1, batch=12, nan_at=1))]
-    with pytest.raises(DataError, match=r"one-1-4 and 7 more \(the log names all\): the last"):
+    with pytest.raises(DataError, match=r"one-1-4 and 7 more \(the log names all\): go on from"):
         train(ToyStage(datasets), replace(OPTIONS, accumulate=2), tmp_path / "out", World(), on_step=seen.append)
     assert [report.step for report in seen] == [1, 2]
     assert seen[0].suspects == ()

@@ -57,7 +57,7 @@ def test_a_dataset_named_like_a_free_option_is_compared(tmp_path) -> None:
         return {"options": {"workers": data}, "datasets": {"workers": {"data": data}}}
 
     save_state(tmp_path / "state", stage.model, steps, RunPosition(), identity("one"), World())
-    with pytest.raises(UsageError, match=r"another run: datasets\.workers\.data was one, is two\. Give"):
+    with pytest.raises(UsageError, match=r"another run: dataset workers: data was 'one', is 'two'\. Give"):
         load_state(tmp_path / "state", stage.model, steps, identity("two"), World())
 
 
