@@ -66,7 +66,7 @@ class DataOptions:
     next_image: float = option(0.5, "Share of pages whose texts belong to the picture after them (p_next).")
     chunks: tuple[int, ...] = option((1,), "Pairs in a document, drawn for each step; several make few-shot prompts.")
     augment: bool = option(False, "Flip pictures and change their colours.")
-    leading_space: float = option(0.0, "Share of captions that get a space before them.")
+    leading_space: float = option(0.0, "Share of captions that get a space before them, if the prompt puts none there.")
     prompt: str | None = option(None, "Text between a picture and its caption; by default the model's prompt.")
     template: str = option("a picture of {}", "Caption of a picture whose folder names its class.")
     questions: int = option(2, "Questions about each drawn scene.")
@@ -91,6 +91,22 @@ class DataOptions:
     def label(self) -> str:
         """The name in logs: ``name``, or the last part of the source."""
         return self.name or self.source.rstrip("/").rsplit("/", 1)[-1]
+
+
+# Keys of a dataset that a stage does not read: one that is given there is a mistake.
+UNREAD = {
+    "vision": ("tokens", "images", "next_image", "chunks", "prompt"),
+    "language": ("tokens", "images", "next_image", "chunks", "prompt", "frames", "fps", "augment", "leading_space"),
+}
+
+
+def check_read(stage: str, data: tuple[DataOptions, ...]) -> None:
+    """Raise `UsageError` for a key of a dataset that stage ``stage`` does not read and that is not at its default."""
+    for entry in data:
+        for key in fields(entry):
+            given = getattr(entry, key.name)
+            require_option(key.name not in UNREAD[stage] or given == key.default,
+                           f"data {entry.source!r}: {key.name} has no effect in train {stage}: leave it out")
 
 
 @dataclass(frozen=True)
@@ -158,6 +174,7 @@ class VisionOptions:
     )
 
     def __post_init__(self) -> None:
+        check_read("vision", self.data)
         check_numbers(self, positive=("initial_temperature",), shares=("label_smoothing",),
                       counts=("vocab_size", "text_width", "text_layers", "text_heads", "text_tokens", "embedding"))
         require_option(self.text_width % self.text_heads == 0,
@@ -177,6 +194,7 @@ class LanguageOptions:
     repeats: float = option(0.0, "Share of rows of repeated random tokens, which teach copying.")
 
     def __post_init__(self) -> None:
+        check_read("language", self.data)
         check_numbers(self, counts=("vocab_size",), shares=("repeats",))
         require_option(self.context >= 16, f"context is {self.context}; it must be 16 or more")
 

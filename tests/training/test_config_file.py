@@ -255,3 +255,13 @@ SCENES = (DataOptions("scenes"),)
 def test_options_of_stage_3_that_would_do_nothing_are_refused(options, message) -> None:
     with pytest.raises(UsageError, match=message):
         FlamingoOptions(**options)
+
+
+@pytest.mark.parametrize(("options", "key", "value"), [
+    (LanguageOptions, "tokens", 2048), (LanguageOptions, "leading_space", 0.5), (VisionOptions, "chunks", (2,)),
+])
+def test_a_key_of_a_dataset_that_the_stage_does_not_read_is_refused(options, key, value) -> None:
+    stage = "language" if options is LanguageOptions else "vision"
+    with pytest.raises(UsageError, match=f"data 'mine': {key} has no effect in train {stage}: leave it out"):
+        options(data=(DataOptions("mine", **{key: value}),))
+    FlamingoOptions(data=(DataOptions("mine", **{key: value}),))
