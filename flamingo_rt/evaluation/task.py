@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,15 +15,16 @@ Metric = Literal["cider", "vqa", "exact", "accuracy"]
 class Item:
     """A picture or clip, with what is right about it.
 
-    ``name`` is unique in its pool. ``file`` is the picture or clip; None for an item of text alone. ``question`` is None
-    but for questions. ``answers`` are the reference captions, what people answered (ten times in VQAv2), or the one
-    class.
+    ``name`` is unique in its pool. ``file`` is the picture, or the clip where ``clip`` says so; None for an item
+    of text alone. ``question`` is None but for questions. ``answers`` are the reference captions, what people answered
+    (ten times in VQAv2), or the one class.
     """
 
     name: str
     file: Path | None
     question: str | None
     answers: tuple[str, ...]
+    clip: bool = False
 
     @property
     def answer(self) -> str:
@@ -50,3 +52,13 @@ class Task:
     beams: int = 1
     max_new_tokens: int = 20
     missing: tuple[str, ...] = ()
+
+    @property
+    def digest(self) -> str:
+        """A hash of all that answers depend on: the items and the support, by name, and how they are asked."""
+        pools = [
+            [(item.name, item.file and item.file.name, item.question, item.answers) for item in pool]
+            for pool in (self.items, self.support)
+        ]
+        asked = (self.kind, self.classes, self.before, self.beams, self.max_new_tokens, *pools)
+        return hashlib.sha256(repr(asked).encode()).hexdigest()[:16]
