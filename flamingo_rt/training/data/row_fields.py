@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from flamingo_rt.printable import printable
-from flamingo_rt.training.data.samples import DamagedSample, EmptyText
+from flamingo_rt.training.data.samples import DamagedSample, EmptyText, MissingFile
 
 MOST_CHARACTERS = 100_000  # of a caption, a question or an answer: a hundred times what a document holds
 SHOWN_CHARACTERS = 80
@@ -44,8 +44,8 @@ def checked_text(text: str, what: str, name: str, most: int = MOST_CHARACTERS) -
 def file_inside(root: Path, value: Any, what: str, name: str) -> Path:
     """The file that a row calls ``value``, relative to ``root``, which must be resolved.
 
-    Raises `DamagedSample` for a name that is no text, is absolute, holds ``..``, leads out of ``root`` through a link,
-    or is not the name of a file.
+    Raises `MissingFile` when there is no such file, and `DamagedSample` for a name that is no text, is absolute, holds
+    ``..``, or leads out of ``root`` through a link.
     """
     if not isinstance(value, str) or not value:
         raise DamagedSample(name, f"{what} is {shown(value)}, not the name of a file")
@@ -57,9 +57,9 @@ def file_inside(root: Path, value: Any, what: str, name: str) -> Path:
     try:
         path = (root / relative).resolve(strict=True)
     except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: links in a circle; ValueError: no file's name
-        raise DamagedSample(name, f"{what} {shown(value)} does not exist in {root}") from error
+        raise MissingFile(name, f"{what} {shown(value)} does not exist in {root}") from error
     if not path.is_relative_to(root):
         raise DamagedSample(name, f"{what} {shown(value)} is a link that leads out of {root}: put the file inside")
     if not path.is_file():
-        raise DamagedSample(name, f"{what} {shown(value)} in {root} is no file")
+        raise MissingFile(name, f"{what} {shown(value)} in {root} is no file")
     return path
