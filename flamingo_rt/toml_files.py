@@ -22,8 +22,10 @@ def read_toml(file: Path) -> dict[str, Any]:
     else:
         import tomli as tomllib
     try:
-        return tomllib.loads(read_text(file, MOST_BYTES).removeprefix("\ufeff"))
-    except (ValueError, RecursionError) as error:  # an integer of thousands of digits is a plain ValueError
+        table = tomllib.loads(read_text(file, MOST_BYTES).removeprefix("\ufeff"))
+        repr(table)  # raises for an integer of thousands of digits, which no message could show
+        return table
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{file} is no TOML file: {error}") from error
 
 

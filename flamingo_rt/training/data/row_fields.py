@@ -20,11 +20,15 @@ def shown(value: Any) -> str:
 
 
 def text_field(row: Mapping[str, Any], key: str, name: str, most: int = MOST_CHARACTERS) -> str:
-    """The text under ``key`` of a row of the sample ``name``; see `checked_text`."""
-    value = row.get(key)
+    """The text under ``key`` of a row of the sample ``name``; see `text_value`."""
+    return text_value(row.get(key), key, name, most)
+
+
+def text_value(value: Any, what: str, name: str, most: int = MOST_CHARACTERS) -> str:
+    """``value``, which must be a text; see `checked_text`."""
     if not isinstance(value, str):
-        raise DamagedSample(name, f"{key} is {shown(value)}, not a text")
-    return checked_text(value, key, name, most)
+        raise DamagedSample(name, f"{what} is {shown(value)}, not a text")
+    return checked_text(value, what, name, most)
 
 
 def checked_text(text: str, what: str, name: str, most: int = MOST_CHARACTERS) -> str:
