@@ -111,16 +111,17 @@ class _TaskFile:
         return before
 
     def _generation(self, beams: int) -> GenerationOptions:
-        given = {"beams": beams, "max_new_tokens": MAX_NEW_TOKENS}
-        for key in given:
-            value = self._table.get(key, given[key])
-            if type(value) is not int:
-                raise self._error(f"{key} is {shown(value)}; it must be a whole number")
-            given[key] = value
         try:
-            return GenerationOptions(**given)
+            return GenerationOptions(beams=self._number("beams", beams),
+                                     max_new_tokens=self._number("max_new_tokens", MAX_NEW_TOKENS))
         except UsageError as error:  # a value out of range
             raise self._error(str(error)) from error
+
+    def _number(self, key: str, default: int) -> int:
+        value = self._table.get(key, default)
+        if type(value) is not int:
+            raise UsageError(f"{key} is {shown(value)}; it must be a whole number")
+        return value
 
     def _pools(self, kind: TaskKind) -> tuple[ItemPool, ItemPool]:
         sources = [self._source("items", ("images",)), self._source("support", ("support_images", "images"))]
