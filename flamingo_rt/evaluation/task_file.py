@@ -81,10 +81,10 @@ class _TaskFile:
         return value
 
     def _texts(self, key: str, wish: str = "a list of texts, each of them once") -> tuple[str, ...]:
-        value = self._table.get(key, [])
-        texts = [text.strip() for text in value if isinstance(text, str)] if isinstance(value, list) else []
-        if not texts and key not in self._table:
+        if key not in self._table:
             return ()
+        value = self._table[key]
+        texts = [text.strip() for text in value if isinstance(text, str)] if isinstance(value, list) else []
         if not texts or len(texts) != len(value) or not all(texts) or len(set(texts)) != len(texts):
             raise self._error(f"{key} is {shown(value)}; it must be {wish}")
         return tuple(texts)

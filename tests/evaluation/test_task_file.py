@@ -143,14 +143,6 @@ def test_the_metric_of_vqa_needs_ten_answers(folder: Path) -> None:
         read_task(write_task(folder, kind="question", items="questions.jsonl", metric="vqa"))
 
 
-@pytest.mark.parametrize("text", ["kind = ", "kind", "a = 1\na = 2", f"beams = {'9' * 5000}", f"beams = 0x{'f' * 5000}",
-                                  f"name = {'[' * 5000}"], ids=lambda text: text[:12])
-def test_a_file_that_is_no_toml_is_named(tmp_path: Path, text: str) -> None:
-    (tmp_path / "task.toml").write_text(text)
-    with pytest.raises(UsageError, match=r"task.toml is no TOML file: "):
-        read_task(tmp_path / "task.toml")
-
-
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"cannot read .*absent.toml"):
         read_task(tmp_path / "absent.toml")
