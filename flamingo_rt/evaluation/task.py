@@ -15,9 +15,9 @@ Metric = Literal["cider", "vqa", "exact", "accuracy"]
 class Item:
     """A picture or clip, with what is right about it.
 
-    ``name`` is unique in its pool. ``file`` is the picture, or the clip where ``clip`` says so; None for an item
-    of text alone. ``question`` is None but for questions. ``answers`` are the reference captions, what people answered
-    (ten times in VQAv2), or the one class.
+    ``name`` is unique in its pool. ``file`` is the picture, or the clip where ``clip``; None for an item of text alone.
+    ``question`` is None but for questions. ``answers`` are the reference captions, what people answered (ten times in
+    VQAv2, where single ones may be empty), or the one class.
     """
 
     name: str
@@ -28,8 +28,8 @@ class Item:
 
     @property
     def answer(self) -> str:
-        """The answer that the item has as a shot: the commonest, of equally common ones the first."""
-        return max(self.answers, key=self.answers.count)
+        """The answer that the item has as a shot: the commonest that is not empty, of equally common ones the first."""
+        return max(filter(None, self.answers), key=self.answers.count)
 
 
 @dataclass(frozen=True)
