@@ -152,8 +152,12 @@ class Parts:
 
 
 def prepare(work: Path, settings: Settings) -> Parts:
-    """Write the data and train both parts, where they are not there."""
-    parts = Parts(work)
+    """Write the data and train both parts, where they are not there. Ends the program for parts of other settings."""
+    parts, made_with = Parts(work), work / "settings.json"
+    wanted = {name: getattr(settings, name) for name in ("vision_steps", "language_steps", "scenes", "held_out")}
+    if made_with.exists() and json.loads(made_with.read_text()) != wanted:
+        sys.exit(f"{work} was made with {made_with.read_text()}, asked for are {wanted}: give another --work")
+    made_with.write_text(json.dumps(wanted))
     for kind in MEASURED:
         for split, count, before in (("train", settings.scenes, ""), ("heldout", settings.held_out, "heldout-")):
             folder = parts.scenes(before + kind)
@@ -162,7 +166,7 @@ def prepare(work: Path, settings: Settings) -> Parts:
     run = RunOptions(learning_rate=1e-3, warmup_steps=20, schedule="cosine", workers=settings.workers, save_seconds=1e6)
     if not parts.vision.exists():
         vision = VisionOptions(run=replace(run, steps=settings.vision_steps, gradient_clip=10.0),
-                               data=(DataOptions(str(parts.scenes("captions"))),))
+                               data=(DataOptions(str(parts.scenes("captions")), batch=min(32, settings.scenes)),))
         train(open_vision_stage(vision, World()), vision.run, parts.vision, World())
         print("trained the encoder", flush=True)
     if not parts.language.exists():
@@ -231,12 +235,12 @@ def answers_of(logits: Tensor, batch: FlamingoBatch, eos: int | None) -> Iterato
 def evaluate(
     model: nn.Module, config: FlamingoConfig, tokenizer: Tokenizer, options: DataOptions, documents: int
 ) -> dict[str, float]:
-    """Loss a token, and the share of answers that are given exactly, over ``documents`` documents of a source.
-    ``model`` gives logits first, as `Bridge` does."""
+    """Loss a token, and the share of answers that are given exactly, over ``documents`` documents of a source, a
+    multiple of its batch. ``model`` gives logits first, as `Bridge` does."""
     batches = DocumentBatches(open_source(options), options, config, tokenizer, seed=11, number=0)
     eos = tokenizer.token_to_id(config.tokens.eos) if config.tokens.eos else None
     total, tokens, right = 0.0, 0, []
-    for step in range(-(-documents // options.batch)):
+    for step in range(documents // options.batch):
         drawn = batches.draw(step, 0, 1)
         if drawn.error is not None:
             raise drawn.error
@@ -247,6 +251,11 @@ def evaluate(
         tokens += int((labels != IGNORED_LABEL).sum())
         right += answers_of(logits, drawn.batch, eos)
     return {"loss": total / tokens, "exact": sum(right) / len(right), "answers": len(right)}
+
+
+def largest_divisor(number: int, most: int) -> int:
+    """The largest divisor of ``number`` up to ``most``: so large a batch takes every document once."""
+    return max(divisor for divisor in range(1, most + 1) if number % divisor == 0)
 
 
 def measure(name: str, seed: int, parts: Parts, settings: Settings) -> dict[str, Any]:
@@ -260,9 +269,10 @@ def measure(name: str, seed: int, parts: Parts, settings: Settings) -> dict[str,
     stage.model.eval()
     found = {}
     for kind, shots in zip(MEASURED, (1, settings.shots), strict=True):
-        data = DataOptions(str(parts.scenes(f"heldout-{kind}")), batch=min(16, settings.held_out // shots),
+        documents = settings.held_out // shots
+        data = DataOptions(str(parts.scenes(f"heldout-{kind}")), batch=largest_divisor(documents, 16),
                            chunks=(shots,), tokens=512)
-        found[kind] = evaluate(stage.model, stage.config, stage.tokenizer, data, settings.held_out // shots)
+        found[kind] = evaluate(stage.model, stage.config, stage.tokenizer, data, documents)
     last = reports[-max(1, len(reports) // 10) :]
     losses = {name: [report.losses[name] for report in last if name in report.losses] for name in MEASURED}
     return {

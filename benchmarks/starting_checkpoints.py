@@ -36,7 +36,7 @@ def sized(
         cross_attention=CrossAttentionConfig(interval=1, heads=heads, head_width=head_width),
         language=LanguageConfig(
             vocab_size=512, width=width, layers=layers, heads=heads, kv_heads=heads, head_width=head_width,
-            ff_width=4 * width, context=512,
+            ff_width=8 * width // 3 // 32 * 32, context=512, activation="swiglu",
         ),
         preprocessing=replace(tiny.preprocessing), prompts=tiny.prompts, max_visuals=tiny.max_visuals,
     )

@@ -113,7 +113,8 @@ def main() -> None:
     parser.add_argument("--evaluation", type=Path, help="JSON of flamingo-rt evaluate scenes")
     parser.add_argument("--out", type=Path, required=True, help="PNG or SVG to write")
     options = parser.parse_args()
-    runs = {run.name: list(read_log(log_path(run))) for run in options.runs}
+    alike = len({run.name for run in options.runs}) < len(options.runs)
+    runs = {str(run) if alike else run.name: list(read_log(log_path(run))) for run in options.runs}
     evaluation = None if options.evaluation is None else json.loads(options.evaluation.read_text(encoding="utf-8"))
     with replacing_file(options.out) as beside:
         draw(runs, evaluation).savefig(beside, dpi=110)

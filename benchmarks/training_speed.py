@@ -141,8 +141,11 @@ class Measuring:
     def packaged(self) -> dict[str, Any]:
         """Stage 3 as the packaged model was trained: nothing frozen, on drawn scenes."""
         options = read_options(FlamingoOptions, ROOT / "recipes" / "tiny" / "first.toml", {})
-        run = replace(options.run, steps=self.settings.steps, workers=self.settings.workers, save_seconds=1e6)
-        return summary(trained(replace(options, run=run), self.work, "packaged"), self.settings.warmup)
+        own = options.run
+        run = replace(self.settings.run(), learning_rate=own.learning_rate, weight_decay=own.weight_decay,
+                      beta2=own.beta2)
+        data = tuple(replace(entry, batch=self.settings.batch) for entry in options.data)
+        return summary(trained(replace(options, run=run, data=data), self.work, "packaged"), self.settings.warmup)
 
     def vision(self) -> dict[str, Any]:
         """Stage 1 on drawn scenes, with the sizes of the packaged model."""

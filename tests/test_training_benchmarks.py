@@ -301,6 +301,17 @@ def test_an_arm_is_measured_on_held_out_scenes(small_parts) -> None:
     assert 0 < found["captions"]["loss"] < 8
 
 
+def test_every_held_out_document_is_read_once() -> None:
+    assert [ablations.largest_divisor(number, 16) for number in (200, 50, 7, 34)] == [10, 10, 7, 2]
+
+
+def test_parts_made_with_other_settings_are_refused(small_parts) -> None:
+    parts, settings = small_parts
+    assert ablations.prepare(parts.work, replace(settings, steps=99)) == parts
+    with pytest.raises(SystemExit, match=r"was made with .* give another --work"):
+        ablations.prepare(parts.work, replace(settings, vision_steps=99))
+
+
 # Pictures of one's own
 
 

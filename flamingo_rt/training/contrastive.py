@@ -1,7 +1,8 @@
 """The two-way contrastive loss over pictures and their texts (§B.1.3).
 
 Each picture is compared with every text of the batch, and each text with every picture: the cross-entropy of finding
-its partner, both ways. With several ranks the batch is that of all of them: features are gathered with their gradient.
+its partner, both ways. Pictures with the same text, such as those of one class, are each other's partners too: each is
+wanted as much (arXiv 2204.03610, §3.1), where the paper's batches of captions have hardly any. With several ranks the batch is that of all of them: features are gathered with their gradient.
 """
 
 from __future__ import annotations
@@ -14,16 +15,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def contrastive_loss(images: Tensor, texts: Tensor, inverse_temperature: Tensor, label_smoothing: float) -> Tensor:
+def contrastive_loss(
+    images: Tensor, texts: Tensor, keys: Tensor, inverse_temperature: Tensor, label_smoothing: float
+) -> Tensor:
     """The sum, over this rank's pairs, of the cross-entropy from picture to text and from text to picture.
 
-    images, texts [N, D] of this rank, of length 1, row i of both being a pair; every rank has the same N.
-    inverse_temperature multiplies the cosines. The sums of all ranks, added up and divided by the number of all pairs,
+    images, texts [N, D] of this rank, of length 1, row i of both being a pair; every rank has the same N. keys int64
+    [N] are equal for pairs with the same text. inverse_temperature multiplies the cosines. The sums of all ranks, added up and divided by the number of all pairs,
     are the loss of the whole batch, and so are their gradients.
     """
     all_images, all_texts = gather_rows(images), gather_rows(texts)  # [ranks * N, D]
-    first = len(images) * (dist.get_rank() if _several_ranks() else 0)
-    partners = first + torch.arange(len(images), device=images.device)
+    partners = keys[:, None] == gather_rows(keys)
     text_logits = inverse_temperature * cosines(images, all_texts)
     image_logits = inverse_temperature * cosines(texts, all_images)
     return sum_cross_entropy(text_logits, partners, label_smoothing) + sum_cross_entropy(
@@ -38,8 +40,10 @@ def cosines(vectors: Tensor, others: Tensor) -> Tensor:
 
 
 def sum_cross_entropy(logits: Tensor, wanted: Tensor, label_smoothing: float) -> Tensor:
-    """logits [N, K], wanted int64 [N] -> the sum of the cross-entropies to (1 - s) * one-hot + s / K."""
-    return F.cross_entropy(logits, wanted, label_smoothing=label_smoothing, reduction="sum")
+    """logits [N, K], wanted bool [N, K], in each row one or more -> the sum of the cross-entropies to (1 - s) * wanted /
+    their number + s / K."""
+    shares = wanted / wanted.sum(1, keepdim=True)
+    return F.cross_entropy(logits, shares, label_smoothing=label_smoothing, reduction="sum")
 
 
 def gather_rows(rows: Tensor) -> Tensor:

@@ -85,8 +85,10 @@ class CountedFlops(TorchDispatchMode):
         """Run an operator, and count it if it has a formula."""
         named = kwargs or {}
         formula = FORMULAS.get(func._overloadpacket) if isinstance(func, torch._ops.OpOverload) else None
-        if formula is None and isinstance(func, torch._ops.OpOverload):
-            with self:  # in inference mode operators come here before they are taken apart
+        # In inference mode operators come here before they are taken apart. Elsewhere none may be: the parts of
+        # SiLU's backward pass round otherwise than the whole, and a run that counts would not be the one that does not.
+        if formula is None and torch.is_inference_mode_enabled() and isinstance(func, torch._ops.OpOverload):
+            with self:
                 parts = func.decompose(*args, **named)
             if parts is not NotImplemented:
                 return parts

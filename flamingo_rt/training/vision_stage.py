@@ -64,7 +64,7 @@ class VisionStage:
         """See `Stage.loss`: the sum over this rank's pairs, each compared with the pairs of all ranks."""
         batch = batch.to(self._world.device)
         found = self.model(batch.pixel_values, batch.text_ids, batch.mask)
-        return Loss(contrastive_loss(found.images, found.texts, found.inverse_temperature,
+        return Loss(contrastive_loss(found.images, found.texts, batch.text_keys, found.inverse_temperature,
                                      self._options.label_smoothing))
 
     def targets(self, batch: PairBatch) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -47,6 +48,19 @@ def attention(config: LanguageConfig) -> int:
 def head(config: LanguageConfig) -> int:
     """FLOPs forward of the logits, by hand."""
     return 2 * ROWS * TOKENS * config.width * config.vocab_size
+
+
+@pytest.mark.parametrize("activation", ["swiglu", "gelu", "squared_relu"])
+def test_counting_changes_no_bit_of_a_gradient(activation) -> None:
+    gradients = []
+    for counted in (False, True):
+        model = small_flamingo(replace(CONFIG, language=replace(LANGUAGE, activation=activation)))
+        pixels = torch.randn(2, 1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+        with CountedFlops() if counted else nullcontext():
+            model(IDS, torch.ones_like(IDS), pixels, torch.tensor([[0], [1]]), IDS)[1].backward()
+        gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
+    for name, gradient in gradients[0].items():
+        assert torch.equal(gradient, gradients[1][name]), name
 
 
 # Language models

@@ -129,7 +129,7 @@ def test_the_tower_that_is_written_gives_the_same_embeddings(learnt, tmp_path) -
     batch = stage.datasets[0].batches.draw(0, 0, 1).batch
     stage.model.eval()
     with torch.no_grad():
-        for one, other in zip(stage.model(*batch), again(*batch), strict=True):
+        for one, other in zip(stage.model(*batch[:3]), again(*batch[:3]), strict=True):
             assert torch.equal(one, other)
     assert tower.vision == stage.model.config.vision
     assert tower.tokenizer is not None

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from flamingo_rt.config import PreprocessingConfig
-from flamingo_rt.errors import FlamingoError
+from flamingo_rt.errors import FlamingoError, UsageError
 from flamingo_rt.training.data.augmentation import Augmentation
 from flamingo_rt.training.data.sample_order import SampleOrder
 from flamingo_rt.training.data.samples import DamagedSample, Said, Sample, SampleSource, Visual
@@ -25,11 +25,12 @@ from flamingo_rt.training.stage import Drawn
 
 class PairBatch(NamedTuple):
     """A part of a batch of N pairs: pixel_values float32 [N, 3, S, S]; text_ids int64 [N, T]; mask bool [N, T], false
-    for padding."""
+    for padding; text_keys int64 [N], equal for equal texts."""
 
     pixel_values: Tensor
     text_ids: Tensor
     mask: Tensor
+    text_keys: Tensor
 
     def to(self, device: torch.device) -> PairBatch:
         """The same batch on a device."""
@@ -66,6 +67,11 @@ class PairReader:
         return torch.from_numpy(ids), torch.from_numpy(mask)
 
 
+def _text_key(ids: Sequence[int]) -> int:
+    """A hash of token ids, of 63 bits."""
+    return int.from_bytes(hashlib.blake2b(repr(list(ids)).encode(), digest_size=8).digest(), "little") >> 1
+
+
 _PICTURES = DataOptions("pictures")  # `visual_pixels` reads options of clips alone from it
 
 
@@ -84,6 +90,10 @@ class PairBatches:
     def __init__(
         self, source: SampleSource, options: DataOptions, reader: PairReader, seed: int, number: int = 0
     ) -> None:
+        """Raises `UsageError` for a batch of more pairs than the source has: each is to be told from the others."""
+        if options.batch > len(source):
+            raise UsageError(f"{options.label} has {len(source)} pairs, fewer than a batch of {options.batch}: lower "
+                             "its batch")
         self._source, self._options, self._reader = source, options, reader
         self._order = SampleOrder(len(source), seed, number)
 
@@ -98,7 +108,9 @@ class PairBatches:
         except FlamingoError as error:
             return Drawn(None, tuple(samples.damaged), samples.read, tuple(samples.names), error)
         pixels = torch.from_numpy(np.stack([pixels for pixels, _ in pairs]))
-        batch = PairBatch(pixels, *self._reader.padded([ids for _, ids in pairs]))
+        texts = [ids for _, ids in pairs]
+        keys = torch.tensor([_text_key(ids) for ids in texts])
+        batch = PairBatch(pixels, *self._reader.padded(texts), keys)
         return Drawn(batch, tuple(samples.damaged), samples.read, tuple(samples.names))
 
     def fingerprint(self) -> str:

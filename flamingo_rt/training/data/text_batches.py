@@ -77,7 +77,7 @@ class TextBatches:
         if not len(source):
             raise DataError(f"{self._label} holds no documents: is it another folder or file?")
         self._order = SampleOrder(len(source), seed, number)
-        self._stride = max(1, round(context / self._usual_length()))
+        self._stride = max(1, math.ceil(context / self._usual_length()))
 
     def draw(self, step: int, part: int, parts: int) -> Drawn:
         """See `Batches.draw`."""
