@@ -11,7 +11,7 @@ import click
 
 from flamingo_rt.cli.backend_option import backend_option, threads_option, trust_options
 from flamingo_rt.cli.interrupts import on_interrupt
-from flamingo_rt.cli.numbers import count
+from flamingo_rt.cli.numbers import Counts, count
 from flamingo_rt.cli.paths import READ, WRITTEN
 from flamingo_rt.cli.progress_bar import ProgressBar
 from flamingo_rt.errors import UsageError
@@ -26,11 +26,7 @@ if TYPE_CHECKING:
 MOST_SHOTS = 1000
 
 
-def _shots(context: click.Context, parameter: click.Parameter, text: str) -> tuple[int, ...]:
-    try:
-        counts = tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise click.BadParameter(f"{text!r} is not a list of integers, such as 0,4,32") from None
+def _shots(context: click.Context, parameter: click.Parameter, counts: tuple[int, ...]) -> tuple[int, ...]:
     wrong = next((number for number in counts if not 0 <= number <= MOST_SHOTS), None)
     if wrong is not None:
         raise click.BadParameter(f"{wrong} is not from 0 to {MOST_SHOTS}")
@@ -53,10 +49,11 @@ def _controls(context: click.Context, parameter: click.Parameter, text: str) -> 
               help="A bundle, or a checkpoint. Default: the model in the package.")
 @click.option("--out", type=WRITTEN, metavar="FOLDER", required=True,
               help="Folder for the answers, the scores as JSON, and the page.")
-@click.option("--shots", default="0,4", show_default=True, callback=_shots, metavar="N,…", help="Numbers of shots.")
+@click.option("--shots", type=Counts(), default="0,4", show_default=True, callback=_shots, metavar="A,B,C",
+              help="Numbers of shots.")
 @click.option("--seeds", type=count(), default=1, show_default=True, metavar="N", help="Draws of the shots.")
 @click.option("--select", type=click.Choice(["random", "balanced", "rices"]), default="random", show_default=True,
-              help="How shots are chosen; rices: nearest to the query by the vision encoder's features.")
+              help="The choice of shots; rices: nearest to the query by the vision encoder's features.")
 @click.option("--redraw", is_flag=True, help="Draw shots for each query anew; slower, as no prompt is shared.")
 @click.option("--controls", default="", callback=_controls, metavar="NAME,…",
               help="Also with shots changed: shuffled (pictures), blank, text (no pictures), labels (permuted).")

@@ -1,4 +1,4 @@
-"""Which support items are a query's shots: drawn at random, balanced by class, or nearest to the query (RICES).
+"""The support items that are a query's shots: drawn at random, balanced by class, or nearest to the query (RICES).
 
 No item is a shot for a query about the same picture. With one seed, the shots of a smaller number are among those of a
 larger one.
