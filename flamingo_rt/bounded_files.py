@@ -47,5 +47,7 @@ def _too_long(path: Path, most_bytes: int) -> DataError:
 
 def _unreadable(path: Path, what: str, error: Exception) -> DataError:
     source = f"{what} from {path}" if what else path
+    if isinstance(error, FileNotFoundError):
+        return DataError(f"cannot read {source}: it does not exist; check the path")
     reason = error.strerror if isinstance(error, OSError) and error.strerror else error
     return DataError(f"cannot read {source}: {reason}; copy it again")

@@ -14,6 +14,7 @@ from flamingo_rt.bounded_files import read_text
 from flamingo_rt.config import FlamingoConfig, LanguageConfig, NFNetConfig, ViTConfig
 from flamingo_rt.errors import DataError
 from flamingo_rt.files import check_space, new_directory
+from flamingo_rt.json_files import read_json
 from flamingo_rt.model.flamingo import Flamingo, make_vision_encoder, on_meta_device
 from flamingo_rt.model.language_model import LanguageModel
 from flamingo_rt.model_memory import WEIGHTS as BYTES_A_WEIGHT
@@ -26,6 +27,7 @@ from flamingo_rt.weights.writing import write_shards
 CONFIG, TOKENIZER = "config.json", "tokenizer.json"
 WEIGHTS = "model.safetensors"  # or model-00001-of-0000N.safetensors with an index
 INDEX = f"{WEIGHTS}.index.json"
+BUNDLE = "manifest.json"  # tells a bundle, which is no checkpoint
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -109,7 +111,8 @@ def write_folder(
 
 def open_checkpoint(path: Path) -> StoredModel:
     """Find the tensors of a checkpoint folder without reading them. Raises `DataError` that names a missing file, or a
-    tensor that is missing or has the wrong shape."""
+    tensor that is missing or has the wrong shape, and for a bundle or what stage 1 or 2 of training wrote."""
+    _refuse_others(path)
     require_files(path, (CONFIG, TOKENIZER), "checkpoint")
     config = FlamingoConfig.read(path / CONFIG)
     file, tensors = open_folder(path)
@@ -119,9 +122,21 @@ def open_checkpoint(path: Path) -> StoredModel:
     return StoredModel(config, tokenizer, {name: tensors[name] for name in shapes})
 
 
+def _refuse_others(path: Path) -> None:
+    """Raise `DataError` for a folder of this project that is no checkpoint, with what it is for."""
+    if (path / BUNDLE).is_file():
+        raise DataError(f"{path} is a bundle, which runs as it is: give the checkpoint that it was exported from")
+    config = read_json(path / CONFIG) if (path / CONFIG).is_file() else None
+    kind = config.get("kind") if isinstance(config, dict) else None
+    if kind in ("vision", "language"):
+        raise DataError(f"{path} is what train {kind} wrote, a part of a model: train flamingo takes it as --{kind}")
+
+
 def require_files(path: Path, names: Iterable[str], what: str) -> None:
     """Raise `DataError` that names the files which a folder lacks, of its weights and those in ``names``; ``what``
     describes the folder."""
+    if not path.exists():
+        raise DataError(f"{path} does not exist: give a {what} folder")
     if not path.is_dir():
         raise DataError(f"{path} is not a {what} folder: it needs {', '.join((WEIGHTS, *names))}")
     missing = [name for name in names if not (path / name).is_file()]

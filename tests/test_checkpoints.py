@@ -114,9 +114,9 @@ def test_a_missing_file_is_named(folder, name):
 
 
 def test_a_path_that_is_no_folder_is_refused(folder):
-    for path in (folder / "absent", folder / "config.json"):
-        with pytest.raises(DataError, match="not a checkpoint folder"):
-            open_checkpoint(path)
+    for path, said in (("absent", "absent does not exist: give a checkpoint"), ("config.json", "not a checkpoint f")):
+        with pytest.raises(DataError, match=said):
+            open_checkpoint(folder / path)
 
 
 def test_a_missing_tensor_is_named(folder):

@@ -57,7 +57,8 @@ ALLOWED = {
     "model": {"errors", "config", "contract", "backend"},
     "weights": {"errors", "json_files", "printable"},
     "checkpoints": {
-        "errors", "config", "files", "model", "model_memory", "bounded_files", "tokenizer_file", "weights",
+        "errors", "config", "files", "json_files", "model", "model_memory", "bounded_files", "tokenizer_file",
+        "weights",
     },
     "importing": {
         "errors", "config", "presets", "checkpoints", "bounded_files", "json_files", "tokenizer_file", "weights",

@@ -11,9 +11,9 @@ import click
 
 from flamingo_rt.cli.dependencies import needs_extra
 from flamingo_rt.cli.interrupts import command_again, on_interrupt
-from flamingo_rt.cli.numbers import MOST, Number
 from flamingo_rt.cli.paths import PATH_TEXT, READ, WRITTEN
 from flamingo_rt.cli.training_progress import TrainingProgress
+from flamingo_rt.cli.training_start import start_lines
 from flamingo_rt.errors import FlamingoError, UsageError
 from flamingo_rt.printable import printable
 from flamingo_rt.training.config_file import OptionField, option_fields, options_text, read_options
@@ -45,11 +45,13 @@ def _training_options(options: type) -> Callable[[Command], Command]:
     shared = (
         click.option("--config", type=READ, metavar="FILE", help="TOML file of keys; options count before it."),
         click.option("--data", multiple=True, metavar="SOURCE[,KEY=VALUE…]",
-                     help="A dataset of the mixture, instead of the file's; may be given several times."),
+                     help="A dataset of the mixture, instead of the file's; may be given several times. Keys: "
+                          "--print-config; a list's entries are joined by +, as in chunks=1+4."),
         click.option("--out", type=WRITTEN, metavar="FOLDER", help="Folder to write."),
-        click.option("--resume", is_flag=True, help="Go on with an unfinished run for the same --out."),
+        click.option("--resume", is_flag=True,
+                     help="Go on with an unfinished run for the same --out; without one, start."),
         click.option("--overwrite", is_flag=True, help="Replace --out when it exists."),
-        click.option("--print-config", is_flag=True, help="Print the options as a TOML file, and do nothing."),
+        click.option("--print-config", is_flag=True, help="Print all keys as a TOML file, and do nothing."),
     )
 
     def decorate(function: Command) -> Command:
@@ -67,8 +69,9 @@ def _option(key: OptionField) -> Callable[[Command], Command]:
     text = key.text if shown in (None, "", False) else f"{key.text}  [default: {shown}]"
     if key.kind is bool:
         return click.option(f"{name}/--no-{name[2:]}", default=None, help=text)
+    # The options' own checks know what a number may be, and refuse those of a file in the same words.
     kind: Any = PATH_TEXT if key.is_path else click.Choice(key.choices) if key.choices else {
-        int: click.IntRange(0, 2**63 - 1), float: Number(0, MOST), str: click.STRING,
+        int: click.INT, float: click.FLOAT, str: click.STRING,
     }[str if key.is_list else key.kind]
     return click.option(name, type=kind, help=text, metavar="A,B,…" if key.is_list else None)
 
@@ -93,12 +96,18 @@ def _run(
             if print_config:
                 text = printable(options_text(options), lines=True)
             else:
-                written = printable(str(_train(options, open_stage, world, out, resume, overwrite)))
-                text = f"wrote {written}; next: {following.format(out=written)}\n"
+                done = resume and not overwrite and out is not None and _is_finished(out, options.run.steps)
+                folder = printable(str(out if done else _train(options, open_stage, world, out, resume, overwrite)))
+                said = f"{folder} is finished" if done else f"wrote {folder}"
+                text = f"{said}; next: {following.format(out=folder)}\n"
         except FlamingoError as error:
             if world.says_first(str(error)):
                 raise
             sys.exit(error.exit_code)
+        except RuntimeError:
+            if not world.hears_of_an_error():
+                raise
+            sys.exit(1)
         except KeyboardInterrupt:
             if world.is_first:
                 raise
@@ -107,6 +116,15 @@ def _run(
             leave_world()
     if world.is_first:
         click.echo(text, nl=False)
+
+
+def _is_finished(out: Path, steps: int) -> bool:
+    """Whether ``out`` is the result of a run of so many steps, by its log, and nothing of it is left to do."""
+    from flamingo_rt.checkpoints import is_checkpoint
+    from flamingo_rt.training.run_log import last_step
+    from flamingo_rt.training.state import state_path
+
+    return is_checkpoint(out) and not state_path(out).exists() and last_step(out) == steps
 
 
 def _train(
@@ -123,23 +141,28 @@ def _train(
     if not options.data:
         raise UsageError("there is no data: give --data SOURCE, or [[data]] tables in the --config file")
     folder = out
-    with on_interrupt(lambda: _left(state_path(folder), world)):
+    with on_interrupt(lambda: _left(state_path(folder), world, options.run.save_seconds)):
         world.from_first(lambda: check_run(folder, resume, overwrite))
         stage = open_stage(options, world)
-        with RunLog(folder) as log, TrainingProgress(options.run.steps, world.is_first) as shown:
+        unit = "pictures" if isinstance(options, VisionOptions) else "tokens"
+        with RunLog(folder) as log, TrainingProgress(options.run.steps, world.is_first, unit) as shown:
+
+            def on_start(done: int) -> None:
+                shown.start(start_lines(stage, options.run, state_path(folder), done, resume))
 
             def on_step(report: StepReport) -> None:
                 log.add(report)
                 shown.step(report)
 
-            train(stage, options.run, folder, world, resume=resume, overwrite=overwrite, on_step=on_step)
+            train(stage, options.run, folder, world, resume=resume, overwrite=overwrite, on_start=on_start,
+                  on_step=on_step)
     return folder
 
 
-def _left(state: Path, world: World) -> str:
+def _left(state: Path, world: World, save_seconds: float) -> str:
     """A line about the state that an interrupted run left, with the command that continues it."""
     if not state.exists():
-        return "nothing was saved yet; the state is saved every half minute"
+        return f"nothing was saved yet; the state is saved every {save_seconds:g} seconds (--save-seconds)"
     if world.size > 1:
         return f"the state is in {state}; go on with the same command and --resume, on any number of processes"
     return f"the state is in {state}; go on with: {command_again('--resume')}"

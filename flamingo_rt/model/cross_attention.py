@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,20 @@ class Media:
 
     keys: list[Tensor]
     values: list[Tensor]
+    bias: Tensor
+    present: Tensor
+
+    def of(self, index: int) -> Seen:
+        """The part that one layer reads, by its number among the cross-attention layers. A layer that was given the
+        number instead would be compiled anew for each one."""
+        return Seen(self.keys[index], self.values[index], self.bias, self.present)
+
+
+class Seen(NamedTuple):
+    """Keys and values [B, Hx, S, d] of one cross-attention layer, ``bias`` and ``present`` as in `Media`."""
+
+    keys: Tensor
+    values: Tensor
     bias: Tensor
     present: Tensor
 
@@ -70,21 +84,21 @@ class GatedCrossAttention(nn.Module):
         """latents [M, L, Dm] -> keys and values [M, Hx, L, d]: once per visual, never per token."""
         return split_heads(self.key(latents), self.heads), split_heads(self.value(latents), self.heads)
 
-    def forward(self, hidden: Tensor, media: Media | None, index: int) -> Tensor:
-        """hidden [B, T, D] -> [B, T, D]; ``index`` picks this layer's keys. Without media, feed-forward only."""
-        if media is not None:
-            hidden = hidden + self._open(self.attention_gate, hidden) * self._attend(hidden, media, index)
+    def forward(self, hidden: Tensor, seen: Seen | None) -> Tensor:
+        """hidden [B, T, D] -> [B, T, D]; without anything seen, feed-forward only."""
+        if seen is not None:
+            hidden = hidden + self._open(self.attention_gate, hidden) * self._attend(hidden, seen)
         return hidden + self._open(self.ff_gate, hidden) * self.ff(self.ff_norm(hidden))
 
     def _open(self, gate: nn.Parameter, hidden: Tensor) -> Tensor:
         """The opening of a gate, in the type of the hidden state: a float32 gate would make that float32 too."""
         return gate.tanh().to(hidden.dtype)
 
-    def _attend(self, hidden: Tensor, media: Media, index: int) -> Tensor:
+    def _attend(self, hidden: Tensor, seen: Seen) -> Tensor:
         query = self.query(self.attention_norm(hidden))  # [B, T, Hx * d]
-        attended = self.attend(query, media.keys[index], media.values[index], media.bias)
+        attended = self.attend(query, seen.keys, seen.values, seen.bias)
         # A token without a visual sees a uniform average, not nothing: silence it.
-        return self.output(attended) * media.present
+        return self.output(attended) * seen.present
 
 
 class CrossAttention(nn.Module):
@@ -114,4 +128,4 @@ class CrossAttention(nn.Module):
         name = str(layer)
         if name not in self.layers:
             return hidden
-        return self.layers[name](hidden, media, list(self.layers).index(name))
+        return self.layers[name](hidden, None if media is None else media.of(list(self.layers).index(name)))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import BinaryIO
 
 from flamingo_rt.errors import DataError
@@ -37,6 +39,25 @@ def open_file(path: str | os.PathLike) -> BinaryIO:
         if ADDRESS.match(name):  # too long for a name
             raise _missing(name) from error
         raise DataError(f"{name!r} cannot be opened: {getattr(error, 'strerror', None) or error}") from error
+
+
+def is_empty(path: str | os.PathLike) -> bool:
+    """Whether a path is that of a file without content. False for all that `open_file` has more to say about."""
+    try:
+        return os.path.isfile(path) and os.path.getsize(path) == 0
+    except OSError:
+        return False
+
+
+@contextmanager
+def reading_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
+    """Open a file as `open_file` does, for code that reads it: an error of the system while it does, such as that of a
+    failing disk, becomes a `DataError` too."""
+    try:
+        with open_file(path) as file:
+            yield file
+    except OSError as error:
+        raise DataError(f"{os.fsdecode(path)} cannot be read: {error.strerror or error}; copy it again") from error
 
 
 def _missing(name: str) -> DataError:

@@ -29,6 +29,10 @@ BYTES_PER_FRAME, LEAST_FRAMES, MOST_FRAMES = 8, 10_000, 1_000_000
 Opener = Callable[[], AbstractContextManager[Clip]]
 
 
+class NoFrameTimes(DataError):
+    """A clip does not say when its frames are shown, so that none can be chosen by time."""
+
+
 @overload
 def read_frames(video: Video) -> list[PIL.Image.Image]: ...
 @overload
@@ -41,7 +45,8 @@ def read_frames(video: Video, preprocess: Preprocess[Any] = lambda picture: pict
     after undecodable data are not part of the clip. Pictures of a sequence, and frames without timestamps, are chosen
     by index, by `frame_indices`. Animated pictures are read by Pillow, other files by PyAV, or by OpenCV without it.
     Raises `DataError` when the clip is missing, empty, cannot be decoded or has more frames or pixels than are decoded,
-    and `DependencyError` when a file needs a library that is not installed.
+    `NoFrameTimes` for ``video.fps`` of frames without timestamps, and `DependencyError` when a file needs a library
+    that is not installed.
     """
     source = video.source
     if isinstance(source, (str, os.PathLike)):
@@ -99,8 +104,8 @@ def _chosen(reading: _Reading, video: Video) -> list[int]:
     if timeline is not None:
         return frames_in_time(timeline, video.frames, video.fps)
     if video.fps is not None:
-        raise DataError(f"{video.label} does not say when its frames are shown: leave fps out, to take "
-                        f"{video.frames} frames by their number")
+        raise NoFrameTimes(f"{video.label} does not say when its frames are shown: leave fps out, to take "
+                           f"{video.frames} frames by their number")
     return frame_indices(count, video.frames)
 
 

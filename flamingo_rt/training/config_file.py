@@ -9,6 +9,8 @@
 
 from __future__ import annotations
 
+import difflib
+import json
 import re
 import types
 import typing
@@ -22,6 +24,8 @@ from flamingo_rt.toml_files import nearest, read_toml
 from flamingo_rt.training.options import DataOptions, RunOptions
 
 T = TypeVar("T")
+KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+LISTS = {int: "whole numbers", str: "texts"}
 
 
 @dataclass(frozen=True)
@@ -98,32 +102,58 @@ def read_options(options: type[T], file: Path | None, given: Mapping[str, Any], 
 
 def parse_data(text: str, where: str = "--data ") -> DataOptions:
     """A dataset from the command line: ``SOURCE`` or ``SOURCE,key=value,…``. Raises `UsageError` that begins with
-    ``where`` it was given."""
+    ``where`` it was given; a list's entries are joined by ``+``, since a comma begins the next key."""
     known = {key.name: key for key in option_fields(DataOptions)}
     # A comma within braces belongs to the source: pairs-{a,b}.tar.
     source, *parts = re.split(r",(?![^{}]*})", text)
-    keys = {}
+    keys: dict[str, Any] = {}
     for part in parts:
         name, equals, value = part.partition("=")
-        if name not in known or not equals:
-            raise UsageError(f"{where}{text!r}: {part!r} is no key=value; {nearest(name, known)}")
+        if not equals:
+            raise UsageError(f"{where}{text!r}: {part!r} is no key=value; {_after_comma(part, known, list(keys))}")
+        if name not in known:
+            raise UsageError(f"{where}{text!r}: there is no key {name!r}; {nearest(name, known)}")
         keys[name] = _from_text(known[name], value, f"{where}{text!r}")
     return DataOptions(source=source, **keys)
 
 
+def _after_comma(part: str, known: Mapping[str, OptionField], before: Sequence[str]) -> str:
+    """Say what to write instead of ``part``, which follows a comma and the keys ``before`` without being key=value."""
+    if part in known:
+        return f"give it a value: {part}=…"
+    if before and known[before[-1]].is_list:
+        return f"the entries of a list are joined by +: {before[-1]}=1+4"
+    near = difflib.get_close_matches(part, known, n=1, cutoff=0.5)
+    meant = f"did you mean {near[0]}=…? A" if near else "another dataset is another --data, and a"
+    return f"{meant} value that holds a comma goes into a [[data]] table of a TOML file, which --config takes"
+
+
 def options_text(options: Any) -> str:
-    """Options as the TOML file that gives them; keys without a value are left out."""
-    names = [key.name for key in option_fields(type(options))]
-    values = {name: getattr(options.run if hasattr(options.run, name) else options, name) for name in names}
-    table = {name: _plain(value) for name, value in values.items() if value is not None}
-    data = [
-        {key.name: _plain(getattr(entry, key.name)) for key in option_fields(DataOptions)
-         if getattr(entry, key.name) != key.default}
-        for entry in options.data
-    ]
+    """Options as the TOML file that gives them, with every key: one without a value stands in a comment, and so does a
+    dataset where there is none."""
+    keys = option_fields(type(options))
+    lines = [_line(key, getattr(options.run if hasattr(options.run, key.name) else options, key.name)) for key in keys]
+    for entry in options.data:
+        lines += ["\n[[data]]\n", *(_line(key, getattr(entry, key.name)) for key in option_fields(DataOptions))]
+    if not options.data:
+        lines += ["\n# [[data]]  # a table for each dataset\n", *map(_comment, option_fields(DataOptions))]
+    return "".join(lines)
+
+
+def _line(key: OptionField, value: Any) -> str:
+    """The line of a TOML file that gives a key this value; a comment for a key without one."""
+    if value is None:
+        return _comment(key)
     import tomli_w  # here: the command line's help needs no libraries
 
-    return tomli_w.dumps(table) + "".join(f"\n[[data]]\n{tomli_w.dumps(entry)}" for entry in data)
+    return tomli_w.dumps({key.name: _plain(value)})
+
+
+def _comment(key: OptionField) -> str:
+    """A key with its default and its help, as a comment."""
+    if key.default in (None, ""):
+        return f"# {key.name} = …  # {key.text}\n"
+    return f"# {key.name} = {json.dumps(_plain(key.default))}  # {key.text}\n"
 
 
 def _plain(value: Any) -> Any:
@@ -146,7 +176,7 @@ def _checked(stated: Mapping[str, Any], known: Mapping[str, OptionField], where:
             isinstance(entry, wanted) and (key.kind is bool or not isinstance(entry, bool)) for entry in values
         )
         if not sound or (key.choices and value not in key.choices):
-            wish = " or ".join(key.choices) or f"{'a list of ' if key.is_list else ''}{key.kind.__name__}"
+            wish = " or ".join(key.choices) or (f"a list of {LISTS[key.kind]}" if key.is_list else KINDS[key.kind])
             raise UsageError(f"{where}: {name} is {value!r}; it must be {wish}")
         try:
             found[name] = tuple(values) if key.is_list else key.kind(value)
@@ -164,7 +194,8 @@ def _from_text(key: OptionField, text: str, where: str) -> Any:
             return {"true": True, "false": False}[text.lower()]
         value = key.kind(text)
     except (ValueError, KeyError):
-        raise UsageError(f"{where}: {key.name} is {text!r}; it must be {key.kind.__name__}") from None
+        wish = f"{LISTS[key.kind]} joined by +: {key.name}=1+4" if key.is_list else KINDS[key.kind]
+        raise UsageError(f"{where}: {key.name} is {text!r}; it must be {wish}") from None
     if key.choices and value not in key.choices:
         raise UsageError(f"{where}: {key.name} is {text!r}; it must be {' or '.join(key.choices)}")
     return value

@@ -2,7 +2,8 @@
 
 Each picture is compared with every text of the batch, and each text with every picture: the cross-entropy of finding
 its partner, both ways. Pictures with the same text, such as those of one class, are each other's partners too: each is
-wanted as much (arXiv 2204.03610, §3.1), where the paper's batches of captions have hardly any. With several ranks the batch is that of all of them: features are gathered with their gradient.
+wanted as much (arXiv 2204.03610, §3.1), where the paper's batches of captions have hardly any. With several ranks the
+batch is that of all of them: features are gathered with their gradient.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ def contrastive_loss(
     """The sum, over this rank's pairs, of the cross-entropy from picture to text and from text to picture.
 
     images, texts [N, D] of this rank, of length 1, row i of both being a pair; every rank has the same N. keys int64
-    [N] are equal for pairs with the same text. inverse_temperature multiplies the cosines. The sums of all ranks, added up and divided by the number of all pairs,
-    are the loss of the whole batch, and so are their gradients.
+    [N] are equal for pairs with the same text. inverse_temperature multiplies the cosines. The sums of all ranks, added
+    up and divided by the number of all pairs, are the loss of the whole batch, and so are their gradients.
     """
     all_images, all_texts = gather_rows(images), gather_rows(texts)  # [ranks * N, D]
     partners = keys[:, None] == gather_rows(keys)
@@ -40,8 +41,8 @@ def cosines(vectors: Tensor, others: Tensor) -> Tensor:
 
 
 def sum_cross_entropy(logits: Tensor, wanted: Tensor, label_smoothing: float) -> Tensor:
-    """logits [N, K], wanted bool [N, K], in each row one or more -> the sum of the cross-entropies to (1 - s) * wanted /
-    their number + s / K."""
+    """logits [N, K], wanted bool [N, K], in each row one or more -> the sum of the cross-entropies to (1 - s) * wanted
+    / their number + s / K."""
     shares = wanted / wanted.sum(1, keepdim=True)
     return F.cross_entropy(logits, shares, label_smoothing=label_smoothing, reduction="sum")
 

@@ -2,8 +2,12 @@
 
     DIR/<encoder, 16 hex digits>/<first two of the key>/<key>.npy    float16 [F, S, Dv], then a checksum of 4 bytes
 
-The key is a hash of what was seen, the encoder's name one of its weights and settings, so nothing stale is ever read. A
-file that is damaged or of another shape counts as missing, and is written anew.
+The key is a hash of what was seen, the encoder's name one of its weights and settings, of the precision and of the kind
+of device, so nothing stale is ever read. A file that is damaged or of another shape counts as missing, and is written
+anew.
+
+Which pictures are encoded together depends on what is in the cache already, and can change the last bit of a feature:
+two runs that fill it in another order, for one with another number of workers, are the same up to rounding.
 """
 
 from __future__ import annotations
@@ -31,7 +35,7 @@ _HEADER_BYTES = 1000  # more than the header of any array of three dimensions ta
 
 def as_stored(features: Tensor) -> Tensor:
     """Features as they come back from the cache: float16. A run that uses these also where the encoder has just run
-    computes the same when it is resumed with a fuller cache."""
+    computes the same, up to rounding, when it is resumed with a fuller cache."""
     largest = torch.finfo(torch.float16).max
     return features.clamp(-largest, largest).to(torch.float16)
 
@@ -58,12 +62,18 @@ def content_key(visual: Visual, frames: int, fps: float) -> str:
     return digest.hexdigest()
 
 
-def encoder_identity(tensors: Mapping[str, Tensor], config: FlamingoConfig) -> str:
+def encoder_identity(tensors: Mapping[str, Tensor], config: FlamingoConfig, computed: str) -> str:
     """A hash of the vision encoder's weights ``tensors``, its configuration and the preprocessing: 16 hex digits.
 
-    Weights in another precision give other features, and another hash.
+    Weights in another precision give other features, and another hash. ``computed`` says what else decides about the
+    features: in which precision, and on which kind of device, the encoder runs.
     """
-    digest = hashlib.sha256(f"{asdict(config.vision)} {asdict(config.preprocessing)}".encode())
+    return tensors_digest(tensors, f"{asdict(config.vision)} {asdict(config.preprocessing)} {computed}")
+
+
+def tensors_digest(tensors: Mapping[str, Tensor], text: str = "") -> str:
+    """A hash of tensors, with their names, and of a text: 16 hex digits. The tensors' order does not count."""
+    digest = hashlib.sha256(text.encode())
     for name in sorted(tensors):
         values = tensors[name].detach().cpu().contiguous()
         digest.update(f"{name} {values.dtype} {list(values.shape)} ".encode())

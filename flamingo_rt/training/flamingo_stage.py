@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,19 +23,29 @@ from flamingo_rt.errors import UsageError
 from flamingo_rt.model.flamingo import IGNORED_LABEL, Flamingo
 from flamingo_rt.model_memory import TRAINING, WEIGHTS, require_bytes, training_step_bytes
 from flamingo_rt.training.data.document_batches import FlamingoBatch
-from flamingo_rt.training.feature_cache import FeatureCache, as_stored
+from flamingo_rt.training.feature_cache import FeatureCache, as_stored, tensors_digest
 from flamingo_rt.training.loop import clip_norm
 from flamingo_rt.training.lora import add_lora
 from flamingo_rt.training.merging import MergedLayer, merged_tensors
 from flamingo_rt.training.new_tokens import train_new_tokens
-from flamingo_rt.training.options import FlamingoOptions
+from flamingo_rt.training.options import SCENES, DataOptions, FlamingoOptions
+from flamingo_rt.training.sample_answers import ROWS, sample_answers
 from flamingo_rt.training.sharding import World, freeze_in_precision, whole
-from flamingo_rt.training.stage import Dataset, Loss
+from flamingo_rt.training.stage import Dataset, Loss, is_matrix
 from flamingo_rt.training.vision_task import VisionTask
 from flamingo_rt.weights.lazy import LazyTensor, in_memory
 
-SAMPLE_ROWS, SAMPLE_TOKENS = 3, 24
 LARGEST_GATE = 20.0  # tanh of it is 1 in float32: a layer without a gate
+
+
+class BridgeOutput(NamedTuple):
+    """The logits [R, T, vocab]; the loss of the vision task; the features [N, F, S, Dv] of the visuals that were not
+    cached; and the latents [M, L, D] of all visuals. The last three are None where there are none."""
+
+    logits: Tensor
+    extra: Tensor | None
+    new: Tensor | None
+    latents: Tensor | None
 
 
 class Bridge(nn.Module):
@@ -47,29 +58,36 @@ class Bridge(nn.Module):
         self.model, self.vision_task, self._frozen_vision, self._cached = model, vision_task, frozen_vision, cached
         self._world = world
 
-    def forward(self, batch: FlamingoBatch) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Logits [R, T, vocab], the loss of the vision task, and the features of the visuals that were not cached
-        [N, F, S, Dv]."""
-        new = None
-        pixels, count = batch.pixel_values, len(batch.pixel_values)
-        if self._world.total(count) if self._cached else count:
-            if not count:  # ranks gather the encoder's layers together: one that has all features runs it on nothing
-                pixels = pixels.new_zeros((1, *pixels.shape[1:]))
-            with torch.set_grad_enabled(torch.is_grad_enabled() and not self._frozen_vision):
-                new = self.model.vision(pixels.flatten(0, 1)).unflatten(0, pixels.shape[:2])[:count]
-            if self._cached:  # as they will come back, so that a fuller cache changes nothing
-                new = as_stored(new)
-        features = new if new is None else new.to(self.model.resampler.latents.dtype)
-        if batch.cached is not None:
-            features = batch.cached.float()
-            if new is not None:
-                features[batch.missing] = new.float()
-        latents = self.model.resampler(features) if features is not None else None
+    def forward(self, batch: FlamingoBatch, latents: Tensor | None = None) -> BridgeOutput:
+        """Encode the visuals of a batch and read its texts; with ``latents``, which an earlier pass gave for the same
+        visuals, only read the texts. Both go through here, since ranks gather divided parameters for a forward pass of
+        the whole module alone."""
+        new = extra = None
+        if latents is None:
+            new = self._new_features(batch)
+            features = new if new is None else new.to(self.model.resampler.latents.dtype)
+            if batch.cached is not None:
+                features = batch.cached.float()
+                if new is not None:
+                    features[batch.missing] = new.float()
+            latents = self.model.resampler(features) if features is not None else None
         logits, _ = self.model.read(batch.input_ids, batch.media_index, latents, batch.rows)
-        extra = None
         if self.vision_task is not None and new is not None and batch.caption_tokens is not None:
             extra = self.vision_task(new.flatten(0, 1), batch.caption_tokens)
-        return logits, extra, new
+        return BridgeOutput(logits, extra, new, latents)
+
+    def _new_features(self, batch: FlamingoBatch) -> Tensor | None:
+        """Features [N, F, S, Dv] of the visuals that were not cached, None where no rank has any to encode."""
+        pixels, count = batch.pixel_values, len(batch.pixel_values)
+        if not (self._world.total(count) if self._cached else count):
+            return None
+        if not count:  # ranks gather the encoder's layers together: one that has all features runs it on nothing
+            pixels = pixels.new_zeros((1, *pixels.shape[1:]))
+        elif self._cached and count == 1:  # one picture alone is rounded otherwise than several: keep what those give
+            pixels = torch.cat([pixels, pixels])
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self._frozen_vision):
+            new = self.model.vision(pixels.flatten(0, 1)).unflatten(0, pixels.shape[:2])[:count]
+        return as_stored(new) if self._cached else new  # as they will come back from a fuller cache
 
 
 class FlamingoStage:
@@ -90,13 +108,11 @@ class FlamingoStage:
         if "vision" not in options.unfreeze:
             freeze_in_precision(model.vision, precision)
         if "language" not in options.unfreeze:
+            table = model.language.embedding.weight.detach()
             freeze_in_precision(model.language, precision)
             if options.lora:
                 add_lora(model.language, options.lora, options.run.seed)
-            if "embedding" in options.unfreeze:
-                model.language.embedding.weight.requires_grad_(True)
-            else:
-                train_new_tokens(model, new_tokens)
+            train_new_tokens(model, new_tokens, table if "embedding" in options.unfreeze else None)
         task = VisionTask(model.config) if options.vision_task else None
         self.model = Bridge(model, task, "vision" not in options.unfreeze, cache is not None, world)
         self.model.to(world.device)
@@ -116,7 +132,7 @@ class FlamingoStage:
             self._require_memory(batch)
             self._checked = True
         batch = batch.to(self._world.device)
-        logits, extra, new = self.model(batch)
+        logits, extra, new, _ = self.model(batch)
         if self._cache is not None and new is not None:
             for place, features in zip(batch.missing.tolist(), new, strict=True):
                 if batch.keys[place]:
@@ -148,9 +164,8 @@ class FlamingoStage:
         others: list[nn.Parameter] = []
         for name, parameter in self.model.named_parameters():
             if parameter.requires_grad:
-                matrix = parameter.ndim >= 2 and parameter.shape[0] > 1
                 small = "resampler" in name or "new_rows" in name
-                (decayed if matrix and not small else others).append(parameter)
+                (decayed if is_matrix(parameter) and not small else others).append(parameter)
         return decayed, others
 
     def clip(self, bound: float) -> float:
@@ -166,50 +181,53 @@ class FlamingoStage:
         return found
 
     def sample_lines(self) -> Iterator[str]:
-        """See `Stage.sample_lines`: answers to the first prompts of each dataset, beside the right ones."""
-        for dataset in self.datasets:
-            drawn = dataset.batches.draw(0, 0, 1)
+        """See `Stage.sample_lines`: answers to the first prompts of each dataset, beside the right ones. All ranks
+        answer those that the first one drew, together; the pictures of a prompt are encoded once."""
+        for dataset, options in zip(self.datasets, self._options.data, strict=True):
+            draw = partial(dataset.batches.draw, 0, 0, _sample_parts(options))
+            drawn = self._world.from_first(draw)
             if drawn.error is None:
-                yield from self._answers(dataset.name, drawn.batch)
+                for line in sample_answers(drawn.batch.to(self._world.device), self._read, self.tokenizer, self.config):
+                    yield f"{dataset.name}: {line}"
 
-    def _answers(self, name: str, batch: FlamingoBatch) -> Iterator[str]:
-        """Greedy answers at the first labelled token of a few rows, the same number of forward passes on every rank."""
-        batch = batch.to(self._world.device)
-        labelled = batch.labels != IGNORED_LABEL
-        for row in labelled.any(1).nonzero().flatten()[:SAMPLE_ROWS].tolist():
-            start = int(labelled[row].nonzero()[0])
-            stop = start + int((~labelled[row, start:]).nonzero()[0]) if not labelled[row, start:].all() else None
-            ids, index = batch.input_ids[row : row + 1, :start], batch.media_index[row : row + 1, :start]
-            for _ in range(SAMPLE_TOKENS):
-                one = batch._replace(input_ids=ids, media_index=index, rows=batch.rows[row : row + 1])
-                ids = torch.cat([ids, self.model(one)[0][:, -1:].argmax(-1)], 1)
-                index = torch.cat([index, index[:, -1:]], 1)
-            prompt, answer = self._text(ids[0, :start]), self._text(ids[0, start:])
-            yield f"{name}: {prompt} -> {answer} (right: {self._text(batch.input_ids[row, start:stop])})"
-
-    def _text(self, ids: Tensor) -> str:
-        tokens = self.config.tokens
-        text = self.tokenizer.decode(ids.tolist(), skip_special_tokens=False)
-        for token in (tokens.bos, tokens.pad, tokens.image):
-            text = text.replace(token, "") if token else text
-        for token in (tokens.end_of_chunk, tokens.eos):
-            text = text.split(token)[0] if token and text.split(token)[0].strip() else text.replace(token, "")
-        return " ".join(text.split())
+    def _read(self, batch: FlamingoBatch, latents: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        output = self.model(batch, latents)
+        return output.logits, output.latents
 
     def identity(self) -> dict[str, Any]:
         """See `Stage.identity`."""
         tokenizer = hashlib.sha256(self.tokenizer.to_str().encode()).hexdigest()[:16]
         return {"model": self.config.to_dict(), "tokenizer": tokenizer, "frozen": self._frozen,
+                "cached": self._cache is not None,  # features are rounded then
                 "trained": {"unfreeze": list(self._options.unfreeze), "lora": self._options.lora,
                             "vision_task": self._options.vision_task}}
 
     def write(self, out: Path, overwrite: bool) -> None:
-        """See `Stage.write`: a checkpoint; trained rows and low-rank updates are merged into the frozen weights."""
+        """See `Stage.write`: a checkpoint; trained rows and low-rank updates are merged into the frozen weights. The
+        ranks gather what is not written as it was given, tensor by tensor, and the first one alone keeps it."""
         model = self.model.model
         kept = {name: self._given[name] for name in frozen_names(model) if name in self._given}
-        tensors = in_memory(merged_tensors(model, lambda tensor: whole(tensor).cpu(), self._given), out)
-        stored = StoredModel(self.config, self.tokenizer.to_str(pretty=True), {**tensors, **kept})
-        self._world.from_first(lambda: write_checkpoint(out, stored, overwrite))
+        gathered = {}
+        for name, tensor in model.state_dict().items():
+            if name not in kept:
+                complete = whole(tensor.detach())
+                if self._world.is_first:
+                    gathered[name] = complete.cpu()
+
+        def write() -> None:
+            tensors = {**in_memory(merged_tensors(model, gathered, self._given), out), **kept}
+            ordered = {name: tensors[name] for name in model.state_dict() if name in tensors}
+            write_checkpoint(out, StoredModel(self.config, self.tokenizer.to_str(pretty=True), ordered), overwrite)
+
+        self._world.from_first(write)
+
+
+def _sample_parts(options: DataOptions) -> int:
+    """Into how many parts a batch is divided of which the first is drawn for sample answers: it holds `ROWS` documents,
+    or as few more as can be. Drawn scenes share their pictures, and are cheap: one part."""
+    if options.source == SCENES:
+        return 1
+    return next((parts for parts in range(options.batch // ROWS, 1, -1) if options.batch % parts == 0), 1)
 
 
 def frozen_names(model: Flamingo) -> set[str]:
@@ -223,12 +241,10 @@ def frozen_names(model: Flamingo) -> set[str]:
 
 def frozen_identity(model: Flamingo, unfreeze: Sequence[str]) -> str:
     """A hash of the frozen weights: another encoder or language model is found when a run is resumed."""
-    digest = hashlib.sha256()
-    for part in ("vision", "language"):
-        if part not in unfreeze:
-            for name, tensor in getattr(model, part).state_dict().items():
-                digest.update(f"{part}.{name} {list(tensor.shape)} {tensor.double().sum().item()!r}".encode())
-    return digest.hexdigest()[:16]
+    frozen = [part for part in ("vision", "language") if part not in unfreeze]
+    return tensors_digest({
+        f"{part}.{name}": tensor for part in frozen for name, tensor in getattr(model, part).state_dict().items()
+    })
 
 
 def check_something_is_given(options: FlamingoOptions) -> None:

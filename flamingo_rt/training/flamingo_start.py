@@ -15,7 +15,8 @@ from flamingo_rt.checkpoints import TOKENIZER, open_checkpoint
 from flamingo_rt.config import FlamingoConfig
 from flamingo_rt.errors import UsageError
 from flamingo_rt.model.flamingo import Flamingo
-from flamingo_rt.model_memory import TRAINING, WEIGHTS, require_memory
+from flamingo_rt.model_memory import TRAINING, WEIGHTS, require_bytes
+from flamingo_rt.parameter_count import reckon_parameters
 from flamingo_rt.presets import preset
 from flamingo_rt.processing.tokenizer import TextTokenizer
 from flamingo_rt.tokenizer_file import parse_tokenizer
@@ -23,19 +24,16 @@ from flamingo_rt.training.data.document_batches import DocumentBatches
 from flamingo_rt.training.data.samples import SampleSource
 from flamingo_rt.training.data.scene_batches import SceneBatches
 from flamingo_rt.training.data.scene_documents import texts_of_scene
-from flamingo_rt.training.data.sources import open_source
+from flamingo_rt.training.data.sources import check_names, open_source
 from flamingo_rt.training.feature_cache import FeatureCache, encoder_identity
 from flamingo_rt.training.flamingo_stage import LARGEST_GATE, FlamingoStage, check_something_is_given
-from flamingo_rt.training.options import DataOptions, FlamingoOptions
-from flamingo_rt.training.parts import join_parts, with_predictable
+from flamingo_rt.training.options import SCENES, DataOptions, FlamingoOptions
+from flamingo_rt.training.parts import given_tokenizer, join_parts, with_predictable
 from flamingo_rt.training.sharding import World
 from flamingo_rt.training.stage import Dataset
-from flamingo_rt.training.texts import source_texts
+from flamingo_rt.training.texts import TOKENIZER_SCENES, source_texts
 from flamingo_rt.training.tokenizer_training import train_tokenizer
 from flamingo_rt.weights.lazy import LazyTensor
-
-SCENES = "scenes"
-TOKENIZER_SCENES = 3000
 
 
 @dataclass(frozen=True)
@@ -52,19 +50,19 @@ class StartingPoint:
 def open_flamingo_stage(options: FlamingoOptions, world: World) -> FlamingoStage:
     """The stage that `loop.train` runs. Raises `UsageError` and `DataError` for what is given and cannot be used."""
     check_something_is_given(options)
-    _check_names(options.data)
+    check_names(options.data)
     if options.vision_task and world.size > 1:
         raise UsageError("vision_task needs whole batches: leave it out, or train in one process")
     sources = {entry: open_source(entry) for entry in options.data if entry.source != SCENES}
     start = _starting_point(options, sources)
-    trained = TRAINING if options.unfreeze else WEIGHTS
-    require_memory(start.config, trained, f"training {start.config.name}")
+    _require_memory(start.config, options.unfreeze, world)
     tokenizer = parse_tokenizer(start.tokenizer.encode(), Path(options.tokenizer or TOKENIZER),
                                 start.config.language.vocab_size)
     model = _model(start, options)
     cache = None
     if options.cache_features is not None:
-        identity = encoder_identity(model.vision.state_dict(), start.config)
+        computed = f"{options.run.precision} {world.device.type}"
+        identity = encoder_identity(model.vision.state_dict(), start.config, computed)
         shape = start.config.vision.feature_count, start.config.vision.width
         cache = FeatureCache(Path(options.cache_features), identity, shape, options.cache_bytes, world.size, _warn)
     datasets = [
@@ -75,7 +73,24 @@ def open_flamingo_stage(options: FlamingoOptions, world: World) -> FlamingoStage
     return FlamingoStage(model, tokenizer, datasets, options, start.new_tokens, world, cache, start.tensors)
 
 
+def _require_memory(config: FlamingoConfig, unfreeze: Sequence[str], world: World) -> None:
+    """Raise `DataError` where weights, gradients and moments do not fit into memory: every process makes the whole
+    model, and its share of the rest."""
+    counts = reckon_parameters(config)
+    trained = sum(counts[part] for part in ("resampler", "cross_attention", "vision", "language")
+                  if part in unfreeze or part not in ("vision", "language"))
+    if "embedding" in unfreeze and "language" not in unfreeze:
+        trained += config.language.vocab_size * config.language.width
+    more = TRAINING - WEIGHTS
+    require_bytes(
+        WEIGHTS * counts["total"] + more * trained // world.size, f"training {config.name}",
+        f"{counts['total'] / 1e6:,.1f}M parameters, {WEIGHTS} bytes each; of these {trained / 1e6:,.1f}M are trained, "
+        f"{more} bytes more each" + (f", divided among {world.size} processes" if world.size > 1 else ""),
+    )
+
+
 def _starting_point(options: FlamingoOptions, sources: Mapping[DataOptions, SampleSource]) -> StartingPoint:
+    sizes = preset(options.preset)
     if options.start_from is not None:
         path = Path(options.start_from)
         stored = open_checkpoint(path)
@@ -84,15 +99,17 @@ def _starting_point(options: FlamingoOptions, sources: Mapping[DataOptions, Samp
         tensors = with_predictable(stored.tensors, new, options.run.seed)
         return StartingPoint(stored.config, stored.tokenizer, tensors, new)
     if options.vision is not None or options.language is not None:
-        joined = join_parts(options, lambda config: _learnt_tokenizer(options, sources, config))
+        joined = join_parts(options, lambda config: _new_tokenizer(options, sources, config))
         return StartingPoint(joined.config, joined.tokenizer_json, joined.tensors, joined.new_tokens)
-    config = preset(options.preset)
-    return StartingPoint(config, _learnt_tokenizer(options, sources, config).to_str(), {}, ())
+    return StartingPoint(sizes, _new_tokenizer(options, sources, sizes).to_str(), {}, ())
 
 
-def _learnt_tokenizer(
+def _new_tokenizer(
     options: FlamingoOptions, sources: Mapping[DataOptions, SampleSource], config: FlamingoConfig
 ) -> Tokenizer:
+    """The tokenizer of a new language model of this configuration: the one that is given, or one that is learnt."""
+    if options.tokenizer is not None:
+        return given_tokenizer(Path(options.tokenizer), config)
     texts = _texts(options, sources, config)
     return train_tokenizer(texts, config.language.vocab_size, config.tokens)
 
@@ -115,15 +132,13 @@ def _model(start: StartingPoint, options: FlamingoOptions) -> Flamingo:
     for name, tensor in model.state_dict().items():
         if name in start.tensors:
             tensor.copy_(start.tensors[name].to(torch.float32).read())
-    gate = options.initial_gate
-    if options.gates == "none":
-        gate = LARGEST_GATE
-    if gate is not None:
-        for name, parameter in model.named_parameters():
-            fresh = name.endswith("skip_gain") and name not in start.tensors
-            if name.endswith(("attention_gate", "ff_gate")) or fresh:
-                nn.init.constant_(parameter, gate)
-                parameter.requires_grad_(options.gates == "tanh" or fresh)
+    for name, parameter in model.named_parameters():
+        gate = name.endswith(("attention_gate", "ff_gate"))
+        if gate and options.gates == "none":  # whatever a checkpoint has
+            nn.init.constant_(parameter, LARGEST_GATE)
+            parameter.requires_grad_(False)
+        elif options.initial_gate is not None and name not in start.tensors and (gate or name.endswith("skip_gain")):
+            nn.init.constant_(parameter, options.initial_gate)
     return model
 
 
@@ -132,7 +147,7 @@ def _batches(
     options: FlamingoOptions, cache: FeatureCache | None,
 ) -> SceneBatches | DocumentBatches:
     if source is None:
-        return SceneBatches(config, tokenizer, options.run.seed, entry.batch, entry.questions)
+        return SceneBatches(config, tokenizer, options.run.seed, entry.batch, entry.questions, number)
     if source.kind == "text":
         raise UsageError(f"data {entry.source!r} holds texts without pictures: train language takes those")
     return DocumentBatches(source, entry, config, tokenizer, options.run.seed, number, cache)
@@ -140,10 +155,3 @@ def _batches(
 
 def _warn(text: str) -> None:
     logging.getLogger(__name__).warning(text)
-
-
-def _check_names(data: Sequence[DataOptions]) -> None:
-    names = [entry.label for entry in data]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise UsageError(f"two datasets are called {twice!r}: give each a name (--data SOURCE,name=…)")

@@ -20,23 +20,21 @@ from flamingo_rt.importing.openflamingo_tokenizer import load_tokenizer, read_to
 from flamingo_rt.json_files import read_json
 from flamingo_rt.model.flamingo import IGNORED_LABEL
 from flamingo_rt.model.language_model import LanguageModel
-from flamingo_rt.model_memory import TRAINING, require_bytes
 from flamingo_rt.parameter_count import language_parameters
 from flamingo_rt.presets import preset
 from flamingo_rt.training.data.samples import SampleSource
 from flamingo_rt.training.data.scene_documents import SceneDocuments
-from flamingo_rt.training.data.sources import open_source
+from flamingo_rt.training.data.sources import check_names, open_source
 from flamingo_rt.training.data.text_batches import TextBatch, TextBatches
 from flamingo_rt.training.loop import clip_norm
-from flamingo_rt.training.options import DataOptions, LanguageOptions
-from flamingo_rt.training.sharding import World, whole
+from flamingo_rt.training.memory import require_training_memory
+from flamingo_rt.training.options import SCENES, DataOptions, LanguageOptions
+from flamingo_rt.training.sharding import World, whole_state
 from flamingo_rt.training.stage import Dataset, Loss
-from flamingo_rt.training.texts import MOST_TEXTS, source_texts
+from flamingo_rt.training.texts import MOST_TEXTS, TOKENIZER_SCENES, source_texts
 from flamingo_rt.training.tokenizer_training import train_tokenizer
 from flamingo_rt.training.towers import folder_kind, write_tower
 
-SCENES = "scenes"
-TOKENIZER_SCENES = 3000
 SAMPLE_ROWS, PROMPT_TOKENS, SAMPLE_TOKENS = 3, 12, 24
 
 
@@ -123,9 +121,7 @@ class LanguageStage:
 
     def write(self, out: Path, overwrite: bool) -> None:
         """See `Stage.write`: a language tower."""
-        tensors = {
-            f"language.{name}": whole(tensor.detach()).cpu() for name, tensor in self.model.state_dict().items()
-        }
+        tensors = {f"language.{name}": tensor for name, tensor in whole_state(self.model, self._world).items()}
         config = {"language": asdict(self.config), "tokens": asdict(self.tokens_config)}
         text = self.tokenizer.to_str(pretty=True)
         self._world.from_first(lambda: write_tower(out, "language", config, tensors, text, overwrite))
@@ -139,10 +135,7 @@ def open_language_stage(options: LanguageOptions, world: World) -> LanguageStage
     """
     if not options.data:
         raise UsageError("train language needs data: a source of texts")
-    labels = [entry.label for entry in options.data]
-    twice = next((label for label in labels if labels.count(label) > 1), None)
-    if twice is not None:
-        raise UsageError(f"two datasets are called {twice!r}: give each a name of its own")
+    check_names(options.data)
     sources = [open_texts(entry, options.run.seed) for entry in options.data]
     if options.tokenizer is not None:
         tokenizer, tokens = given_tokenizer(Path(options.tokenizer))
@@ -151,9 +144,7 @@ def open_language_stage(options: LanguageOptions, world: World) -> LanguageStage
         texts = (text for source in sources for text in _tokenizer_texts(source, len(sources)))
         tokenizer = train_tokenizer(texts, options.vocab_size, tokens)
     config = decoder_config(options, tokenizer)
-    parameters = language_parameters(config)
-    require_bytes(TRAINING * parameters // world.size, f"training the decoder of {options.decoder}",
-                  f"{parameters / 1e6:,.1f}M parameters, {TRAINING} bytes each")
+    require_training_memory(language_parameters(config), f"training the decoder of {options.decoder}", world)
     torch.manual_seed(options.run.seed)
     datasets = [
         Dataset(entry.label, entry.weight, TextBatches(
@@ -183,7 +174,10 @@ def given_tokenizer(path: Path) -> tuple[Tokenizer, TokensConfig]:
     the tokenizer has all of them, and otherwise those that the tokenizer's own files name. Raises `DataError`.
     """
     if folder_kind(path) in ("language", "flamingo"):
-        return load_tokenizer(path), parse_config(TokensConfig, read_json(path / CONFIG)["tokens"], "tokens")
+        config = read_json(path / CONFIG)
+        if "tokens" not in config:
+            raise DataError(f"{path / CONFIG} has no tokens: give the folder of another model, or its tokenizer.json")
+        return load_tokenizer(path), parse_config(TokensConfig, config["tokens"], "tokens")
     tokenizer, usual = load_tokenizer(path), TokensConfig()
     texts = (usual.pad, usual.bos, usual.eos, usual.image, usual.end_of_chunk)
     if all(tokenizer.token_to_id(text) is not None for text in texts):

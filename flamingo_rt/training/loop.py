@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,8 @@ from flamingo_rt.training.data.loader import drawn
 from flamingo_rt.training.flops import StepFlops, matrix_rate, shapes, utilisation
 from flamingo_rt.training.options import RunOptions
 from flamingo_rt.training.run_log import StepReport
-from flamingo_rt.training.sharding import World, autocast, local, recompute_activations, shard, whole
+from flamingo_rt.training.sharding import World, autocast, compile_layers, local, recompute_activations, shard, whole
+from flamingo_rt.training.shortage import shortage_explained
 from flamingo_rt.training.stage import Dataset, Drawn, Stage
 from flamingo_rt.training.state import RunPosition, load_state, remove_state, save_state, state_path, trained_parameters
 
@@ -37,32 +37,35 @@ FEWEST_READ = 100  # samples before a share of damaged ones means anything
 
 def train(
     stage: Stage, options: RunOptions, out: Path, world: World, *, resume: bool = False, overwrite: bool = False,
-    on_step: Callable[[StepReport], None] = lambda report: None,
+    on_start: Callable[[int], None] = lambda done: None, on_step: Callable[[StepReport], None] = lambda report: None,
 ) -> None:
-    """Train ``stage`` and write its result to ``out``; every rank calls this.
+    """Train ``stage`` and write its result to ``out``; every rank calls this. ``on_start`` is told how many steps the
+    state holds that the run goes on from.
 
     Raises `UsageError` when ``out`` exists, or an unfinished run is there and ``resume`` is not asked for; `DataError`
     for a loss that is no number, for too many damaged samples, and for a state that cannot be gone on with.
     """
     world.from_first(lambda: check_run(out, resume, overwrite))
     state = state_path(out)
-    run = _Run(stage, options, world)
+    run = _Run(stage, options, world, state, on_step if world.is_first else lambda report: None)
     same = _identity(stage, options)
     if state.exists():
         run.at = load_state(state, stage.model, run.optimizer, same, world)
+    if world.is_first:
+        on_start(run.at.step)
     stage.model.train()
     batches = drawn(stage.datasets, run.at.step, options.steps, run.parts, world.size * options.accumulate,
                     options.workers, options.mixing == "round-robin")
     saved = time.monotonic()
     while run.at.step < options.steps:
-        with _shortage_explained(options, run.at.step + 1):
+        with shortage_explained(options, run.at.step + 1):
             report = run.step(batches)
             if options.sample_steps and (run.at.step % options.sample_steps == 0 or run.at.step == options.steps):
                 samples = run.sample()
                 report = replace(report, samples=samples, scalars={**report.scalars, **stage.scalars()})
-        if world.is_first:
-            on_step(report)
-        if any(world.gathered(time.monotonic() - saved > options.save_seconds)):
+        run.on_step(report)
+        # The last step's state is saved too: writing the result may fail.
+        if run.at.step == options.steps or any(world.gathered(time.monotonic() - saved > options.save_seconds)):
             save_state(state, stage.model, run.optimizer, run.at, same, world)
             saved = time.monotonic()
     stage.write(out, overwrite)
@@ -83,25 +86,28 @@ def check_run(out: Path, resume: bool, overwrite: bool) -> None:
 
 def _identity(stage: Stage, options: RunOptions) -> dict[str, Any]:
     """Everything that two parts of one run have in common: the options, the model, and the data."""
-    data = {entry.name: {"weight": entry.weight, "data": entry.batches.fingerprint()} for entry in stage.datasets}
+    data = {entry.name: {"number": number, "weight": entry.weight, **entry.batches.fingerprint()}
+            for number, entry in enumerate(stage.datasets)}  # the number is in the seed of its batches
     return {"options": asdict(options), **stage.identity(), "datasets": data}
 
 
 class _Run:
     """The stage, divided among the ranks, with its optimizer and how far it is."""
 
-    def __init__(self, stage: Stage, options: RunOptions, world: World) -> None:
-        self.stage, self.options, self.world, self.at = stage, options, world, RunPosition()
+    def __init__(
+        self, stage: Stage, options: RunOptions, world: World, state: Path, on_step: Callable[[StepReport], None]
+    ) -> None:
+        self.stage, self.options, self.world, self.on_step, self.at = stage, options, world, on_step, RunPosition()
+        self.state = state
         self.flops = StepFlops()
         self.rate = matrix_rate(world.device, torch.float32 if options.precision == "fp32" else torch.bfloat16)
         self.parts = range(world.rank * options.accumulate, (world.rank + 1) * options.accumulate)
         layers = list(stage.shards())
+        if options.compile:
+            compile_layers(layers)
         if options.checkpoint_activations:
             recompute_activations(layers)
         shard(stage.model, layers, world)
-        if options.compile:
-            for layer in layers:
-                layer.compile()
         decayed, others = stage.decay_groups()
         self.optimizer = torch.optim.AdamW(
             [{"params": decayed, "weight_decay": options.weight_decay}, {"params": others, "weight_decay": 0.0}],
@@ -140,7 +146,7 @@ class _Run:
     def _add_gradient(self, dataset: Dataset, parts: Sequence[Drawn]) -> float | None:
         """Add a dataset's gradient, times its λ, to the parameters'. Gives its mean loss, None without any target.
 
-        Raises `DataError` for a loss that is no number, with the names of the batch's samples.
+        Raises `DataError` for a loss that is no number, and reports the names of the batch's samples.
         """
         targets = self.world.total(sum(self.stage.targets(part.batch) for part in parts))
         total = 0.0
@@ -159,11 +165,22 @@ class _Run:
         if not math.isfinite(total):
             names = [name for rank in self.world.gathered([part.names for part in parts]) for each in rank
                      for name in each]
+            rate = self.options.learning_rate_at(self.at.step)
+            self.on_step(StepReport(self.at.step + 1, {dataset.name: total}, math.nan, rate, 0, 0.0, 0.0,
+                                    suspects=tuple(names)))
             raise DataError(
-                f"the loss on {dataset.name} became {total} at step {self.at.step + 1}, on {_listed(names)}: the last "
-                "saved state stays; lower learning_rate, or leave these samples out, and go on with --resume"
+                f"the loss on {dataset.name} became {total} at step {self.at.step + 1}, on {_listed(names)}: "
+                + self._remedy("without these samples")
             )
         return total / targets if targets else None
+
+    def _remedy(self, otherwise: str = "") -> str:
+        """Say what to do after a step that came to no number; ``otherwise`` is one more way to start anew."""
+        if self.state.exists():
+            anew = otherwise and f", or start anew {otherwise}"
+            return f"go on from {self.state} with --resume and a lower learning_rate or gradient_clip{anew}"
+        anew = otherwise and f", or {otherwise}"
+        return f"nothing was saved yet; start anew with a lower learning_rate or gradient_clip{anew}"
 
     def _update(self) -> float:
         """Take AdamW's step on the gradients; gives their norm before they were clipped."""
@@ -173,8 +190,7 @@ class _Run:
         norm = self.stage.clip(self.options.gradient_clip)
         if not math.isfinite(norm):
             raise DataError(
-                f"the gradient became {norm} at step {self.at.step + 1}: the last saved state stays; lower "
-                "learning_rate and go on with --resume"
+                f"the gradient became {norm} at step {self.at.step + 1}: {self._remedy()}"
             )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -232,24 +248,6 @@ def gradient_norm(parameters: Iterable[nn.Parameter]) -> float:
     return math.hypot(*map(float, norms))
 
 
-@contextmanager
-def _shortage_explained(options: RunOptions, step: int) -> Iterator[None]:
-    """Turn an allocation that failed, on a GPU or a CPU, into a `DataError` that says what to lower."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
-        text = " ".join(str(error).split())
-        if not isinstance(error, (torch.OutOfMemoryError, MemoryError)) and "can't allocate memory" not in text:
-            raise
-        resumed = [] if options.checkpoint_activations else ["set checkpoint_activations"]
-        resumed.append(f"raise accumulate (now {options.accumulate})")
-        anew = "lower the batch of the data" + ("" if options.precision == "bf16" else ", or set precision to bf16")
-        raise DataError(
-            f"memory ran out at step {step} ({text[:120]}). The last saved state stays: to go on with --resume, "
-            f"{' or '.join(resumed)}; to start anew with less, {anew}"
-        ) from error
-
-
 def _listed(names: Sequence[str]) -> str:
     shown = ", ".join(names[:5]) or "samples without names"
-    return shown + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    return shown + (f" and {len(names) - 5} more (the log names all)" if len(names) > 5 else "")

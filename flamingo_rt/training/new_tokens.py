@@ -74,16 +74,34 @@ class HeadWithNewRows(_NewRows, nn.Linear):
         return super().forward(input).index_copy_(-1, self.ids, new)
 
 
+class TrainedTable(TokenEmbedding):
+    """A table of embeddings that is trained in float32, and used in ``used_in``, the frozen language model's dtype."""
+
+    def __init__(self, table: Tensor, used_in: torch.dtype) -> None:
+        """table [vocab, D]."""
+        super().__init__(table.shape[0], table.shape[1], _weight=table)
+        self.used_in = used_in
+
+    def forward(self, input: Tensor) -> Tensor:
+        """ids [B, T] -> [B, T, D]."""
+        return super().forward(input).to(self.used_in)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """hidden [..., D] -> logits [..., vocab]."""
+        return F.linear(hidden, self.weight.to(self.used_in))
+
+
 def _trained_rows(weight: Tensor, ids: Tensor) -> nn.Parameter:
     """Copies of the rows ``ids``, in float32 or more."""
     rows = weight.detach()[ids]
     return nn.Parameter(rows.to(torch.promote_types(rows.dtype, torch.float32)))
 
 
-def train_new_tokens(model: Flamingo, ids: Sequence[int]) -> None:
+def train_new_tokens(model: Flamingo, ids: Sequence[int], whole_table: Tensor | None = None) -> None:
     """Train the embeddings of ``ids``, and their rows of the head where it is not tied, as ``new_rows`` beside tables
-    that are frozen; without ids the tables are just frozen. Raises `UsageError` for an id that is no token's, or given
-    twice."""
+    that are frozen; without ids the tables are just frozen. With ``whole_table`` [vocab, D], the embeddings before they
+    were rounded, all of them are trained from there on; of a head that is not tied it is still the rows of ``ids``.
+    Raises `UsageError` for an id that is no token's, or given twice."""
     language = model.language
     vocab = language.config.vocab_size
     for token in ids:
@@ -92,11 +110,14 @@ def train_new_tokens(model: Flamingo, ids: Sequence[int]) -> None:
     if len(set(ids)) != len(ids):
         raise UsageError(f"token ids {list(ids)} hold one twice: give each once")
     language.embedding.weight.requires_grad_(False)
+    if whole_table is not None:
+        language.embedding = TrainedTable(whole_table, language.embedding.weight.dtype)
     if language.head is not None:
         language.head.requires_grad_(False)
     if not ids:
         return
     rows = torch.tensor(list(ids), device=language.embedding.weight.device)
-    language.embedding = EmbeddingWithNewRows(language.embedding, rows)
+    if whole_table is None:
+        language.embedding = EmbeddingWithNewRows(language.embedding, rows)
     if language.head is not None:
         language.head = HeadWithNewRows(language.head, rows)

@@ -16,8 +16,10 @@ DataKind = Literal["auto", "pairs", "videos", "pages", "text", "scenes"]
 Precision = Literal["fp32", "bf16"]
 Schedule = Literal["constant", "cosine", "linear"]
 T = TypeVar("T")
+SCENES = "scenes"  # the source of a dataset that needs no files
 MOST = 2**31 - 1
-LARGEST = {"seed": 2**63 - 1, "cache_bytes": 2**63 - 1, "tokens": 1 << 20, "batch": 1 << 20, "text_width": 1 << 16}
+LARGEST = {"seed": 2**63 - 1, "cache_bytes": 2**63 - 1, "tokens": 1 << 20, "batch": 1 << 20, "text_width": 1 << 16,
+           "frames": 1024}  # frames: MAX_FRAMES of processing/visuals.py, which is not loaded for a --help
 Mixing = Literal["accumulate", "round-robin"]
 
 
@@ -64,7 +66,7 @@ class DataOptions:
     next_image: float = option(0.5, "Share of pages whose texts belong to the picture after them (p_next).")
     chunks: tuple[int, ...] = option((1,), "Pairs in a document, drawn for each step; several make few-shot prompts.")
     augment: bool = option(False, "Flip pictures and change their colours.")
-    leading_space: float = option(0.0, "Share of captions that get a space before them.")
+    leading_space: float = option(0.0, "Share of captions that get a space before them, if the prompt puts none there.")
     prompt: str | None = option(None, "Text between a picture and its caption; by default the model's prompt.")
     template: str = option("a picture of {}", "Caption of a picture whose folder names its class.")
     questions: int = option(2, "Questions about each drawn scene.")
@@ -91,10 +93,26 @@ class DataOptions:
         return self.name or self.source.rstrip("/").rsplit("/", 1)[-1]
 
 
+# Keys of a dataset that a stage does not read: one that is given there is a mistake.
+UNREAD = {
+    "vision": ("tokens", "images", "next_image", "chunks", "prompt"),
+    "language": ("tokens", "images", "next_image", "chunks", "prompt", "frames", "fps", "augment", "leading_space"),
+}
+
+
+def check_read(stage: str, data: tuple[DataOptions, ...]) -> None:
+    """Raise `UsageError` for a key of a dataset that stage ``stage`` does not read and that is not at its default."""
+    for entry in data:
+        for key in fields(entry):
+            given = getattr(entry, key.name)
+            require_option(key.name not in UNREAD[stage] or given == key.default,
+                           f"data {entry.source!r}: {key.name} has no effect in train {stage}: leave it out")
+
+
 @dataclass(frozen=True)
 class RunOptions:
     """The options that every stage has. The same options, data and seed give the same weights on the same machine, with
-    any number of ``workers``."""
+    any number of ``workers``; with ``cache_features``, where these decide what is encoded together, up to rounding."""
 
     steps: int = option(1000, "Optimizer steps.")
     seed: int = option(0, "Seed of weights and data.")
@@ -104,7 +122,7 @@ class RunOptions:
     weight_decay: float = option(0.1, "AdamW's weight decay.")
     beta2: float = option(0.999, "AdamW's second decay rate.")
     gradient_clip: float = option(1.0, "Bound of the gradient's norm.")
-    accumulate: int = option(1, "Parts into which a batch is split, one after the other, to save memory.")
+    accumulate: int = option(1, "Parts into which a batch is split, to save memory; stage 1 takes only 1.")
     mixing: Mixing = option("accumulate", "One gradient per dataset, added up; or one dataset a step in turn.")
     precision: Precision = option("fp32", "bf16: activations and frozen matrices in bfloat16, the trained in float32.")
     checkpoint_activations: bool = option(False, "Compute activations again for the backward pass, to save memory.")
@@ -156,6 +174,7 @@ class VisionOptions:
     )
 
     def __post_init__(self) -> None:
+        check_read("vision", self.data)
         check_numbers(self, positive=("initial_temperature",), shares=("label_smoothing",),
                       counts=("vocab_size", "text_width", "text_layers", "text_heads", "text_tokens", "embedding"))
         require_option(self.text_width % self.text_heads == 0,
@@ -175,6 +194,7 @@ class LanguageOptions:
     repeats: float = option(0.0, "Share of rows of repeated random tokens, which teach copying.")
 
     def __post_init__(self) -> None:
+        check_read("language", self.data)
         check_numbers(self, counts=("vocab_size",), shares=("repeats",))
         require_option(self.context >= 16, f"context is {self.context}; it must be 16 or more")
 
@@ -196,13 +216,13 @@ class FlamingoOptions:
     )
     start_from: str | None = option(None, "A whole checkpoint, to go on with or to fine-tune.", path=True)
     tokenizer: str | None = option(
-        None, "tokenizer.json, or its folder, where the language model's has none.", path=True
+        None, "tokenizer.json, or its folder, where the language model has none, or is new.", path=True
     )
     unfreeze: tuple[str, ...] = option((), "Parts to train too: vision, language, embedding.")
     lora: int = option(0, "Rank of low-rank updates of the frozen language model's matrices; 0 for none.")
-    initial_gate: float | None = option(None, "Value of the gates at the start, before tanh; a checkpoint has its own.")
-    gates: Literal["tanh", "none"] = option("tanh", "none leaves the gates out: they are open, and not trained.")
-    vision_task: float = option(0.0, "Weight of the vision encoder's own task, for one that starts from nothing.")
+    initial_gate: float | None = option(None, "Value of gates that are new, before tanh; a checkpoint has its own.")
+    gates: Literal["tanh", "none"] = option("tanh", "none leaves the gates out: all are open, and not trained.")
+    vision_task: float = option(0.0, "Weight of the trained vision encoder's own task, on scenes.")
     cache_features: str | None = option(None, "Folder that keeps what the frozen encoder gave.", path=True)
     cache_bytes: int = option(20_000_000_000, "Most bytes in that folder.")
 
@@ -211,11 +231,18 @@ class FlamingoOptions:
         known = ("vision", "language", "embedding")
         for part in self.unfreeze:
             require_option(part in known, f"unfreeze names {part!r}; known: {', '.join(known)}")
-        require_option(self.start_from is None or (self.vision is None and self.language is None),
-                       "start_from is a whole checkpoint: leave vision and language out")
+        require_option(self.start_from is None or (self.vision is self.language is self.tokenizer is None),
+                       "start_from is a whole checkpoint: leave vision, language and tokenizer out")
+        require_option(self.lora == 0 or "language" not in self.unfreeze,
+                       "lora is for a frozen language model, and unfreeze names language: leave one out")
         require_option(self.cache_features is None or "vision" not in self.unfreeze,
                        "cache_features keeps what a frozen encoder gives, and unfreeze names vision: leave one out")
         require_option(self.cache_features is None or not any(entry.augment for entry in self.data),
                        "cache_features needs the same pixels each time: turn augment off, or leave it out")
         require_option(self.vision_task == 0 or self.run.accumulate == 1,
                        "vision_task needs whole batches: leave accumulate at 1")
+        require_option(self.vision_task == 0 or "vision" in self.unfreeze,
+                       "vision_task trains the vision encoder, which is frozen: name vision in unfreeze, or leave "
+                       "vision_task out")
+        require_option(self.vision_task == 0 or any(entry.source == SCENES for entry in self.data),
+                       "vision_task is a task on drawn scenes: add the source scenes to data, or leave vision_task out")

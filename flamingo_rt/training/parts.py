@@ -243,6 +243,21 @@ def with_predictable(tensors: Mapping[str, LazyTensor], tokens: Collection[int],
     return {**tensors, "language.head.weight": made, **open_bias}
 
 
+def given_tokenizer(path: Path, config: FlamingoConfig) -> Tokenizer:
+    """The tokenizer in a folder or file, for a new language model of this configuration. Raises `DataError` where it
+    lacks a special token of the configuration or has more tokens than the model."""
+    tokenizer, tokens = load_tokenizer(path), config.tokens
+    for text in (tokens.bos, tokens.eos, tokens.pad, tokens.image, tokens.end_of_chunk):
+        if text and tokenizer.token_to_id(text) is None:
+            raise DataError(f"{path}: the tokenizer has no token {text!r}, which the preset names: add it, or leave "
+                            "tokenizer out, and one is learnt from the texts")
+    largest = max(tokenizer.get_vocab().values())
+    if largest >= config.language.vocab_size:
+        raise DataError(f"{path}: the tokenizer has the token id {largest}, and the preset's language model "
+                        f"{config.language.vocab_size} tokens: take a smaller tokenizer or another preset")
+    return tokenizer
+
+
 def _token_id(tokenizer: Tokenizer, text: str, path: Path) -> int:
     number = tokenizer.token_to_id(text) if text else None
     if number is None:

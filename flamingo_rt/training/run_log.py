@@ -20,10 +20,11 @@ from flamingo_rt.files import check_file, replacing_file
 
 @dataclass(frozen=True)
 class StepReport:
-    """One finished step, counted from 1: mean loss by dataset, norm of the gradient before it was clipped, tokens of
-    all ranks, seconds, and how many of them were spent waiting for data; the share of the measured matrix rate that was
-    reached, where that is known; the stage's own numbers; damaged samples, each with its reason; sample answers where
-    it was time for them."""
+    """One step, counted from 1: mean loss by dataset, norm of the gradient before it was clipped, tokens (in stage 1
+    pictures) of all ranks, seconds, and how many of them were spent waiting for data; the share of the measured matrix
+    rate that was reached, where that is known; the stage's own numbers; damaged samples, each with its reason; sample
+    answers where it was time for them. A step that could not be finished, since its loss is no number, names all
+    samples of that batch, ``suspects``, and the run ends with it."""
 
     step: int
     losses: Mapping[str, float]
@@ -36,6 +37,7 @@ class StepReport:
     scalars: Mapping[str, float] = field(default_factory=dict)
     damaged: tuple[str, ...] = ()
     samples: tuple[str, ...] = ()
+    suspects: tuple[str, ...] = ()
 
     @property
     def waiting_share(self) -> float:
@@ -122,6 +124,14 @@ def read_log(path: Path) -> Iterator[dict[str, Any]]:
                 yield entries
 
 
+def last_step(out: Path) -> int:
+    """The last step that the log of the run that wrote ``out`` holds; 0 without a log that can be read."""
+    try:
+        return max((entries["step"] for entries in read_log(log_path(out))), default=0)
+    except OSError:
+        return 0
+
+
 def _keep_before(path: Path, step: int) -> None:
     """Remove the lines of ``step`` and later ones, and what is no whole line."""
     if not path.exists():
@@ -144,8 +154,11 @@ def _entries(report: StepReport) -> dict[str, Any]:
         "mfu": None if report.mfu is None else _number(round(report.mfu, 4)),
         "scalars": {name: _number(value) for name, value in report.scalars.items()},
     }
-    lists: dict[str, Sequence[str]] = {"damaged": report.damaged, "samples": report.samples}
-    return entries | {name: list(lines) for name, lines in lists.items() if lines}
+    return entries | {name: list(lines) for name, lines in _lists(report).items() if lines}
+
+
+def _lists(report: StepReport) -> dict[str, Sequence[str]]:
+    return {"damaged": report.damaged, "samples": report.samples, "suspects": report.suspects}
 
 
 def _number(value: float) -> float | None:
@@ -170,7 +183,7 @@ class _TensorBoard:
         }
         for name, value in scalars.items():
             self._writer.add_scalar(name, value, report.step)
-        for name, lines in (("damaged", report.damaged), ("samples", report.samples)):
+        for name, lines in _lists(report).items():
             if lines:  # indented by four spaces, Markdown shows a text as it is
                 self._writer.add_text(name, "\n".join(f"    {line}" for line in lines), report.step)
 

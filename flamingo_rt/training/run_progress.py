@@ -15,8 +15,9 @@ WINDOW = 50  # steps over which numbers are taken: one step's loss and time say 
 class Progress:
     """The state of a run after ``step`` of ``steps``, and the seconds that are left.
 
-    Over the last `WINDOW` steps: the mean loss of each dataset, tokens of all ranks in a second, the share of time that
-    was spent waiting for data, and the share of the measured matrix rate that was reached, where that is known.
+    Over the last `WINDOW` steps: the mean loss of each dataset, tokens (in stage 1 pictures) of all ranks in a second,
+    the share of time that was spent waiting for data, and the share of the measured matrix rate that was reached, where
+    that is known.
     """
 
     step: int

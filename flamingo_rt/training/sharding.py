@@ -22,9 +22,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from flamingo_rt.errors import UsageError
 from flamingo_rt.training.options import Precision
 
 T = TypeVar("T")
+SAID = "said"  # key in the table of short texts: how many errors were said
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,12 @@ class World:
     def is_first(self) -> bool:
         """Whether this process is the one that writes and reports."""
         return self.rank == 0
+
+    @property
+    def host_size(self) -> int:
+        """The number of processes on this host: all of them, where ``torchrun`` says nothing else."""
+        given = os.environ.get("LOCAL_WORLD_SIZE", "")
+        return int(given) if given.isdecimal() else self.size
 
     def total(self, number: float) -> float:
         """The sum of a number over all processes."""
@@ -78,9 +86,18 @@ class World:
         if self.store is None:
             return True
         try:
+            self.store.add(SAID, 1)
             return bool(self.store.add(f"said {hashlib.sha256(text.encode(errors='replace')).hexdigest()}", 1) == 1)
         except RuntimeError:  # the process that kept the table has ended
             return True
+
+    def hears_of_an_error(self) -> bool:
+        """Whether a process has said why it ends. Then an error of this one may be that the other left a collective
+        call: torchrun ends those that still wait in one. Waits for none."""
+        try:
+            return self.store is not None and bool(self.store.check([SAID]))
+        except RuntimeError:  # the process that kept the table has ended
+            return False
 
     def barrier(self) -> None:
         """Wait until every process is here."""
@@ -89,10 +106,14 @@ class World:
 
 
 def join_world() -> World:
-    """The processes that ``torchrun`` started, or this one alone."""
+    """The processes that ``torchrun`` started, or this one alone.
+
+    Raises `UsageError` for an environment in which only some of torchrun's variables are set.
+    """
     cuda = torch.cuda.is_available()
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if os.environ.get("WORLD_SIZE", "1") == "1":
         return World(device=torch.device("cuda" if cuda else "cpu"))
+    _check_environment(("WORLD_SIZE", "RANK", "MASTER_PORT", *(["LOCAL_RANK"] if cuda else [])))
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
@@ -102,6 +123,17 @@ def join_world() -> World:
     dist.init_process_group("nccl" if cuda else "gloo", store=dist.PrefixStore("group", store), rank=rank,
                             world_size=size)
     return World(rank, size, device, store)
+
+
+def _check_environment(numbers: Sequence[str]) -> None:
+    wrong = [name for name in numbers if not os.environ.get(name, "").isdecimal()]
+    wrong += [] if os.environ.get("MASTER_ADDR") else ["MASTER_ADDR"]
+    if wrong:
+        raise UsageError(
+            f"WORLD_SIZE is {os.environ['WORLD_SIZE']!r} in the environment, and of what torchrun sets with it "
+            f"{', '.join(wrong)} {'is' if len(wrong) == 1 else 'are'} missing or no number: start with torchrun, or "
+            "unset WORLD_SIZE"
+        )
 
 
 def leave_world() -> None:
@@ -139,6 +171,14 @@ def _mean_gradient(parameter: Tensor) -> None:
     parameter.grad /= dist.get_world_size()
 
 
+def compile_layers(layers: Sequence[nn.Module]) -> None:
+    """Compile what each layer computes. Layers of one class share what was compiled; so recomputation goes around it:
+    within, it would be one function for layers of every class, of which torch compiles only a few forms."""
+    for layer in layers:
+        forward = layer.forward
+        layer.forward = torch.compile(forward)
+
+
 def recompute_activations(layers: Sequence[nn.Module]) -> None:
     """Keep none of these layers' activations for the backward pass: it computes them again."""
     for layer in layers:
@@ -170,6 +210,17 @@ def whole(tensor: Tensor) -> Tensor:
     """A tensor that may be divided among ranks, whole; every rank must ask."""
     gather = getattr(tensor, "full_tensor", None)
     return gather() if gather is not None else tensor
+
+
+def whole_state(model: nn.Module, world: World) -> dict[str, Tensor]:
+    """The state dict of a divided model, whole and on the host, in the first rank; empty in the others, which must ask
+    too and keep nothing."""
+    state: dict[str, Tensor] = {}
+    for name, tensor in model.state_dict().items():
+        gathered = whole(tensor.detach())
+        if world.is_first:
+            state[name] = gathered.cpu()
+    return state
 
 
 def local(tensor: Tensor) -> Tensor:

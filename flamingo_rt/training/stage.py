@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -36,8 +36,9 @@ class Batches(Protocol):
         """Part ``part`` of ``parts`` of the batch of ``step``. ``names`` of the result are the samples' names."""
         ...
 
-    def fingerprint(self) -> str:
-        """Changes when the data or the way it is cut changes."""
+    def fingerprint(self) -> Mapping[str, Any]:
+        """Name what a resumed run must have in common with this one: ``data``, the content of the source, ``batch``,
+        and the other options that change how it is cut."""
         ...
 
 
@@ -50,12 +51,18 @@ class Dataset:
     batches: Batches
 
 
+def is_matrix(parameter: Tensor) -> bool:
+    """Whether more than one dimension is longer than 1, as of matrices and kernels, on which weight decay acts: an
+    NFNet's gains are [out, 1, 1, 1]."""
+    return sum(size > 1 for size in parameter.shape) > 1
+
+
 class Stage(Protocol):
     """One stage.
 
-    ``model`` holds all parameters; those that require a gradient are trained, and they and the buffers are the state
-    that a resumed run needs. ``shards`` names the modules that FSDP shards one by one, in the order of the forward
-    pass.
+    ``model`` holds all parameters; those that require a gradient are trained, and are all of it that a resumed run
+    needs (`state.py`): a step changes no buffer. ``shards`` names the modules that FSDP shards one by one, in the order
+    of the forward pass.
     """
 
     @property

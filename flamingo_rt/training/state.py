@@ -30,11 +30,13 @@ from flamingo_rt.files import check_space, new_directory
 from flamingo_rt.json_files import read_json
 from flamingo_rt.training.sharding import World, local
 
-RUN, FORMAT = "run.json", 1
+RUN, FORMAT = "run.json", 2
 MOMENTS = ("exp_avg", "exp_avg_sq")
 START_ANEW = "delete it to train from the start"
 # Options that change how a run is computed, and nothing of its result.
 FREE_OPTIONS = ("workers", "accumulate", "save_seconds", "sample_steps", "checkpoint_activations", "compile")
+# Options that change the result, and with which a run is mended that came to no number, or to too much damaged data.
+MENDING_OPTIONS = ("learning_rate", "gradient_clip", "max_damaged")
 _SHARDING = "DCP_SHARDING_INFO"  # metadata of torch.distributed.checkpoint: where a file's tensors begin in the whole
 
 
@@ -143,24 +145,44 @@ def _read_position(path: Path, identity: Mapping[str, Any]) -> RunPosition:
         if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**62:
             raise DataError(f"{path / RUN}: {name} is {value!r}, not a count; {START_ANEW}")
         counts[name] = value
-    different = list(_differences(stored.get("identity"), json.loads(json.dumps(identity)), ""))
+    different = _identity_differences(stored.get("identity"), json.loads(json.dumps(identity)))
     if different:
         listed = "; ".join(different[:3]) + (f" and {len(different) - 3} more" if len(different) > 3 else "")
-        raise UsageError(f"{path} is of another run: {listed}. Give what it was started with, or delete it")
+        raise UsageError(f"{path} is of another run: {listed}. Give what it was started with, or delete {path} to "
+                         "train from the start")
     return RunPosition(**counts)
+
+
+def _identity_differences(stored: Any, now: Any) -> list[str]:
+    """Differences between the identities of two runs, each dataset's by its name; options that may change are not
+    looked at."""
+    found: list[str] = []
+    if isinstance(stored, dict) and isinstance(now, dict):
+        stored, now = dict(stored), dict(now)
+        for each in (stored, now):
+            if isinstance(each.get("options"), dict):
+                each["options"] = {name: value for name, value in each["options"].items()
+                                   if name not in (*FREE_OPTIONS, *MENDING_OPTIONS)}
+        if isinstance(stored.get("datasets"), dict) and isinstance(now.get("datasets"), dict):
+            before, after = stored.pop("datasets"), now.pop("datasets")
+            for name in sorted(set(before) | set(after)):
+                if name not in before or name not in after:
+                    found.append(f"dataset {name} is {'missing' if name in before else 'new'}")
+                else:
+                    found += (f"dataset {name}: {text}" for text in _differences(before[name], after[name], ""))
+    return [*_differences(stored, now, ""), *found]
 
 
 def _differences(stored: Any, now: Any, where: str) -> Iterator[str]:
     """Differences between two JSON values, as ``key was A, is B``."""
     if isinstance(stored, dict) and isinstance(now, dict):
         for key in sorted(set(stored) | set(now)):
-            if key not in FREE_OPTIONS:
-                yield from _differences(stored.get(key), now.get(key), f"{where}.{key}" if where else str(key))
+            yield from _differences(stored.get(key), now.get(key), f"{where}.{key}" if where else str(key))
     elif isinstance(stored, list) and isinstance(now, list) and len(stored) == len(now):
         for index, (one, other) in enumerate(zip(stored, now, strict=True)):
             yield from _differences(one, other, f"{where}[{index}]")
     elif stored != now:
-        yield f"{where or 'identity'} was {str(stored)[:60]}, is {str(now)[:60]}"
+        yield f"{where or 'identity'} was {repr(stored)[:60]}, is {repr(now)[:60]}"
 
 
 def _tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -9,12 +9,13 @@ from flamingo_rt.training.data.samples import DamagedSample, SampleSource
 from flamingo_rt.training.data.text_batches import document_text
 
 MOST_TEXTS = 20_000
-MOST_CHARACTERS = 20_000_000  # of all texts together: a minute of training, and far more than merges need
+TOKENIZER_SCENES = 3000  # drawn ones; their words are few
+MOST_CHARACTERS = 20_000_000  # of the texts of one source: a minute of learning, and far more than merges need
 
 
 def source_texts(source: SampleSource, most: int = MOST_TEXTS) -> Iterator[str]:
-    """Texts of up to ``most`` samples, evenly taken, `MOST_CHARACTERS` in all; damaged samples are left out: they are
-    counted when batches are drawn."""
+    """Texts of up to ``most`` samples, evenly taken, `MOST_CHARACTERS` of this source in all; damaged samples are left
+    out: they are counted when batches are drawn."""
     count = min(len(source), most)
     for number in range(count):
         with suppress(DamagedSample):

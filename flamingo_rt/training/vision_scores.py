@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -54,7 +55,7 @@ class VisionScores:
     def __str__(self) -> str:
         parts = []
         if self.zero_shot is not None:
-            parts.append(f"zero-shot {self.zero_shot:.1%} of {self.classes} classes")
+            parts.append(f"zero-shot {self.zero_shot:.1%} of {self.classes} classes (chance {1 / self.classes:.1%})")
         if self.linear_probe is not None:
             parts.append(f"linear probe {self.linear_probe:.1%}")
         for name, recall in (("picture to text", self.image_to_text), ("text to picture", self.text_to_image)):
@@ -70,6 +71,19 @@ class VisionScores:
             if recall is not None:
                 found |= {f"{name}.recall_at_1": recall.at_1, f"{name}.recall_at_5": recall.at_5}
         return {f"evaluation.{name}": value for name, value in found.items() if value is not None}
+
+
+def check_evaluation(source: SampleSource, reader: PairReader) -> None:
+    """Raise now what `measure` would raise once the training is done, by reading pictures until one is sound."""
+    for place in _places(source):
+        with suppress(DamagedSample):
+            sample = source.sample(place)
+            pair_text(sample)
+            reader.pixels(sample)
+            if sample.label is not None:
+                _require_scikit_learn()
+            return
+    raise _nothing_read(source)
 
 
 class _Read(NamedTuple):
@@ -110,10 +124,10 @@ def _read(model: DualEncoder, source: SampleSource, reader: PairReader) -> _Read
     images: list[Tensor] = []
     features: list[Tensor] = []
     pixels: list[np.ndarray] = []
-    count = min(len(source), MOST_PICTURES)
-    for number in range(count):
+    places = _places(source)
+    for place in places:
         try:
-            sample = source.sample(number * len(source) // count)
+            sample = source.sample(place)
             text = pair_text(sample)
             pixels.append(reader.pixels(sample))
         except DamagedSample:
@@ -126,8 +140,18 @@ def _read(model: DualEncoder, source: SampleSource, reader: PairReader) -> _Read
     if pixels:
         _encode_pictures(model, pixels, images, features)
     if not images:
-        raise DataError(f"none of the {len(source)} pictures of the evaluation could be read: check the source")
-    return _Read(names, labels, texts, torch.cat(images), torch.cat(features), count - len(names))
+        raise _nothing_read(source)
+    return _Read(names, labels, texts, torch.cat(images), torch.cat(features), len(places) - len(names))
+
+
+def _places(source: SampleSource) -> list[int]:
+    """Places of at most `MOST_PICTURES` samples, evenly taken."""
+    count = min(len(source), MOST_PICTURES)
+    return [number * len(source) // count for number in range(count)]
+
+
+def _nothing_read(source: SampleSource) -> DataError:
+    return DataError(f"none of the {len(source)} pictures of the evaluation could be read: check the source")
 
 
 def _encode_pictures(
@@ -169,13 +193,12 @@ def recall(similarity: Tensor, right: Tensor) -> Recall:
 def linear_probe(features: np.ndarray, labels: np.ndarray) -> float | None:
     """Accuracy of a logistic regression on features [N, D]: learnt on every other picture of each class, measured on
     the rest. None when fewer than two classes have two pictures. Raises `DependencyError` without scikit-learn."""
-    try:
-        from sklearn.exceptions import ConvergenceWarning
-        from sklearn.linear_model import LogisticRegression
-        from sklearn.pipeline import make_pipeline
-        from sklearn.preprocessing import StandardScaler
-    except ImportError as error:
-        raise DependencyError("the linear probe needs scikit-learn: pip install 'flamingo-rt[train]'") from error
+    _require_scikit_learn()
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     seen: dict[str, int] = {}
     learnt = np.zeros(len(labels), bool)
     for place, label in enumerate(labels):
@@ -187,6 +210,13 @@ def linear_probe(features: np.ndarray, labels: np.ndarray) -> float | None:
         warnings.simplefilter("ignore", ConvergenceWarning)  # a probe that is not quite converged is near enough
         probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)).fit(features[learnt], labels[learnt])
     return float(probe.score(features[~learnt], labels[~learnt]))
+
+
+def _require_scikit_learn() -> None:
+    try:
+        import sklearn  # noqa: F401
+    except ImportError as error:
+        raise DependencyError("the linear probe needs scikit-learn: pip install 'flamingo-rt[train]'") from error
 
 
 def _classified(

@@ -20,28 +20,27 @@ from torch import nn
 from flamingo_rt.config import NFNetConfig, TokensConfig
 from flamingo_rt.errors import UsageError
 from flamingo_rt.importing.openflamingo_tokenizer import load_tokenizer
+from flamingo_rt.model.flamingo import on_meta_device
 from flamingo_rt.model.text_encoder import TextEncoderConfig
-from flamingo_rt.model_memory import TRAINING, require_bytes
-from flamingo_rt.parameter_count import vision_parameters
 from flamingo_rt.presets import preset
 from flamingo_rt.training.adaptive_clipping import clip_adaptively
 from flamingo_rt.training.contrastive import contrastive_loss
 from flamingo_rt.training.data.pair_batches import PairBatch, PairBatches, PairReader
 from flamingo_rt.training.data.samples import SampleSource
 from flamingo_rt.training.data.scene_pairs import ScenePairs
-from flamingo_rt.training.data.sources import open_source
+from flamingo_rt.training.data.sources import check_names, open_source
 from flamingo_rt.training.dual_encoder import DualEncoder, DualEncoderConfig
 from flamingo_rt.training.loop import clip_norm, gradient_norm
-from flamingo_rt.training.options import DataOptions, VisionOptions
-from flamingo_rt.training.sharding import World, whole
-from flamingo_rt.training.stage import Dataset, Loss
-from flamingo_rt.training.texts import MOST_TEXTS, source_texts
+from flamingo_rt.training.memory import require_training_memory
+from flamingo_rt.training.options import SCENES, DataOptions, VisionOptions
+from flamingo_rt.training.sharding import World, autocast, whole, whole_state
+from flamingo_rt.training.stage import Dataset, Loss, is_matrix
+from flamingo_rt.training.texts import MOST_TEXTS, TOKENIZER_SCENES, source_texts
 from flamingo_rt.training.tokenizer_training import train_tokenizer
 from flamingo_rt.training.towers import write_tower
-from flamingo_rt.training.vision_scores import VisionScores, measure
+from flamingo_rt.training.vision_scores import VisionScores, check_evaluation, measure
 
-SCENES, HELD_OUT_SCENES = "scenes", 1000
-TOKENIZER_SCENES = 3000  # their words are few
+HELD_OUT_SCENES = 1000
 
 
 class VisionStage:
@@ -78,8 +77,8 @@ class VisionStage:
     def decay_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """See `Stage.decay_groups`."""
         parameters = list(self.model.parameters())
-        return ([entry for entry in parameters if _is_matrix(entry)],
-                [entry for entry in parameters if not _is_matrix(entry)])
+        return ([entry for entry in parameters if is_matrix(entry)],
+                [entry for entry in parameters if not is_matrix(entry)])
 
     def clip(self, bound: float) -> float:
         """See `Stage.clip`: the NFNet adaptively, without the projection, its final linear layer; the rest by norm."""
@@ -98,9 +97,11 @@ class VisionStage:
         return {"temperature": math.exp(-float(whole(self.model.log_inverse_temperature.detach()))), **scores}
 
     def measure(self) -> VisionScores | None:
-        """The scores on the source of the evaluation, None without one; every rank calls this."""
+        """The scores on the source of the evaluation, in the precision of the run, None without one; every rank calls
+        this."""
         if self._evaluation is not None:
-            self.scores = measure(self.model, self._evaluation, self._reader)
+            with autocast(self._world, self._options.run.precision):
+                self.scores = measure(self.model, self._evaluation, self._reader)
             self._unreported = self.scores.scalars()
         return self.scores
 
@@ -124,7 +125,7 @@ class VisionStage:
         """See `Stage.write`: a folder with both towers, of which `train flamingo --vision` takes the image tower. Its
         config.json holds the scores, too."""
         scores = self.scores if self.scores is not None else self.measure()
-        tensors = {name: whole(tensor.detach()).cpu() for name, tensor in self.model.state_dict().items()}
+        tensors = whole_state(self.model, self._world)
         config = {**self.model.config.to_dict(), "preprocessing": asdict(self._reader.preprocessing)}
         if scores is not None:
             config["scores"] = scores.scalars()
@@ -148,11 +149,13 @@ def open_vision_stage(options: VisionOptions, world: World) -> VisionStage:
         texts = (text for source in sources for text in captions(source, MOST_TEXTS // len(sources)))
         tokenizer = train_tokenizer(texts, options.vocab_size, TokensConfig())
     config = DualEncoderConfig(sizes.vision, text_config(options, tokenizer), options.embedding)
-    parameters = vision_parameters(sizes.vision)
-    require_bytes(TRAINING * parameters // world.size, f"training the vision encoder of {options.encoder}",
-                  f"{parameters / 1e6:,.1f}M parameters, {TRAINING} bytes each")
+    with on_meta_device():
+        parameters = sum(parameter.numel() for parameter in DualEncoder(config).parameters())
+    require_training_memory(parameters, f"training the vision encoder of {options.encoder} and its text encoder", world)
     torch.manual_seed(seed)
     reader = PairReader(tokenizer, sizes.preprocessing, sizes.vision.image_size, options.text_tokens)
+    if evaluation is not None:
+        check_evaluation(evaluation, reader)
     datasets = [
         Dataset(entry.label, entry.weight, PairBatches(source, entry, reader, seed, number))
         for number, (entry, source) in enumerate(zip(options.data, sources, strict=True))
@@ -175,10 +178,7 @@ def check_vision_options(options: VisionOptions) -> None:
         if entry.batch < 2:
             raise UsageError(f"data {entry.source!r}: batch is {entry.batch}; a text must be told apart from that of "
                              "another pair: 2 or more")
-    labels = [entry.label for entry in options.data]
-    for label in labels:
-        if labels.count(label) > 1:
-            raise UsageError(f"two datasets are called {label!r}: give each a name of its own")
+    check_names(options.data)
 
 
 def open_pairs(options: DataOptions, seed: int, held_out: bool = False) -> SampleSource:
@@ -206,8 +206,3 @@ def text_config(options: VisionOptions, tokenizer: Tokenizer) -> TextEncoderConf
         vocab_size=1 + max(tokenizer.get_vocab().values()), context=options.text_tokens, width=options.text_width,
         layers=options.text_layers, heads=options.text_heads, ff_width=4 * options.text_width,
     )
-
-
-def _is_matrix(parameter: nn.Parameter) -> bool:
-    """Whether more than one dimension is longer than 1: gains are [out, 1, 1, 1]."""
-    return sum(size > 1 for size in parameter.shape) > 1

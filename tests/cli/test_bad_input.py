@@ -102,7 +102,7 @@ def test_a_value_out_of_range_is_named(infer, arguments, named: str) -> None:
 def test_a_learning_rate_that_is_no_number_is_refused(run, tmp_path: Path) -> None:
     outcome = run("train", "flamingo", "--out", tmp_path / "out", "--learning-rate", "nan")
     assert outcome.code == 2
-    assert "--learning-rate" in outcome.err
+    assert "learning_rate is nan" in outcome.err
     assert "nan" in outcome.err
 
 

@@ -160,7 +160,7 @@ def test_without_a_usable_sample_no_sheet_is_written(run, tmp_path) -> None:
 @pytest.mark.parametrize(("source", "more", "code", "said"), [
     ("gone", [], 1, "gone does not exist"),
     ("", [], 2, "a dataset needs a source"),
-    ("gone,tokns=3", [], 2, "'gone,tokns=3': 'tokns=3' is no key=value; did you mean tokens"),
+    ("gone,tokns=3", [], 2, "'gone,tokns=3': there is no key 'tokns'; did you mean tokens"),
     ("scenes", [], 2, "make-scenes"),
     ("{data}", ["--kind", "pages"], 1, "holds pairs, not pages"),
     ("{data}", ["--tokenizer", "/nowhere"], 1, "/nowhere"),

@@ -57,7 +57,8 @@ def test_training_says_when_nothing_was_saved(run, monkeypatch, out) -> None:
     monkeypatch.setattr("flamingo_rt.training.flamingo_start.open_flamingo_stage", interrupt)
     outcome = run("train", "flamingo", "--data", "scenes", "--out", out)
     assert outcome.code == 130
-    assert outcome.err.strip() == "interrupted: nothing was saved yet; the state is saved every half minute"
+    said = "interrupted: nothing was saved yet; the state is saved every 30 seconds (--save-seconds)"
+    assert outcome.err.strip() == said
 
 
 @pytest.mark.parametrize(

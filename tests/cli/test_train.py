@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from pathlib import Path
 
@@ -12,8 +13,10 @@ from safetensors.torch import load_file
 from torch.distributed import HashStore
 
 from flamingo_rt.cli import training_progress
+from flamingo_rt.errors import DataError
+from flamingo_rt.loading import PACKAGED_BUNDLE
 from flamingo_rt.presets import PRESETS
-from flamingo_rt.training import flamingo_stage, sharding
+from flamingo_rt.training import sample_answers, sharding
 from flamingo_rt.training.config_file import option_fields
 from flamingo_rt.training.options import FlamingoOptions, LanguageOptions, VisionOptions
 from flamingo_rt.training.run_log import StepReport, log_path, read_log, tensorboard_path
@@ -86,15 +89,15 @@ def values(stage: str) -> dict[str, object]:
         elif key.choices:
             given[key.name] = next(choice for choice in key.choices if choice != key.default)
         elif key.is_list:
-            given[key.name] = ["language", "embedding"]
+            given[key.name] = ["embedding"]
         elif key.kind is str:
             given[key.name] = "a name"
         elif key.kind is int:
             given[key.name] = (key.default or 1) * 2
         else:
             given[key.name] = (key.default or 0.5) / 2
-    for name in {"flamingo": ("vision", "language", "accumulate"), "language": (), "vision": ()}[stage]:
-        del given[name]  # they do not go together with start_from and vision_task
+    for name in {"flamingo": ("vision", "language", "tokenizer", "vision_task"), "language": (), "vision": ()}[stage]:
+        del given[name]  # they do not go together with start_from and a frozen encoder
     return given
 
 
@@ -141,6 +144,22 @@ def test_the_help_shows_each_key_with_its_default(run, stage) -> None:
     assert f"[default: {STAGES[stage]().run.learning_rate}]" in page
 
 
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_help_names_no_range_and_a_number_is_refused_as_that_of_a_file(run, tmp_path, stage) -> None:
+    assert "<=x" not in run("train", stage, "--help").out
+    for option, value in (("steps", -1), ("workers", 257), ("learning_rate", -1.0), ("beta2", "inf"), ("seed", 2**63)):
+        (tmp_path / "run.toml").write_text(f"{option} = {value}\n")
+        words = ("--" + option.replace("_", "-"), value)
+        ways = (words, ("--config", tmp_path / "run.toml"))
+        refused = [run("train", stage, *given, "--print-config") for given in ways]
+        assert refused[0] == refused[1]
+        assert (refused[0].code, refused[0].err.startswith(f"flamingo-rt: {option} is {value}")) == (2, True)
+
+
+def test_the_help_of_data_shows_how_a_list_is_written(run) -> None:
+    assert "chunks=1+4" in run("train", "flamingo", "--help").out
+
+
 def test_an_unknown_key_of_the_file_is_offered_a_near_one(run, tmp_path) -> None:
     (tmp_path / "run.toml").write_text("learning_rat = 1e-3\n")
     outcome = run("train", "flamingo", "--config", tmp_path / "run.toml", "--out", tmp_path / "out")
@@ -172,10 +191,42 @@ def test_what_cannot_be_trained_is_a_usage_error_that_leaves_nothing(run, tmp_pa
     assert not names(tmp_path)
 
 
+@pytest.mark.parametrize("stage", ["vision", "language"])
+def test_a_folder_of_an_earlier_stage_in_the_place_of_a_checkpoint_is_told_from_one(run, tmp_path, stage) -> None:
+    tower = tmp_path / "tower"
+    tower.mkdir()
+    (tower / "config.json").write_text(json.dumps({"kind": stage, "embedding": 4}))
+    data = ("--data", "scenes", "--out", tmp_path / "out")
+    for outcome in (run("train", "flamingo", "--start-from", tower, *data),
+                    run("export", "--ckpt", tower, "--out", tmp_path / "bundle")):
+        assert outcome.code == 1
+        assert f"{tower} is what train {stage} wrote" in outcome.err
+        assert f"--{stage}" in outcome.err
+    assert names(tmp_path) == {"tower"}
+
+
+def test_a_bundle_is_not_trained_and_a_path_without_anything_is_told(run, tmp_path) -> None:
+    data = ("--data", "scenes", "--out", tmp_path / "out")
+    outcome = run("train", "flamingo", "--start-from", PACKAGED_BUNDLE, *data)
+    assert (outcome.code, outcome.out) == (1, "")
+    assert f"{PACKAGED_BUNDLE} is a bundle" in outcome.err
+    assert "give the checkpoint that it was exported from" in outcome.err
+    outcome = run("train", "flamingo", "--start-from", tmp_path / "gone", *data)
+    assert f"{tmp_path / 'gone'} does not exist" in outcome.err
+
+
 def test_the_output_must_be_named(run) -> None:
     outcome = run("train", "flamingo", "--data", "scenes")
     assert outcome.code == 2
     assert "--out is missing" in outcome.err
+
+
+@pytest.fixture
+def empty_place(tmp_path_factory, monkeypatch) -> None:
+    """Work in a folder of which those above hold no data."""
+    place = tmp_path_factory.mktemp("place") / "a" / "b"
+    place.mkdir(parents=True)
+    monkeypatch.chdir(place)
 
 
 @pytest.mark.parametrize("value", ["\0", "\ud800", "n" * 5000, "../..", "-"], ids=lambda value: ascii(value)[:20])
@@ -183,7 +234,9 @@ def test_the_output_must_be_named(run) -> None:
     ("vision", "--data"), ("vision", "--evaluation"), ("vision", "--encoder"), ("language", "--data"),
     ("language", "--decoder"), ("flamingo", "--data"), ("flamingo", "--preset"), ("flamingo", "--unfreeze"),
 ])
-def test_a_text_that_names_nothing_is_refused_in_a_short_message(run, tmp_path, folder, stage, option, value) -> None:
+def test_a_text_that_names_nothing_is_refused_in_a_short_message(
+    run, tmp_path, folder, empty_place, stage, option, value
+) -> None:
     others = () if option == "--data" else ("--data", folder)
     frozen = ("--unfreeze", "vision,language") if stage == "flamingo" and option != "--unfreeze" else ()
     outcome = run("train", stage, *others, *frozen, option, value, "--out", tmp_path / "out", *SHORT)
@@ -200,6 +253,7 @@ def test_a_text_that_names_nothing_is_refused_in_a_short_message(run, tmp_path, 
     ("make", "said"),
     [
         (lambda folder: "shards-{0000..0002}.tar", "shards-0000.tar"),
+        (lambda folder: "shards-*.tar", "shards-*.tar does not exist, and * is not expanded: write {0000..0099}"),
         (lambda folder: (folder / "cut.tar").write_bytes(tar(pairs(2))[:700]) and "cut.tar", "cut.tar"),
         (lambda folder: (folder / "no.tar").write_bytes(b"x" * 2000) and "no.tar", "no.tar"),
         (lambda folder: write_lines(folder / "empty.jsonl", []).name, "empty.jsonl"),
@@ -207,7 +261,8 @@ def test_a_text_that_names_nothing_is_refused_in_a_short_message(run, tmp_path, 
         (lambda folder: write_lines(folder / "e.jsonl", [{"image": "a.png", "text": " "}] * 3).name, "in a row are"),
         (lambda folder: "nowhere", "nowhere does not exist"),
     ],
-    ids=["missing shards", "cut short", "no archive", "no lines", "only texts", "empty captions", "nothing there"],
+    ids=["missing shards", "a star", "cut short", "no archive", "no lines", "only texts", "empty captions",
+         "nothing there"],
 )
 def test_data_that_cannot_be_used_is_named(train, tmp_path, make, said) -> None:
     source = make(tmp_path)
@@ -294,17 +349,48 @@ def test_an_earlier_output_is_replaced_when_asked(train, tmp_path) -> None:
 
 
 def test_without_a_terminal_lines_come_now_and_then_and_at_the_end(train, tmp_path, monkeypatch) -> None:
-    lines = train(tmp_path / "a").err.splitlines()
+    lines = train(tmp_path / "a").err.splitlines()[1:]
     assert [line.split()[:2] for line in lines] == [["step", "3/3"]]
     for word in ("loss ", " tokens/s", "waiting ", " min left"):
         assert word in lines[0]
     monkeypatch.setattr(training_progress, "PLAIN_SECONDS", 0.0)
-    lines = train(tmp_path / "b").err.splitlines()
+    lines = train(tmp_path / "b").err.splitlines()[1:]
     assert [line.split()[1] for line in lines] == ["1/3", "2/3", "3/3"]
 
 
+def test_the_start_says_what_is_trained_on_what(train, tmp_path, folder, checkpoint) -> None:
+    line = train(tmp_path / "out", "--data", f"{folder},name=more,batch=2").err.splitlines()[0]
+    weights = load_file(checkpoint / "model.safetensors")
+    parts = re.fullmatch(r"training ([\d,]+) of ([\d,]+) parameters in 3 steps on "
+                         r"mine \(pairs, 12 lines; batch 4\), more \(pairs, 12 lines; batch 2\)", line)
+    trained, total = (int(number.replace(",", "")) for number in parts.groups())
+    assert sum(tensor.numel() for name, tensor in weights.items() if "resampler" in name) < trained < total
+    assert total >= sum(tensor.numel() for tensor in weights.values())
+
+
+def test_a_warm_up_as_long_as_the_run_is_told_with_the_rate_that_is_reached(train, tmp_path) -> None:
+    said = train(tmp_path / "out", "--warmup-steps", 6, "--learning-rate", "1e-3").err
+    assert "warmup_steps is 6, and there are no more steps: the learning rate only rises, to 0.0005 at the last" in said
+    assert "warmup_steps" not in train(tmp_path / "other", "--warmup-steps", 2).err
+
+
+def test_losses_of_several_datasets_are_divided_and_stage_1_counts_pictures(train, run, tmp_path, folder) -> None:
+    said = train(tmp_path / "out", "--data", f"{folder},name=more,batch=2").err.splitlines()[-1]
+    assert re.search(r"loss mine \d+\.\d+, more \d+\.\d+  [\d,]+ tokens/s", said)
+    classes = tmp_path / "classes"
+    for name in ("one", "two"):
+        captions(classes / name, 4, step=3 if name == "one" else 5)
+        (classes / name / "captions.jsonl").unlink()
+    said = run("train", "vision", "--encoder", "small", "--vocab-size", 300, "--text-width", 16, "--steps", 1, *SHORT,
+               "--data", f"{folder},batch=4", "--evaluation", classes, "--sample-steps", 1, "--out",
+               tmp_path / "vision").err
+    assert " pictures/s" in said
+    assert "tokens/s" not in said
+    assert "of 2 classes (chance 50.0%)" in said
+
+
 def test_sample_answers_stand_beside_the_right_ones(train, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(flamingo_stage, "SAMPLE_TOKENS", 2)
+    monkeypatch.setattr(sample_answers, "MOST_TOKENS", 2)
     lines = train(tmp_path / "out", "--sample-steps", 2).err.splitlines()
     answers = [line for line in lines if line.startswith("  mine: Output: -> ")]
     assert len(answers) == 2 * 3  # three of them after the second and the last step
@@ -368,6 +454,28 @@ def test_an_error_that_several_processes_meet_is_printed_once(train, as_rank, tm
     assert "elsewhere does not exist" in train(tmp_path / "out", data="elsewhere").err  # an error of its own
 
 
+def test_a_process_that_loses_another_to_an_error_says_nothing_of_its_own(
+    train, as_rank, no_training, tmp_path, monkeypatch
+) -> None:
+    def failing(error: Exception):
+        def fail(*arguments, **others) -> None:
+            raise error
+
+        monkeypatch.setattr("flamingo_rt.training.loop.train", fail)
+
+    as_rank(0)
+    failing(RuntimeError("a bug of this process"))
+    with pytest.raises(RuntimeError, match="a bug"):
+        train(tmp_path / "out")
+    as_rank(1)
+    failing(DataError("memory ran out"))
+    assert "memory ran out" in train(tmp_path / "out").err
+    as_rank(0)
+    failing(RuntimeError("Connection closed by peer"))
+    outcome = train(tmp_path / "out")
+    assert (outcome.code, outcome.out, outcome.err) == (1, "", "")
+
+
 def test_an_interrupt_of_several_processes_is_told_by_the_first(
     train, as_rank, no_training, tmp_path, monkeypatch
 ) -> None:
@@ -414,6 +522,27 @@ def test_the_command_that_an_interrupt_names_ends_the_run_as_if_it_had_not_come(
     assert (out / "model.safetensors").read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()
 
 
+def test_a_run_that_goes_on_says_from_where_and_one_that_cannot_starts(train, unfinished, tmp_path) -> None:
+    out, _ = unfinished
+    assert train(out, "--resume").err.startswith(f"goes on after step 1 of 3, from {state_path(out)}\n")
+    other = train(tmp_path / "other", "--resume")
+    assert other.code == 0
+    assert other.err.startswith(f"there is no unfinished run at {state_path(tmp_path / 'other')}: starts from step 1\n")
+
+
+def test_a_finished_run_that_is_resumed_stays_and_is_no_error(train, tmp_path) -> None:
+    out = tmp_path / "out"
+    assert train(out).code == 0
+    before = {file.name: file.read_bytes() for file in out.iterdir()}
+    again = train(out, "--resume")
+    assert (again.code, again.err) == (0, "")
+    assert again.out == f"{out} is finished; next: flamingo-rt export --ckpt {out} --out BUNDLE\n"
+    assert {file.name: file.read_bytes() for file in out.iterdir()} == before
+    longer = train(out, "--resume", "--steps", 5)
+    assert longer.code == 2
+    assert "already exists" in longer.err
+
+
 def test_an_unfinished_run_is_not_started_anew_unasked(train, unfinished) -> None:
     out, _ = unfinished
     refused = train(out, "--save-seconds", "1e-9")
@@ -440,18 +569,25 @@ def test_a_run_is_not_resumed_as_another_and_the_difference_is_named(train, unfi
     assert {file.name: file.read_bytes() for file in state_path(out).iterdir()} == before
 
 
-@pytest.mark.parametrize("change", ["another folder", "another batch", "another weight"])
-def test_a_run_is_not_resumed_on_other_data(train, unfinished, folder, tmp_path, change) -> None:
+@pytest.mark.parametrize(("change", "said"), [
+    ("another folder", "dataset mine: data was 'pairs, 12 lines, "),
+    (",batch=8", "dataset mine: batch was 4, is 8. Give"),
+    (",batch=4,weight=0.5", "dataset mine: weight was 1.0, is 0.5. Give"),
+    (",batch=4,name=other", "dataset mine is missing; dataset other is new. Give"),
+])
+def test_a_run_is_not_resumed_on_other_data(train, unfinished, folder, tmp_path, change, said) -> None:
     out, _ = unfinished
-    data = {"another folder": f"{captions(tmp_path / 'mine', 11)},batch=4", "another batch": f"{folder},batch=8",
-            "another weight": f"{folder},batch=4,weight=0.5"}[change]
-    outcome = train(out, "--resume", data=data)
+    other = f"{captions(tmp_path / 'mine', 11)},batch=4" if change == "another folder" else f"{folder}{change}"
+    outcome = train(out, "--resume", data=other)
     assert outcome.code == 2
-    assert "is of another run: datasets.mine." in outcome.err
+    assert f"is of another run: {said}" in outcome.err
+    assert f"or delete {state_path(out)}" in outcome.err
 
 
 def test_an_interrupt_before_the_first_state_says_so(train, tmp_path, monkeypatch) -> None:
     interrupt_at(monkeypatch, 1)
-    outcome = train(tmp_path / "out")
+    outcome = train(tmp_path / "out", "--save-seconds", 90)
     assert outcome.code == 130
-    assert outcome.err.splitlines()[-1] == "interrupted: nothing was saved yet; the state is saved every half minute"
+    assert outcome.err.splitlines()[-1] == (
+        "interrupted: nothing was saved yet; the state is saved every 90 seconds (--save-seconds)"
+    )

@@ -178,7 +178,7 @@ def test_each_layer_reads_its_own_keys(flamingo_config, randomise, random_tensor
     with torch.no_grad():
         together = cross.media(INDEX, rows(keys), rows(values))
         alone = cross.media(INDEX, rows(keys[1:]), rows(values[1:]))
-        assert torch.equal(cross(2, hidden, together), cross.layers["2"](hidden, alone, 0))
+        assert torch.equal(cross(2, hidden, together), cross.layers["2"](hidden, alone.of(0)))
 
 
 def test_new_gates_are_closed(flamingo_config):

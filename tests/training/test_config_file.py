@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -28,12 +29,13 @@ OWN = {
     },
     LanguageOptions: {"decoder": "small", "tokenizer": "t", "vocab_size": 300, "context": 64, "repeats": 0.25},
     FlamingoOptions: {
-        "preset": "small", "vision": "v", "language": "l", "tokenizer": ODD, "unfreeze": ["language", "embedding"],
-        "lora": 8, "initial_gate": 0.5, "gates": "none", "vision_task": 0.25, "cache_features": "c", "cache_bytes": 5,
+        "preset": "small", "vision": "v", "language": "l", "tokenizer": "t", "unfreeze": ["embedding"],
+        "lora": 8, "initial_gate": 0.5, "gates": "none", "vision_task": 0.25, "cache_features": ODD, "cache_bytes": 5,
         "start_from": "whole",
     },
 }
-APART = {FlamingoOptions: ("vision", "language")}  # start_from excludes them
+# start_from excludes the first three, a frozen encoder the last.
+APART = {FlamingoOptions: ("vision", "language", "tokenizer", "vision_task")}
 DATA = {
     "source": ODD, "name": "pairs", "kind": "videos", "weight": 0.25, "batch": 6, "tokens": 64, "frames": 4, "fps": 2.5,
     "images": 3, "next_image": 0.0, "chunks": [1, 3], "augment": False, "leading_space": 0.5, "prompt": "",
@@ -87,6 +89,20 @@ def test_the_printed_file_gives_the_same_options(full, file, stage) -> None:
 
 
 @pytest.mark.parametrize("stage", STAGES)
+def test_the_printed_file_has_every_key_and_its_comments_are_keys_too(file, stage) -> None:
+    keys, data = ({key.name for key in option_fields(kind)} for kind in (stage, DataOptions))
+    for sources in ((), ("scenes",)):
+        top, table = options_text(read_options(stage, None, {}, sources)).split("[[data]]")
+        for expected_keys, text in ((keys, top), (data, table)):
+            found = [line.removeprefix("# ").split(" = ")[0] for line in text.splitlines() if " = " in line]
+            assert sorted(found) == sorted(expected_keys)
+    text = options_text(read_options(stage, None, {})).replace("# [[data]]", "[[data]]")
+    text = text.replace("# source = …", 'source = "scenes"')
+    file.write_text(re.sub(r"# (\w+ = [^…]*  #)", r"\1", text), encoding="utf-8")
+    assert read_options(stage, file, {}).data == (DataOptions("scenes"),)
+
+
+@pytest.mark.parametrize("stage", STAGES)
 def test_what_is_given_counts_before_the_file_and_the_file_before_the_default(file, stage) -> None:
     file.write_text(toml({"steps": 5, "seed": 6, "data": [{"source": "a"}, {"source": "b"}]}))
     options = read_options(stage, file, {"steps": 9})
@@ -116,13 +132,13 @@ def test_an_integer_is_a_number(file) -> None:
         ("[[data]]\nsource = 'a'\nwieght = 2", r"data 1: there is no key 'wieght'; did you mean weight"),
         ("[[data]]\nsource = 'a'\n[[data]]\nsource = 'b'\nzzz = 2", r"data 2: there is no key 'zzz'; known: augment"),
         ("context = 64", r"no key 'context'"),
-        ("steps = '3'", r"steps is '3'; it must be int"),
-        ("steps = 3.5", r"steps is 3.5; it must be int"),
-        ("steps = true", r"steps is True; it must be int"),
-        ("steps = [3]", r"steps is \[3\]; it must be int"),
-        ("compile = 1", r"compile is 1; it must be bool"),
-        ("vision = 3", r"vision is 3; it must be str"),
-        ("unfreeze = 'vision'", r"unfreeze is 'vision'; it must be a list of str"),
+        ("steps = '3'", r"steps is '3'; it must be a whole number"),
+        ("steps = 3.5", r"steps is 3.5; it must be a whole number"),
+        ("steps = true", r"steps is True; it must be a whole number"),
+        ("steps = [3]", r"steps is \[3\]; it must be a whole number"),
+        ("compile = 1", r"compile is 1; it must be true or false"),
+        ("vision = 3", r"vision is 3; it must be a text"),
+        ("unfreeze = 'vision'", r"unfreeze is 'vision'; it must be a list of texts"),
         ("unfreeze = ['text']", r"unfreeze names 'text'; known: vision"),
         ("schedule = 'step'", r"schedule is 'step'; it must be constant or cosine or linear"),
         ("schedule = ['cosine']", r"schedule is \['cosine'\]; it must be constant or cosine or linear"),
@@ -139,8 +155,9 @@ def test_an_integer_is_a_number(file) -> None:
         ("[[data]]\nname = 'a'", r"a dataset needs a source"),
         ("[[data]]\nsource = 'a'\nweight = 0", r"data 'a': weight is 0.0; it must be above 0"),
         ("[[data]]\nsource = 'a'\nweight = -1.5", r"data 'a': weight is -1.5; it must be finite and at least 0"),
+        ("[[data]]\nsource = 'a'\nframes = 1025", r"data 'a': frames is 1025, above the largest that is accepted"),
         ("[[data]]\nsource = 'a'\nchunks = []", r"chunks is \[\]"),
-        ("[[data]]\nsource = 'a'\nchunks = [1, 'b']", r"chunks is \[1, 'b'\]; it must be a list of int"),
+        ("[[data]]\nsource = 'a'\nchunks = [1, 'b']", r"chunks is \[1, 'b'\]; it must be a list of whole numbers"),
         ("steps = 1\nsteps = 2", "is no TOML file"),
         ("steps", "is no TOML file"),
         ("a = " + "[" * 5000, "is no TOML file"),
@@ -167,7 +184,7 @@ def test_a_file_that_cannot_be_read_is_named(file, content) -> None:
 
 
 def test_a_missing_file_is_an_error_of_the_data(file) -> None:
-    with pytest.raises(DataError, match=r"run\.toml"):
+    with pytest.raises(DataError, match=r"run\.toml: it does not exist; check the path"):
         read_options(FlamingoOptions, file, {})
 
 
@@ -189,21 +206,26 @@ def test_a_source_may_hold_an_equals_sign_and_a_value_too() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a,wieght=2", "'wieght=2' is no key=value; did you mean weight"),
-        ("a,weight", "'weight' is no key=value"),
+        ("a,wieght=2", "there is no key 'wieght'; did you mean weight"),
+        ("a,weight", "'weight' is no key=value; give it a value: weight=…"),
         ("a,", "'' is no key=value"),
-        ("a,b.tar", "'b.tar' is no key=value; known"),
+        ("a,b.tar", "'b.tar' is no key=value; another dataset is another --data"),
+        ("a,prompt=Hello, you", r"' you' is no key=value; .* holds a comma goes into a \[\[data\]\] table"),
+        ("a,wieght", r"'wieght' is no key=value; did you mean weight=…"),
         ("", "a dataset needs a source"),
-        ("a,weight=much", "weight is 'much'; it must be float"),
+        ("a,weight=much", "weight is 'much'; it must be a number"),
         ("a,weight=nan", "weight is nan"),
         ("a,weight=0", "weight is 0.0; it must be above 0"),
         ("a,weight=-1", "weight is -1.0"),
-        ("a,batch=1.5", "batch is '1.5'; it must be int"),
+        ("a,batch=1.5", "batch is '1.5'; it must be a whole number"),
         ("a,batch=" + "9" * 5000, "batch is"),
         ("a,batch=0", "batch is 0"),
-        ("a,augment=maybe", "augment is 'maybe'; it must be bool"),
+        ("a,augment=maybe", "augment is 'maybe'; it must be true or false"),
         ("a,kind=music", "kind is 'music'; it must be auto or pairs"),
-        ("a,chunks=1+", "chunks is '1\\+'"),
+        ("a,chunks=1+", r"chunks is '1\+'; it must be whole numbers joined by \+: chunks=1\+4"),
+        ("a,chunks=[1,4]", r"chunks is '\[1'; it must be whole numbers joined by \+: chunks=1\+4"),
+        ("a,chunks=1:4", r"chunks is '1:4'; it must be whole numbers joined by \+: chunks=1\+4"),
+        ("a,chunks=1,4", r"'4' is no key=value; the entries of a list are joined by \+: chunks=1\+4"),
         ("a,chunks=0", r"chunks is \[0\]"),
         ("a,template=x", "template 'x' holds {} 0 times"),
     ],
@@ -219,3 +241,27 @@ def test_what_a_dataset_cannot_be_is_refused_with_its_key(text, message) -> None
 def test_a_recipe_gives_options_of_its_stage(file: Path) -> None:
     stages = {"vision": VisionOptions, "language": LanguageOptions}
     assert read_options(stages.get(file.stem, FlamingoOptions), file, {}).data
+
+
+SCENES = (DataOptions("scenes"),)
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"start_from": "a", "tokenizer": "t"}, "start_from is a whole checkpoint: leave vision, language and tokenizer"),
+    ({"lora": 2, "unfreeze": ("language",)}, "lora is for a frozen language model, and unfreeze names language"),
+    ({"vision_task": 0.1, "data": SCENES}, "vision_task trains the vision encoder, which is frozen: name vision in"),
+    ({"vision_task": 0.1, "unfreeze": ("vision",), "data": (DataOptions("a.tar"),)}, "a task on drawn scenes: add the"),
+])
+def test_options_of_stage_3_that_would_do_nothing_are_refused(options, message) -> None:
+    with pytest.raises(UsageError, match=message):
+        FlamingoOptions(**options)
+
+
+@pytest.mark.parametrize(("options", "key", "value"), [
+    (LanguageOptions, "tokens", 2048), (LanguageOptions, "leading_space", 0.5), (VisionOptions, "chunks", (2,)),
+])
+def test_a_key_of_a_dataset_that_the_stage_does_not_read_is_refused(options, key, value) -> None:
+    stage = "language" if options is LanguageOptions else "vision"
+    with pytest.raises(UsageError, match=f"data 'mine': {key} has no effect in train {stage}: leave it out"):
+        options(data=(DataOptions("mine", **{key: value}),))
+    FlamingoOptions(data=(DataOptions("mine", **{key: value}),))

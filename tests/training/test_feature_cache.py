@@ -16,6 +16,7 @@ from flamingo_rt.training.feature_cache import FeatureCache, as_stored, content_
 
 KEY, OTHER = "ab" + "0" * 62, "cd" + "1" * 62
 FEATURES = torch.linspace(-3, 3, 2 * 4 * 6).reshape(2, 4, 6)
+FP32 = "fp32 cpu"
 FILE_BYTES = 128 + 2 * FEATURES.numel() + 4
 
 
@@ -183,12 +184,13 @@ def test_an_encoder_is_known_by_its_weights_its_sizes_and_the_preprocessing() ->
     changed = {name: tensor.clone() for name, tensor in tensors.items()}
     changed["blocks.0.skip_gain"] += 1e-6  # a scalar
     names = [
-        encoder_identity(tensors, config), encoder_identity(changed, config),
-        encoder_identity({name: tensor.bfloat16() for name, tensor in tensors.items()}, config),
-        encoder_identity(tensors, replace(config, vision=replace(config.vision, image_size=64))),
-        encoder_identity(tensors, replace(config, preprocessing=replace(config.preprocessing, resize="squash"))),
+        encoder_identity(tensors, config, FP32), encoder_identity(tensors, config, "bf16 cpu"),
+        encoder_identity(tensors, config, "fp32 cuda"), encoder_identity(changed, config, FP32),
+        encoder_identity({name: tensor.bfloat16() for name, tensor in tensors.items()}, config, FP32),
+        encoder_identity(tensors, replace(config, vision=replace(config.vision, image_size=64)), FP32),
+        encoder_identity(tensors, replace(config, preprocessing=replace(config.preprocessing, resize="squash")), FP32),
     ]
     assert len(set(names)) == len(names)
     assert all(len(name) == 16 and set(name) <= set("0123456789abcdef") for name in names)
     again = dict(reversed(small_flamingo().vision.state_dict().items()))
-    assert encoder_identity(again, replace(config, name="another")) == names[0]
+    assert encoder_identity(again, replace(config, name="another"), FP32) == names[0]

@@ -16,6 +16,7 @@ from second_flamingo_rank import run
 from small_model import TEXTS, small_config, small_flamingo
 
 from flamingo_rt.checkpoints import save_checkpoint
+from flamingo_rt.training.run_log import StepReport
 from flamingo_rt.training.sharding import World
 from flamingo_rt.training.tokenizer_training import train_tokenizer
 
@@ -31,19 +32,24 @@ def folder(tmp_path) -> Path:
     return tmp_path
 
 
-@pytest.mark.slow
-def test_two_ranks_give_the_losses_answers_and_checkpoint_of_one_process(folder) -> None:
+def together_and_alone(folder: Path, kind: str) -> tuple[list[StepReport], list[StepReport]]:
+    """The reports of two ranks, which write ``folder/two``, and of one process, which writes ``folder/one``."""
     other = subprocess.Popen(
-        [sys.executable, str(HERE / "second_flamingo_rank.py"), str(folder)], stderr=subprocess.PIPE, text=True,
+        [sys.executable, str(HERE / "second_flamingo_rank.py"), str(folder), kind], stderr=subprocess.PIPE, text=True,
         env={**os.environ, "PYTHONPATH": str(HERE.parent), "OMP_NUM_THREADS": "1"},
     )
     try:
         with meeting(folder, 0) as world:
-            together = run(folder, "two", world)
+            together = run(folder, "two", world, kind)
     finally:
         _, errors = other.communicate(timeout=60)
         assert other.returncode == 0, errors[-3000:]
-    alone = run(folder, "one", World())
+    return together, run(folder, "one", World(), kind)
+
+
+@pytest.mark.slow
+def test_two_ranks_give_the_losses_answers_and_checkpoint_of_one_process(folder) -> None:
+    together, alone = together_and_alone(folder, "lora")
     assert [report.losses["scenes"] for report in together] == pytest.approx(
         [report.losses["scenes"] for report in alone], rel=1e-5
     )
@@ -52,3 +58,16 @@ def test_two_ranks_give_the_losses_answers_and_checkpoint_of_one_process(folder)
     assert one.keys() == two.keys()
     for name, tensor in one.items():  # AdamW makes steps of 1e-3 of gradients that are nearly 0 too
         torch.testing.assert_close(two[name], tensor, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_two_ranks_train_an_unfrozen_embedding_with_bfloat16(folder) -> None:
+    together, alone = together_and_alone(folder, "embedding")
+    assert [report.losses["scenes"] for report in together] == pytest.approx(
+        [report.losses["scenes"] for report in alone], rel=0.01
+    )
+    one, two = (load_file(folder / name / "model.safetensors") for name in ("one", "two"))
+    assert list(one) == list(two)
+    assert all(tensor.dtype == two[name].dtype == torch.float32 for name, tensor in one.items())
+    assert all(torch.equal(tensor, two[name]) for name, tensor in one.items()
+               if name.startswith(("vision", "language.layers")))

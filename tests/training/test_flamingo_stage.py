@@ -8,23 +8,28 @@ import signal
 import subprocess
 import sys
 import textwrap
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_model import small_config
+from small_model import TEXTS, small_config, small_flamingo
 
+from flamingo_rt import model_memory
 from flamingo_rt.checkpoints import open_checkpoint
 from flamingo_rt.errors import DataError, UsageError
+from flamingo_rt.parameter_count import reckon_parameters
 from flamingo_rt.presets import PRESETS
-from flamingo_rt.training import flamingo_start
+from flamingo_rt.training import flamingo_stage, flamingo_start
+from flamingo_rt.training.flamingo_stage import frozen_identity, frozen_names
 from flamingo_rt.training.flamingo_start import open_flamingo_stage
 from flamingo_rt.training.loop import train
 from flamingo_rt.training.options import DataOptions, FlamingoOptions, RunOptions
 from flamingo_rt.training.sharding import World
 from flamingo_rt.training.state import state_path
+from flamingo_rt.training.tokenizer_training import train_tokenizer
 
 SCENES = 20
 RUN = RunOptions(steps=4, learning_rate=1.5e-3, warmup_steps=2, weight_decay=0.05, workers=0, save_seconds=1e9)
@@ -150,6 +155,23 @@ def test_a_run_is_not_resumed_with_another_model(tmp_path) -> None:
         run(tmp_path / "out", replace(often, vision_task=0.2), resume=True)
 
 
+def test_a_run_is_not_resumed_with_rounded_features_where_it_had_exact_ones(unbroken, tmp_path) -> None:
+    often = from_checkpoint(unbroken, run=replace(RUN, save_seconds=1e-9))
+    run(tmp_path / "out", often, stop=2)
+    with pytest.raises(UsageError, match="cached was False, is True"):
+        run(tmp_path / "out", replace(often, cache_features=str(tmp_path / "features")), resume=True)
+
+
+def test_frozen_weights_in_another_place_are_other_weights() -> None:
+    model = small_flamingo()
+    before = frozen_identity(model, ())
+    assert frozen_identity(small_flamingo(), ()) == before
+    weight = model.language.layers[0].attention.query.weight
+    weight.data = weight.data.flip(0)  # with the same sum
+    assert frozen_identity(model, ()) != before
+    assert frozen_identity(model, ("language",)) == frozen_identity(small_flamingo(), ("language",))
+
+
 def test_an_output_to_be_replaced_is_kept_when_training_fails(small, tmp_path) -> None:
     out = tmp_path / "out"
     out.mkdir()
@@ -187,6 +209,56 @@ def test_gates_start_where_they_are_asked_to(unbroken) -> None:
     assert all(torch.equal(kept[name], stored[name]) for name in stored if name.endswith("gate"))
 
 
+def test_trained_gates_of_a_checkpoint_are_not_set_again(unbroken) -> None:
+    kept = open_flamingo_stage(from_checkpoint(unbroken, initial_gate=0.5), World()).model.model.state_dict()
+    stored = load_file(unbroken / "model.safetensors")
+    gates = [name for name in stored if name.endswith(("gate", "skip_gain"))]
+    assert gates
+    assert all(torch.equal(kept[name], stored[name]) for name in gates)
+
+
+def test_a_new_encoders_gains_are_no_gates() -> None:
+    for gate, gain in ((None, 0.0), (0.5, 0.5)):
+        stage = open_flamingo_stage(replace(WHOLE, gates="none", initial_gate=gate), World())
+        gains = [p for name, p in stage.model.named_parameters() if name.endswith("skip_gain")]
+        assert gains
+        assert all(p.requires_grad and p.item() == gain for p in gains)
+
+
+def test_a_new_language_model_takes_the_tokenizer_that_is_given(small, tmp_path, monkeypatch) -> None:
+    given = train_tokenizer(TEXTS, 280, small.tokens)
+    (tmp_path / "tokenizer.json").write_text(given.to_str())
+    options = replace(WHOLE, tokenizer=str(tmp_path / "tokenizer.json"))
+    assert open_flamingo_stage(options, World()).tokenizer.get_vocab() == given.get_vocab()
+    assert open_flamingo_stage(WHOLE, World()).tokenizer.get_vocab() != given.get_vocab()
+    smaller = replace(small, language=replace(small.language, vocab_size=270))
+    monkeypatch.setitem(PRESETS, "smaller", lambda: smaller)
+    with pytest.raises(DataError, match="has the token id 279, and the preset's language model 270 tokens"):
+        open_flamingo_stage(replace(options, preset="smaller"), World())
+    plain = train_tokenizer(TEXTS, 280, replace(small.tokens, image="<picture>"))
+    (tmp_path / "tokenizer.json").write_text(plain.to_str())
+    with pytest.raises(DataError, match=r"tokenizer\.json: the tokenizer has no token '<image>'"):
+        open_flamingo_stage(options, World())
+
+
+def test_an_unknown_preset_is_refused_also_beside_a_checkpoint(unbroken) -> None:
+    with pytest.raises(UsageError, match="smal1"):
+        open_flamingo_stage(from_checkpoint(unbroken, preset="smal1"), World())
+
+
+@pytest.mark.parametrize("unfreeze", [(), ("embedding",), ("vision",), ("language", "embedding")])
+def test_memory_is_asked_for_weights_and_for_what_is_trained(unbroken, small, monkeypatch, unfreeze) -> None:
+    counts = reckon_parameters(small)
+    trained = sum(counts[part] for part in ("resampler", "cross_attention", *unfreeze) if part != "embedding")
+    if unfreeze == ("embedding",):
+        trained += small.language.vocab_size * small.language.width
+    needed = 4 * counts["total"] + 12 * trained
+    for available, refused in ((needed, False), (needed - 1, True)):
+        monkeypatch.setattr(model_memory, "available_bytes", lambda available=available: available)
+        with pytest.raises(DataError, match="12 bytes more each") if refused else nullcontext():
+            open_flamingo_stage(from_checkpoint(unbroken, unfreeze=unfreeze), World())
+
+
 def test_parts_that_would_be_frozen_with_random_weights_are_refused() -> None:
     with pytest.raises(UsageError, match=r"the language part would be frozen .*--unfreeze language"):
         open_flamingo_stage(replace(WHOLE, unfreeze=("vision",)), World())
@@ -222,6 +294,57 @@ def test_only_the_bridge_and_two_rows_change_and_the_rest_stays_the_same_bits(un
             assert not torch.equal(before[name], after[name]), name
 
 
+@pytest.mark.parametrize("changes", [
+    {}, {"lora": 2}, {"unfreeze": ("embedding",)}, {"unfreeze": ("embedding",), "lora": 2}, {"unfreeze": ("language",)},
+    {"unfreeze": ("vision", "embedding")},
+], ids=str)
+def test_all_that_is_trained_is_in_float32_with_bfloat16(unbroken, changes) -> None:
+    options = from_checkpoint(unbroken, run=replace(RUN, precision="bf16"), **changes)
+    stage = open_flamingo_stage(options, World())
+    trained = {name: p.dtype for name, p in stage.model.named_parameters() if p.requires_grad}
+    assert set(trained.values()) == {torch.float32}
+    whole_table = not {"embedding", "language"}.isdisjoint(options.unfreeze)
+    assert ("model.language.embedding.weight" in trained) == whole_table
+
+
+def test_an_embedding_is_trained_from_its_exact_values_and_resumed_with_bfloat16(unbroken, tmp_path) -> None:
+    options = from_checkpoint(unbroken, run=replace(RUN, precision="bf16", save_seconds=1e-9), unfreeze=("embedding",))
+    run(tmp_path / "whole", options)
+    run(tmp_path / "out", options, stop=3)
+    run(tmp_path / "out", options, resume=True)
+    assert files(tmp_path / "out") == files(tmp_path / "whole")
+    before, after = (load_file(path / "model.safetensors") for path in (unbroken, tmp_path / "out"))
+    name = "language.embedding.weight"
+    moved = (after[name] - before[name]).abs().max()
+    assert 0 < moved < 4 * RUN.learning_rate + 1e-6  # AdamW's steps, and no rounding
+
+
+def test_with_the_embedding_unfrozen_a_head_of_its_own_learns_the_new_tokens_too(unbroken, tmp_path) -> None:
+    options = from_checkpoint(unbroken, unfreeze=("embedding",))
+    stage = open_flamingo_stage(options, World())
+    train(stage, options.run, tmp_path / "out", World())
+    before, after = (load_file(path / "model.safetensors") for path in (unbroken, tmp_path / "out"))
+    new = {stage.tokenizer.token_to_id(text) for text in ("<image>", "<|endofchunk|>")}
+    changed = {
+        part: set((before[name] != after[name]).any(1).nonzero().flatten().tolist())
+        for part in ("embedding", "head") for name in [f"language.{part}.weight"]
+    }
+    assert changed["head"] == new
+    assert changed["embedding"] > new
+
+
+def test_only_what_is_not_written_as_it_was_given_is_gathered(unbroken, tmp_path, monkeypatch) -> None:
+    stage = open_flamingo_stage(from_checkpoint(unbroken, lora=2), World())
+    gathered: list[int] = []
+    monkeypatch.setattr(flamingo_stage, "whole", lambda tensor: gathered.append(tensor.data_ptr()) or tensor)
+    stage.write(tmp_path / "out", overwrite=False)
+    model = stage.model.model
+    kept = frozen_names(model)
+    assert len(kept) > 20
+    assert gathered == [tensor.data_ptr() for name, tensor in model.state_dict().items() if name not in kept]
+    assert list(load_file(tmp_path / "out" / "model.safetensors")) == list(load_file(unbroken / "model.safetensors"))
+
+
 def test_frozen_parts_have_no_gradients(unbroken) -> None:
     stage = open_flamingo_stage(from_checkpoint(unbroken), World())
     batch = stage.datasets[0].batches.draw(0, 0, 1).batch
@@ -253,6 +376,27 @@ def test_decay_acts_on_matrices_outside_the_resampler(unbroken) -> None:
             assert not wanted or id(parameter) in decayed, name
             if "resampler" in name or name.endswith(("gate", "new_rows")) or "norm" in name:
                 assert id(parameter) in others, name
+
+
+def test_decay_does_not_act_on_an_encoders_gains() -> None:
+    stage = open_flamingo_stage(WHOLE, World())
+    decayed, others = ({id(parameter) for parameter in group} for group in stage.decay_groups())
+    gains = [p for name, p in stage.model.named_parameters() if name.startswith("model.vision") and "gain" in name]
+    assert any(gain.ndim == 4 for gain in gains)
+    assert {id(gain) for gain in gains} <= others
+    assert id(stage.model.model.vision.blocks[0].excite.down.weight) in decayed
+
+
+def test_one_picture_without_stored_features_is_encoded_as_one_of_several(unbroken, tmp_path) -> None:
+    stage = open_flamingo_stage(from_checkpoint(unbroken, cache_features=str(tmp_path / "features")), World())
+    batch = stage.datasets[0].batches.draw(0, 0, 1).batch
+    seen: list[int] = []
+    stage.model.model.vision.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
+    both = stage.model(batch).new
+    cached = both.index_fill(0, torch.tensor([1]), 0.0)
+    one = stage.model(batch._replace(cached=cached, missing=torch.tensor([1]), pixel_values=batch.pixel_values[1:]))
+    assert seen == [2, 2]
+    assert torch.equal(one.new, both[1:])
 
 
 def test_the_loss_is_that_of_a_naive_loop(unbroken) -> None:

@@ -221,6 +221,15 @@ def test_a_towers_tokenizer_serves_another_tower(file: Path, tmp_path: Path) -> 
     assert given_tokenizer(tmp_path / "tower")[1] == tokens
 
 
+def test_a_model_that_names_no_tokens_is_refused(tmp_path: Path) -> None:
+    whole = small_checkpoint(tmp_path / "whole")
+    config = json.loads((whole / "config.json").read_text())
+    del config["tokens"]
+    (whole / "config.json").write_text(json.dumps(config))
+    with pytest.raises(DataError, match=r"config\.json has no tokens: give"):
+        given_tokenizer(whole)
+
+
 @pytest.mark.parametrize(("changes", "error", "message"), [
     ({"data": ()}, UsageError, "needs data"),
     ({"data": (DataOptions("a/x.txt"), DataOptions("b/x.txt"))}, UsageError, "two datasets are called 'x.txt'"),

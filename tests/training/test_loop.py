@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from toy_stage import ToyStage, two_datasets
+from toy_stage import ToyBatches, ToyStage, two_datasets
 
 from flamingo_rt.errors import DataError, UsageError
 from flamingo_rt.training.loop import train
 from flamingo_rt.training.options import RunOptions
+from flamingo_rt.training.run_log import RunLog, log_path, read_log
 from flamingo_rt.training.sharding import World
+from flamingo_rt.training.stage import Dataset
 from flamingo_rt.training.state import state_path
 
 OPTIONS = RunOptions(steps=6, learning_rate=0.05, warmup_steps=2, gradient_clip=1e9, workers=0, save_seconds=1e-9)
@@ -141,16 +143,57 @@ def test_how_it_is_computed_may_change_when_a_run_goes_on(tmp_path) -> None:
     assert (tmp_path / "out").exists()
 
 
+def test_a_run_that_came_to_no_number_goes_on_with_a_lower_rate(tmp_path) -> None:
+    said = r"go on from .*out\.training with --resume and a lower learning_rate or gradient_clip, or start anew without"
+    with pytest.raises(DataError, match=said):
+        run(tmp_path / "out", datasets=two_datasets(nan_at=3))
+    lower = replace(OPTIONS, learning_rate=OPTIONS.learning_rate / 2, gradient_clip=0.5, max_damaged=0.5)
+    assert [report.step for report in run(tmp_path / "out", lower, resume=True)] == [4, 5, 6]
+
+
+def test_a_dataset_may_have_the_name_of_an_option_that_may_change(tmp_path) -> None:
+    def named(seed: int) -> list[Dataset]:
+        return [Dataset("workers", 1.0, ToyBatches("workers", seed))]
+
+    run(tmp_path / "out", stop=3, datasets=[*named(1), *two_datasets()])
+    with pytest.raises(UsageError, match="dataset workers: data was 'workers 1', is 'workers 2'"):
+        run(tmp_path / "out", resume=True, datasets=[*named(2), *two_datasets()])
+
+
+def test_where_nothing_was_saved_no_state_is_promised(tmp_path) -> None:
+    with pytest.raises(DataError, match=r"nothing was saved yet; start anew with .*, or without these samples$"):
+        run(tmp_path / "out", datasets=two_datasets(nan_at=0))
+
+
 @pytest.mark.parametrize(("change", "named"), [
     ({"options": replace(OPTIONS, seed=1)}, "options.seed was 0, is 1"),
-    ({"options": replace(OPTIONS, learning_rate=0.1)}, "options.learning_rate was 0.05, is 0.1"),
+    ({"options": replace(OPTIONS, weight_decay=0.5)}, "options.weight_decay was 0.1, is 0.5"),
     ({"seed": 3}, "toy was 0, is 3"),
-    ({"datasets": two_datasets()[:1]}, "datasets.two was"),
-], ids=["seed", "rate", "model", "data"])
+    ({"datasets": two_datasets()[:1]}, r"another run: dataset two is missing\. Give .*, or delete .*out\.training"),
+    ({"datasets": [*two_datasets(), Dataset("three", 1.0, ToyBatches("three", 3))]}, "dataset three is new"),
+    ({"datasets": two_datasets(batch=8)}, "another run: dataset two: batch was 4, is 8"),
+    ({"datasets": two_datasets()[::-1]}, "dataset one: number was 0, is 1"),
+], ids=["seed", "decay", "model", "a dataset less", "a dataset more", "batch", "order"])
 def test_a_run_is_not_resumed_as_another_and_the_difference_is_named(tmp_path, change, named) -> None:
     run(tmp_path / "out", stop=3)
     with pytest.raises(UsageError, match=named):
         run(tmp_path / "out", resume=True, **change)
+
+
+def test_a_result_that_cannot_be_written_is_not_lost(tmp_path, monkeypatch) -> None:
+    """No state was due before the end."""
+    rarely = replace(OPTIONS, save_seconds=1e9)
+
+    def failing(*arguments) -> None:
+        raise DataError("no space left")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ToyStage, "write", failing)
+        with pytest.raises(DataError, match="no space left"):
+            run(tmp_path / "out", rarely)
+    assert run(tmp_path / "out", rarely, resume=True) == []
+    run(tmp_path / "whole", rarely)
+    assert weights(tmp_path / "out") == weights(tmp_path / "whole")
 
 
 def test_an_unfinished_run_is_not_started_anew_unasked(tmp_path) -> None:
@@ -173,6 +216,21 @@ def test_a_loss_that_is_no_number_names_the_samples_and_keeps_the_last_state(tmp
         run(tmp_path / "out", datasets=two_datasets(nan_at=3))
     stored = json.loads((state_path(tmp_path / "out") / "run.json").read_text())
     assert stored["step"] == 3
+
+
+def test_all_samples_of_a_loss_that_is_no_number_are_reported(tmp_path) -> None:
+    seen = []
+    datasets = [Dataset("one", 1.0, ToyBatches("one", 1, batch=12, nan_at=1))]
+    with pytest.raises(DataError, match=r"one-1-4 and 7 more \(the log names all\): go on from"):
+        train(ToyStage(datasets), replace(OPTIONS, accumulate=2), tmp_path / "out", World(), on_step=seen.append)
+    assert [report.step for report in seen] == [1, 2]
+    assert seen[0].suspects == ()
+    assert seen[1].suspects == tuple(f"one-1-{row}" for row in range(12))
+    with RunLog(tmp_path / "out") as log:
+        for report in seen:
+            log.add(report)
+    last = list(read_log(log_path(tmp_path / "out")))[-1]
+    assert (last["step"], last["loss"], last["suspects"]) == (2, {"one": None}, list(seen[1].suspects))
 
 
 def fail_at(monkeypatch, step: int, error: Exception) -> None:

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from toy_stage import ToyStage, two_datasets
 
-from flamingo_rt.errors import DataError
+from flamingo_rt.errors import DataError, UsageError
 from flamingo_rt.training.sharding import World
 from flamingo_rt.training.state import RunPosition, load_state, remove_state, save_state, trained_parameters
 
@@ -47,6 +47,18 @@ def test_a_state_is_put_back_to_the_bit(saved) -> None:
         assert torch.equal(parameter, stored[f"weight.{name}"])
         assert torch.equal(steps.state[parameter]["exp_avg_sq"], stored[f"exp_avg_sq.{name}"])
         assert steps.state[parameter]["step"] == 1
+
+
+def test_a_dataset_named_like_a_free_option_is_compared(tmp_path) -> None:
+    stage = ToyStage(two_datasets())
+    steps = optimizer(stage)
+
+    def identity(data: str) -> dict:
+        return {"options": {"workers": data}, "datasets": {"workers": {"data": data}}}
+
+    save_state(tmp_path / "state", stage.model, steps, RunPosition(), identity("one"), World())
+    with pytest.raises(UsageError, match=r"another run: dataset workers: data was 'one', is 'two'\. Give"):
+        load_state(tmp_path / "state", stage.model, steps, identity("two"), World())
 
 
 def test_frozen_weights_and_pickles_are_not_in_it(saved) -> None:

@@ -124,7 +124,7 @@ def test_another_kind_of_folder_is_named(folder: Path, tmp_path: Path) -> None:
     whole = small_checkpoint(tmp_path / "whole")
     assert folder_kind(whole) == "flamingo"
     assert "is a whole Flamingo checkpoint, not a language tower" in refusal(whole)
-    assert "is not a language tower folder" in refusal(tmp_path / "absent")
+    assert "absent does not exist: give a language tower folder" in refusal(tmp_path / "absent")
     assert folder_kind(tmp_path / "absent") is None
 
 

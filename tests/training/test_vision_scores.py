@@ -127,7 +127,7 @@ def test_without_two_pictures_of_two_classes_there_is_no_probe(labels) -> None:
 
 def test_scores_are_one_line_and_named_numbers() -> None:
     scores = VisionScores(1200, 0, 10, zero_shot=0.5, linear_probe=0.625)
-    assert str(scores) == "1200 pictures: zero-shot 50.0% of 10 classes, linear probe 62.5%"
+    assert str(scores) == "1200 pictures: zero-shot 50.0% of 10 classes (chance 10.0%), linear probe 62.5%"
     assert scores.scalars() == {"evaluation.zero_shot": 0.5, "evaluation.linear_probe": 0.625}
     scores = VisionScores(8, image_to_text=Recall(0.25, 0.5), text_to_image=Recall(0.125, 1.0))
     assert str(scores) == "8 pictures: picture to text R@1 25.0%, R@5 50.0%, text to picture R@1 12.5%, R@5 100.0%"

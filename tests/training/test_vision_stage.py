@@ -13,7 +13,7 @@ import pytest
 import torch
 from made_pairs import NFNET, VIT, add_gradient, added_gradients, meeting, single_objects, vision_stage
 
-from flamingo_rt.errors import UsageError
+from flamingo_rt.errors import DataError, DependencyError, UsageError
 from flamingo_rt.training.adaptive_clipping import clip_adaptively
 from flamingo_rt.training.dual_encoder import DualEncoder, DualEncoderConfig
 from flamingo_rt.training.loop import train
@@ -158,6 +158,21 @@ def test_a_run_measures_at_its_end_and_keeps_the_scores(tmp_path) -> None:
     assert read_tower(tmp_path / "vision", "vision").config["scores"] == stage.scores.scalars()
 
 
+def test_the_scores_that_are_written_are_those_of_the_runs_precision(tmp_path) -> None:
+    """The last ones that were shown, or measured at the end, where none were asked for before."""
+    written = []
+    for name, sample_steps in (("shown", 2), ("last", 0)):
+        options = RunOptions(steps=2, workers=0, sample_steps=sample_steps, precision="bf16")
+        held_out = single_objects(64, "heldout", labelled=True)
+        stage = vision_stage(ALONE, batch=8, evaluation=held_out, run=options)
+        measured = []
+        stage.model.text_projection.register_forward_hook(lambda *call, into=measured: into.append(call[2].dtype))
+        train(stage, options, tmp_path / name, ALONE)
+        assert set(measured[-2:]) == {torch.bfloat16}, name
+        written.append(read_tower(tmp_path / name, "vision").config["scores"])
+    assert written[0] == written[1]
+
+
 def picture_folder(folder: Path) -> Path:
     """An ImageFolder tree of two classes."""
     for color in ("red", "dark_blue"):
@@ -188,6 +203,21 @@ def test_a_stage_is_opened_from_options(tmp_path) -> None:
     assert again.identity() != open_vision_stage(replace(given, embedding=64), ALONE).identity()
 
 
+def test_an_evaluation_that_cannot_be_measured_is_refused_before_the_first_step(tmp_path, monkeypatch) -> None:
+    folder = picture_folder(tmp_path / "pictures")
+    options = VisionOptions(data=(DataOptions("scenes", batch=4),), vocab_size=300, evaluation=str(folder))
+    (folder / "dark_blue" / "0.png").write_bytes(b"torn")  # one that is damaged is left out
+    open_vision_stage(options, ALONE)
+    with monkeypatch.context() as patched:
+        patched.setitem(sys.modules, "sklearn", None)
+        with pytest.raises(DependencyError, match="needs scikit-learn"):
+            open_vision_stage(options, ALONE)
+    for file in folder.rglob("*.png"):
+        file.write_bytes(b"torn")
+    with pytest.raises(DataError, match="none of the 8 pictures of the evaluation could be read"):
+        open_vision_stage(options, ALONE)
+
+
 @pytest.mark.parametrize(("options", "reason"), [
     (VisionOptions(), "needs data"),
     (VisionOptions(run=RunOptions(accumulate=4), data=(DataOptions("scenes"),)),
@@ -197,6 +227,12 @@ def test_a_stage_is_opened_from_options(tmp_path) -> None:
 ], ids=["no data", "accumulate", "batch of one", "same names"])
 def test_options_that_contrast_cannot_have_are_refused(options, reason) -> None:
     with pytest.raises(UsageError, match=reason):
+        open_vision_stage(options, ALONE)
+
+
+def test_a_text_encoder_beyond_the_memory_is_refused_before_it_is_made() -> None:
+    options = VisionOptions(data=(DataOptions("scenes"),), vocab_size=300, text_tokens=1 << 24, text_width=1 << 16)
+    with pytest.raises(DataError, match="training the vision encoder of tiny and its text encoder needs at least"):
         open_vision_stage(options, ALONE)
 
 

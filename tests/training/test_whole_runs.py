@@ -51,5 +51,14 @@ def test_kept_features_change_no_loss_whether_they_are_there_or_not(options, exp
     assert cold == near(expected, 0.01)  # they are rounded to float16
 
 
+def test_features_are_kept_for_each_precision_apart(options, tmp_path) -> None:
+    kept = replace(options, cache_features=str(tmp_path / "features"))
+    for precision in ("fp32", "bf16"):
+        losses(kept, tmp_path / precision, precision=precision, steps=2)
+    folders = list((tmp_path / "features").iterdir())
+    assert len(folders) == 2
+    assert all(list(folder.rglob("*.npy")) for folder in folders)
+
+
 def test_recomputed_activations_change_no_loss(options, expected, tmp_path) -> None:
     assert losses(options, tmp_path / "out", checkpoint_activations=True) == near(expected, 1e-6)

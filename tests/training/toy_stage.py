@@ -39,8 +39,8 @@ class ToyBatches:
         chosen = slice(rows.start, rows.stop)
         return Drawn((inputs[chosen], weights[chosen]), damaged, len(rows), names)
 
-    def fingerprint(self) -> str:
-        return f"{self.name} {self.seed}"
+    def fingerprint(self) -> dict[str, Any]:
+        return {"data": f"{self.name} {self.seed}", "batch": self.batch}
 
 
 class ToyModel(nn.Module):

@@ -234,8 +234,11 @@ class _Frame(NamedTuple):
 
 
 def _check_something_to_learn(sample: Sample, kind: SampleKind) -> None:
-    if kind == "pages" and not any(isinstance(segment, Visual) for segment in sample.segments):
-        raise NothingToLearn(sample.name, "has no picture")
+    if kind != "pages":
+        return
+    for part, what in ((Visual, "picture"), (Said, "text")):
+        if not any(isinstance(segment, part) for segment in sample.segments):
+            raise NothingToLearn(sample.name, f"has no {what}")
 
 
 def _marked_text(sample: Sample) -> str:

@@ -1,12 +1,12 @@
 """Batches of stage 3: documents of pairs, clips or pages, padded to one length, with what their pictures show.
 
 A batch is a function of (seed, step) alone. Document i of step s takes the samples that stand at its place of
-`SampleOrder`, so every sample is drawn once in an epoch; a part of a batch is a run of its documents.
+`SampleOrder`, so every sample has one place in an epoch; a part of a batch is a run of its documents. Where a document
+has room for fewer pairs than ``chunks`` asks for, those that do not fit are left out until the next epoch.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import fields
 from functools import partial
@@ -21,7 +21,7 @@ from flamingo_rt.config import FlamingoConfig
 from flamingo_rt.errors import FlamingoError, UsageError
 from flamingo_rt.model.flamingo import IGNORED_LABEL
 from flamingo_rt.training.data.augmentation import Augmentation
-from flamingo_rt.training.data.documents import Document, DocumentWriter, Pair
+from flamingo_rt.training.data.documents import Document, DocumentWriter, Pair, check_images
 from flamingo_rt.training.data.sample_order import SampleOrder
 from flamingo_rt.training.data.samples import Sample, SampleSource, Visual
 from flamingo_rt.training.data.usable_samples import SampleReader, places_of_part
@@ -83,10 +83,12 @@ class DocumentBatches:
         self, source: SampleSource, options: DataOptions, config: FlamingoConfig, tokenizer: Tokenizer, seed: int,
         number: int, cache: FeatureReader | None = None,
     ) -> None:
-        """Raises `UsageError` for a source of texts, and for more chunks in a document than there are samples or than
-        the model takes pictures, and what `DocumentWriter` raises."""
+        """Raises `UsageError` for a source of texts, for more chunks in a document than there are samples, for more
+        chunks or images than the model takes pictures, and what `DocumentWriter` raises."""
         if source.kind == "text":
             raise UsageError(f"data {options.source!r} holds texts without pictures: train language takes them")
+        if source.kind == "pages":
+            check_images(options, config)
         self._chunks = options.chunks if source.kind != "pages" else (1,)
         most = max(self._chunks)
         if most > len(source) or most > config.max_visuals:
@@ -110,11 +112,11 @@ class DocumentBatches:
             return Drawn(None, tuple(reader.damaged), reader.read, tuple(reader.names), error)
         return Drawn(batch, tuple(reader.damaged), reader.read, tuple(reader.names))
 
-    def fingerprint(self) -> str:
+    def fingerprint(self) -> dict[str, Any]:
         """See `Batches.fingerprint`: changes with the source and with each option that changes a batch."""
         cut = {entry.name: getattr(self.options, entry.name) for entry in fields(self.options)
                if entry.name not in NOT_CUT}
-        return f"{self.source.fingerprint()}, cut {hashlib.sha256(repr(cut).encode()).hexdigest()[:16]}"
+        return {"data": self.source.fingerprint(), **cut}
 
     def _positions(self, step: int) -> tuple[int, int]:
         """The position of the first sample of a step, and how many samples a document of it takes. Steps come in
@@ -135,6 +137,7 @@ class DocumentBatches:
         for position in positions:
             index, (pair, seen) = reader.take(position, partial(self._pair, pairs), taken)
             if seen is None:
+                reader.names.pop()  # read, but not used
                 break
             pairs.append(pair)
             shown.append(seen)

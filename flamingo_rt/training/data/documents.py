@@ -46,7 +46,7 @@ class DocumentWriter:
         """Raises `DataError` for a tokenizer that is not the model's: one that lacks a special token or has ids that
         the model does not know; `UsageError` for a prompt that holds a special token."""
         self._tokenizer, self._options = tokenizer, options
-        self._prompts, self._tokens, self._max_visuals = config.prompts, config.tokens, config.max_visuals
+        self._prompts, self._tokens = config.prompts, config.tokens
         self.most = min(options.tokens, config.language.context)
         largest = max(tokenizer.get_vocab().values(), default=0)
         if largest >= config.language.vocab_size:
@@ -56,8 +56,8 @@ class DocumentWriter:
         self._first = [self._id(config.tokens.bos)] if config.tokens.bos else []
         self._last = [self._id(config.tokens.eos)] if config.tokens.eos else []
         self.pad = self._id(config.tokens.pad) if config.tokens.pad else 0
-        for token in (config.tokens.image, config.tokens.end_of_chunk):
-            if options.prompt is not None and token and token in options.prompt:
+        for token in self._held():
+            if options.prompt is not None and token in options.prompt:
                 raise UsageError(f"data {options.source!r}: prompt holds {token}: leave it out, it is put around texts")
 
     def pair(self, sample: Sample, rng: np.random.Generator) -> Pair:
@@ -106,7 +106,7 @@ class DocumentWriter:
 
         With a probability of ``options.next_image`` all texts of the page see the picture that follows, behind the last
         one the last; else the picture before them. Raises `NothingToLearn` when no text sees a picture, and
-        `DamagedSample` for a text that holds a special token, and a window with more pictures than the model takes.
+        `DamagedSample` for a text that holds a special token.
         """
         ids, learnt = self._page_tokens(sample)
         visuals = [segment for segment in sample.segments if isinstance(segment, Visual)]
@@ -125,9 +125,6 @@ class DocumentWriter:
         window, image = ids[start:stop], is_image[start:stop]
         counted = np.cumsum(image)
         pictures = int(counted[-1])
-        if pictures > self._max_visuals:
-            raise DamagedSample(sample.name, f"has {pictures} pictures in {room} tokens, more than the "
-                                             f"{self._max_visuals} that the model takes: lower images")
         media_index = np.where(image, counted, np.minimum(counted + 1, pictures)) if following else counted
         labels = np.where(learnt[start:stop] & ~image & (media_index > 0), window, IGNORED_LABEL)
         first = int(is_image[:start].sum())
@@ -184,11 +181,14 @@ class DocumentWriter:
         """Token ids of a text that holds the image token so often, and the one that ends chunks."""
         ids = self._tokenizer.encode(text, add_special_tokens=False).ids
         if ids.count(self._image) != images or ids.count(self._end) != ends or not self._outer.isdisjoint(ids):
-            held = [token for token in (self._tokens.image, self._tokens.end_of_chunk, self._tokens.bos,
-                                        self._tokens.eos) if token]
-            raise DamagedSample(name, f"a text holds one of {printable(', '.join(held))}, which are put around texts: "
-                                      "leave it out")
+            raise DamagedSample(name, f"a text holds one of {printable(', '.join(self._held()))}, which are put around "
+                                      "texts: leave it out")
         return ids
+
+    def _held(self) -> list[str]:
+        """The special tokens that a document holds, which are in no text."""
+        tokens = self._tokens
+        return [token for token in (tokens.image, tokens.end_of_chunk, tokens.bos, tokens.eos) if token]
 
     @property
     def _outer(self) -> set[int]:
@@ -199,6 +199,13 @@ class DocumentWriter:
         if number is None:
             raise DataError(f"the tokenizer has no token {token!r}: train with the model's own tokenizer")
         return int(number)
+
+
+def check_images(options: DataOptions, config: FlamingoConfig) -> None:
+    """Raise `UsageError` when windows of pages may show more pictures than the model takes."""
+    if options.images > config.max_visuals:
+        raise UsageError(f"data {options.source!r}: images allows {options.images} pictures in a window of a page, and "
+                         f"the model takes {config.max_visuals}: lower images")
 
 
 def _useful_windows(

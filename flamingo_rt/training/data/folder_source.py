@@ -68,7 +68,7 @@ class ImageFolder:
 
     @classmethod
     def open(cls, folder: Path, template: str) -> ImageFolder:
-        """Find the pictures, in all depths of the folders in ``folder``.
+        """Find the pictures, in all depths of the folders in ``folder``, without names that begin with a dot.
 
         Raises `DataError` for a folder that cannot be read, or holds a link to another folder.
         """
@@ -100,26 +100,31 @@ def class_name(folder: str) -> str:
     return re.sub(r"[_\-\s]+", " ", folder).strip() or folder
 
 
-def holds_class_folders(folder: Path) -> bool:
-    """Whether any folder in ``folder`` holds a picture, in any depth."""
-    return next(_pictures(folder), None) is not None
+def holds_class_folders(folder: Path, glance: bool = False) -> bool:
+    """Whether any folder in ``folder`` holds a picture, in any depth.
+
+    Raises `DataError` as `ImageFolder.open` does; with ``glance``, what that cannot read is passed over: the data of
+    ``folder`` may be something else than its folders.
+    """
+    return next(_pictures(folder, glance), None) is not None
 
 
-def _pictures(folder: Path) -> Iterator[tuple[str, int]]:
-    """(path relative to ``folder``, size in bytes) of each picture in the folders of ``folder``, in order."""
+def _pictures(folder: Path, glance: bool = False) -> Iterator[tuple[str, int]]:
+    """(path relative to ``folder``, size in bytes) of each picture in the folders of ``folder``, in order, without
+    names that begin with a dot. ``glance``: see `holds_class_folders`."""
 
     def unreadable(error: OSError) -> None:
         raise DataError(f"cannot read {error.filename}: {error.strerror}; give this user read access to it") from error
 
-    for place, folders, files in os.walk(folder, onerror=unreadable):
-        folders.sort()
+    for place, folders, files in os.walk(folder, onerror=None if glance else unreadable):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))  # no thumbnails, no trash
         linked = next((name for name in folders if os.path.islink(os.path.join(place, name))), None)
-        if linked is not None:
+        if linked is not None and not glance:
             raise DataError(f"{printable(os.path.join(place, linked))} is a link to a folder, which is not followed: "
                             "put the folder itself there")
         if place == os.fspath(folder):
             continue
         for name in sorted(files):
-            if name.lower().endswith(PICTURE_SUFFIXES):
+            if name.lower().endswith(PICTURE_SUFFIXES) and not name.startswith("."):
                 path = os.path.join(place, name)
                 yield os.path.relpath(path, folder).replace(os.sep, "/"), os.lstat(path).st_size

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
+import json
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -12,12 +14,14 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from flamingo_rt.errors import DataError
 from flamingo_rt.json_files import parse_json
 from flamingo_rt.printable import printable
-from flamingo_rt.processing.input_files import open_file
+from flamingo_rt.processing.input_files import reading_file
 from flamingo_rt.training.data.row_fields import shown
 from flamingo_rt.training.data.samples import DamagedSample
 
+UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 MOST_LINE = 16_000_000  # bytes; pages with long texts have some 100 KB
 
 
@@ -36,13 +40,15 @@ class JsonLines:
     def open(cls, path: Path, kind_of: Callable[[bytes], str]) -> JsonLines:
         """Read a file once, in little memory, to find its lines; ``kind_of`` tells what a line is.
 
-        Raises `DataError` for a file that is missing, empty, or cannot be read.
+        Raises `DataError` for a file that is missing, empty, in UTF-16, or cannot be read.
         """
         starts, numbers = array("q"), array("q")
         counts: Counter[str] = Counter()
         digest = hashlib.sha256()
-        with open_file(path) as file:
+        with reading_file(path) as file:
             for number, start, line in _lines(file, digest.update):
+                if start == 0 and line.startswith(UTF16_MARKS):
+                    raise DataError(f"{path} is in UTF-16: convert it to UTF-8")
                 starts.append(start)
                 numbers.append(number)
                 counts[kind_of(line)] += 1
@@ -69,6 +75,8 @@ class JsonLines:
             raise DamagedSample(name, f"the line has more than {MOST_LINE / 1e6:g} MB")
         try:
             row = parse_json(line)
+        except json.JSONDecodeError as error:  # its own text counts lines within this one
+            raise DamagedSample(name, f"is not valid JSON: {error.msg}, at character {error.pos + 1}") from error
         except ValueError as error:
             raise DamagedSample(name, f"is not valid JSON: {error}") from error
         if not isinstance(row, dict):
@@ -85,7 +93,8 @@ def _lines(file: BinaryIO, read: Callable[[bytes], None]) -> Iterator[tuple[int,
         read(line)
         if not continued:
             number += 1
-            if len(line) > MOST_LINE or line.strip():
+            content = line.removeprefix(codecs.BOM_UTF8) if offset == 0 else line
+            if len(line) > MOST_LINE or content.strip():
                 yield number, offset, line
         continued = not line.endswith(b"\n")
         offset += len(line)

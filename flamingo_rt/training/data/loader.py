@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from flamingo_rt.errors import DataError
+from flamingo_rt.errors import DataError, FlamingoError
 from flamingo_rt.training.stage import Dataset, Drawn
 
 AHEAD = 4  # parts that each process draws before they are asked for
@@ -36,7 +36,10 @@ class _Parts(TorchDataset):
         step += self._start
         if self._in_turn:  # its own count of steps: no batch of a dataset is left out
             step, number = divmod(step, len(self._datasets))
-        return self._datasets[number].batches.draw(step, self._part_range[part], self._parts)
+        try:
+            return self._datasets[number].batches.draw(step, self._part_range[part], self._parts)
+        except FlamingoError as error:  # raised in a worker, it would arrive within that process's traceback
+            return Drawn(None, error=error)
 
     @property
     def _datasets_a_step(self) -> int:

@@ -55,8 +55,9 @@ def is_page(row: Mapping[str, Any]) -> bool:
 def page_segments(row: Mapping[str, Any], picture: Callable[[str], Visual], name: str) -> tuple[Segment, ...]:
     """The texts and pictures of the page ``name``, in order; ``picture`` finds one by its name in the row.
 
-    Raises `DamagedSample` for a row of neither form, without any text, or with more than `MOST_PAGE` characters or
-    `MOST_PARTS` parts, and whatever ``picture`` raises.
+    A page of pictures alone, or of texts alone, is whole: `DocumentWriter.page` finds nothing to learn in it. Raises
+    `DamagedSample` for a row of neither form, or with more than `MOST_PAGE` characters or `MOST_PARTS` parts, and
+    whatever ``picture`` raises.
     """
     if "text_list" in row:
         parts, between = _mmc4_parts(row, picture, name), " "
@@ -75,7 +76,8 @@ def page_segments(row: Mapping[str, Any], picture: Callable[[str], Visual], name
             runs.append([part])
     segments = tuple(Said(between.join(run)) if isinstance(run, list) else run for run in runs)
     text = "".join(segment.text for segment in segments if isinstance(segment, Said))
-    checked_text(text, "the page's text", name, MOST_PAGE)
+    if text:
+        checked_text(text, "the page's text", name, MOST_PAGE)
     return segments
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -113,11 +113,11 @@ class PairBatches:
         batch = PairBatch(pixels, *self._reader.padded(texts), keys)
         return Drawn(batch, tuple(samples.damaged), samples.read, tuple(samples.names))
 
-    def fingerprint(self) -> str:
+    def fingerprint(self) -> dict[str, Any]:
         """See `Batches.fingerprint`: changes with the source and with each option that changes a batch."""
-        options = self._options
-        cut = (options.batch, options.augment, options.leading_space, options.template, self._reader.text_tokens)
-        return f"{self._source.fingerprint()}, cut {hashlib.sha256(repr(cut).encode()).hexdigest()[:16]}"
+        names = ("batch", "augment", "leading_space", "template")
+        return {"data": self._source.fingerprint(), "text_tokens": self._reader.text_tokens,
+                **{name: getattr(self._options, name) for name in names}}
 
     def _pair(self, sample: Sample, rng: np.random.Generator) -> tuple[np.ndarray, list[int]]:
         """Pixel values [3, S, S] and token ids; flipped and recoloured, and with a space before the text, where the

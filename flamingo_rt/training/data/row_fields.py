@@ -19,6 +19,12 @@ def shown(value: Any) -> str:
     return printable(text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}...")
 
 
+def shortened(text: str) -> str:
+    """A long text with "…" for its middle, so that names with the same beginning or the same end stay different."""
+    half = SHOWN_CHARACTERS // 2
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[: half - 1]}…{text[-half:]}"
+
+
 def text_field(row: Mapping[str, Any], key: str, name: str, most: int = MOST_CHARACTERS) -> str:
     """The text under ``key`` of a row of the sample ``name``; see `text_value`."""
     return text_value(row.get(key), key, name, most)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import PIL.Image
@@ -16,12 +16,14 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from flamingo_rt.config import FlamingoConfig
-from flamingo_rt.errors import DataError, UsageError
+from flamingo_rt.errors import DataError, FlamingoError, UsageError
 from flamingo_rt.model.flamingo import IGNORED_LABEL
 from flamingo_rt.processing.preprocess import pixel_values
 from flamingo_rt.training import scenes
 from flamingo_rt.training.data.document_batches import FlamingoBatch
 from flamingo_rt.training.stage import Drawn
+
+EncodedRow = tuple[list[int], list[int], list[int]]  # token ids, media_index, labels
 
 
 class Chunk(NamedTuple):
@@ -37,7 +39,8 @@ class SceneBatches:
     """``pictures`` scenes a batch, each with its caption and ``questions`` questions.
 
     A row holds one chunk in half of the batches and 2, 3 or 4 in the others (few-shot prompts); the number of chunks
-    in a batch stays about the same, and so does its cost.
+    in a batch stays about the same, and so does its cost. A row that is longer than the model's context loses its last
+    chunks. ``number`` is that of the dataset in the mixture: each draws scenes of its own.
     """
 
     config: FlamingoConfig
@@ -45,10 +48,14 @@ class SceneBatches:
     seed: int
     pictures: int = 32
     questions: int = 2
+    number: int = 0
 
     def draw(self, step: int, part: int, parts: int) -> Drawn:
         """See `Batches.draw`: part ``part`` holds its share of the rows, and the pictures that they show."""
-        whole = self.batch(step)
+        try:
+            whole = self.batch(step)
+        except FlamingoError as error:
+            return Drawn(None, error=error)
         count = len(whole.rows)
         if count < parts:
             return Drawn(None, error=UsageError(
@@ -64,15 +71,23 @@ class SceneBatches:
         names = tuple(f"scene {step * self.pictures + index}" for index in shown.tolist())
         return Drawn(batch, read=len(shown), names=names)
 
-    def fingerprint(self) -> str:
+    def fingerprint(self) -> dict[str, Any]:
         """See `Batches.fingerprint`."""
-        return f"drawn scenes, seed {self.seed}, {self.pictures} pictures, {self.questions} questions"
+        return {"data": f"drawn scenes, seed {self._own_seed}", "batch": self.pictures, "questions": self.questions}
+
+    @property
+    def _own_seed(self) -> int:
+        """The seed of this dataset's scenes: the run's for the first dataset, made from it for others."""
+        if self.number == 0:
+            return self.seed
+        return int(np.random.SeedSequence([self.seed, self.number]).generate_state(1, np.uint64)[0])
 
     def batch(self, step: int) -> FlamingoBatch:
-        """The batch of one training step."""
-        rng = np.random.default_rng([self.seed, step])
+        """The batch of one training step. Raises `DataError` for a text that does not fit into the model's context."""
+        seed = self._own_seed
+        rng = np.random.default_rng([seed, step])
         samples = [
-            scenes.sample(self.seed, step * self.pictures + index, "train") for index in range(self.pictures)
+            scenes.sample(seed, step * self.pictures + index, "train") for index in range(self.pictures)
         ]
         chunks = [chunk for index, sample in enumerate(samples) for chunk in self._chunks(index, sample, rng)]
         rng.shuffle(chunks)
@@ -96,7 +111,8 @@ class SceneBatches:
         return tokens
 
     def _collate(self, documents: list[list[Chunk]], pixels: Tensor, caption_tokens: Tensor) -> FlamingoBatch:
-        encoded = [self._encode(document) for document in documents]
+        fitting = [self._fitting(document) for document in documents]
+        documents, encoded = [document for document, _ in fitting], [row for _, row in fitting]
         rows, length = len(documents), max(len(ids) for ids, _, _ in encoded)
         pad = self._token_id(self.config.tokens.pad)
         input_ids = torch.full((rows, length), pad)
@@ -106,13 +122,26 @@ class SceneBatches:
             input_ids[row, : len(ids)] = torch.tensor(ids)
             media_index[row, : len(ids)] = torch.tensor(indices)
             labels[row, : len(ids)] = torch.tensor(wanted)
-        visuals = torch.tensor([[chunk.picture for chunk in document] for document in documents])
+        visuals = torch.zeros((rows, max(map(len, documents))), dtype=torch.int64)
+        for row, document in enumerate(documents):
+            visuals[row, : len(document)] = torch.tensor([chunk.picture for chunk in document])
         return FlamingoBatch(
             input_ids, media_index, labels, visuals, pixels, None, torch.arange(len(pixels)), ("",) * len(pixels),
             caption_tokens,
         )
 
-    def _encode(self, document: list[Chunk]) -> tuple[list[int], list[int], list[int]]:
+    def _fitting(self, document: list[Chunk]) -> tuple[list[Chunk], EncodedRow]:
+        """The chunks of a row, or the first ones that fit into the context, and what `_encode` makes of them."""
+        context, encoded = self.config.language.context, self._encode(document)
+        while len(encoded[0]) > context and len(document) > 1:
+            document = document[:-1]
+            encoded = self._encode(document)
+        if len(encoded[0]) > context:
+            raise DataError(f"a text about a drawn scene takes {len(encoded[0])} tokens, and the model's context is "
+                            f"{context}: take a model with a longer context, or a tokenizer learnt from such texts")
+        return document, encoded
+
+    def _encode(self, document: list[Chunk]) -> EncodedRow:
         """Token ids, media_index and labels of one row: <BOS>, <image>prompt answer<EOC> of each chunk, <EOS>; §A.2."""
         tokens = self.config.tokens
         ids, media_index, labels = [self._token_id(tokens.bos)], [0], [IGNORED_LABEL]

@@ -14,10 +14,12 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import logging
+import os
 import re
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,14 +27,17 @@ import numpy as np
 
 from flamingo_rt.errors import DataError
 from flamingo_rt.printable import printable
-from flamingo_rt.processing.input_files import open_file
+from flamingo_rt.processing.input_files import is_empty, reading_file
 from flamingo_rt.training.data.pages import is_page
-from flamingo_rt.training.data.row_fields import SHOWN_CHARACTERS
+from flamingo_rt.training.data.row_fields import shortened
 from flamingo_rt.training.data.samples import DamagedSample, Sample, SampleKind
 from flamingo_rt.training.data.tar_members import DamagedArchive, TarMember, members
 from flamingo_rt.training.data.tar_samples import MOST_MEMBERS, TarSample, content_of
 
+logger = logging.getLogger(__name__)
+
 MOST_SHARDS = 1_000_000
+FEW_NAMED = 5  # shards in a message
 FEW = 10  # texts alone are samples that lack their picture where others are more than so many times as many
 REST = -1  # in place of a sample's start: the rest of a shard that is cut short
 
@@ -43,8 +48,10 @@ _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 def expand_braces(pattern: str) -> list[Path]:
     """The files of a pattern: ``{0000..0099}`` counts, with as many digits as are written, and ``{a,b}`` lists.
 
-    Raises `DataError` for braces that hold neither, and for more than `MOST_SHARDS` files.
+    Raises `DataError` for braces that hold neither, for ``*``, and for more than `MOST_SHARDS` files.
     """
+    if "*" in pattern:
+        raise DataError(f"{pattern} does not exist, and * is not expanded: write {{0000..0099}}, or give the folder")
     pieces = _BRACES.split(pattern)  # every second one is what braces hold
     choices: list[Iterable[str]] = []
     count = 1
@@ -100,18 +107,31 @@ class Shards:
 def open_shards(paths: Sequence[Path]) -> Shards:
     """Read the headers of all members of the shards, to find the samples and their kind.
 
-    Raises `DataError` for shards that are missing, hold no sample, or hold samples of several kinds.
+    Logs a warning of shards that are not whole. Raises `DataError` for shards that are missing or cannot be read, hold
+    no sample, or hold samples of several kinds.
     """
-    missing = [path for path in paths if not path.is_file()]
+    missing = [path for path in paths if not os.path.isfile(path)]
     if missing:
-        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
-        raise DataError(f"{len(missing)} of {len(paths)} shards are missing: "
-                        f"{', '.join(str(path) for path in missing[:5])}{more}; check the pattern, or copy them again")
+        more = f" and {len(missing) - FEW_NAMED} more" if len(missing) > FEW_NAMED else ""
+        named = ", ".join(str(path) for path in missing[:FEW_NAMED])
+        raise DataError(f"{len(missing)} of {len(paths)} shards are missing: {named}{more}; check the pattern, or copy "
+                        "them again")
     index = _Index()
     for path in paths:
         index.add(path)
+    kind = index.kind()
+    if index.faults:
+        _warn(paths, index.faults)
     return Shards(tuple(paths), np.array(index.numbers, np.int32), np.array(index.starts, np.int64),
-                  np.array(index.ends, np.int64), index.faults, index.digest.hexdigest(), index.kind())
+                  np.array(index.ends, np.int64), index.faults, index.digest.hexdigest(), kind)
+
+
+def _warn(paths: Sequence[Path], faults: Mapping[int, str]) -> None:
+    """Log which shards are not whole: each is one damaged sample, however many samples it lacks."""
+    named = "; ".join(printable(f"{paths[number]} {fault}") for number, fault in list(faults.items())[:FEW_NAMED])
+    more = f"; and {len(faults) - FEW_NAMED} more" if len(faults) > FEW_NAMED else ""
+    logger.warning("%d of %d shards are not whole, and samples that they lack are not counted: %s%s", len(faults),
+                   len(paths), named, more)
 
 
 class _Index:
@@ -123,7 +143,7 @@ class _Index:
         self.faults: dict[int, str] = {}
         self.digest = hashlib.sha256()
         self._kinds: Counter[SampleKind] = Counter()
-        self._examples: dict[SampleKind, str] = {}
+        self._examples: dict[SampleKind, tuple[Path, str]] = {}  # shard and key
 
     def add(self, path: Path) -> None:
         """Read the headers of one shard."""
@@ -137,7 +157,7 @@ class _Index:
             kind = groups.kind(group)
             if kind is not None:
                 self._kinds[kind] += 1
-                self._examples.setdefault(kind, printable(f"{path}/{group[0].key[:SHOWN_CHARACTERS]}"))
+                self._examples.setdefault(kind, (path, group[0].key))
         if groups.fault:
             self.faults[len(self.paths)] = groups.fault
             self._add_sample(REST, REST)
@@ -149,7 +169,13 @@ class _Index:
         if len(kinds) == 2 and kinds["text"] * FEW < kinds.total():
             del kinds["text"]
         if len(kinds) > 1:
-            found = " and ".join(f"{count:,} of {kind} ({self._examples[kind]})" for kind, count in kinds.items())
+            names = {kind: printable(f"{self._examples[kind][0]}/{shortened(self._examples[kind][1])}")
+                     for kind in kinds}
+            found = " and ".join(f"{count:,} of {kind} ({names[kind]})" for kind, count in kinds.items())
+            if len({self._examples[kind] for kind in kinds}) < len(kinds):
+                raise DataError(f"the shards' samples are of several kinds, {found}, and one of these stands in two "
+                                "places: the files of a sample must follow each other; pack them again in the order of "
+                                "their names, as tar --sort=name does")
             raise DataError(f"the shards' samples are of several kinds, {found}: put each into shards of their own")
         if not kinds:
             reason = "".join(f": {self.paths[number]} {fault}" for number, fault in [*self.faults.items()][:1])
@@ -174,9 +200,13 @@ class _Groups:
         self._rows_are_pages: bool | None = None
 
     def __iter__(self) -> Iterator[list[TarMember]]:
+        """Raises `DataError` for a shard that cannot be read."""
+        if is_empty(self.path):
+            self.fault = "is empty (0 bytes): copy it again"
+            return
         group: list[TarMember] = []
         try:
-            with open_file(self.path) as file:
+            with reading_file(self.path) as file:
                 for member in members(file):
                     if group and member.key != group[0].key:
                         yield group
@@ -189,8 +219,6 @@ class _Groups:
             self.fault = str(error)
             if error.cut_key is None or not group or error.cut_key == group[0].key:
                 return  # the last sample may lack the members that would have followed
-        except DataError as error:  # an empty file
-            self.fault = str(error)
         if group:
             yield group
 

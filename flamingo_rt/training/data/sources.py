@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 
 from flamingo_rt.errors import DataError, UsageError
@@ -15,12 +16,25 @@ from flamingo_rt.training.data.pages import PageLines
 from flamingo_rt.training.data.samples import SampleSource
 from flamingo_rt.training.data.shards import expand_braces, open_shards
 from flamingo_rt.training.data.text_source import TextFiles, TextPieces
-from flamingo_rt.training.options import DataOptions
+from flamingo_rt.training.options import SCENES, DataKind, DataOptions
 
 # A text in JSON cannot hold a quote as it is, so these are keys, if not spelt with escapes.
 _KEYS = re.compile(rb'"(image|video|text|text_list|texts)"\s*:')
+MOST_PARSED = 100_000  # bytes of a line that is parsed to find its kind
 UNKNOWN = "unknown"
-LISTED = ("captions.jsonl", "pages.jsonl")  # files that say what else in their folder belongs to the data
+# Files that say what else in their folder belongs to the data, and what a folder can hold, each with its kinds.
+LISTED: dict[str, tuple[DataKind, ...]] = {"captions.jsonl": ("pairs", "videos", "text"), "pages.jsonl": ("pages",)}
+SHARDS, TEXTS, CLASSES = ".tar shards", ".txt and .jsonl files", "folders of pictures"
+HELD: dict[str, tuple[DataKind, ...]] = {SHARDS: ("pairs", "videos", "pages", "text"), TEXTS: ("text",),
+                                         CLASSES: ("pairs",)}
+
+
+def check_names(data: Sequence[DataOptions]) -> None:
+    """Raise `UsageError` when two datasets of a mixture have one name: logs and a run's state know them by it."""
+    names = [entry.label for entry in data]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise UsageError(f"two datasets are called {twice!r}: give each a name (--data SOURCE,name=…)")
 
 
 def open_source(options: DataOptions) -> SampleSource:
@@ -33,10 +47,11 @@ def open_source(options: DataOptions) -> SampleSource:
     - A ``.tar`` file, a folder of them, or a brace pattern, ``pairs-{0000..0099}.tar`` or ``{a,b}.tar``
       (`shards.py`).
 
-    Raises `DataError` when there is no data, files are missing, or what is there is of several kinds or of another kind
-    than ``options.kind``; `UsageError` for drawn scenes, which are no files.
+    Of a folder that holds several of these, ``options.kind`` says which is meant; names that begin with a dot are not
+    looked at. Raises `DataError` when there is no data, files are missing, or what is there is of several kinds or of
+    another kind than ``options.kind``; `UsageError` for drawn scenes, which are no files.
     """
-    if options.source == "scenes" or options.kind == "scenes":
+    if options.source == SCENES or options.kind == "scenes":
         raise UsageError("drawn scenes are no files: flamingo-rt data make-scenes writes some")
     source = _open(options)
     if not len(source):
@@ -68,27 +83,32 @@ def _open(options: DataOptions) -> SampleSource:
 
 def _open_folder(folder: Path, options: DataOptions) -> SampleSource:
     try:
-        names = sorted(entry.name for entry in folder.iterdir())
+        names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
     except OSError as error:
         raise DataError(f"cannot read {folder}: {error.strerror}; give this user read access to it") from error
-    listed = [name for name in LISTED if name in names]
+    listed = _of_kind({name: kinds for name, kinds in LISTED.items() if name in names}, options.kind)
     if len(listed) == 1:
         return _open_lines(folder / listed[0])
     shards = [folder / name for name in names if name.lower().endswith(".tar")]
     texts = [folder / name for name in names if name.lower().endswith((".txt", ".jsonl"))]
-    classes = not listed and holds_class_folders(folder)
-    found = {".tar shards": len(shards), ".txt and .jsonl files": len(texts), "folders of pictures": int(classes)}
-    kinds = [name for name, count in found.items() if count]
-    if len(kinds) > 1 or listed:
-        raise DataError(f"{folder} holds {_listed(listed or kinds)}: give one of them")
-    if shards:
+    classes = not listed and holds_class_folders(folder, glance=bool(shards or (texts and options.kind != "pairs")))
+    found = {SHARDS: bool(shards), TEXTS: bool(texts), CLASSES: classes}
+    held = listed or _of_kind({name: HELD[name] for name, there in found.items() if there}, options.kind)
+    if len(held) > 1:
+        raise DataError(f"{folder} holds {_listed(held)}: give one of them, or say with kind which it is")
+    if held == [SHARDS]:
         return open_shards(shards)
-    if texts:
+    if held == [TEXTS]:
         return _open_texts(texts)
-    if classes:
+    if held == [CLASSES]:
         return ImageFolder.open(folder, options.template)
     raise DataError(f"{folder} holds no data: no captions.jsonl, pages.jsonl, .tar shards, .txt or .jsonl files, and "
                     "no folders of pictures")
+
+
+def _of_kind(found: Mapping[str, tuple[DataKind, ...]], kind: DataKind) -> list[str]:
+    """The names among ``found`` that can be of this kind; all where none can."""
+    return [name for name, kinds in found.items() if kind in kinds] or list(found)
 
 
 def _open_lines(path: Path) -> SampleSource:
@@ -116,15 +136,28 @@ def _open_texts(paths: Iterable[Path]) -> TextFiles:
 
 
 def line_kind(line: bytes) -> str:
-    """The kind of sample that a line of a JSONL file is, by its keys, or `UNKNOWN`."""
-    keys = {match[1] for match in _KEYS.finditer(line)}
-    if keys & {b"text_list", b"texts"}:
+    """The kind of sample that a line of a JSONL file is, by the keys of its object, or `UNKNOWN`."""
+    keys = _keys(line)
+    if keys & {"text_list", "texts"}:
         return "pages"
-    if b"image" in keys:
-        return UNKNOWN if b"video" in keys else "pairs"
-    if b"video" in keys:
+    if "image" in keys:
+        return UNKNOWN if "video" in keys else "pairs"
+    if "video" in keys:
         return "videos"
-    return "text" if b"text" in keys else UNKNOWN
+    return "text" if "text" in keys else UNKNOWN
+
+
+def _keys(line: bytes) -> Set[str]:
+    """The keys of a line that say what it is. Those of objects inside are told from the line's own by parsing it, which
+    is not done for a line that is damaged or has more than `MOST_PARSED` bytes."""
+    found = {match[1].decode() for match in _KEYS.finditer(line)}
+    if not found or line.count(b"{") == 1 or len(line) > MOST_PARSED:
+        return found
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return found
+    return found & row.keys() if isinstance(row, dict) else found
 
 
 def _only_kind(path: Path, counts: Mapping[str, int]) -> str:

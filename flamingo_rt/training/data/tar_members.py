@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from flamingo_rt.printable import printable
-from flamingo_rt.training.data.row_fields import SHOWN_CHARACTERS
+from flamingo_rt.training.data.row_fields import shortened
 
 BLOCK = 512
 MOST_EXTENDED = 65_536  # bytes of an extended header; real ones have a few hundred
@@ -189,4 +189,4 @@ def _whole_blocks(size: int) -> int:
 
 def shown_name(member: TarMember) -> str:
     """The member's name for messages, safe to print."""
-    return printable(member.name[:SHOWN_CHARACTERS])
+    return printable(shortened(member.name))

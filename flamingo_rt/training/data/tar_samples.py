@@ -9,16 +9,18 @@ from typing import Any, Literal
 
 from flamingo_rt.json_files import parse_json
 from flamingo_rt.printable import printable
+from flamingo_rt.processing.visuals import CLIP_SUFFIXES, PICTURE_SUFFIXES
 from flamingo_rt.training.data.pages import page_segments
-from flamingo_rt.training.data.row_fields import MOST_CHARACTERS, SHOWN_CHARACTERS, shown, text_field
+from flamingo_rt.training.data.row_fields import MOST_CHARACTERS, shortened, shown, text_field
 from flamingo_rt.training.data.samples import DamagedSample, Said, Sample, SampleKind, Segment, Visual
 from flamingo_rt.training.data.tar_members import DamagedArchive, TarMember, members, shown_name
 from flamingo_rt.training.data.text_source import decoded_text
 
 Content = Literal["picture", "clip", "json", "txt", ""]
 CONTENTS: dict[str, Content] = {
-    **dict.fromkeys(("jpg", "jpeg", "png", "webp"), "picture"),
-    **dict.fromkeys(("mp4", "webm", "avi", "mov", "mkv", "m4v", "mpg", "mpeg", "gif", "apng"), "clip"),
+    **{suffix[1:]: "picture" for suffix in PICTURE_SUFFIXES},
+    **{suffix[1:]: "clip" for suffix in CLIP_SUFFIXES},
+    "gif": "clip",
     "json": "json", "txt": "txt",
 }
 MOST_MEMBERS = 1000  # of one sample
@@ -52,7 +54,7 @@ class TarSample:
             raise DamagedSample(printable(str(path)), f"{error}; it has changed since it was opened") from error
         if not found:
             raise DamagedSample(printable(str(path)), "has changed since it was opened")
-        name = printable(f"{path}/{found[0].key[:SHOWN_CHARACTERS]}")
+        name = printable(f"{path}/{shortened(found[0].key)}")
         if len(found) > MOST_MEMBERS:
             raise DamagedSample(name, f"has more than {MOST_MEMBERS:,} files")
         for member in found:

@@ -9,7 +9,7 @@ so that all of a long text is seen in time.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -97,10 +97,10 @@ class TextBatches:
         )
         return Drawn(batch, tuple(reader.damaged), reader.read, tuple(reader.names))
 
-    def fingerprint(self) -> str:
+    def fingerprint(self) -> dict[str, Any]:
         """See `Batches.fingerprint`."""
-        return (f"{self._source.fingerprint()}; batches of {self._batch} rows of {self._context} tokens, "
-                f"{self._stride} documents each, {self._repeats:g} repeated segments")
+        return {"data": self._source.fingerprint(), "batch": self._batch, "context": self._context,
+                "documents in a row": self._stride, "repeats": self._repeats}
 
     def _row(self, reader: SampleReader, position: int) -> tuple[list[int], list[int], bool]:
         """Token ids and labels of the row at ``position``, counted over all steps, and whether it is no text."""

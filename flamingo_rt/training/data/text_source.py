@@ -16,7 +16,7 @@ from typing import BinaryIO, Literal
 import numpy as np
 
 from flamingo_rt.printable import printable
-from flamingo_rt.processing.input_files import open_file
+from flamingo_rt.processing.input_files import is_empty, reading_file
 from flamingo_rt.training.data.json_lines import MOST_LINE, JsonLines
 from flamingo_rt.training.data.row_fields import checked_text, text_field
 from flamingo_rt.training.data.samples import DamagedSample, Said, Sample
@@ -36,8 +36,8 @@ class TextPieces:
     def open(cls, path: Path) -> TextPieces:
         """Read a file once, in little memory, to find its pieces. Raises `DataError` for one that cannot be read."""
         digest, starts = hashlib.sha256(), array("q", [0])
-        if not path.exists() or path.stat().st_size:  # an empty file is a damaged sample, no reason to stop
-            with open_file(path) as file:
+        if not is_empty(path):  # an empty file is a damaged sample, no reason to stop
+            with reading_file(path) as file:
                 for piece in _pieces(file):
                     digest.update(piece)
                     if piece.strip():

@@ -15,7 +15,7 @@ from flamingo_rt.config import FlamingoConfig
 from flamingo_rt.errors import UsageError
 from flamingo_rt.importing.openflamingo_tokenizer import load_tokenizer
 from flamingo_rt.tokenizer_file import parse_tokenizer
-from flamingo_rt.training.data.documents import DocumentWriter
+from flamingo_rt.training.data.documents import DocumentWriter, check_images
 from flamingo_rt.training.data.samples import Sample, SampleKind
 from flamingo_rt.training.data.text_batches import document_text
 from flamingo_rt.training.data.usable_samples import NothingToLearn
@@ -48,7 +48,9 @@ class DocumentLength:
     pages."""
 
     def __init__(self, config: FlamingoConfig, tokenizer: Tokenizer, options: DataOptions, kind: SampleKind) -> None:
-        """Raises `DataError` for a tokenizer that is not the model's."""
+        """Raises `DataError` for a tokenizer that is not the model's, and `UsageError` as `DocumentBatches` does."""
+        if kind == "pages":
+            check_images(options, config)
         directions = {0.0 if options.next_image < 1 else 1.0, 1.0 if options.next_image > 0 else 0.0}
         self._writers = [DocumentWriter(config, tokenizer, replace(options, next_image=share))
                          for share in sorted(directions)]

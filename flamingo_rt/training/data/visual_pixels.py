@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -40,7 +41,8 @@ def visual_frames(visual: Visual, sample: str, options: DataOptions, preprocess:
     """The frames of a visual, each preprocessed as it is read: 1 of a picture, ``options.frames`` of a clip.
 
     A clip's frames are ``options.fps`` a second; where that is more than ``options.frames``, they are spread over the
-    whole clip, and of a shorter one the last is repeated, so that all clips of a batch have equally many.
+    whole clip, and of a shorter one the last is repeated, so that all clips of a batch have equally many. A clip that
+    does not say when its frames are shown gives those at the centres of ``options.frames`` equal parts of it.
     Raises `DamagedSample`, with the name ``sample``, for what cannot be decoded, and `DependencyError` for a clip that
     needs a library which is not installed.
     """
@@ -67,7 +69,7 @@ def _readable(visual: Visual, options: DataOptions) -> Iterator[bytes | Path | n
         with ExitStack() as stack:
             try:
                 folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="flamingo-rt-"))
-                path = Path(folder, f"clip{Path(visual.name).suffix}")
+                path = Path(folder, "clip")  # what it is its content says; the name may be cut, for messages
                 path.write_bytes(visual.content)
             except OSError as error:
                 raise UsageError(f"cannot write a clip into {tempfile.gettempdir()}: {error.strerror}; make space, or "
@@ -76,7 +78,11 @@ def _readable(visual: Visual, options: DataOptions) -> Iterator[bytes | Path | n
 
 
 def _clip_frames(video: Video, options: DataOptions, preprocess: Preprocess[Frame]) -> list[Frame]:
-    from flamingo_rt.processing.video import read_frames  # loads video libraries, which a picture does not need
+    # Loads video libraries, which a picture does not need.
+    from flamingo_rt.processing.video import NoFrameTimes, read_frames
 
-    frames = read_frames(video, preprocess)
+    try:
+        frames = read_frames(video, preprocess)
+    except NoFrameTimes:
+        frames = read_frames(replace(video, fps=None), preprocess)
     return frames + frames[-1:] * (options.frames - len(frames))

@@ -11,7 +11,7 @@ import pytest
 from made_data import captions, pairs, png, tar, write_clip, write_lines
 from small_model import small_config
 
-from flamingo_rt.errors import DataError
+from flamingo_rt.errors import DataError, UsageError
 from flamingo_rt.training.data import contact_sheet
 from flamingo_rt.training.data.checking import DataReport, Spread, check_source
 from flamingo_rt.training.data.contact_sheet import SheetEntry, draw_sheet, write_sheet
@@ -125,12 +125,14 @@ def test_clips_are_decoded_and_those_that_cannot_be_are_damaged(tmp_path) -> Non
     assert [name for name, _ in names(report.damaged)] == ["captions.jsonl:2"]
 
 
-def test_pages_without_pictures_hold_nothing_to_learn(tmp_path) -> None:
+def test_pages_without_pictures_or_without_text_hold_nothing_to_learn(tmp_path) -> None:
     (tmp_path / "a.png").write_bytes(png(1))
     write_lines(tmp_path / "pages.jsonl", [
-        {"texts": ["one", None, None], "images": [None, "a.png", "a.png"]}, {"texts": ["two"], "images": [None]}])
+        {"texts": ["one", None, None], "images": [None, "a.png", "a.png"]}, {"texts": ["two"], "images": [None]},
+        {"texts": [None], "images": ["a.png"]}])
     report = checked(tmp_path)
-    assert names(report.nothing_to_learn) == [("pages.jsonl:2", "has no picture")]
+    assert names(report.nothing_to_learn) == [("pages.jsonl:2", "has no picture"), ("pages.jsonl:3", "has no text")]
+    assert report.damaged == ()
     assert report.visuals.in_a_sample == Spread(2, 2, 2, 2)
 
 
@@ -143,6 +145,13 @@ def test_the_rest_of_a_shard_that_is_cut_short_is_damaged(tmp_path) -> None:
 
 
 # --- Tokens
+
+
+def test_more_images_than_the_model_takes_are_no_fault_of_the_pages(tmp_path, tokenizer) -> None:
+    (tmp_path / "a.png").write_bytes(png(1))
+    write_lines(tmp_path / "pages.jsonl", [{"texts": [None, "one"], "images": ["a.png", None]}])
+    with pytest.raises(UsageError, match="the model takes 6: lower images"):
+        measured(tmp_path, tokenizer, images=7)
 
 
 def test_a_tokenizer_counts_the_tokens_of_texts(tmp_path, tokenizer) -> None:

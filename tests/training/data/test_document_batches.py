@@ -140,13 +140,16 @@ def test_a_document_repeats_no_sample_across_the_end_of_an_epoch(batches, tokeni
         assert len(set(row)) == 4
 
 
-def test_a_document_holds_as_many_pairs_as_fit(batches, tokenizer) -> None:
+def test_a_document_holds_as_many_pairs_as_fit(batches, tokenizer, folder) -> None:
     one = batches().draw(0, 0, 1).batch.input_ids.shape[1]
     plain = batches(chunks=(3,), tokens=2 * one)
     for step in range(3):
         drawn = plain.draw(step, 0, 1)
         assert drawn.batch.input_ids.shape[1] <= 2 * one
-        assert {len(row) for row in read(drawn, tokenizer)} <= {1, 2}
+        rows = read(drawn, tokenizer)
+        assert {len(row) for row in rows} <= {1, 2}
+        used = [f"{folder}/captions.jsonl:{level // 5 + 1}" for row in rows for level, _ in row]
+        assert list(drawn.names) == used  # the pair that did not fit is not named
 
 
 def test_more_pairs_in_a_document_than_there_are_or_the_model_takes_are_refused(batches, tmp_path) -> None:
@@ -154,6 +157,20 @@ def test_more_pairs_in_a_document_than_there_are_or_the_model_takes_are_refused(
         batches(chunks=(1, 7))
     with pytest.raises(UsageError, match="of 2 samples"):
         batches(captions(tmp_path, 2), chunks=(3,))
+
+
+def test_more_images_in_a_window_than_the_model_takes_are_refused(batches, pages) -> None:
+    assert batches(pages, images=6)
+    with pytest.raises(UsageError, match="images allows 7 pictures in a window of a page, and the model takes 6"):
+        batches(pages, images=7)
+
+
+def test_a_page_without_text_is_passed_over_and_not_damaged(batches, tokenizer, tmp_path) -> None:
+    (tmp_path / "1.png").write_bytes(png(5))
+    rows = [{"texts": [None], "images": ["1.png"]}, {"texts": [None, "number 1"], "images": ["1.png", None]}]
+    drawn = batches(write_lines(tmp_path / "pages.jsonl", rows), next_image=0.0).draw(0, 0, 1)
+    assert read(drawn, tokenizer) == [[(5, "number 1")]] * 4
+    assert drawn.damaged == ()
 
 
 def damage(folder, count=1) -> None:
@@ -302,4 +319,4 @@ def test_a_fingerprint_changes_with_what_changes_a_batch(batches, tmp_path) -> N
     assert plain == batches(weight=0.3, name="other").fingerprint()
     others = [batches(tokens=64), batches(batch=2), batches(prompt=""), batches(chunks=(1, 2)), batches(augment=True),
               batches(captions(tmp_path, 12, text="{}"))]
-    assert len({plain, *(other.fingerprint() for other in others)}) == 7
+    assert len({str(plain), *(str(other.fingerprint()) for other in others)}) == 7

@@ -43,6 +43,13 @@ class Ending(Named):
         return super().draw(step, part, parts)
 
 
+class Refusing(Named):
+    """Batches that raise an error with a remedy, instead of giving it."""
+
+    def draw(self, step: int, part: int, parts: int) -> Drawn:
+        raise DataError(f"cannot draw {self.name}: draw another")
+
+
 TWO = [Dataset(name, 1.0, Named(name)) for name in "ab"]
 
 
@@ -90,6 +97,13 @@ def test_errors_come_as_values_from_other_processes(tmp_path, dataset) -> None:
     [part] = drawn([dataset], 0, 1, range(1), 3, 1, False)
     assert "cannot be divided into 3 equal parts" in str(part.error)
     assert part.batch is None
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_errors_that_are_raised_come_as_values_too(workers) -> None:
+    [part] = drawn([Dataset("one", 1.0, Refusing("one"))], 0, 1, range(1), 1, workers, False)
+    assert isinstance(part.error, DataError)
+    assert str(part.error) == "cannot draw one: draw another"
 
 
 def test_a_process_that_ends_is_an_error_with_a_remedy() -> None:

@@ -13,6 +13,7 @@ import torch
 from small_model import small_config
 
 from flamingo_rt.config import PromptsConfig
+from flamingo_rt.errors import DataError
 from flamingo_rt.processing.preprocess import pixel_values
 from flamingo_rt.training import scenes
 from flamingo_rt.training.data.loader import drawn as drawn_ahead
@@ -220,3 +221,28 @@ def test_a_model_with_other_prompts_is_taught_those(batches, tokenizer) -> None:
     assert caption == sorted(set(tokenizer.encode(samples(0)[0].caption).ids))
     for text in texts_of_scene(0, 5, prompts):
         assert re.fullmatch(r"Caption:\w.*|Question:\w.*\? Short answer:\w.*", text)
+
+
+def test_each_dataset_of_a_mixture_has_scenes_of_its_own(batches) -> None:
+    first, second, third = (replace(batches, number=number) for number in range(3))
+    assert same(first.batch(0), batches.batch(0))
+    pictures = [each.batch(0).pixel_values for each in (first, second, third)]
+    assert not any(torch.equal(one, other) for number, one in enumerate(pictures) for other in pictures[:number])
+    assert len({each.fingerprint()["data"] for each in (first, second, third)}) == 3
+    assert same(second.batch(3), replace(batches, number=1).batch(3))
+
+
+def test_rows_stay_within_the_models_context(batches, drawn) -> None:
+    longest = [batch.input_ids.shape[1] for batch in drawn]
+    context = max(batch.input_ids.shape[1] for batch in drawn if batch.rows.shape[1] == 1)
+    assert context < max(longest)
+    short = replace(batches, config=replace(CONFIG, language=replace(CONFIG.language, context=context)))
+    for step, length in zip(STEPS, longest, strict=True):
+        batch, before = short.batch(step), drawn[step]
+        assert batch.input_ids.shape[1] <= context
+        assert len(batch.rows) == len(before.rows)
+        assert (batch.media_index.amax(1) <= batch.rows.shape[1]).all()
+        assert same(batch, before) == (length <= context)
+    found = replace(batches, config=replace(CONFIG, language=replace(CONFIG.language, context=8))).draw(0, 0, 1)
+    assert isinstance(found.error, DataError)
+    assert re.search(r"takes \d+ tokens, and the model's context is 8", str(found.error))

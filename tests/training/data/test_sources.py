@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
+import errno
+import io
 import json
 import pickle
 import tarfile
@@ -11,9 +14,10 @@ import pytest
 from made_data import captions, pairs, png, tar, write_clip, write_lines
 
 from flamingo_rt.errors import DataError, UsageError
+from flamingo_rt.processing import input_files
 from flamingo_rt.training.data.samples import DamagedSample, Said
 from flamingo_rt.training.data.shards import expand_braces
-from flamingo_rt.training.data.sources import open_source
+from flamingo_rt.training.data.sources import line_kind, open_source
 from flamingo_rt.training.options import DataOptions
 
 PAGE = {"texts": ["first", None, "second"], "images": [None, "a.png", None]}
@@ -70,7 +74,7 @@ def test_clips(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        ('{"image": "0.png", "text": ', "is not valid JSON"),
+        ('{"image": "0.png", "text": ', "is not valid JSON: Expecting value, at character"),
         ('{"image": "0.png", "text": "a", "text": "b"}', "appears twice"),
         ('["image"]', "not a JSON object"),
         ({"image": "0.png", "txt": "a"}, "has the keys 'image, txt'"),
@@ -154,6 +158,14 @@ def test_class_folders_become_captions_by_a_template(tmp_path) -> None:
     assert every(opened(tmp_path, template="Class: {}."))[0][1] == "Class: golden retriever."
 
 
+def test_hidden_files_and_folders_are_no_data(tmp_path) -> None:
+    for name in ("cat/1.png", "cat/._1.png", ".thumbnails/2.png", "cat/.cache/3.png", ".texts.txt", "._captions.jsonl"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(png(1))
+    (tmp_path / ".link").symlink_to(tmp_path)
+    assert every(opened(tmp_path)) == [["<cat/1.png>", "a picture of cat"]]
+
+
 def test_links_in_class_folders_do_not_lead_out(tmp_path) -> None:
     (tmp_path / "outside.png").write_bytes(png(1))
     (tmp_path / "data" / "cat").mkdir(parents=True)
@@ -193,7 +205,6 @@ def test_pages_of_both_forms(tmp_path) -> None:
         ({"texts": "a", "images": [None]}, "texts is 'a', not a list"),
         ({"texts": [None, "a"], "images": ["../a.png", None]}, "leads out"),
         ({"texts": [None, "a"], "images": [7, None]}, "an image is 7"),
-        ({"texts": [None], "images": ["a.png"]}, "the page's text is empty"),
         ({"texts": ["a"] * 10_001, "images": [None] * 10_001}, "10,001 entries"),
         ({"texts": ["a" * 1_000_001], "images": [None]}, "characters, more than"),
         ({"text_list": ["a"]}, "image_info is None"),
@@ -212,6 +223,13 @@ def test_a_damaged_page_is_named_with_its_reason(tmp_path, row, reason) -> None:
     [fault] = faults(source)
     assert "pages.jsonl:2: " in fault
     assert reason in fault
+
+
+def test_a_page_of_pictures_alone_or_of_texts_alone_is_not_damaged(tmp_path) -> None:
+    (tmp_path / "a.png").write_bytes(png(7))
+    source = opened(write_lines(tmp_path / "pages.jsonl", [
+        {"texts": [None, " "], "images": ["a.png", None]}, {"texts": ["a"], "images": [None]}]))
+    assert every(source) == [["<a.png>"], ["a"]]
 
 
 # --- Texts
@@ -284,6 +302,45 @@ def test_every_kind_in_shards(tmp_path) -> None:
         path = tmp_path / f"{name}.tar"
         path.write_bytes(tar(members))
         assert every(opened(path)) == expected, name
+
+
+def test_files_of_a_sample_that_do_not_follow_each_other_are_named(tmp_path) -> None:
+    unsorted = [*pairs(3)[::2], *pairs(3)[1::2]]
+    with pytest.raises(DataError, match=r"3 of pairs \(.*000000\) and 3 of text \(.*000000\), and one of these stands "
+                                        r"in two places: .*tar --sort=name"):
+        opened(shards(tmp_path, tar(unsorted)))
+
+
+@pytest.mark.parametrize("suffix", ["bmp", "tif", "TIFF", "jfif", "avif", "ppm", "jp2"])
+def test_every_picture_that_is_decoded_is_a_picture_of_a_shard(tmp_path, suffix) -> None:
+    source = opened(shards(tmp_path, tar([(f"1.{suffix}", png(1)), ("1.txt", b"a")])))
+    assert (source.kind, every(source)) == ("pairs", [[f"<1.{suffix}>", "a"]])
+
+
+@pytest.mark.parametrize("suffix", ["wmv", "ts", "gif", "apng"])
+def test_every_clip_that_is_decoded_is_a_clip_of_a_shard(tmp_path, suffix) -> None:
+    assert opened(shards(tmp_path, tar([(f"1.{suffix}", b"x"), ("1.txt", b"a")]))).kind == "videos"
+
+
+def test_samples_with_long_names_that_differ_at_an_end_have_different_names(tmp_path) -> None:
+    keys = ["k" * 90 + "1", "k" * 90 + "2", "1" + "k" * 90]
+    source = opened(shards(tmp_path, tar([member for key in keys for member in
+                                          ((f"{key}.png", png(1)), (f"{key}.txt", b"a"))])))
+    names = {source.sample(index).name for index in range(3)}
+    assert len(names) == 3
+    assert all(len(name) == len(f"{tmp_path}/s-00.tar/") + 80 for name in names)
+
+
+def test_a_warning_names_the_shards_that_are_not_whole(tmp_path, caplog) -> None:
+    whole, cut = tar(pairs(4)), tar(pairs(4))[:3000]
+    opened(shards(tmp_path, whole))
+    assert caplog.messages == []
+    opened(shards(tmp_path, whole, cut, b"", *[cut] * 5))
+    [warning] = caplog.messages
+    assert warning.startswith("7 of 8 shards are not whole, and samples that they lack are not counted: ")
+    assert f"{tmp_path}/s-01.tar is cut short: it ends at byte 3,000" in warning
+    assert f"{tmp_path}/s-02.tar is empty (0 bytes)" in warning
+    assert warning.endswith("; and 2 more")
 
 
 @pytest.mark.parametrize(
@@ -398,6 +455,35 @@ def test_several_kinds_are_refused_with_what_was_found(tmp_path) -> None:
         opened(mixed)
 
 
+def test_the_kind_that_is_asked_for_decides_between_what_a_folder_holds(tmp_path) -> None:
+    (tmp_path / "cat").mkdir()
+    (tmp_path / "cat" / "1.png").write_bytes(png(1))
+    (tmp_path / "readme.txt").write_text("about cats")
+    with pytest.raises(DataError, match=r"\.txt and \.jsonl files and folders of pictures: .* say with kind"):
+        opened(tmp_path)
+    assert every(opened(tmp_path, kind="pairs")) == [["<cat/1.png>", "a picture of cat"]]
+    assert every(opened(tmp_path, kind="text")) == [["about cats"]]
+    shards(tmp_path, tar([("1.txt", b"text of a shard")]))
+    with pytest.raises(DataError, match=r"holds \.tar shards and \.txt and \.jsonl files: "):
+        opened(tmp_path, kind="text")
+
+
+def test_captions_beside_pages_are_told_apart_by_the_kind(tmp_path) -> None:
+    write_lines(captions(tmp_path, 1) / "pages.jsonl", [PAGE])
+    with pytest.raises(DataError, match=r"captions\.jsonl and pages\.jsonl: give one of them, or say with kind"):
+        opened(tmp_path)
+    assert (opened(tmp_path, kind="pairs").kind, opened(tmp_path, kind="pages").kind) == ("pairs", "pages")
+
+
+def test_a_link_to_a_folder_beside_shards_or_texts_is_passed_over(tmp_path) -> None:
+    shards(tmp_path / "shards", tar(pairs(1)))
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("a text")
+    for name in ("shards", "texts"):
+        (tmp_path / name / "link").symlink_to(tmp_path)
+        assert len(opened(tmp_path / name)) == 1
+
+
 def test_a_row_of_another_kind_is_a_damaged_sample(tmp_path) -> None:
     page = [("9.a.png", png(1)), ("9.json", json.dumps(PAGE).encode())]
     rows = [("1.jpg", png(1)), ("1.json", b'{"text": "c"}')]
@@ -419,6 +505,54 @@ def test_a_row_of_another_kind_is_a_damaged_sample(tmp_path) -> None:
 def test_a_source_that_is_no_data_is_refused(tmp_path, make, message) -> None:
     with pytest.raises(DataError, match=message):
         opened(make(tmp_path))
+
+
+class FailingFile(io.BytesIO):
+    """A file on a disk that fails."""
+
+    def read(self, *size):
+        raise OSError(errno.EIO, "Input/output error")
+
+    readline = read
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.txt", "a.tar"])
+def test_a_disk_that_fails_is_an_error_of_the_data(tmp_path, monkeypatch, name) -> None:
+    (tmp_path / name).write_bytes(tar(pairs(1)))
+    monkeypatch.setattr(input_files, "open", lambda path, mode: FailingFile(b"x" * 1024), raising=False)
+    with pytest.raises(DataError, match=f"{name} cannot be read: Input/output error"):
+        opened(tmp_path / name)
+
+
+def test_a_shard_that_may_not_be_read_is_refused_and_no_damaged_sample(tmp_path, monkeypatch) -> None:
+    def guarded(path, mode):
+        if path.endswith("s-01.tar"):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return open(path, mode)
+
+    shards(tmp_path, tar(pairs(1)), tar(pairs(1)))
+    monkeypatch.setattr(input_files, "open", guarded, raising=False)
+    with pytest.raises(DataError, match=r"s-01\.tar may not be read: permission denied"):
+        opened(tmp_path)
+
+
+def test_a_jsonl_file_in_utf_16_is_refused_with_the_remedy(tmp_path) -> None:
+    (tmp_path / "a.jsonl").write_bytes('{"text": "a"}\n'.encode("utf-16"))
+    with pytest.raises(DataError, match=r"a\.jsonl is in UTF-16: convert it to UTF-8"):
+        opened(tmp_path / "a.jsonl")
+
+
+def test_a_line_of_a_byte_order_mark_alone_is_blank(tmp_path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(codecs.BOM_UTF8 + b'\n{"text": "a"}\n')
+    assert every(opened(tmp_path / "a.jsonl")) == [["a"]]
+
+
+def test_the_kind_of_a_line_is_told_by_its_own_keys(tmp_path) -> None:
+    rows = [{"text": "a", "meta": {"image": "thumbnail.jpg"}}, {"text": "b"}, {"text": 'c "image": {'}]
+    assert opened(write_lines(tmp_path / "a.jsonl", rows)).kind == "text"
+    with pytest.raises(DataError, match='no line with "image"'):
+        opened(write_lines(tmp_path / "b.jsonl", [{"caption": "a", "meta": {"text": "b"}}]))
+    assert line_kind(b'{"image": "a", "meta": {"video": "b"}, broken') == "unknown"  # as good as can be told
 
 
 def test_another_kind_than_asked_for_is_refused(tmp_path) -> None:

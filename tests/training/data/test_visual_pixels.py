@@ -13,10 +13,11 @@ from flamingo_rt.config import PreprocessingConfig
 from flamingo_rt.errors import UsageError
 from flamingo_rt.processing.pictures import open_picture
 from flamingo_rt.processing.preprocess import pixel_values
+from flamingo_rt.processing.visuals import MAX_FRAMES
 from flamingo_rt.training.data.augmentation import Augmentation
 from flamingo_rt.training.data.samples import DamagedSample, Visual
 from flamingo_rt.training.data.visual_pixels import visual_pixels
-from flamingo_rt.training.options import DataOptions
+from flamingo_rt.training.options import LARGEST, DataOptions
 
 PREPROCESSING = PreprocessingConfig()
 
@@ -51,6 +52,23 @@ def test_a_clip_gives_a_frame_a_second_and_equally_many_always(tmp_path) -> None
     assert len(pixels(path, "video", frames=2)) == 2
     assert len(pixels(path, "video", frames=8, fps=2.0)) == 8
     assert levels(pixels(path.read_bytes(), "video", "1.avi", frames=8)) == frames
+
+
+def test_a_clip_with_a_long_name_is_decoded(tmp_path) -> None:
+    content = write_clip(tmp_path / "a.avi", [20, 40]).read_bytes()
+    assert np.array_equal(pixels(content, "video", "a." + "\N{DOG FACE}" * 78), pixels(content, "video", "a.avi"))
+
+
+def test_a_clip_without_times_is_read_by_the_number_of_its_frames(tmp_path) -> None:
+    frames = [PIL.Image.new("RGB", (24, 24), (level, 40, 200)) for level in (10, 20, 30, 40)]
+    frames[0].save(tmp_path / "a.apng", "PNG", save_all=True, append_images=frames[1:], duration=0)
+    for content in (tmp_path / "a.apng", (tmp_path / "a.apng").read_bytes()):
+        assert levels(pixels(content, "video", "a.apng", frames=2)) == [20, 40]
+        assert levels(pixels(content, "video", "a.apng", frames=8, fps=3.0)) == [10, 10, 20, 20, 30, 30, 40, 40]
+
+
+def test_the_most_frames_of_the_options_are_those_that_a_clip_can_be_read_as() -> None:
+    assert LARGEST["frames"] == MAX_FRAMES
 
 
 def test_drawn_clips_are_arrays() -> None:
