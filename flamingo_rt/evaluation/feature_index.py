@@ -21,7 +21,6 @@ from flamingo_rt.runtime.model import Model
 from flamingo_rt.runtime.timing import StageTimer
 from flamingo_rt.runtime.visual_encoder import encode_frames
 
-FEATURES, DIGESTS, IDENTITY = "features", "digests", "identity"
 AT_ONCE = 16  # pictures that are decoded and encoded together
 
 
@@ -70,7 +69,7 @@ def _digest(item: Item) -> str:
 def _read(path: Path, identity: str | None) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as archive:
-            features, digests, owner = archive[FEATURES], archive[DIGESTS], str(archive[IDENTITY])
+            features, digests, owner = archive["features"], archive["digests"], str(archive["identity"])
         sound = features.ndim == 2 and features.dtype == np.float32 and digests.shape == features.shape[:1]
     except Exception as error:  # numpy raises anything at all for damaged bytes
         raise DataError(f"{path} is no index of features: {' '.join(str(error).split())[:200]}; delete it") from error
@@ -83,5 +82,5 @@ def _read(path: Path, identity: str | None) -> dict[str, np.ndarray]:
 
 def _write(path: Path, known: dict[str, np.ndarray], identity: str | None) -> None:
     with replacing_file(path) as beside, beside.open("wb") as file:
-        np.savez(file, **{FEATURES: np.stack(list(known.values())), DIGESTS: np.array(list(known)),
-                          IDENTITY: np.array(identity or "")})
+        np.savez(file, features=np.stack(list(known.values())), digests=np.array(list(known)),
+                 identity=np.array(identity or ""))
