@@ -21,7 +21,7 @@ FOLDERS = {
 BASE = {
     "errors", "config", "cores", "files", "contract", "backend", "device_arrays", "graph_files",
     "json_files", "model_memory", "parameter_count", "presets", "printable", "progress", "protobuf", "system_memory",
-    "bounded_files", "step_costs", "product_rate",
+    "bounded_files", "step_costs", "product_rate", "toml_files",
 }
 RUNTIME = BASE | {"bundle", "processing", "engines"}
 ALLOWED = {
@@ -43,6 +43,7 @@ ALLOWED = {
     "protobuf": set(),
     "system_memory": set(),
     "bounded_files": {"errors"},
+    "toml_files": {"errors", "bounded_files"},
     "unfinished": set(),
     "presets": {"errors", "config"},
     "product_rate": set(),

@@ -28,6 +28,8 @@ import pytest
 from flamingo_rt import __version__
 from flamingo_rt.child_process import child_environment
 from flamingo_rt.cli import cli
+from flamingo_rt.evaluation.item_lines import ANSWERS
+from flamingo_rt.evaluation.task_file import read_task
 from flamingo_rt.loading import PACKAGED_BUNDLE
 from flamingo_rt.training.config_file import read_options
 from flamingo_rt.training.data.sources import open_source
@@ -56,7 +58,9 @@ COMPILED = {'backend="tensorrt"': "needs a GPU"}
 EXACT = r"^flamingo-rt (infer|describe)"
 # Programs that are not this project's.
 OTHERS = {"rsync", "sudo", "python3", "git", "cd", "torchrun"}
-# Config files of pages, by the name in their first line.
+# Page whose config files are tasks of an evaluation, and whose lines are their items.
+TASKS = ROOT / "docs" / "evaluation.md"
+# Config files of the other pages, by the name in their first line.
 STAGES = {"vision.toml": VisionOptions, "language.toml": LanguageOptions, "flamingo.toml": FlamingoOptions}
 
 
@@ -178,9 +182,9 @@ def files_called(name: str) -> list[Path]:
     return [file for top in tops for file in (ROOT / top).rglob(name) if ".venv" not in file.parts]
 
 
-def blocks(language: str) -> list[str]:
-    """The text of every block of a language, of all pages."""
-    return [text for page in PAGES for name, text in fenced(page) if name == language]
+def blocks(language: str, tasks: bool = False) -> list[str]:
+    """The text of every block of a language, of the page of tasks or of all others."""
+    return [text for page in PAGES if (page == TASKS) == tasks for name, text in fenced(page) if name == language]
 
 
 @pytest.mark.parametrize("text", blocks("toml"), ids=lambda text: text.splitlines()[0])
@@ -193,13 +197,50 @@ def test_a_config_file_of_a_page_is_read(text: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", blocks("json"), ids=lambda text: text[:20])
 def test_lines_of_data_of_a_page_are_samples(text: str, tmp_path: Path) -> None:
-    for name in re.findall(r'"([\w/]+\.(?:jpg|mp4))"', text):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
+    touch_named(tmp_path, text)
     (tmp_path / "lines.jsonl").write_text(text, encoding="utf-8")
     source = open_source(DataOptions(str(tmp_path / "lines.jsonl")))
     assert len(source) == len(text.splitlines())
     assert all(source.sample(index).segments for index in range(len(source)))
+
+
+def touch_named(folder: Path, text: str) -> None:
+    """Make the pictures and clips that lines of data name, as empty files."""
+    for name in re.findall(r'"([\w/]+\.(?:jpg|mp4))"', text):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+
+
+def kind_of_items(text: str) -> str:
+    """The kind of task that lines of items are of."""
+    return next(kind for kind, keys in ANSWERS.items() if any(f'"{key}": ' in text for key in keys))
+
+
+@pytest.mark.parametrize("text", blocks("json", tasks=True), ids=lambda text: text[:40])
+def test_lines_of_the_page_of_tasks_are_items(text: str, tmp_path: Path) -> None:
+    touch_named(tmp_path, text)
+    (tmp_path / "items.jsonl").write_text(text, encoding="utf-8")
+    (tmp_path / "task.toml").write_text(
+        f'kind = "{kind_of_items(text)}"\nitems = "items.jsonl"\nsupport = "items.jsonl"\n', encoding="utf-8")
+    assert len(read_task(tmp_path / "task.toml").items) == len(text.splitlines())
+
+
+@pytest.mark.parametrize("text", blocks("toml", tasks=True), ids=lambda text: text.splitlines()[0])
+def test_a_task_of_a_page_is_read(text: str, tmp_path: Path) -> None:
+    file = tmp_path / text.splitlines()[0].removeprefix("# ")
+    file.write_text(text, encoding="utf-8")
+    (lines,) = (lines for lines in blocks("json", tasks=True) if f'kind = "{kind_of_items(lines)}"' in text)
+    for name in re.findall(r'"([\w/]+\.jsonl)"', text):
+        (tmp_path / name).write_text(lines, encoding="utf-8")
+    touch_named(tmp_path / "pictures", lines)
+    assert read_task(file).name == file.stem
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "examples" / "tasks").glob("*.toml")), ids=lambda file: file.stem)
+def test_a_task_of_the_examples_is_whole(file: Path) -> None:
+    task = read_task(file)
+    assert {item.file for item in task.items} == set((ROOT / "examples" / "scenes").glob("*.png"))
+    assert not task.missing
 
 
 def scripts_of(page: Path) -> list[str]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flamingo_rt.cli.backend_option import backend_option, threads_option, trust_options
+from flamingo_rt.cli.evaluate_task import evaluate_task
 from flamingo_rt.cli.interrupts import on_interrupt
 from flamingo_rt.cli.numbers import count
 from flamingo_rt.cli.paths import READ
@@ -25,9 +26,13 @@ def command() -> None:
     """Measure how often a model is right.
 
     \b
-    Example:
+    Examples:
       flamingo-rt evaluate scenes --model bundle
+      flamingo-rt evaluate task names.toml --model bundle --shots 0,4 --out runs/names
     """
+
+
+command.add_command(evaluate_task)
 
 
 @command.command("scenes")

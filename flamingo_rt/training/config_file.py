@@ -12,7 +12,6 @@ from __future__ import annotations
 import difflib
 import json
 import re
-import sys
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -20,12 +19,11 @@ from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
 
-from flamingo_rt.bounded_files import read_text
 from flamingo_rt.errors import UsageError
+from flamingo_rt.toml_files import nearest, read_toml
 from flamingo_rt.training.options import DataOptions, RunOptions
 
 T = TypeVar("T")
-MOST_BYTES = 1 << 20  # a file of options has a few hundred
 KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
 LISTS = {int: "whole numbers", str: "texts"}
 
@@ -84,7 +82,7 @@ def read_options(options: type[T], file: Path | None, given: Mapping[str, Any], 
     Raises `DataError` for a file that cannot be read, `UsageError` for an unknown key, with the nearest known ones, and
     for a value that a key cannot have.
     """
-    stated = _read_toml(file) if file is not None else {}
+    stated = read_toml(file) if file is not None else {}
     where = str(file)
     tables = stated.pop("data", [])
     if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
@@ -114,7 +112,7 @@ def parse_data(text: str, where: str = "--data ") -> DataOptions:
         if not equals:
             raise UsageError(f"{where}{text!r}: {part!r} is no key=value; {_after_comma(part, known, list(keys))}")
         if name not in known:
-            raise UsageError(f"{where}{text!r}: there is no key {name!r}; {_near(name, known)}")
+            raise UsageError(f"{where}{text!r}: there is no key {name!r}; {nearest(name, known)}")
         keys[name] = _from_text(known[name], value, f"{where}{text!r}")
     return DataOptions(source=source, **keys)
 
@@ -162,17 +160,6 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _read_toml(file: Path) -> dict[str, Any]:
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
-    try:
-        return tomllib.loads(read_text(file, MOST_BYTES))
-    except (ValueError, RecursionError) as error:  # an integer of thousands of digits is a plain ValueError
-        raise UsageError(f"{file} is no TOML file: {error}") from error
-
-
 def _dataset(table: Mapping[str, Any], where: str) -> DataOptions:
     return DataOptions(**_checked(table, {key.name: key for key in option_fields(DataOptions)}, where))
 
@@ -181,7 +168,7 @@ def _checked(stated: Mapping[str, Any], known: Mapping[str, OptionField], where:
     found = {}
     for name, value in stated.items():
         if name not in known:
-            raise UsageError(f"{where}: there is no key {name!r}; {_near(name, known)}")
+            raise UsageError(f"{where}: there is no key {name!r}; {nearest(name, known)}")
         key = known[name]
         values = value if key.is_list and isinstance(value, list) else [value]
         wanted = (int, float) if key.kind is float else (key.kind,)
@@ -212,8 +199,3 @@ def _from_text(key: OptionField, text: str, where: str) -> Any:
     if key.choices and value not in key.choices:
         raise UsageError(f"{where}: {key.name} is {text!r}; it must be {' or '.join(key.choices)}")
     return value
-
-
-def _near(name: str, known: Mapping[str, Any]) -> str:
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    return f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(sorted(known))}"

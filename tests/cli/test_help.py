@@ -8,7 +8,7 @@ from flamingo_rt import __version__
 from flamingo_rt.cli import COMMANDS
 
 PAGES = [[], *([name] for name in COMMANDS), ["train", "vision"], ["train", "language"], ["train", "flamingo"],
-         ["import", "openflamingo"], ["evaluate", "scenes"]]
+         ["import", "openflamingo"], ["evaluate", "scenes"], ["evaluate", "task"]]
 
 
 @pytest.mark.parametrize("command", PAGES, ids=" ".join)

@@ -17,7 +17,7 @@ from flamingo_rt.cores import core_count
 # Options that take any text. All others have a type that refuses impossible values.
 TEXTS = {
     "--prompt", "--question", "--choices", "--stop", "--backend", "--preset", "--compute-capability", "--lowering",
-    "--license", "--source", "--data", "--evaluation", "--encoder", "--decoder", "--unfreeze", "source",
+    "--license", "--source", "--data", "--evaluation", "--encoder", "--decoder", "--unfreeze", "--controls", "source",
 }
 # Arguments that a command needs besides the tested option: well formed, naming nothing that exists.
 NEEDED = {
@@ -35,6 +35,7 @@ NEEDED = {
     ("data", "make-scenes"): ["--kind", "text", "--count", "1", "--out", "/nowhere/out"],
     ("data", "check"): ["/nowhere/data"],
     ("evaluate", "scenes"): ["--model", "/nowhere/bundle"],
+    ("evaluate", "task"): ["/nowhere/task.toml", "--model", "/nowhere/bundle", "--out", "/nowhere/out"],
     ("bench",): ["--model", "/nowhere/bundle"],
     ("describe",): ["--preset", "nowhere"],
     ("doctor",): [],
@@ -67,7 +68,7 @@ def kinds(option: click.Option) -> list[click.ParamType]:
 def of_kind(*wanted: type) -> list:
     return [
         pytest.param(words, option, id=" ".join([*words, option.opts[-1]])) for words, option in options()
-        if any(isinstance(kind, wanted) for kind in kinds(option))
+        if isinstance(option, click.Option) and any(isinstance(kind, wanted) for kind in kinds(option))
     ]
 
 

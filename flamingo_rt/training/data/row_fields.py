@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from flamingo_rt.printable import printable
-from flamingo_rt.training.data.samples import DamagedSample, EmptyText
+from flamingo_rt.training.data.samples import DamagedSample, EmptyText, MissingFile
 
 MOST_CHARACTERS = 100_000  # of a caption, a question or an answer: a hundred times what a document holds
 SHOWN_CHARACTERS = 80
@@ -26,11 +26,15 @@ def shortened(text: str) -> str:
 
 
 def text_field(row: Mapping[str, Any], key: str, name: str, most: int = MOST_CHARACTERS) -> str:
-    """The text under ``key`` of a row of the sample ``name``; see `checked_text`."""
-    value = row.get(key)
+    """The text under ``key`` of a row of the sample ``name``; see `text_value`."""
+    return text_value(row.get(key), key, name, most)
+
+
+def text_value(value: Any, what: str, name: str, most: int = MOST_CHARACTERS) -> str:
+    """``value``, which must be a text; see `checked_text`."""
     if not isinstance(value, str):
-        raise DamagedSample(name, f"{key} is {shown(value)}, not a text")
-    return checked_text(value, key, name, most)
+        raise DamagedSample(name, f"{what} is {shown(value)}, not a text")
+    return checked_text(value, what, name, most)
 
 
 def checked_text(text: str, what: str, name: str, most: int = MOST_CHARACTERS) -> str:
@@ -50,8 +54,8 @@ def checked_text(text: str, what: str, name: str, most: int = MOST_CHARACTERS) -
 def file_inside(root: Path, value: Any, what: str, name: str) -> Path:
     """The file that a row calls ``value``, relative to ``root``, which must be resolved.
 
-    Raises `DamagedSample` for a name that is no text, is absolute, holds ``..``, leads out of ``root`` through a link,
-    or is not the name of a file.
+    Raises `MissingFile` when there is no such file, and `DamagedSample` for a name that is no text, is absolute, holds
+    ``..``, or leads out of ``root`` through a link.
     """
     if not isinstance(value, str) or not value:
         raise DamagedSample(name, f"{what} is {shown(value)}, not the name of a file")
@@ -63,9 +67,9 @@ def file_inside(root: Path, value: Any, what: str, name: str) -> Path:
     try:
         path = (root / relative).resolve(strict=True)
     except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: links in a circle; ValueError: no file's name
-        raise DamagedSample(name, f"{what} {shown(value)} does not exist in {root}") from error
+        raise MissingFile(name, f"{what} {shown(value)} does not exist in {root}") from error
     if not path.is_relative_to(root):
         raise DamagedSample(name, f"{what} {shown(value)} is a link that leads out of {root}: put the file inside")
     if not path.is_file():
-        raise DamagedSample(name, f"{what} {shown(value)} in {root} is no file")
+        raise MissingFile(name, f"{what} {shown(value)} in {root} is no file")
     return path

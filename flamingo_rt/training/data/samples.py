@@ -21,6 +21,10 @@ class EmptyText(DamagedSample):
     """A sample's caption, question, answer or text is empty."""
 
 
+class MissingFile(DamagedSample):
+    """A sample's picture or clip is not in its folder."""
+
+
 @dataclass(frozen=True, eq=False)
 class Visual:
     """One picture or clip. ``content``: its file's bytes, its path, or uint8 RGB [H, W, 3] of a drawn picture,

@@ -1,0 +1,176 @@
+"""``flamingo-rt evaluate task``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from flamingo_rt.cli.backend_option import backend_option, threads_option, trust_options
+from flamingo_rt.cli.interrupts import on_interrupt
+from flamingo_rt.cli.numbers import Counts, count
+from flamingo_rt.cli.paths import READ, WRITTEN
+from flamingo_rt.cli.progress_bar import ProgressBar
+from flamingo_rt.errors import UsageError
+from flamingo_rt.printable import printable
+
+if TYPE_CHECKING:
+    from flamingo_rt.evaluation.shots import ShotChooser
+    from flamingo_rt.evaluation.task import Task
+    from flamingo_rt.evaluation.task_scores import Score
+    from flamingo_rt.runtime.model import Model
+
+MOST_SHOTS = 1000
+
+
+def _shots(context: click.Context, parameter: click.Parameter, counts: tuple[int, ...]) -> tuple[int, ...]:
+    wrong = next((number for number in counts if not 0 <= number <= MOST_SHOTS), None)
+    if wrong is not None:
+        raise click.BadParameter(f"{wrong} is not from 0 to {MOST_SHOTS}")
+    return tuple(dict.fromkeys(counts))
+
+
+def _controls(context: click.Context, parameter: click.Parameter, text: str) -> tuple[str, ...]:
+    from flamingo_rt.evaluation.controls import CONTROLS
+
+    names = tuple(dict.fromkeys(part for part in text.split(",") if part))
+    unknown = next((name for name in names if name not in CONTROLS or name == "none"), None)
+    if unknown is not None:
+        raise click.BadParameter(f"{unknown!r} is unknown; known: {', '.join(CONTROLS[1:])}")
+    return names
+
+
+@click.command("task")
+@click.argument("file", type=READ, metavar="TASK.toml")
+@click.option("--model", "path", type=READ, metavar="FOLDER",
+              help="A bundle, or a checkpoint. Default: the model in the package.")
+@click.option("--out", type=WRITTEN, metavar="FOLDER", required=True,
+              help="Folder for the answers, the scores as JSON, and the page.")
+@click.option("--shots", type=Counts(), default="0,4", show_default=True, callback=_shots, metavar="A,B,C",
+              help="Numbers of shots.")
+@click.option("--seeds", type=count(), default=1, show_default=True, metavar="N", help="Draws of the shots.")
+@click.option("--select", type=click.Choice(["random", "balanced", "rices"]), default="random", show_default=True,
+              help="The choice of shots; rices: nearest to the query by the vision encoder's features.")
+@click.option("--redraw", is_flag=True, help="Draw shots for each query anew; slower, as no prompt is shared.")
+@click.option("--controls", default="", callback=_controls, metavar="NAME,…",
+              help="Also with shots changed: shuffled (pictures), blank, text (no pictures), labels (permuted).")
+@click.option("--orders", type=click.IntRange(1, 100), default=6, show_default=True, metavar="N",
+              help="Orders of the shots over which the likelihood of a class is averaged.")
+@click.option("--plain-zero", is_flag=True, help="0 shots are no shots; by default two without their pictures.")
+@click.option("--index", type=WRITTEN, metavar="FILE", help="With rices: file that keeps the pictures' features.")
+@click.option("--items", "most", type=count(), metavar="N", help="Ask about the first N items alone.")
+@click.option("--resume", is_flag=True, help="Go on with an interrupted run.")
+@backend_option
+@trust_options
+@threads_option
+@click.option("--json", "as_json", is_flag=True, help="One JSON object with the scores.")
+def evaluate_task(
+    file: Path, path: Path | None, out: Path, shots: Sequence[int], seeds: int, select: str, redraw: bool,
+    controls: Sequence[Any], orders: int, plain_zero: bool, index: Path | None, most: int | None, resume: bool,
+    backend: str, trust_engines: bool, allow_host_code: bool, threads: int | None, as_json: bool,
+) -> None:
+    """Measure a model on a task with shots, and what the shots' pictures bring.
+
+    A task is a file that names items, a pool of shots, a prompt and a metric: docs/evaluation.md.
+
+    \b
+    Examples:
+      flamingo-rt evaluate task captions.toml --shots 0,4,8 --out runs/captions
+      flamingo-rt evaluate task names.toml --shots 4,16 --seeds 3 --controls shuffled,blank,text --out runs/names
+      flamingo-rt evaluate task names.toml --shots 4 --select rices --index features.npz --out runs/nearest
+    """
+    from flamingo_rt.evaluation.task_file import read_task
+    from flamingo_rt.evaluation.task_run import TaskRun, settings_of
+    from flamingo_rt.evaluation.task_scores import task_scores
+    from flamingo_rt.evaluation.usable_items import with_readable_items
+    from flamingo_rt.loading import load
+
+    if index is not None and select != "rices":
+        raise UsageError("--index keeps the features that --select rices compares: give that, or leave it out")
+    if redraw and select == "rices":
+        raise UsageError("--select rices has shots of its own for each query: leave --redraw out")
+    task = read_task(file)
+    progress = ProgressBar()
+    with on_interrupt(lambda: f"the answers are in {out}: go on with --resume"):
+        model = load(path, backend, threads, trust_engines=trust_engines, allow_host_code=allow_host_code)
+        task = with_readable_items(task, model.config, most, progress)
+        for reason in task.missing:
+            click.echo(f"left out: {printable(reason)}", err=True)
+        run = TaskRun(model, task, _chooser(model, task, select, redraw, index, progress), orders, plain_zero)
+        settings = settings_of(shots, seeds, controls)
+        about = {
+            "model": model.identity or model.config.name, "task": task.digest, "select": select, "redraw": redraw,
+            "orders": orders, "plain_zero": plain_zero,
+        }
+        with progress(f"{len(settings)} settings of {len(task.items)} items", len(settings) * len(task.items)) as done:
+            answers = run.answers(settings, out / "answers.jsonl", about, resume, done)
+    scores = task_scores(task, answers)
+    record = _record(model, task, select, scores)
+    _write(out, task, record, scores, answers)
+    if as_json:
+        click.echo(json.dumps(record))
+    else:
+        _print(model, task, scores)
+        click.echo(f"wrote {printable(str(out))}", err=True)
+
+
+def _chooser(
+    model: Model, task: Task, select: str, redraw: bool, index: Path | None, progress: ProgressBar
+) -> ShotChooser:
+    from flamingo_rt.evaluation.feature_index import encoder_features
+    from flamingo_rt.evaluation.shots import BalancedShots, NearestShots, RandomShots
+
+    if select == "random":
+        return RandomShots(task.support, redraw)
+    if select == "balanced":
+        return BalancedShots(task.support, task.classes, redraw)
+    everything = [*task.support, *task.items]
+    with progress(f"features of {len(everything)} pictures", len(everything)) as done:
+        features = encoder_features(model, everything, index, done)
+    number = len(task.support)
+    queries = {item.name: feature for item, feature in zip(task.items, features[number:], strict=True)}
+    return NearestShots(task.support, features[:number], queries)
+
+
+def _record(model: Model, task: Task, select: str, scores: Sequence[Score]) -> dict[str, Any]:
+    from flamingo_rt.evaluation.task_table import score_record
+
+    chance = {"chance": round(1 / len(task.classes), 6)} if task.classes else {}
+    return {
+        "task": task.name, "kind": task.kind, "metric": task.metric, "model": model.config.name,
+        "backend": model.backend.name, "select": select, "items": len(task.items), "support": len(task.support),
+        "left_out": list(task.missing), **chance, "scores": [score_record(score) for score in scores],
+    }
+
+
+def _write(out: Path, task: Task, record: dict[str, Any], scores: Sequence[Score], answers: Sequence[Any]) -> None:
+    from flamingo_rt.evaluation.task_page import html_page
+    from flamingo_rt.files import replacing_file
+
+    facts = [f"{record['model']}, backend {record['backend']}; {record['items']} items, {record['support']} to draw "
+             f"shots from, chosen by {record['select']}; metric {record['metric']}"
+             + (f", chance {record['chance']:.1%}" if "chance" in record else "")]
+    for name, content in (("scores.json", json.dumps(record, indent=1) + "\n"),
+                          ("index.html", html_page(task, task.name, facts, scores, answers))):
+        with replacing_file(out / name) as beside:
+            beside.write_text(content, encoding="utf-8")
+
+
+def _print(model: Model, task: Task, scores: Sequence[Score]) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from flamingo_rt.evaluation.task_table import COLUMNS, table_lines
+
+    title = f"{printable(task.name)}: {task.metric} of {printable(model.config.name)}, backend {model.backend.name}"
+    table = Table(*COLUMNS, title=escape(title), title_justify="left")
+    for line in table_lines(task.metric, scores):
+        table.add_row(*map(escape, line))
+    console = Console()
+    (console if console.is_terminal else Console(width=120)).print(table)
+    if task.classes:
+        click.echo(f"chance: {1 / len(task.classes):.1%}")

@@ -1,0 +1,194 @@
+"""Run a task: every query under every number of shots, seed and control, with the answers kept as they come.
+
+The answers are lines of a file, so a run that was interrupted goes on where it was. Queries with the same shots share a
+prompt that is read once: such a query costs what it costs without shots.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flamingo_rt.errors import DataError, UsageError
+from flamingo_rt.evaluation.controls import NEEDS_TWO, Control, Shot, controlled
+from flamingo_rt.evaluation.shots import ShotChooser
+from flamingo_rt.evaluation.task import Item, Task
+from flamingo_rt.evaluation.task_prompts import query_parts, shot_parts, visual_of, with_task_form
+from flamingo_rt.processing.prompt import Part
+from flamingo_rt.runtime.model import Model, PromptState
+
+BATCH = 16  # queries that are answered together
+ZERO_SHOTS = 2  # shots without pictures that stand for none (§3.4: "zero-shot" prompts have two texts of the task)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A number of shots, a seed that chooses them, and what is done to them."""
+
+    shots: int
+    seed: int
+    control: Control = "none"
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A query that was answered: its setting, its name, the names of its shots, and the answer. ``likelihoods`` are the
+    mean log-likelihoods of the classes, where there are any."""
+
+    setting: Setting
+    item: str
+    shots: tuple[str, ...]
+    answer: str
+    likelihoods: Mapping[str, float] | None = None
+
+    def line(self) -> str:
+        """The answer as a line of the file."""
+        more = {} if self.likelihoods is None else {
+            "likelihoods": {name: round(value, 6) for name, value in self.likelihoods.items()}
+        }
+        return json.dumps({
+            "shots": self.setting.shots, "seed": self.setting.seed, "control": self.setting.control, "item": self.item,
+            "chosen": self.shots, "answer": self.answer, **more,
+        }, ensure_ascii=False)
+
+    @classmethod
+    def from_line(cls, line: str) -> Answered:
+        """Read `line` back. Raises `ValueError`, `KeyError` or `TypeError` for another text."""
+        record = json.loads(line)
+        setting = Setting(int(record["shots"]), int(record["seed"]), record["control"])
+        return cls(setting, str(record["item"]), tuple(record["chosen"]), str(record["answer"]),
+                   record.get("likelihoods"))
+
+
+def settings_of(shots: Sequence[int], seeds: int, controls: Sequence[Control]) -> list[Setting]:
+    """Every setting once: 0 shots have no control, and one shot alone has nothing to be exchanged with."""
+    return [
+        Setting(count, seed, control)
+        for count in shots for control in ("none", *controls) for seed in range(seeds)
+        if control == "none" or count > 1 or (count == 1 and control not in NEEDS_TWO)
+    ]
+
+
+class TaskRun:
+    """A task on a model, with the way in which shots are chosen. ``orders``: of the shots, over which likelihoods of
+    classes are averaged (§B.1.5)."""
+
+    def __init__(
+        self, model: Model, task: Task, chooser: ShotChooser, orders: int = 6, plain_zero: bool = False
+    ) -> None:
+        self.model, self.task, self._chooser, self._orders = model, task, chooser, orders
+        self._plain_zero = plain_zero
+        self._config = with_task_form(model.config, task)
+
+    def answers(
+        self, settings: Sequence[Setting], file: Path, about: Mapping[str, Any], resume: bool,
+        on_batch: Callable[[int], None] = lambda done: None,
+    ) -> list[Answered]:
+        """Answer every query under every setting, and give all answers, those of an earlier run included.
+
+        They are lines of ``file``, after one with ``about``, which says what they depend on. Raises `UsageError` when
+        the file exists and ``resume`` is not asked for, `DataError` when it is of another run.
+        """
+        found = self._begun(file, about, resume)
+        on_batch(len(found))
+        known = {(answered.setting, answered.item) for answered in found}
+        with file.open("a", encoding="utf-8") as lines:
+            for setting in settings:
+                left = [item for item in self.task.items if (setting, item.name) not in known]
+                for batch in self._answered(setting, left):
+                    lines.write("".join(answered.line() + "\n" for answered in batch))
+                    lines.flush()
+                    found += batch
+                    on_batch(len(batch))
+        wanted = set(settings)
+        return [answered for answered in found if answered.setting in wanted]
+
+    def _begun(self, file: Path, about: Mapping[str, Any], resume: bool) -> list[Answered]:
+        """The answers in the file; begins it where it is not there. A last line that was cut is removed."""
+        header = json.dumps(about, sort_keys=True)
+        if not file.exists():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(header + "\n", encoding="utf-8")
+            return []
+        if not resume:
+            raise UsageError(f"{file} has the answers of an earlier run: go on with --resume, or give another --out")
+        first, *lines = file.read_text(encoding="utf-8").split("\n")
+        if first != header:
+            raise DataError(f"{file} is of a run with another model, task or options: give those, or another --out")
+        found = []
+        for number, line in enumerate(lines[:-1], start=2):  # after the last line break is nothing, or a cut line
+            try:
+                found.append(Answered.from_line(line))
+            except (ValueError, KeyError, TypeError) as error:
+                raise DataError(f"{file}, line {number}, is no answer: {error}; delete the file, or its end") from error
+        if lines and lines[-1]:
+            file.write_text("\n".join([first, *lines[:-1], ""]), encoding="utf-8")
+        return found
+
+    def _answered(self, setting: Setting, items: Sequence[Item]) -> Iterator[list[Answered]]:
+        """Answers of the items in batches: those that have the same shots together."""
+        groups: dict[tuple[Item, ...], list[Item]] = {}
+        for item in items:
+            groups.setdefault(self._shots(setting, item), []).append(item)
+        for chosen, queries in groups.items():
+            shots = [Shot(visual_of(shot), shot.question, shot.answer) for shot in chosen]
+            control: Control = "text" if setting.shots == 0 else setting.control
+            shots = controlled(shots, control, setting.seed)
+            names = tuple(shot.name for shot in chosen)
+            answer = self._classified if self.task.kind == "classes" else self._generated
+            for batch in answer(shots, queries, setting):
+                yield [Answered(setting, item.name, names, text, likelihoods) for item, text, likelihoods in batch]
+
+    def _shots(self, setting: Setting, item: Item) -> tuple[Item, ...]:
+        if setting.shots:
+            return self._chooser.choose(item, setting.shots, setting.seed)
+        return () if self._plain_zero else self._chooser.choose(item, ZERO_SHOTS, setting.seed)
+
+    def _generated(
+        self, shots: Sequence[Shot], queries: Sequence[Item], setting: Setting
+    ) -> Iterator[list[tuple[Item, str, None]]]:
+        before = shot_parts(self._config, shots)
+        prefix, parts = self._read(before, len(queries))
+        for start in range(0, len(queries), BATCH):
+            batch = queries[start : start + BATCH]
+            results = self.model.generate_batch(
+                [[*parts, *query_parts(self._config, item)] for item in batch], prefix=prefix,
+                max_new_tokens=self.task.max_new_tokens, beams=self.task.beams,
+            )
+            yield [(item, result.text, None) for item, result in zip(batch, results, strict=True)]
+
+    def _classified(
+        self, shots: Sequence[Shot], queries: Sequence[Item], setting: Setting
+    ) -> Iterator[list[tuple[Item, str, dict[str, float]]]]:
+        """The likeliest class of each query, by the mean over several orders of the shots."""
+        sums: list[dict[str, float]] = [dict.fromkeys(self.task.classes, 0.0) for _ in queries]
+        orders = _orders(len(shots), self._orders, setting.seed)
+        for order in orders:
+            prefix, parts = self._read(shot_parts(self._config, [shots[place] for place in order]), len(queries))
+            for item, total in zip(queries, sums, strict=True):
+                asked = [*parts, *query_parts(self._config, item)]
+                for score in self.model.score(asked, self.task.classes, prefix=prefix):
+                    total[score.text] += score.logprob / len(orders)
+        yield [(item, max(total, key=total.__getitem__), total) for item, total in zip(queries, sums, strict=True)]
+
+    def _read(self, shots: list[Part], queries: int) -> tuple[PromptState | None, list[Part]]:
+        """The shots as a prompt that is read once, where several queries share it, and what is left to put before each
+        query."""
+        if not shots or queries == 1:
+            return None, shots
+        return self.model.prompt(shots), []
+
+
+def _orders(shots: int, most: int, seed: int) -> list[tuple[int, ...]]:
+    """Orders of the shots, the given one first, then others at random, no two alike, at most ``most``."""
+    generator, found = np.random.default_rng([seed, shots]), {tuple(range(shots)): None}
+    for _ in range(20 * most):  # few shots have few orders
+        if len(found) >= most:
+            break
+        found[tuple(generator.permutation(shots).tolist())] = None
+    return list(found)

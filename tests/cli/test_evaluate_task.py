@@ -1,0 +1,154 @@
+"""``flamingo-rt evaluate task``: what it writes and prints, and what it refuses before any work."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+
+COLORS = {"red": (220, 30, 30), "blue": (30, 30, 220), "green": (30, 180, 30)}
+
+
+@pytest.fixture
+def task(tmp_path: Path) -> Path:
+    """A task of nine pictures in three classes, each with shots from the others."""
+    lines = []
+    for number in range(9):
+        name = list(COLORS)[number % 3]
+        picture = np.full((24, 24, 3), COLORS[name], dtype=np.uint8)
+        picture[:number] = 255
+        PIL.Image.fromarray(picture).save(tmp_path / f"{number}.png")
+        lines.append(json.dumps({"image": f"{number}.png", "class": name}))
+    (tmp_path / "items.jsonl").write_text("\n".join(lines) + "\n")
+    (tmp_path / "colors.toml").write_text('kind = "classes"\nitems = "items.jsonl"\nsupport = "items.jsonl"\n')
+    return tmp_path / "colors.toml"
+
+
+@pytest.fixture
+def evaluate(run, bundle, task, tmp_path):
+    """`flamingo-rt evaluate task` on the task and the small bundle."""
+    return lambda *arguments, out="out": run("evaluate", "task", task, "--model", bundle, "--threads", 1, "--orders", 2,
+                                             "--out", tmp_path / out, *arguments)
+
+
+def test_scores_page_and_answers_are_written(evaluate, tmp_path) -> None:
+    outcome = evaluate("--shots", "0,2", "--controls", "blank,text", "--seeds", 2, "--json")
+    assert outcome.code == 0
+    record = json.loads(outcome.out)
+    assert record == json.loads((tmp_path / "out/scores.json").read_text())
+    assert (record["task"], record["items"], record["support"], record["left_out"]) == ("colors", 9, 9, [])
+    assert record["chance"] == pytest.approx(1 / 3, abs=1e-6)
+    assert [(score["shots"], score["control"], len(score["seeds"])) for score in record["scores"]] == [
+        (0, "none", 2), (2, "none", 2), (2, "blank", 2), (2, "text", 2)]
+    answers = (tmp_path / "out/answers.jsonl").read_text().splitlines()
+    assert len(answers) == 1 + 9 * 8
+    page = (tmp_path / "out/index.html").read_text()
+    assert page.count("<figure>") >= 2
+    assert page.endswith("</html>\n")
+
+
+def test_the_table_names_each_control_and_chance(evaluate) -> None:
+    outcome = evaluate("--shots", 2, "--controls", "shuffled,labels")
+    assert outcome.code == 0
+    for words in ("as they are", "pictures shuffled", "answers permuted", "chance: 33.3%", "colors: accuracy of"):
+        assert words in outcome.out
+
+
+def test_a_second_run_is_refused_or_goes_on_and_gives_the_same(evaluate, tmp_path) -> None:
+    assert evaluate("--shots", 1).code == 0
+    first = (tmp_path / "out/scores.json").read_text()
+    refused = evaluate("--shots", 1)
+    assert (refused.code, "go on with --resume" in refused.err) == (2, True)
+    assert evaluate("--shots", 1, "--resume").code == 0
+    assert (tmp_path / "out/scores.json").read_text() == first
+    other = evaluate("--shots", 1, "--resume", "--select", "balanced")
+    assert (other.code, "another model, task or options" in other.err) == (1, True)
+
+
+def test_nearest_pictures_are_found_by_features_that_are_kept(evaluate, tmp_path) -> None:
+    index = tmp_path / "features.npz"
+    assert evaluate("--shots", 1, "--select", "rices", "--index", index).code == 0
+    lines = [json.loads(line) for line in (tmp_path / "out/answers.jsonl").read_text().splitlines()[1:]]
+    assert len({line["chosen"][0] for line in lines}) > 3, "each query has shots of its own"
+    before = index.read_bytes()
+    assert evaluate("--shots", 1, "--select", "rices", "--index", index, out="again").code == 0
+    assert index.read_bytes() == before
+
+
+def test_balanced_shots_have_each_class(evaluate, tmp_path) -> None:
+    assert evaluate("--shots", 3, "--select", "balanced").code == 0
+    for line in map(json.loads, (tmp_path / "out/answers.jsonl").read_text().splitlines()[1:]):
+        places = [int(name.rpartition(":")[2]) - 1 for name in (*line["chosen"], line["item"])]
+        if line["item"] not in _shots_of_the_others(line, tmp_path):  # the first three are one of each class
+            assert sorted(place % 3 for place in places[:-1]) == [0, 1, 2]
+
+
+def _shots_of_the_others(line: dict, folder: Path) -> set[str]:
+    lines = [json.loads(text) for text in (folder / "out/answers.jsonl").read_text().splitlines()[1:]]
+    return {name for other in lines if other["item"] != line["item"] for name in other["chosen"]}
+
+
+def test_pictures_that_cannot_be_read_are_named_and_left_out(evaluate, tmp_path) -> None:
+    (tmp_path / "4.png").write_bytes(b"no picture")
+    (tmp_path / "5.png").unlink()
+    outcome = evaluate("--shots", 1, "--json")
+    assert outcome.code == 0
+    assert "4.png" in outcome.err
+    assert "5.png" in outcome.err
+    record = json.loads(outcome.out)
+    assert (record["items"], len(record["left_out"])) == (7, 2)
+
+
+def test_most_items_must_be_readable(evaluate, tmp_path) -> None:
+    for number in range(6):
+        (tmp_path / f"{number}.png").write_bytes(b"no picture")
+    outcome = evaluate("--shots", 1)
+    assert (outcome.code, "6 of 9 items of colors cannot be read" in outcome.err) == (1, True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_first_items_alone_can_be_asked_about(evaluate) -> None:
+    assert json.loads(evaluate("--shots", 1, "--items", 2, "--json").out)["items"] == 2
+
+
+@pytest.mark.parametrize(("arguments", "code", "said"), [
+    (["--shots", "9"], 1, "9 shots are asked for, and the support has 8 items beside the query"),
+    (["--shots", "many"], 2, "'many' is not a list of integers"),
+    (["--shots", "-1"], 2, "-1 is not from 0 to 1000"),
+    (["--controls", "blanks"], 2, "'blanks' is unknown; known: shuffled, blank, text, labels"),
+    (["--controls", "none"], 2, "'none' is unknown"),
+    (["--index", "x.npz"], 2, "--index keeps the features that --select rices compares"),
+    (["--select", "rices", "--redraw"], 2, "leave --redraw out"),
+    (["--select", "nearest"], 2, "rices"),
+])
+def test_what_cannot_be_run_is_refused(evaluate, tmp_path, arguments, code, said) -> None:
+    outcome = evaluate(*arguments)
+    assert (outcome.code, outcome.out) == (code, "")
+    assert said in outcome.err
+    assert not (tmp_path / "out/scores.json").exists()
+
+
+def test_a_task_with_an_unknown_key_is_refused(evaluate, task) -> None:
+    task.write_text(task.read_text() + "metrics = 3\n")
+    outcome = evaluate("--shots", 1)
+    assert outcome.code == 2
+    assert "did you mean metric" in outcome.err
+
+
+def test_more_shots_than_the_context_are_refused_by_the_model(evaluate) -> None:
+    outcome = evaluate("--shots", 7, "--select", "random")
+    assert outcome.code == 1
+    assert "this model allows 6" in outcome.err
+
+
+def test_an_interrupt_says_where_the_answers_are(evaluate, monkeypatch) -> None:
+    def interrupt(*arguments, **more) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("flamingo_rt.runtime.model.Model.score", interrupt)
+    outcome = evaluate("--shots", 1)
+    assert outcome.code == 130
+    assert "go on with --resume" in outcome.err

@@ -1,0 +1,73 @@
+"""Shots: the same for the same seed, never the query's own picture, balanced, and nearest last."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from flamingo_rt.errors import DataError
+from flamingo_rt.evaluation.shots import BalancedShots, NearestShots, RandomShots
+from flamingo_rt.evaluation.task import Item
+
+SUPPORT = [Item(f"s{number}", Path(f"{number}.png"), None, ("abc"[number % 3],)) for number in range(12)]
+QUERY = Item("q", Path("q.png"), None, ("a",))
+
+
+def names(shots: tuple[Item, ...]) -> list[str]:
+    return [shot.name for shot in shots]
+
+
+@pytest.mark.parametrize("chooser", [RandomShots(SUPPORT), BalancedShots(SUPPORT)], ids=["random", "balanced"])
+def test_one_seed_gives_all_queries_the_same_shots_and_more_shots_hold_fewer(chooser) -> None:
+    other = replace(QUERY, name="other", file=Path("other.png"))
+    assert names(chooser.choose(QUERY, 5, 3)) == names(chooser.choose(other, 5, 3))
+    assert names(chooser.choose(QUERY, 8, 3))[:5] == names(chooser.choose(QUERY, 5, 3))
+    assert len({tuple(names(chooser.choose(QUERY, 5, seed))) for seed in range(6)}) > 3
+
+
+@pytest.mark.parametrize("kind", [RandomShots, lambda support, redraw: BalancedShots(support, (), redraw)])
+def test_redrawn_shots_differ_by_query_and_stay_the_same_for_it(kind) -> None:
+    chooser = kind(SUPPORT, redraw=True)
+    queries = [replace(QUERY, name=f"q{number}") for number in range(6)]
+    found = [tuple(names(chooser.choose(query, 4, 0))) for query in queries]
+    assert len(set(found)) > 3
+    assert found == [tuple(names(chooser.choose(query, 4, 0))) for query in queries]
+
+
+@pytest.mark.parametrize("chooser", [RandomShots(SUPPORT), BalancedShots(SUPPORT)], ids=["random", "balanced"])
+def test_a_query_is_no_shot_of_its_own_under_any_name(chooser) -> None:
+    for number in range(12):
+        same = replace(SUPPORT[number], name="another question about it")
+        assert SUPPORT[number] not in chooser.choose(same, 11, 0)
+    with pytest.raises(DataError, match="12 shots are asked for, and the support has 11"):
+        chooser.choose(SUPPORT[0], 12, 0)
+
+
+def test_texts_without_pictures_are_told_apart_by_what_they_say() -> None:
+    texts = [Item(f"t{number}", None, "How many?", (str(number),)) for number in range(3)]
+    assert set(RandomShots(texts).choose(texts[0], 2, 0)) == set(texts[1:])
+
+
+def test_balanced_shots_have_every_class_as_often() -> None:
+    support = SUPPORT + [Item(f"more{number}", Path(f"m{number}.png"), None, ("a",)) for number in range(20)]
+    for seed in range(4):
+        counts = Counter(shot.answer for shot in BalancedShots(support).choose(QUERY, 8, seed))
+        assert sorted(counts.values()) == [2, 3, 3]
+
+
+def test_a_class_without_support_is_named() -> None:
+    with pytest.raises(DataError, match="no support item has the answer 'd' \\(1 of 2 classes have none\\)"):
+        BalancedShots(SUPPORT, ("a", "d"))
+
+
+def test_the_nearest_pictures_come_last() -> None:
+    angles = np.linspace(0, 1.5, 12)
+    features = np.stack([np.cos(angles), np.sin(angles)], 1)
+    chooser = NearestShots(SUPPORT, features, {"q": features[7], "s3": features[3]})
+    assert names(chooser.choose(QUERY, 3, 0))[-1] == "s7"
+    assert set(names(chooser.choose(QUERY, 3, 0))) == {"s6", "s7", "s8"}
+    assert names(chooser.choose(SUPPORT[3], 2, 5))[-1] in ("s2", "s4"), "its own picture is no shot"
