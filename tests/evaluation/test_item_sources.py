@@ -69,7 +69,7 @@ def test_a_folder_of_classes_takes_no_other_folder_of_pictures(tmp_path: Path) -
 
 @pytest.mark.parametrize(("items", "message"), [
     ("absent.jsonl", r"absent.jsonl' does not exist; check the path"),
-    ("absent.json", r"cannot read .*absent.json: No such file"),
+    ("absent.json", r"cannot read .*absent.json: it does not exist"),
     ("absent", r"task.toml: items: .*absent does not exist: give a .jsonl file, COCO's or VQAv2's .json files, or"),
     ("table.csv", r"task.toml: items: .*table.csv is none of these: give"),
     ("empty", r"task.toml: items: .*empty holds neither a captions.jsonl nor folders of pictures: give another one"),
