@@ -102,8 +102,8 @@ def evaluate_task(
         run = TaskRun(model, task, _chooser(model, task, select, redraw, index, progress), orders, plain_zero)
         settings = settings_of(shots, seeds, controls)
         about = {
-            "model": model.identity or model.config.name, "task": task.digest, "select": select, "redraw": redraw,
-            "orders": orders, "plain_zero": plain_zero,
+            "model": model.identity or model.config.name, "backend": model.backend.name, "task": task.digest,
+            "select": select, "redraw": redraw, "orders": orders, "plain_zero": plain_zero,
         }
         with progress(f"{len(settings)} settings of {len(task.items)} items", len(settings) * len(task.items)) as done:
             answers = run.answers(settings, out / "answers.jsonl", about, resume, done)

@@ -14,15 +14,18 @@ from typing import Any
 
 import numpy as np
 
+from flamingo_rt.bounded_files import read_text
 from flamingo_rt.errors import DataError, UsageError
 from flamingo_rt.evaluation.controls import NEEDS_TWO, Control, Shot, controlled
 from flamingo_rt.evaluation.shots import ShotChooser
 from flamingo_rt.evaluation.task import Item, Task
 from flamingo_rt.evaluation.task_prompts import query_parts, shot_parts, visual_of, with_task_form
+from flamingo_rt.files import replacing_file
 from flamingo_rt.processing.prompt import Part
 from flamingo_rt.runtime.model import Model, PromptState
 
 BATCH = 16  # queries that are answered together
+MOST_BYTES = 1 << 30  # of a file of answers
 ZERO_SHOTS = 2  # shots without pictures that stand for none (§3.4: "zero-shot" prompts have two texts of the task)
 
 
@@ -112,12 +115,11 @@ class TaskRun:
         """The answers in the file; begins it where it is not there. A last line that was cut is removed."""
         header = json.dumps(about, sort_keys=True)
         if not file.exists():
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(header + "\n", encoding="utf-8")
+            _replace(file, header + "\n")
             return []
         if not resume:
             raise UsageError(f"{file} has the answers of an earlier run: go on with --resume, or give another --out")
-        first, *lines = file.read_text(encoding="utf-8").split("\n")
+        first, *lines = read_text(file, MOST_BYTES).split("\n")
         if first != header:
             raise DataError(f"{file} is of a run with another model, task or options: give those, or another --out")
         found = []
@@ -127,7 +129,7 @@ class TaskRun:
             except (ValueError, KeyError, TypeError) as error:
                 raise DataError(f"{file}, line {number}, is no answer: {error}; delete the file, or its end") from error
         if lines and lines[-1]:
-            file.write_text("\n".join([first, *lines[:-1], ""]), encoding="utf-8")
+            _replace(file, "\n".join([first, *lines[:-1], ""]))
         return found
 
     def _answered(self, setting: Setting, items: Sequence[Item]) -> Iterator[list[Answered]]:
@@ -140,8 +142,9 @@ class TaskRun:
             control: Control = "text" if setting.shots == 0 else setting.control
             shots = controlled(shots, control, setting.seed)
             names = tuple(shot.name for shot in chosen)
-            answer = self._classified if self.task.kind == "classes" else self._generated
-            for batch in answer(shots, queries, setting):
+            classes = self.task.kind == "classes"
+            found = self._classified(shots, queries, setting.seed) if classes else self._generated(shots, queries)
+            for batch in found:
                 yield [Answered(setting, item.name, names, text, likelihoods) for item, text, likelihoods in batch]
 
     def _shots(self, setting: Setting, item: Item) -> tuple[Item, ...]:
@@ -150,8 +153,8 @@ class TaskRun:
         return () if self._plain_zero else self._chooser.choose(item, ZERO_SHOTS, setting.seed)
 
     def _generated(
-        self, shots: Sequence[Shot], queries: Sequence[Item], setting: Setting
-    ) -> Iterator[list[tuple[Item, str, None]]]:
+        self, shots: Sequence[Shot], queries: Sequence[Item]
+    ) -> Iterator[Sequence[tuple[Item, str, Mapping[str, float] | None]]]:
         before = shot_parts(self._config, shots)
         prefix, parts = self._read(before, len(queries))
         for start in range(0, len(queries), BATCH):
@@ -163,11 +166,11 @@ class TaskRun:
             yield [(item, result.text, None) for item, result in zip(batch, results, strict=True)]
 
     def _classified(
-        self, shots: Sequence[Shot], queries: Sequence[Item], setting: Setting
-    ) -> Iterator[list[tuple[Item, str, dict[str, float]]]]:
+        self, shots: Sequence[Shot], queries: Sequence[Item], seed: int
+    ) -> Iterator[Sequence[tuple[Item, str, Mapping[str, float] | None]]]:
         """The likeliest class of each query, by the mean over several orders of the shots."""
         sums: list[dict[str, float]] = [dict.fromkeys(self.task.classes, 0.0) for _ in queries]
-        orders = _orders(len(shots), self._orders, setting.seed)
+        orders = _orders(len(shots), self._orders, seed)
         for order in orders:
             prefix, parts = self._read(shot_parts(self._config, [shots[place] for place in order]), len(queries))
             for item, total in zip(queries, sums, strict=True):
@@ -182,6 +185,11 @@ class TaskRun:
         if not shots or queries == 1:
             return None, shots
         return self.model.prompt(shots), []
+
+
+def _replace(file: Path, text: str) -> None:
+    with replacing_file(file) as beside:
+        beside.write_text(text, encoding="utf-8")
 
 
 def _orders(shots: int, most: int, seed: int) -> list[tuple[int, ...]]:

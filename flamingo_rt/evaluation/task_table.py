@@ -26,10 +26,9 @@ def table_lines(metric: Metric, scores: Sequence[Score]) -> list[list[str]]:
     """The lines below `COLUMNS`. CIDEr is multiplied by 100, as it is usually quoted; the others are percentages."""
     lines = []
     for score in scores:
-        shots = "0 (2 texts)" if score.shots == 0 else str(score.shots)
         control = "" if score.shots == 0 else shown_control(score.control)
         less = ["", ""] if score.difference is None else _cells(metric, score.difference)
-        lines.append([shots, control, *_cells(metric, score.mean), *less])
+        lines.append([str(score.shots), control, *_cells(metric, score.mean), *less])
     return lines
 
 

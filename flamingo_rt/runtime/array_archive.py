@@ -24,8 +24,8 @@ _HEADER = re.compile(
 _MOST_HEADER_BYTES = 1024
 _BLOCK = 1 << 24
 
-# Errors that zipfile, numpy and the fields of a damaged file raise. For encryption zipfile raises RuntimeError, for an
-# unknown compression its subclass NotImplementedError.
+# Errors that zipfile, numpy and the fields of a damaged file raise. RuntimeError is zipfile's for encryption; what it
+# raises for an unknown compression is a subclass of that.
 DAMAGE = (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, OverflowError, MemoryError, struct.error,
           zlib.error, zipfile.BadZipFile)
 

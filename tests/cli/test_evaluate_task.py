@@ -68,6 +68,16 @@ def test_a_second_run_is_refused_or_goes_on_and_gives_the_same(evaluate, tmp_pat
     assert (other.code, "another model, task or options" in other.err) == (1, True)
 
 
+def test_an_output_that_cannot_be_written_or_read_is_told(evaluate, tmp_path) -> None:
+    (tmp_path / "file").write_text("x")
+    outcome = evaluate("--shots", 1, out="file")
+    assert (outcome.code, str(tmp_path / "file") in outcome.err) == (1, True)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/answers.jsonl").write_bytes(b"\xff\xfe")
+    outcome = evaluate("--shots", 1, "--resume")
+    assert (outcome.code, "answers.jsonl" in outcome.err) == (1, True)
+
+
 def test_nearest_pictures_are_found_by_features_that_are_kept(evaluate, tmp_path) -> None:
     index = tmp_path / "features.npz"
     assert evaluate("--shots", 1, "--select", "rices", "--index", index).code == 0
