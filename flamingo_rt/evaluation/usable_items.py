@@ -18,8 +18,8 @@ def with_readable_items(
     task: Task, config: FlamingoConfig, most: int | None = None, progress: Progress = silent
 ) -> Task:
     """The task without items that cannot be read, which are added to ``missing``, and with the first ``most`` of its
-    items. Each picture is decoded once for that. Raises `DataError` when more than half of the items, or of the support,
-    cannot be read."""
+    items. Each picture is decoded once for that. Raises `DataError` when more than half of the items, or of the
+    support, cannot be read."""
     items = task.items[:most]
     found: dict[Item, str | None] = {}
     with progress("pictures that can be read", len({*items, *task.support})) as advance:

@@ -15,7 +15,6 @@ from flamingo_rt.checkpoints import TOKENIZER, open_checkpoint
 from flamingo_rt.config import FlamingoConfig
 from flamingo_rt.errors import UsageError
 from flamingo_rt.model.flamingo import Flamingo
-from flamingo_rt.model_memory import TRAINING, WEIGHTS, require_bytes
 from flamingo_rt.parameter_count import reckon_parameters
 from flamingo_rt.presets import preset
 from flamingo_rt.processing.tokenizer import TextTokenizer
@@ -27,6 +26,7 @@ from flamingo_rt.training.data.scene_documents import texts_of_scene
 from flamingo_rt.training.data.sources import check_names, open_source
 from flamingo_rt.training.feature_cache import FeatureCache, encoder_identity
 from flamingo_rt.training.flamingo_stage import LARGEST_GATE, FlamingoStage, check_something_is_given
+from flamingo_rt.training.memory import require_training_memory
 from flamingo_rt.training.options import SCENES, DataOptions, FlamingoOptions
 from flamingo_rt.training.parts import given_tokenizer, join_parts, with_predictable
 from flamingo_rt.training.sharding import World
@@ -74,19 +74,13 @@ def open_flamingo_stage(options: FlamingoOptions, world: World) -> FlamingoStage
 
 
 def _require_memory(config: FlamingoConfig, unfreeze: Sequence[str], world: World) -> None:
-    """Raise `DataError` where weights, gradients and moments do not fit into memory: every process makes the whole
-    model, and its share of the rest."""
+    """Raise `DataError` where weights, gradients and moments of what is trained do not fit into memory."""
     counts = reckon_parameters(config)
     trained = sum(counts[part] for part in ("resampler", "cross_attention", "vision", "language")
                   if part in unfreeze or part not in ("vision", "language"))
     if "embedding" in unfreeze and "language" not in unfreeze:
         trained += config.language.vocab_size * config.language.width
-    more = TRAINING - WEIGHTS
-    require_bytes(
-        WEIGHTS * counts["total"] + more * trained // world.size, f"training {config.name}",
-        f"{counts['total'] / 1e6:,.1f}M parameters, {WEIGHTS} bytes each; of these {trained / 1e6:,.1f}M are trained, "
-        f"{more} bytes more each" + (f", divided among {world.size} processes" if world.size > 1 else ""),
-    )
+    require_training_memory(counts["total"], trained, f"training {config.name}", world)
 
 
 def _starting_point(options: FlamingoOptions, sources: Mapping[DataOptions, SampleSource]) -> StartingPoint:

@@ -144,7 +144,8 @@ def open_language_stage(options: LanguageOptions, world: World) -> LanguageStage
         texts = (text for source in sources for text in _tokenizer_texts(source, len(sources)))
         tokenizer = train_tokenizer(texts, options.vocab_size, tokens)
     config = decoder_config(options, tokenizer)
-    require_training_memory(language_parameters(config), f"training the decoder of {options.decoder}", world)
+    parameters = language_parameters(config)
+    require_training_memory(parameters, parameters, f"training the decoder of {options.decoder}", world)
     torch.manual_seed(options.run.seed)
     datasets = [
         Dataset(entry.label, entry.weight, TextBatches(

@@ -151,7 +151,8 @@ def open_vision_stage(options: VisionOptions, world: World) -> VisionStage:
     config = DualEncoderConfig(sizes.vision, text_config(options, tokenizer), options.embedding)
     with on_meta_device():
         parameters = sum(parameter.numel() for parameter in DualEncoder(config).parameters())
-    require_training_memory(parameters, f"training the vision encoder of {options.encoder} and its text encoder", world)
+    purpose = f"training the vision encoder of {options.encoder} and its text encoder"
+    require_training_memory(parameters, parameters, purpose, world)
     torch.manual_seed(seed)
     reader = PairReader(tokenizer, sizes.preprocessing, sizes.vision.image_size, options.text_tokens)
     if evaluation is not None:

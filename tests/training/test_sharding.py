@@ -41,10 +41,10 @@ def test_memory_is_that_of_all_ranks_on_the_host(monkeypatch, size, on_host, dev
         monkeypatch.setenv("LOCAL_WORLD_SIZE", on_host)
     world = Alone(0, size, torch.device(device))
     monkeypatch.setattr(model_memory, "available_bytes", lambda: 1000 * needed)
-    require_training_memory(1000, "training it", world)
+    require_training_memory(1000, 1000, "training it", world)
     monkeypatch.setattr(model_memory, "available_bytes", lambda: 1000 * needed - 1)
     with pytest.raises(DataError, match=r"^training it needs at least .* bytes each"):
-        require_training_memory(1000, "training it", world)
+        require_training_memory(1000, 1000, "training it", world)
 
 
 @pytest.mark.parametrize(("given", "said"), [
