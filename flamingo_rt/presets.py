@@ -58,7 +58,7 @@ def _tiny() -> FlamingoConfig:
             vocab_size=512, width=128, layers=4, heads=4, kv_heads=2, head_width=32, ff_width=384, context=1024,
             activation="swiglu",
         ),
-        preprocessing=PreprocessingConfig(),
+        preprocessing=PreprocessingConfig(resize="squash"),  # bars would take pixels, of which there are few
         max_visuals=40,
     )
 

@@ -99,7 +99,7 @@ def evaluate_task(
         task = with_readable_items(task, model.config, most, progress)
         for reason in task.missing:
             click.echo(f"left out: {printable(reason)}", err=True)
-        run = TaskRun(model, task, _chooser(model, task, select, redraw, index, progress), orders, plain_zero)
+        run = TaskRun(model, task, _shots_of(model, task, select, redraw, index, progress), orders, plain_zero)
         settings = settings_of(shots, seeds, controls)
         about = {
             "model": model.identity or model.config.name, "backend": model.backend.name, "task": task.digest,
@@ -117,28 +117,29 @@ def evaluate_task(
         click.echo(f"wrote {printable(str(out))}", err=True)
 
 
-def _chooser(
+def _shots_of(
     model: Model, task: Task, select: str, redraw: bool, index: Path | None, progress: ProgressBar
 ) -> ShotChooser:
+    """The way in which shots are chosen, each query's from the support of its group."""
     from flamingo_rt.evaluation.feature_index import encoder_features
-    from flamingo_rt.evaluation.shots import BalancedShots, NearestShots, RandomShots
+    from flamingo_rt.evaluation.shots import BalancedShots, GroupShots, NearestShots, RandomShots
 
+    supports = {group: task.support_of(group) for group in task.groups}
     if select == "random":
-        return RandomShots(task.support, redraw)
+        return GroupShots({group: RandomShots(support, redraw) for group, support in supports.items()})
     if select == "balanced":
-        return BalancedShots(task.support, task.classes, redraw)
+        return GroupShots({group: BalancedShots(support, task.group_classes.get(group, task.classes), redraw)
+                           for group, support in supports.items()})
     everything = [*task.support, *task.items]
     with progress(f"features of {len(everything)} pictures", len(everything)) as done:
-        features = encoder_features(model, everything, index, done)
-    number = len(task.support)
-    queries = {item.name: feature for item, feature in zip(task.items, features[number:], strict=True)}
-    return NearestShots(task.support, features[:number], queries)
+        features = dict(zip(everything, encoder_features(model, everything, index, done), strict=True))
+    return GroupShots({group: NearestShots(support, features) for group, support in supports.items()})
 
 
 def _record(model: Model, task: Task, select: str, scores: Sequence[Score]) -> dict[str, Any]:
     from flamingo_rt.evaluation.task_table import score_record
 
-    chance = {"chance": round(1 / len(task.classes), 6)} if task.classes else {}
+    chance = {} if task.chance is None else {"chance": round(task.chance, 6)}
     return {
         "task": task.name, "kind": task.kind, "metric": task.metric, "model": model.config.name,
         "backend": model.backend.name, "select": select, "items": len(task.items), "support": len(task.support),
@@ -172,5 +173,5 @@ def _print(model: Model, task: Task, scores: Sequence[Score]) -> None:
         table.add_row(*map(escape, line))
     console = Console()
     (console if console.is_terminal else Console(width=120)).print(table)
-    if task.classes:
-        click.echo(f"chance: {1 / len(task.classes):.1%}")
+    if task.chance is not None:
+        click.echo(f"chance: {task.chance:.1%}")

@@ -1,7 +1,7 @@
 """Shots with something taken away: what is lost with it is what it had brought.
 
-``shuffled``: each shot has the picture of another one. ``blank``: a grey picture. ``text``: no picture. ``labels``:
-each shot has the answer of another one. ``none`` leaves the shots as they are.
+``shuffled``: the shots' pictures in another order. ``blank``: a grey picture. ``text``: no picture. ``labels``: each
+answer becomes another one throughout. ``none`` leaves the shots as they are.
 """
 
 from __future__ import annotations
@@ -27,27 +27,19 @@ class Shot:
     answer: str
 
 
-def _shuffled(shots: Sequence[Shot], seed: int) -> list[Shot]:
-    pictures = _from_others([shot.visual for shot in shots], [shot.answer for shot in shots], seed)
-    return [replace(shot, visual=picture) for shot, picture in zip(shots, pictures, strict=True)]
+def _shuffled(shots: Sequence[Shot], rng: np.random.Generator) -> list[Shot]:
+    """Pictures in an order at random: now and then one keeps its place, so that answers tell nothing of pictures. Were
+    none to stay, a model that follows its shots would be wrong more often than by chance."""
+    return [replace(shot, visual=shots[place].visual)
+            for shot, place in zip(shots, rng.permutation(len(shots)), strict=True)]
 
 
-def _relabelled(shots: Sequence[Shot], seed: int) -> list[Shot]:
-    answers = [shot.answer for shot in shots]
-    return [replace(shot, answer=answer) for shot, answer in zip(shots, _from_others(answers, answers, seed),
-                                                                 strict=True)]
-
-
-def _from_others(values: Sequence, answers: Sequence[str], seed: int) -> list:
-    """Each place gets the value of a place with another answer, as far as there are such: places sorted by answer, ties
-    at random, are turned by as many as the commonest answer has."""
-    count, ties = len(values), np.random.default_rng([seed, len(values)]).random(len(values))
-    order = sorted(range(count), key=lambda place: (answers[place], ties[place]))
-    turn = max((answers.count(answer) for answer in answers), default=0) % count if count else 0
-    found = list(values)
-    for position, place in enumerate(order):
-        found[place] = values[order[(position + (turn or 1)) % count]]
-    return found
+def _relabelled(shots: Sequence[Shot], rng: np.random.Generator) -> list[Shot]:
+    """Each answer becomes another one, the same in all shots that have it."""
+    answers = list(dict.fromkeys(shot.answer for shot in shots))
+    order = rng.permutation(len(answers))
+    others = {answers[order[place]]: answers[order[place - 1]] for place in range(len(answers))}
+    return [replace(shot, answer=others[shot.answer]) for shot in shots]
 
 
 def blank_picture() -> Image:
@@ -55,17 +47,17 @@ def blank_picture() -> Image:
     return Image(np.full((SIDE, SIDE, 3), GREY, dtype=np.uint8))
 
 
-_CHANGES: dict[Control, Callable[[Sequence[Shot], int], list[Shot]]] = {
-    "none": lambda shots, seed: list(shots),
+_CHANGES: dict[Control, Callable[[Sequence[Shot], np.random.Generator], list[Shot]]] = {
+    "none": lambda shots, rng: list(shots),
     "shuffled": _shuffled,
-    "blank": lambda shots, seed: [replace(shot, visual=blank_picture()) for shot in shots],
-    "text": lambda shots, seed: [replace(shot, visual=None) for shot in shots],
+    "blank": lambda shots, rng: [replace(shot, visual=blank_picture()) for shot in shots],
+    "text": lambda shots, rng: [replace(shot, visual=None) for shot in shots],
     "labels": _relabelled,
 }
 CONTROLS: tuple[Control, ...] = tuple(_CHANGES)
 NEEDS_TWO: tuple[Control, ...] = ("shuffled", "labels")  # a shot by itself has no other
 
 
-def controlled(shots: Sequence[Shot], control: Control, seed: int) -> list[Shot]:
-    """The shots under a control; ``seed`` decides what is exchanged. One alone stays as it is under `NEEDS_TWO`."""
-    return _CHANGES[control](shots, seed)
+def controlled(shots: Sequence[Shot], control: Control, *seed: int) -> list[Shot]:
+    """The shots under a control; ``seed`` decides what is exchanged."""
+    return _CHANGES[control](shots, np.random.default_rng(seed))

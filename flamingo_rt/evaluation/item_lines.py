@@ -1,7 +1,8 @@
 """Items in a ``.jsonl`` file, one a line.
 
 A line has ``image`` or ``video``, beside it ``text`` or ``texts`` for captions, ``question`` with ``answer`` or
-``answers`` for questions, which may be about no picture, ``class`` for classes, and an ``id`` where one is wanted.
+``answers`` for questions, which may be about no picture, ``class`` for classes; an ``id`` and a ``group`` where they
+are wanted.
 """
 
 from __future__ import annotations
@@ -44,9 +45,9 @@ def _row(row: dict[str, Any], where: str, name: str, kind: TaskKind) -> Row:
     visuals: list[Literal["image", "video"]] = [key for key in VISUALS if key in row]
     key = next((key for key in ANSWERS[kind] if key in row), "")
     wanted = {"question", key} if kind == "question" else {key}
-    if set(row) - {*VISUALS, "id"} != wanted or len(visuals) > 1 or not (visuals or kind == "question"):
+    if set(row) - {*VISUALS, "id", "group"} != wanted or len(visuals) > 1 or not (visuals or kind == "question"):
         raise DamagedSample(where, f"has the keys {shown(', '.join(row))}: a line of the kind {kind} has "
-                                   f"{FORMS[kind]}; id is optional")
+                                   f"{FORMS[kind]}; id and group are optional")
     visual = visuals[0] if visuals else None
     return Row(where, row.get("id", name), key, row[key] if key in LISTED else [row[key]], row.get("question"), visual,
-               row.get(visual) if visual else None)
+               row.get(visual) if visual else None, row.get("group"))

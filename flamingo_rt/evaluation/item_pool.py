@@ -22,7 +22,8 @@ class Row:
     """An item as it stands in a file, before any of it is checked.
 
     ``where`` is its place in messages, ``name`` becomes the item's. ``file`` is the name of its picture or clip, and
-    stands under the key ``visual``, which is None where there is none. ``key`` is what the answers are called.
+    stands under the key ``visual``, which is None where there is none. ``key`` is what the answers are called. ``group``
+    is None where an item has none.
     """
 
     where: str
@@ -32,6 +33,7 @@ class Row:
     question: Any = None
     visual: Literal["image", "video"] | None = "image"
     file: Any = None
+    group: Any = None
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,8 @@ def _item(name: str, row: Row, kind: TaskKind, root: Path) -> Item:
     question = text_value(row.question, "question", row.where).strip() if kind == "question" else None
     answers = _answers(row, kind)
     file = None if row.visual is None else file_inside(root, row.file, row.visual, row.where)
-    return Item(name, file, question, answers, row.visual == "video")
+    group = "" if row.group is None else row_name(row.group, row.where, "group")
+    return Item(name, file, question, answers, row.visual == "video", group)
 
 
 def _answers(row: Row, kind: TaskKind) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ larger one.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, Protocol
 
 import numpy as np
@@ -27,6 +27,17 @@ class ShotChooser(Protocol):
         ...
 
 
+class GroupShots:
+    """Shots from the support of the query's own group, chosen in one way in all groups."""
+
+    def __init__(self, by_group: Mapping[str, ShotChooser]) -> None:
+        self._by_group = by_group
+
+    def choose(self, query: Item, count: int, seed: int) -> tuple[Item, ...]:
+        """See `ShotChooser.choose`."""
+        return self._by_group[query.group].choose(query, count, seed)
+
+
 class RandomShots:
     """Shots from one order of the support a seed, the same for all queries; with ``redraw`` from another order for each
     query."""
@@ -36,7 +47,7 @@ class RandomShots:
 
     def choose(self, query: Item, count: int, seed: int) -> tuple[Item, ...]:
         """See `ShotChooser.choose`."""
-        order = _generator(seed, query if self._redraw else None).permutation(len(self._support))
+        order = _generator(seed, query, self._redraw).permutation(len(self._support))
         return _first(query, [self._support[index] for index in order], count)
 
 
@@ -56,7 +67,7 @@ class BalancedShots:
 
     def choose(self, query: Item, count: int, seed: int) -> tuple[Item, ...]:
         """See `ShotChooser.choose`."""
-        generator = _generator(seed, query if self._redraw else None)
+        generator = _generator(seed, query, self._redraw)
         queues = [[items[index] for index in generator.permutation(len(items))] for items in self._by_class.values()]
         order: list[Item] = []
         for turn in range(max(map(len, queues))):
@@ -69,20 +80,22 @@ class NearestShots:
     """Shots whose pictures are nearest to the query's by the vision encoder's features, the nearest last (RICES: Yang
     et al., arXiv 2109.05014; appendix B.1.5). The seed changes nothing."""
 
-    def __init__(self, support: Sequence[Item], features: np.ndarray, query_features: dict[str, np.ndarray]) -> None:
-        """``features`` [N, D] of the support's pictures and ``query_features`` [D] by the name of a query, all of
-        length 1."""
-        self._support, self._features, self._queries = support, features, query_features
+    def __init__(self, support: Sequence[Item], features: Mapping[Item, np.ndarray]) -> None:
+        """``features`` [D], of length 1, of the pictures of the support and of the queries."""
+        self._support, self._features = support, features
+        self._supports = np.stack([features[item] for item in support])
 
     def choose(self, query: Item, count: int, seed: int) -> tuple[Item, ...]:
         """See `ShotChooser.choose`."""
-        nearness = self._features @ self._queries[query.name]
+        nearness = self._supports @ self._features[query]
         order = np.argsort(-nearness, kind="stable")
         return _first(query, [self._support[index] for index in order], count)[::-1]
 
 
-def _generator(seed: int, query: Item | None) -> np.random.Generator:
-    return np.random.default_rng([seed, *([] if query is None else [zlib.crc32(query.name.encode())])])
+def _generator(seed: int, query: Item, redraw: bool) -> np.random.Generator:
+    """The random numbers of a query, or else of its group: those of two groups are not alike."""
+    key = query.name if redraw else query.group
+    return np.random.default_rng([seed, *([zlib.crc32(key.encode())] if key else [])])
 
 
 def _first(query: Item, order: Sequence[Item], count: int) -> tuple[Item, ...]:

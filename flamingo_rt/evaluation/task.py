@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -17,7 +18,8 @@ class Item:
 
     ``name`` is unique in its pool. ``file`` is the picture, or the clip where ``clip``; None for an item of text alone.
     ``question`` is None but for questions. ``answers`` are the reference captions, what people answered (ten times in
-    VQAv2, where single ones may be empty), or the one class.
+    VQAv2, where single ones may be empty), or the one class. Shots of an item are drawn from the support of its own
+    ``group``.
     """
 
     name: str
@@ -25,6 +27,7 @@ class Item:
     question: str | None
     answers: tuple[str, ...]
     clip: bool = False
+    group: str = ""
 
     @property
     def answer(self) -> str:
@@ -39,7 +42,7 @@ class Task:
     ``kind``: a caption is written, a question is answered, or one of ``classes`` is chosen by likelihood. Shots are
     drawn from ``support``. ``before`` is the text between a picture and its answer in place of the model's own form,
     with ``{}`` where the question goes; None for that form. ``missing`` are pictures that were named and are not there,
-    with the reason.
+    with the reason. ``group_classes``: the classes of each group, where they are not ``classes`` for all.
     """
 
     name: str
@@ -52,6 +55,27 @@ class Task:
     beams: int = 1
     max_new_tokens: int = 20
     missing: tuple[str, ...] = ()
+    group_classes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def classes_of(self, item: Item) -> tuple[str, ...]:
+        """The classes from which the item's is chosen."""
+        return self.group_classes.get(item.group, self.classes)
+
+    def support_of(self, group: str) -> tuple[Item, ...]:
+        """The support from which shots of a group's items are drawn."""
+        return tuple(item for item in self.support if item.group == group)
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The groups of the items, in their order."""
+        return tuple(dict.fromkeys(item.group for item in self.items))
+
+    @property
+    def chance(self) -> float | None:
+        """The mean share of classes that guessing gets right, 0 to 1; None for answers that are written."""
+        if not self.classes:
+            return None
+        return sum(1 / len(self.classes_of(item)) for item in self.items) / len(self.items)
 
     @property
     def digest(self) -> str:
@@ -60,5 +84,7 @@ class Task:
             [(item.name, item.file and item.file.name, item.question, item.answers) for item in pool]
             for pool in (self.items, self.support)
         ]
-        asked = (self.kind, self.classes, self.before, self.beams, self.max_new_tokens, *pools)
+        groups = [[item.group for item in pool] for pool in (self.items, self.support)]
+        asked = (self.kind, self.classes, self.before, self.beams, self.max_new_tokens, *pools,
+                 *(groups if any(map(any, groups)) else ()))
         return hashlib.sha256(repr(asked).encode()).hexdigest()[:16]

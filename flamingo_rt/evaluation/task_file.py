@@ -62,13 +62,19 @@ class _TaskFile:
                 raise self._error(f"{key} has no effect on a task of the kind {kind}: leave it out")
         name, before, metric = self._name(), self._before(kind), self._one_of("metric", METRICS[kind], kind)
         options = self._generation(CIDER_BEAMS if kind == "caption" and metric != "exact" else 1)
-        classes = self._texts("classes")
+        classes, group_classes = self._texts("classes"), {}
         items, support = self._pools(kind)
-        if kind == "classes":
-            classes = self._classes(classes, items.items, support.items)
+        self._check_groups(items.items, support.items)
+        if kind == "classes" and not classes:
+            group_classes = {group: self._classes(*within) for group, within in
+                             _by_group(items.items, support.items).items()}
+            classes = tuple(sorted({name for names in group_classes.values() for name in names}))
+        elif kind == "classes":
+            self._check_classes(classes, "classes", items.items, support.items)
         return Task(
             name, kind, self._metric(metric, kind, items.items), items.items, support.items, classes, before,
             options.beams, options.max_new_tokens, items.missing + (() if support is items else support.missing),
+            group_classes,
         )
 
     def _error(self, message: str) -> UsageError:
@@ -142,17 +148,31 @@ class _TaskFile:
         return ItemSource(f"{self._file}: {key}", tuple(place / path for path in paths),
                           None if images is None else place / images)
 
-    def _classes(self, stated: tuple[str, ...], items: Sequence[Item], support: Sequence[Item]) -> tuple[str, ...]:
-        classes = stated or tuple(sorted({item.answer for item in support}))
-        origin = "classes" if stated else "support"
+    def _check_groups(self, items: Sequence[Item], support: Sequence[Item]) -> None:
+        drawn_from = {item.group for item in support}
+        for item in items:
+            if item.group not in drawn_from:
+                of = f"the group {shown(item.group)}" if item.group else "no group"
+                raise DataError(f"{self._file}: the item {shown(item.name)} is of {of}, and so is no item of the "
+                                "support: give its group some, or leave the item out")
+
+    def _classes(self, items: Sequence[Item], support: Sequence[Item]) -> tuple[str, ...]:
+        """The classes of a support."""
+        classes = tuple(sorted({item.answer for item in support}))
+        self._check_classes(classes, "support", items, support)
+        return classes
+
+    def _check_classes(
+        self, classes: Sequence[str], origin: str, items: Sequence[Item], support: Sequence[Item]
+    ) -> None:
+        where = f"the support of the group {shown(items[0].group)}" if items[0].group and origin == "support" else origin
         if len(classes) < 2:
-            raise DataError(f"{self._file}: {origin} has the one class {shown(classes[0])}: there is nothing to choose")
+            raise DataError(f"{self._file}: {where} has the one class {shown(classes[0])}: there is nothing to choose")
         known = set(classes)
         for item in (*items, *support):
             if item.answer not in known:
-                raise DataError(f"{self._file}: {origin} does not have the class {shown(item.answer)} of the item "
+                raise DataError(f"{self._file}: {where} does not have the class {shown(item.answer)} of the item "
                                 f"{shown(item.name)}: name all classes under classes")
-        return classes
 
     def _metric(self, stated: Metric | None, kind: TaskKind, items: Sequence[Item]) -> Metric:
         fewer = next((item for item in items if len(item.answers) != VQA_ANSWERS), None)
@@ -160,3 +180,14 @@ class _TaskFile:
             raise DataError(f"{self._file}: metric is vqa, which counts {VQA_ANSWERS} answers to each question; the "
                             f"item {shown(fewer.name)} has {len(fewer.answers)}: take exact")
         return stated or ("vqa" if kind == "question" and fewer is None else METRICS[kind][0])
+
+
+def _by_group(items: Sequence[Item], support: Sequence[Item]) -> dict[str, tuple[list[Item], list[Item]]]:
+    """The items and the support of each group that has items."""
+    found: dict[str, tuple[list[Item], list[Item]]] = {}
+    for item in items:
+        found.setdefault(item.group, ([], []))[0].append(item)
+    for item in support:
+        if item.group in found:
+            found[item.group][1].append(item)
+    return found

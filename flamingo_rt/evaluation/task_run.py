@@ -7,6 +7,7 @@ prompt that is read once: such a query costs what it costs without shots.
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,8 +141,8 @@ class TaskRun:
         for chosen, queries in groups.items():
             shots = [Shot(visual_of(shot), shot.question, shot.answer) for shot in chosen]
             control: Control = "text" if setting.shots == 0 else setting.control
-            shots = controlled(shots, control, setting.seed)
             names = tuple(shot.name for shot in chosen)
+            shots = controlled(shots, control, setting.seed, zlib.crc32("\n".join(names).encode()))
             classes = self.task.kind == "classes"
             found = self._classified(shots, queries, setting.seed) if classes else self._generated(shots, queries)
             for batch in found:
@@ -169,13 +170,13 @@ class TaskRun:
         self, shots: Sequence[Shot], queries: Sequence[Item], seed: int
     ) -> Iterator[Sequence[tuple[Item, str, Mapping[str, float] | None]]]:
         """The likeliest class of each query, by the mean over several orders of the shots."""
-        sums: list[dict[str, float]] = [dict.fromkeys(self.task.classes, 0.0) for _ in queries]
+        sums: list[dict[str, float]] = [dict.fromkeys(self.task.classes_of(item), 0.0) for item in queries]
         orders = _orders(len(shots), self._orders, seed)
         for order in orders:
             prefix, parts = self._read(shot_parts(self._config, [shots[place] for place in order]), len(queries))
             for item, total in zip(queries, sums, strict=True):
                 asked = [*parts, *query_parts(self._config, item)]
-                for score in self.model.score(asked, self.task.classes, prefix=prefix):
+                for score in self.model.score(asked, tuple(total), prefix=prefix):
                     total[score.text] += score.logprob / len(orders)
         yield [(item, max(total, key=total.__getitem__), total) for item, total in zip(queries, sums, strict=True)]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -22,7 +22,9 @@ from flamingo_rt.tokenizer_file import parse_tokenizer
 from flamingo_rt.training.data.document_batches import DocumentBatches
 from flamingo_rt.training.data.samples import SampleSource
 from flamingo_rt.training.data.scene_batches import SceneBatches
+from flamingo_rt.training.data.scene_clips import SceneClips
 from flamingo_rt.training.data.scene_documents import texts_of_scene
+from flamingo_rt.training.data.scene_tasks import SceneTasks
 from flamingo_rt.training.data.sources import check_names, open_source
 from flamingo_rt.training.feature_cache import FeatureCache, encoder_identity
 from flamingo_rt.training.flamingo_stage import LARGEST_GATE, FlamingoStage, check_something_is_given
@@ -140,7 +142,13 @@ def _batches(
     entry: DataOptions, number: int, source: SampleSource | None, config: FlamingoConfig, tokenizer: Tokenizer,
     options: FlamingoOptions, cache: FeatureCache | None,
 ) -> SceneBatches | DocumentBatches:
-    if source is None:
+    if source is None and entry.kind == "videos":
+        source = SceneClips(options.run.seed)
+    elif source is None and entry.kind == "tasks":
+        source = SceneTasks(options.run.seed, config.prompts)
+        # An answer belongs to the picture before it, and its rule is in all of the shots.
+        entry = replace(entry, next_image=0.0, images=config.max_visuals)
+    elif source is None:
         return SceneBatches(config, tokenizer, options.run.seed, entry.batch, entry.questions, number)
     if source.kind == "text":
         raise UsageError(f"data {entry.source!r} holds texts without pictures: train language takes those")

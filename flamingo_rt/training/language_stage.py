@@ -24,6 +24,7 @@ from flamingo_rt.parameter_count import language_parameters
 from flamingo_rt.presets import preset
 from flamingo_rt.training.data.samples import SampleSource
 from flamingo_rt.training.data.scene_documents import SceneDocuments
+from flamingo_rt.training.data.scene_tasks import SceneTaskTexts
 from flamingo_rt.training.data.sources import check_names, open_source
 from flamingo_rt.training.data.text_batches import TextBatch, TextBatches
 from flamingo_rt.training.loop import clip_norm
@@ -159,12 +160,14 @@ def open_language_stage(options: LanguageOptions, world: World) -> LanguageStage
 
 def open_texts(options: DataOptions, seed: int) -> SampleSource:
     """Open a source of documents; captions and pages are read without their pictures. Raises `DataError`."""
-    return SceneDocuments(seed) if options.source == SCENES else open_source(options)
+    if options.source != SCENES:
+        return open_source(options)
+    return SceneTaskTexts(seed) if options.kind == "tasks" else SceneDocuments(seed)
 
 
 def _tokenizer_texts(source: SampleSource, sources: int) -> Iterator[str]:
     """The share of one of several sources in the texts from which a tokenizer is learnt."""
-    scenes = isinstance(source, SceneDocuments)  # made as they are read, and all alike
+    scenes = isinstance(source, (SceneDocuments, SceneTaskTexts))  # made as they are read, and all alike
     return source_texts(source, TOKENIZER_SCENES if scenes else max(1, MOST_TEXTS // sources))
 
 

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 
 from flamingo_rt.errors import UsageError
 
-DataKind = Literal["auto", "pairs", "videos", "pages", "text", "scenes"]
+DataKind = Literal["auto", "pairs", "videos", "pages", "text", "scenes", "tasks"]
 Precision = Literal["fp32", "bf16"]
 Schedule = Literal["constant", "cosine", "linear"]
 T = TypeVar("T")
@@ -56,7 +56,8 @@ class DataOptions:
 
     source: str = option("", "Folder, file, tar shards by a brace pattern, or scenes, which are drawn when needed.")
     name: str = option("", "Name in logs; by default the last part of the source.")
-    kind: DataKind = option("auto", "Kind of its samples; by default found out from the source.")
+    kind: DataKind = option("auto", "Kind of its samples; by default found out from the source. Drawn scenes are "
+                            "captions and questions, videos, or tasks that a prompt's shots explain.")
     weight: float = option(1.0, "λ, by which the dataset's gradient is multiplied.")
     batch: int = option(32, "Documents in one step, over all ranks; of scenes, pictures.")
     tokens: int = option(256, "Most tokens of a document.")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from flamingo_rt.errors import DataError
-from flamingo_rt.evaluation.shots import BalancedShots, NearestShots, RandomShots
+from flamingo_rt.evaluation.shots import BalancedShots, GroupShots, NearestShots, RandomShots
 from flamingo_rt.evaluation.task import Item
 
 SUPPORT = [Item(f"s{number}", Path(f"{number}.png"), None, ("abc"[number % 3],)) for number in range(12)]
@@ -67,7 +67,19 @@ def test_a_class_without_support_is_named() -> None:
 def test_the_nearest_pictures_come_last() -> None:
     angles = np.linspace(0, 1.5, 12)
     features = np.stack([np.cos(angles), np.sin(angles)], 1)
-    chooser = NearestShots(SUPPORT, features, {"q": features[7], "s3": features[3]})
+    chooser = NearestShots(SUPPORT, {**dict(zip(SUPPORT, features, strict=True)), QUERY: features[7]})
     assert names(chooser.choose(QUERY, 3, 0))[-1] == "s7"
     assert set(names(chooser.choose(QUERY, 3, 0))) == {"s6", "s7", "s8"}
     assert names(chooser.choose(SUPPORT[3], 2, 5))[-1] in ("s2", "s4"), "its own picture is no shot"
+
+
+def test_shots_come_from_the_querys_own_group() -> None:
+    pools = {name: [Item(f"{name}{number}", Path(f"{name}{number}.png"), None, ("a",), group=name)
+                    for number in range(6)] for name in ("x", "y")}
+    chooser = GroupShots({name: RandomShots(pool) for name, pool in pools.items()})
+    orders = set()
+    for name in pools:
+        found = names(chooser.choose(Item("q", Path("q.png"), None, ("a",), group=name), 6, 0))
+        assert {each[0] for each in found} == {name}
+        orders.add(tuple(each[1:] for each in found))
+    assert len(orders) == 2, "groups of one size have orders of their own"

@@ -56,6 +56,38 @@ def test_defaults_go_with_the_kind(folder: Path, keys: dict[str, Any], metric: s
     assert task.support is task.items
 
 
+def grouped(folder: Path, groups: dict[str, list[str]], file: str) -> None:
+    """Items of each group, one for each class that is listed."""
+    rows = [(group, name) for group, classes in groups.items() for name in classes]
+    write_lines(folder / file, [{"image": f"{i}.png", "class": name, "group": group, "id": f"{file}-{i}"}
+                                for i, (group, name) in enumerate(rows)])
+
+
+def test_classes_of_a_group_are_those_of_its_own_support(folder: Path) -> None:
+    grouped(folder, {"x": ["dax", "wug"], "y": ["dax", "zup", "fep"], "z": ["nobody asks"]}, "support.jsonl")
+    grouped(folder, {"y": ["zup"], "x": ["dax", "wug"]}, "items.jsonl")
+    task = read_task(write_task(folder, kind="classes", items="items.jsonl", support="support.jsonl"))
+    assert task.groups == ("y", "x")
+    assert [task.classes_of(item) for item in task.items] == [("dax", "fep", "zup"), ("dax", "wug"), ("dax", "wug")]
+    assert task.classes == ("dax", "fep", "wug", "zup")
+    assert task.chance == pytest.approx((1 / 3 + 1 / 2 + 1 / 2) / 3)
+    assert [item.answer for item in task.support_of("x")] == ["dax", "wug"]
+
+
+@pytest.mark.parametrize(("support", "items", "message"), [
+    ({"x": ["dax", "wug"]}, {"y": ["dax"]}, "the item 'items.jsonl-0' is of the group 'y', and so is no item of the "
+                                            "support"),
+    ({"x": ["dax", "wug"], "y": ["zup"]}, {"y": ["zup"]}, "the support of the group 'y' has the one class 'zup'"),
+    ({"x": ["dax", "wug"]}, {"x": ["zup"]}, "the support of the group 'x' does not have the class 'zup' of the item "
+                                            "'items.jsonl-0'"),
+])
+def test_a_group_that_cannot_be_asked_about_is_named(folder: Path, support, items, message) -> None:
+    grouped(folder, support, "support.jsonl")
+    grouped(folder, items, "items.jsonl")
+    with pytest.raises(DataError, match=message):
+        read_task(write_task(folder, kind="classes", items="items.jsonl", support="support.jsonl"))
+
+
 def test_classes_are_those_of_the_support_in_order_or_those_given(folder: Path) -> None:
     write_lines(folder / "one.jsonl", [{"image": "0.png", "class": "red"}])
     assert read_task(write_task(folder, kind="classes", items="classes.jsonl")).classes == ("blue", "red")

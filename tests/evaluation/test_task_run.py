@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import zlib
 from dataclasses import replace
 
 import pytest
 
 from flamingo_rt.errors import DataError, UsageError
 from flamingo_rt.evaluation.controls import CONTROLS, Shot, controlled
-from flamingo_rt.evaluation.shots import RandomShots
+from flamingo_rt.evaluation.shots import GroupShots, RandomShots
 from flamingo_rt.evaluation.task import Item, Task
 from flamingo_rt.evaluation.task_prompts import query_parts, shot_parts, visual_of, with_task_form
 from flamingo_rt.evaluation.task_run import Answered, Setting, TaskRun, settings_of
@@ -17,13 +18,15 @@ from flamingo_rt.processing.visuals import Image
 from flamingo_rt.runtime.model import Model
 
 ABOUT = {"model": "small"}
+CLASSES = ("red circle", "blue square", "star")
 
 
 def slowly(model: Model, task: Task, setting: Setting, item: Item) -> str:
     """The answer to one query by itself, its shots written before it."""
     chosen = RandomShots(task.support).choose(item, setting.shots or 2, setting.seed)
     shots = [Shot(visual_of(shot), shot.question, shot.answer) for shot in chosen]
-    shots = controlled(shots, setting.control if setting.shots else "text", setting.seed)
+    names = zlib.crc32("\n".join(shot.name for shot in chosen).encode())
+    shots = controlled(shots, setting.control if setting.shots else "text", setting.seed, names)
     config = with_task_form(model.config, task)
     # As two prompts: a text that continues another is tokenized by itself.
     prefix = model.prompt(shot_parts(config, shots))
@@ -79,6 +82,22 @@ def test_classes_are_ranked_by_the_mean_over_orders_of_the_shots(model, classes,
             total[score.text] += score.logprob / len(orders)
     assert answered.likelihoods == pytest.approx(total, abs=1e-4)
     assert answered.answer == max(total, key=total.__getitem__)
+
+
+def test_groups_are_answered_as_if_each_were_a_task_of_its_own(model, items, folder) -> None:
+    groups = {"x": CLASSES[:2], "y": CLASSES[1:]}
+    pools = {name: tuple(replace(item, name=f"{name}-{item.name}", group=name) for item in items
+                         if item.answer in classes) for name, classes in groups.items()}
+    both = Task("both", "classes", "accuracy", pools["x"][4:] + pools["y"][4:], pools["x"][:4] + pools["y"][:4],
+                CLASSES, group_classes=groups)
+    found = TaskRun(model, both, GroupShots({name: RandomShots(both.support_of(name)) for name in groups})).answers(
+        [Setting(2, 0, "shuffled")], folder / "answers.jsonl", ABOUT, False)
+    single = []
+    for name, classes in groups.items():
+        task = Task(name, "classes", "accuracy", pools[name][4:], pools[name][:4], classes)
+        single += run(model, task, [Setting(2, 0, "shuffled")], folder / name)
+    assert [answered.line() for answered in found] == [answered.line() for answered in single]
+    assert all(set(answered.likelihoods) == set(groups[answered.item[0]]) for answered in found)
 
 
 def test_zero_shots_are_two_texts_or_none(model, captions, folder, monkeypatch) -> None:

@@ -136,8 +136,8 @@ def test_train_and_heldout_digits_are_disjoint_and_carry_their_label():
     for split in ("train", "heldout"):
         for scene in (sample_scene(rng, split) for _ in range(1000)):
             if scene.objects[0].is_digit:
-                seen[split].add(scene.digit_index)
-                assert scene.objects[0].shape == NUMBERS[digits.digit_label(scene.digit_index)]
+                seen[split].add(scene.ink)
+                assert scene.objects[0].shape == NUMBERS[digits.digit_label(scene.ink)]
     assert max(seen["train"]) < 1500 <= min(seen["heldout"])
 
 

@@ -167,15 +167,17 @@ class DocumentWriter:
     def _pieces(self, sample: Sample) -> Iterator[tuple[str, int, int, bool]]:
         """(text, images in it, ends of chunks in it, whether it is learnt) of a page: texts that the tokenizer reads
         one by one, each with what stands before it."""
-        before, images, ends, seen = "", 0, 0, False
+        before, images, seen, wanted = "", 0, False, True
         for segment in sample.segments:
             if isinstance(segment, Visual):
-                before += (self._tokens.end_of_chunk if seen else "") + self._tokens.image
-                images, ends, seen = images + 1, ends + int(seen), True
+                if seen:  # what ends a chunk is learnt where its last text is
+                    yield before + self._tokens.end_of_chunk, images, 1, wanted
+                    before, images = "", 0
+                before, images, seen = before + self._tokens.image, images + 1, True
             else:
-                yield before + segment.text, images, ends, segment.learnt
-                before, images, ends = "", 0, 0
-        yield before + self._tokens.end_of_chunk, images, ends + 1, True
+                yield before + segment.text, images, 0, segment.learnt
+                before, images, wanted = "", 0, segment.learnt
+        yield before + self._tokens.end_of_chunk, images, 1, True
 
     def _encoded(self, text: str, name: str, images: int = 0, ends: int = 0) -> list[int]:
         """Token ids of a text that holds the image token so often, and the one that ends chunks."""

@@ -23,6 +23,7 @@ from flamingo_rt.training import scenes
 from flamingo_rt.training.data.document_batches import FlamingoBatch
 from flamingo_rt.training.stage import Drawn
 
+SIZE = 96  # the pictures have the area of a square of so many pixels
 EncodedRow = tuple[list[int], list[int], list[int]]  # token ids, media_index, labels
 
 
@@ -87,7 +88,7 @@ class SceneBatches:
         seed = self._own_seed
         rng = np.random.default_rng([seed, step])
         samples = [
-            scenes.sample(seed, step * self.pictures + index, "train") for index in range(self.pictures)
+            scenes.varied_sample(seed, step * self.pictures + index, "train", SIZE) for index in range(self.pictures)
         ]
         chunks = [chunk for index, sample in enumerate(samples) for chunk in self._chunks(index, sample, rng)]
         rng.shuffle(chunks)

@@ -11,6 +11,8 @@ import numpy as np
 from flamingo_rt.training import scenes
 from flamingo_rt.training.data.samples import Said, Sample, Visual
 
+SIZE = 96  # the pictures have the area of a square of so many pixels
+
 
 @dataclass(frozen=True)
 class ScenePairs:
@@ -26,7 +28,7 @@ class ScenePairs:
 
     def sample(self, index: int) -> Sample:
         """See `SampleSource.sample`."""
-        drawn, name = scenes.sample(self.seed, index, self.split), f"scene {index}"
+        drawn, name = scenes.varied_sample(self.seed, index, self.split, SIZE), f"scene {index}"
         return Sample(name, (Visual("image", drawn.image, name), Said(drawn.caption)))
 
     def captions(self, count: int) -> Iterator[str]:

@@ -5,9 +5,10 @@ drawn = sample(seed=0, index=7, split="train")   # the same picture in every pro
 drawn.image, drawn.caption, questions(drawn.scene, rng, count=4)
 """
 
-from flamingo_rt.training.scenes.dataset import Sample, sample
-from flamingo_rt.training.scenes.descriptions import Question, caption, questions
+from flamingo_rt.training.scenes.dataset import Sample, sample, varied_sample
+from flamingo_rt.training.scenes.descriptions import Question, caption, named_caption, questions
 from flamingo_rt.training.scenes.drawing import draw
+from flamingo_rt.training.scenes.episodes import Episode, Shot, sample_episode
 from flamingo_rt.training.scenes.grading import answer_is_right, caption_is_right, named_objects
 from flamingo_rt.training.scenes.motion import SceneClip, clip
 from flamingo_rt.training.scenes.scene import Background, Scene, SceneObject, Split, sample_scene
@@ -20,19 +21,24 @@ __all__ = [
     "SIZES",
     "TEXTURES",
     "Background",
+    "Episode",
     "Question",
     "Sample",
     "Scene",
     "SceneClip",
     "SceneObject",
+    "Shot",
     "Split",
     "answer_is_right",
     "caption",
     "caption_is_right",
     "clip",
     "draw",
+    "named_caption",
     "named_objects",
     "questions",
     "sample",
+    "sample_episode",
     "sample_scene",
+    "varied_sample",
 ]

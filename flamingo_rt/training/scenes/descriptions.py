@@ -11,13 +11,17 @@ from typing import Literal, TypeVar
 
 import numpy as np
 
-from flamingo_rt.training.scenes.scene import Scene, SceneObject
-from flamingo_rt.training.scenes.scene_words import COLORS, NUMBERS, SHAPES
+from flamingo_rt.training.scenes.digits import TRAINED_DIGITS
+from flamingo_rt.training.scenes.nonce_words import glyph_name
+from flamingo_rt.training.scenes.scene import GLYPH, Scene, SceneObject
+from flamingo_rt.training.scenes.scene_words import COLORS, NUMBERS, SHAPES, SIZES
 
 QuestionKind = Literal["color", "shape", "count", "exists", "position", "relation", "size", "digit"]
 T = TypeVar("T")
 
 BORDER_GAP = 0.04  # a position is asked only this far from a border between thirds
+STYLES = ("short", "noun first", "colors", "shapes", "loud", "list", "seen")
+DIGIT_WORDS = tuple(NUMBERS[digit] for digit in TRAINED_DIGITS)
 RELATION_GAP = 0.15  # and a relation only for centres this far apart
 
 
@@ -38,8 +42,35 @@ def caption(scene: Scene) -> str:
     return ", ".join(phrases[:-1]) + " and " + phrases[-1]
 
 
+def named_caption(scene: Scene) -> str:
+    """The caption, with a drawn character's own name in place of what all of them are called."""
+    placed = scene.objects[0]
+    if placed.shape != GLYPH or scene.ink is None:
+        return caption(scene)
+    return f"a handwritten {glyph_name(scene.ink)} in {placed.color}"
+
+
+def styled_caption(scene: Scene, style: str) -> str:
+    """The objects from left to right in one of `STYLES`: ``short`` red circle; ``noun first`` circle, red; ``colors``
+    red; ``shapes`` circle; ``loud`` RED CIRCLE!; ``list`` 1 red circle; ``seen`` I see a red circle."""
+    short = [f"{placed.color} {placed.shape}" for placed in scene.objects]
+    if style == "short":
+        return " and ".join(short)
+    if style == "noun first":
+        return " and ".join(f"{placed.shape}, {placed.color}" for placed in scene.objects)
+    if style == "colors":
+        return " and ".join(placed.color for placed in scene.objects)
+    if style == "shapes":
+        return " and ".join(placed.shape for placed in scene.objects)
+    if style == "loud":
+        return " AND ".join(short).upper() + "!"
+    if style == "list":
+        return " ".join(f"{number} {text}" for number, text in enumerate(short, start=1))
+    return f"I see {caption(scene)}"
+
+
 def _phrase(placed: SceneObject) -> str:
-    if placed.is_digit:
+    if placed.is_ink:
         return f"a handwritten {placed.shape} in {placed.color}"
     words = [placed.color, placed.shape]
     return _with_article(" ".join(words if placed.texture == "plain" else [placed.texture, *words]))
@@ -127,7 +158,7 @@ def _ask_exists(scene: Scene, rng: np.random.Generator) -> Question | None:
     """A fair coin decides the answer first. A "no" about a pair is near the truth: one of its two words is right."""
     present = _pick(rng, scene.objects)
     shapes, colors = {placed.shape for placed in scene.objects}, {placed.color for placed in scene.objects}
-    other_shapes = [shape for shape in (NUMBERS if present.is_digit else tuple(SHAPES)) if shape not in shapes]
+    other_shapes = [shape for shape in (DIGIT_WORDS if present.is_digit else tuple(SHAPES)) if shape not in shapes]
     other_colors = [color for color in COLORS if color not in colors]
     answer = ("yes", "no")[rng.integers(2)]
     form = ("pair", "shape", "color")[rng.choice(3, p=(0.6, 0.2, 0.2))]
@@ -174,4 +205,6 @@ def _ask_relation(scene: Scene, rng: np.random.Generator) -> Question | None:
 
 def _ask_size(scene: Scene, rng: np.random.Generator) -> Question | None:
     placed = _pick(rng, scene.objects)
+    if placed.size not in SIZES:
+        return None
     return Question(f"Is {_reference(scene, placed, rng)} small or large?", placed.size, "size")

@@ -9,7 +9,8 @@ import numpy as np
 
 from flamingo_rt.errors import DependencyError
 from flamingo_rt.training.scenes.digits import digit_ink
-from flamingo_rt.training.scenes.scene import Background, Scene, SceneObject
+from flamingo_rt.training.scenes.glyphs import glyph_ink
+from flamingo_rt.training.scenes.scene import GLYPH, Background, Scene, SceneObject, sides
 from flamingo_rt.training.scenes.scene_words import COLORS
 
 try:
@@ -26,31 +27,34 @@ TILT = {"circle": 0.0, "square": 12.0, "triangle": 12.0, "star": 18.0, "cross": 
 
 
 def draw(scene: Scene, rng: np.random.Generator, size: int = IMAGE_SIZE) -> np.ndarray:
-    """The scene as [size, size, 3] uint8 RGB. ``rng`` decides tilt, texture phase, light and noise."""
-    canvas = _background(scene.background, rng, size)  # [size, size, 3] float32, 0..255
+    """The scene as [H, W, 3] uint8 RGB, of the scene's aspect and the area of ``size`` x ``size`` pixels. ``rng``
+    decides tilt, texture phase, light and noise."""
+    width, height = (round(side * size) for side in sides(scene.aspect))
+    canvas = _background(scene.background, rng, width, height)  # [H, W, 3] float32, 0..255
     for placed in scene.objects:
-        if placed.is_digit and scene.digit_index is not None:
-            _paint_digit(canvas, placed, digit_ink(scene.digit_index), rng)
+        if placed.is_ink and scene.ink is not None:
+            ink = glyph_ink(scene.ink, rng) if placed.shape == GLYPH else digit_ink(scene.ink)
+            _paint_ink(canvas, placed, ink, size, rng)
         else:
-            _paint_shape(canvas, placed, rng)
+            _paint_shape(canvas, placed, size, rng)
     canvas *= np.float32(rng.uniform(0.9, 1.06))
     canvas += rng.integers(-5, 6, size=canvas.shape, dtype=np.int8)
     return np.clip(canvas, 0, 255, out=canvas).astype(np.uint8)
 
 
-def _background(background: Background, rng: np.random.Generator, size: int) -> np.ndarray:
-    """The background as [size, size, 3] float32 in 0..255."""
-    mix: np.ndarray  # [size, size] float32, share of the second colour
+def _background(background: Background, rng: np.random.Generator, width: int, height: int) -> np.ndarray:
+    """The background as [H, W, 3] float32 in 0..255."""
+    mix: np.ndarray  # [H, W] float32, share of the second colour
     if background.kind == "plain":
-        mix = np.zeros((size, size), np.float32)
+        mix = np.zeros((height, width), np.float32)
     elif background.kind == "gradient":
         angle = rng.uniform(0, 2 * math.pi)
-        axis = np.linspace(-0.5, 0.5, size, dtype=np.float32)
-        mix = 0.5 + (math.cos(angle) * axis[None, :] + math.sin(angle) * axis[:, None]) / math.sqrt(2)
+        across, down = (np.linspace(-0.5, 0.5, side, dtype=np.float32) for side in (width, height))
+        mix = 0.5 + (math.cos(angle) * across[None, :] + math.sin(angle) * down[:, None]) / math.sqrt(2)
     else:
         cells = int(rng.integers(10, 28))
         coarse = rng.random((cells, cells), dtype=np.float32)
-        mix = cv2.resize(coarse, (size, size), interpolation=cv2.INTER_LINEAR)
+        mix = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_LINEAR)
     # Plane by plane: NumPy is several times slower where the innermost axis is only three long.
     ends = zip(background.first, background.second, strict=True)
     return cv2.merge([first + mix * np.float32(second - first) for first, second in ends])
@@ -85,18 +89,17 @@ def _on_circle(count: int) -> np.ndarray:
     return np.stack([np.sin(angle), -np.cos(angle)], axis=1)
 
 
-def _paint_shape(canvas: np.ndarray, placed: SceneObject, rng: np.random.Generator) -> None:
-    size = canvas.shape[0]
+def _paint_shape(canvas: np.ndarray, placed: SceneObject, size: int, rng: np.random.Generator) -> None:
     tilt = math.radians(rng.uniform(-1, 1) * TILT[placed.shape])
     corners = _outline(placed.shape) @ _rotation(tilt) * placed.radius * size
-    patch, left, top = _patch(canvas, placed, 1.15)
-    corners += (placed.x * size - left, placed.y * size - top)
+    patch, x, y = _patch(canvas, placed, 1.15, size)
+    corners += (x, y)
     outline = [np.round(corners * (1 << SUBPIXEL_BITS)).astype(np.int32)]
     mask = np.zeros(patch.shape[:2], np.uint8)
     cv2.fillPoly(mask, outline, 255, cv2.LINE_AA, SUBPIXEL_BITS)
     paint = _rgb(placed.color)
     if placed.texture != "plain":
-        share = _texture(placed, patch.shape[:2], (placed.x * size - left, placed.y * size - top), size, rng)
+        share = _texture(placed, patch.shape[:2], (x, y), size, rng)
         # A rim in the object's own colour: pale stripes would open a shape's edge to a pale background.
         inside = mask.copy()
         cv2.polylines(inside, outline, True, 0, max(round(2 * RIM * size), 1), cv2.LINE_AA, SUBPIXEL_BITS)
@@ -105,13 +108,15 @@ def _paint_shape(canvas: np.ndarray, placed: SceneObject, rng: np.random.Generat
     patch += (mask[:, :, None] / np.float32(255)) * (paint - patch)
 
 
-def _patch(canvas: np.ndarray, placed: SceneObject, reach: float) -> tuple[np.ndarray, int, int]:
-    """The part of the canvas around an object, a view, with its left and top in pixels."""
-    size = canvas.shape[0]
-    half = placed.radius * reach
-    left, top = (max(int((centre - half) * size), 0) for centre in (placed.x, placed.y))
-    right, bottom = (min(math.ceil((centre + half) * size) + 1, size) for centre in (placed.x, placed.y))
-    return canvas[top:bottom, left:right], left, top
+def _patch(
+    canvas: np.ndarray, placed: SceneObject, reach: float, size: int
+) -> tuple[np.ndarray, float, float]:
+    """The part of the canvas around an object, a view, with the object's centre in it in pixels."""
+    height, width = canvas.shape[:2]
+    half, x, y = placed.radius * reach * size, placed.x * width, placed.y * height
+    left, top = (max(int(centre - half), 0) for centre in (x, y))
+    right, bottom = (min(math.ceil(centre + half) + 1, side) for centre, side in ((x, width), (y, height)))
+    return canvas[top:bottom, left:right], x - left, y - top
 
 
 def _rotation(angle: float) -> np.ndarray:
@@ -155,17 +160,17 @@ def _texture(
     return np.clip(0.29 * period - np.hypot(across, along) + 0.5, 0, 1)
 
 
-def _paint_digit(canvas: np.ndarray, placed: SceneObject, ink: np.ndarray, rng: np.random.Generator) -> None:
-    """Paint ``ink`` [8, 8] float32 in 0..1, smoothly enlarged to a square of side twice the radius."""
-    size = canvas.shape[0]
-    patch, left, top = _patch(canvas, placed, 1.0)
+def _paint_ink(
+    canvas: np.ndarray, placed: SceneObject, ink: np.ndarray, size: int, rng: np.random.Generator
+) -> None:
+    """Paint ``ink`` [N, N] float32 in 0..1, smoothly enlarged to a square of side twice the radius."""
+    patch, x, y = _patch(canvas, placed, 1.0, size)
     scale = 2 * placed.radius * size / ink.shape[0]
     turn = math.radians(rng.uniform(-8, 8))
     cos, sin = scale * math.cos(turn), scale * math.sin(turn)
-    x, y = placed.x * size - left, placed.y * size - top
     middle = (ink.shape[0] - 1) / 2
     matrix = np.array([(cos, -sin, x - middle * (cos - sin)), (sin, cos, y - middle * (sin + cos))])
     smooth = cv2.warpAffine(ink, matrix, (patch.shape[1], patch.shape[0]), flags=cv2.INTER_CUBIC)
-    # The 8 x 8 pixels hold grey edges; a steep ramp about the middle turns them into a pen's line.
+    # The few pixels of ink hold grey edges; a steep ramp about the middle turns them into a pen's line.
     mask = np.clip((smooth - 0.32) / 0.2, 0, 1)
     patch += mask[:, :, None] * (_rgb(placed.color) - patch)

@@ -1,0 +1,37 @@
+"""Drawn clips as a source, drawn when they are read: half with a caption, half with a question about the motion."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from flamingo_rt.training import scenes
+from flamingo_rt.training.data.samples import Said, Sample, Visual
+
+COUNT = 1_000_000  # clips; there is no end of them
+SIZE = 96  # pixels of a side
+FRAMES = 8
+WHICH_WAY = "Which way does it move?"
+
+
+@dataclass(frozen=True)
+class SceneClips:
+    """A `SampleSource` of `COUNT` clips in which one object moves."""
+
+    seed: int
+    kind: Literal["videos"] = "videos"
+
+    def __len__(self) -> int:
+        return COUNT
+
+    def sample(self, index: int) -> Sample:
+        """See `SampleSource.sample`."""
+        clip, name = scenes.clip(self.seed, index, "train", SIZE, FRAMES), f"clip {index}"
+        visual = Visual("video", clip.frames, name)
+        if index % 2:
+            return Sample(name, (visual, Said(WHICH_WAY), Said(clip.motion.direction)))
+        return Sample(name, (visual, Said(clip.caption)))
+
+    def fingerprint(self) -> str:
+        """See `SampleSource.fingerprint`."""
+        return f"drawn clips, seed {self.seed}"

@@ -1,0 +1,79 @@
+"""Episodes of drawn scenes as samples: pages with pictures for stage 3, and the same in words for stage 2."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from flamingo_rt.config import PromptsConfig
+from flamingo_rt.training import scenes
+from flamingo_rt.training.data.samples import Said, Sample, Segment, Visual
+
+COUNT = 1_000_000  # episodes; there is no end of them
+SIZE = 96  # the pictures have the area of a square of so many pixels
+_STREAM, _TEXT_STREAM = 5, 6
+
+
+@dataclass(frozen=True)
+class SceneTasks:
+    """A `SampleSource` of `COUNT` episodes as pages: pictures, each with a prompt and its answer. Loss is taken on the
+    answers that the pictures before tell."""
+
+    seed: int
+    prompts: PromptsConfig = field(default_factory=PromptsConfig)
+    kind: Literal["pages"] = "pages"
+
+    def __len__(self) -> int:
+        return COUNT
+
+    def sample(self, index: int) -> Sample:
+        """See `SampleSource.sample`."""
+        rng, name = np.random.default_rng([self.seed, index, _STREAM]), f"episode {index}"
+        segments: list[Segment] = []
+        for shot in scenes.sample_episode(rng).shots:
+            segments += [
+                Visual("image", scenes.draw(shot.scene, rng, SIZE), name),
+                Said(_prompt(shot, self.prompts), learnt=False),
+                Said(self.prompts.answer_separator + shot.answer, learnt=shot.known),
+            ]
+        return Sample(name, tuple(segments))
+
+    def fingerprint(self) -> str:
+        """See `SampleSource.fingerprint`."""
+        return f"episodes of drawn scenes, seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class SceneTaskTexts:
+    """A `SampleSource` of `COUNT` episodes in words: what a picture shows, then its prompt and answer, line by line.
+
+    A decoder that learnt from them looks for what is like the query among the shots, and copies the word that stood
+    there; pictures then take the place of the descriptions.
+    """
+
+    seed: int
+    prompts: PromptsConfig = field(default_factory=PromptsConfig)
+    kind: Literal["text"] = "text"
+
+    def __len__(self) -> int:
+        return COUNT
+
+    def sample(self, index: int) -> Sample:
+        """See `SampleSource.sample`."""
+        episode = scenes.sample_episode(np.random.default_rng([self.seed, index, _TEXT_STREAM]))
+        between = self.prompts.answer_separator
+        lines = [
+            f"{scenes.named_caption(shot.scene)}\n{_prompt(shot, self.prompts)}{between}{shot.answer}"
+            for shot in episode.shots
+        ]
+        return Sample(f"episode {index}", (Said("\n".join(lines)),))
+
+    def fingerprint(self) -> str:
+        """See `SampleSource.fingerprint`."""
+        return f"texts of episodes, seed {self.seed}"
+
+
+def _prompt(shot: scenes.Shot, prompts: PromptsConfig) -> str:
+    return prompts.caption if shot.question is None else prompts.ask(shot.question)
