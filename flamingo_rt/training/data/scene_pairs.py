@@ -28,7 +28,7 @@ class ScenePairs:
 
     def sample(self, index: int) -> Sample:
         """See `SampleSource.sample`."""
-        drawn, name = scenes.varied_sample(self.seed, index, self.split, SIZE), f"scene {index}"
+        drawn, name = scenes.sample(self.seed, index, self.split, SIZE, "varied"), f"scene {index}"
         return Sample(name, (Visual("image", drawn.image, name), Said(drawn.caption)))
 
     def captions(self, count: int) -> Iterator[str]:
