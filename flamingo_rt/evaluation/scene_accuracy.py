@@ -56,8 +56,9 @@ def scene_accuracy(
 ) -> SceneAccuracy:
     """Ask ``model`` for a caption of each of ``count`` scenes, then up to ``questions_each`` questions about each.
 
-    ``layout`` is the pictures' shape: see `flamingo_rt.training.scenes.sample`. ``on_batch`` is called with the number of prompts answered since the last call. Raises `DependencyError` without
-    scikit-learn, whose digits are drawn, and whatever `Model.generate_batch` raises.
+    ``layout`` is the pictures' shape: see `flamingo_rt.training.scenes.sample`. ``on_batch`` is called with the number
+    of prompts answered since the last call. Raises `DependencyError` without scikit-learn, whose digits are drawn, and
+    whatever `Model.generate_batch` raises.
     """
     from flamingo_rt.training import scenes
 
