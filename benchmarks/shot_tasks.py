@@ -44,14 +44,14 @@ class Named:
     query: Maker
 
 
-def write_shot_tasks(folder: Path, seed: int = 0) -> dict[str, Path]:
-    """Write all tasks; gives the TOML file of each by its name."""
+def write_shot_tasks(folder: Path, seed: int = 0, groups: int = GROUPS, clips: int = CLIPS) -> dict[str, Path]:
+    """Write all tasks; gives the TOML file of each by its name. ``groups`` of queries have words of their own."""
     folder.mkdir(parents=True, exist_ok=True)
     return {
-        "words": _write_groups(folder / "words", seed, [_words(seed, number) for number in range(GROUPS)]),
-        "digits": _write_groups(folder / "digits", seed, [_digits(seed, number) for number in range(GROUPS)]),
-        "ten-digits": _write_groups(folder / "ten-digits", seed, [_digits(seed, GROUPS, range(10))], 300, 20),
-        **_write_clips(folder / "motion", seed),
+        "words": _write_groups(folder / "words", seed, [_words(seed, number) for number in range(groups)]),
+        "digits": _write_groups(folder / "digits", seed, [_digits(seed, number) for number in range(groups)]),
+        "ten-digits": _write_groups(folder / "ten-digits", seed, [_digits(seed, groups, range(10))], 300, 20),
+        **_write_clips(folder / "motion", seed, clips),
     }
 
 
@@ -85,12 +85,12 @@ def _write_groups(
     return _write_task(folder, "task", items, drawn_from)
 
 
-def _write_clips(folder: Path, seed: int) -> dict[str, Path]:
+def _write_clips(folder: Path, seed: int, count: int) -> dict[str, Path]:
     """The tasks of motion: one support, which shows the form of an answer alone."""
     rows: dict[str, list[dict[str, Any]]] = {"motion": [], "motion-shuffled": [], "motion-still": []}
     opposite: list[dict[str, Any]] = []
     rng = np.random.default_rng([seed, 4])
-    for index in range(CLIPS):
+    for index in range(count):
         clip = scenes.clip(seed, index, "heldout", SIZE, FRAMES)
         still = np.repeat(clip.frames[rng.integers(FRAMES)][None], FRAMES, axis=0)
         changed = {"motion": clip.frames, "motion-shuffled": rng.permutation(clip.frames), "motion-still": still}
