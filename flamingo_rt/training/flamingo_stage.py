@@ -31,7 +31,7 @@ from flamingo_rt.training.new_tokens import train_new_tokens
 from flamingo_rt.training.options import SCENES, DataOptions, FlamingoOptions
 from flamingo_rt.training.sample_answers import ROWS, sample_answers
 from flamingo_rt.training.sharding import World, freeze_in_precision, whole
-from flamingo_rt.training.stage import Dataset, Loss, is_matrix
+from flamingo_rt.training.stage import Dataset, Division, Loss, is_matrix
 from flamingo_rt.training.vision_task import VisionTask
 from flamingo_rt.weights.lazy import LazyTensor, in_memory
 
@@ -103,6 +103,7 @@ class FlamingoStage:
         them."""
         self.config, self.tokenizer, self.datasets, self._options = model.config, tokenizer, datasets, options
         self._world, self._cache, self._given, self._checked = world, cache, given or {}, False
+        self.division: Division = "none" if options.vision_task else "parts"  # that task is computed on whole batches
         self._frozen = frozen_identity(model, options.unfreeze)
         precision = options.run.precision
         if "vision" not in options.unfreeze:
@@ -144,10 +145,11 @@ class FlamingoStage:
     def _require_memory(self, batch: FlamingoBatch) -> None:
         trained = sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
         tokens = batch.input_ids.numel()
+        parts = "a larger accumulate, " if self.division == "parts" else ""
         require_bytes(
             training_step_bytes(self.config, tokens) + (TRAINING - WEIGHTS) * trained // self._world.size,
             "a training step", f"{tokens:,} tokens in a batch, gradients and AdamW's moments",
-            "take a smaller batch, a larger accumulate, checkpoint_activations, or a machine with more memory",
+            f"take a smaller batch, {parts}checkpoint_activations, or a machine with more memory",
         )
 
     def targets(self, batch: FlamingoBatch) -> int:

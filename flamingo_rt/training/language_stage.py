@@ -30,7 +30,7 @@ from flamingo_rt.training.loop import clip_norm
 from flamingo_rt.training.memory import require_training_memory
 from flamingo_rt.training.options import SCENES, DataOptions, LanguageOptions
 from flamingo_rt.training.sharding import World, whole_state
-from flamingo_rt.training.stage import Dataset, Loss
+from flamingo_rt.training.stage import Dataset, Division, Loss
 from flamingo_rt.training.texts import MOST_TEXTS, TOKENIZER_SCENES, source_texts
 from flamingo_rt.training.tokenizer_training import train_tokenizer
 from flamingo_rt.training.towers import folder_kind, write_tower
@@ -40,6 +40,8 @@ SAMPLE_ROWS, PROMPT_TOKENS, SAMPLE_TOKENS = 3, 12, 24
 
 class LanguageStage:
     """A `Stage`; `open_language_stage` makes it from options."""
+
+    division: Division = "parts"
 
     def __init__(
         self, model: LanguageModel, tokenizer: Tokenizer, tokens: TokensConfig, datasets: Sequence[Dataset],

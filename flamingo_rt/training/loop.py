@@ -58,7 +58,7 @@ def train(
                     options.workers, options.mixing == "round-robin")
     saved = time.monotonic()
     while run.at.step < options.steps:
-        with shortage_explained(options, run.at.step + 1):
+        with shortage_explained(options, run.at.step + 1, stage.division):
             report = run.step(batches)
             if options.sample_steps and (run.at.step % options.sample_steps == 0 or run.at.step == options.steps):
                 samples = run.sample()

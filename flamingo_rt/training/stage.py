@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from torch import Tensor, nn
+
+# How a stage's batches may be divided to save memory: into parts, one after the other or one for each rank, among ranks
+# alone, or not at all.
+Division = Literal["parts", "ranks", "none"]
 
 
 class Loss(NamedTuple):
@@ -70,6 +74,9 @@ class Stage(Protocol):
 
     @property
     def datasets(self) -> Sequence[Dataset]: ...
+
+    @property
+    def division(self) -> Division: ...
 
     def shards(self) -> Sequence[nn.Module]: ...
 

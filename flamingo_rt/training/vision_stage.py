@@ -34,7 +34,7 @@ from flamingo_rt.training.loop import clip_norm, gradient_norm
 from flamingo_rt.training.memory import require_training_memory
 from flamingo_rt.training.options import SCENES, DataOptions, VisionOptions
 from flamingo_rt.training.sharding import World, autocast, whole, whole_state
-from flamingo_rt.training.stage import Dataset, Loss, is_matrix
+from flamingo_rt.training.stage import Dataset, Division, Loss, is_matrix
 from flamingo_rt.training.texts import MOST_TEXTS, TOKENIZER_SCENES, source_texts
 from flamingo_rt.training.tokenizer_training import train_tokenizer
 from flamingo_rt.training.towers import write_tower
@@ -45,6 +45,8 @@ HELD_OUT_SCENES = 1000
 
 class VisionStage:
     """A `Stage`; `open_vision_stage` makes it from options."""
+
+    division: Division = "ranks"  # the loss compares each picture with every text of its batch
 
     def __init__(
         self, model: DualEncoder, reader: PairReader, datasets: Sequence[Dataset], options: VisionOptions, world: World,

@@ -11,7 +11,7 @@ from torch import nn
 
 from flamingo_rt.training.loop import clip_norm
 from flamingo_rt.training.sharding import whole
-from flamingo_rt.training.stage import Dataset, Drawn, Loss
+from flamingo_rt.training.stage import Dataset, Division, Drawn, Loss
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,8 @@ class ToyModel(nn.Module):
 
 class ToyStage:
     """See `flamingo_rt.training.stage.Stage`."""
+
+    division: Division = "parts"
 
     def __init__(self, datasets: list[Dataset], seed: int = 0, is_first: bool = True) -> None:
         torch.manual_seed(seed)
