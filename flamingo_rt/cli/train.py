@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from flamingo_rt.cli.dependencies import needs_extra
-from flamingo_rt.cli.interrupts import command_again, on_interrupt
+from flamingo_rt.cli.interrupts import on_interrupt
 from flamingo_rt.cli.paths import PATH_TEXT, READ, WRITTEN
 from flamingo_rt.cli.training_progress import TrainingProgress
 from flamingo_rt.cli.training_start import start_lines
+from flamingo_rt.cli.training_stop import heeded_signals, left_line, stopped_line
 from flamingo_rt.errors import FlamingoError, UsageError
 from flamingo_rt.printable import printable
 from flamingo_rt.training.config_file import OptionField, option_fields, options_text, read_options
 from flamingo_rt.training.options import FlamingoOptions, LanguageOptions, VisionOptions
+from flamingo_rt.training.stop_signals import RunStopped
 
 if TYPE_CHECKING:
     from flamingo_rt.training.run_log import StepReport
@@ -81,7 +83,8 @@ def _run(
     data: tuple[str, ...], out: Path | None, resume: bool, overwrite: bool, print_config: bool, **keys: Any,
 ) -> None:
     """Read the options, train, and say what was written; ``following`` is the next command, with {out} in it. Of
-    several processes one says it, and an error that all of them meet is raised in one."""
+    several processes one says it, and an error that all of them meet is raised in one. A run that a signal stopped ends
+    with 128 and its number."""
     lists = {key.name for key in option_fields(options_type) if key.is_list}
     given = {
         name: tuple(entry for entry in value.split(",") if entry) if name in lists else value
@@ -90,16 +93,13 @@ def _run(
     with needs_extra("train"):
         from flamingo_rt.training.sharding import join_world, leave_world
 
-        world = join_world()
+        world, code = join_world(), 0
         try:
             options: Any = read_options(options_type, config, given, data)
-            if print_config:
-                text = printable(options_text(options), lines=True)
-            else:
-                done = resume and not overwrite and out is not None and _is_finished(out, options.run.steps)
-                folder = printable(str(out if done else _train(options, open_stage, world, out, resume, overwrite)))
-                said = f"{folder} is finished" if done else f"wrote {folder}"
-                text = f"{said}; next: {following.format(out=folder)}\n"
+            text = (printable(options_text(options), lines=True) if print_config
+                    else _result(options, open_stage, world, out, resume, overwrite, following))
+        except RunStopped as stopped:
+            text, code = printable(stopped_line(stopped, options.run.steps, world)) + "\n", 128 + stopped.number
         except FlamingoError as error:
             if world.says_first(str(error)):
                 raise
@@ -115,7 +115,20 @@ def _run(
         finally:
             leave_world()
     if world.is_first:
-        click.echo(text, nl=False)
+        click.echo(text, nl=False, err=code != 0)
+    if code:
+        sys.exit(code)
+
+
+def _result(
+    options: Any, open_stage: Callable[[Any, World], Stage], world: World, out: Path | None, resume: bool,
+    overwrite: bool, following: str,
+) -> str:
+    """Train, unless the run that ``resume`` asks for is finished; gives a line about the folder and what is next."""
+    done = resume and not overwrite and out is not None and _is_finished(out, options.run.steps)
+    folder = printable(str(out if done else _train(options, open_stage, world, out, resume, overwrite)))
+    said = f"{folder} is finished" if done else f"wrote {folder}"
+    return f"{said}; next: {following.format(out=folder)}\n"
 
 
 def _is_finished(out: Path, steps: int) -> bool:
@@ -141,7 +154,7 @@ def _train(
     if not options.data:
         raise UsageError("there is no data: give --data SOURCE, or [[data]] tables in the --config file")
     folder = out
-    with on_interrupt(lambda: _left(state_path(folder), world, options.run.save_seconds)):
+    with on_interrupt(lambda: left_line(state_path(folder), world)):
         world.from_first(lambda: check_run(folder, resume, overwrite))
         stage = open_stage(options, world)
         unit = "pictures" if isinstance(options, VisionOptions) else "tokens"
@@ -155,17 +168,8 @@ def _train(
                 shown.step(report)
 
             train(stage, options.run, folder, world, resume=resume, overwrite=overwrite, on_start=on_start,
-                  on_step=on_step)
+                  on_step=on_step, stop=heeded_signals(world))
     return folder
-
-
-def _left(state: Path, world: World, save_seconds: float) -> str:
-    """A line about the state that an interrupted run left, with the command that continues it."""
-    if not state.exists():
-        return f"nothing was saved yet; the state is saved every {save_seconds:g} seconds (--save-seconds)"
-    if world.size > 1:
-        return f"the state is in {state}; go on with the same command and --resume, on any number of processes"
-    return f"the state is in {state}; go on with: {command_again('--resume')}"
 
 
 @command.command("vision")

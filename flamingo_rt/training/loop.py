@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from flamingo_rt.training.sharding import World, autocast, compile_layers, local
 from flamingo_rt.training.shortage import shortage_explained
 from flamingo_rt.training.stage import Dataset, Drawn, Stage
 from flamingo_rt.training.state import RunPosition, load_state, remove_state, save_state, state_path, trained_parameters
+from flamingo_rt.training.stop_signals import RunStopped, StopSignals
 
 FEWEST_READ = 100  # samples before a share of damaged ones means anything
 
@@ -38,38 +39,59 @@ FEWEST_READ = 100  # samples before a share of damaged ones means anything
 def train(
     stage: Stage, options: RunOptions, out: Path, world: World, *, resume: bool = False, overwrite: bool = False,
     on_start: Callable[[int], None] = lambda done: None, on_step: Callable[[StepReport], None] = lambda report: None,
+    stop: StopSignals | None = None,
 ) -> None:
     """Train ``stage`` and write its result to ``out``; every rank calls this. ``on_start`` is told how many steps the
-    state holds that the run goes on from.
+    state holds that the run goes on from. ``stop``: signals after which the run saves its state and ends; by default
+    none.
 
     Raises `UsageError` when ``out`` exists, or an unfinished run is there and ``resume`` is not asked for; `DataError`
-    for a loss that is no number, for too many damaged samples, and for a state that cannot be gone on with.
+    for a loss that is no number, for too many damaged samples, and for a state that cannot be gone on with;
+    `RunStopped` after such a signal.
     """
     world.from_first(lambda: check_run(out, resume, overwrite))
     state = state_path(out)
     run = _Run(stage, options, world, state, on_step if world.is_first else lambda report: None)
     same = _identity(stage, options)
-    if state.exists():
-        run.at = load_state(state, stage.model, run.optimizer, same, world)
-    if world.is_first:
-        on_start(run.at.step)
+    # One rank that ended at a signal while others heed it would leave them waiting: all heed it before they first meet.
+    with stop or StopSignals() as asked:
+        if state.exists():
+            run.at = load_state(state, stage.model, run.optimizer, same, world)
+        if world.is_first:
+            on_start(run.at.step)
+        _take_steps(run, same, asked)
+    stage.write(out, overwrite)
+    world.from_first(lambda: remove_state(state))
+
+
+def _take_steps(run: _Run, same: Mapping[str, Any], asked: StopSignals) -> None:
+    """Take all steps that are left, and save the state now and then, after the last one, and when a signal came."""
+    stage, options, world = run.stage, run.options, run.world
     stage.model.train()
     batches = drawn(stage.datasets, run.at.step, options.steps, run.parts, world.size * options.accumulate,
                     options.workers, options.mixing == "round-robin")
     saved = time.monotonic()
-    while run.at.step < options.steps:
+    _, stopped = _agreed(world, False, asked.number)
+    while not stopped and run.at.step < options.steps:
         with shortage_explained(options, run.at.step + 1, stage.division):
             report = run.step(batches)
             if options.sample_steps and (run.at.step % options.sample_steps == 0 or run.at.step == options.steps):
                 samples = run.sample()
                 report = replace(report, samples=samples, scalars={**report.scalars, **stage.scalars()})
         run.on_step(report)
+        due, stopped = _agreed(world, time.monotonic() - saved > options.save_seconds, asked.number)
         # The last step's state is saved too: writing the result may fail.
-        if run.at.step == options.steps or any(world.gathered(time.monotonic() - saved > options.save_seconds)):
-            save_state(state, stage.model, run.optimizer, run.at, same, world)
+        if due or stopped or run.at.step == options.steps:
+            save_state(run.state, stage.model, run.optimizer, run.at, same, world)
             saved = time.monotonic()
-    stage.write(out, overwrite)
-    world.from_first(lambda: remove_state(state))
+    if stopped:
+        raise RunStopped(stopped, run.at.step, run.state)
+
+
+def _agreed(world: World, due: bool, number: int) -> tuple[bool, int]:
+    """Whether a state is due in any rank, and a signal that any rank was sent, 0 for none: the same in all of them."""
+    everyone = world.gathered((due, number))
+    return any(due for due, _ in everyone), max(number for _, number in everyone)
 
 
 def check_run(out: Path, resume: bool, overwrite: bool) -> None:

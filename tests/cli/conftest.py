@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -54,6 +55,15 @@ def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> C
         return Outcome(code, out, err)
 
     return call
+
+
+@pytest.fixture
+def heeded_interrupts() -> Iterator[None]:
+    """Let Ctrl-C interrupt as at a terminal, this process and those that it starts: a process that a shell starts in
+    the background ignores it."""
+    kept = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, kept)
 
 
 @pytest.fixture

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,12 +13,14 @@ import torch
 from toy_stage import ToyBatches, ToyStage, two_datasets
 
 from flamingo_rt.errors import DataError, UsageError
+from flamingo_rt.training import state
 from flamingo_rt.training.loop import train
 from flamingo_rt.training.options import RunOptions
 from flamingo_rt.training.run_log import RunLog, log_path, read_log
 from flamingo_rt.training.sharding import World
 from flamingo_rt.training.stage import Dataset
 from flamingo_rt.training.state import state_path
+from flamingo_rt.training.stop_signals import RunStopped, StopSignals
 
 OPTIONS = RunOptions(steps=6, learning_rate=0.05, warmup_steps=2, gradient_clip=1e9, workers=0, save_seconds=1e-9)
 
@@ -135,6 +139,38 @@ def test_a_run_that_broke_off_goes_on_as_if_it_had_not(tmp_path, stop) -> None:
     assert losses(first)[:done] + losses(second) == losses(whole)
     assert weights(tmp_path / "out") == weights(tmp_path / "whole")
     assert not state_path(tmp_path / "out").exists()
+
+
+def test_ctrl_c_while_the_state_is_written_leaves_the_one_before(tmp_path, monkeypatch) -> None:
+    out, kept = tmp_path / "out", {}
+
+    def interrupted(*arguments, **named) -> None:
+        kept.update({file.name: file.read_bytes() for file in state_path(out).iterdir()})
+        os.kill(os.getpid(), signal.SIGINT)
+
+    def on_step(report) -> None:
+        if report.step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+            monkeypatch.setattr(state.dcp, "save", interrupted)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            train(ToyStage(two_datasets()), OPTIONS, out, World(), on_step=on_step, stop=StopSignals([signal.SIGINT]))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    monkeypatch.undo()
+    assert {file.name: file.read_bytes() for file in state_path(out).iterdir()} == kept
+    assert [entry.name for entry in tmp_path.iterdir()] == ["out.training"]
+    assert [report.step for report in run(out, resume=True)] == [3, 4, 5, 6]
+
+
+def test_a_signal_before_the_first_step_ends_the_run_without_one(tmp_path) -> None:
+    with pytest.raises(RunStopped) as caught:
+        train(ToyStage(two_datasets()), OPTIONS, tmp_path / "out", World(), stop=StopSignals([signal.SIGTERM]),
+              on_start=lambda done: os.kill(os.getpid(), signal.SIGTERM))
+    assert (caught.value.number, caught.value.step) == (signal.SIGTERM, 0)
+    assert not list(tmp_path.iterdir())
 
 
 def test_how_it_is_computed_may_change_when_a_run_goes_on(tmp_path) -> None:
@@ -291,8 +327,6 @@ def test_damaged_samples_are_named_and_counted_and_too_many_end_the_run(tmp_path
 
 
 def test_a_full_disk_ends_the_run_and_the_last_state_stays(tmp_path, monkeypatch) -> None:
-    import flamingo_rt.training.state as state
-
     run(tmp_path / "out", stop=3)
     before = {file.name: file.read_bytes() for file in state_path(tmp_path / "out").iterdir()}
 
