@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Command = Callable[..., None]
+WRITTEN_KIND = {VisionOptions: "vision", LanguageOptions: "language", FlamingoOptions: "flamingo"}  # of each stage
 
 
 @click.group()
@@ -125,51 +126,58 @@ def _result(
     overwrite: bool, following: str,
 ) -> str:
     """Train, unless the run that ``resume`` asks for is finished; gives a line about the folder and what is next."""
-    done = resume and not overwrite and out is not None and _is_finished(out, options.run.steps)
-    folder = printable(str(out if done else _train(options, open_stage, world, out, resume, overwrite)))
-    said = f"{folder} is finished" if done else f"wrote {folder}"
+    if out is None:
+        raise UsageError("--out is missing: the folder to write")
+    finished = resume and not overwrite and world.from_first(lambda: _is_finished(out, options))
+    wrote = not finished and _train(options, open_stage, world, out, resume, overwrite)
+    folder = printable(str(out))
+    said = f"wrote {folder}" if wrote else f"{folder} is finished"
     return f"{said}; next: {following.format(out=folder)}\n"
 
 
-def _is_finished(out: Path, steps: int) -> bool:
-    """Whether ``out`` is the result of a run of so many steps, by its log, and nothing of it is left to do."""
+def _is_finished(out: Path, options: Any) -> bool:
+    """Whether ``out`` is the result of a run of this stage of as many steps, by its log, and nothing of it is left to
+    do; the state of such a run that was killed before it had removed it is removed."""
     from flamingo_rt.checkpoints import is_checkpoint
-    from flamingo_rt.training.run_log import last_step
-    from flamingo_rt.training.state import state_path
+    from flamingo_rt.training.run_log import finished_steps
+    from flamingo_rt.training.state import has_state, remove_state, saved_step, state_path
+    from flamingo_rt.training.towers import folder_kind
 
-    return is_checkpoint(out) and not state_path(out).exists() and last_step(out) == steps
+    steps, state = options.run.steps, state_path(out)
+    if not is_checkpoint(out) or finished_steps(out) != steps or folder_kind(out) != WRITTEN_KIND[type(options)]:
+        return False
+    if has_state(state):
+        if saved_step(state) != steps:
+            return False
+        remove_state(state)
+    return True
 
 
 def _train(
-    options: Any, open_stage: Callable[[Any, World], Stage], world: World, out: Path | None, resume: bool,
-    overwrite: bool,
-) -> Path:
-    """Train; gives the folder that was written."""
+    options: Any, open_stage: Callable[[Any, World], Stage], world: World, out: Path, resume: bool, overwrite: bool,
+) -> bool:
+    """Train; gives whether anything was left to do."""
     from flamingo_rt.training.loop import check_run, train
     from flamingo_rt.training.run_log import RunLog
     from flamingo_rt.training.state import state_path
 
-    if out is None:
-        raise UsageError("--out is missing: the folder to write")
     if not options.data:
         raise UsageError("there is no data: give --data SOURCE, or [[data]] tables in the --config file")
-    folder = out
-    with on_interrupt(lambda: left_line(state_path(folder), world)):
-        world.from_first(lambda: check_run(folder, resume, overwrite))
+    with on_interrupt(lambda: left_line(state_path(out), world)):
+        world.from_first(lambda: check_run(out, resume, overwrite))
         stage = open_stage(options, world)
         unit = "pictures" if isinstance(options, VisionOptions) else "tokens"
-        with RunLog(folder) as log, TrainingProgress(options.run.steps, world.is_first, unit) as shown:
+        with RunLog(out) as log, TrainingProgress(options.run.steps, world.is_first, unit) as shown:
 
             def on_start(done: int) -> None:
-                shown.start(start_lines(stage, options.run, state_path(folder), done, resume))
+                shown.start(start_lines(stage, options.run, state_path(out), done, resume))
 
             def on_step(report: StepReport) -> None:
                 log.add(report)
                 shown.step(report)
 
-            train(stage, options.run, folder, world, resume=resume, overwrite=overwrite, on_start=on_start,
-                  on_step=on_step, stop=heeded_signals(world))
-    return folder
+            return train(stage, options.run, out, world, resume=resume, overwrite=overwrite, on_start=on_start,
+                         on_step=on_step, on_written=lambda: log.finish(options.run.steps), stop=heeded_signals(world))
 
 
 @command.command("vision")

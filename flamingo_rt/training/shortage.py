@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
@@ -18,14 +19,33 @@ def shortage_explained(options: RunOptions, step: int, division: Division) -> It
     with this ``division`` of its batches accepts."""
     try:
         yield
-    except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
-        text = " ".join(str(error).split())
-        if not isinstance(error, (torch.OutOfMemoryError, MemoryError)) and "can't allocate memory" not in text:
-            raise
+    except (RuntimeError, MemoryError) as error:
+        text = _shortage(error)
         ways = {"parts": [f"raise accumulate (now {options.accumulate})"],
                 "ranks": ["divide the batch among more GPUs or hosts (torchrun)"], "none": []}[division]
         resumed = ways if options.checkpoint_activations else ["set checkpoint_activations", *ways]
         anew = "lower the batch of the data" + ("" if options.precision == "bf16" else ", or set precision to bf16")
         remedies = [f"to go on from a saved state with --resume, {' or '.join(resumed)}"] if resumed else []
         remedies.append(f"to start anew with less, {anew}")
-        raise DataError(f"memory ran out at step {step} ({text[:120]}): {'; '.join(remedies)}") from error
+        raise DataError(f"memory ran out at step {step} ({text}): {'; '.join(remedies)}") from error
+
+
+@contextmanager
+def writing_explained(state: Path) -> Iterator[None]:
+    """Turn an allocation that failed while the result is measured and written into a `DataError`."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        raise DataError(
+            f"memory ran out while the result was measured and written ({_shortage(error)}): all steps are done, and "
+            f"the state is in {state}; free memory, or take a machine with more, and go on with --resume"
+        ) from error
+
+
+def _shortage(error: RuntimeError | MemoryError) -> str:
+    """The text of an allocation that failed, on a GPU or a CPU; any other error is raised again."""
+    text = " ".join(str(error).split())
+    # torch.OutOfMemoryError is a RuntimeError, as is that of the CPU.
+    if not isinstance(error, (torch.OutOfMemoryError, MemoryError)) and "can't allocate memory" not in text:
+        raise error
+    return text[:120]

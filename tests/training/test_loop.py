@@ -180,7 +180,7 @@ def test_how_it_is_computed_may_change_when_a_run_goes_on(tmp_path) -> None:
 
 
 def test_a_run_that_came_to_no_number_goes_on_with_a_lower_rate(tmp_path) -> None:
-    said = r"go on from .*out\.training with --resume and a lower learning_rate or gradient_clip, or start anew without"
+    said = r"go on from .*out\.training with --resume and a lower learning_rate or gradient_clip, or delete it and start"
     with pytest.raises(DataError, match=said):
         run(tmp_path / "out", datasets=two_datasets(nan_at=3))
     lower = replace(OPTIONS, learning_rate=OPTIONS.learning_rate / 2, gradient_clip=0.5, max_damaged=0.5)
@@ -319,10 +319,10 @@ def test_an_error_of_a_worker_is_raised_as_it_is(tmp_path) -> None:
 def test_damaged_samples_are_named_and_counted_and_too_many_end_the_run(tmp_path) -> None:
     options = replace(OPTIONS, max_damaged=0.05)
     seen = []
-    with pytest.raises(DataError, match=r"8 of \d+ samples are damaged.*two-5-3: cut short.*data check"):
-        train(ToyStage(two_datasets(damaged_from=4)), options, tmp_path / "out", World(), on_step=seen.append)
-    assert [report.damaged for report in seen] == [()] * 4 + [
-        ("two-4-0: cut short", "two-4-1: cut short", "two-4-2: cut short", "two-4-3: cut short")
+    with pytest.raises(DataError, match=r"8 of 32 samples are damaged.*two-3-3: cut short.*data check"):
+        train(ToyStage(two_datasets(damaged_from=2)), options, tmp_path / "out", World(), on_step=seen.append)
+    assert [report.damaged for report in seen] == [()] * 2 + [
+        ("two-2-0: cut short", "two-2-1: cut short", "two-2-2: cut short", "two-2-3: cut short")
     ]
 
 
