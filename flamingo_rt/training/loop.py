@@ -282,7 +282,7 @@ class _Run:
             raise DataError(
                 f"{self.at.damaged} of {self.at.read} samples are damaged, more than max_damaged "
                 f"{self.options.max_damaged:g}; the last, of {dataset.name}: {damaged[-1]}. Mend them (flamingo-rt "
-                "data check lists all), or raise max_damaged"
+                "data check lists all) and start anew, or raise max_damaged"
             )
         return damaged
 

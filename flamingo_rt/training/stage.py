@@ -9,8 +9,8 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
-# How a stage's batches may be divided to save memory: into parts, one after the other or one for each rank, among ranks
-# alone, or not at all.
+# Ways to divide a stage's batches, which save memory: into parts, one after the other or one for each rank; among ranks
+# alone; none.
 Division = Literal["parts", "ranks", "none"]
 
 
@@ -41,8 +41,8 @@ class Batches(Protocol):
         ...
 
     def fingerprint(self) -> Mapping[str, Any]:
-        """Name what a resumed run must have in common with this one: ``data``, the content of the source, ``batch``,
-        and the other options that change how it is cut."""
+        """Name what a resumed run must have in common with this one: ``data``, the content of the source, ``files``,
+        if it has some (`SampleSource.files`), ``batch``, and the other options that change how it is cut."""
         ...
 
 

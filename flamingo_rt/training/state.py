@@ -28,9 +28,11 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, Hu
 from flamingo_rt.errors import DataError, UsageError
 from flamingo_rt.files import check_space, new_directory, path_beside
 from flamingo_rt.json_files import read_json
+from flamingo_rt.printable import printable
 from flamingo_rt.training.sharding import World, local
 
-RUN, FORMAT = "run.json", 2
+RUN = "run.json"
+FORMAT = 3  # 2 did not hold what the files of the data are known by
 MOMENTS = ("exp_avg", "exp_avg_sq")
 START_ANEW = "delete it to train from the start"
 # Options that change how a run is computed, and nothing of its result.
@@ -177,6 +179,9 @@ def load_state(
 def read_position(path: Path, identity: Mapping[str, Any]) -> RunPosition:
     """The position that a state holds. Raises as `load_state`."""
     stored = read_json(path / RUN)
+    if isinstance(stored, dict) and stored.get("format") in range(1, FORMAT):
+        raise DataError(f"{path} is the state of an earlier version, which did not keep what its data's files hold, so "
+                        f"that other data would not be noticed: end the run with that version, or {START_ANEW}")
     if not isinstance(stored, dict) or stored.get("format") != FORMAT:
         raise DataError(f"{path / RUN} is not the state of a run that this version can go on with; {START_ANEW}")
     counts: dict[str, int] = {}
@@ -209,8 +214,39 @@ def _identity_differences(stored: Any, now: Any) -> list[str]:
                 if name not in before or name not in after:
                     found.append(f"dataset {name} is {'missing' if name in before else 'new'}")
                 else:
-                    found += (f"dataset {name}: {text}" for text in _differences(before[name], after[name], ""))
+                    found += (f"dataset {name}: {text}" for text in _data_differences(before[name], after[name]))
     return [*_differences(stored, now, ""), *found]
+
+
+def _data_differences(stored: Any, now: Any) -> Iterator[str]:
+    """Differences between the identities of a dataset; its files by their names."""
+    if not isinstance(stored, dict) or not isinstance(now, dict):
+        yield from _differences(stored, now, "")
+        return
+    stored, now = dict(stored), dict(now)
+    files = list(_file_differences(stored.pop("files", None) or [], now.pop("files", None) or []))
+    before, after = (str(each.get("data")).rpartition(", ")[0] for each in (stored, now))
+    if files and before == after:  # all but a digest, which says less than the files
+        del stored["data"], now["data"]
+    yield from _differences(stored, now, "")
+    yield from files
+
+
+def _file_differences(stored: Any, now: list[list[str]]) -> Iterator[str]:
+    """Differences between the files of a dataset, each its name and its fingerprint."""
+    try:
+        before, after = [(str(name), text) for name, text in stored], [(name, text) for name, text in now]
+    except (TypeError, ValueError):
+        yield "files are none"
+        return
+    names, new = {name for name, _ in before}, {name for name, _ in after}
+    yield from (f"file {printable(name)} is missing" for name in sorted(names - new))
+    yield from (f"file {printable(name)} is new" for name in sorted(new - names))
+    if [name for name, _ in before] == [name for name, _ in after]:
+        yield from (f"file {printable(one[0])} has other content" for one, other in zip(before, after, strict=True)
+                    if one != other)
+    elif names == new:
+        yield "the files are in another order"
 
 
 def _differences(stored: Any, now: Any, where: str) -> Iterator[str]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 
 import pytest
-from made_data import captions
+from made_data import captions, png
 
 from flamingo_rt.cli import training_progress
 from flamingo_rt.training.run_log import StepReport, log_path, read_log
@@ -111,6 +112,22 @@ def test_a_run_is_not_resumed_on_other_data(train, unfinished, captioned, tmp_pa
     assert outcome.code == 2
     assert f"is of another run: {said}" in outcome.err
     assert f"or delete {state_path(out)}" in outcome.err
+
+
+def test_a_picture_that_changed_is_named_and_the_times_of_files_do_not_matter(train, tmp_path, monkeypatch) -> None:
+    data, out = captions(tmp_path / "mine", 6), tmp_path / "out"
+    again = interrupt_at(monkeypatch, 2)
+    assert train(out, "--save-seconds", "1e-9", data=f"{data},batch=4").code == 130
+    again()
+    content = (data / "3.png").read_bytes()
+    (data / "3.png").write_bytes(png(15, (30, 31)))
+    refused = train(out, "--resume", data=f"{data},batch=4")
+    assert refused.code == 2
+    assert "is of another run: dataset mine: file 3.png has other content. Give" in refused.err
+    (data / "3.png").write_bytes(content)
+    for file in data.iterdir():
+        os.utime(file, (1, 1))
+    assert train(out, "--resume", data=f"{data},batch=4").code == 0
 
 
 def test_an_interrupt_before_the_first_state_says_so(train, tmp_path, monkeypatch) -> None:

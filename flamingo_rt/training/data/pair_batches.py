@@ -116,7 +116,8 @@ class PairBatches:
     def fingerprint(self) -> dict[str, Any]:
         """See `Batches.fingerprint`: changes with the source and with each option that changes a batch."""
         names = ("batch", "augment", "leading_space", "template")
-        return {"data": self._source.fingerprint(), "text_tokens": self._reader.text_tokens,
+        return {"data": self._source.fingerprint(), "files": self._source.files,
+                "text_tokens": self._reader.text_tokens,
                 **{name: getattr(self._options, name) for name in names}}
 
     def _pair(self, sample: Sample, rng: np.random.Generator) -> tuple[np.ndarray, list[int]]:

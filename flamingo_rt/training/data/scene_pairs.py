@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from flamingo_rt.training import scenes
-from flamingo_rt.training.data.samples import Said, Sample, Visual
+from flamingo_rt.training.data.samples import FilePrint, Said, Sample, Visual
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,7 @@ class ScenePairs:
     split: scenes.Split = "train"
     count: int = 1_000_000
     kind: Literal["pairs"] = "pairs"
+    files: tuple[FilePrint, ...] = ()
 
     def __len__(self) -> int:
         return self.count

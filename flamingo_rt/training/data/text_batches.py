@@ -99,8 +99,8 @@ class TextBatches:
 
     def fingerprint(self) -> dict[str, Any]:
         """See `Batches.fingerprint`."""
-        return {"data": self._source.fingerprint(), "batch": self._batch, "context": self._context,
-                "documents in a row": self._stride, "repeats": self._repeats}
+        return {"data": self._source.fingerprint(), "files": self._source.files, "batch": self._batch,
+                "context": self._context, "documents in a row": self._stride, "repeats": self._repeats}
 
     def _row(self, reader: SampleReader, position: int) -> tuple[list[int], list[int], bool]:
         """Token ids and labels of the row at ``position``, counted over all steps, and whether it is no text."""
