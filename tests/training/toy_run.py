@@ -74,7 +74,7 @@ def main(folder: str, text: str) -> None:
     run(out, options, together, stop=2)
     if together.is_first:
         run(out, options, World(), stop=4)
-    together.barrier()
+    together.gathered(None)  # the others wait for the first
     run(out, options, together)
     stopped = Path(folder) / "stopped"
     run_to_signal(stopped, options, together)
