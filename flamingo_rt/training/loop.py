@@ -26,6 +26,7 @@ from flamingo_rt.errors import DataError, FlamingoError, UsageError
 from flamingo_rt.files import check_output
 from flamingo_rt.training.data.loader import drawn
 from flamingo_rt.training.flops import StepFlops, matrix_rate, shapes, utilisation
+from flamingo_rt.training.memory import require_step_memory
 from flamingo_rt.training.options import RunOptions
 from flamingo_rt.training.run_log import StepReport
 from flamingo_rt.training.sharding import World, autocast, compile_layers, local, recompute_activations, shard, whole
@@ -168,7 +169,7 @@ class _Run:
         self, stage: Stage, options: RunOptions, world: World, state: Path, on_step: Callable[[StepReport], None]
     ) -> None:
         self.stage, self.options, self.world, self.on_step, self.at = stage, options, world, on_step, RunPosition()
-        self.state = state
+        self.state, self.fits = state, False  # whether a step has been found to fit into memory
         self.flops = StepFlops()
         self.rate = matrix_rate(world.device, torch.float32 if options.precision == "fp32" else torch.bfloat16)
         self.parts = range(world.rank * options.accumulate, (world.rank + 1) * options.accumulate)
@@ -221,6 +222,8 @@ class _Run:
         targets = self.world.total(sum(self.stage.targets(part.batch) for part in parts))
         total = 0.0
         for part in parts:
+            if not self.fits:
+                self._check_memory(part)
             with self.flops.part((dataset.name, shapes(part.batch))):
                 with autocast(self.world, self.options.precision):
                     loss = self.stage.loss(dataset.name, part.batch)
@@ -243,6 +246,13 @@ class _Run:
                 + self._remedy("without these samples")
             )
         return total / targets if targets else None
+
+    def _check_memory(self, part: Drawn) -> None:
+        """Raise `DataError` where a step on this part of a batch, the first, needs more memory than there is."""
+        trained = sum(parameter.numel() for parameter in trained_parameters(self.stage.model).values())
+        require_step_memory(self.stage.activation_bytes(part.batch), trained, bool(self.optimizer.state), self.options,
+                            self.stage.division, self.world)
+        self.fits = True
 
     def _remedy(self, otherwise: str = "") -> str:
         """Say what to do after a step that came to no number; ``otherwise`` is one more way to start anew."""

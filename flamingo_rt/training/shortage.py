@@ -13,6 +13,16 @@ from flamingo_rt.training.options import RunOptions
 from flamingo_rt.training.stage import Division
 
 
+def savings(options: RunOptions, division: Division) -> tuple[list[str], list[str]]:
+    """What saves memory in a step, is not set already, and is accepted by a stage with this ``division`` of its
+    batches: of a run that goes on, and of a new one alone."""
+    resumed = [] if options.checkpoint_activations else ["set checkpoint_activations"]
+    resumed += {"parts": [f"raise accumulate (now {options.accumulate})"],
+                "ranks": ["divide the batch among more GPUs or hosts (torchrun)"], "none": []}[division]
+    anew = ["lower the batch of the data"]
+    return resumed, anew if options.precision == "bf16" else [*anew, "set precision to bf16"]
+
+
 @contextmanager
 def shortage_explained(options: RunOptions, step: int, division: Division) -> Iterator[None]:
     """Turn an allocation that failed, on a GPU or a CPU, into a `DataError` that says what to lower, of what a stage
@@ -21,12 +31,9 @@ def shortage_explained(options: RunOptions, step: int, division: Division) -> It
         yield
     except (RuntimeError, MemoryError) as error:
         text = _shortage(error)
-        ways = {"parts": [f"raise accumulate (now {options.accumulate})"],
-                "ranks": ["divide the batch among more GPUs or hosts (torchrun)"], "none": []}[division]
-        resumed = ways if options.checkpoint_activations else ["set checkpoint_activations", *ways]
-        anew = "lower the batch of the data" + ("" if options.precision == "bf16" else ", or set precision to bf16")
+        resumed, anew = savings(options, division)
         remedies = [f"to go on from a saved state with --resume, {' or '.join(resumed)}"] if resumed else []
-        remedies.append(f"to start anew with less, {anew}")
+        remedies.append(f"to start anew with less, {', or '.join(anew)}")
         raise DataError(f"memory ran out at step {step} ({text}): {'; '.join(remedies)}") from error
 
 

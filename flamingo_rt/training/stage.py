@@ -84,6 +84,10 @@ class Stage(Protocol):
         """The loss of one part of a batch of this dataset, in training mode."""
         ...
 
+    def activation_bytes(self, batch: Any) -> int:
+        """Bytes, or fewer than these, that a part of a batch keeps for the backward pass; 0 where that is not known."""
+        ...
+
     def targets(self, batch: Any) -> int:
         """The number of targets in a part of a batch: tokens, or pairs; known before the loss is computed."""
         ...

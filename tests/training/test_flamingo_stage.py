@@ -148,21 +148,18 @@ def test_a_killed_run_ends_like_an_unbroken_one(small, unbroken, tmp_path) -> No
     assert list(tmp_path.iterdir()) == [out]
 
 
-def test_a_stage_with_a_vision_task_asks_for_no_parts_of_a_batch_which_it_refuses(monkeypatch) -> None:
-    said = []
-    monkeypatch.setattr(flamingo_stage, "require_bytes", lambda *arguments: said.append(arguments[-1]))
-    for vision_task in (0.1, 0.0):
-        stage = open_flamingo_stage(replace(WHOLE, vision_task=vision_task), World())
-        stage.loss("scenes", stage.datasets[0].batches.draw(0, 0, 1).batch)
-        assert stage.division == ("none" if vision_task else "parts")
-    assert ["accumulate" in text for text in said] == [False, True]
-
-
 def test_a_run_is_not_resumed_with_another_model(tmp_path) -> None:
     often = replace(WHOLE, run=replace(RUN, save_seconds=1e-9))
     run(tmp_path / "out", often, stop=2)
     with pytest.raises(UsageError, match=r"trained\.vision_task was 0\.1, is 0\.2"):
         run(tmp_path / "out", replace(often, vision_task=0.2), resume=True)
+
+
+def test_a_run_is_not_resumed_without_its_gates(unbroken, tmp_path) -> None:
+    options = from_checkpoint(unbroken, run=replace(RUN, save_seconds=1e-9))
+    run(tmp_path / "out", options, stop=2)
+    with pytest.raises(UsageError, match=r"trained\.gates was 'tanh', is 'none'"):
+        run(tmp_path / "out", replace(options, gates="none"), resume=True)
 
 
 def test_a_run_is_not_resumed_with_rounded_features_where_it_had_exact_ones(unbroken, tmp_path) -> None:

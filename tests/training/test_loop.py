@@ -180,7 +180,7 @@ def test_how_it_is_computed_may_change_when_a_run_goes_on(tmp_path) -> None:
 
 
 def test_a_run_that_came_to_no_number_goes_on_with_a_lower_rate(tmp_path) -> None:
-    said = r"go on from .*out\.training with --resume and a lower learning_rate or gradient_clip, or delete it and start"
+    said = r"go on from .*out\.training with --resume and a lower learning_rate or gradient_clip, or delete it and"
     with pytest.raises(DataError, match=said):
         run(tmp_path / "out", datasets=two_datasets(nan_at=3))
     lower = replace(OPTIONS, learning_rate=OPTIONS.learning_rate / 2, gradient_clip=0.5, max_damaged=0.5)

@@ -72,6 +72,9 @@ class ToyStage:
         inputs, weights = batch
         return Loss((self.model(inputs).pow(2).sum(1) * weights).sum())
 
+    def activation_bytes(self, batch: Any) -> int:
+        return 0
+
     def targets(self, batch: Any) -> int:
         return int(batch[1].sum())
 
