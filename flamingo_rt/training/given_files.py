@@ -15,7 +15,7 @@ Stamp = tuple[int, int, int]  # inode, size, and time of the last change in nano
 
 @dataclass(frozen=True)
 class GivenFiles:
-    """What the file system says of each file when its tensors were found, None of one that is no file.
+    """Stamps of the files in which tensors were found, as the file system has them; None of one that is no file.
 
     A folder that is replaced has files of other numbers, a file that is written again another time. Reading all weights
     again for a hash would be surer only of a file that was changed and had its time set back.

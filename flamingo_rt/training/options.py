@@ -100,7 +100,7 @@ UNREAD = {
                  "questions"),
     "flamingo": ("questions",),
 }
-# Of the source scenes, whose batches stage 3 makes in a way of their own.
+# The same of the source scenes, whose batches stage 3 makes in a way of their own.
 UNREAD_OF_SCENES = ("tokens", "images", "next_image", "chunks", "prompt", "frames", "fps", "augment", "leading_space",
                     "template")
 

@@ -14,7 +14,7 @@ from flamingo_rt.training.stage import Division
 
 
 def savings(options: RunOptions, division: Division) -> tuple[list[str], list[str]]:
-    """What saves memory in a step, is not set already, and is accepted by a stage with this ``division`` of its
+    """Name what saves memory in a step, is not set already, and is accepted by a stage with this ``division`` of its
     batches: of a run that goes on, and of a new one alone."""
     resumed = [] if options.checkpoint_activations else ["set checkpoint_activations"]
     resumed += {"parts": [f"raise accumulate (now {options.accumulate})"],
