@@ -170,10 +170,13 @@ def test_the_first_of_several_ranks_draws_the_samples_for_all(file: Path) -> Non
         def from_first(self, make):
             return drawn
 
+    def refuse(*arguments) -> None:
+        pytest.fail("this rank draws for itself")
+
     stage = opened(file)
     expected, drawn = list(stage.sample_lines()), stage.datasets[0].batches.draw(0, 0, 1)
     stage._world = Second(1, 2)
-    stage.datasets[0].batches.draw = None
+    stage.datasets[0].batches.draw = refuse
     assert list(stage.sample_lines()) == expected
 
 
