@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from flamingo_rt.training import scenes
-from flamingo_rt.training.data.samples import Said, Sample, Visual
+from flamingo_rt.training.data.samples import FilePrint, Said, Sample, Visual
 
 SIZE = 96  # the pictures have the area of a square of so many pixels
 
@@ -22,6 +22,7 @@ class ScenePairs:
     split: scenes.Split = "train"
     count: int = 1_000_000
     kind: Literal["pairs"] = "pairs"
+    files: tuple[FilePrint, ...] = ()
 
     def __len__(self) -> int:
         return self.count
