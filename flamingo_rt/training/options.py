@@ -101,16 +101,31 @@ UNREAD = {
                  "questions"),
     "flamingo": ("questions",),
 }
-# The same of the source scenes, whose batches stage 3 makes in a way of their own.
+# The same of drawn scenes in stage 3, by their kind: documents of captions and questions are made in a way of their own,
+# and the shots of a task belong together.
 UNREAD_OF_SCENES = ("tokens", "images", "next_image", "chunks", "prompt", "frames", "fps", "augment", "leading_space",
                     "template")
+UNREAD_OF_DRAWN: dict[DataKind, tuple[str, ...]] = {
+    "auto": UNREAD_OF_SCENES, "scenes": UNREAD_OF_SCENES, "videos": ("questions", "images", "next_image", "template"),
+    "tasks": ("questions", "images", "next_image", "chunks", "prompt", "frames", "fps", "leading_space", "template"),
+}
+DRAWN_KINDS: dict[str, tuple[DataKind, ...]] = {  # in each stage
+    "vision": ("auto", "scenes", "pairs"), "language": ("auto", "scenes", "text", "tasks"),
+    "flamingo": tuple(UNREAD_OF_DRAWN),
+}
 
 
 def check_read(stage: str, data: tuple[DataOptions, ...]) -> None:
-    """Raise `UsageError` for a key of a dataset that stage ``stage`` does not read and that is not at its default."""
+    """Raise `UsageError` for a key of a dataset that stage ``stage`` does not read and that is not at its default, and
+    for drawn scenes of a kind that it does not draw."""
     for entry in data:
-        drawn = stage == "flamingo" and entry.source == SCENES and entry.kind in ("auto", "scenes")
-        unread, where = (UNREAD_OF_SCENES, " on drawn scenes") if drawn else (UNREAD[stage], "")
+        unread, where = UNREAD[stage], ""
+        if entry.source == SCENES:
+            kinds = DRAWN_KINDS[stage]
+            require_option(entry.kind in kinds, f"data {entry.source!r}: train {stage} draws none of the kind "
+                                                f"{entry.kind}; it draws {', '.join(kinds)}")
+            if stage == "flamingo":
+                unread, where = UNREAD_OF_DRAWN[entry.kind], " on drawn scenes"
         for key in fields(entry):
             given = getattr(entry, key.name)
             require_option(key.name not in unread or given == key.default,

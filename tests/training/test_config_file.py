@@ -292,3 +292,23 @@ def test_a_key_without_effect_on_drawn_scenes_is_refused(key, value) -> None:
     with pytest.raises(UsageError, match=f"data 'scenes': {key} has no effect in train flamingo on drawn scenes"):
         FlamingoOptions(data=(DataOptions("scenes", **{key: value}),))
     FlamingoOptions(data=(DataOptions("mine", **{key: value}),))
+
+
+@pytest.mark.parametrize(("kind", "key", "value"), [
+    ("tasks", "images", 3), ("tasks", "next_image", 0.0), ("tasks", "chunks", (2,)), ("videos", "questions", 4),
+])
+def test_the_shots_of_a_drawn_task_are_not_cut_by_options(kind, key, value) -> None:
+    with pytest.raises(UsageError, match=f"data 'scenes': {key} has no effect in train flamingo on drawn scenes"):
+        FlamingoOptions(data=(DataOptions("scenes", kind=kind, **{key: value}),))
+    FlamingoOptions(data=(DataOptions("scenes", kind=kind, batch=3, augment=True),))
+
+
+@pytest.mark.parametrize(("options", "kind", "drawn"), [
+    (VisionOptions, "tasks", "auto, scenes, pairs"), (LanguageOptions, "videos", "auto, scenes, text, tasks"),
+    (FlamingoOptions, "pages", "auto, scenes, videos, tasks"),
+])
+def test_a_stage_draws_scenes_of_its_own_kinds(options, kind, drawn) -> None:
+    with pytest.raises(UsageError, match=f"draws none of the kind {kind}; it draws {drawn}"):
+        options(data=(DataOptions("scenes", kind=kind),))
+    for known in drawn.split(", "):
+        options(data=(DataOptions("scenes", kind=known),))
