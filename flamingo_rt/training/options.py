@@ -101,8 +101,8 @@ UNREAD = {
                  "questions"),
     "flamingo": ("questions",),
 }
-# The same of drawn scenes in stage 3, by their kind: documents of captions and questions are made in a way of their own,
-# and the shots of a task belong together.
+# The same of drawn scenes in stage 3, by their kind: documents of captions and questions are made in a way of their
+# own, and the shots of a task belong together.
 UNREAD_OF_SCENES = ("tokens", "images", "next_image", "chunks", "prompt", "frames", "fps", "augment", "leading_space",
                     "template")
 UNREAD_OF_DRAWN: dict[DataKind, tuple[str, ...]] = {
