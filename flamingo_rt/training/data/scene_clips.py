@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from flamingo_rt.training import scenes
-from flamingo_rt.training.data.samples import Said, Sample, Visual
+from flamingo_rt.training.data.samples import FilePrint, Said, Sample, Visual
 
 COUNT = 1_000_000  # clips; there is no end of them
 SIZE = 96  # pixels of a side
@@ -20,6 +20,7 @@ class SceneClips:
 
     seed: int
     kind: Literal["videos"] = "videos"
+    files: tuple[FilePrint, ...] = ()
 
     def __len__(self) -> int:
         return COUNT

@@ -9,7 +9,7 @@ import numpy as np
 
 from flamingo_rt.config import PromptsConfig
 from flamingo_rt.training import scenes
-from flamingo_rt.training.data.samples import Said, Sample, Segment, Visual
+from flamingo_rt.training.data.samples import FilePrint, Said, Sample, Segment, Visual
 
 COUNT = 1_000_000  # episodes; there is no end of them
 SIZE = 96  # the pictures have the area of a square of so many pixels
@@ -24,6 +24,7 @@ class SceneTasks:
     seed: int
     prompts: PromptsConfig = field(default_factory=PromptsConfig)
     kind: Literal["pages"] = "pages"
+    files: tuple[FilePrint, ...] = ()
 
     def __len__(self) -> int:
         return COUNT
@@ -56,6 +57,7 @@ class SceneTaskTexts:
     seed: int
     prompts: PromptsConfig = field(default_factory=PromptsConfig)
     kind: Literal["text"] = "text"
+    files: tuple[FilePrint, ...] = ()
 
     def __len__(self) -> int:
         return COUNT
