@@ -1,4 +1,4 @@
-"""What a bundle learns from its prompt: new words, digits that it never saw, the way something moves.
+"""Accuracy of a bundle on what its prompt alone tells: new words, digits that it never saw, the way something moves.
 
     python -m benchmarks.shots_that_matter [--model NAME=BUNDLE …] [--tasks words,digits,…] [--seeds N]
 
@@ -61,7 +61,7 @@ def measure(run: Measured, task: Path, bundle: str | None, seeds: int, out: Path
 
 
 def gain(nearest: Path, random: Path, task: Path) -> dict[int, dict[str, float]]:
-    """What shots by nearness score above random ones, by their number, with its interval over queries."""
+    """The score of shots by nearness above that of random ones, by their number, with its interval over queries."""
     right = [json.loads(line)["class"] for line in (task.parent / "task-items.jsonl").read_text().splitlines()]
     found = {}
     for shots in (8, 16):

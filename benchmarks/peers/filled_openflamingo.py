@@ -16,7 +16,8 @@ from open_flamingo.src.utils import extend_instance
 from torch import nn
 
 from benchmarks.peers.library_models import file_name, in_checkpoint, make_language, old_buffers, tied
-from benchmarks.peers.openflamingo_cases import END_OF_CHUNK, MEDIA, RESIZED, VISION, Case
+from benchmarks.peers.openflamingo_cases import VISION, Case
+from benchmarks.peers.random_weights import TABLE
 from benchmarks.peers.vision import make_vision, value
 
 sys.modules.setdefault("wandb", types.ModuleType("wandb"))  # imported by the next module, not used by its function
@@ -50,17 +51,19 @@ def make_peer(case: Case) -> Peer:
     extend_instance(language_model, FlamingoLMMixin)
     layers = _infer_decoder_layers_attr_name(language_model)
     language_model.set_decoder_layers_attr_name(layers)
-    language_model.resize_token_embeddings(RESIZED)
+    language_model.resize_token_embeddings(case.resized)
     holder = nn.Module()
     holder.visual = visual
-    model = Flamingo(holder, language_model, END_OF_CHUNK, MEDIA, VISION["width"], case.interval).eval()
+    model = Flamingo(
+        holder, language_model, case.end_of_chunk, case.media, VISION["width"], case.interval
+    ).eval()
     model.requires_grad_(False)
     model.perceiver.requires_grad_(True)
     language_model.gated_cross_attn_layers.requires_grad_(True)
     language_model.get_input_embeddings().requires_grad_(True)
 
     checkpoint = checkpoint_shapes(case, model, layers)
-    embedding = next(name for name in checkpoint if checkpoint[name][0:1] == [RESIZED] and "lang_encoder" in name)
+    embedding = next(name for name in checkpoint if checkpoint[name][0:1] == [case.resized] and "lang_encoder" in name)
     for name in checkpoint:
         canonical = canonical_name(case, name, checkpoint[name], layers, language)
         if is_tied and name == "lang_encoder.lm_head.weight":
@@ -70,7 +73,7 @@ def make_peer(case: Case) -> Peer:
     fill_checkpoint(case, model, checkpoint, aliases)
     head = language_model.get_output_embeddings().weight
     in_file = any(re.search(r"(lm_head|embed_out)\.weight$", name) for name in checkpoint)
-    predictable = RESIZED if is_tied or in_file else RESIZED - 4
+    predictable = case.resized if is_tied or in_file else case.rows
     assert torch.isfinite(head[:predictable]).all()
     return Peer(model, language, vision, checkpoint, aliases, language_config, vision_config, predictable)
 
@@ -127,6 +130,9 @@ def fill_checkpoint(case: Case, model: Flamingo, checkpoint: Shapes, aliases: di
     blank(model.perceiver)
     blank(model.lang_encoder.gated_cross_attn_layers)
     values = {name: value(case, aliases.get(name, name), shape) for name, shape in checkpoint.items()}
+    for name, tensor in values.items():
+        if TABLE.search(name) and tensor.shape[0] == case.resized:
+            tensor[list(case.silent)] = 0.0
     _, unexpected = model.load_state_dict(values, strict=False)
     buffers = {in_checkpoint(case, name) for name in old_buffers(case)}
     assert set(unexpected) <= buffers, unexpected

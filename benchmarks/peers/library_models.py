@@ -63,8 +63,9 @@ class NormedQueryKey(nn.Linear):
 def make_config(case: Case) -> PretrainedConfig:
     """The library's configuration."""
     if case.family in ("mpt", "mosaic_gpt"):
-        return MptConfig(**MPT_SIZES, expansion_ratio=4, no_bias=True, **case.language)
-    small = {"vocab_size": ROWS, "num_hidden_layers": 4, "max_position_embeddings": CONTEXT}
+        sizes = MPT_SIZES | {"max_seq_len": case.context, "vocab_size": case.rows}
+        return MptConfig(**sizes, expansion_ratio=4, no_bias=True, **case.language)
+    small = {"vocab_size": case.rows, "num_hidden_layers": 4, "max_position_embeddings": case.context}
     if case.family == "opt":
         return OPTConfig(**small, hidden_size=40, num_attention_heads=5, ffn_dim=160, word_embed_proj_dim=40,
                          do_layer_norm_before=True, activation_function="relu", **case.language)

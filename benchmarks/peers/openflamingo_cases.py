@@ -19,7 +19,9 @@ class Case:
     ``naming`` of the checkpoint's gated layers: "list" (``lang_encoder.gated_cross_attn_layers.N``), "layers" (what
     OpenFlamingo's own filter leaves, ``lang_encoder.<decoder layers>.N.gated_cross_attn_layer``), "all" (the whole
     state dict without the vision encoder, every alias). ``text_tower`` and ``buffers`` add tensors that files of that
-    kind hold and that mean nothing here: CLIP's text side, and what older releases of transformers saved.
+    kind hold and that mean nothing here: CLIP's text side, and what older releases of transformers saved. ``rows`` of
+    the embedding before OpenFlamingo resizes it; those of ``silent`` tokens are zero in the checkpoint, and so are
+    their logits: such a token is never among the likeliest.
     """
 
     family: str
@@ -34,10 +36,25 @@ class Case:
     buffers: bool = False
     tied_head_in_file: bool = False
     language: dict[str, Any] = field(default_factory=dict)
+    rows: int = ROWS
+    context: int = CONTEXT
+    silent: tuple[int, ...] = ()
 
     @property
     def name(self) -> str:
         return f"{self.family}-interval{self.interval}" + ("-post_norm" if self.post_norm else "")
+
+    @property
+    def end_of_chunk(self) -> int:
+        return self.rows
+
+    @property
+    def media(self) -> int:
+        return self.rows + 1
+
+    @property
+    def resized(self) -> int:
+        return self.rows + RESIZED - ROWS
 
 
 CASES = (

@@ -26,7 +26,7 @@ LISTED = ("texts", "answers")  # keys of a list
 FORMS: dict[TaskKind, str] = {
     "caption": "image or video, and text or texts",
     "question": "image or video, or neither, with question and answer or answers",
-    "classes": "image or video, and class",
+    "classes": "image or video, and class, and perhaps question",
 }
 
 
@@ -44,7 +44,8 @@ def line_rows(path: Path, kind: TaskKind) -> Iterator[Row]:
 def _row(row: dict[str, Any], where: str, name: str, kind: TaskKind) -> Row:
     visuals: list[Literal["image", "video"]] = [key for key in VISUALS if key in row]
     key = next((key for key in ANSWERS[kind] if key in row), "")
-    wanted = {"question", key} if kind == "question" else {key}
+    asks = kind == "question" or (kind == "classes" and "question" in row)
+    wanted = {"question", key} if asks else {key}
     if set(row) - {*VISUALS, "id", "group"} != wanted or len(visuals) > 1 or not (visuals or kind == "question"):
         raise DamagedSample(where, f"has the keys {shown(', '.join(row))}: a line of the kind {kind} has "
                                    f"{FORMS[kind]}; id and group are optional")

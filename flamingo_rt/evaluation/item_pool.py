@@ -23,7 +23,7 @@ class Row:
 
     ``where`` is its place in messages, ``name`` becomes the item's. ``file`` is the name of its picture or clip, and
     stands under the key ``visual``, which is None where there is none. ``key`` is what the answers are called.
-    ``group`` is None where an item has none.
+    ``question`` and ``group`` are None where an item has none.
     """
 
     where: str
@@ -85,7 +85,8 @@ def row_name(value: Any, where: str, key: str = "id") -> str:
 
 
 def _item(name: str, row: Row, kind: TaskKind, root: Path) -> Item:
-    question = text_value(row.question, "question", row.where).strip() if kind == "question" else None
+    asks = kind == "question" or row.question is not None
+    question = text_value(row.question, "question", row.where).strip() if asks else None
     answers = _answers(row, kind)
     file = None if row.visual is None else file_inside(root, row.file, row.visual, row.where)
     group = "" if row.group is None else row_name(row.group, row.where, "group")

@@ -17,9 +17,9 @@ class Item:
     """A picture or clip, with what is right about it.
 
     ``name`` is unique in its pool. ``file`` is the picture, or the clip where ``clip``; None for an item of text alone.
-    ``question`` is None but for questions. ``answers`` are the reference captions, what people answered (ten times in
-    VQAv2, where single ones may be empty), or the one class. Shots of an item are drawn from the support of its own
-    ``group``.
+    ``question`` is None for captions, and for classes that are asked for without one. ``answers`` are the reference
+    captions, what people answered (ten times in VQAv2, where single ones may be empty), or the one class. Shots of an
+    item are drawn from the support of its own ``group``.
     """
 
     name: str
@@ -41,8 +41,10 @@ class Task:
 
     ``kind``: a caption is written, a question is answered, or one of ``classes`` is chosen by likelihood. Shots are
     drawn from ``support``. ``before`` is the text between a picture and its answer in place of the model's own form,
-    with ``{}`` where the question goes; None for that form. ``missing`` are pictures that were named and are not there,
-    with the reason. ``group_classes``: the classes of each group, where they are not ``classes`` for all.
+    with ``{}`` where the question goes; None for that form. ``after`` is text behind each shot's end of chunk.
+    ``per_token``: classes are chosen by the mean log-likelihood of their tokens, not by the sum. ``missing`` are
+    pictures that were named and are not there, with the reason. ``group_classes``: the classes of each group, where
+    they are not ``classes`` for all.
     """
 
     name: str
@@ -56,6 +58,9 @@ class Task:
     max_new_tokens: int = 20
     missing: tuple[str, ...] = ()
     group_classes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    length_penalty: float = 0.0
+    after: str = ""
+    per_token: bool = False
 
     def classes_of(self, item: Item) -> tuple[str, ...]:
         """The classes from which the item's is chosen."""
@@ -85,6 +90,7 @@ class Task:
             for pool in (self.items, self.support)
         ]
         groups = [[item.group for item in pool] for pool in (self.items, self.support)]
-        asked = (self.kind, self.classes, self.before, self.beams, self.max_new_tokens, *pools,
+        asked = (self.kind, self.classes, self.before, self.after, self.beams, self.length_penalty,
+                 self.max_new_tokens, self.per_token, *pools,
                  *(groups if any(map(any, groups)) else ()))
         return hashlib.sha256(repr(asked).encode()).hexdigest()[:16]

@@ -20,14 +20,16 @@ from flamingo_rt.runtime.generation_options import GenerationOptions
 from flamingo_rt.toml_files import nearest, read_toml
 from flamingo_rt.training.data.row_fields import shown
 
-KEYS = ("name", "kind", "metric", "items", "support", "images", "support_images", "before", "classes", "beams",
-        "max_new_tokens")
+KEYS = ("name", "kind", "metric", "items", "support", "images", "support_images", "before", "after", "classes",
+        "per_token", "beams", "length_penalty", "max_new_tokens")
+WRITTEN_ONLY = ("beams", "length_penalty", "max_new_tokens")  # keys that have no effect where a class is chosen
+CHOSEN_ONLY = ("classes", "per_token")
 KINDS: tuple[TaskKind, ...] = get_args(TaskKind)
 METRICS: dict[TaskKind, tuple[Metric, ...]] = {
     "caption": ("cider", "exact"), "question": ("exact", "vqa"), "classes": ("accuracy",),
 }
 VQA_ANSWERS = 10  # of each question: what the metric is defined for (arXiv 1505.00468)
-CIDER_BEAMS = 3  # as in OpenFlamingo's evaluation (arXiv 2308.01390)
+CIDER_BEAMS, LENGTH_PENALTY = 3, 0.0  # as in OpenFlamingo's evaluation (arXiv 2308.01390)
 MAX_NEW_TOKENS = 20
 
 
@@ -57,13 +59,14 @@ class _TaskFile:
         kind = self._one_of("kind", KINDS)
         if kind is None:
             raise self._error(f"kind is missing: give {' or '.join(KINDS)}")
-        for key in ("beams", "max_new_tokens") if kind == "classes" else ("classes",):
+        for key in WRITTEN_ONLY if kind == "classes" else CHOSEN_ONLY:
             if key in self._table:
                 raise self._error(f"{key} has no effect on a task of the kind {kind}: leave it out")
         name, before, metric = self._name(), self._before(kind), self._one_of("metric", METRICS[kind], kind)
         options = self._generation(CIDER_BEAMS if kind == "caption" and metric != "exact" else 1)
         classes, group_classes = self._texts("classes"), {}
         items, support = self._pools(kind)
+        self._check_questions(kind, before, items.items, support.items)
         self._check_groups(items.items, support.items)
         if kind == "classes" and not classes:
             group_classes = {group: self._classes(*within) for group, within in
@@ -74,7 +77,7 @@ class _TaskFile:
         return Task(
             name, kind, self._metric(metric, kind, items.items), items.items, support.items, classes, before,
             options.beams, options.max_new_tokens, items.missing + (() if support is items else support.missing),
-            group_classes,
+            group_classes, options.length_penalty, self._text("after") or "", self._per_token(),
         )
 
     def _error(self, message: str) -> UsageError:
@@ -110,16 +113,29 @@ class _TaskFile:
 
     def _before(self, kind: TaskKind) -> str | None:
         before = self._text("before")
-        places, wanted = (before or "").count("{}"), int(kind == "question")
-        if before is not None and places != wanted:
-            raise self._error(f"before is {shown(before)}; it must have {'one {}' if wanted else 'no {}'}"
-                              f"{', where the question goes' if wanted else f': the kind {kind} has no question'}")
+        places = (before or "").count("{}")
+        if before is not None and kind != "classes":
+            self._check_places(before, places, kind == "question", f"the kind {kind} has no question")
+        elif places > 1:
+            raise self._error(f"before is {shown(before)}; it must have one {{}}, where the question goes, or none")
         return before
+
+    def _check_places(self, before: str, places: int, asks: bool, why_not: str) -> None:
+        if places != int(asks):
+            raise self._error(f"before is {shown(before)}; it must have {'one {}' if asks else 'no {}'}"
+                              f"{', where the question goes' if asks else f': {why_not}'}")
+
+    def _per_token(self) -> bool:
+        value = self._table.get("per_token", False)
+        if type(value) is not bool:
+            raise self._error(f"per_token is {shown(value)}; it must be true or false")
+        return value
 
     def _generation(self, beams: int) -> GenerationOptions:
         try:
             return GenerationOptions(beams=self._number("beams", beams),
-                                     max_new_tokens=self._number("max_new_tokens", MAX_NEW_TOKENS))
+                                     max_new_tokens=self._number("max_new_tokens", MAX_NEW_TOKENS),
+                                     length_penalty=self._penalty())
         except UsageError as error:  # a value out of range
             raise self._error(str(error)) from error
 
@@ -128,6 +144,12 @@ class _TaskFile:
         if type(value) is not int:
             raise UsageError(f"{key} is {shown(value)}; it must be a whole number")
         return value
+
+    def _penalty(self) -> float:
+        value = self._table.get("length_penalty", LENGTH_PENALTY)
+        if type(value) not in (int, float):
+            raise UsageError(f"length_penalty is {shown(value)}; it must be a number")
+        return float(value) if abs(value) < 1e9 else value
 
     def _pools(self, kind: TaskKind) -> tuple[ItemPool, ItemPool]:
         sources = [self._source("items", ("images",)), self._source("support", ("support_images", "images"))]
@@ -147,6 +169,20 @@ class _TaskFile:
         place = self._file.parent
         return ItemSource(f"{self._file}: {key}", tuple(place / path for path in paths),
                           None if images is None else place / images)
+
+    def _check_questions(
+        self, kind: TaskKind, before: str | None, items: Sequence[Item], support: Sequence[Item]
+    ) -> None:
+        """Check that classes are asked for with a question everywhere, or nowhere, and ``before`` with them."""
+        if kind != "classes":
+            return
+        asks = items[0].question is not None
+        odd = next((item for item in (*items, *support) if (item.question is not None) != asks), None)
+        if odd is not None:
+            raise DataError(f"{self._file}: the item {shown(odd.name)} has {'no' if asks else 'a'} question, and "
+                            f"{shown(items[0].name)} has {'one' if asks else 'none'}: give all items one, or none")
+        if before is not None:
+            self._check_places(before, before.count("{}"), asks, "the items have no question")
 
     def _check_groups(self, items: Sequence[Item], support: Sequence[Item]) -> None:
         drawn_from = {item.group for item in support}

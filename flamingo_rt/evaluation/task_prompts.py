@@ -24,12 +24,14 @@ def with_task_form(config: FlamingoConfig, task: Task) -> FlamingoConfig:
     """The model's configuration with the task's own text before answers, where it has one."""
     if task.before is None:
         return config
-    key = "question" if task.kind == "question" else "caption"
+    asks = task.kind == "question" or any(item.question is not None for item in task.items)
+    key = "question" if asks else "caption"
     return replace(config, prompts=replace(config.prompts, **{key: task.before}))
 
 
-def shot_parts(config: FlamingoConfig, shots: Sequence[Shot]) -> list[Part]:
-    """The shots as parts of a prompt, each with its end of chunk. ``config`` has the task's form."""
+def shot_parts(config: FlamingoConfig, shots: Sequence[Shot], after: str = "") -> list[Part]:
+    """The shots as parts of a prompt, each with its end of chunk and the text ``after`` it. ``config`` has the task's
+    form."""
     parts: list[Part] = []
     for shot in shots:
         visual = shot.visual or blank_picture()
@@ -38,6 +40,7 @@ def shot_parts(config: FlamingoConfig, shots: Sequence[Shot]) -> list[Part]:
         else:
             found = tasks.question_shot(config, visual, shot.question, shot.answer)
         parts += found if shot.visual is not None else [part for part in found if isinstance(part, str)]
+        parts += [after] if after else []
     return parts
 
 

@@ -42,7 +42,7 @@ class Setting:
 @dataclass(frozen=True)
 class Answered:
     """A query that was answered: its setting, its name, the names of its shots, and the answer. ``likelihoods`` are the
-    mean log-likelihoods of the classes, where there are any."""
+    log-likelihoods of the classes, where there are any: means over orders of the shots."""
 
     setting: Setting
     item: str
@@ -156,13 +156,13 @@ class TaskRun:
     def _generated(
         self, shots: Sequence[Shot], queries: Sequence[Item]
     ) -> Iterator[Sequence[tuple[Item, str, Mapping[str, float] | None]]]:
-        before = shot_parts(self._config, shots)
+        before = shot_parts(self._config, shots, self.task.after)
         prefix, parts = self._read(before, len(queries))
         for start in range(0, len(queries), BATCH):
             batch = queries[start : start + BATCH]
             results = self.model.generate_batch(
                 [[*parts, *query_parts(self._config, item)] for item in batch], prefix=prefix,
-                max_new_tokens=self.task.max_new_tokens, beams=self.task.beams,
+                max_new_tokens=self.task.max_new_tokens, beams=self.task.beams, length_penalty=self.task.length_penalty,
             )
             yield [(item, result.text, None) for item, result in zip(batch, results, strict=True)]
 
@@ -173,11 +173,13 @@ class TaskRun:
         sums: list[dict[str, float]] = [dict.fromkeys(self.task.classes_of(item), 0.0) for item in queries]
         orders = _orders(len(shots), self._orders, seed)
         for order in orders:
-            prefix, parts = self._read(shot_parts(self._config, [shots[place] for place in order]), len(queries))
+            before = shot_parts(self._config, [shots[place] for place in order], self.task.after)
+            prefix, parts = self._read(before, len(queries))
             for item, total in zip(queries, sums, strict=True):
                 asked = [*parts, *query_parts(self._config, item)]
                 for score in self.model.score(asked, tuple(total), prefix=prefix):
-                    total[score.text] += score.logprob / len(orders)
+                    logprob = score.logprob_per_token if self.task.per_token else score.logprob
+                    total[score.text] += logprob / len(orders)
         yield [(item, max(total, key=total.__getitem__), total) for item, total in zip(queries, sums, strict=True)]
 
     def _read(self, shots: list[Part], queries: int) -> tuple[PromptState | None, list[Part]]:

@@ -32,10 +32,12 @@ def test_a_task_with_every_key(folder: Path) -> None:
     write_lines(folder / "train.jsonl", [QUESTION])
     task = read_task(write_task(
         folder, name="my-vqa", kind="question", metric="vqa", items="ten.jsonl", support="train.jsonl", images=".",
-        support_images=".", before="Question: {} Short answer:", beams=2, max_new_tokens=5,
+        support_images=".", before="Question: {} Short answer:", after="\n", beams=2, max_new_tokens=5,
+        length_penalty=1,
     ))
     assert (task.name, task.kind, task.metric, task.beams, task.max_new_tokens) == ("my-vqa", "question", "vqa", 2, 5)
     assert (task.before, task.classes, task.missing) == ("Question: {} Short answer:", (), ())
+    assert (task.after, task.length_penalty, task.per_token) == ("\n", 1.0, False)
     assert task.items[0] == Item("ten.jsonl:1", folder / "0.png", "Is it red?", ("yes",) * 6 + ("no",) * 4)
     assert task.items[0].answer == "yes"
     assert task.support == (Item("train.jsonl:1", folder / "0.png", "Is it red?", ("yes",)),)
@@ -52,8 +54,34 @@ def test_a_task_with_every_key(folder: Path) -> None:
 def test_defaults_go_with_the_kind(folder: Path, keys: dict[str, Any], metric: str, beams: int) -> None:
     task = read_task(write_task(folder, **keys))
     assert (task.name, task.metric, task.beams, task.max_new_tokens) == ("task", metric, beams, 20)
-    assert task.before is None
+    assert (task.before, task.after, task.length_penalty, task.per_token) == (None, "", 0.0, False)
     assert task.support is task.items
+
+
+MEMES = [{"image": f"{i}.png", "question": f"so {i}", "class": ("yes", "no")[i % 2]} for i in range(4)]
+
+
+def test_classes_may_have_a_question_each(folder: Path) -> None:
+    write_lines(folder / "memes.jsonl", MEMES)
+    before = "is an image with: '{}' written on it. Is it hateful? Answer:"
+    task = read_task(write_task(folder, kind="classes", items="memes.jsonl", before=before, per_token=True))
+    assert [item.question for item in task.items] == ["so 0", "so 1", "so 2", "so 3"]
+    assert (task.per_token, task.classes) == (True, ("no", "yes"))
+
+
+@pytest.mark.parametrize(("lines", "keys", "message"), [
+    ([*MEMES[:3], {"image": "3.png", "class": "no"}], {}, "'memes.jsonl:4' has no question, and 'memes.jsonl:1' has"),
+    ([{"image": "3.png", "class": "no"}, *MEMES], {}, "'memes.jsonl:2' has a question, and 'memes.jsonl:1' has"),
+    (MEMES, {"before": "Hateful?"}, "it must have one {}, where the question goes"),
+    (MEMES, {"before": "{} {}"}, "it must have one {}, where the question goes, or none"),
+])
+def test_questions_about_classes_are_everywhere_or_nowhere(
+    folder: Path, lines: list[dict[str, Any]], keys: dict[str, Any], message: str
+) -> None:
+    write_lines(folder / "memes.jsonl", lines)
+    with pytest.raises((DataError, UsageError)) as raised:
+        read_task(write_task(folder, kind="classes", items="memes.jsonl", **keys))
+    assert message in str(raised.value)
 
 
 def grouped(folder: Path, groups: dict[str, list[str]], file: str) -> None:
@@ -118,7 +146,7 @@ def test_a_file_with_a_byte_order_mark_and_line_ends_of_windows(folder: Path) ->
 
 @pytest.mark.parametrize(("changes", "message"), [
     ({"metrik": "vqa"}, "there is no key 'metrik'; did you mean metric?"),
-    ({"a\x1b[2J": 1}, r"there is no key 'a\x1b[2J'; known: beams, "),
+    ({"a\x1b[2J": 1}, r"there is no key 'a\x1b[2J'; known: after, "),
     ({"kind": None}, "kind is missing: give caption or question or classes"),
     ({"kind": "captions"}, "kind is 'captions'; it must be caption or question or classes"),
     ({"kind": ["question"]}, "kind is ['question']; it must be"),
@@ -143,6 +171,11 @@ def test_a_file_with_a_byte_order_mark_and_line_ends_of_windows(folder: Path) ->
     ({"beams": 10**30}, f"beams is {10**30}; it must be from 1"),
     ({"max_new_tokens": 2.5}, "max_new_tokens is 2.5; it must be a whole number"),
     ({"max_new_tokens": -1}, "max_new_tokens is -1; it must be from 1"),
+    ({"length_penalty": "1"}, "length_penalty is '1'; it must be a number"),
+    ({"length_penalty": 10**400}, "length_penalty is 1"),
+    ({"length_penalty": -11.0}, "length_penalty is -11.0; it must be from -10 to 10"),
+    ({"after": 1}, "after is 1; it must be a text"),
+    ({"per_token": True}, "per_token has no effect on a task of the kind question: leave it out"),
 ], ids=lambda value: None if isinstance(value, str) else ascii(value)[:40])
 def test_a_key_that_does_not_fit_is_named(folder: Path, changes: dict[str, Any], message: str) -> None:
     whole = {"kind": "question", "items": "questions.jsonl", "support": "questions.jsonl"}
@@ -154,11 +187,13 @@ def test_a_key_that_does_not_fit_is_named(folder: Path, changes: dict[str, Any],
 
 @pytest.mark.parametrize(("keys", "message"), [
     ({"kind": "caption", "items": "captions.jsonl", "before": "A {}:"}, "it must have no {}: the kind caption has no"),
-    ({"kind": "classes", "items": "classes.jsonl", "before": "{}"}, "it must have no {}: the kind classes has no"),
+    ({"kind": "classes", "items": "classes.jsonl", "before": "{}"}, "it must have no {}: the items have no question"),
     ({"kind": "classes", "items": "classes.jsonl", "beams": 3}, "beams has no effect on a task of the kind classes"),
     ({"kind": "classes", "items": "classes.jsonl", "max_new_tokens": 3}, "max_new_tokens has no effect"),
     ({"kind": "classes", "items": "classes.jsonl", "metric": "exact"}, "it must be accuracy for a task of the kind"),
     ({"kind": "caption", "items": "captions.jsonl", "metric": "vqa"}, "it must be cider or exact for a task"),
+    ({"kind": "classes", "items": "classes.jsonl", "per_token": 1}, "per_token is 1; it must be true or false"),
+    ({"kind": "classes", "items": "classes.jsonl", "length_penalty": 1}, "length_penalty has no effect"),
     ({"kind": "classes", "items": "classes.jsonl", "classes": []}, "classes is []; it must be a list of texts"),
     ({"kind": "classes", "items": "classes.jsonl", "classes": ["a", "a "]}, "each of them once"),
     ({"kind": "classes", "items": "classes.jsonl", "classes": ["a", ""]}, "classes is ['a', '']"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 
-from benchmarks.peers.random_weights import random_pixels, random_tensor
+from benchmarks.peers.random_weights import TABLE, random_pixels, random_tensor
 from flamingo_rt.importing.openflamingo import OpenFlamingoFiles
 
 FIXTURES = Path(__file__).parent.parent / "fixtures" / "openflamingo"
@@ -35,12 +36,54 @@ class PeerPrompt:
         return np.cumsum(self.input_ids == image_id)
 
 
-class PeerModel:
-    """A case by name: its description, its tensors, and its prompts."""
+class PeerFiles:
+    """The tensors of a model from its description, and its three files; ``sharded``: the language model's are two."""
+
+    def __init__(self, about: dict[str, Any], sharded: bool = False) -> None:
+        self.about, self._sharded = about, sharded
+
+    def tensors(self, part: str) -> dict[str, Tensor]:
+        """The tensors of one of the three files: checkpoint, language or vision."""
+        names, seed = self.about.get("aliases", {}), self.about["seed"]
+        found = {
+            name: torch.from_numpy(random_tensor(seed, names.get(name, name), shape))
+            for name, shape in self.about["files"][part].items()
+        }
+        for name in found if part == "checkpoint" and "silent" in self.about else ():
+            if TABLE.search(name) and len(found[name]) == self.about["rows"]:
+                found[name][self.about["silent"]] = 0.0
+        return found
+
+    def write(self, folder: Path, write_text: Callable[[Path], None] | None = None) -> OpenFlamingoFiles:
+        """The three sources as files, in one of the forms people have them in; ``write_text`` writes the tokenizer."""
+        checkpoint: dict[str, Any] = self.tensors("checkpoint")
+        if self.about["checkpoint_wrapping"] != "plain":
+            checkpoint = {"epoch": 3, "model_state_dict": {f"module.{name}": t for name, t in checkpoint.items()}}
+        torch.save(checkpoint, folder / "checkpoint.pt")
+        language = folder / "language"
+        language.mkdir()
+        (language / "config.json").write_text(json.dumps(self.about["language_config"]))
+        (write_text or write_tokenizer)(language)
+        (write_shards if self._sharded else write_single)(self.tensors("language"), language)
+        vision = folder / "vision"
+        vision.mkdir()
+        if self.about["vision"] == "transformers":
+            (vision / "config.json").write_text(json.dumps(self.about["vision_config"]))
+            save_file(self.tensors("vision"), vision / "model.safetensors")
+        else:
+            sizes, quick = self.about["vision_sizes"], self.about["activation"] == "quick_gelu"
+            stated = {"model_cfg": {"quick_gelu": quick, "vision_cfg": {"head_width": sizes["head_width"]}}}
+            (vision / "open_clip_config.json").write_text(json.dumps(stated))
+            torch.save(self.tensors("vision"), vision / "open_clip_pytorch_model.bin")
+        return OpenFlamingoFiles(folder / "checkpoint.pt", vision, language, post_norm=self.about["post_norm"])
+
+
+class PeerModel(PeerFiles):
+    """A case by name: its files, and its prompts."""
 
     def __init__(self, name: str) -> None:
+        super().__init__(json.loads((FIXTURES / f"{name}.json").read_text()), bool(CASES.index(name) % 2))
         self.name = name
-        self.about: dict[str, Any] = json.loads((FIXTURES / f"{name}.json").read_text())
         data = np.load(FIXTURES / f"{name}.npz")
         ends = np.cumsum(data["lengths"])
         self.prompts = [
@@ -53,38 +96,6 @@ class PeerModel:
         ]
         # Three prompts alone, then three as one batch.
         self.batches = [[self.prompts[row] for row in rows] for rows in self.about["prompts"].values()]
-
-    def tensors(self, part: str) -> dict[str, Tensor]:
-        """The tensors of one of the three files: checkpoint, language or vision."""
-        names, seed = self.about.get("aliases", {}), self.about["seed"]
-        return {
-            name: torch.from_numpy(random_tensor(seed, names.get(name, name), shape))
-            for name, shape in self.about["files"][part].items()
-        }
-
-    def write(self, folder: Path) -> OpenFlamingoFiles:
-        """The three sources as files, in one of the forms people have them in."""
-        number = CASES.index(self.name)
-        checkpoint = self.tensors("checkpoint")
-        if self.about["checkpoint_wrapping"] != "plain":
-            checkpoint = {"epoch": 3, "model_state_dict": {f"module.{name}": t for name, t in checkpoint.items()}}
-        torch.save(checkpoint, folder / "checkpoint.pt")
-        language = folder / "language"
-        language.mkdir()
-        (language / "config.json").write_text(json.dumps(self.about["language_config"]))
-        write_tokenizer(language)
-        (write_shards if number % 2 else write_single)(self.tensors("language"), language)
-        vision = folder / "vision"
-        vision.mkdir()
-        if self.about["vision"] == "transformers":
-            (vision / "config.json").write_text(json.dumps(self.about["vision_config"]))
-            save_file(self.tensors("vision"), vision / "model.safetensors")
-        else:
-            sizes, quick = self.about["vision_sizes"], self.about["activation"] == "quick_gelu"
-            stated = {"model_cfg": {"quick_gelu": quick, "vision_cfg": {"head_width": sizes["head_width"]}}}
-            (vision / "open_clip_config.json").write_text(json.dumps(stated))
-            torch.save(self.tensors("vision"), vision / "open_clip_pytorch_model.bin")
-        return OpenFlamingoFiles(folder / "checkpoint.pt", vision, language, post_norm=self.about["post_norm"])
 
 
 def write_tokenizer(folder: Path, words: int = WORDS) -> None:

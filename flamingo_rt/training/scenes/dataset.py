@@ -15,7 +15,7 @@ from flamingo_rt.training.scenes.scene import Scene, Split, sample_scene, sample
 SPLIT_STREAM = {"train": 0, "heldout": 1}
 Layout = Literal["square", "wide", "single", "varied"]
 LAYOUT_STREAM: dict[Layout, tuple[int, ...]] = {"square": (), "varied": (2,), "wide": (3,), "single": (4,)}
-# Of the layouts that are not all square: the shares of square pictures, and of those with a single object of any size.
+# Shares of square pictures, and of those with a single object of any size, in the layouts that are not all square.
 SHARES: dict[Layout, tuple[float, float]] = {"varied": (0.4, 0.15), "wide": (0.0, 0.0), "single": (0.0, 1.0)}
 WIDEST = 2.0  # the largest aspect; the smallest is its inverse
 

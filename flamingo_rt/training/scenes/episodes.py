@@ -26,7 +26,7 @@ from flamingo_rt.training.scenes.scene_words import COLORS, SHAPES, TEXTURES
 EpisodeKind = Literal["color", "shape", "pair", "texture", "digit", "glyph", "count", "same", "style", "odd"]
 Maker = Callable[[np.random.Generator], Scene]
 
-# How often each kind is drawn.
+# Shares in which kinds are drawn.
 SHARES: dict[EpisodeKind, float] = {
     "color": 0.12, "shape": 0.14, "pair": 0.22, "texture": 0.06, "digit": 0.12, "glyph": 0.18, "count": 0.04,
     "same": 0.04, "style": 0.05, "odd": 0.03,
@@ -60,7 +60,7 @@ class Episode:
 
 @dataclass(frozen=True)
 class Classes:
-    """What the words of an episode are names of: for each class what makes a picture of it."""
+    """The classes that the words of an episode name: for each what makes a picture of it."""
 
     kind: EpisodeKind
     makers: tuple[Maker, ...]

@@ -12,6 +12,7 @@ from .command_line import COMMAND_LINE
 from .importing import IMPORTING
 from .pictures import PICTURES
 from .prompts import PROMPTS
+from .tasks import TASKS
 from .tokenizers import TOKENIZERS
 from .towers import TOWERS
 from .training_data import TRAINING_DATA
@@ -22,6 +23,6 @@ KINDS: dict[str, Kind] = {
     kind.name: kind
     for kind in (
         PICTURES, CLIPS, PROMPTS, BUNDLES, TOKENIZERS, CHECKPOINTS, WEIGHTS, IMPORTING, CALIBRATION, TRAINING_DATA,
-        TRAINING_STATE, TOWERS, COMMAND_LINE,
+        TRAINING_STATE, TOWERS, TASKS, COMMAND_LINE,
     )
 }
