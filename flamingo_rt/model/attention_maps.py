@@ -19,6 +19,7 @@ from flamingo_rt.errors import UsageError
 from flamingo_rt.model.cross_attention import GatedCrossAttention
 from flamingo_rt.model.flamingo import Flamingo
 from flamingo_rt.model.layers import Attention, split_heads
+from flamingo_rt.model.resampler import ResamplerLayer
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ def _cross_layers(model: Flamingo) -> list[tuple[str, GatedCrossAttention]]:
 def _encoded(model: Flamingo, visual: Tensor) -> tuple[Tensor, Tensor]:
     """Latents [1, L, D] of a visual, and the share of each place in them [L, F, h, w]."""
     frames, count = visual.shape[0], model.config.vision.feature_count
-    with recorded_weights(layer.attend for layer in model.resampler.layers) as weights:
+    with recorded_weights(cast(ResamplerLayer, layer).attend for layer in model.resampler.layers) as weights:
         latents = model.encode(visual[None])
     shares = shares_of_features([layer[0] for layer in weights], frames * count).unflatten(1, (frames, count))
     side = math.isqrt(count)
