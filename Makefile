@@ -44,11 +44,13 @@ fuzz: .venv/test
 		$(if $(KINDS),--kinds "$(KINDS)")
 
 train: .venv/test
-	$(BIN)/flamingo-rt train flamingo --config recipes/tiny/first.toml --out runs/first
-	$(BIN)/flamingo-rt train flamingo --config recipes/tiny/second.toml --start-from runs/first --out runs/tiny
-	$(BIN)/flamingo-rt export --ckpt runs/tiny --out runs/tiny-bundle
-	$(BIN)/flamingo-rt evaluate scenes --model runs/tiny-bundle
+	$(BIN)/flamingo-rt train vision --config recipes/tiny/vision.toml --out $(TINY)/vision
+	$(BIN)/flamingo-rt train language --config recipes/tiny/language.toml --out $(TINY)/language
+	$(BIN)/flamingo-rt train flamingo --config recipes/tiny/flamingo.toml --out $(TINY)/flamingo
+	$(BIN)/flamingo-rt export --ckpt $(TINY)/flamingo --out $(TINY)/bundle
+	$(BIN)/flamingo-rt evaluate scenes --model $(TINY)/bundle
 
+TINY := runs/tiny
 SMALL := runs/small
 MAKE_SCENES := $(BIN)/flamingo-rt data make-scenes --size 96 --out $(SMALL)
 

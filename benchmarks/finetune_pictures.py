@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -25,10 +24,9 @@ from typing import Any
 import flamingo_rt
 from benchmarks.dated_result import RESULTS, write_result
 from benchmarks.drawn_charts import Chart, draw_chart, write_chart_folder
-from benchmarks.processes import ROOT, run
+from benchmarks.processes import ROOT, toolkit
 from benchmarks.random_sources import write_sources
 from flamingo_rt import Image
-from flamingo_rt.child_process import python_command
 from flamingo_rt.config import FlamingoConfig, ViTConfig
 from flamingo_rt.presets import preset
 from flamingo_rt.training.run_log import log_path, read_log
@@ -77,28 +75,20 @@ def small_openflamingo() -> FlamingoConfig:
     )
 
 
-def command(*arguments: str) -> str:
-    """Run a command of flamingo-rt in a process; gives what it printed. Ends the program when it fails."""
-    finished = run(python_command("flamingo_rt", *arguments), together=True)
-    if finished.status != 0:
-        sys.exit(f"flamingo-rt {' '.join(arguments)} failed: {finished.output[-2000:]}")
-    return finished.output
-
-
 def starting_checkpoint(name: str, work: Path) -> Path:
     """The checkpoint to fine-tune."""
     if name == "tiny":
         return ROOT / "models" / "tiny"
     sources, out = work / "sources", work / "imported"
     write_sources(small_openflamingo(), sources)
-    command("import", "openflamingo", "--checkpoint", str(sources / "checkpoint.pt"), "--vision",
+    toolkit("import", "openflamingo", "--checkpoint", str(sources / "checkpoint.pt"), "--vision",
             str(sources / "vision.safetensors"), "--language", str(sources / "language"), "--out", str(out))
     return out
 
 
 def answers(checkpoint: Path, charts: Sequence[Chart], bundle: Path) -> list[str]:
     """Captions by the bundle that the checkpoint is exported to."""
-    command("export", "--ckpt", str(checkpoint), "--out", str(bundle))
+    toolkit("export", "--ckpt", str(checkpoint), "--out", str(bundle))
     model = flamingo_rt.load(bundle)
     prompts = [model.caption_prompt(Image(chart.image)) for chart in charts]
     return [result.text.strip() for result in model.generate_batch(prompts, max_new_tokens=LONGEST)]
@@ -118,7 +108,7 @@ def losses(lines: Sequence[Mapping[str, Any]], name: str) -> tuple[float, float]
 def fine_tune(start_from: Path, way: Way, data: Path, work: Path) -> tuple[Path, dict[str, Any]]:
     """Run the command; gives the checkpoint that it wrote, and how long it took with the losses."""
     out, begun = work / "tuned", time.monotonic()
-    command("train", "flamingo", "--start-from", str(start_from), "--data", f"{data},batch={way.batch},name=charts",
+    toolkit("train", "flamingo", "--start-from", str(start_from), "--data", f"{data},batch={way.batch},name=charts",
             "--out", str(out), *way.arguments())
     seconds = time.monotonic() - begun
     first, last = losses(list(read_log(log_path(out))), "charts")

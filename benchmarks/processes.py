@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from flamingo_rt.child_process import child_environment
+from flamingo_rt.child_process import child_environment, python_command
 
 ROOT = Path(__file__).parents[1]  # the package ``benchmarks`` is imported from here
 TAIL = 3000  # characters of output that a failure is explained with
@@ -106,3 +106,11 @@ def _read(
 def folder_bytes(path: Path) -> int:
     """Bytes of all files in a folder."""
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+
+
+def toolkit(*arguments: str) -> str:
+    """Run a command of flamingo-rt in a process; gives what it printed. Ends the program when it fails."""
+    finished = run(python_command("flamingo_rt", *arguments), together=True)
+    if finished.status != 0:
+        sys.exit(f"flamingo-rt {' '.join(arguments)} failed: {finished.output[-2000:]}")
+    return finished.output

@@ -34,7 +34,7 @@ from flamingo_rt.child_process import child_environment, python_command
 from flamingo_rt.config import ViTConfig
 from flamingo_rt.training.config_file import options_text
 from flamingo_rt.training.options import DataOptions, FlamingoOptions, RunOptions
-from flamingo_rt.training.run_log import log_path, read_log
+from flamingo_rt.training.run_log import last_step, log_path, read_log
 from flamingo_rt.training.state import state_path
 
 WORKERS = (0, 1, 2, 3)
@@ -109,14 +109,6 @@ def start(config: Path, out: Path, workers: int, save_seconds: float, resume: bo
     )
     return subprocess.Popen(command, env=child_environment(), stdout=subprocess.DEVNULL, start_new_session=True,
                             stderr=out.with_name(out.name + ".errors").open("w"))
-
-
-def last_step(out: Path) -> int:
-    """The last step that is in the log, 0 without any."""
-    try:
-        return max((line["step"] for line in read_log(log_path(out))), default=0)
-    except OSError:
-        return 0
 
 
 def _log_identity(out: Path) -> tuple[int, int] | None:

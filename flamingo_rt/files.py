@@ -15,7 +15,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from flamingo_rt.errors import DataError, UsageError
+from flamingo_rt.printable import printable
 from flamingo_rt.unfinished import is_leftover_name, put_in_place, unfinished_folder
+
+
+def path_beside(path: Path, ending: str) -> Path:
+    """The path in the same folder whose name is that of ``path`` with an ending, as ``run.log.jsonl`` beside ``run``;
+    also of ``.`` and ``..``, which have no name of their own."""
+    named = path if path.name not in ("", "..") else _resolved(path)
+    return named.parent / (named.name + ending)
 
 
 @contextmanager
@@ -80,7 +88,8 @@ def check_output(path: Path, overwrite: bool, sources: Iterable[Path] = ()) -> N
     if path.is_symlink():
         raise UsageError(f"{path} is a link: give the folder it points to")
     if path.is_dir() and overwrite and not _is_output(path):
-        raise UsageError(f"{path} holds more than a bundle or a checkpoint, and is not replaced: choose another --out")
+        raise UsageError(f"{path} holds more than a bundle or a checkpoint{_foreign(path)}, and is not replaced: "
+                         "choose another --out, or move it away")
     working = _working_folder()
     if working is not None and _resolved(path) in (working, *working.parents):
         raise UsageError(f"{path} is the folder you are in, or one above it: choose another --out")
@@ -148,14 +157,29 @@ _MARKS = (
 )
 
 
+_BROWSED = (".DS_Store", "Thumbs.db", "desktop.ini")  # left in a folder by programs that show it
+
+
 def _is_output(path: Path) -> bool:
     """Whether a folder is empty or this project's: photographs and other libraries' models are not replaced."""
     entries = [
         entry for entry in path.iterdir()
-        if not is_leftover_name(entry.name) and (entry.name != "engines" or not _holds_engines(entry))
+        if not is_leftover_name(entry.name) and entry.name not in _BROWSED
+        and (entry.name != "engines" or not _holds_engines(entry))
     ]
-    ours = all(entry.is_file() and _WRITTEN.fullmatch(entry.name) for entry in entries)
+    ours = all(map(_is_written_name, entries))
     return not entries or (ours and any(_is_marked(path / name, keys) for name, keys in _MARKS))
+
+
+def _is_written_name(entry: Path) -> bool:
+    return entry.is_file() and _WRITTEN.fullmatch(entry.name) is not None
+
+
+def _foreign(path: Path) -> str:
+    """The name of an entry of a folder that keeps it from being replaced, in brackets; nothing where it is none
+    alone."""
+    names = sorted(entry.name for entry in path.iterdir() if entry.name not in _BROWSED and not _is_written_name(entry))
+    return f" ({printable(names[0])})" if names else ""
 
 
 def _holds_engines(path: Path) -> bool:

@@ -21,24 +21,16 @@ def require_memory(config: FlamingoConfig, bytes_a_parameter: float, purpose: st
     require_bytes(int(parameters * bytes_a_parameter), purpose, made_of)
 
 
-def training_step_bytes(config: FlamingoConfig, tokens: int) -> int:
-    """Bytes of the activations that one training step keeps for its backward pass, for a batch of ``tokens`` tokens.
-
-    A layer keeps about ten vectors of the model's width and three of its feed-forward's for each token, in float32; the
-    head keeps the logits three times.
-    """
-    language, cross = config.language, config.cross_attention
-    layers = language.layers * (10 * language.width + 3 * language.ff_width)
-    layers += len(config.cross_layers) * (10 + 3 * cross.ff_multiplier) * language.width
-    return 4 * tokens * (layers + 3 * language.vocab_size)
-
-
 SMALLER_MODEL = "take a smaller model, or a machine with more memory"
 
 
-def require_bytes(needed: int, purpose: str, made_of: str, remedy: str = SMALLER_MODEL) -> None:
-    """Raise `DataError` when this process cannot get ``needed`` bytes; ``made_of`` explains them in the message."""
-    available = available_bytes()
+def require_bytes(
+    needed: int, purpose: str, made_of: str, remedy: str = SMALLER_MODEL, available: int | None = None
+) -> None:
+    """Raise `DataError` when this process cannot get ``needed`` bytes; ``made_of`` explains them in the message.
+    ``available``: the bytes that there are, of a GPU; by default this host's."""
+    if available is None:
+        available = available_bytes()
     if available is not None and needed > available:
         raise DataError(
             f"{purpose} needs at least {readable_bytes(needed)} of memory ({made_of}), {readable_bytes(available)} are "

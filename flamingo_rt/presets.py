@@ -56,7 +56,7 @@ def _tiny() -> FlamingoConfig:
         cross_attention=CrossAttentionConfig(interval=1, heads=4, head_width=32, norm="rmsnorm", norm_bias=False),
         language=LanguageConfig(
             vocab_size=512, width=128, layers=4, heads=4, kv_heads=2, head_width=32, ff_width=384, context=1024,
-            activation="swiglu",
+            positions="alibi", activation="swiglu",
         ),
         preprocessing=PreprocessingConfig(resize="squash"),  # bars would take pixels, of which there are few
         max_visuals=40,

@@ -61,12 +61,11 @@ def put_in_place(new: Path, target: Path) -> None:
     aside, lock = _locked_folder(target.parent, REPLACED)
     try:
         os.replace(target, aside / target.name)
-        try:
-            os.replace(new, target)
-        except BaseException:
-            if not os.path.lexists(target):
-                os.replace(aside / target.name, target)
-            raise
+        os.replace(new, target)
+    except BaseException:  # Ctrl-C too, which may come between the two
+        if os.path.lexists(aside / target.name) and not os.path.lexists(target):
+            os.replace(aside / target.name, target)
+        raise
     finally:
         _discard(aside)
         _release(lock)

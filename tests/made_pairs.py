@@ -33,6 +33,7 @@ class MadePairs:
     """A `SampleSource` of samples in memory; those in ``damaged`` are refused."""
 
     kind: Literal["pairs"] = "pairs"
+    files = ()
 
     def __init__(self, samples: Sequence[Sample], damaged: Sequence[int] = ()) -> None:
         self.samples, self.damaged = samples, damaged

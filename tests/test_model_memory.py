@@ -68,7 +68,7 @@ def test_a_training_step_that_does_not_fit_is_refused_before_it_begins(available
     options = FlamingoOptions(RunOptions(steps=1, workers=0), (DataOptions("scenes", questions=16),),
                               unfreeze=("vision", "language"))
     stage = open_flamingo_stage(options, World())
-    with pytest.raises(DataError, match=r"a training step needs at least .* tokens in a batch, .*smaller batch"):
+    with pytest.raises(DataError, match=r"a training step needs at least .* of activations, .*lower the batch"):
         train(stage, options.run, tmp_path / "out", World())
     assert not list(tmp_path.iterdir())
 

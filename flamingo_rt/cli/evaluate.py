@@ -19,6 +19,7 @@ from flamingo_rt.printable import printable
 if TYPE_CHECKING:
     from flamingo_rt.evaluation.scene_accuracy import SceneAccuracy
     from flamingo_rt.runtime.model import Model
+    from flamingo_rt.training.scenes import Layout
 
 
 @click.group()
@@ -44,10 +45,12 @@ command.add_command(evaluate_task)
 @click.option("--scenes", type=count(), default=300, show_default=True, metavar="N", help="Pictures to draw.")
 @click.option("--questions", type=click.IntRange(0, 1000), default=4, show_default=True, metavar="N",
               help="Questions about each picture, at most: a simple one has fewer; 0: captions alone.")
+@click.option("--layout", type=click.Choice(["square", "wide", "single"]), default="square", show_default=True,
+              help="Shape of the pictures; wide: from 1:2 to 2:1; single: that, with one object of any size.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object: shares, and counts of each kind.")
 def evaluate_scenes(
     path: Path | None, backend: str, trust_engines: bool, allow_host_code: bool, threads: int | None, scenes: int,
-    questions: int, as_json: bool,
+    questions: int, layout: Layout, as_json: bool,
 ) -> None:
     """Count right captions and answers about drawn scenes that training does not use.
 
@@ -65,19 +68,20 @@ def evaluate_scenes(
     with on_interrupt(lambda: "nothing was printed"):
         model = load(path, backend, threads, trust_engines=trust_engines, allow_host_code=allow_host_code)
         with ProgressBar()(f"{scenes} drawn scenes", scenes * (1 + questions)) as advance:
-            accuracy = scene_accuracy(model, scenes, questions, advance)
+            accuracy = scene_accuracy(model, scenes, questions, advance, layout)
     if as_json:
-        click.echo(json.dumps(_record(model, scenes, accuracy)))
+        click.echo(json.dumps(_record(model, scenes, layout, accuracy)))
     else:
         _print(model, accuracy)
 
 
-def _record(model: Model, scenes: int, accuracy: SceneAccuracy) -> dict[str, Any]:
+def _record(model: Model, scenes: int, layout: Layout, accuracy: SceneAccuracy) -> dict[str, Any]:
     """The JSON object; counts are [right, all]."""
     return {
         "model": model.config.name,
         "backend": model.backend.name,
         "scenes": scenes,
+        "layout": layout,
         "caption_accuracy": round(accuracy.caption_share, 4),
         "captions": {kind: [sum(rights), len(rights)] for kind, rights in sorted(accuracy.captions.items())},
         "questions": sum(map(len, accuracy.questions.values())),

@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from flamingo_rt.cli.dependencies import needs_extra
-from flamingo_rt.cli.interrupts import command_again, on_interrupt
+from flamingo_rt.cli.interrupts import on_interrupt
 from flamingo_rt.cli.paths import PATH_TEXT, READ, WRITTEN
 from flamingo_rt.cli.training_progress import TrainingProgress
 from flamingo_rt.cli.training_start import start_lines
+from flamingo_rt.cli.training_stop import heeded_signals, left_line, stopped_line
 from flamingo_rt.errors import FlamingoError, UsageError
 from flamingo_rt.printable import printable
 from flamingo_rt.training.config_file import OptionField, option_fields, options_text, read_options
 from flamingo_rt.training.options import FlamingoOptions, LanguageOptions, VisionOptions
+from flamingo_rt.training.stop_signals import RunStopped
 
 if TYPE_CHECKING:
     from flamingo_rt.training.run_log import StepReport
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Command = Callable[..., None]
+WRITTEN_KIND = {VisionOptions: "vision", LanguageOptions: "language", FlamingoOptions: "flamingo"}  # of each stage
 
 
 @click.group()
@@ -81,7 +84,8 @@ def _run(
     data: tuple[str, ...], out: Path | None, resume: bool, overwrite: bool, print_config: bool, **keys: Any,
 ) -> None:
     """Read the options, train, and say what was written; ``following`` is the next command, with {out} in it. Of
-    several processes one says it, and an error that all of them meet is raised in one."""
+    several processes one says it, and an error that all of them meet is raised in one. A run that a signal stopped ends
+    with 128 and its number."""
     lists = {key.name for key in option_fields(options_type) if key.is_list}
     given = {
         name: tuple(entry for entry in value.split(",") if entry) if name in lists else value
@@ -90,16 +94,13 @@ def _run(
     with needs_extra("train"):
         from flamingo_rt.training.sharding import join_world, leave_world
 
-        world = join_world()
+        world, code = join_world(), 0
         try:
             options: Any = read_options(options_type, config, given, data)
-            if print_config:
-                text = printable(options_text(options), lines=True)
-            else:
-                done = resume and not overwrite and out is not None and _is_finished(out, options.run.steps)
-                folder = printable(str(out if done else _train(options, open_stage, world, out, resume, overwrite)))
-                said = f"{folder} is finished" if done else f"wrote {folder}"
-                text = f"{said}; next: {following.format(out=folder)}\n"
+            text = (printable(options_text(options), lines=True) if print_config
+                    else _result(options, open_stage, world, out, resume, overwrite, following))
+        except RunStopped as stopped:
+            text, code = printable(stopped_line(stopped, options.run.steps, world)) + "\n", 128 + stopped.number
         except FlamingoError as error:
             if world.says_first(str(error)):
                 raise
@@ -115,57 +116,68 @@ def _run(
         finally:
             leave_world()
     if world.is_first:
-        click.echo(text, nl=False)
+        click.echo(text, nl=False, err=code != 0)
+    if code:
+        sys.exit(code)
 
 
-def _is_finished(out: Path, steps: int) -> bool:
-    """Whether ``out`` is the result of a run of so many steps, by its log, and nothing of it is left to do."""
+def _result(
+    options: Any, open_stage: Callable[[Any, World], Stage], world: World, out: Path | None, resume: bool,
+    overwrite: bool, following: str,
+) -> str:
+    """Train, unless the run that ``resume`` asks for is finished; gives a line about the folder and what is next."""
+    if out is None:
+        raise UsageError("--out is missing: the folder to write")
+    finished = resume and not overwrite and world.from_first(lambda: _is_finished(out, options))
+    wrote = not finished and _train(options, open_stage, world, out, resume, overwrite)
+    folder = printable(str(out))
+    said = f"wrote {folder}" if wrote else f"{folder} is finished"
+    return f"{said}; next: {following.format(out=folder)}\n"
+
+
+def _is_finished(out: Path, options: Any) -> bool:
+    """Whether ``out`` is the result of a run of this stage of as many steps, by its log, and nothing of it is left to
+    do; the state of such a run that was killed before it had removed it is removed."""
     from flamingo_rt.checkpoints import is_checkpoint
-    from flamingo_rt.training.run_log import last_step
-    from flamingo_rt.training.state import state_path
+    from flamingo_rt.training.run_log import finished_steps
+    from flamingo_rt.training.state import has_state, remove_state, saved_step, state_path
+    from flamingo_rt.training.towers import folder_kind
 
-    return is_checkpoint(out) and not state_path(out).exists() and last_step(out) == steps
+    steps, state = options.run.steps, state_path(out)
+    if not is_checkpoint(out) or finished_steps(out) != steps or folder_kind(out) != WRITTEN_KIND[type(options)]:
+        return False
+    if has_state(state):
+        if saved_step(state) != steps:
+            return False
+        remove_state(state)
+    return True
 
 
 def _train(
-    options: Any, open_stage: Callable[[Any, World], Stage], world: World, out: Path | None, resume: bool,
-    overwrite: bool,
-) -> Path:
-    """Train; gives the folder that was written."""
+    options: Any, open_stage: Callable[[Any, World], Stage], world: World, out: Path, resume: bool, overwrite: bool,
+) -> bool:
+    """Train; gives whether anything was left to do."""
     from flamingo_rt.training.loop import check_run, train
     from flamingo_rt.training.run_log import RunLog
     from flamingo_rt.training.state import state_path
 
-    if out is None:
-        raise UsageError("--out is missing: the folder to write")
     if not options.data:
         raise UsageError("there is no data: give --data SOURCE, or [[data]] tables in the --config file")
-    folder = out
-    with on_interrupt(lambda: _left(state_path(folder), world, options.run.save_seconds)):
-        world.from_first(lambda: check_run(folder, resume, overwrite))
+    with on_interrupt(lambda: left_line(state_path(out), world)):
+        world.from_first(lambda: check_run(out, resume, overwrite))
         stage = open_stage(options, world)
         unit = "pictures" if isinstance(options, VisionOptions) else "tokens"
-        with RunLog(folder) as log, TrainingProgress(options.run.steps, world.is_first, unit) as shown:
+        with RunLog(out) as log, TrainingProgress(options.run.steps, world.is_first, unit) as shown:
 
             def on_start(done: int) -> None:
-                shown.start(start_lines(stage, options.run, state_path(folder), done, resume))
+                shown.start(start_lines(stage, options.run, state_path(out), done, resume))
 
             def on_step(report: StepReport) -> None:
                 log.add(report)
                 shown.step(report)
 
-            train(stage, options.run, folder, world, resume=resume, overwrite=overwrite, on_start=on_start,
-                  on_step=on_step)
-    return folder
-
-
-def _left(state: Path, world: World, save_seconds: float) -> str:
-    """A line about the state that an interrupted run left, with the command that continues it."""
-    if not state.exists():
-        return f"nothing was saved yet; the state is saved every {save_seconds:g} seconds (--save-seconds)"
-    if world.size > 1:
-        return f"the state is in {state}; go on with the same command and --resume, on any number of processes"
-    return f"the state is in {state}; go on with: {command_again('--resume')}"
+            return train(stage, options.run, out, world, resume=resume, overwrite=overwrite, on_start=on_start,
+                         on_step=on_step, on_written=lambda: log.finish(options.run.steps), stop=heeded_signals(world))
 
 
 @command.command("vision")

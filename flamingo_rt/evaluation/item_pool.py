@@ -22,8 +22,8 @@ class Row:
     """An item as it stands in a file, before any of it is checked.
 
     ``where`` is its place in messages, ``name`` becomes the item's. ``file`` is the name of its picture or clip, and
-    stands under the key ``visual``, which is None where there is none. ``key`` is what the answers are called. ``group``
-    is None where an item has none.
+    stands under the key ``visual``, which is None where there is none. ``key`` is what the answers are called.
+    ``group`` is None where an item has none.
     """
 
     where: str

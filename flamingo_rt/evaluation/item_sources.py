@@ -73,7 +73,7 @@ def _read_classes(folder: Path, source: ItemSource, kind: TaskKind) -> ItemPool:
     _only("classes", "a folder of folders holds classes", source, kind)
     if source.images is not None:
         raise UsageError(f"{source.where}: {folder} holds its own pictures: leave images out")
-    files = ImageFolder.open(folder, "{}").files
+    files = ImageFolder.open(folder, "{}").names
     rows = (Row(printable(str(folder / file)), printable(file), "the name of the class",
                 [class_name(file.split("/", 1)[0])], file=file) for file in files)
     return _pool(rows, kind, folder, source)

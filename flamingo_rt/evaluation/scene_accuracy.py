@@ -8,12 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from flamingo_rt.processing.prompt import Part
 from flamingo_rt.processing.visuals import Image
 from flamingo_rt.runtime.model import Model
+
+if TYPE_CHECKING:
+    from flamingo_rt.training.scenes import Layout
 
 SEED = 20_261_123
 BATCH = 16
@@ -47,16 +51,18 @@ def _share(kinds: dict[str, list[bool]]) -> float:
 
 
 def scene_accuracy(
-    model: Model, count: int, questions_each: int = 4, on_batch: Callable[[int], None] = lambda done: None
+    model: Model, count: int, questions_each: int = 4, on_batch: Callable[[int], None] = lambda done: None,
+    layout: Layout = "square",
 ) -> SceneAccuracy:
     """Ask ``model`` for a caption of each of ``count`` scenes, then up to ``questions_each`` questions about each.
 
-    ``on_batch`` is called with the number of prompts answered since the last call. Raises `DependencyError` without
-    scikit-learn, whose digits are drawn, and whatever `Model.generate_batch` raises.
+    ``layout`` is the pictures' shape: see `flamingo_rt.training.scenes.sample`. ``on_batch`` is called with the number
+    of prompts answered since the last call. Raises `DependencyError` without scikit-learn, whose digits are drawn, and
+    whatever `Model.generate_batch` raises.
     """
     from flamingo_rt.training import scenes
 
-    samples = [scenes.sample(SEED, index, "heldout") for index in range(count)]
+    samples = [scenes.sample(SEED, index, "heldout", layout=layout) for index in range(count)]
     images = [Image(sample.image) for sample in samples]
     prompts = model.config.prompts
     answers = _answers(model, [[image, prompts.caption] for image in images], on_batch)

@@ -165,7 +165,8 @@ class _TaskFile:
     def _check_classes(
         self, classes: Sequence[str], origin: str, items: Sequence[Item], support: Sequence[Item]
     ) -> None:
-        where = f"the support of the group {shown(items[0].group)}" if items[0].group and origin == "support" else origin
+        group = items[0].group if origin == "support" else ""
+        where = f"the support of the group {shown(group)}" if group else origin
         if len(classes) < 2:
             raise DataError(f"{self._file}: {where} has the one class {shown(classes[0])}: there is nothing to choose")
         known = set(classes)

@@ -26,10 +26,11 @@ body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1080px; mar
 h1 { font-size: 1.5rem; margin-bottom: .2rem } h2 { font-size: 1.1rem; margin-top: 2rem } .quiet { color: #555 }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .92rem }
 th, td { padding: .2rem 1.1rem .2rem 0; text-align: right; border-bottom: 1px solid #e3e3e3; white-space: nowrap }
-th:first-child, td:first-child { text-align: left } svg text { font: 12px system-ui, sans-serif }
+th:nth-child(-n+2), td:nth-child(-n+2) { text-align: left } svg text { font: 12px system-ui, sans-serif }
 .answer { display: flex; gap: .8rem; align-items: flex-start; margin: .8rem 0; flex-wrap: wrap }
 figure { margin: 0; width: 96px; font-size: .75rem; line-height: 1.3 } img { width: 96px; height: 96px;
-  object-fit: contain; background: #f3f3f3 } .query { width: auto; min-width: 150px; font-size: .85rem }
+  object-fit: contain; background: #f3f3f3 } .query img { outline: 2px solid #555 }
+.query { width: auto; min-width: 150px; font-size: .85rem; margin-left: .8rem }
 .right { border-left: 3px solid #009e73; padding-left: .6rem } .wrong { border-left: 3px solid #d55e00;
   padding-left: .6rem }
 """

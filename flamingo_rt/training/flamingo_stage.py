@@ -21,17 +21,18 @@ from torch import Tensor, nn
 from flamingo_rt.checkpoints import StoredModel, write_checkpoint
 from flamingo_rt.errors import UsageError
 from flamingo_rt.model.flamingo import IGNORED_LABEL, Flamingo
-from flamingo_rt.model_memory import TRAINING, WEIGHTS, require_bytes, training_step_bytes
 from flamingo_rt.training.data.document_batches import FlamingoBatch
 from flamingo_rt.training.feature_cache import FeatureCache, as_stored, tensors_digest
+from flamingo_rt.training.given_files import GivenFiles
 from flamingo_rt.training.loop import clip_norm
 from flamingo_rt.training.lora import add_lora
+from flamingo_rt.training.memory import decoder_bytes
 from flamingo_rt.training.merging import MergedLayer, merged_tensors
 from flamingo_rt.training.new_tokens import train_new_tokens
 from flamingo_rt.training.options import SCENES, DataOptions, FlamingoOptions
 from flamingo_rt.training.sample_answers import ROWS, sample_answers
 from flamingo_rt.training.sharding import World, freeze_in_precision, whole
-from flamingo_rt.training.stage import Dataset, Loss, is_matrix
+from flamingo_rt.training.stage import Dataset, Division, Loss, is_matrix
 from flamingo_rt.training.vision_task import VisionTask
 from flamingo_rt.weights.lazy import LazyTensor, in_memory
 
@@ -96,13 +97,14 @@ class FlamingoStage:
     def __init__(
         self, model: Flamingo, tokenizer: Tokenizer, datasets: Sequence[Dataset], options: FlamingoOptions,
         new_tokens: tuple[int, ...], world: World, cache: FeatureCache | None = None,
-        given: Mapping[str, LazyTensor] | None = None,
+        given: Mapping[str, LazyTensor] | None = None, files: GivenFiles | None = None,
     ) -> None:
         """``new_tokens`` are the ids whose embeddings are trained though the language model is frozen. ``given`` are
         the tensors that the model was loaded from: frozen ones are written as they are there, not as bfloat16 rounded
-        them."""
+        them, unless ``files``, where they are, have changed."""
         self.config, self.tokenizer, self.datasets, self._options = model.config, tokenizer, datasets, options
-        self._world, self._cache, self._given, self._checked = world, cache, given or {}, False
+        self._world, self._cache, self._given, self._files = world, cache, given or {}, files
+        self.division: Division = "none" if options.vision_task else "parts"  # that task is computed on whole batches
         self._frozen = frozen_identity(model, options.unfreeze)
         precision = options.run.precision
         if "vision" not in options.unfreeze:
@@ -128,9 +130,6 @@ class FlamingoStage:
 
     def loss(self, dataset: str, batch: FlamingoBatch) -> Loss:
         """See `Stage.loss`: cross-entropy of the labels; the vision task's is beside it."""
-        if not self._checked:
-            self._require_memory(batch)
-            self._checked = True
         batch = batch.to(self._world.device)
         logits, extra, new, _ = self.model(batch)
         if self._cache is not None and new is not None:
@@ -141,14 +140,10 @@ class FlamingoStage:
                                 ignore_index=IGNORED_LABEL, reduction="sum")
         return Loss(total, None if extra is None else self._options.vision_task * extra)
 
-    def _require_memory(self, batch: FlamingoBatch) -> None:
-        trained = sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
-        tokens = batch.input_ids.numel()
-        require_bytes(
-            training_step_bytes(self.config, tokens) + (TRAINING - WEIGHTS) * trained // self._world.size,
-            "a training step", f"{tokens:,} tokens in a batch, gradients and AdamW's moments",
-            "take a smaller batch, a larger accumulate, checkpoint_activations, or a machine with more memory",
-        )
+    def activation_bytes(self, batch: FlamingoBatch) -> int:
+        """See `Stage.activation_bytes`: those of the language model and of the gated layers."""
+        gated = [self.config.cross_attention.ff_multiplier * self.config.language.width] * len(self.config.cross_layers)
+        return decoder_bytes(self.config.language, gated, batch.input_ids.numel(), self._options.run)
 
     def targets(self, batch: FlamingoBatch) -> int:
         """See `Stage.targets`: the labelled tokens."""
@@ -200,7 +195,7 @@ class FlamingoStage:
         return {"model": self.config.to_dict(), "tokenizer": tokenizer, "frozen": self._frozen,
                 "cached": self._cache is not None,  # features are rounded then
                 "trained": {"unfreeze": list(self._options.unfreeze), "lora": self._options.lora,
-                            "vision_task": self._options.vision_task}}
+                            "vision_task": self._options.vision_task, "gates": self._options.gates}}
 
     def write(self, out: Path, overwrite: bool) -> None:
         """See `Stage.write`: a checkpoint; trained rows and low-rank updates are merged into the frozen weights. The
@@ -215,6 +210,8 @@ class FlamingoStage:
                     gathered[name] = complete.cpu()
 
         def write() -> None:
+            if self._files is not None:
+                self._files.require_unchanged()
             tensors = {**in_memory(merged_tensors(model, gathered, self._given), out), **kept}
             ordered = {name: tensors[name] for name in model.state_dict() if name in tensors}
             write_checkpoint(out, StoredModel(self.config, self.tokenizer.to_str(pretty=True), ordered), overwrite)

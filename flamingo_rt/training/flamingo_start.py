@@ -28,6 +28,7 @@ from flamingo_rt.training.data.scene_tasks import SceneTasks
 from flamingo_rt.training.data.sources import check_names, open_source
 from flamingo_rt.training.feature_cache import FeatureCache, encoder_identity
 from flamingo_rt.training.flamingo_stage import LARGEST_GATE, FlamingoStage, check_something_is_given
+from flamingo_rt.training.given_files import GivenFiles
 from flamingo_rt.training.memory import require_training_memory
 from flamingo_rt.training.options import SCENES, DataOptions, FlamingoOptions
 from flamingo_rt.training.parts import given_tokenizer, join_parts, with_predictable
@@ -57,6 +58,7 @@ def open_flamingo_stage(options: FlamingoOptions, world: World) -> FlamingoStage
         raise UsageError("vision_task needs whole batches: leave it out, or train in one process")
     sources = {entry: open_source(entry) for entry in options.data if entry.source != SCENES}
     start = _starting_point(options, sources)
+    files = GivenFiles.of(start.tensors)
     _require_memory(start.config, options.unfreeze, world)
     tokenizer = parse_tokenizer(start.tokenizer.encode(), Path(options.tokenizer or TOKENIZER),
                                 start.config.language.vocab_size)
@@ -72,7 +74,8 @@ def open_flamingo_stage(options: FlamingoOptions, world: World) -> FlamingoStage
                                                     cache))
         for number, entry in enumerate(options.data)
     ]
-    return FlamingoStage(model, tokenizer, datasets, options, start.new_tokens, world, cache, start.tensors)
+    files.require_unchanged()  # while they were read
+    return FlamingoStage(model, tokenizer, datasets, options, start.new_tokens, world, cache, start.tensors, files)
 
 
 def _require_memory(config: FlamingoConfig, unfreeze: Sequence[str], world: World) -> None:
@@ -150,8 +153,6 @@ def _batches(
         entry = replace(entry, next_image=0.0, images=config.max_visuals)
     elif source is None:
         return SceneBatches(config, tokenizer, options.run.seed, entry.batch, entry.questions, number)
-    if source.kind == "text":
-        raise UsageError(f"data {entry.source!r} holds texts without pictures: train language takes those")
     return DocumentBatches(source, entry, config, tokenizer, options.run.seed, number, cache)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,10 @@ from flamingo_rt.training.data.scene_tasks import SceneTaskTexts
 from flamingo_rt.training.data.sources import check_names, open_source
 from flamingo_rt.training.data.text_batches import TextBatch, TextBatches
 from flamingo_rt.training.loop import clip_norm
-from flamingo_rt.training.memory import require_training_memory
-from flamingo_rt.training.options import SCENES, DataOptions, LanguageOptions
+from flamingo_rt.training.memory import decoder_bytes, require_training_memory
+from flamingo_rt.training.options import SCENES, DataOptions, LanguageOptions, RunOptions
 from flamingo_rt.training.sharding import World, whole_state
-from flamingo_rt.training.stage import Dataset, Loss
+from flamingo_rt.training.stage import Dataset, Division, Loss
 from flamingo_rt.training.texts import MOST_TEXTS, TOKENIZER_SCENES, source_texts
 from flamingo_rt.training.tokenizer_training import train_tokenizer
 from flamingo_rt.training.towers import folder_kind, write_tower
@@ -42,13 +43,15 @@ SAMPLE_ROWS, PROMPT_TOKENS, SAMPLE_TOKENS = 3, 12, 24
 class LanguageStage:
     """A `Stage`; `open_language_stage` makes it from options."""
 
+    division: Division = "parts"
+
     def __init__(
         self, model: LanguageModel, tokenizer: Tokenizer, tokens: TokensConfig, datasets: Sequence[Dataset],
-        world: World,
+        run: RunOptions, world: World,
     ) -> None:
         self.model, self.datasets = model.to(world.device), datasets
         self.config, self.tokenizer, self.tokens_config = model.config, tokenizer, tokens
-        self._world = world
+        self._run, self._world = run, world
         self._copied, self._copies = 0.0, 0  # loss and number of repeated tokens since the numbers were asked for
 
     def shards(self) -> Sequence[nn.Module]:
@@ -69,6 +72,10 @@ class LanguageStage:
             self._copied += float(losses.detach().view_as(labels)[batch.repeated].sum())
             self._copies += int((labels[batch.repeated] != IGNORED_LABEL).sum())
         return Loss(losses.sum())
+
+    def activation_bytes(self, batch: TextBatch) -> int:
+        """See `Stage.activation_bytes`."""
+        return decoder_bytes(self.config, (), batch.input_ids.numel(), self._run)
 
     def targets(self, batch: TextBatch) -> int:
         """See `Stage.targets`: the tokens that are predicted."""
@@ -98,9 +105,10 @@ class LanguageStage:
         return {"copy_loss": copied / copies} if copies else {}
 
     def sample_lines(self) -> Iterator[str]:
-        """See `Stage.sample_lines`: greedy continuations of the first tokens of a few rows of each dataset."""
+        """See `Stage.sample_lines`: greedy continuations of the first tokens of a few rows of each dataset, which
+        the first rank draws for all."""
         for dataset in self.datasets:
-            drawn = dataset.batches.draw(0, 0, 1)
+            drawn = self._world.from_first(partial(dataset.batches.draw, 0, 0, 1))
             if drawn.error is not None:
                 continue
             batch = drawn.batch.to(self._world.device)
@@ -139,7 +147,7 @@ def open_language_stage(options: LanguageOptions, world: World) -> LanguageStage
     check_names(options.data)
     sources = [open_texts(entry, options.run.seed) for entry in options.data]
     if options.tokenizer is not None:
-        tokenizer, tokens = given_tokenizer(Path(options.tokenizer))
+        tokenizer, tokens = tokenizer_and_tokens(Path(options.tokenizer))
     else:
         tokens = TokensConfig()
         texts = (text for source in sources for text in _tokenizer_texts(source, len(sources)))
@@ -155,7 +163,7 @@ def open_language_stage(options: LanguageOptions, world: World) -> LanguageStage
         ))
         for number, (entry, source) in enumerate(zip(options.data, sources, strict=True))
     ]
-    return LanguageStage(LanguageModel(config), tokenizer, tokens, datasets, world)
+    return LanguageStage(LanguageModel(config), tokenizer, tokens, datasets, options.run, world)
 
 
 def open_texts(options: DataOptions, seed: int) -> SampleSource:
@@ -171,7 +179,7 @@ def _tokenizer_texts(source: SampleSource, sources: int) -> Iterator[str]:
     return source_texts(source, TOKENIZER_SCENES if scenes else max(1, MOST_TEXTS // sources))
 
 
-def given_tokenizer(path: Path) -> tuple[Tokenizer, TokensConfig]:
+def tokenizer_and_tokens(path: Path) -> tuple[Tokenizer, TokensConfig]:
     """The tokenizer in a folder or file, with the tokens that stage 3 needs, and the texts of its special tokens.
 
     They are those of the config.json beside it where a model of this project is there, this project's usual ones where

@@ -10,9 +10,10 @@ killed goes on as if it had not been.
 
 from __future__ import annotations
 
+import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -21,66 +22,136 @@ import numpy as np
 import torch
 from torch import nn
 
-from flamingo_rt.errors import DataError, UsageError
+from flamingo_rt.errors import DataError, FlamingoError, UsageError
 from flamingo_rt.files import check_output
 from flamingo_rt.training.data.loader import drawn
 from flamingo_rt.training.flops import StepFlops, matrix_rate, shapes, utilisation
+from flamingo_rt.training.memory import require_step_memory
 from flamingo_rt.training.options import RunOptions
 from flamingo_rt.training.run_log import StepReport
 from flamingo_rt.training.sharding import World, autocast, compile_layers, local, recompute_activations, shard, whole
-from flamingo_rt.training.shortage import shortage_explained
+from flamingo_rt.training.shortage import shortage_explained, writing_explained
 from flamingo_rt.training.stage import Dataset, Drawn, Stage
-from flamingo_rt.training.state import RunPosition, load_state, remove_state, save_state, state_path, trained_parameters
+from flamingo_rt.training.state import (
+    RunPosition,
+    folder_number,
+    has_state,
+    is_written,
+    load_state,
+    read_position,
+    remove_state,
+    save_state,
+    state_path,
+    trained_parameters,
+)
+from flamingo_rt.training.stop_signals import RunStopped, StopSignals
 
-FEWEST_READ = 100  # samples before a share of damaged ones means anything
+UNLIKELY = 1e-3  # probability of as many damaged samples by chance below which a run is stopped
 
 
 def train(
     stage: Stage, options: RunOptions, out: Path, world: World, *, resume: bool = False, overwrite: bool = False,
     on_start: Callable[[int], None] = lambda done: None, on_step: Callable[[StepReport], None] = lambda report: None,
-) -> None:
+    on_written: Callable[[], None] = lambda: None, stop: StopSignals | None = None,
+) -> bool:
     """Train ``stage`` and write its result to ``out``; every rank calls this. ``on_start`` is told how many steps the
-    state holds that the run goes on from.
+    state holds that the run goes on from; ``on_written`` is called in the first rank when the result is in its place.
+    ``stop``: signals after which the run saves its state and ends; by default none.
+
+    Gives whether there was anything to do: a run that was killed after it had written ``out`` only lost the time to
+    remove its state.
 
     Raises `UsageError` when ``out`` exists, or an unfinished run is there and ``resume`` is not asked for; `DataError`
-    for a loss that is no number, for too many damaged samples, and for a state that cannot be gone on with.
+    for a loss that is no number, for too many damaged samples, and for a state that cannot be gone on with;
+    `RunStopped` after such a signal.
     """
     world.from_first(lambda: check_run(out, resume, overwrite))
-    state = state_path(out)
+    state, same = state_path(out), _identity(stage, options)
+    if world.from_first(lambda: is_written(out)):
+        world.from_first(lambda: _remove_finished(state, same, on_written))
+        return False
     run = _Run(stage, options, world, state, on_step if world.is_first else lambda report: None)
-    same = _identity(stage, options)
-    if state.exists():
-        run.at = load_state(state, stage.model, run.optimizer, same, world)
-    if world.is_first:
-        on_start(run.at.step)
+    # One rank that ended at a signal while others heed it would leave them waiting: all heed it before they first meet.
+    with stop or StopSignals() as asked:
+        if world.from_first(lambda: has_state(state)):
+            run.at = load_state(state, stage.model, run.optimizer, same, world)
+        run.at.replaced = world.from_first(lambda: folder_number(out))
+        if world.is_first:
+            on_start(run.at.step)
+        _take_steps(run, same, asked)
+    with writing_explained(state):
+        stage.write(out, overwrite)
+    world.from_first(on_written)
+    world.from_first(lambda: remove_state(state))
+    return True
+
+
+def _remove_finished(state: Path, same: Mapping[str, Any], on_written: Callable[[], None]) -> None:
+    read_position(state, same)  # raises where it is of another run
+    on_written()
+    remove_state(state)
+
+
+def _take_steps(run: _Run, same: Mapping[str, Any], asked: StopSignals) -> None:
+    """Take all steps that are left, and save the state now and then, after the last one, and when a signal came."""
+    stage, options, world = run.stage, run.options, run.world
     stage.model.train()
     batches = drawn(stage.datasets, run.at.step, options.steps, run.parts, world.size * options.accumulate,
                     options.workers, options.mixing == "round-robin")
     saved = time.monotonic()
-    while run.at.step < options.steps:
-        with shortage_explained(options, run.at.step + 1):
+    _, stopped = _agreed(world, False, asked.number)
+    while not stopped and run.at.step < options.steps:
+        with shortage_explained(options, run.at.step + 1, stage.division):
             report = run.step(batches)
             if options.sample_steps and (run.at.step % options.sample_steps == 0 or run.at.step == options.steps):
                 samples = run.sample()
                 report = replace(report, samples=samples, scalars={**report.scalars, **stage.scalars()})
         run.on_step(report)
+        due, stopped = _agreed(world, time.monotonic() - saved > options.save_seconds, asked.number)
         # The last step's state is saved too: writing the result may fail.
-        if run.at.step == options.steps or any(world.gathered(time.monotonic() - saved > options.save_seconds)):
-            save_state(state, stage.model, run.optimizer, run.at, same, world)
+        last = run.at.step == options.steps
+        if due or stopped or last:
+            failed = _save(run, same)
+            if failed is not None and not last:
+                raise failed
+            if failed is not None:  # the result may be smaller than the state, and is all that is left of the run
+                stopped = 0
+                if world.is_first:
+                    logging.getLogger(__name__).warning(f"the last state was not saved ({failed}); the result is "
+                                                        "written all the same")
             saved = time.monotonic()
-    stage.write(out, overwrite)
-    world.from_first(lambda: remove_state(state))
+    if stopped:
+        raise RunStopped(stopped, run.at.step, run.state)
+
+
+def _save(run: _Run, same: Mapping[str, Any]) -> FlamingoError | None:
+    """Save the state. Gives the error of a rank that could not, to all of them, so that they go on together."""
+    failed = None
+    try:
+        save_state(run.state, run.stage.model, run.optimizer, run.at, same, run.world)
+    except FlamingoError as error:
+        failed = error
+    return next((error for error in run.world.gathered(failed) if error is not None), None)
+
+
+def _agreed(world: World, due: bool, number: int) -> tuple[bool, int]:
+    """Whether a state is due in any rank, and a signal that any rank was sent, 0 for none: the same in all of them."""
+    everyone = world.gathered((due, number))
+    return any(due for due, _ in everyone), max(number for _, number in everyone)
 
 
 def check_run(out: Path, resume: bool, overwrite: bool) -> None:
     """Refuse an output before any work is done for it.
 
     Raises `UsageError` when ``out`` exists and may not be replaced, or an unfinished run is there and ``resume`` is not
-    asked for; `DataError` where no folder can be written.
+    asked for; `DataError` where no folder can be written. A resumed run that has written ``out`` already may go on: its
+    state is left to be removed.
     """
+    if resume and is_written(out):
+        return
     check_output(out, overwrite)
     state = state_path(out)
-    if state.exists() and not resume:
+    if has_state(state) and not resume:
         raise UsageError(f"an unfinished run is at {state}: continue it with --resume, or delete it to start anew")
 
 
@@ -98,7 +169,7 @@ class _Run:
         self, stage: Stage, options: RunOptions, world: World, state: Path, on_step: Callable[[StepReport], None]
     ) -> None:
         self.stage, self.options, self.world, self.on_step, self.at = stage, options, world, on_step, RunPosition()
-        self.state = state
+        self.state, self.fits = state, False  # whether a step has been found to fit into memory
         self.flops = StepFlops()
         self.rate = matrix_rate(world.device, torch.float32 if options.precision == "fp32" else torch.bfloat16)
         self.parts = range(world.rank * options.accumulate, (world.rank + 1) * options.accumulate)
@@ -151,6 +222,8 @@ class _Run:
         targets = self.world.total(sum(self.stage.targets(part.batch) for part in parts))
         total = 0.0
         for part in parts:
+            if not self.fits:
+                self._check_memory(part)
             with self.flops.part((dataset.name, shapes(part.batch))):
                 with autocast(self.world, self.options.precision):
                     loss = self.stage.loss(dataset.name, part.batch)
@@ -174,10 +247,17 @@ class _Run:
             )
         return total / targets if targets else None
 
+    def _check_memory(self, part: Drawn) -> None:
+        """Raise `DataError` where a step on this part of a batch, the first, needs more memory than there is."""
+        trained = sum(parameter.numel() for parameter in trained_parameters(self.stage.model).values())
+        require_step_memory(self.stage.activation_bytes(part.batch), trained, bool(self.optimizer.state), self.options,
+                            self.stage.division, self.world)
+        self.fits = True
+
     def _remedy(self, otherwise: str = "") -> str:
         """Say what to do after a step that came to no number; ``otherwise`` is one more way to start anew."""
-        if self.state.exists():
-            anew = otherwise and f", or start anew {otherwise}"
+        if has_state(self.state):
+            anew = otherwise and f", or delete it and start anew {otherwise}"
             return f"go on from {self.state} with --resume and a lower learning_rate or gradient_clip{anew}"
         anew = otherwise and f", or {otherwise}"
         return f"nothing was saved yet; start anew with a lower learning_rate or gradient_clip{anew}"
@@ -198,7 +278,7 @@ class _Run:
 
     def _count_damaged(self, dataset: Dataset, parts: Sequence[Drawn]) -> list[str]:
         """Count what all ranks read; gives damaged samples with their reasons. Raises the error of any rank, and
-        `DataError` where more than ``max_damaged`` of the samples are damaged."""
+        `DataError` where more than ``max_damaged`` of the data are surely damaged."""
         mine = ([part.error for part in parts if part.error], sum(part.read for part in parts),
                 [text for part in parts for text in part.damaged])
         everyone = self.world.gathered(mine)
@@ -208,12 +288,11 @@ class _Run:
             self.at.read += read
             self.at.damaged += len(damaged)
         damaged = [text for _, _, texts in everyone for text in texts]
-        share = self.at.damaged / max(self.at.read, FEWEST_READ)
-        if damaged and share > self.options.max_damaged:
+        if damaged and surely_more(self.at.damaged, self.at.read, self.options.max_damaged):
             raise DataError(
                 f"{self.at.damaged} of {self.at.read} samples are damaged, more than max_damaged "
                 f"{self.options.max_damaged:g}; the last, of {dataset.name}: {damaged[-1]}. Mend them (flamingo-rt "
-                "data check lists all), or raise max_damaged"
+                "data check lists all) and start anew, or raise max_damaged"
             )
         return damaged
 
@@ -225,6 +304,20 @@ class _Run:
                 return tuple(self.stage.sample_lines())
         finally:
             self.stage.model.train()
+
+
+def surely_more(found: int, read: int, share: float) -> bool:
+    """Whether ``found`` of ``read`` samples say that more than ``share`` of the data are so: were it ``share``, as many
+    or more would be found with a probability below `UNLIKELY` (Chernoff's bound of the binomial distribution)."""
+    seen = found / read
+    if seen <= share:
+        return False
+    if share == 0:
+        return True
+    distance = seen * math.log(seen / share)  # of Kullback and Leibler
+    if seen < 1:
+        distance += (1 - seen) * math.log((1 - seen) / (1 - share))
+    return read * distance > -math.log(UNLIKELY)
 
 
 def clip_norm(parameters: Iterable[nn.Parameter], bound: float) -> float:

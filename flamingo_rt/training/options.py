@@ -96,18 +96,25 @@ class DataOptions:
 
 # Keys of a dataset that a stage does not read: one that is given there is a mistake.
 UNREAD = {
-    "vision": ("tokens", "images", "next_image", "chunks", "prompt"),
-    "language": ("tokens", "images", "next_image", "chunks", "prompt", "frames", "fps", "augment", "leading_space"),
+    "vision": ("tokens", "images", "next_image", "chunks", "prompt", "frames", "fps", "questions"),
+    "language": ("tokens", "images", "next_image", "chunks", "prompt", "frames", "fps", "augment", "leading_space",
+                 "questions"),
+    "flamingo": ("questions",),
 }
+# The same of the source scenes, whose batches stage 3 makes in a way of their own.
+UNREAD_OF_SCENES = ("tokens", "images", "next_image", "chunks", "prompt", "frames", "fps", "augment", "leading_space",
+                    "template")
 
 
 def check_read(stage: str, data: tuple[DataOptions, ...]) -> None:
     """Raise `UsageError` for a key of a dataset that stage ``stage`` does not read and that is not at its default."""
     for entry in data:
+        drawn = stage == "flamingo" and entry.source == SCENES and entry.kind in ("auto", "scenes")
+        unread, where = (UNREAD_OF_SCENES, " on drawn scenes") if drawn else (UNREAD[stage], "")
         for key in fields(entry):
             given = getattr(entry, key.name)
-            require_option(key.name not in UNREAD[stage] or given == key.default,
-                           f"data {entry.source!r}: {key.name} has no effect in train {stage}: leave it out")
+            require_option(key.name not in unread or given == key.default,
+                           f"data {entry.source!r}: {key.name} has no effect in train {stage}{where}: leave it out")
 
 
 @dataclass(frozen=True)
@@ -228,6 +235,7 @@ class FlamingoOptions:
     cache_bytes: int = option(20_000_000_000, "Most bytes in that folder.")
 
     def __post_init__(self) -> None:
+        check_read("flamingo", self.data)
         check_numbers(self, counts=("cache_bytes",))
         known = ("vision", "language", "embedding")
         for part in self.unfreeze:

@@ -1,7 +1,8 @@
 """Logs of a run, beside its output: a line of JSON for each step in ``OUT.log.jsonl``, and TensorBoard's files.
 
 A run that goes on after a kill may have logged steps that its last state does not hold. Their lines are removed before
-the first new one is written, so that each step is there once.
+the first new one is written, so that each step is there once. The last line of a finished run is
+``{"finished": steps}``; a later run with the same output removes it with its first step.
 """
 
 from __future__ import annotations
@@ -9,13 +10,17 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
 from flamingo_rt.errors import DataError
-from flamingo_rt.files import check_file, replacing_file
+from flamingo_rt.files import check_file, path_beside, replacing_file
+
+FINISHED = "finished"  # the key of the end mark, whose value is the number of steps
 
 
 @dataclass(frozen=True)
@@ -52,12 +57,12 @@ class StepReport:
 
 def log_path(out: Path) -> Path:
     """File of a line for each step of the run that writes ``out``."""
-    return out.with_name(out.name + ".log.jsonl")
+    return path_beside(out, ".log.jsonl")
 
 
 def tensorboard_path(out: Path) -> Path:
     """Folder of TensorBoard's files of the run that writes ``out``."""
-    return out.with_name(out.name + ".tensorboard")
+    return path_beside(out, ".tensorboard")
 
 
 class RunLog:
@@ -82,14 +87,30 @@ class RunLog:
 
     def add(self, report: StepReport) -> None:
         """Write a step. Raises `DataError` for a full disk: the state stays as it was saved last."""
-        try:
+        with self._explained():
             if self._file is None:
                 self._open(report.step)
-            assert self._file is not None
-            self._file.write(json.dumps(_entries(report), allow_nan=False) + "\n")
-            self._file.flush()  # a killed run keeps the line
+            self._write(_entries(report))
             if self._events is not None:
                 self._events.add(report)
+
+    def finish(self, steps: int) -> None:
+        """Write the end mark of a run of so many steps, whose result is in its place. Raises `DataError` for a full
+        disk."""
+        with self._explained():
+            if self._file is None:  # a resumed run that had no step to take
+                self._open(steps + 1)
+            self._write({FINISHED: steps})
+
+    def _write(self, entries: Mapping[str, Any]) -> None:
+        assert self._file is not None
+        self._file.write(json.dumps(entries, allow_nan=False) + "\n")
+        self._file.flush()  # a killed run keeps the line
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             raise DataError(
                 f"cannot write the log {self._path}: {error}; mend that, and go on with --resume"
@@ -130,6 +151,19 @@ def last_step(out: Path) -> int:
         return max((entries["step"] for entries in read_log(log_path(out))), default=0)
     except OSError:
         return 0
+
+
+def finished_steps(out: Path) -> int:
+    """The number of steps of the run that wrote ``out``, by the end mark of its log; 0 where the log does not end with
+    one: that run, or a later one with the same ``out``, is not finished."""
+    try:
+        with log_path(out).open("rb") as file:
+            lines = deque(file, 1)
+        found = json.loads(lines[0]) if lines else None
+    except (OSError, ValueError, RecursionError):
+        return 0
+    steps = found.get(FINISHED) if isinstance(found, dict) else None
+    return steps if isinstance(steps, int) else 0
 
 
 def _keep_before(path: Path, step: int) -> None:

@@ -99,11 +99,6 @@ class World:
         except RuntimeError:  # the process that kept the table has ended
             return False
 
-    def barrier(self) -> None:
-        """Wait until every process is here."""
-        if self.size > 1:
-            dist.barrier()
-
 
 def join_world() -> World:
     """The processes that ``torchrun`` started, or this one alone.

@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from torch import Tensor, nn
+
+# Ways to divide a stage's batches, which save memory: into parts, one after the other or one for each rank; among ranks
+# alone; none.
+Division = Literal["parts", "ranks", "none"]
 
 
 class Loss(NamedTuple):
@@ -37,8 +41,8 @@ class Batches(Protocol):
         ...
 
     def fingerprint(self) -> Mapping[str, Any]:
-        """Name what a resumed run must have in common with this one: ``data``, the content of the source, ``batch``,
-        and the other options that change how it is cut."""
+        """Name what a resumed run must have in common with this one: ``data``, the content of the source, ``files``,
+        if it has some (`SampleSource.files`), ``batch``, and the other options that change how it is cut."""
         ...
 
 
@@ -71,10 +75,17 @@ class Stage(Protocol):
     @property
     def datasets(self) -> Sequence[Dataset]: ...
 
+    @property
+    def division(self) -> Division: ...
+
     def shards(self) -> Sequence[nn.Module]: ...
 
     def loss(self, dataset: str, batch: Any) -> Loss:
         """The loss of one part of a batch of this dataset, in training mode."""
+        ...
+
+    def activation_bytes(self, batch: Any) -> int:
+        """Bytes, or fewer than these, that a part of a batch keeps for the backward pass; 0 where that is not known."""
         ...
 
     def targets(self, batch: Any) -> int:

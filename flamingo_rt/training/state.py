@@ -14,7 +14,7 @@ import json
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,13 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 
 from flamingo_rt.errors import DataError, UsageError
-from flamingo_rt.files import check_space, new_directory
+from flamingo_rt.files import check_space, new_directory, path_beside
 from flamingo_rt.json_files import read_json
+from flamingo_rt.printable import printable
 from flamingo_rt.training.sharding import World, local
 
-RUN, FORMAT = "run.json", 2
+RUN = "run.json"
+FORMAT = 3  # 2 did not hold what the files of the data are known by
 MOMENTS = ("exp_avg", "exp_avg_sq")
 START_ANEW = "delete it to train from the start"
 # Options that change how a run is computed, and nothing of its result.
@@ -42,16 +44,54 @@ _SHARDING = "DCP_SHARDING_INFO"  # metadata of torch.distributed.checkpoint: whe
 
 @dataclass
 class RunPosition:
-    """The position of a run: steps done, samples read and damaged ones among them."""
+    """The position of a run: steps done, samples read and damaged ones among them, and the number (inode) of the folder
+    that its result will replace, 0 for none."""
 
     step: int = 0
     read: int = 0
     damaged: int = 0
+    replaced: int = 0
 
 
 def state_path(out: Path) -> Path:
     """Folder of the state of an unfinished run, beside the output ``out``."""
-    return out.with_name(out.name + ".training")
+    return path_beside(out, ".training")
+
+
+def has_state(path: Path) -> bool:
+    """Whether anything of a run's state is at ``path``: an empty folder is none, nor are hidden files alone."""
+    return path.exists() and (not path.is_dir() or any(not entry.name.startswith(".") for entry in path.iterdir()))
+
+
+def folder_number(path: Path) -> int:
+    """The number by which the file system knows a folder, 0 where there is none. A result is put in its place by a
+    rename, so another number is there afterwards."""
+    try:
+        return path.stat().st_ino
+    except OSError:
+        return 0
+
+
+def is_written(out: Path) -> bool:
+    """Whether a run wrote ``out`` and was killed before it removed its state: that is the one of its last step, and
+    another folder is at ``out`` than was when it was saved."""
+    try:
+        stored = read_json(state_path(out) / RUN)
+        ended = stored["step"] == stored["identity"]["options"]["steps"]
+        saved = (state_path(out) / RUN).stat().st_mtime_ns
+        # Copies have numbers of their own: what is older than the state is not its result.
+        return bool(ended and folder_number(out) not in (0, stored["replaced"])
+                    and min((file.stat().st_mtime_ns for file in out.iterdir()), default=0) >= saved)
+    except (DataError, OSError, KeyError, TypeError):
+        return False
+
+
+def saved_step(path: Path) -> int | None:
+    """The step of the state at ``path``, None without one that can be read."""
+    try:
+        return read_json(path / RUN)["step"]
+    except (DataError, KeyError, TypeError):
+        return None
 
 
 def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -102,8 +142,9 @@ def _system_error(failure: BaseException) -> OSError:
 
 
 def remove_state(path: Path) -> None:
-    """Remove the state of a run that is finished; anything else in its folder stays."""
-    for file in (path / RUN, *path.glob("shard-*.safetensors")):
+    """Remove the state of a run that is finished; anything else in its folder stays. What says that it is finished is
+    removed last."""
+    for file in (*path.glob("shard-*.safetensors"), path / RUN):
         file.unlink(missing_ok=True)
     with suppress(OSError):
         path.rmdir()
@@ -117,7 +158,7 @@ def load_state(
     Raises `DataError` for a damaged state, with the tensor's name, `UsageError` when it is of a run with other options,
     another model or other data: what differs is named.
     """
-    position = _read_position(path, identity)
+    position = read_position(path, identity)
     tensors = _tensors(model, optimizer)
     world.from_first(lambda: _check_files(path, {name: tuple(tensor.shape) for name, tensor in tensors.items()}))
     try:
@@ -135,14 +176,18 @@ def load_state(
     return position
 
 
-def _read_position(path: Path, identity: Mapping[str, Any]) -> RunPosition:
+def read_position(path: Path, identity: Mapping[str, Any]) -> RunPosition:
+    """The position that a state holds. Raises as `load_state`."""
     stored = read_json(path / RUN)
+    if isinstance(stored, dict) and stored.get("format") in range(1, FORMAT):
+        raise DataError(f"{path} is the state of an earlier version, which did not keep what its data's files hold, so "
+                        f"that other data would not be noticed: end the run with that version, or {START_ANEW}")
     if not isinstance(stored, dict) or stored.get("format") != FORMAT:
         raise DataError(f"{path / RUN} is not the state of a run that this version can go on with; {START_ANEW}")
     counts: dict[str, int] = {}
-    for name in ("step", "read", "damaged"):
+    for name in (entry.name for entry in fields(RunPosition)):
         value = stored.get(name)
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**62:
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**64:
             raise DataError(f"{path / RUN}: {name} is {value!r}, not a count; {START_ANEW}")
         counts[name] = value
     different = _identity_differences(stored.get("identity"), json.loads(json.dumps(identity)))
@@ -169,8 +214,39 @@ def _identity_differences(stored: Any, now: Any) -> list[str]:
                 if name not in before or name not in after:
                     found.append(f"dataset {name} is {'missing' if name in before else 'new'}")
                 else:
-                    found += (f"dataset {name}: {text}" for text in _differences(before[name], after[name], ""))
+                    found += (f"dataset {name}: {text}" for text in _data_differences(before[name], after[name]))
     return [*_differences(stored, now, ""), *found]
+
+
+def _data_differences(stored: Any, now: Any) -> Iterator[str]:
+    """Differences between the identities of a dataset; its files by their names."""
+    if not isinstance(stored, dict) or not isinstance(now, dict):
+        yield from _differences(stored, now, "")
+        return
+    stored, now = dict(stored), dict(now)
+    files = list(_file_differences(stored.pop("files", None) or [], now.pop("files", None) or []))
+    before, after = (str(each.get("data")).rpartition(", ")[0] for each in (stored, now))
+    if files and before == after:  # all but a digest, which says less than the files
+        del stored["data"], now["data"]
+    yield from _differences(stored, now, "")
+    yield from files
+
+
+def _file_differences(stored: Any, now: list[list[str]]) -> Iterator[str]:
+    """Differences between the files of a dataset, each its name and its fingerprint."""
+    try:
+        before, after = [(str(name), text) for name, text in stored], [(name, text) for name, text in now]
+    except (TypeError, ValueError):
+        yield "files are none"
+        return
+    names, new = {name for name, _ in before}, {name for name, _ in after}
+    yield from (f"file {printable(name)} is missing" for name in sorted(names - new))
+    yield from (f"file {printable(name)} is new" for name in sorted(new - names))
+    if [name for name, _ in before] == [name for name, _ in after]:
+        yield from (f"file {printable(one[0])} has other content" for one, other in zip(before, after, strict=True)
+                    if one != other)
+    elif names == new:
+        yield "the files are in another order"
 
 
 def _differences(stored: Any, now: Any, where: str) -> Iterator[str]:

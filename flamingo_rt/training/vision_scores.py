@@ -7,7 +7,7 @@ probe of the features that stage 3 gets. Pictures with texts: retrieval, picture
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -20,13 +20,14 @@ from torch import Tensor
 from flamingo_rt.errors import DataError, DependencyError
 from flamingo_rt.training.contrastive import cosines
 from flamingo_rt.training.data.pair_batches import PairReader, pair_text
-from flamingo_rt.training.data.samples import DamagedSample, SampleSource
+from flamingo_rt.training.data.samples import DamagedSample, Sample, SampleSource
 from flamingo_rt.training.dual_encoder import DualEncoder
+from flamingo_rt.training.sharding import World
 
 # A class is the mean of what the text encoder makes of these (Radford et al., arXiv 2103.00020, §3.1.4).
 TEMPLATES = ("{}", "a {}", "a photo of a {}", "a picture of a {}")
 MOST_PICTURES = 5000  # more are cut to as many, evenly: similarities are a matrix of pictures and texts
-AT_ONCE = 64  # pictures, or texts, in one forward pass
+AT_ONCE = 64  # most pictures, or texts, in one forward pass
 SHOWN = 4  # pictures whose nearest text is shown
 
 
@@ -78,7 +79,7 @@ def check_evaluation(source: SampleSource, reader: PairReader) -> None:
     for place in _places(source):
         with suppress(DamagedSample):
             sample = source.sample(place)
-            pair_text(sample)
+            _text(sample, reader, TEMPLATES)
             reader.pixels(sample)
             if sample.label is not None:
                 _require_scikit_learn()
@@ -99,18 +100,21 @@ class _Read(NamedTuple):
 
 
 def measure(
-    model: DualEncoder, source: SampleSource, reader: PairReader, templates: Sequence[str] = TEMPLATES
+    model: DualEncoder, source: SampleSource, reader: PairReader, templates: Sequence[str] = TEMPLATES,
+    at_once: int = AT_ONCE, world: World | None = None,
 ) -> VisionScores:
-    """Measure ``model`` on all samples of ``source``, at most `MOST_PICTURES` of them, evenly taken.
+    """Measure ``model`` on all samples of ``source``, at most `MOST_PICTURES` of them, evenly taken. ``at_once``
+    pictures are encoded together.
 
-    It is left in the mode, training or evaluation, that it was in; with several ranks each of them calls this. Raises
+    It is left in the mode, training or evaluation, that it was in; of several ranks each calls this, and the first one
+    reads for all. Raises
     `DataError` when no picture can be read, `DependencyError` without scikit-learn.
     """
     training = model.training
     model.eval()
     try:
         with torch.no_grad():
-            read = _read(model, source, reader)
+            read = _read(model, source, reader, templates, at_once, world or World())
             labels = [label for label in read.labels if label is not None]
             if len(labels) == len(read.labels):
                 return _classified(model, read, labels, reader, templates)
@@ -119,29 +123,67 @@ def measure(
         model.train(training)
 
 
-def _read(model: DualEncoder, source: SampleSource, reader: PairReader) -> _Read:
-    names, labels, texts = [], [], []
+def _read(
+    model: DualEncoder, source: SampleSource, reader: PairReader, templates: Sequence[str], at_once: int, world: World
+) -> _Read:
+    pictures: list[_Picture] = []
     images: list[Tensor] = []
     features: list[Tensor] = []
-    pixels: list[np.ndarray] = []
-    places = _places(source)
-    for place in places:
-        try:
-            sample = source.sample(place)
-            text = pair_text(sample)
-            pixels.append(reader.pixels(sample))
-        except DamagedSample:
-            continue
-        names.append(sample.name)
-        labels.append(sample.label)
-        texts.append(text)
-        if len(pixels) == AT_ONCE:
-            _encode_pictures(model, pixels, images, features)
-    if pixels:
-        _encode_pictures(model, pixels, images, features)
-    if not images:
+    batches = _sound_pictures(source, reader, templates, at_once)
+    # Ranks that read for themselves could find other samples damaged, and then wait for each other for ever.
+    while batch := world.from_first(lambda: next(batches, [])):
+        pixels = torch.from_numpy(np.stack([values for _, values in batch]))
+        found = model(pixel_values=pixels.to(_device(model)))
+        images.append(found.images.cpu())
+        features.append(found.features.cpu())
+        pictures += [picture for picture, _ in batch]
+    if not pictures:
         raise _nothing_read(source)
-    return _Read(names, labels, texts, torch.cat(images), torch.cat(features), len(places) - len(names))
+    return _Read(
+        [entry.name for entry in pictures], [entry.label for entry in pictures], [entry.text for entry in pictures],
+        torch.cat(images), torch.cat(features), len(_places(source)) - len(pictures),
+    )
+
+
+class _Picture(NamedTuple):
+    """The name, class and text of a picture that was read."""
+
+    name: str
+    label: str | None
+    text: str
+
+
+def _sound_pictures(
+    source: SampleSource, reader: PairReader, templates: Sequence[str], at_once: int
+) -> Iterator[list[tuple[_Picture, np.ndarray]]]:
+    """The pictures that can be read, so many at once, with their pixel values float32 [3, S, S]."""
+    batch: list[tuple[_Picture, np.ndarray]] = []
+    for place in _places(source):
+        with suppress(DamagedSample):
+            sample = source.sample(place)
+            text = _text(sample, reader, templates)
+            batch.append((_Picture(sample.name, sample.label, text), reader.pixels(sample)))
+        if len(batch) == at_once:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _text(sample: Sample, reader: PairReader, templates: Sequence[str]) -> str:
+    """The text of a sample, which the text encoder can read, as it can the name of its class in some template. Raises
+    `DamagedSample`."""
+    text = pair_text(sample)
+    reader.require_tokens(sample.name, text)
+    if sample.label is not None and not _readable(sample.label, reader, templates):
+        raise DamagedSample(sample.name, f"the tokenizer makes no token of the name of its class {sample.label!r}")
+    return text
+
+
+def _readable(name: str, reader: PairReader, templates: Sequence[str]) -> list[str]:
+    """The name of a class in every template of which the tokenizer makes any token."""
+    texts = [template.replace("{}", name) for template in templates]
+    return [text for text in texts if reader.text_ids(text)]
 
 
 def _places(source: SampleSource) -> list[int]:
@@ -152,16 +194,6 @@ def _places(source: SampleSource) -> list[int]:
 
 def _nothing_read(source: SampleSource) -> DataError:
     return DataError(f"none of the {len(source)} pictures of the evaluation could be read: check the source")
-
-
-def _encode_pictures(
-    model: DualEncoder, pixels: list[np.ndarray], images: list[Tensor], features: list[Tensor]
-) -> None:
-    """Encode ``pixels`` and empty it; the results are appended to the other two lists."""
-    found = model(pixel_values=torch.from_numpy(np.stack(pixels)).to(_device(model)))
-    images.append(found.images.cpu())
-    features.append(found.features.cpu())
-    pixels.clear()
 
 
 def encode_texts(model: DualEncoder, texts: Sequence[str], reader: PairReader) -> Tensor:
@@ -176,10 +208,12 @@ def encode_texts(model: DualEncoder, texts: Sequence[str], reader: PairReader) -
 def class_embeddings(
     model: DualEncoder, names: Sequence[str], reader: PairReader, templates: Sequence[str] = TEMPLATES
 ) -> Tensor:
-    """Unit vectors [classes, E]: each the mean direction of a class name in every template."""
-    texts = [template.replace("{}", name) for name in names for template in templates]
-    found = encode_texts(model, texts, reader).unflatten(0, (len(names), len(templates)))
-    return F.normalize(found.mean(dim=1), dim=-1)
+    """Unit vectors [classes, E]: each the mean direction of a class name in every template of which the tokenizer makes
+    any token."""
+    texts = [_readable(name, reader, templates) for name in names]
+    found = encode_texts(model, [text for of_class in texts for text in of_class], reader)
+    means = [of_class.mean(dim=0) for of_class in found.split(list(map(len, texts)))]
+    return F.normalize(torch.stack(means), dim=-1)
 
 
 def recall(similarity: Tensor, right: Tensor) -> Recall:

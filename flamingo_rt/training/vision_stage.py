@@ -34,17 +34,19 @@ from flamingo_rt.training.loop import clip_norm, gradient_norm
 from flamingo_rt.training.memory import require_training_memory
 from flamingo_rt.training.options import SCENES, DataOptions, VisionOptions
 from flamingo_rt.training.sharding import World, autocast, whole, whole_state
-from flamingo_rt.training.stage import Dataset, Loss, is_matrix
+from flamingo_rt.training.stage import Dataset, Division, Loss, is_matrix
 from flamingo_rt.training.texts import MOST_TEXTS, TOKENIZER_SCENES, source_texts
 from flamingo_rt.training.tokenizer_training import train_tokenizer
 from flamingo_rt.training.towers import write_tower
-from flamingo_rt.training.vision_scores import VisionScores, check_evaluation, measure
+from flamingo_rt.training.vision_scores import AT_ONCE, VisionScores, check_evaluation, measure
 
 HELD_OUT_SCENES = 1000
 
 
 class VisionStage:
     """A `Stage`; `open_vision_stage` makes it from options."""
+
+    division: Division = "ranks"  # the loss compares each picture with every text of its batch
 
     def __init__(
         self, model: DualEncoder, reader: PairReader, datasets: Sequence[Dataset], options: VisionOptions, world: World,
@@ -65,6 +67,10 @@ class VisionStage:
         found = self.model(batch.pixel_values, batch.text_ids, batch.mask)
         return Loss(contrastive_loss(found.images, found.texts, batch.text_keys, found.inverse_temperature,
                                      self._options.label_smoothing))
+
+    def activation_bytes(self, batch: PairBatch) -> int:
+        """See `Stage.activation_bytes`: not known, since kernels differ in what they keep."""
+        return 0
 
     def targets(self, batch: PairBatch) -> int:
         """See `Stage.targets`: pairs."""
@@ -100,8 +106,11 @@ class VisionStage:
         """The scores on the source of the evaluation, in the precision of the run, None without one; every rank calls
         this."""
         if self._evaluation is not None:
+            # No more pictures than a step takes, which fit into memory.
+            batch = max((entry.batch for entry in self._options.data), default=AT_ONCE) // self._world.size
             with autocast(self._world, self._options.run.precision):
-                self.scores = measure(self.model, self._evaluation, self._reader)
+                self.scores = measure(self.model, self._evaluation, self._reader,
+                                      at_once=min(AT_ONCE, max(1, batch)), world=self._world)
             self._unreported = self.scores.scalars()
         return self.scores
 

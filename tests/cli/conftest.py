@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from made_data import captions
 from small_model import TEXTS, small_config
 from torch import nn
 
@@ -21,6 +23,7 @@ from flamingo_rt.config import FlamingoConfig
 from flamingo_rt.export.pipeline import export_model
 from flamingo_rt.loading import load
 from flamingo_rt.model.flamingo import Flamingo
+from flamingo_rt.presets import PRESETS
 from flamingo_rt.runtime.model import Model
 from flamingo_rt.training.tokenizer_training import train_tokenizer
 
@@ -52,6 +55,15 @@ def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> C
         return Outcome(code, out, err)
 
     return call
+
+
+@pytest.fixture
+def heeded_interrupts() -> Iterator[None]:
+    """Let Ctrl-C interrupt as at a terminal, this process and those that it starts: a process that a shell starts in
+    the background ignores it."""
+    kept = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, kept)
 
 
 @pytest.fixture
@@ -107,3 +119,26 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
         pair = rng.integers(0, 256, (2, 1, 3), dtype=np.uint8)
         PIL.Image.fromarray(np.repeat(np.repeat(pair, 20, axis=0), 32, axis=1)).save(file)
     return files
+
+
+@pytest.fixture
+def small_preset(config: FlamingoConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A preset, ``small``, that trains in a moment."""
+    monkeypatch.setitem(PRESETS, "small", lambda: config)
+
+
+@pytest.fixture(scope="session")
+def captioned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of twelve captioned pictures, ``mine``."""
+    return captions(tmp_path_factory.mktemp("data") / "mine", 12)
+
+
+@pytest.fixture
+def train(run: Callable[..., Outcome], checkpoint: Path, captioned: Path) -> Callable[..., Outcome]:
+    """Fine-tune the small checkpoint for three steps; later options count."""
+    start = ("train", "flamingo", "--start-from", checkpoint, "--steps", 3, "--workers", 0, "--warmup-steps", 0)
+
+    def call(out: Path, *arguments: object, data: str = f"{captioned},batch=4") -> Outcome:
+        return run(*start, "--out", out, *(("--data", data) if data else ()), *arguments)
+
+    return call

@@ -1,76 +1,25 @@
-"""`flamingo-rt train`: three stages from the command line to an answer; runs are never lost or mixed."""
+"""`flamingo-rt train`: three stages from the command line to an answer."""
 
 from __future__ import annotations
 
 import json
 import re
-import shlex
 from pathlib import Path
 
 import pytest
 from made_data import captions, pairs, tar, write_lines
 from safetensors.torch import load_file
-from torch.distributed import HashStore
 
 from flamingo_rt.cli import training_progress
-from flamingo_rt.errors import DataError
 from flamingo_rt.loading import PACKAGED_BUNDLE
-from flamingo_rt.presets import PRESETS
-from flamingo_rt.training import sample_answers, sharding
+from flamingo_rt.training import sample_answers
 from flamingo_rt.training.config_file import option_fields
 from flamingo_rt.training.options import FlamingoOptions, LanguageOptions, VisionOptions
-from flamingo_rt.training.run_log import StepReport, log_path, read_log, tensorboard_path
-from flamingo_rt.training.sharding import World
-from flamingo_rt.training.state import state_path
+from flamingo_rt.training.run_log import log_path, read_log, tensorboard_path
 
 STAGES = {"vision": VisionOptions, "language": LanguageOptions, "flamingo": FlamingoOptions}
 SHORT = ("--workers", 0, "--warmup-steps", 0)
-
-
-@pytest.fixture(autouse=True)
-def small_preset(config, monkeypatch):
-    """A preset that trains in a moment."""
-    monkeypatch.setitem(PRESETS, "small", lambda: config)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    """Twelve captioned pictures."""
-    return captions(tmp_path_factory.mktemp("data") / "mine", 12)
-
-
-@pytest.fixture
-def train(run, checkpoint, folder):
-    """Fine-tune the small checkpoint; later options count."""
-    start = ("train", "flamingo", "--start-from", checkpoint, "--steps", 3, *SHORT)
-
-    def call(out, *arguments, data=f"{folder},batch=4"):
-        return run(*start, "--out", out, *(("--data", data) if data else ()), *arguments)
-
-    return call
-
-
-def interrupt_at(monkeypatch, step: int):
-    """Let Ctrl-C come when this step is shown; gives what takes it back."""
-    shown = training_progress.TrainingProgress.step
-
-    def show(self, report: StepReport) -> None:
-        shown(self, report)
-        if report.step == step:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr("flamingo_rt.cli.train.TrainingProgress.step", show)
-    return lambda: monkeypatch.setattr("flamingo_rt.cli.train.TrainingProgress.step", shown)
-
-
-@pytest.fixture
-def unfinished(train, tmp_path, monkeypatch):
-    """The output of a run of three steps that was interrupted in the second, and what was said then."""
-    again = interrupt_at(monkeypatch, 2)
-    outcome = train(tmp_path / "out", "--save-seconds", "1e-9")
-    again()
-    assert outcome.code == 130
-    return tmp_path / "out", outcome.err
+pytestmark = pytest.mark.usefixtures("small_preset")
 
 
 def names(folder: Path) -> set[str]:
@@ -235,9 +184,9 @@ def empty_place(tmp_path_factory, monkeypatch) -> None:
     ("language", "--decoder"), ("flamingo", "--data"), ("flamingo", "--preset"), ("flamingo", "--unfreeze"),
 ])
 def test_a_text_that_names_nothing_is_refused_in_a_short_message(
-    run, tmp_path, folder, empty_place, stage, option, value
+    run, tmp_path, captioned, empty_place, stage, option, value
 ) -> None:
-    others = () if option == "--data" else ("--data", folder)
+    others = () if option == "--data" else ("--data", captioned)
     frozen = ("--unfreeze", "vision,language") if stage == "flamingo" and option != "--unfreeze" else ()
     outcome = run("train", stage, *others, *frozen, option, value, "--out", tmp_path / "out", *SHORT)
     assert outcome.code in (1, 2)
@@ -297,24 +246,24 @@ def test_too_many_damaged_samples_end_the_run(train, tmp_path) -> None:
 # A run
 
 
-def test_a_trained_checkpoint_answers(train, run, tmp_path, folder) -> None:
-    outcome = train(tmp_path / "out", "--data", f"{folder},name=more,batch=2,weight=0.5")
+def test_a_trained_checkpoint_answers(train, run, tmp_path, captioned) -> None:
+    outcome = train(tmp_path / "out", "--data", f"{captioned},name=more,batch=2,weight=0.5")
     out = tmp_path / "out"
     assert (outcome.code, outcome.out) == (0, f"wrote {out}; next: flamingo-rt export --ckpt {out} --out BUNDLE\n")
     assert names(tmp_path) == {"out", log_path(out).name, tensorboard_path(out).name}
     logged = list(read_log(log_path(out)))
     assert [line["step"] for line in logged] == [1, 2, 3]
     assert all(set(line["loss"]) == {"mine", "more"} for line in logged)
-    answered = run("infer", "--model", out, "--backend", "torch", "--image", folder / "1.png", "--max-new-tokens", 3)
+    answered = run("infer", "--model", out, "--backend", "torch", "--image", captioned / "1.png", "--max-new-tokens", 3)
     assert answered.code == 0
     assert answered.out.strip()
 
 
-def test_towers_of_the_first_two_stages_go_into_the_third(run, tmp_path, folder) -> None:
+def test_towers_of_the_first_two_stages_go_into_the_third(run, tmp_path, captioned) -> None:
     vision, language, out = (tmp_path / name for name in ("vision", "language", "out"))
-    data = ("--data", f"{folder},batch=4", "--steps", 2, *SHORT)
+    data = ("--data", f"{captioned},batch=4", "--steps", 2, *SHORT)
     first = run("train", "vision", "--encoder", "small", "--vocab-size", 300, "--text-width", 16, *data,
-                "--evaluation", folder, "--out", vision)
+                "--evaluation", captioned, "--out", vision)
     assert first.code == 0
     assert f"wrote {vision}; next: flamingo-rt train flamingo --vision {vision} " in first.out
     second = run("train", "language", "--decoder", "small", "--vocab-size", 300, "--context", 32, *data,
@@ -358,8 +307,8 @@ def test_without_a_terminal_lines_come_now_and_then_and_at_the_end(train, tmp_pa
     assert [line.split()[1] for line in lines] == ["1/3", "2/3", "3/3"]
 
 
-def test_the_start_says_what_is_trained_on_what(train, tmp_path, folder, checkpoint) -> None:
-    line = train(tmp_path / "out", "--data", f"{folder},name=more,batch=2").err.splitlines()[0]
+def test_the_start_says_what_is_trained_on_what(train, tmp_path, captioned, checkpoint) -> None:
+    line = train(tmp_path / "out", "--data", f"{captioned},name=more,batch=2").err.splitlines()[0]
     weights = load_file(checkpoint / "model.safetensors")
     parts = re.fullmatch(r"training ([\d,]+) of ([\d,]+) parameters in 3 steps on "
                          r"mine \(pairs, 12 lines; batch 4\), more \(pairs, 12 lines; batch 2\)", line)
@@ -374,15 +323,15 @@ def test_a_warm_up_as_long_as_the_run_is_told_with_the_rate_that_is_reached(trai
     assert "warmup_steps" not in train(tmp_path / "other", "--warmup-steps", 2).err
 
 
-def test_losses_of_several_datasets_are_divided_and_stage_1_counts_pictures(train, run, tmp_path, folder) -> None:
-    said = train(tmp_path / "out", "--data", f"{folder},name=more,batch=2").err.splitlines()[-1]
+def test_losses_of_several_datasets_are_divided_and_stage_1_counts_pictures(train, run, tmp_path, captioned) -> None:
+    said = train(tmp_path / "out", "--data", f"{captioned},name=more,batch=2").err.splitlines()[-1]
     assert re.search(r"loss mine \d+\.\d+, more \d+\.\d+  [\d,]+ tokens/s", said)
     classes = tmp_path / "classes"
     for name in ("one", "two"):
         captions(classes / name, 4, step=3 if name == "one" else 5)
         (classes / name / "captions.jsonl").unlink()
     said = run("train", "vision", "--encoder", "small", "--vocab-size", 300, "--text-width", 16, "--steps", 1, *SHORT,
-               "--data", f"{folder},batch=4", "--evaluation", classes, "--sample-steps", 1, "--out",
+               "--data", f"{captioned},batch=4", "--evaluation", classes, "--sample-steps", 1, "--out",
                tmp_path / "vision").err
     assert " pictures/s" in said
     assert "tokens/s" not in said
@@ -397,197 +346,3 @@ def test_sample_answers_stand_beside_the_right_ones(train, tmp_path, monkeypatch
     assert all(" (right: number " in line for line in answers)
     logged = list(read_log(log_path(tmp_path / "out")))
     assert [len(line.get("samples", ())) for line in logged] == [0, 3, 3]
-
-
-# Several processes
-
-
-class Rank(World):
-    """A rank that waits for no other one: what the first gives, it makes itself."""
-
-    def from_first(self, make):
-        return make()
-
-    def gathered(self, value):
-        return [value]
-
-    def total(self, number):
-        return number
-
-
-@pytest.fixture
-def as_rank(monkeypatch):
-    """Let the command run as this rank of two, which share a table of what was said."""
-    table = HashStore()
-    return lambda rank: monkeypatch.setattr(sharding, "join_world", lambda: Rank(rank, 2, store=table))
-
-
-@pytest.fixture
-def no_training(monkeypatch):
-    """Open and train nothing."""
-    monkeypatch.setattr("flamingo_rt.training.flamingo_start.open_flamingo_stage", lambda options, world: None)
-    monkeypatch.setattr("flamingo_rt.training.loop.train", lambda *arguments, **others: None)
-
-
-@pytest.mark.parametrize("arguments", [(), ("--print-config",)], ids=["train", "print the configuration"])
-def test_one_of_several_processes_says_what_was_done(train, as_rank, no_training, tmp_path, arguments) -> None:
-    said = []
-    for rank in (1, 0):
-        as_rank(rank)
-        outcome = train(tmp_path / "out", *arguments)
-        assert (outcome.code, outcome.err) == (0, "")
-        said.append(outcome.out)
-    assert said[0] == ""
-    assert said[1]
-
-
-@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
-def test_an_error_that_several_processes_meet_is_printed_once(train, as_rank, tmp_path, order) -> None:
-    outcomes = []
-    for rank in order:
-        as_rank(rank)
-        outcomes.append(train(tmp_path / "out", data="nowhere"))
-    assert [outcome.code for outcome in outcomes] == [1, 1]
-    assert "nowhere does not exist" in outcomes[0].err
-    assert outcomes[1].err == ""
-    as_rank(1)
-    assert "elsewhere does not exist" in train(tmp_path / "out", data="elsewhere").err  # an error of its own
-
-
-def test_a_process_that_loses_another_to_an_error_says_nothing_of_its_own(
-    train, as_rank, no_training, tmp_path, monkeypatch
-) -> None:
-    def failing(error: Exception):
-        def fail(*arguments, **others) -> None:
-            raise error
-
-        monkeypatch.setattr("flamingo_rt.training.loop.train", fail)
-
-    as_rank(0)
-    failing(RuntimeError("a bug of this process"))
-    with pytest.raises(RuntimeError, match="a bug"):
-        train(tmp_path / "out")
-    as_rank(1)
-    failing(DataError("memory ran out"))
-    assert "memory ran out" in train(tmp_path / "out").err
-    as_rank(0)
-    failing(RuntimeError("Connection closed by peer"))
-    outcome = train(tmp_path / "out")
-    assert (outcome.code, outcome.out, outcome.err) == (1, "", "")
-
-
-def test_an_interrupt_of_several_processes_is_told_by_the_first(
-    train, as_rank, no_training, tmp_path, monkeypatch
-) -> None:
-    def interrupted(stage, options, out, world, **others) -> None:
-        state_path(out).mkdir(exist_ok=True)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("flamingo_rt.training.loop.train", interrupted)
-    said = []
-    for rank in (0, 1):
-        as_rank(rank)
-        outcome = train(tmp_path / "out", "--resume")
-        assert outcome.code == 130
-        said.append(outcome.err)
-    state = state_path(tmp_path / "out")
-    assert said[0].strip().startswith(f"interrupted: the state is in {state}; go on with the same command and --resume")
-    assert said[1] == ""
-
-
-def test_of_processes_that_torchrun_started_the_first_prints_a_usage_error(run, monkeypatch) -> None:
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
-    for rank, said in ((0, True), (1, False)):
-        monkeypatch.setenv("RANK", str(rank))
-        outcome = run("train", "flamingo", "--stepz", 3)
-        assert (outcome.code, "--stepz" in outcome.err) == (2, said)
-
-
-# Runs that broke off
-
-
-def test_the_command_that_an_interrupt_names_ends_the_run_as_if_it_had_not_come(
-    train, run, unfinished, tmp_path
-) -> None:
-    out, said = unfinished
-    line = said.splitlines()[-1]
-    assert line.startswith(f"interrupted: the state is in {state_path(out)}; go on with: ")
-    command = shlex.split(line.split("go on with: ")[1])
-    resumed = run(*command[command.index("train"):])
-    assert resumed.code == 0
-    assert f"wrote {out}" in resumed.out
-    assert not state_path(out).exists()
-    assert [entry["step"] for entry in read_log(log_path(out))] == [1, 2, 3]
-    assert train(tmp_path / "whole", "--save-seconds", "1e-9").code == 0
-    assert (out / "model.safetensors").read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()
-
-
-def test_a_run_that_goes_on_says_from_where_and_one_that_cannot_starts(train, unfinished, tmp_path) -> None:
-    out, _ = unfinished
-    assert train(out, "--resume").err.startswith(f"goes on after step 1 of 3, from {state_path(out)}\n")
-    other = train(tmp_path / "other", "--resume")
-    assert other.code == 0
-    assert other.err.startswith(f"there is no unfinished run at {state_path(tmp_path / 'other')}: starts from step 1\n")
-
-
-def test_a_finished_run_that_is_resumed_stays_and_is_no_error(train, tmp_path) -> None:
-    out = tmp_path / "out"
-    assert train(out).code == 0
-    before = {file.name: file.read_bytes() for file in out.iterdir()}
-    again = train(out, "--resume")
-    assert (again.code, again.err) == (0, "")
-    assert again.out == f"{out} is finished; next: flamingo-rt export --ckpt {out} --out BUNDLE\n"
-    assert {file.name: file.read_bytes() for file in out.iterdir()} == before
-    longer = train(out, "--resume", "--steps", 5)
-    assert longer.code == 2
-    assert "already exists" in longer.err
-
-
-def test_an_unfinished_run_is_not_started_anew_unasked(train, unfinished) -> None:
-    out, _ = unfinished
-    refused = train(out, "--save-seconds", "1e-9")
-    assert refused.code == 2
-    assert f"an unfinished run is at {state_path(out)}: continue it with --resume" in refused.err
-    assert state_path(out).exists()
-
-
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        (("--seed", 5), "options.seed was 0, is 5"),
-        (("--lora", 2), "trained.lora was 0, is 2"),
-        (("--unfreeze", "language"), "trained.unfreeze was [], is ['language']"),
-    ],
-    ids=["seed", "lora", "unfreeze"],
-)
-def test_a_run_is_not_resumed_as_another_and_the_difference_is_named(train, unfinished, changes, said) -> None:
-    out, _ = unfinished
-    before = {file.name: file.read_bytes() for file in state_path(out).iterdir()}
-    outcome = train(out, "--resume", "--save-seconds", "1e-9", *changes)
-    assert outcome.code == 2
-    assert said in outcome.err
-    assert {file.name: file.read_bytes() for file in state_path(out).iterdir()} == before
-
-
-@pytest.mark.parametrize(("change", "said"), [
-    ("another folder", "dataset mine: data was 'pairs, 12 lines, "),
-    (",batch=8", "dataset mine: batch was 4, is 8. Give"),
-    (",batch=4,weight=0.5", "dataset mine: weight was 1.0, is 0.5. Give"),
-    (",batch=4,name=other", "dataset mine is missing; dataset other is new. Give"),
-])
-def test_a_run_is_not_resumed_on_other_data(train, unfinished, folder, tmp_path, change, said) -> None:
-    out, _ = unfinished
-    other = f"{captions(tmp_path / 'mine', 11)},batch=4" if change == "another folder" else f"{folder}{change}"
-    outcome = train(out, "--resume", data=other)
-    assert outcome.code == 2
-    assert f"is of another run: {said}" in outcome.err
-    assert f"or delete {state_path(out)}" in outcome.err
-
-
-def test_an_interrupt_before_the_first_state_says_so(train, tmp_path, monkeypatch) -> None:
-    interrupt_at(monkeypatch, 1)
-    outcome = train(tmp_path / "out", "--save-seconds", 90)
-    assert outcome.code == 130
-    assert outcome.err.splitlines()[-1] == (
-        "interrupted: nothing was saved yet; the state is saved every 90 seconds (--save-seconds)"
-    )

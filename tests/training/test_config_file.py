@@ -58,7 +58,7 @@ def toml(keys: dict) -> str:
 
 def data_keys(stage: type) -> dict:
     """The keys of `DATA` that a stage reads."""
-    unread = {VisionOptions: UNREAD["vision"], LanguageOptions: UNREAD["language"]}.get(stage, ())
+    unread = UNREAD[{VisionOptions: "vision", LanguageOptions: "language", FlamingoOptions: "flamingo"}[stage]]
     return {name: value for name, value in DATA.items() if name not in unread}
 
 
@@ -274,9 +274,21 @@ def test_options_of_stage_3_that_would_do_nothing_are_refused(options, message) 
 
 @pytest.mark.parametrize(("options", "key", "value"), [
     (LanguageOptions, "tokens", 2048), (LanguageOptions, "leading_space", 0.5), (VisionOptions, "chunks", (2,)),
+    (VisionOptions, "frames", 4), (VisionOptions, "fps", 2.0), (VisionOptions, "questions", 1),
+    (LanguageOptions, "questions", 1), (FlamingoOptions, "questions", 1),
 ])
 def test_a_key_of_a_dataset_that_the_stage_does_not_read_is_refused(options, key, value) -> None:
-    stage = "language" if options is LanguageOptions else "vision"
+    stage = {LanguageOptions: "language", VisionOptions: "vision", FlamingoOptions: "flamingo"}[options]
     with pytest.raises(UsageError, match=f"data 'mine': {key} has no effect in train {stage}: leave it out"):
         options(data=(DataOptions("mine", **{key: value}),))
+    FlamingoOptions(data=(DataOptions("scenes" if key == "questions" else "mine", **{key: value}),))
+
+
+@pytest.mark.parametrize(("key", "value"), [
+    ("tokens", 100), ("chunks", (2,)), ("prompt", "A:"), ("augment", True), ("leading_space", 0.5), ("images", 2),
+    ("next_image", 0.1), ("frames", 4), ("fps", 2.0), ("template", "a {}"),
+])
+def test_a_key_without_effect_on_drawn_scenes_is_refused(key, value) -> None:
+    with pytest.raises(UsageError, match=f"data 'scenes': {key} has no effect in train flamingo on drawn scenes"):
+        FlamingoOptions(data=(DataOptions("scenes", **{key: value}),))
     FlamingoOptions(data=(DataOptions("mine", **{key: value}),))

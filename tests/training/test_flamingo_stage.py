@@ -155,6 +155,13 @@ def test_a_run_is_not_resumed_with_another_model(tmp_path) -> None:
         run(tmp_path / "out", replace(often, vision_task=0.2), resume=True)
 
 
+def test_a_run_is_not_resumed_without_its_gates(unbroken, tmp_path) -> None:
+    options = from_checkpoint(unbroken, run=replace(RUN, save_seconds=1e-9))
+    run(tmp_path / "out", options, stop=2)
+    with pytest.raises(UsageError, match=r"trained\.gates was 'tanh', is 'none'"):
+        run(tmp_path / "out", replace(options, gates="none"), resume=True)
+
+
 def test_a_run_is_not_resumed_with_rounded_features_where_it_had_exact_ones(unbroken, tmp_path) -> None:
     often = from_checkpoint(unbroken, run=replace(RUN, save_seconds=1e-9))
     run(tmp_path / "out", often, stop=2)

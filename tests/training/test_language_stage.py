@@ -20,7 +20,7 @@ from flamingo_rt.model.language_model import LanguageModel
 from flamingo_rt.presets import preset
 from flamingo_rt.training import language_stage
 from flamingo_rt.training.data.text_batches import TextBatch
-from flamingo_rt.training.language_stage import LanguageStage, given_tokenizer, open_language_stage
+from flamingo_rt.training.language_stage import LanguageStage, open_language_stage, tokenizer_and_tokens
 from flamingo_rt.training.loop import train
 from flamingo_rt.training.options import DataOptions, LanguageOptions, RunOptions
 from flamingo_rt.training.sharding import World
@@ -165,6 +165,21 @@ def test_sample_lines_are_greedy_continuations(file: Path) -> None:
     assert list(opened(file, repeats=1.0).sample_lines()) == []
 
 
+def test_the_first_of_several_ranks_draws_the_samples_for_all(file: Path) -> None:
+    class Second(World):
+        def from_first(self, make):
+            return drawn
+
+    def refuse(*arguments) -> None:
+        pytest.fail("this rank draws for itself")
+
+    stage = opened(file)
+    expected, drawn = list(stage.sample_lines()), stage.datasets[0].batches.draw(0, 0, 1)
+    stage._world = Second(1, 2)
+    stage.datasets[0].batches.draw = refuse
+    assert list(stage.sample_lines()) == expected
+
+
 # What it starts from
 
 
@@ -196,15 +211,15 @@ def test_a_tokenizer_is_taken_from_where_it_is(tmp_path: Path) -> None:
     ours = train_tokenizer(TEXTS, 290, TokensConfig())
     ours.save(str(tmp_path / "tokenizer.json"))
     for path in (tmp_path, tmp_path / "tokenizer.json"):
-        tokenizer, tokens = given_tokenizer(path)
+        tokenizer, tokens = tokenizer_and_tokens(path)
         assert (tokenizer.to_str(), tokens) == (ours.to_str(), TokensConfig())
     whole = small_checkpoint(tmp_path / "whole")
-    assert given_tokenizer(whole)[1] == TokensConfig()
+    assert tokenizer_and_tokens(whole)[1] == TokensConfig()
 
 
 def test_another_projects_tokenizer_gets_the_tokens_of_stage_3(file: Path, tmp_path: Path) -> None:
     write_tokenizer(tmp_path)
-    tokenizer, tokens = given_tokenizer(tmp_path)
+    tokenizer, tokens = tokenizer_and_tokens(tmp_path)
     assert (tokens.eos, tokens.bos, tokens.image, tokens.end_of_chunk) == ("w2", "", "<image>", "<|endofchunk|>")
     assert tokenizer.token_to_id("<image>") == 61
     assert opened(file, tokenizer=str(tmp_path)).config.vocab_size == 63
@@ -218,7 +233,7 @@ def test_a_towers_tokenizer_serves_another_tower(file: Path, tmp_path: Path) -> 
     tensors = {f"language.{name}": tensor for name, tensor in LanguageModel(config).state_dict().items()}
     write_tower(tmp_path / "tower", "language", {"language": vars(config), "tokens": vars(tokens)}, tensors,
                 tokenizer.to_str())
-    assert given_tokenizer(tmp_path / "tower")[1] == tokens
+    assert tokenizer_and_tokens(tmp_path / "tower")[1] == tokens
 
 
 def test_a_model_that_names_no_tokens_is_refused(tmp_path: Path) -> None:
@@ -227,7 +242,7 @@ def test_a_model_that_names_no_tokens_is_refused(tmp_path: Path) -> None:
     del config["tokens"]
     (whole / "config.json").write_text(json.dumps(config))
     with pytest.raises(DataError, match=r"config\.json has no tokens: give"):
-        given_tokenizer(whole)
+        tokenizer_and_tokens(whole)
 
 
 @pytest.mark.parametrize(("changes", "error", "message"), [

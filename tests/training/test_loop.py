@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,12 +13,14 @@ import torch
 from toy_stage import ToyBatches, ToyStage, two_datasets
 
 from flamingo_rt.errors import DataError, UsageError
+from flamingo_rt.training import state
 from flamingo_rt.training.loop import train
 from flamingo_rt.training.options import RunOptions
 from flamingo_rt.training.run_log import RunLog, log_path, read_log
 from flamingo_rt.training.sharding import World
 from flamingo_rt.training.stage import Dataset
 from flamingo_rt.training.state import state_path
+from flamingo_rt.training.stop_signals import RunStopped, StopSignals
 
 OPTIONS = RunOptions(steps=6, learning_rate=0.05, warmup_steps=2, gradient_clip=1e9, workers=0, save_seconds=1e-9)
 
@@ -137,6 +141,38 @@ def test_a_run_that_broke_off_goes_on_as_if_it_had_not(tmp_path, stop) -> None:
     assert not state_path(tmp_path / "out").exists()
 
 
+def test_ctrl_c_while_the_state_is_written_leaves_the_one_before(tmp_path, monkeypatch) -> None:
+    out, kept = tmp_path / "out", {}
+
+    def interrupted(*arguments, **named) -> None:
+        kept.update({file.name: file.read_bytes() for file in state_path(out).iterdir()})
+        os.kill(os.getpid(), signal.SIGINT)
+
+    def on_step(report) -> None:
+        if report.step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+            monkeypatch.setattr(state.dcp, "save", interrupted)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            train(ToyStage(two_datasets()), OPTIONS, out, World(), on_step=on_step, stop=StopSignals([signal.SIGINT]))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    monkeypatch.undo()
+    assert {file.name: file.read_bytes() for file in state_path(out).iterdir()} == kept
+    assert [entry.name for entry in tmp_path.iterdir()] == ["out.training"]
+    assert [report.step for report in run(out, resume=True)] == [3, 4, 5, 6]
+
+
+def test_a_signal_before_the_first_step_ends_the_run_without_one(tmp_path) -> None:
+    with pytest.raises(RunStopped) as caught:
+        train(ToyStage(two_datasets()), OPTIONS, tmp_path / "out", World(), stop=StopSignals([signal.SIGTERM]),
+              on_start=lambda done: os.kill(os.getpid(), signal.SIGTERM))
+    assert (caught.value.number, caught.value.step) == (signal.SIGTERM, 0)
+    assert not list(tmp_path.iterdir())
+
+
 def test_how_it_is_computed_may_change_when_a_run_goes_on(tmp_path) -> None:
     run(tmp_path / "out", stop=3)
     run(tmp_path / "out", replace(OPTIONS, workers=1, accumulate=2, sample_steps=3), resume=True)
@@ -144,7 +180,7 @@ def test_how_it_is_computed_may_change_when_a_run_goes_on(tmp_path) -> None:
 
 
 def test_a_run_that_came_to_no_number_goes_on_with_a_lower_rate(tmp_path) -> None:
-    said = r"go on from .*out\.training with --resume and a lower learning_rate or gradient_clip, or start anew without"
+    said = r"go on from .*out\.training with --resume and a lower learning_rate or gradient_clip, or delete it and"
     with pytest.raises(DataError, match=said):
         run(tmp_path / "out", datasets=two_datasets(nan_at=3))
     lower = replace(OPTIONS, learning_rate=OPTIONS.learning_rate / 2, gradient_clip=0.5, max_damaged=0.5)
@@ -262,21 +298,11 @@ def test_out_of_memory_says_what_to_lower_and_keeps_the_last_state(tmp_path, mon
     fail_at(monkeypatch, 3, error)
     with pytest.raises(DataError, match=r"memory ran out at step 3 ") as caught:
         run(tmp_path / "out")
-    for remedy in ("--resume, set checkpoint_activations or raise accumulate (now 1)", "lower the batch",
-                   "set precision to bf16"):
-        assert remedy in str(caught.value)
+    assert "--resume, set checkpoint_activations or raise accumulate (now 1); to start anew" in str(caught.value)
     assert "\n" not in str(caught.value)
     monkeypatch.undo()
     lower = replace(OPTIONS, checkpoint_activations=True, accumulate=2)
     assert [report.step for report in run(tmp_path / "out", lower, resume=True)] == [3, 4, 5, 6]
-
-
-def test_what_is_set_already_is_no_remedy_for_too_little_memory(tmp_path, monkeypatch) -> None:
-    fail_at(monkeypatch, 1, torch.OutOfMemoryError("none left"))
-    with pytest.raises(DataError, match=r"raise accumulate \(now 4\)") as caught:
-        run(tmp_path / "out", replace(OPTIONS, checkpoint_activations=True, accumulate=4, precision="bf16"))
-    assert "checkpoint_activations" not in str(caught.value)
-    assert "bf16" not in str(caught.value)
 
 
 def test_another_error_of_a_step_stays_what_it_is(tmp_path, monkeypatch) -> None:
@@ -293,16 +319,14 @@ def test_an_error_of_a_worker_is_raised_as_it_is(tmp_path) -> None:
 def test_damaged_samples_are_named_and_counted_and_too_many_end_the_run(tmp_path) -> None:
     options = replace(OPTIONS, max_damaged=0.05)
     seen = []
-    with pytest.raises(DataError, match=r"8 of \d+ samples are damaged.*two-5-3: cut short.*data check"):
-        train(ToyStage(two_datasets(damaged_from=4)), options, tmp_path / "out", World(), on_step=seen.append)
-    assert [report.damaged for report in seen] == [()] * 4 + [
-        ("two-4-0: cut short", "two-4-1: cut short", "two-4-2: cut short", "two-4-3: cut short")
+    with pytest.raises(DataError, match=r"8 of 32 samples are damaged.*two-3-3: cut short.*data check"):
+        train(ToyStage(two_datasets(damaged_from=2)), options, tmp_path / "out", World(), on_step=seen.append)
+    assert [report.damaged for report in seen] == [()] * 2 + [
+        ("two-2-0: cut short", "two-2-1: cut short", "two-2-2: cut short", "two-2-3: cut short")
     ]
 
 
 def test_a_full_disk_ends_the_run_and_the_last_state_stays(tmp_path, monkeypatch) -> None:
-    import flamingo_rt.training.state as state
-
     run(tmp_path / "out", stop=3)
     before = {file.name: file.read_bytes() for file in state_path(tmp_path / "out").iterdir()}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import asdict
@@ -31,7 +32,7 @@ def ranks(tmp_path_factory):
         text=True, timeout=120,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    reports: dict[str, dict] = {"together": {}, "mixed": {}, "stage 3": {}}
+    reports: dict[str, dict] = {"together": {}, "mixed": {}, "stopped": {}, "stops": {}, "stage 3": {}}
     for name, step, lost, norm in map(json.loads, done.stdout.splitlines()):
         reports[name][step] = (lost, norm)
     return folder, reports
@@ -50,6 +51,13 @@ def test_ranks_give_the_losses_of_one_process(ranks, tmp_path, name) -> None:
     mixed = weights(folder / name)
     for key, value in weights(tmp_path / "alone").items():
         torch.testing.assert_close(torch.tensor(mixed[key]), torch.tensor(value), rtol=1e-5, atol=1e-7)
+
+
+def test_all_ranks_stop_after_the_step_in_which_one_got_a_signal_and_go_on_exactly(ranks) -> None:
+    folder, reports = ranks
+    assert reports["stops"] == {3: ({}, signal.SIGTERM)}
+    assert reports["stopped"] == {step: reports["together"][step] for step in (4, 5, 6)}
+    assert weights(folder / "stopped") == weights(folder / "together")
 
 
 def test_ranks_give_the_losses_and_the_checkpoint_of_stage_3(ranks, tmp_path) -> None:

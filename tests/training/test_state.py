@@ -61,6 +61,24 @@ def test_a_dataset_named_like_a_free_option_is_compared(tmp_path) -> None:
         load_state(tmp_path / "state", stage.model, steps, identity("two"), World())
 
 
+@pytest.mark.parametrize(("files", "said"), [
+    ([["a.tar", "1"], ["b.tar", "3"]], "dataset mine: file b.tar has other content"),
+    ([["a.tar", "1"]], "dataset mine: file b.tar is missing"),
+    ([["a.tar", "1"], ["b.tar", "2"], ["c.tar", "2"]], "dataset mine: file c.tar is new"),
+    ([["b.tar", "2"], ["a.tar", "1"]], "dataset mine: the files are in another order"),
+])
+def test_files_of_the_data_that_changed_are_named(tmp_path, files, said) -> None:
+    def identity(files: list, digest: str) -> dict:
+        return {"datasets": {"mine": {"data": f"pairs, 4 samples, {digest}", "files": files}}}
+
+    stage = ToyStage(two_datasets())
+    steps, before = optimizer(stage), identity([("a.tar", "1"), ("b.tar", "2")], "one")
+    save_state(tmp_path / "state", stage.model, steps, RunPosition(), before, World())
+    assert load_state(tmp_path / "state", stage.model, steps, before, World()) == RunPosition()
+    with pytest.raises(UsageError, match=rf"another run: {said}\. Give"):
+        load_state(tmp_path / "state", stage.model, steps, identity(files, "two"), World())
+
+
 def test_frozen_weights_and_pickles_are_not_in_it(saved) -> None:
     assert not any("frozen" in name for name in load_file(next(saved.glob("*.safetensors"))))
     assert sorted(file.suffix for file in saved.iterdir()) == [".json", ".safetensors"]
@@ -121,6 +139,7 @@ DAMAGES = {
     "run.json gone": (lambda path: (path / "run.json").unlink(), "run.json"),
     "run.json no JSON": (lambda path: (path / "run.json").write_text("{"), "run.json"),
     "other format": (run_file(format=99), "not the state of a run"),
+    "earlier format": (run_file(format=2), "is the state of an earlier version"),
     "step no number": (run_file(step="many"), "step is 'many'"),
     "step negative": (run_file(step=-1), "step is -1"),
     "counts gone": (run_file(damaged=None), "damaged is None"),

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from made_pairs import MadePairs, dual_encoder_config, pair_reader, single_objects
+from tokenizers import Tokenizer, normalizers
 
 from flamingo_rt.errors import DataError
+from flamingo_rt.training.data.pair_batches import PairReader
 from flamingo_rt.training.data.samples import Said, Sample
 from flamingo_rt.training.dual_encoder import DualEncoder
+from flamingo_rt.training.sharding import World
 from flamingo_rt.training.vision_scores import (
     Recall,
     VisionScores,
+    check_evaluation,
     class_embeddings,
     encode_texts,
     linear_probe,
@@ -100,6 +106,62 @@ def test_damaged_pictures_are_left_out_and_counted(model) -> None:
     assert str(scores).startswith("62 pictures (2 damaged left out): zero-shot ")
     with pytest.raises(DataError, match=r"none of the 64 pictures"):
         measure(model, MadePairs(SAMPLES, damaged=range(64)), READER)
+
+
+def without(text: str) -> PairReader:
+    """A reader whose tokenizer makes nothing of a text."""
+    deaf = Tokenizer.from_str(READER.tokenizer.to_str())
+    deaf.normalizer = normalizers.Replace(text, "")
+    return replace(READER, tokenizer=deaf)
+
+
+def test_a_text_without_tokens_is_left_out_and_wins_nothing(model) -> None:
+    odd = [Sample("odd", (SAMPLES[0].segments[0], Said("zzz"))), *unlabelled(SAMPLES[:15])]
+    scores = measure(model, MadePairs(odd), without("zzz"))
+    assert (scores.pictures, scores.damaged) == (15, 1)
+    assert not any("zzz" in line for line in scores.examples)
+    with pytest.raises(DataError, match="none of the 1 pictures"):
+        check_evaluation(MadePairs(odd[:1]), without("zzz"))
+
+
+def test_a_template_in_which_a_class_has_no_tokens_is_left_out_of_it(model) -> None:
+    with torch.no_grad():
+        found = class_embeddings(model, ["zzz", "red"], without("zzz"), ("{}", "a {}"))
+        torch.testing.assert_close(found[0], encode_texts(model, ["a zzz"], without("zzz"))[0])
+    assert found.isfinite().all()
+    named = [Sample(sample.name, sample.segments, "zzz" if number < 4 else sample.label)
+             for number, sample in enumerate(SAMPLES)]
+    assert measure(model, MadePairs(named), without("zzz"), templates=("{}",)).damaged == 4
+
+
+def test_no_more_pictures_than_asked_for_are_encoded_at_once(model, monkeypatch) -> None:
+    sizes = []
+
+    def encoded(self, pixel_values) -> torch.Tensor:
+        sizes.append(len(pixel_values))
+        return forward(self, pixel_values)
+
+    forward = type(model.vision).forward
+    monkeypatch.setattr(type(model.vision), "forward", encoded)
+    measure(model, MadePairs(SAMPLES[:10]), READER, at_once=4)
+    assert sizes == [4, 4, 2]
+
+
+def test_the_first_of_several_ranks_reads_for_all(model) -> None:
+    said = []
+
+    class First(World):
+        def from_first(self, make):
+            said.append(make())
+            return said[-1]
+
+    class Second(World):
+        def from_first(self, make):
+            return said.pop(0)
+
+    scores = measure(model, MadePairs(SAMPLES[:10], damaged=[3]), READER, world=First(0, 2))
+    assert (scores.pictures, scores.damaged) == (9, 1)
+    assert measure(model, MadePairs(SAMPLES[:10], damaged=range(10)), READER, world=Second(1, 2)) == scores
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -54,6 +54,20 @@ def test_the_loss_falls_and_classes_are_found_far_above_chance(learnt) -> None:
     assert list(stage.sample_lines()) == [str(scores), *scores.examples]
 
 
+def test_too_little_memory_is_not_answered_with_parts_of_a_batch_which_this_stage_refuses(
+    tmp_path, monkeypatch
+) -> None:
+    def fail(*arguments) -> None:
+        raise torch.OutOfMemoryError("none left")
+
+    stage = vision_stage(ALONE)
+    monkeypatch.setattr(stage, "loss", fail)
+    with pytest.raises(DataError, match="memory ran out") as caught:
+        train(stage, RunOptions(workers=0), tmp_path / "out", ALONE)
+    assert "checkpoint_activations" in str(caught.value)
+    assert "accumulate" not in str(caught.value)
+
+
 def test_two_ranks_give_the_gradient_of_one_process_clipped_or_not(tmp_path) -> None:
     """This process is the first rank, and then alone."""
     batches, parts = ([stage_batches(vision_stage(ALONE), part, parts) for part in range(parts)] for parts in (1, 2))

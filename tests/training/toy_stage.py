@@ -11,7 +11,7 @@ from torch import nn
 
 from flamingo_rt.training.loop import clip_norm
 from flamingo_rt.training.sharding import whole
-from flamingo_rt.training.stage import Dataset, Drawn, Loss
+from flamingo_rt.training.stage import Dataset, Division, Drawn, Loss
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,8 @@ class ToyModel(nn.Module):
 class ToyStage:
     """See `flamingo_rt.training.stage.Stage`."""
 
+    division: Division = "parts"
+
     def __init__(self, datasets: list[Dataset], seed: int = 0, is_first: bool = True) -> None:
         torch.manual_seed(seed)
         self.model, self.datasets, self.seed, self.is_first = ToyModel(), datasets, seed, is_first
@@ -69,6 +71,9 @@ class ToyStage:
     def loss(self, dataset: str, batch: Any) -> Loss:
         inputs, weights = batch
         return Loss((self.model(inputs).pow(2).sum(1) * weights).sum())
+
+    def activation_bytes(self, batch: Any) -> int:
+        return 0
 
     def targets(self, batch: Any) -> int:
         return int(batch[1].sum())

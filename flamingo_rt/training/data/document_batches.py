@@ -116,7 +116,7 @@ class DocumentBatches:
         """See `Batches.fingerprint`: changes with the source and with each option that changes a batch."""
         cut = {entry.name: getattr(self.options, entry.name) for entry in fields(self.options)
                if entry.name not in NOT_CUT}
-        return {"data": self.source.fingerprint(), **cut}
+        return {"data": self.source.fingerprint(), "files": self.source.files, **cut}
 
     def _positions(self, step: int) -> tuple[int, int]:
         """The position of the first sample of a step, and how many samples a document of it takes. Steps come in

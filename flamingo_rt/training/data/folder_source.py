@@ -11,15 +11,17 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
 from flamingo_rt.errors import DataError
 from flamingo_rt.printable import printable
 from flamingo_rt.processing.visuals import PICTURE_SUFFIXES
+from flamingo_rt.training.data.file_prints import grouped, line_prints
 from flamingo_rt.training.data.json_lines import JsonLines
 from flamingo_rt.training.data.row_fields import checked_text, file_inside, shown, text_field
-from flamingo_rt.training.data.samples import DamagedSample, Said, Sample, Visual
+from flamingo_rt.training.data.samples import DamagedSample, FilePrint, Said, Sample, Visual
 
 TEXTS = ({"text"}, {"question", "answer"})  # the keys of a line beside its picture or clip
 
@@ -53,15 +55,21 @@ class CaptionLines:
         """See `SampleSource.fingerprint`: changes with the file, not with what its pictures show."""
         return f"{self.kind}, {len(self)} lines, {self.lines.digest[:16]}"
 
+    @cached_property
+    def files(self) -> tuple[FilePrint, ...]:
+        """See `SampleSource.files`: the lines' file, and the sizes of what is named there."""
+        return grouped(line_prints(self.lines, self.root))
+
 
 @dataclass(frozen=True, eq=False)
 class ImageFolder:
-    """A folder with a folder of pictures for each class, whose name is the class. ``files`` are relative to ``root``,
-    the resolved ``folder``; ``template`` makes the caption."""
+    """A folder with a folder of pictures for each class, whose name is the class. ``names`` are relative to ``root``,
+    the resolved ``folder``, ``sizes`` in bytes; ``template`` makes the caption."""
 
     folder: Path
     root: Path
-    files: tuple[str, ...]
+    names: tuple[str, ...]
+    sizes: tuple[int, ...]
     digest: str
     template: str
     kind: Literal["pairs"] = "pairs"
@@ -72,18 +80,19 @@ class ImageFolder:
 
         Raises `DataError` for a folder that cannot be read, or holds a link to another folder.
         """
-        digest, found = hashlib.sha256(), []
+        digest, names, sizes = hashlib.sha256(), [], []
         for file, size in _pictures(folder):
-            found.append(file)
+            names.append(file)
+            sizes.append(size)
             digest.update(f"{file}\0{size}\n".encode("utf-8", "surrogateescape"))
-        return cls(folder, folder.resolve(), tuple(found), digest.hexdigest(), template)
+        return cls(folder, folder.resolve(), tuple(names), tuple(sizes), digest.hexdigest(), template)
 
     def __len__(self) -> int:
-        return len(self.files)
+        return len(self.names)
 
     def sample(self, index: int) -> Sample:
         """See `SampleSource.sample`."""
-        file = self.files[index]
+        file = self.names[index]
         name = printable(str(self.folder / file))
         label = class_name(file.split("/", 1)[0])
         caption = checked_text(self.template.replace("{}", label), "the name of the class", name)
@@ -93,6 +102,11 @@ class ImageFolder:
     def fingerprint(self) -> str:
         """See `SampleSource.fingerprint`: changes with the files' names and sizes."""
         return f"{self.kind}, {len(self)} pictures, {self.digest[:16]}"
+
+    @cached_property
+    def files(self) -> tuple[FilePrint, ...]:
+        """See `SampleSource.files`: the sizes of the pictures."""
+        return grouped(zip(self.names, map(str, self.sizes), strict=True))
 
 
 def class_name(folder: str) -> str:

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from flamingo_rt.errors import DataError, FlamingoError
 from flamingo_rt.training.stage import Dataset, Drawn
+from flamingo_rt.training.stop_signals import keep_from_stopping
 
 AHEAD = 4  # parts that each process draws before they are asked for
 PARALLEL_TOKENIZERS = "TOKENIZERS_PARALLELISM"
@@ -63,7 +64,7 @@ def drawn(
     with _started_silently():
         # A generator of its own: the loader draws a seed for its processes, which are given nothing random to do.
         loader = DataLoader(items, batch_size=None, num_workers=min(workers, len(items)), prefetch_factor=AHEAD,
-                            collate_fn=_as_it_is, worker_init_fn=_keep_to_one_thread, generator=torch.Generator())
+                            collate_fn=_as_it_is, worker_init_fn=_prepare_worker, generator=torch.Generator())
         parts_in_order = iter(loader)
     try:
         yield from parts_in_order
@@ -78,10 +79,11 @@ def _as_it_is(part: Any) -> Any:
     return part
 
 
-def _keep_to_one_thread(worker: int) -> None:
-    """Leave the other cores to the training step."""
+def _prepare_worker(worker: int) -> None:
+    """Leave the other cores to the training step, and signals to stop to the training process."""
     import cv2
 
+    keep_from_stopping()
     cv2.setNumThreads(0)  # with 1 it would wait for its threads to end, which were left behind in the forked process
     torch.set_num_threads(1)
 

@@ -62,7 +62,7 @@ class SceneShards:
             yield from self._pairs(key, index)
         elif self.kind == "videos":
             clip = scenes.clip(self.seed, index, self.split, self.size, CLIP_FRAMES)
-            yield {f"{key}.apng": _animation(clip.frames), f"{key}.txt": clip.caption.encode()}
+            yield {f"{key}.apng": animated_png(clip.frames), f"{key}.txt": clip.caption.encode()}
         elif self.kind == "pages":
             yield self._page(key, index)
         else:
@@ -75,7 +75,7 @@ class SceneShards:
 
     def _pairs(self, key: str, index: int) -> Iterator[Files]:
         drawn = scenes.sample(self.seed, index, self.split, self.size)
-        picture = _png(drawn.image)
+        picture = png(drawn.image)
         yield {f"{key}.png": picture, f"{key}.txt": drawn.caption.encode()}
         for number, question in enumerate(self._questions(drawn.scene, index), start=1):
             row = {"question": question.text, "answer": question.answer}
@@ -91,7 +91,7 @@ class SceneShards:
             scene_index = index * most + number
             drawn = scenes.sample(self.seed, scene_index, self.split, self.size)
             name = f"{key}.{number}.png"
-            files[name] = _png(drawn.image)
+            files[name] = png(drawn.image)
             pictures.append({"image_name": name, "matched_text_index": len(texts)})
             texts.append(f"The {ORDINALS[number]} picture shows {drawn.caption}.")
             texts += [f"{asked.text} {asked.answer.capitalize()}."
@@ -160,13 +160,13 @@ def _write_shard(path: Path, samples: Iterable[Files]) -> None:
             shard.addfile(member, io.BytesIO(content))
 
 
-def _png(image: np.ndarray) -> bytes:
+def png(image: np.ndarray) -> bytes:
     file = io.BytesIO()
     PIL.Image.fromarray(image).save(file, "PNG")
     return file.getvalue()
 
 
-def _animation(frames: np.ndarray) -> bytes:
+def animated_png(frames: np.ndarray) -> bytes:
     """Frames uint8 [F, H, W, 3] as an animated PNG, which is read without a video library."""
     first, *others = (PIL.Image.fromarray(frame) for frame in frames)
     file = io.BytesIO()

@@ -10,13 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from flamingo_rt.printable import printable
+from flamingo_rt.training.data.file_prints import grouped, line_prints
 from flamingo_rt.training.data.json_lines import JsonLines
 from flamingo_rt.training.data.row_fields import checked_text, file_inside, shown
-from flamingo_rt.training.data.samples import DamagedSample, Said, Sample, Segment, Visual
+from flamingo_rt.training.data.samples import DamagedSample, FilePrint, Said, Sample, Segment, Visual
 
 MOST_PAGE = 1_000_000  # characters of all texts of a page
 MOST_PARTS = 10_000  # texts and pictures of a page
@@ -45,6 +47,11 @@ class PageLines:
     def fingerprint(self) -> str:
         """See `SampleSource.fingerprint`: changes with the file, not with what its pictures show."""
         return f"{self.kind}, {len(self)} lines, {self.lines.digest[:16]}"
+
+    @cached_property
+    def files(self) -> tuple[FilePrint, ...]:
+        """See `SampleSource.files`: the lines' file, and the sizes of what is named there."""
+        return grouped(line_prints(self.lines, self.root))
 
 
 def is_page(row: Mapping[str, Any]) -> bool:

@@ -58,6 +58,14 @@ class PairReader:
         """Token ids of a text, without special tokens; none of a text that the tokenizer leaves out."""
         return self.tokenizer.encode(text, add_special_tokens=False).ids[: self.text_tokens]
 
+    def require_tokens(self, name: str, text: str) -> list[int]:
+        """Token ids of the text of the sample ``name``. Raises `DamagedSample` where there are none: the mean of what
+        the text encoder makes of nothing is no number."""
+        ids = self.text_ids(text)
+        if not ids:
+            raise DamagedSample(name, f"the tokenizer makes no token of its text {text[:80]!r}")
+        return ids
+
     def padded(self, texts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """``text_ids`` and ``mask`` of a `PairBatch`, as long as the longest of the texts."""
         ids = np.zeros((len(texts), max(map(len, texts))), np.int64)
@@ -83,6 +91,14 @@ def pair_text(sample: Sample) -> str:
     return " ".join(texts)
 
 
+class _Pair(NamedTuple):
+    """Pixel values float32 [3, S, S], token ids, and the key of the text."""
+
+    pixels: np.ndarray
+    ids: list[int]
+    key: int
+
+
 class PairBatches:
     """`Batches` of one dataset, which is the one with ``number`` in the mixture. Pair i of step s is the sample that
     stands at its place of `SampleOrder`; a part of a batch is a run of its pairs."""
@@ -92,8 +108,9 @@ class PairBatches:
     ) -> None:
         """Raises `UsageError` for a batch of more pairs than the source has: each is to be told from the others."""
         if options.batch > len(source):
-            raise UsageError(f"{options.label} has {len(source)} pairs, fewer than a batch of {options.batch}: lower "
-                             "its batch")
+            remedy = "lower its batch" if len(source) > 1 else "a batch is of 2 pairs or more: give it more"
+            raise UsageError(f"{options.label} has {len(source)} pair{'s' * (len(source) != 1)}, fewer than a batch of "
+                             f"{options.batch}: {remedy}")
         self._source, self._options, self._reader = source, options, reader
         self._order = SampleOrder(len(source), seed, number)
 
@@ -107,26 +124,25 @@ class PairBatches:
             ]
         except FlamingoError as error:
             return Drawn(None, tuple(samples.damaged), samples.read, tuple(samples.names), error)
-        pixels = torch.from_numpy(np.stack([pixels for pixels, _ in pairs]))
-        texts = [ids for _, ids in pairs]
-        keys = torch.tensor([_text_key(ids) for ids in texts])
-        batch = PairBatch(pixels, *self._reader.padded(texts), keys)
+        pixels = torch.from_numpy(np.stack([pair.pixels for pair in pairs]))
+        keys = torch.tensor([pair.key for pair in pairs])
+        batch = PairBatch(pixels, *self._reader.padded([pair.ids for pair in pairs]), keys)
         return Drawn(batch, tuple(samples.damaged), samples.read, tuple(samples.names))
 
     def fingerprint(self) -> dict[str, Any]:
         """See `Batches.fingerprint`: changes with the source and with each option that changes a batch."""
         names = ("batch", "augment", "leading_space", "template")
-        return {"data": self._source.fingerprint(), "text_tokens": self._reader.text_tokens,
+        return {"data": self._source.fingerprint(), "files": self._source.files,
+                "text_tokens": self._reader.text_tokens,
                 **{name: getattr(self._options, name) for name in names}}
 
-    def _pair(self, sample: Sample, rng: np.random.Generator) -> tuple[np.ndarray, list[int]]:
-        """Pixel values [3, S, S] and token ids; flipped and recoloured, and with a space before the text, where the
-        options say so (§A.2)."""
+    def _pair(self, sample: Sample, rng: np.random.Generator) -> _Pair:
+        """A pair, flipped and recoloured, and with a space before the text, where the options say so (§A.2)."""
         text = pair_text(sample)
-        if rng.random() < self._options.leading_space:
-            text = " " + text
-        ids = self._reader.text_ids(text)
-        if not ids:
-            raise DamagedSample(sample.name, f"the tokenizer makes no token of its text {text[:80]!r}")
+        spaced = rng.random() < self._options.leading_space
+        ids = self._reader.require_tokens(sample.name, text)
+        key = _text_key(ids)  # that of the text alone: the space makes no other text of it
+        if spaced:
+            ids = self._reader.text_ids(" " + text)
         change = Augmentation.drawn(rng) if self._options.augment else None
-        return self._reader.pixels(sample, change), ids
+        return _Pair(self._reader.pixels(sample, change), ids, key)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -45,6 +46,7 @@ class Said:
 
 Segment = Visual | Said
 SampleKind = Literal["pairs", "videos", "pages", "text"]
+FilePrint = tuple[str, str]  # the name of a file, and a short text that changes with its content (`file_prints.py`)
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,4 +78,9 @@ class SampleSource(Protocol):
     def fingerprint(self) -> str:
         """A short text that changes when the data changes (files' names, sizes, number of samples): a resumed run
         compares it."""
+        ...
+
+    @property
+    def files(self) -> Sequence[FilePrint]:
+        """The source's files, in order: a resumed run compares them, and names those that changed."""
         ...

@@ -88,7 +88,8 @@ class SceneBatches:
         seed = self._own_seed
         rng = np.random.default_rng([seed, step])
         samples = [
-            scenes.varied_sample(seed, step * self.pictures + index, "train", SIZE) for index in range(self.pictures)
+            scenes.sample(seed, step * self.pictures + index, "train", SIZE, "varied")
+            for index in range(self.pictures)
         ]
         chunks = [chunk for index, sample in enumerate(samples) for chunk in self._chunks(index, sample, rng)]
         rng.shuffle(chunks)

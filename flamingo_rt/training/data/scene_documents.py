@@ -10,7 +10,7 @@ import numpy as np
 
 from flamingo_rt.config import PromptsConfig
 from flamingo_rt.training import scenes
-from flamingo_rt.training.data.samples import Said, Sample
+from flamingo_rt.training.data.samples import FilePrint, Said, Sample
 
 COUNT = 1_000_000  # documents; there is no end of scenes
 
@@ -22,6 +22,7 @@ class SceneDocuments:
     seed: int
     prompts: PromptsConfig = field(default_factory=PromptsConfig)
     kind: Literal["text"] = "text"
+    files: tuple[FilePrint, ...] = ()
 
     def __len__(self) -> int:
         return COUNT

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from flamingo_rt.training import scenes
-from flamingo_rt.training.data.samples import Said, Sample, Visual
+from flamingo_rt.training.data.samples import FilePrint, Said, Sample, Visual
 
 SIZE = 96  # the pictures have the area of a square of so many pixels
 
@@ -22,13 +22,14 @@ class ScenePairs:
     split: scenes.Split = "train"
     count: int = 1_000_000
     kind: Literal["pairs"] = "pairs"
+    files: tuple[FilePrint, ...] = ()
 
     def __len__(self) -> int:
         return self.count
 
     def sample(self, index: int) -> Sample:
         """See `SampleSource.sample`."""
-        drawn, name = scenes.varied_sample(self.seed, index, self.split, SIZE), f"scene {index}"
+        drawn, name = scenes.sample(self.seed, index, self.split, SIZE, "varied"), f"scene {index}"
         return Sample(name, (Visual("image", drawn.image, name), Said(drawn.caption)))
 
     def captions(self, count: int) -> Iterator[str]:

@@ -21,6 +21,7 @@ from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -28,9 +29,10 @@ import numpy as np
 from flamingo_rt.errors import DataError
 from flamingo_rt.printable import printable
 from flamingo_rt.processing.input_files import is_empty, reading_file
+from flamingo_rt.training.data.file_prints import edges_print, grouped
 from flamingo_rt.training.data.pages import is_page
 from flamingo_rt.training.data.row_fields import shortened
-from flamingo_rt.training.data.samples import DamagedSample, Sample, SampleKind
+from flamingo_rt.training.data.samples import DamagedSample, FilePrint, Sample, SampleKind
 from flamingo_rt.training.data.tar_members import DamagedArchive, TarMember, members
 from flamingo_rt.training.data.tar_samples import MOST_MEMBERS, TarSample, content_of
 
@@ -100,8 +102,13 @@ class Shards:
         return TarSample.read(path, int(self.starts[index]), int(self.ends[index])).as_kind(self.kind)
 
     def fingerprint(self) -> str:
-        """See `SampleSource.fingerprint`: changes with the shards' names and sizes, and with their members' names."""
+        """See `SampleSource.fingerprint`: changes with the names and sizes of the shards and of their members."""
         return f"{self.kind}, {len(self)} samples in {len(self.paths)} shards, {self.digest[:16]}"
+
+    @cached_property
+    def files(self) -> tuple[FilePrint, ...]:
+        """See `SampleSource.files`: the size, the beginning and the end of each shard."""
+        return grouped((path.name, edges_print(path)) for path in self.paths)
 
 
 def open_shards(paths: Sequence[Path]) -> Shards:
@@ -152,7 +159,7 @@ class _Index:
         for group in groups:
             if not any(content_of(member) or member.fault for member in group):
                 continue
-            self._hash("\0".join(member.name for member in group))
+            self._hash("\0".join(f"{member.name}\0{member.size}" for member in group))
             self._add_sample(group[0].header, group[-1].end)
             kind = groups.kind(group)
             if kind is not None:

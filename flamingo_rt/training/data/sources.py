@@ -23,10 +23,12 @@ _KEYS = re.compile(rb'"(image|video|text|text_list|texts)"\s*:')
 MOST_PARSED = 100_000  # bytes of a line that is parsed to find its kind
 UNKNOWN = "unknown"
 # Files that say what else in their folder belongs to the data, and what a folder can hold, each with its kinds.
-LISTED: dict[str, tuple[DataKind, ...]] = {"captions.jsonl": ("pairs", "videos", "text"), "pages.jsonl": ("pages",)}
+LISTED = ("captions.jsonl", "pages.jsonl")
 SHARDS, TEXTS, CLASSES = ".tar shards", ".txt and .jsonl files", "folders of pictures"
-HELD: dict[str, tuple[DataKind, ...]] = {SHARDS: ("pairs", "videos", "pages", "text"), TEXTS: ("text",),
-                                         CLASSES: ("pairs",)}
+HELD: dict[str, tuple[DataKind, ...]] = {
+    "captions.jsonl": ("pairs", "videos", "text"), "pages.jsonl": ("pages",),
+    SHARDS: ("pairs", "videos", "pages", "text"), TEXTS: ("text",), CLASSES: ("pairs",),
+}
 
 
 def check_names(data: Sequence[DataOptions]) -> None:
@@ -86,16 +88,21 @@ def _open_folder(folder: Path, options: DataOptions) -> SampleSource:
         names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
     except OSError as error:
         raise DataError(f"cannot read {folder}: {error.strerror}; give this user read access to it") from error
-    listed = _of_kind({name: kinds for name, kinds in LISTED.items() if name in names}, options.kind)
-    if len(listed) == 1:
-        return _open_lines(folder / listed[0])
+    listed = [name for name in LISTED if name in names]
     shards = [folder / name for name in names if name.lower().endswith(".tar")]
-    texts = [folder / name for name in names if name.lower().endswith((".txt", ".jsonl"))]
+    texts = [folder / name for name in names if name.lower().endswith((".txt", ".jsonl")) and name not in LISTED]
     classes = not listed and holds_class_folders(folder, glance=bool(shards or (texts and options.kind != "pairs")))
-    found = {SHARDS: bool(shards), TEXTS: bool(texts), CLASSES: classes}
-    held = listed or _of_kind({name: HELD[name] for name, there in found.items() if there}, options.kind)
+    there = {**dict.fromkeys(listed, True), SHARDS: bool(shards), TEXTS: bool(texts), CLASSES: classes}
+    held = _of_kind({name: HELD[name] for name in HELD if there.get(name)}, options.kind)
+    first = [name for name in held if name in LISTED]
+    if len(first) == 1:
+        lines = _open_lines(folder / first[0])
+        others = [name for name in held if name not in LISTED and options.kind in HELD[name]]
+        if not others or lines.kind == options.kind:
+            return lines
+        first, held = [], others
     if len(held) > 1:
-        raise DataError(f"{folder} holds {_listed(held)}: give one of them, or say with kind which it is")
+        raise DataError(f"{folder} holds {_listed(first or held)}: give one of them, or say with kind which it is")
     if held == [SHARDS]:
         return open_shards(shards)
     if held == [TEXTS]:

@@ -17,12 +17,12 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from flamingo_rt.config import TokensConfig
-from flamingo_rt.errors import DataError, FlamingoError, UsageError
+from flamingo_rt.errors import DataError, FlamingoError
 from flamingo_rt.model.flamingo import IGNORED_LABEL
 from flamingo_rt.training.data.repeated_segments import repeated_segment
 from flamingo_rt.training.data.sample_order import SampleOrder
 from flamingo_rt.training.data.samples import DamagedSample, Said, Sample, SampleSource
-from flamingo_rt.training.data.usable_samples import NothingToLearn, SampleReader
+from flamingo_rt.training.data.usable_samples import NothingToLearn, SampleReader, places_of_part
 from flamingo_rt.training.options import DataOptions
 from flamingo_rt.training.stage import Drawn
 
@@ -66,7 +66,7 @@ class TextBatches:
     ) -> None:
         """``number`` is the dataset's, so that two of one source differ. Raises `DataError` for a dataset without
         documents, and for a tokenizer that lacks a special token."""
-        self._source, self._label, self._batch = source, options.label, options.batch
+        self._source, self._options = source, options
         self._context, self._repeats, self._seed, self._number = context, repeats, seed, number
         self._tokenizer = Tokenizer.from_str(tokenizer.to_str())
         self._bos, self._eos = (self._special(text) for text in (tokens.bos, tokens.eos))
@@ -75,20 +75,16 @@ class TextBatches:
         if repeats and len(self._random_ids) < 2:
             raise DataError("the tokenizer has no tokens but special ones: repeats needs others")
         if not len(source):
-            raise DataError(f"{self._label} holds no documents: is it another folder or file?")
+            raise DataError(f"{options.label} holds no documents: is it another folder or file?")
         self._order = SampleOrder(len(source), seed, number)
         self._stride = max(1, math.ceil(context / self._usual_length()))
 
     def draw(self, step: int, part: int, parts: int) -> Drawn:
         """See `Batches.draw`."""
-        reader = SampleReader(self._source, self._order, self._label)
+        reader = SampleReader(self._source, self._order, self._options.label)
         try:
-            if self._batch % parts:
-                raise UsageError(f"{self._label}: a batch of {self._batch} cannot be divided into {parts} equal parts "
-                                 "(ranks times accumulate): make it a multiple")
-            share = self._batch // parts
-            first = step * self._batch + part * share
-            rows = [self._row(reader, position) for position in range(first, first + share)]
+            places = places_of_part(self._options, part, parts)
+            rows = [self._row(reader, step * self._options.batch + place) for place in places]
         except FlamingoError as error:
             return Drawn(None, tuple(reader.damaged), reader.read, tuple(reader.names), error)
         batch = TextBatch(
@@ -99,8 +95,8 @@ class TextBatches:
 
     def fingerprint(self) -> dict[str, Any]:
         """See `Batches.fingerprint`."""
-        return {"data": self._source.fingerprint(), "batch": self._batch, "context": self._context,
-                "documents in a row": self._stride, "repeats": self._repeats}
+        return {"data": self._source.fingerprint(), "files": self._source.files, "batch": self._options.batch,
+                "context": self._context, "documents in a row": self._stride, "repeats": self._repeats}
 
     def _row(self, reader: SampleReader, position: int) -> tuple[list[int], list[int], bool]:
         """Token ids and labels of the row at ``position``, counted over all steps, and whether it is no text."""

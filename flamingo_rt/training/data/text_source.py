@@ -10,6 +10,7 @@ import hashlib
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO, Literal
 
@@ -17,9 +18,10 @@ import numpy as np
 
 from flamingo_rt.printable import printable
 from flamingo_rt.processing.input_files import is_empty, reading_file
+from flamingo_rt.training.data.file_prints import grouped
 from flamingo_rt.training.data.json_lines import MOST_LINE, JsonLines
 from flamingo_rt.training.data.row_fields import checked_text, text_field
-from flamingo_rt.training.data.samples import DamagedSample, Said, Sample
+from flamingo_rt.training.data.samples import DamagedSample, FilePrint, Said, Sample
 
 PIECE = 64_000  # bytes: some 15,000 tokens, more than most contexts
 
@@ -80,7 +82,7 @@ class TextFiles:
     """Several files of text, one after the other. ``ends``: int64 [files], the number of samples up to each one's
     end."""
 
-    files: tuple[TextPieces | JsonLines, ...]
+    parts: tuple[TextPieces | JsonLines, ...]
     ends: np.ndarray
     kind: Literal["text"] = "text"
 
@@ -95,7 +97,7 @@ class TextFiles:
     def sample(self, index: int) -> Sample:
         """See `SampleSource.sample`."""
         number = int(np.searchsorted(self.ends, index, side="right"))
-        file = self.files[number]
+        file = self.parts[number]
         within = index - (int(self.ends[number - 1]) if number else 0)
         if isinstance(file, TextPieces):
             return file.sample(within)
@@ -104,9 +106,14 @@ class TextFiles:
 
     def fingerprint(self) -> str:
         """See `SampleSource.fingerprint`."""
-        digest = hashlib.sha256("".join(f"{file.path.name}\0{file.digest}\n" for file in self.files).encode(
+        digest = hashlib.sha256("".join(f"{file.path.name}\0{file.digest}\n" for file in self.parts).encode(
             "utf-8", "surrogateescape"))
         return f"{self.kind}, {len(self)} documents, {digest.hexdigest()[:16]}"
+
+    @cached_property
+    def files(self) -> tuple[FilePrint, ...]:
+        """See `SampleSource.files`: each one's whole content."""
+        return grouped((file.path.name, file.digest[:16]) for file in self.parts)
 
 
 def _pieces(file: BinaryIO) -> Iterator[bytes]:

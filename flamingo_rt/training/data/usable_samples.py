@@ -57,6 +57,7 @@ class SampleReader:
         goes on: after `MOST_DAMAGED` damaged samples, or `MOST_EMPTY` with nothing to learn.
         """
         damaged = empty = attempt = 0
+        tried: set[int] = set()
         while True:
             index = self._order.index(position, attempt)
             rng = np.random.default_rng([self._order.seed, self._order.dataset, position, attempt])
@@ -64,6 +65,7 @@ class SampleReader:
             if index in without:
                 continue
             self.read += 1
+            tried.add(index)
             try:
                 sample = self._source.sample(index)
                 made = make(sample, rng)
@@ -71,13 +73,20 @@ class SampleReader:
                 self.damaged.append(printable(str(error)))
                 damaged += 1
                 if damaged == MOST_DAMAGED:
-                    raise DataError(f"{self._label}: {damaged} samples in a row are damaged; the last: "
+                    raise DataError(f"{self._label}: {_in_a_row(damaged, len(tried))} are damaged; the last: "
                                     f"{self.damaged[-1]}. flamingo-rt data check lists all") from error
             except NothingToLearn as error:
                 empty += 1
                 if empty == MOST_EMPTY:
-                    raise DataError(f"{self._label}: {empty} samples in a row hold nothing to learn; the last: "
+                    raise DataError(f"{self._label}: {_in_a_row(empty, len(tried))} hold nothing to learn; the last: "
                                     f"{error}") from error
             else:
                 self.names.append(sample.name)
                 return index, made
+
+
+def _in_a_row(draws: int, samples: int) -> str:
+    """Say how many samples were drawn, of a small source some of them again and again."""
+    if samples >= draws:
+        return f"{draws} samples in a row"
+    return f"{draws} draws in a row, of {samples} sample{'s' * (samples != 1)},"

@@ -5,7 +5,7 @@ drawn = sample(seed=0, index=7, split="train")   # the same picture in every pro
 drawn.image, drawn.caption, questions(drawn.scene, rng, count=4)
 """
 
-from flamingo_rt.training.scenes.dataset import Sample, sample, varied_sample
+from flamingo_rt.training.scenes.dataset import Layout, Sample, sample
 from flamingo_rt.training.scenes.descriptions import Question, caption, named_caption, questions
 from flamingo_rt.training.scenes.drawing import draw
 from flamingo_rt.training.scenes.episodes import Episode, Shot, sample_episode
@@ -22,6 +22,7 @@ __all__ = [
     "TEXTURES",
     "Background",
     "Episode",
+    "Layout",
     "Question",
     "Sample",
     "Scene",
@@ -40,5 +41,4 @@ __all__ = [
     "sample",
     "sample_episode",
     "sample_scene",
-    "varied_sample",
 ]

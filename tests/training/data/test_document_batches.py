@@ -203,7 +203,7 @@ def test_a_dataset_of_damaged_samples_stops(batches, tmp_path) -> None:
 
 def test_a_dataset_with_nothing_to_learn_stops_and_is_not_damaged(batches, tmp_path) -> None:
     drawn = batches(captions(tmp_path, 3, text="number {} " + "number 1 " * 9), tokens=12, name="long").draw(0, 0, 1)
-    assert str(drawn.error).startswith("long: 64 samples in a row hold nothing to learn; the last: ")
+    assert str(drawn.error).startswith("long: 64 draws in a row, of 3 samples, hold nothing to learn; the last: ")
     assert "and a document at most 12" in str(drawn.error)
     assert drawn.damaged == ()
 

@@ -310,6 +310,6 @@ def test_a_window_is_cut_before_a_picture_too_many(writer, tokenizer) -> None:
         writer(next_image=0.0, images=5).page(page(*range(6), "word 1"), rng())
 
 
-def test_a_text_of_a_page_that_is_not_learnt_has_no_labels(writer, tokenizer) -> None:
-    sample = Sample("x", (visual(), Said("word 1", learnt=False), visual(), Said("word 2")))
-    assert learnt(tokenizer, writer(next_image=0.0).page(sample, rng())) == f"{END}word 2{END}<eos>"
+def test_a_text_of_a_page_that_is_not_learnt_has_no_labels_nor_has_what_ends_it(writer, tokenizer) -> None:
+    sample = Sample("x", (visual(), Said("word 1", learnt=False), visual(), Said("word 2"), visual(), Said("word 3")))
+    assert learnt(tokenizer, writer(next_image=0.0).page(sample, rng())) == f"word 2{END}word 3{END}<eos>"

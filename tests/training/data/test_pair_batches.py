@@ -85,7 +85,7 @@ def test_a_damaged_sample_is_named_and_replaced_by_another() -> None:
 def test_where_everything_is_damaged_the_error_names_a_reason() -> None:
     error = batches(MadePairs(SAMPLES, damaged=range(10))).draw(0, 0, 1).error
     assert isinstance(error, DataError)
-    assert "16 samples in a row are damaged" in str(error)
+    assert "16 draws in a row, of 10 samples, are damaged" in str(error)
     assert "is torn" in str(error)
 
 
@@ -110,6 +110,24 @@ def test_a_text_without_tokens_counts_as_damaged() -> None:
     damaged = [entry for step in range(3) for entry in batches(odd, tokenizer=deaf).draw(step, 0, 1).damaged]
     assert damaged
     assert all("makes no token of its text 'a striped'" in entry for entry in damaged)
+
+
+def test_a_text_stays_the_partner_of_its_equals_with_a_space_before_it() -> None:
+    same = MadePairs([Sample(str(number), (sample.segments[0], Said("a red circle")))
+                      for number, sample in enumerate(SAMPLES)])
+    drawn = batches(same, replace(OPTIONS, leading_space=0.5, batch=10)).draw(0, 0, 1).batch
+    assert len({tuple(row) for row in drawn.text_ids.tolist()}) == 2
+    assert len(set(drawn.text_keys.tolist())) == 1
+
+
+@pytest.mark.parametrize(("count", "said"), [
+    (1, "made has 1 pair, fewer than a batch of 4: a batch is of 2 pairs or more: give it more"),
+    (3, "made has 3 pairs, fewer than a batch of 4: lower its batch"),
+])
+def test_too_few_pairs_for_a_batch_are_refused_with_what_can_be_done(count, said) -> None:
+    with pytest.raises(UsageError) as caught:
+        batches(MadePairs(SAMPLES[:count]), OPTIONS)
+    assert str(caught.value) == said
 
 
 def test_a_question_is_said_with_its_answer() -> None:

@@ -75,7 +75,7 @@ def read_row(batch, row, tokenizer):
 
 
 def samples(step):
-    return [scenes.sample(3, step * PICTURES + index, "train") for index in range(PICTURES)]
+    return [scenes.sample(3, step * PICTURES + index, "train", 96, "varied") for index in range(PICTURES)]
 
 
 def same(one, other):

@@ -475,6 +475,20 @@ def test_captions_beside_pages_are_told_apart_by_the_kind(tmp_path) -> None:
     assert (opened(tmp_path, kind="pairs").kind, opened(tmp_path, kind="pages").kind) == ("pairs", "pages")
 
 
+def test_the_kind_decides_also_beside_a_file_that_lists_the_data(tmp_path) -> None:
+    write_lines(captions(tmp_path / "mixed", 2) / "texts.jsonl", [{"text": "a text"}])
+    shards(tmp_path / "mixed", b"a page")
+    write_lines(tmp_path / "pages" / "pages.jsonl", [{"texts": ["a"], "images": [None]}])
+    (tmp_path / "pages" / "a.txt").write_text("a text")
+    assert opened(tmp_path / "mixed").kind == "pairs"
+    assert opened(tmp_path / "pages").kind == "pages"
+    assert every(opened(tmp_path / "pages", kind="text")) == [["a text"]]
+    with pytest.raises(DataError, match=r"holds \.tar shards and \.txt and \.jsonl files: give one of them"):
+        opened(tmp_path / "mixed", kind="text")
+    with pytest.raises(DataError, match=r"pages holds pages, not pairs"):
+        opened(tmp_path / "pages", kind="pairs")
+
+
 def test_a_link_to_a_folder_beside_shards_or_texts_is_passed_over(tmp_path) -> None:
     shards(tmp_path / "shards", tar(pairs(1)))
     (tmp_path / "texts").mkdir()

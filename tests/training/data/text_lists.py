@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from flamingo_rt.training.data.samples import DamagedSample, Said, Sample
+from flamingo_rt.training.data.samples import DamagedSample, FilePrint, Said, Sample
 
 
 @dataclass(frozen=True)
@@ -15,6 +15,7 @@ class TextList:
 
     texts: Sequence[str | None]
     kind: Literal["text"] = "text"
+    files: tuple[FilePrint, ...] = ()
 
     def __len__(self) -> int:
         return len(self.texts)

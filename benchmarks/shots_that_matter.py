@@ -1,0 +1,127 @@
+"""What a bundle learns from its prompt: new words, digits that it never saw, the way something moves.
+
+    python -m benchmarks.shots_that_matter [--model NAME=BUNDLE …] [--tasks words,digits,…] [--seeds N]
+
+The tasks are those of `shot_tasks.py`; each is run by ``flamingo-rt evaluate task``. Without ``--model`` it is the one
+in the package. Prints a table, and writes a dated result to ``benchmarks/results``. Needs the extra ``train``, which
+draws the pictures; the evaluation itself needs no torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.dated_result import RESULTS, write_result
+from benchmarks.processes import toolkit
+from benchmarks.shot_tasks import write_shot_tasks
+from flamingo_rt.evaluation.confidence_interval import bootstrap_difference
+from flamingo_rt.evaluation.task_run import Answered
+
+CONTROLS = ("--controls", "shuffled,blank,text")
+MOTION = ("--shots", "0", "--plain-zero")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A run of ``evaluate task``: the task's name, and how shots are chosen."""
+
+    task: str
+    options: tuple[str, ...]
+
+
+RUNS: dict[str, Measured] = {
+    "words": Measured("words", ("--shots", "0,4,8,16,32", "--select", "balanced", *CONTROLS)),
+    "digits": Measured("digits", ("--shots", "0,3,6,12,24", "--select", "balanced", *CONTROLS)),
+    "ten-digits": Measured("ten-digits", ("--shots", "8,16", "--redraw")),
+    "ten-digits, nearest": Measured("ten-digits", ("--shots", "8,16", "--select", "rices")),
+    "motion": Measured("motion", MOTION),
+    "motion-shuffled": Measured("motion-shuffled", MOTION),
+    "motion-still": Measured("motion-still", MOTION),
+    "opposite-shuffled": Measured("opposite-shuffled", MOTION),
+}
+NEAREST, RANDOM = "ten-digits, nearest", "ten-digits"
+
+
+def measure(run: Measured, task: Path, bundle: str | None, seeds: int, out: Path) -> dict[str, Any]:
+    """The record that ``evaluate task --json`` prints."""
+    model = [] if bundle is None else ["--model", bundle]
+    output = toolkit("evaluate", "task", str(task), *model, "--out", str(out), "--seeds", str(seeds), "--json",
+                     *run.options)
+    record: dict[str, Any] = json.loads(output.strip().splitlines()[-1])
+    return record
+
+
+def gain(nearest: Path, random: Path, task: Path) -> dict[int, dict[str, float]]:
+    """What shots by nearness score above random ones, by their number, with its interval over queries."""
+    right = [json.loads(line)["class"] for line in (task.parent / "task-items.jsonl").read_text().splitlines()]
+    found = {}
+    for shots in (8, 16):
+        scores = [_right(folder, shots, right) for folder in (nearest, random)]
+        interval = bootstrap_difference(*scores)
+        found[shots] = {"mean": interval.mean, "low": interval.low, "high": interval.high}
+    return found
+
+
+def _right(folder: Path, shots: int, classes: Sequence[str]) -> np.ndarray:
+    """Whether each answer is right, float64 [seeds, items]."""
+    lines = (folder / "answers.jsonl").read_text().splitlines()[1:]
+    answers = [answered for answered in map(Answered.from_line, lines) if answered.setting.shots == shots]
+    seeds: dict[int, dict[str, str]] = {}
+    for answered in answers:
+        seeds.setdefault(answered.setting.seed, {})[answered.item] = answered.answer
+    names = [f"task-items.jsonl:{number}" for number in range(1, len(classes) + 1)]
+    return np.array([[given[name] == wanted for name, wanted in zip(names, classes, strict=True)]
+                     for _, given in sorted(seeds.items())], float)
+
+
+def print_record(name: str, record: dict[str, Any]) -> None:
+    """Print a run's scores, a line for each number of shots: as they are, then under each control."""
+    print(f"{name}: {record['items']} queries, chance {record['chance']:.1%}")
+    for shots in dict.fromkeys(score["shots"] for score in record["scores"]):
+        parts = [f"{score['control'].replace('none', 'as they are')} {score['mean']:6.1%} "
+                 f"({score['low']:.1%} to {score['high']:.1%})"
+                 for score in record["scores"] if score["shots"] == shots]
+        print(f"  {shots:3} shots: {'; '.join(parts)}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", action="append", default=[], metavar="NAME=BUNDLE", help="may be given again")
+    parser.add_argument("--tasks", default=",".join(RUNS), help="default: all")
+    parser.add_argument("--seeds", type=int, default=1, help="draws of the shots; default %(default)s")
+    parser.add_argument("--results", type=Path, default=RESULTS, metavar="FOLDER")
+    options = parser.parse_args()
+    names = [name for name in RUNS if name in options.tasks.split(",") or name.startswith(tuple(
+        f"{task}," for task in options.tasks.split(",")))]
+    if not names:
+        parser.error(f"--tasks {options.tasks}: known are {', '.join(RUNS)}")
+    models = dict(entry.split("=", 1) for entry in options.model) or {"packaged": None}
+    measured: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        tasks = write_shot_tasks(Path(folder) / "tasks")
+        for model, bundle in models.items():
+            print(f"== {model}", flush=True)
+            found = measured[model] = {}
+            for name in names:
+                out = Path(folder) / model / name
+                found[name] = measure(RUNS[name], tasks[RUNS[name].task], bundle, options.seeds, out)
+                print_record(name, found[name])
+            if NEAREST in found and RANDOM in found:
+                place = Path(folder) / model
+                found["gain of nearness"] = gain(place / NEAREST, place / RANDOM, tasks[RANDOM])
+                print(f"gain of the nearest shots: {found['gain of nearness']}", flush=True)
+    path = write_result(options.results, "shots-that-matter", {"seeds": options.seeds, "runs": names}, measured)
+    print(f"wrote {path}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
