@@ -13,7 +13,6 @@ import importlib
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -26,7 +25,6 @@ import numpy as np
 import pytest
 
 from flamingo_rt import __version__
-from flamingo_rt.child_process import child_environment
 from flamingo_rt.cli import cli
 from flamingo_rt.evaluation.item_lines import ANSWERS
 from flamingo_rt.evaluation.task_file import read_task
@@ -385,32 +383,6 @@ def test_numbers_of_an_output_may_differ_where_they_are_measured_and_nowhere_els
     assert_printed(exact, "yes  51.2%  log-probability -1\n")
     with pytest.raises(AssertionError):
         assert_printed(exact, "yes  51.3%  log-probability -1\n")
-
-
-# Arguments, and what is printed.
-EXAMPLES = {
-    "caption_folder.py": (["examples/scenes"], (
-        "a.png: a dotted yellow star\nb.png: a red heart and an orange heart\n"
-        "c.png: a red square and a striped orange heart\nd.png: a red heart\n"
-        "e.png: a black triangle, a green heart and a purple triangle\n"
-    )),
-    "label_pictures.py": (["examples/scenes/c.png", "examples/scenes/d.png"], "c.png: two (100%)\nd.png: one (100%)\n"),
-}
-
-
-@pytest.mark.parametrize("script", EXAMPLES)
-def test_an_example_answers_truly(script: str, in_sample_files: Path) -> None:
-    arguments, expected = EXAMPLES[script]
-    for _ in range(2):  # the second time with what the first one has kept
-        done = subprocess.run(
-            [sys.executable, str(ROOT / "examples" / script), *arguments], cwd=in_sample_files,
-            env=child_environment(), capture_output=True, text=True, check=True,
-        )
-        assert done.stdout == expected
-
-
-def test_every_example_is_run() -> None:
-    assert {file.name for file in (ROOT / "examples").glob("*.py")} == set(EXAMPLES)
 
 
 def mapped() -> Iterator[tuple[str, list[str]]]:

@@ -1,0 +1,114 @@
+"""Draw how often a model is right about a task after 0, 1, 2 … shots, and what is left when their pictures are changed.
+
+    python examples/n_shot_vqa.py --out shots.png
+    python examples/n_shot_vqa.py vqav2.toml --model bundle --shots 0,4,8 --seeds 3 --answers vqav2.jsonl
+
+A task is a file (docs/evaluation.md). With ``--answers`` an interrupted run goes on where it was. Needs matplotlib:
+``pip install -e .[cpu,bench]``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+import flamingo_rt
+from flamingo_rt import Model
+from flamingo_rt.evaluation.controls import Control
+from flamingo_rt.evaluation.shots import GroupShots, RandomShots
+from flamingo_rt.evaluation.task import Task
+from flamingo_rt.evaluation.task_file import read_task
+from flamingo_rt.evaluation.task_run import TaskRun, settings_of
+from flamingo_rt.evaluation.task_scores import Score, task_scores
+from flamingo_rt.evaluation.task_table import shown_control
+from flamingo_rt.evaluation.usable_items import with_readable_items
+from flamingo_rt.files import replacing_file
+
+TASK = Path(__file__).parent / "tasks" / "counts.toml"
+CONTROLS: tuple[Control, ...] = ("shuffled", "blank", "text")
+# Colour, marker and dashes of each line, so that none is told by its colour alone.
+LINES: dict[Control, tuple[str, str, str]] = {
+    "none": ("#0072b2", "o", "-"), "shuffled": ("#d55e00", "s", "--"), "blank": ("#009e73", "^", "-."),
+    "text": ("#cc79a7", "D", ":"),
+}
+SPREAD = 0.09  # between the lines at one number of shots, which would cover each other
+STYLE: dict[Any, Any] = {
+    "font.size": 10, "axes.titlesize": 11, "axes.titlelocation": "left", "axes.spines.top": False,
+    "axes.spines.right": False, "legend.frameon": False, "axes.axisbelow": True, "text.parse_math": False,
+}
+
+
+def measure(model: Model, task: Task, shots: Sequence[int], seeds: int, answers: Path | None = None) -> list[Score]:
+    """The scores of a task by number of shots and control; its answers are kept in ``answers`` as they come."""
+    task = with_readable_items(task, model.config)
+    run = TaskRun(model, task, GroupShots({group: RandomShots(task.support_of(group)) for group in task.groups}))
+    about = {"model": model.identity or model.config.name, "task": task.digest}
+    with tempfile.TemporaryDirectory() as folder:
+        file = answers or Path(folder) / "answers.jsonl"
+        return task_scores(task, run.answers(settings_of(shots, seeds, CONTROLS), file, about, resume=True))
+
+
+def draw(task: Task, scores: Sequence[Score]) -> Figure:
+    """A line for each control, with a 95% interval at each number of shots, and the rate of guessing."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(7.2, 4.2), layout="constrained")
+        axes = figure.subplots()
+        counts = sorted({score.shots for score in scores})
+        for number, control in enumerate(LINES):
+            _draw_line(axes, control, scores, counts, SPREAD * (number - (len(LINES) - 1) / 2))
+        if task.chance is not None:
+            axes.axhline(task.chance, color="#777777", linewidth=1, linestyle=(0, (1, 2)), zorder=0)
+            axes.text(1, task.chance, " guessing", transform=axes.get_yaxis_transform(), va="center", color="#777777")
+        axes.set_xticks(range(len(counts)), [str(count) for count in counts])
+        axes.set_xlabel("shots")
+        if task.metric != "cider":
+            axes.set_ylim(0, 1.04)
+            axes.yaxis.set_major_formatter("{x:.0%}")
+        axes.grid(axis="y", color="#e3e3e3")
+        axes.set_title(f"{task.name}: {task.metric} of {len(task.items)} items, with 95% intervals")
+        figure.legend(loc="outside lower center", ncols=len(LINES))
+        return figure
+
+
+def _draw_line(axes: Axes, control: Control, scores: Sequence[Score], counts: Sequence[int], shift: float) -> None:
+    own = sorted((score for score in scores if score.control == control), key=lambda score: score.shots)
+    if not own:  # not measured
+        return
+    color, marker, dashes = LINES[control]
+    means = [score.mean.mean for score in own]
+    below = [max(0.0, score.mean.mean - score.mean.low) for score in own]
+    above = [max(0.0, score.mean.high - score.mean.mean) for score in own]
+    axes.errorbar([counts.index(score.shots) + shift for score in own], means, (below, above), color=color,
+                  marker=marker, linestyle=dashes, markersize=5, linewidth=1.6, elinewidth=1, capsize=2.5,
+                  label=shown_control(control))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("task", nargs="?", type=Path, default=TASK, help="default: examples/tasks/counts.toml")
+    parser.add_argument("--model", help="a bundle or a checkpoint; default: the model in the package")
+    parser.add_argument("--shots", default="0,1,2,4", help="numbers of shots; default %(default)s")
+    parser.add_argument("--seeds", type=int, default=3, help="draws of the shots; default %(default)s")
+    parser.add_argument("--answers", type=Path, help="file that keeps the answers")
+    parser.add_argument("--out", type=Path, default=Path("shots.png"), help="PNG or SVG to write; %(default)s")
+    options = parser.parse_args()
+    task = read_task(options.task)
+    scores = measure(flamingo_rt.load(options.model), task, [int(count) for count in options.shots.split(",")],
+                     options.seeds, options.answers)
+    for score in scores:
+        control = "" if score.shots == 0 else shown_control(score.control)
+        print(f"{score.shots} shots {control:18} {score.mean.mean:6.3f}  {score.mean.low:.3f} to {score.mean.high:.3f}")
+    with replacing_file(options.out) as beside:
+        draw(task, scores).savefig(beside, dpi=110)
+    print(f"wrote {options.out}")
+
+
+if __name__ == "__main__":
+    main()
