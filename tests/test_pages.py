@@ -55,7 +55,7 @@ COMPILED = {'backend="tensorrt"': "needs a GPU"}
 # Commands of this project whose outputs are compared to the letter; elsewhere numbers may differ.
 EXACT = r"^flamingo-rt (infer|describe)"
 # Programs that are not this project's.
-OTHERS = {"rsync", "sudo", "python3", "git", "cd", "torchrun"}
+OTHERS = {"curl", "rsync", "sudo", "python3", "git", "cd", "torchrun"}
 # Page whose config files are tasks of an evaluation, and whose lines are their items.
 TASKS = ROOT / "docs" / "evaluation.md"
 # Config files of the other pages, by the name in their first line.
