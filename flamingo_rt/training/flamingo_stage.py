@@ -24,7 +24,7 @@ from flamingo_rt.model.flamingo import IGNORED_LABEL, Flamingo
 from flamingo_rt.training.data.document_batches import FlamingoBatch
 from flamingo_rt.training.feature_cache import FeatureCache, as_stored, tensors_digest
 from flamingo_rt.training.given_files import GivenFiles
-from flamingo_rt.training.loop import clip_norm
+from flamingo_rt.training.gradient_norms import clip_norm
 from flamingo_rt.training.lora import add_lora
 from flamingo_rt.training.memory import decoder_bytes
 from flamingo_rt.training.merging import MergedLayer, merged_tensors

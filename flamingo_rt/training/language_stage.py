@@ -28,7 +28,7 @@ from flamingo_rt.training.data.scene_documents import SceneDocuments
 from flamingo_rt.training.data.scene_tasks import SceneTaskTexts
 from flamingo_rt.training.data.sources import check_names, open_source
 from flamingo_rt.training.data.text_batches import TextBatch, TextBatches
-from flamingo_rt.training.loop import clip_norm
+from flamingo_rt.training.gradient_norms import clip_norm
 from flamingo_rt.training.memory import decoder_bytes, require_training_memory
 from flamingo_rt.training.options import SCENES, DataOptions, LanguageOptions, RunOptions
 from flamingo_rt.training.sharding import World, whole_state

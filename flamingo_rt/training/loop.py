@@ -13,23 +13,23 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from flamingo_rt.errors import DataError, FlamingoError, UsageError
 from flamingo_rt.files import check_output
+from flamingo_rt.training.damaged_samples import count_damaged
 from flamingo_rt.training.data.loader import drawn
 from flamingo_rt.training.flops import StepFlops, matrix_rate, shapes, utilisation
 from flamingo_rt.training.memory import require_step_memory
 from flamingo_rt.training.options import RunOptions
 from flamingo_rt.training.run_log import StepReport
-from flamingo_rt.training.sharding import World, autocast, compile_layers, local, recompute_activations, shard, whole
+from flamingo_rt.training.sharding import World, autocast, compile_layers, recompute_activations, shard
 from flamingo_rt.training.shortage import shortage_explained, writing_explained
 from flamingo_rt.training.stage import Dataset, Drawn, Stage
 from flamingo_rt.training.state import (
@@ -45,8 +45,6 @@ from flamingo_rt.training.state import (
     trained_parameters,
 )
 from flamingo_rt.training.stop_signals import RunStopped, StopSignals
-
-UNLIKELY = 1e-3  # probability of as many damaged samples by chance below which a run is stopped
 
 
 def train(
@@ -198,7 +196,7 @@ class _Run:
             asked = time.monotonic()
             parts = [next(batches) for _ in self.parts]
             waiting += time.monotonic() - asked
-            damaged += self._count_damaged(dataset, parts)
+            damaged += count_damaged(dataset.name, parts, self.at, self.options.max_damaged, self.world)
             loss = self._add_gradient(dataset, parts)
             if loss is not None:
                 losses[dataset.name] = loss
@@ -276,26 +274,6 @@ class _Run:
         self.optimizer.zero_grad(set_to_none=True)
         return norm
 
-    def _count_damaged(self, dataset: Dataset, parts: Sequence[Drawn]) -> list[str]:
-        """Count what all ranks read; gives damaged samples with their reasons. Raises the error of any rank, and
-        `DataError` where more than ``max_damaged`` of the data are surely damaged."""
-        mine = ([part.error for part in parts if part.error], sum(part.read for part in parts),
-                [text for part in parts for text in part.damaged])
-        everyone = self.world.gathered(mine)
-        for errors, read, damaged in everyone:
-            if errors:
-                raise errors[0]
-            self.at.read += read
-            self.at.damaged += len(damaged)
-        damaged = [text for _, _, texts in everyone for text in texts]
-        if damaged and surely_more(self.at.damaged, self.at.read, self.options.max_damaged):
-            raise DataError(
-                f"{self.at.damaged} of {self.at.read} samples are damaged, more than max_damaged "
-                f"{self.options.max_damaged:g}; the last, of {dataset.name}: {damaged[-1]}. Mend them (flamingo-rt "
-                "data check lists all) and start anew, or raise max_damaged"
-            )
-        return damaged
-
     def sample(self) -> tuple[str, ...]:
         """Sample answers of the model, in evaluation mode and without changing the run's random numbers."""
         self.stage.model.eval()
@@ -304,41 +282,6 @@ class _Run:
                 return tuple(self.stage.sample_lines())
         finally:
             self.stage.model.train()
-
-
-def surely_more(found: int, read: int, share: float) -> bool:
-    """Whether ``found`` of ``read`` samples say that more than ``share`` of the data are so: were it ``share``, as many
-    or more would be found with a probability below `UNLIKELY` (Chernoff's bound of the binomial distribution)."""
-    seen = found / read
-    if seen <= share:
-        return False
-    if share == 0:
-        return True
-    distance = seen * math.log(seen / share)  # of Kullback and Leibler
-    if seen < 1:
-        distance += (1 - seen) * math.log((1 - seen) / (1 - share))
-    return read * distance > -math.log(UNLIKELY)
-
-
-def clip_norm(parameters: Iterable[nn.Parameter], bound: float) -> float:
-    """Clip the gradients of all parameters together by their norm, over all ranks; gives the norm before that."""
-    parameters = list(parameters)
-    norm = gradient_norm(parameters)
-    if norm > bound:
-        for parameter in parameters:
-            if parameter.grad is not None:
-                parameter.grad *= bound / norm
-    return norm
-
-
-def gradient_norm(parameters: Iterable[nn.Parameter]) -> float:
-    """The norm of all gradients together, over all ranks."""
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    # torch takes one kind at a time: divided among the ranks, or whole, as scalars are.
-    divided = [gradient for gradient in gradients if local(gradient) is not gradient]
-    undivided = [gradient for gradient in gradients if local(gradient) is gradient]
-    norms = [whole(torch.nn.utils.get_total_norm(kind)) for kind in (divided, undivided) if kind]
-    return math.hypot(*map(float, norms))
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -30,7 +30,7 @@ from flamingo_rt.training.data.samples import SampleSource
 from flamingo_rt.training.data.scene_pairs import ScenePairs
 from flamingo_rt.training.data.sources import check_names, open_source
 from flamingo_rt.training.dual_encoder import DualEncoder, DualEncoderConfig
-from flamingo_rt.training.loop import clip_norm, gradient_norm
+from flamingo_rt.training.gradient_norms import clip_norm, gradient_norm
 from flamingo_rt.training.memory import require_training_memory
 from flamingo_rt.training.options import SCENES, DataOptions, VisionOptions
 from flamingo_rt.training.sharding import World, autocast, whole, whole_state

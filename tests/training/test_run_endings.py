@@ -13,7 +13,8 @@ from toy_stage import ToyStage, two_datasets
 
 from flamingo_rt.errors import DataError, UsageError
 from flamingo_rt.training import loop, state
-from flamingo_rt.training.loop import surely_more, train
+from flamingo_rt.training.damaged_samples import surely_more
+from flamingo_rt.training.loop import train
 from flamingo_rt.training.options import RunOptions
 from flamingo_rt.training.run_log import RunLog, finished_steps, last_step
 from flamingo_rt.training.sharding import World

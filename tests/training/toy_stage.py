@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from flamingo_rt.training.loop import clip_norm
+from flamingo_rt.training.gradient_norms import clip_norm
 from flamingo_rt.training.sharding import whole
 from flamingo_rt.training.stage import Dataset, Division, Drawn, Loss
 
