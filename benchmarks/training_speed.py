@@ -1,11 +1,11 @@
 """Throughput of the three stages of ``flamingo-rt train``, and what ``--cache-features`` saves.
 
-    python -m benchmarks.training_speed [--cases together,flamingo-10m,flamingo-768,vision,language,cache-10m,…]
+    python -m benchmarks.training_speed [--cases packaged,flamingo-10m,flamingo-768,vision,language,cache-10m,…]
                                         [--steps 30] [--batch 32]
 
 Each case is a run of the command in a process of its own, and its log is read: the share of the machine's measured
 matrix rate (MFU), the share of a step that is spent waiting for data, tokens in a second; medians of the steps after
-the warm-up. ``together`` is recipes/together.toml: everything from random weights, with the packaged model's sizes. The
+the warm-up. ``packaged`` is the packaged model's way, recipes/tiny/first.toml: everything from random weights. The
 bridge of stage 3 starts from checkpoints with random weights, of about 10M parameters and of width 768, and reads a
 folder of drawn scenes. The cache is measured on a folder of pictures: an epoch without it, an epoch that fills it, and
 an epoch from it. ``cache-vit-b`` has CLIP ViT-B/16 as its encoder. The last line is JSON, which is also written to
@@ -138,14 +138,14 @@ class Measuring:
         found = summary(trained(options, self.work, config.name), settings.warmup)
         return {"parameters": reckon_parameters(config)["total"], **found}
 
-    def together(self) -> dict[str, Any]:
-        """Stage 3 from random weights: nothing frozen, on drawn scenes."""
-        options = read_options(FlamingoOptions, ROOT / "recipes" / "together.toml", {})
+    def packaged(self) -> dict[str, Any]:
+        """Stage 3 as the packaged model was trained: nothing frozen, on drawn scenes."""
+        options = read_options(FlamingoOptions, ROOT / "recipes" / "tiny" / "first.toml", {})
         own = options.run
         run = replace(self.settings.run(), learning_rate=own.learning_rate, weight_decay=own.weight_decay,
                       beta2=own.beta2)
         data = tuple(replace(entry, batch=self.settings.batch) for entry in options.data)
-        return summary(trained(replace(options, run=run, data=data), self.work, "together"), self.settings.warmup)
+        return summary(trained(replace(options, run=run, data=data), self.work, "packaged"), self.settings.warmup)
 
     def vision(self) -> dict[str, Any]:
         """Stage 1 on drawn scenes, with the sizes of the packaged model."""
@@ -181,7 +181,7 @@ class Measuring:
 
 
 CASES: dict[str, Callable[[Measuring], dict[str, Any]]] = {
-    "together": Measuring.together,
+    "packaged": Measuring.packaged,
     "flamingo-10m": lambda measuring: measuring.flamingo(flamingo_10m()),
     "flamingo-768": lambda measuring: measuring.flamingo(flamingo_768()),
     "vision": Measuring.vision,
