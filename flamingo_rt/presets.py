@@ -1,4 +1,4 @@
-"""Named configurations: the paper's three models, OpenFlamingo's five, and two small ones, of which one is in this package.
+"""Named configurations: the paper's three models, OpenFlamingo's five, and two small ones; "tiny" is in this package.
 
 Sizes follow tables 4 and 5 of the Flamingo paper (arXiv 2204.14198). The tables disagree for 9B: table 4 prints 40
 language layers and 10 cross-attention layers, which gives 8.9B and 2.0B; the counts of table 5 (7.1B and 1.6B) need 32
