@@ -16,12 +16,12 @@ ACCURACY = SceneAccuracy(
 
 
 @pytest.fixture
-def counted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, str]]:
     """Requests to `scene_accuracy`, which is replaced: it returns `ACCURACY` at once."""
-    asked: list[tuple[int, int]] = []
+    asked: list[tuple[int, int, str]] = []
 
-    def accuracy(model, count, questions, advance) -> SceneAccuracy:
-        asked.append((count, questions))
+    def accuracy(model, count, questions, advance, layout) -> SceneAccuracy:
+        asked.append((count, questions, layout))
         advance(count)
         return ACCURACY if questions else SceneAccuracy(ACCURACY.captions, {})
 
@@ -45,7 +45,7 @@ def test_the_packaged_model_is_right_about_most_scenes(run) -> None:
 def test_the_table_has_a_line_for_each_kind_and_one_for_all(run, bundle, counted) -> None:
     outcome = run("evaluate", "scenes", "--model", bundle, "--threads", 1)
     assert outcome.code == 0
-    assert counted == [(300, 4)]
+    assert counted == [(300, 4, "square")]
     rows = [line.strip("│┃ ").split("│") for line in outcome.out.splitlines() if "%" in line]
     assert [[cell.strip() for cell in row] for row in rows] == [
         ["captions", "3", "4", "75.0%"], ["1 object(s)", "2", "3", "66.7%"], ["digit", "1", "1", "100.0%"],
@@ -55,12 +55,12 @@ def test_the_table_has_a_line_for_each_kind_and_one_for_all(run, bundle, counted
 
 
 def test_captions_alone_leave_the_answers_out(run, bundle, counted) -> None:
-    chosen = ["evaluate", "scenes", "--model", bundle, "--threads", 1, "--scenes", 4, "--questions", 0]
+    chosen = ["evaluate", "scenes", "--model", bundle, "--threads", 1, "--scenes", 4, "--questions", 0, "--layout", "wide"]
     assert "answers" not in run(*chosen).out
     found = json.loads(run(*chosen, "--json").out)
-    assert (found["questions"], found["question_accuracy"], found["answers"]) == (0, None, {})
+    assert (found["layout"], found["questions"], found["question_accuracy"], found["answers"]) == ("wide", 0, None, {})
     assert found["captions"] == {"1 object(s)": [2, 3], "digit": [1, 1]}
-    assert counted == [(4, 0)] * 2
+    assert counted == [(4, 0, "wide")] * 2
 
 
 def test_an_interrupt_says_that_nothing_was_printed(run, bundle, monkeypatch) -> None:

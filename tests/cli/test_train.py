@@ -207,7 +207,7 @@ def test_a_text_that_names_nothing_is_refused_in_a_short_message(
         (lambda folder: (folder / "no.tar").write_bytes(b"x" * 2000) and "no.tar", "no.tar"),
         (lambda folder: write_lines(folder / "empty.jsonl", []).name, "empty.jsonl"),
         (lambda folder: write_lines(folder / "texts.jsonl", [{"text": "no picture"}]).name, "texts without pictures"),
-        (lambda folder: write_lines(folder / "e.jsonl", [{"image": "a.png", "text": " "}] * 3).name, "in a row are"),
+        (lambda folder: write_lines(folder / "e.jsonl", [{"image": "a.png", "text": " "}] * 3).name, "16 draws in a row, of 3 samples"),
         (lambda folder: "nowhere", "nowhere does not exist"),
     ],
     ids=["missing shards", "a star", "cut short", "no archive", "no lines", "only texts", "empty captions",
