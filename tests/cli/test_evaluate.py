@@ -55,7 +55,8 @@ def test_the_table_has_a_line_for_each_kind_and_one_for_all(run, bundle, counted
 
 
 def test_captions_alone_leave_the_answers_out(run, bundle, counted) -> None:
-    chosen = ["evaluate", "scenes", "--model", bundle, "--threads", 1, "--scenes", 4, "--questions", 0, "--layout", "wide"]
+    chosen = ["evaluate", "scenes", "--model", bundle, "--threads", 1, "--scenes", 4, "--questions", 0,
+              "--layout", "wide"]
     assert "answers" not in run(*chosen).out
     found = json.loads(run(*chosen, "--json").out)
     assert (found["layout"], found["questions"], found["question_accuracy"], found["answers"]) == ("wide", 0, None, {})
