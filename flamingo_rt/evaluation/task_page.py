@@ -17,7 +17,7 @@ from flamingo_rt.processing.pictures import open_picture
 
 THUMBNAIL = 96  # pixels
 SHOWN = 8  # right answers, and as many wrong ones
-MOST_SHOTS = 8  # whose pictures are shown beside an answer
+MOST_SHOTS = 6  # whose pictures are shown beside an answer
 WIDTH, HEIGHT, MARGIN = 560, 300, 46  # of the chart, in pixels
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")
 STYLE = """
