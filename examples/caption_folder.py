@@ -80,7 +80,7 @@ def write_captions(file: Path, captioned: Sequence[tuple[Path, str]]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--model", help="a bundle; default: the model in the package")
+    parser.add_argument("--model", help="a bundle or a checkpoint; default: the model in the package")
     parser.add_argument("--batch", type=int, default=4, help="pictures captioned together; default %(default)s")
     parser.add_argument("--shots", type=Path, help="a .jsonl file of pictures with captions, whose style is wanted")
     parser.add_argument("--out", type=Path, help="a .jsonl file for the captions")
