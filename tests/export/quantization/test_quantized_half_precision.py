@@ -94,9 +94,16 @@ def swapped_heads(bundle: Bundle, graph: Path) -> None:
         change(graph, f"{QUERY}.{part}", swap)
 
 
+# The small model's random weights lose more to bfloat16 (0.29) than either fault changes: there it is looked for in the
+# packaged model alone.
+CASES = [("small", form) for form in FORMS[:2]] + [
+    pytest.param("packaged", form, marks=pytest.mark.slow)
+    for form in (("fp16", "int4"), ("fp16", "int8"), ("bf16", "int8"))
+]
+
+
 @pytest.mark.parametrize("fault", [block_of_inputs, swapped_heads])
-@pytest.mark.parametrize("form", FORMS, ids="-".join)
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(("model", "form"), CASES, ids=lambda case: case if isinstance(case, str) else "-".join(case))
 def test_a_fault_of_one_block_or_head_is_found(
     exported: Exported, model: str, form: tuple[str, str], fault: Callable[[Bundle, Path], None], tmp_path: Path
 ) -> None:
