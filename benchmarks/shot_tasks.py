@@ -57,8 +57,8 @@ def write_shot_tasks(folder: Path, seed: int = 0, groups: int = GROUPS, clips: i
 
 def _words(seed: int, group: int) -> list[Named]:
     rng = np.random.default_rng([seed, group, 0])
-    classes = sample_classes(rng, "heldout", "pair", 4)
-    return [Named(word, make, make) for word, make in zip(nonce_words(rng, "heldout", 4), classes.makers, strict=True)]
+    makers = sample_classes(rng, "heldout", "pair", 4)
+    return [Named(word, make, make) for word, make in zip(nonce_words(rng, "heldout", 4), makers, strict=True)]
 
 
 def _digits(seed: int, group: int, digits: Sequence[int] = HELD_OUT_DIGITS) -> list[Named]:

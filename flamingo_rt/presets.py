@@ -65,8 +65,7 @@ def _tiny() -> FlamingoConfig:
 
 
 def _in_context() -> FlamingoConfig:
-    """The sizes of ``tiny`` for a model that learns from its prompt: with ALiBi a decoder of four layers learns to copy
-    in a third of the steps that rotary positions take."""
+    """The sizes of ``tiny`` with ALiBi, for a model that learns from its prompt: the recipes in recipes/in-context."""
     tiny = _tiny()
     return replace(
         tiny, name="in-context", language=replace(tiny.language, positions="alibi"),

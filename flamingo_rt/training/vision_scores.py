@@ -107,8 +107,7 @@ def measure(
     pictures are encoded together.
 
     It is left in the mode, training or evaluation, that it was in; of several ranks each calls this, and the first one
-    reads for all. Raises
-    `DataError` when no picture can be read, `DependencyError` without scikit-learn.
+    reads for all. Raises `DataError` when no picture can be read, `DependencyError` without scikit-learn.
     """
     training = model.training
     model.eval()

@@ -15,7 +15,7 @@ from flamingo_rt.training.scenes.episodes import (
     PLACES,
     SHARES,
     Episode,
-    held_out_pairs,
+    named_pairs,
     sample_classes,
 )
 from flamingo_rt.training.scenes.glyphs import CLASSES, glyph_ink
@@ -112,7 +112,7 @@ def test_the_splits_share_no_word_no_pair_no_character_and_no_digit() -> None:
     rng = np.random.default_rng(1)
     words = {split: set(nonce_words(rng, split, 600)) for split in ("train", "heldout")}
     assert not words["train"] & words["heldout"]
-    pairs = {split: set(held_out_pairs(split)) for split in ("train", "heldout")}
+    pairs = {split: set(named_pairs(split)) for split in ("train", "heldout")}
     assert not pairs["train"] & pairs["heldout"]
     assert pairs["train"] | pairs["heldout"] == set(itertools.product(COLORS, SHAPES))
     assert 0.14 < len(pairs["heldout"]) / (len(COLORS) * len(SHAPES)) < 0.16
@@ -125,19 +125,19 @@ def test_the_splits_share_no_word_no_pair_no_character_and_no_digit() -> None:
 def test_classes_are_of_their_split(split) -> None:
     rng = np.random.default_rng(2)
     for _ in range(30):
-        for make in sample_classes(rng, split, "pair", 4).makers:
+        for make in sample_classes(rng, split, "pair", 4):
             placed = make(rng).objects[0]
-            assert (placed.color, placed.shape) in held_out_pairs(split)
-        for make in sample_classes(rng, split, "digit", 3).makers:
+            assert (placed.color, placed.shape) in named_pairs(split)
+        for make in sample_classes(rng, split, "digit", 3):
             assert (NUMBERS.index(make(rng).objects[0].shape) in HELD_OUT_DIGITS) == (split == "heldout")
-        for make in sample_classes(rng, split, "glyph", 3).makers:
+        for make in sample_classes(rng, split, "glyph", 3):
             assert make(rng).ink in CLASSES[split]
 
 
 def test_half_of_the_pairs_need_both_the_color_and_the_shape() -> None:
     rng, near = np.random.default_rng(3), 0
     for _ in range(200):
-        scenes = [make(rng).objects[0] for make in sample_classes(rng, "train", "pair", 4).makers]
+        scenes = [make(rng).objects[0] for make in sample_classes(rng, "train", "pair", 4)]
         assert len({(placed.color, placed.shape) for placed in scenes}) == 4
         near += len({placed.color for placed in scenes}) < 4 or len({placed.shape for placed in scenes}) < 4
     assert near / 200 > 0.5

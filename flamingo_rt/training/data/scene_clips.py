@@ -6,24 +6,19 @@ from dataclasses import dataclass
 from typing import Literal
 
 from flamingo_rt.training import scenes
-from flamingo_rt.training.data.samples import FilePrint, Said, Sample, Visual
+from flamingo_rt.training.data.drawn_source import DrawnSource
+from flamingo_rt.training.data.samples import Said, Sample, Visual
 
-COUNT = 1_000_000  # clips; there is no end of them
 SIZE = 96  # pixels of a side
 FRAMES = 8
 WHICH_WAY = "Which way does it move?"
 
 
 @dataclass(frozen=True)
-class SceneClips:
-    """A `SampleSource` of `COUNT` clips in which one object moves."""
+class SceneClips(DrawnSource):
+    """A `SampleSource` of clips in which one object moves."""
 
-    seed: int
     kind: Literal["videos"] = "videos"
-    files: tuple[FilePrint, ...] = ()
-
-    def __len__(self) -> int:
-        return COUNT
 
     def sample(self, index: int) -> Sample:
         """See `SampleSource.sample`."""

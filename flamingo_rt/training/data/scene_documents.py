@@ -10,22 +10,16 @@ import numpy as np
 
 from flamingo_rt.config import PromptsConfig
 from flamingo_rt.training import scenes
-from flamingo_rt.training.data.samples import FilePrint, Said, Sample
-
-COUNT = 1_000_000  # documents; there is no end of scenes
+from flamingo_rt.training.data.drawn_source import DrawnSource
+from flamingo_rt.training.data.samples import Said, Sample
 
 
 @dataclass(frozen=True)
-class SceneDocuments:
-    """A `SampleSource` of `COUNT` documents: a scene's caption, questions and answers, one on each line."""
+class SceneDocuments(DrawnSource):
+    """A `SampleSource` of documents: a scene's caption, questions and answers, one on each line."""
 
-    seed: int
     prompts: PromptsConfig = field(default_factory=PromptsConfig)
     kind: Literal["text"] = "text"
-    files: tuple[FilePrint, ...] = ()
-
-    def __len__(self) -> int:
-        return COUNT
 
     def sample(self, index: int) -> Sample:
         """See `SampleSource.sample`."""

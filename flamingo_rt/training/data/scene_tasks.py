@@ -9,25 +9,20 @@ import numpy as np
 
 from flamingo_rt.config import PromptsConfig
 from flamingo_rt.training import scenes
-from flamingo_rt.training.data.samples import FilePrint, Said, Sample, Segment, Visual
+from flamingo_rt.training.data.drawn_source import DrawnSource
+from flamingo_rt.training.data.samples import Said, Sample, Segment, Visual
 
-COUNT = 1_000_000  # episodes; there is no end of them
 SIZE = 96  # the pictures have the area of a square of so many pixels
 _STREAM, _TEXT_STREAM = 5, 6
 
 
 @dataclass(frozen=True)
-class SceneTasks:
-    """A `SampleSource` of `COUNT` episodes as pages: pictures, each with a prompt and its answer. Loss is taken on the
+class SceneTasks(DrawnSource):
+    """A `SampleSource` of episodes as pages: pictures, each with a prompt and its answer. Loss is taken on the
     answers that the pictures before tell."""
 
-    seed: int
     prompts: PromptsConfig = field(default_factory=PromptsConfig)
     kind: Literal["pages"] = "pages"
-    files: tuple[FilePrint, ...] = ()
-
-    def __len__(self) -> int:
-        return COUNT
 
     def sample(self, index: int) -> Sample:
         """See `SampleSource.sample`."""
@@ -47,20 +42,15 @@ class SceneTasks:
 
 
 @dataclass(frozen=True)
-class SceneTaskTexts:
-    """A `SampleSource` of `COUNT` episodes in words: what a picture shows, then its prompt and answer, line by line.
+class SceneTaskTexts(DrawnSource):
+    """A `SampleSource` of episodes in words: what a picture shows, then its prompt and answer, line by line.
 
     A decoder that learnt from them looks for what is like the query among the shots, and copies the word that stood
     there; pictures then take the place of the descriptions.
     """
 
-    seed: int
     prompts: PromptsConfig = field(default_factory=PromptsConfig)
     kind: Literal["text"] = "text"
-    files: tuple[FilePrint, ...] = ()
-
-    def __len__(self) -> int:
-        return COUNT
 
     def sample(self, index: int) -> Sample:
         """See `SampleSource.sample`."""

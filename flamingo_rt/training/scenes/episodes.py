@@ -58,15 +58,7 @@ class Episode:
     shots: tuple[Shot, ...]
 
 
-@dataclass(frozen=True)
-class Classes:
-    """The classes that the words of an episode name: for each what makes a picture of it."""
-
-    kind: EpisodeKind
-    makers: tuple[Maker, ...]
-
-
-def held_out_pairs(split: Split) -> list[tuple[str, str]]:
+def named_pairs(split: Split) -> list[tuple[str, str]]:
     """The pairs of a colour and a shape that episodes of this split name."""
     pairs = itertools.product(enumerate(COLORS), enumerate(SHAPES))
     return [
@@ -83,8 +75,8 @@ def sample_episode(rng: np.random.Generator, split: Split = "train") -> Episode:
     if kind == "odd":
         return _odd_episode(rng)
     most = 3 if kind in ("texture", "count") else 2 if kind == "same" else 5
-    classes = sample_classes(rng, split, kind, int(rng.integers(2, most + 1)))
-    words = nonce_words(rng, split, len(classes.makers))
+    makers = sample_classes(rng, split, kind, int(rng.integers(2, most + 1)))
+    words = nonce_words(rng, split, len(makers))
     question = CALLED if rng.random() < ASKED else None
     each = int(rng.integers(1, min(8, MOST_SHOTS // len(words)) + 1))
     order = rng.permutation(np.repeat(np.arange(len(words)), each))
@@ -92,13 +84,14 @@ def sample_episode(rng: np.random.Generator, split: Split = "train") -> Episode:
     seen: set[int] = set()
     shots = []
     for number in order.tolist():
-        shots.append(Shot(classes.makers[number](rng), question, words[number], number in seen))
+        shots.append(Shot(makers[number](rng), question, words[number], number in seen))
         seen.add(number)
     return Episode(kind, tuple(shots))
 
 
-def sample_classes(rng: np.random.Generator, split: Split, kind: EpisodeKind, count: int) -> Classes:
-    """``count`` classes of a kind that words can name; `texture` and `count` have 3, `same` 2."""
+def sample_classes(rng: np.random.Generator, split: Split, kind: EpisodeKind, count: int) -> list[Maker]:
+    """Makers of pictures of ``count`` classes of a kind, which words can name; `texture` and `count` have 3, `same` 2.
+    """
 
     def some(values: Sequence) -> list:
         return [values[index] for index in rng.choice(len(values), count, replace=False)]
@@ -122,12 +115,12 @@ def sample_classes(rng: np.random.Generator, split: Split, kind: EpisodeKind, co
     else:
         attribute = ("color", "shape")[rng.integers(2)]
         makers = [partial(_two, attribute=attribute, alike=alike) for alike in some((True, False))]
-    return Classes(kind, tuple(makers))
+    return makers
 
 
 def _pairs(rng: np.random.Generator, split: Split, count: int) -> list[tuple[str, str]]:
     """Pairs of a colour and a shape. Half of the time near ones, so that neither the colour nor the shape is enough."""
-    pairs = held_out_pairs(split)
+    pairs = named_pairs(split)
     near = rng.random() < 0.5
     chosen = [pairs[rng.integers(len(pairs))]]
     while len(chosen) < count:

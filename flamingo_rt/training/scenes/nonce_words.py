@@ -32,5 +32,5 @@ def _words(split: Split) -> list[str]:
 
 
 def glyph_name(number: int) -> str:
-    """A name for a character in texts, which nothing else has: two syllables with a number."""
+    """A name for a character in texts, which nothing else has: a syllable with a number."""
     return f"{SYLLABLES[number % len(SYLLABLES)]}{number // len(SYLLABLES)}"
