@@ -152,15 +152,23 @@ def check_prompts(twin: Model, prompts: Sequence[Asked], calls: Sequence[Mapping
     assert pictures == {call["prompt"]: call["pictures"] for call in calls}
 
 
+def generated(
+    twin: Model, task: Task, asked: list[Asked], kind: str, shots: int, folder: Path
+) -> tuple[dict[str, Any], dict[str, Answered]]:
+    """The peer's record of a task, and our answers, whose prompts and texts are checked to be the peer's."""
+    theirs = ANSWERS[kind][str(shots)]
+    ours = answered(twin, task, theirs["calls"], shots, folder)
+    check_prompts(twin, asked, theirs["calls"])
+    assert {name: found.answer for name, found in ours.items()} == {
+        call["query"]: call["output"] for call in theirs["calls"]}
+    return theirs, ours
+
+
 @pytest.mark.parametrize("shots", SHOTS)
 def test_captions_are_asked_for_generated_and_cut_as_by_the_peer(
     twin: Model, captions: Task, asked: list[Asked], shots: int, tmp_path: Path
 ) -> None:
-    theirs = ANSWERS["captions"][str(shots)]
-    ours = answered(twin, captions, theirs["calls"], shots, tmp_path)
-    check_prompts(twin, asked, theirs["calls"])
-    assert {name: found.answer for name, found in ours.items()} == {
-        call["query"]: call["output"] for call in theirs["calls"]}
+    theirs, ours = generated(twin, captions, asked, "captions", shots, tmp_path)
     for name, judged in theirs["judged"].items():  # the input of CIDEr, which takes no notice of surrounding space
         assert first_caption(ours[name].answer) == judged.strip()
     (settings,) = {(call["num_beams"], call["length_penalty"], call["max_generation_length"])
@@ -172,11 +180,7 @@ def test_captions_are_asked_for_generated_and_cut_as_by_the_peer(
 def test_questions_are_asked_answered_and_scored_as_by_the_peer(
     twin: Model, questions: Task, asked: list[Asked], shots: int, tmp_path: Path
 ) -> None:
-    theirs = ANSWERS["questions"][str(shots)]
-    ours = answered(twin, questions, theirs["calls"], shots, tmp_path)
-    check_prompts(twin, asked, theirs["calls"])
-    assert {name: found.answer for name, found in ours.items()} == {
-        call["query"]: call["output"] for call in theirs["calls"]}
+    theirs, ours = generated(twin, questions, asked, "questions", shots, tmp_path)
     scores = item_scores("vqa", questions.items, [ours[item.name].answer for item in questions.items])
     for item, score in zip(questions.items, scores.tolist(), strict=True):
         assert round(100 * score, 2) == theirs["accuracies"][item.name]
