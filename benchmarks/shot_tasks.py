@@ -24,7 +24,7 @@ import numpy as np
 
 from flamingo_rt.training import scenes
 from flamingo_rt.training.data.making import animated_png, png
-from flamingo_rt.training.data.scene_clips import FRAMES, SIZE, WHICH_WAY
+from flamingo_rt.training.data.scene_clips import FRAMES, SIZE
 from flamingo_rt.training.scenes.digits import HELD_OUT_DIGITS
 from flamingo_rt.training.scenes.episodes import Maker, sample_classes
 from flamingo_rt.training.scenes.nonce_words import nonce_words
@@ -99,7 +99,7 @@ def _write_clips(folder: Path, seed: int, count: int) -> dict[str, Path]:
             rows[name].append({"video": file, "class": clip.motion.direction})
         axis = "-".join(sorted((clip.motion.direction, OPPOSITE[clip.motion.direction])))
         opposite.append({"video": f"motion-shuffled-{index:04}.png", "class": clip.motion.direction, "group": axis})
-    before = f"Question: {WHICH_WAY} Answer:"
+    before = f"Question: {scenes.WHICH_WAY} Answer:"
     found = {name: _write_task(folder, name, items, items, before) for name, items in rows.items()}
     return {**found, "opposite-shuffled": _write_task(folder, "opposite-shuffled", opposite, opposite, before)}
 

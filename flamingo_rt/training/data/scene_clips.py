@@ -11,7 +11,6 @@ from flamingo_rt.training.data.samples import Said, Sample, Visual
 
 SIZE = 96  # pixels of a side
 FRAMES = 8
-WHICH_WAY = "Which way does it move?"
 
 
 @dataclass(frozen=True)
@@ -25,7 +24,7 @@ class SceneClips(DrawnSource):
         clip, name = scenes.clip(self.seed, index, "train", SIZE, FRAMES), f"clip {index}"
         visual = Visual("video", clip.frames, name)
         if index % 2:
-            return Sample(name, (visual, Said(WHICH_WAY), Said(clip.motion.direction)))
+            return Sample(name, (visual, Said(scenes.WHICH_WAY), Said(clip.motion.direction)))
         return Sample(name, (visual, Said(clip.caption)))
 
     def fingerprint(self) -> str:

@@ -1,4 +1,9 @@
-"""Texts about drawn scenes as documents, made when they are read: stage 2 runs without a file."""
+"""Texts about drawn scenes as documents, made when they are read: stage 2 runs without a file.
+
+A document begins with all details of a scene, where a prompt has the picture. A decoder learns from it to find what a
+question asks for; in stage 3, where it is frozen, pictures take the place of the details. What no text tells it does
+not learn to look for.
+"""
 
 from __future__ import annotations
 
@@ -13,17 +18,37 @@ from flamingo_rt.training import scenes
 from flamingo_rt.training.data.drawn_source import DrawnSource
 from flamingo_rt.training.data.samples import Said, Sample
 
+MOVING = 0.15  # share of the documents in which an object moves
+QUESTIONS = 6  # in a document, at most
+_DETAILS = 7  # part of the seed
+
 
 @dataclass(frozen=True)
 class SceneDocuments(DrawnSource):
-    """A `SampleSource` of documents: a scene's caption, questions and answers, one on each line."""
+    """A `SampleSource` of documents: a scene's details, then its caption, questions and answers in any order, one on
+    each line. In some, an object moves, and the caption and a question are about that."""
 
     prompts: PromptsConfig = field(default_factory=PromptsConfig)
     kind: Literal["text"] = "text"
 
     def sample(self, index: int) -> Sample:
         """See `SampleSource.sample`."""
-        return Sample(f"scene {index}", (Said("\n".join(texts_of_scene(self.seed, index, self.prompts))),))
+        rng = np.random.default_rng([self.seed, index, _DETAILS])
+        if rng.random() < MOVING:
+            details, texts = self._moving(rng)
+        else:
+            scene, texts = _scene_and_texts(self.seed, index, self.prompts, questions=QUESTIONS)
+            details = scenes.detailed_caption(scene)
+        lines = [details, *(texts[turn] for turn in rng.permutation(len(texts)))]
+        return Sample(f"scene {index}", (Said("\n".join(lines)),))
+
+    def _moving(self, rng: np.random.Generator) -> tuple[str, list[str]]:
+        scene, motion = scenes.sample_moving(rng, "train")
+        between = self.prompts.answer_separator
+        return scenes.detailed_caption(scene, {motion.number: motion.direction}), [
+            f"{self.prompts.caption}{between}{scenes.moving_caption(scene, motion)}",
+            f"{self.prompts.ask(scenes.WHICH_WAY)}{between}{motion.direction}",
+        ]
 
     def fingerprint(self) -> str:
         """See `SampleSource.fingerprint`."""
@@ -34,9 +59,16 @@ def texts_of_scene(
     seed: int, index: int, prompts: PromptsConfig, split: scenes.Split = "train", questions: int = 4
 ) -> Iterator[str]:
     """The caption of scene ``index``, and up to so many questions with their answers, each after its prompt."""
+    yield from _scene_and_texts(seed, index, prompts, split, questions)[1]
+
+
+def _scene_and_texts(
+    seed: int, index: int, prompts: PromptsConfig, split: scenes.Split = "train", questions: int = 4
+) -> tuple[scenes.Scene, list[str]]:
     between = prompts.answer_separator
     rng = np.random.default_rng([seed, index] if split == "train" else [seed, index, 1])  # no scene is in both splits
     scene = scenes.sample_scene(rng, split)
-    yield f"{prompts.caption}{between}{scenes.caption(scene)}"
+    texts = [f"{prompts.caption}{between}{scenes.caption(scene)}"]
     for question in scenes.questions(scene, rng, questions):
-        yield f"{prompts.ask(question.text)}{between}{question.answer}"
+        texts.append(f"{prompts.ask(question.text)}{between}{question.answer}")
+    return scene, texts

@@ -6,11 +6,11 @@ drawn.image, drawn.caption, questions(drawn.scene, rng, count=4)
 """
 
 from flamingo_rt.training.scenes.dataset import Layout, Sample, sample
-from flamingo_rt.training.scenes.descriptions import Question, caption, named_caption, questions
+from flamingo_rt.training.scenes.descriptions import Question, caption, detailed_caption, named_caption, questions
 from flamingo_rt.training.scenes.drawing import draw
 from flamingo_rt.training.scenes.episodes import Episode, Shot, sample_episode
 from flamingo_rt.training.scenes.grading import answer_is_right, caption_is_right, named_objects
-from flamingo_rt.training.scenes.motion import SceneClip, clip
+from flamingo_rt.training.scenes.motion import WHICH_WAY, SceneClip, clip, moving_caption, sample_moving
 from flamingo_rt.training.scenes.scene import Background, Scene, SceneObject, Split, sample_scene
 from flamingo_rt.training.scenes.scene_words import COLORS, NUMBERS, SHAPES, SIZES, TEXTURES
 
@@ -20,6 +20,7 @@ __all__ = [
     "SHAPES",
     "SIZES",
     "TEXTURES",
+    "WHICH_WAY",
     "Background",
     "Episode",
     "Layout",
@@ -34,11 +35,14 @@ __all__ = [
     "caption",
     "caption_is_right",
     "clip",
+    "detailed_caption",
     "draw",
+    "moving_caption",
     "named_caption",
     "named_objects",
     "questions",
     "sample",
     "sample_episode",
+    "sample_moving",
     "sample_scene",
 ]

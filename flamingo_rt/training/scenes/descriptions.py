@@ -5,7 +5,7 @@ Texts use American spelling ("color"), as public data sets do.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
@@ -36,10 +36,7 @@ class Question:
 
 def caption(scene: Scene) -> str:
     """The objects from left to right: ``a red circle, a striped blue square and a green star``."""
-    phrases = [_phrase(placed) for placed in scene.objects]
-    if len(phrases) == 1:
-        return phrases[0]
-    return ", ".join(phrases[:-1]) + " and " + phrases[-1]
+    return _listed([_phrase(placed) for placed in scene.objects])
 
 
 def named_caption(scene: Scene) -> str:
@@ -48,6 +45,24 @@ def named_caption(scene: Scene) -> str:
     if placed.shape != GLYPH or scene.ink is None:
         return caption(scene)
     return f"a handwritten {glyph_name(scene.ink)} in {placed.color}"
+
+
+def detailed_caption(scene: Scene, moving: Mapping[int, str] | None = None) -> str:
+    """All that can be asked about the objects from left to right: ``a small striped red circle at 2 7 and a large blue
+    square at 6 3``, where the numbers are the tenths of the picture's width and height that hold an object's centre.
+
+    ``moving``: directions by the numbers of the objects that move; ``a small red circle moving left at 2 7``.
+    """
+    phrases = []
+    for number, placed in enumerate(scene.objects):
+        words = _phrase(placed).split(" ")[1:]
+        if placed.size in SIZES and not placed.is_ink:
+            words.insert(0, placed.size)
+        if moving and number in moving:
+            words += ["moving", moving[number]]
+        tenths = (min(9, int(10 * place)) for place in (placed.x, placed.y))
+        phrases.append(f"{_with_article(' '.join(words))} at {' '.join(map(str, tenths))}")
+    return _listed(phrases)
 
 
 def styled_caption(scene: Scene, style: str) -> str:
@@ -67,6 +82,10 @@ def styled_caption(scene: Scene, style: str) -> str:
     if style == "list":
         return " ".join(f"{number} {text}" for number, text in enumerate(short, start=1))
     return f"I see {caption(scene)}"
+
+
+def _listed(phrases: Sequence[str]) -> str:
+    return phrases[0] if len(phrases) == 1 else ", ".join(phrases[:-1]) + " and " + phrases[-1]
 
 
 def _phrase(placed: SceneObject) -> str:

@@ -11,6 +11,7 @@ from flamingo_rt.training.scenes.descriptions import caption
 from flamingo_rt.training.scenes.drawing import IMAGE_SIZE, draw
 from flamingo_rt.training.scenes.scene import MARGIN, Scene, SceneObject, Split, sample_scene
 
+WHICH_WAY = "Which way does it move?"
 CLIP_STREAM = 1  # part of the seed: clips share no scene with pictures
 LEAST_PATH = 0.3  # of the image: a way that is seen in 64 pixels
 ATTEMPTS = 20  # objects and ways that are tried in a scene
@@ -37,7 +38,7 @@ class Motion:
 
 @dataclass(frozen=True, eq=False)
 class SceneClip:
-    """``frames`` uint8 RGB [F, size, size, 3], and a caption such as ``a striped red circle moves left``."""
+    """``frames`` uint8 RGB [F, size, size, 3], and the caption (`moving_caption`)."""
 
     frames: np.ndarray
     scene: Scene
@@ -48,16 +49,26 @@ class SceneClip:
 def clip(seed: int, index: int, split: Split, size: int = IMAGE_SIZE, frames: int = 8) -> SceneClip:
     """Clip number ``index`` (0, 1, ...) of the stream ``seed``. Raises `UsageError` for an unknown split."""
     rng = np.random.default_rng([seed, index, SPLIT_STREAM.get(split, 0), CLIP_STREAM])
-    scene = sample_scene(rng, split)
-    while (motion := _sample_motion(scene, rng)) is None:  # a large digit has nowhere to go
-        scene = sample_scene(rng, split)
+    scene, motion = sample_moving(rng, split)
     light = int(rng.integers(2**63))  # the same tilt, texture, light and noise in each frame
     pictures = [
         draw(motion.at(scene, number / max(1, frames - 1)), np.random.default_rng(light), size)
         for number in range(frames)
     ]
-    moving = caption(replace(scene, objects=(scene.objects[motion.number],)))
-    return SceneClip(np.stack(pictures), scene, motion, f"{moving} moves {motion.direction}")
+    return SceneClip(np.stack(pictures), scene, motion, moving_caption(scene, motion))
+
+
+def sample_moving(rng: np.random.Generator, split: Split) -> tuple[Scene, Motion]:
+    """A scene at random, and how one of its objects moves. Raises `UsageError` for an unknown split."""
+    scene = sample_scene(rng, split)
+    while (motion := _sample_motion(scene, rng)) is None:  # a large digit has nowhere to go
+        scene = sample_scene(rng, split)
+    return scene, motion
+
+
+def moving_caption(scene: Scene, motion: Motion) -> str:
+    """Which object moves, and which way: ``a striped red circle moves left``."""
+    return f"{caption(replace(scene, objects=(scene.objects[motion.number],)))} moves {motion.direction}"
 
 
 def _sample_motion(scene: Scene, rng: np.random.Generator) -> Motion | None:

@@ -9,9 +9,10 @@ import pytest
 from small_model import small_config
 
 from flamingo_rt.config import PromptsConfig
+from flamingo_rt.training import scenes
 from flamingo_rt.training.data.document_batches import DocumentBatches
 from flamingo_rt.training.data.samples import Said, Visual
-from flamingo_rt.training.data.scene_clips import FRAMES, WHICH_WAY, SceneClips
+from flamingo_rt.training.data.scene_clips import FRAMES, SceneClips
 from flamingo_rt.training.data.scene_tasks import SceneTasks, SceneTaskTexts
 from flamingo_rt.training.options import SCENES, DataOptions
 from flamingo_rt.training.scenes.motion import DIRECTIONS
@@ -76,7 +77,7 @@ def test_clips_are_asked_about_every_other_time() -> None:
     source = SceneClips(0)
     visual, asked, answer = source.sample(1).segments
     assert visual.content.shape == (FRAMES, 96, 96, 3)
-    assert (asked.text, answer.text in DIRECTIONS) == (WHICH_WAY, True)
+    assert (asked.text, answer.text in DIRECTIONS) == (scenes.WHICH_WAY, True)
     visual, caption = source.sample(0).segments
     assert isinstance(caption, Said)
     assert " moves " in caption.text
