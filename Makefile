@@ -59,7 +59,8 @@ train-in-context: .venv/test
 	$(BIN)/flamingo-rt train vision --config recipes/in-context/vision.toml --out $(IN_CONTEXT)/vision
 	$(BIN)/flamingo-rt train language --config recipes/in-context/language.toml --out $(IN_CONTEXT)/language
 	$(BIN)/flamingo-rt train flamingo --config recipes/in-context/flamingo.toml --out $(IN_CONTEXT)/flamingo
-	$(BIN)/flamingo-rt export --ckpt $(IN_CONTEXT)/flamingo --out $(IN_CONTEXT)/bundle
+	$(BIN)/flamingo-rt train flamingo --config recipes/in-context/whole.toml --out $(IN_CONTEXT)/whole
+	$(BIN)/flamingo-rt export --ckpt $(IN_CONTEXT)/whole --out $(IN_CONTEXT)/bundle
 	$(BIN)/python -m benchmarks.shots_that_matter --model in-context=$(IN_CONTEXT)/bundle --results $(IN_CONTEXT)
 
 train-small: .venv/test

@@ -203,8 +203,10 @@ def test_drawn_scenes_are_documents(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(language_stage, "TOKENIZER_SCENES", 3)
     stage = opened(Path("scenes"), batch=1, context=1024)
     text = stage.tokenizer.decode(batch_of(stage).input_ids[0].tolist())
-    assert text.startswith("Output: ")
-    assert "Question: " in text
+    assert text.startswith("a ")
+    assert " at " in text
+    assert "\nOutput: " in text
+    assert "\nQuestion: " in text
 
 
 def test_a_tokenizer_is_taken_from_where_it_is(tmp_path: Path) -> None:

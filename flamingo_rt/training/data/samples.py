@@ -38,10 +38,12 @@ class Visual:
 
 @dataclass(frozen=True)
 class Said:
-    """A text; loss is taken on its tokens where ``learnt``."""
+    """A text; loss is taken on its tokens where ``learnt``. ``same_line``: in a document without pictures it goes on
+    the line of the text before it."""
 
     text: str
     learnt: bool = True
+    same_line: bool = False
 
 
 Segment = Visual | Said
@@ -52,8 +54,8 @@ FilePrint = tuple[str, str]  # the name of a file, and a short text that changes
 @dataclass(frozen=True, eq=False)
 class Sample:
     """One sample: a caption is ``(visual, text)``, a question ``(visual, question, answer)``, of which the answer alone
-    is learnt, a page any order of visuals and texts, text a single `Said`. Texts are as they stand in the data: prompts
-    are put around them later.
+    is learnt, a page any order of visuals and texts, text a `Said` or several. Texts are as they stand in the data:
+    prompts are put around them later.
 
     ``name`` says where it is: the file, and the line or the key in it. ``label``: the class of an ImageFolder picture.
     """

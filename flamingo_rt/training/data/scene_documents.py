@@ -21,12 +21,14 @@ from flamingo_rt.training.data.samples import Said, Sample
 MOVING = 0.15  # share of the documents in which an object moves
 QUESTIONS = 6  # in a document, at most
 _DETAILS = 7  # part of the seed
+Told = tuple[str, str]  # a prompt, and what follows it
 
 
 @dataclass(frozen=True)
 class SceneDocuments(DrawnSource):
     """A `SampleSource` of documents: a scene's details, then its caption, questions and answers in any order, one on
-    each line. In some, an object moves, and the caption and a question are about that."""
+    each line. In some, an object moves, and the caption and a question are about that. Loss is taken on what follows
+    from the details, a small part of the tokens: the rest, drawn at random, would drown it."""
 
     prompts: PromptsConfig = field(default_factory=PromptsConfig)
     kind: Literal["text"] = "text"
@@ -35,19 +37,21 @@ class SceneDocuments(DrawnSource):
         """See `SampleSource.sample`."""
         rng = np.random.default_rng([self.seed, index, _DETAILS])
         if rng.random() < MOVING:
-            details, texts = self._moving(rng)
+            details, told = self._moving(rng)
         else:
-            scene, texts = _scene_and_texts(self.seed, index, self.prompts, questions=QUESTIONS)
+            scene, told = _scene_and_told(self.seed, index, self.prompts, questions=QUESTIONS)
             details = scenes.detailed_caption(scene)
-        lines = [details, *(texts[turn] for turn in rng.permutation(len(texts)))]
-        return Sample(f"scene {index}", (Said("\n".join(lines)),))
+        segments = [Said(details, learnt=False)]
+        for turn in rng.permutation(len(told)):
+            prompt, answer = told[turn]
+            segments += [Said(prompt, learnt=False), Said(self.prompts.answer_separator + answer, same_line=True)]
+        return Sample(f"scene {index}", tuple(segments))
 
-    def _moving(self, rng: np.random.Generator) -> tuple[str, list[str]]:
+    def _moving(self, rng: np.random.Generator) -> tuple[str, list[Told]]:
         scene, motion = scenes.sample_moving(rng, "train")
-        between = self.prompts.answer_separator
         return scenes.detailed_caption(scene, {motion.number: motion.direction}), [
-            f"{self.prompts.caption}{between}{scenes.moving_caption(scene, motion)}",
-            f"{self.prompts.ask(scenes.WHICH_WAY)}{between}{motion.direction}",
+            (self.prompts.caption, scenes.moving_caption(scene, motion)),
+            (self.prompts.ask(scenes.WHICH_WAY), motion.direction),
         ]
 
     def fingerprint(self) -> str:
@@ -59,16 +63,14 @@ def texts_of_scene(
     seed: int, index: int, prompts: PromptsConfig, split: scenes.Split = "train", questions: int = 4
 ) -> Iterator[str]:
     """The caption of scene ``index``, and up to so many questions with their answers, each after its prompt."""
-    yield from _scene_and_texts(seed, index, prompts, split, questions)[1]
+    for prompt, answer in _scene_and_told(seed, index, prompts, split, questions)[1]:
+        yield f"{prompt}{prompts.answer_separator}{answer}"
 
 
-def _scene_and_texts(
+def _scene_and_told(
     seed: int, index: int, prompts: PromptsConfig, split: scenes.Split = "train", questions: int = 4
-) -> tuple[scenes.Scene, list[str]]:
-    between = prompts.answer_separator
+) -> tuple[scenes.Scene, list[Told]]:
     rng = np.random.default_rng([seed, index] if split == "train" else [seed, index, 1])  # no scene is in both splits
     scene = scenes.sample_scene(rng, split)
-    texts = [f"{prompts.caption}{between}{scenes.caption(scene)}"]
-    for question in scenes.questions(scene, rng, questions):
-        texts.append(f"{prompts.ask(question.text)}{between}{question.answer}")
-    return scene, texts
+    asked = [(prompts.ask(question.text), question.answer) for question in scenes.questions(scene, rng, questions)]
+    return scene, [(prompts.caption, scenes.caption(scene)), *asked]

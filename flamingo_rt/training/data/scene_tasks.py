@@ -45,8 +45,8 @@ class SceneTasks(DrawnSource):
 class SceneTaskTexts(DrawnSource):
     """A `SampleSource` of episodes in words: what a picture shows, then its prompt and answer, line by line.
 
-    A decoder that learnt from them looks for what is like the query among the shots, and copies the word that stood
-    there; pictures then take the place of the descriptions.
+    Loss is taken as in `SceneTasks`. A decoder that learnt from them looks for what is like the query among the shots,
+    and copies the word that stood there; pictures then take the place of the descriptions.
     """
 
     prompts: PromptsConfig = field(default_factory=PromptsConfig)
@@ -54,13 +54,14 @@ class SceneTaskTexts(DrawnSource):
 
     def sample(self, index: int) -> Sample:
         """See `SampleSource.sample`."""
-        episode = scenes.sample_episode(np.random.default_rng([self.seed, index, _TEXT_STREAM]))
-        between = self.prompts.answer_separator
-        lines = [
-            f"{scenes.named_caption(shot.scene)}\n{_prompt(shot, self.prompts)}{between}{shot.answer}"
-            for shot in episode.shots
-        ]
-        return Sample(f"episode {index}", (Said("\n".join(lines)),))
+        segments: list[Segment] = []
+        for shot in scenes.sample_episode(np.random.default_rng([self.seed, index, _TEXT_STREAM])).shots:
+            segments += [
+                Said(scenes.named_caption(shot.scene), learnt=False),
+                Said(_prompt(shot, self.prompts), learnt=False),
+                Said(self.prompts.answer_separator + shot.answer, learnt=shot.known, same_line=True),
+            ]
+        return Sample(f"episode {index}", tuple(segments))
 
     def fingerprint(self) -> str:
         """See `SampleSource.fingerprint`."""

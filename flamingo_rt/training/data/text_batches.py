@@ -9,11 +9,12 @@ so that all of a long text is seen in time.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 from torch import Tensor
 
 from flamingo_rt.config import TokensConfig
@@ -55,6 +56,7 @@ class TextBatches:
     """``options.batch`` rows of ``context`` tokens a step: ``<bos>`` document ``<eos>``, and so on. A part of a
     document has neither the token of a beginning nor of an end that it lacks.
 
+    Loss is taken on all tokens but those of texts that are not `Said.learnt`, such as questions.
     Attention is not kept within a document: what stands before ``<bos>`` teaches a model to leave it alone. The share
     ``repeats`` of all rows, evenly spread, is made by `repeated_segment`. Special tokens that a text spells are
     encoded as text.
@@ -116,24 +118,27 @@ class TextBatches:
 
     def _piece(self, sample: Sample, rng: np.random.Generator) -> Piece:
         """A whole document, or of a longer one a row's worth from a random place. Raises `NothingToLearn`."""
-        text, window = document_text(sample), WINDOW * self._context
+        lines = document_lines(sample)
+        text, window = "".join(line for line, _ in lines), WINDOW * self._context
         begin = _place(rng, len(text), window)
         if begin:
             begin += _to_next_word(text[begin : begin + LONGEST_WORD])
-        tokens = self._encode(text[begin : begin + window])
+        encoded = self._encode(text[begin : begin + window])
+        tokens, learnt = encoded.ids, _learnt(encoded, lines, begin)
         if not tokens:
             raise NothingToLearn(sample.name, "it holds no text")
         if self._bos is not None and not begin:
-            tokens = [self._bos, *tokens]
+            tokens, learnt = [self._bos, *tokens], [True, *learnt]
         if self._eos is not None and begin + window >= len(text):
-            tokens = [*tokens, self._eos]
+            tokens, learnt = [*tokens, self._eos], [*learnt, True]
         start = _place(rng, len(tokens), self._context)
-        ids = tokens[start : start + self._context]
-        return Piece(ids, [IGNORED_LABEL, *ids[1:]])  # nothing before its first token tells what it is
+        ids, wanted = tokens[start : start + self._context], learnt[start : start + self._context]
+        labels = [token if known else IGNORED_LABEL for token, known in zip(ids, wanted, strict=True)]
+        return Piece(ids, [IGNORED_LABEL, *labels[1:]])  # nothing before its first token tells what it is
 
-    def _encode(self, text: str) -> list[int]:
+    def _encode(self, text: str) -> Encoding:
         self._tokenizer.encode_special_tokens = True  # not kept by a copy in another process
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        return self._tokenizer.encode(text, add_special_tokens=False)
 
     def _special(self, text: str) -> int | None:
         number = self._tokenizer.token_to_id(text) if text else None
@@ -150,14 +155,30 @@ class TextBatches:
             except DamagedSample:  # counted when it is drawn
                 continue
             if text:
-                lengths.append(min(self._context, 2 + len(self._encode(text[: WINDOW * self._context]))))
+                lengths.append(min(self._context, 2 + len(self._encode(text[: WINDOW * self._context]).ids)))
         return sum(lengths) / len(lengths) if lengths else self._context
 
 
 def document_text(sample: Sample) -> str:
     """The texts of a sample, one on each line; those of a picture's caption or a page are text too."""
-    texts = (segment.text for segment in sample.segments if isinstance(segment, Said))
-    return "\n".join(text for text in texts if text.strip())
+    return "".join(text for text, _ in document_lines(sample))
+
+
+def document_lines(sample: Sample) -> list[tuple[str, bool]]:
+    """The texts of which `document_text` consists, and whether each is learnt; the end of a line belongs to the text
+    before it."""
+    said = [segment for segment in sample.segments if isinstance(segment, Said) and segment.text.strip()]
+    ends = ["" if following.same_line else "\n" for following in said[1:]] + [""]
+    return [(segment.text + end, segment.learnt) for segment, end in zip(said, ends, strict=False)]
+
+
+def _learnt(encoded: Encoding, lines: Sequence[tuple[str, bool]], begin: int) -> list[bool]:
+    """Whether each token is learnt of a document from character ``begin`` on: as the text is in which it ends."""
+    if all(learnt for _, learnt in lines):
+        return [True] * len(encoded.ids)
+    ends = np.cumsum([len(text) for text, _ in lines]) - begin
+    last = np.array([stop for _, stop in encoded.offsets], np.int64) - 1  # of each token's characters
+    return [lines[number][1] for number in np.searchsorted(ends, last, side="right").clip(0, len(lines) - 1)]
 
 
 def _place(rng: np.random.Generator, length: int, window: int) -> int:

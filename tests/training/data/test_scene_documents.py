@@ -7,9 +7,10 @@ import re
 from flamingo_rt.config import PromptsConfig
 from flamingo_rt.training import scenes
 from flamingo_rt.training.data.scene_documents import MOVING, SceneDocuments, texts_of_scene
+from flamingo_rt.training.data.text_batches import document_lines, document_text
 
 PROMPTS = PromptsConfig()
-DOCUMENTS = [SceneDocuments(3, PROMPTS).sample(index).segments[0].text.split("\n") for index in range(200)]
+DOCUMENTS = [document_text(SceneDocuments(3, PROMPTS).sample(index)).split("\n") for index in range(200)]
 
 
 def still(document: list[str]) -> bool:
@@ -17,7 +18,7 @@ def still(document: list[str]) -> bool:
 
 
 def test_a_document_repeats_and_another_seed_gives_another() -> None:
-    text, again, other = (SceneDocuments(seed).sample(5).segments[0].text for seed in (3, 3, 4))
+    text, again, other = (document_text(SceneDocuments(seed).sample(5)) for seed in (3, 3, 4))
     assert text == again != other
 
 
@@ -48,3 +49,15 @@ def test_some_documents_are_about_what_moves() -> None:
         assert re.search(rf"\b{object_words[1]} moving ", details)
     assert {direction for details, *_ in moving for direction in re.findall(r" moving (\w+)", details)} == {
         "left", "right", "up", "down"}
+
+
+def test_what_follows_from_the_details_is_learnt_and_nothing_else() -> None:
+    for index in range(50):
+        lines = document_lines(SceneDocuments(3, PROMPTS).sample(index))
+        learnt, given = (
+            [text.strip() for text, known in lines if known == wanted] for wanted in (True, False)
+        )
+        details, *prompts = given
+        assert " at " in details or " moving " in details
+        assert all(re.fullmatch(r"Output:|Question: .*\? Answer:", prompt) for prompt in prompts)
+        assert len(prompts) == len(learnt)

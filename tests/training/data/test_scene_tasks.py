@@ -14,6 +14,7 @@ from flamingo_rt.training.data.document_batches import DocumentBatches
 from flamingo_rt.training.data.samples import Said, Visual
 from flamingo_rt.training.data.scene_clips import FRAMES, SceneClips
 from flamingo_rt.training.data.scene_tasks import SceneTasks, SceneTaskTexts
+from flamingo_rt.training.data.text_batches import document_lines, document_text
 from flamingo_rt.training.options import SCENES, DataOptions
 from flamingo_rt.training.scenes.motion import DIRECTIONS
 from flamingo_rt.training.tokenizer_training import train_tokenizer
@@ -44,11 +45,14 @@ def test_a_task_is_pictures_each_with_a_prompt_and_an_answer() -> None:
 
 def test_a_task_in_words_describes_each_picture_before_its_prompt() -> None:
     for index in range(40):
-        (said,) = SceneTaskTexts(0).sample(index).segments
-        lines = said.text.split("\n")
+        sample = SceneTaskTexts(0).sample(index)
+        lines = document_text(sample).split("\n")
         assert len(lines) % 2 == 0
         assert all(line.startswith(("Output: ", "Question: ")) for line in lines[1::2])
         assert not any(line.startswith(("Output", "Question")) for line in lines[::2])
+        shots = scenes.sample_episode(np.random.default_rng([0, index, 6])).shots
+        learnt = [text.strip() for text, known in document_lines(sample) if known]
+        assert learnt == [shot.answer for shot in shots if shot.known]
 
 
 def test_the_shots_of_a_batch_are_all_there_and_what_is_known_is_learnt() -> None:

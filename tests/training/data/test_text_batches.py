@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections import Counter
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
@@ -141,6 +142,45 @@ def test_captions_and_pages_are_documents_too() -> None:
     picture = Visual("image", Path("a.png"), "a.png")
     sample = Sample("page", (Said("before"), picture, Said("  "), Said("behind", learnt=False)))
     assert document_text(sample) == "before\nbehind"
+
+
+@dataclass(frozen=True)
+class Questions(TextList):
+    """Documents of a question that is not learnt, and its answer on the same line, between texts of all kinds."""
+
+    def sample(self, index: int) -> Sample:
+        said = (Said("two blue stars", learnt=False), Said("How many?", learnt=False), Said(" two", same_line=True),
+                Said(" "), Said("one red circle"), Said("How many?", learnt=False))
+        return Sample(f"document {index}", said)
+
+
+def test_loss_is_taken_on_the_texts_that_are_learnt_and_on_what_ends_them(tokenizer: Tokenizer) -> None:
+    source = Questions(["text"])
+    assert document_text(source.sample(0)) == "two blue stars\nHow many? two\none red circle\nHow many?"
+    found = TextBatches(source, DataOptions("texts", batch=4), tokenizer, TOKENS, context=64, seed=0)
+    for row in range(4):
+        ids, labels = (tensor[row].tolist() for tensor in drawn(found)[:2])
+        ends = [place for place, token in enumerate(ids) if token == tokenizer.token_to_id(TOKENS.eos)]
+        document = slice(0, ends[0] + 1)
+        assert all(label in (token, IGNORED_LABEL) for token, label in zip(ids, labels, strict=True))
+        learnt = [label for label in labels[document] if label != IGNORED_LABEL]
+        assert tokenizer.decode(learnt, skip_special_tokens=False) == " two\none red circle\n<eos>"
+
+
+def test_a_long_document_is_learnt_in_the_same_places_wherever_it_is_entered(tokenizer: Tokenizer) -> None:
+    class Long(TextList):
+        def sample(self, index: int) -> Sample:
+            return Sample("long", tuple(Said(word, learnt=bool(number % 2)) for number in range(2000)
+                                        for word in [("seven" if number % 2 else "violet")]))
+
+    found = TextBatches(Long(["text"]), DataOptions("texts", batch=4), tokenizer, TOKENS, context=32, seed=0)
+    for step in range(5):
+        batch = drawn(found, step)
+        for ids, labels in zip(batch.input_ids.tolist(), batch.labels.tolist(), strict=True):
+            learnt = tokenizer.decode([label for label in labels if label != IGNORED_LABEL])
+            assert "seven" in learnt
+            assert not {"i", "o", "l", "t"} & set(learnt)  # of violet
+            assert "violet" in tokenizer.decode(ids)
 
 
 # The same rows
