@@ -163,6 +163,12 @@ class FlamingoStage:
                 (decayed if is_matrix(parameter) and not small else others).append(parameter)
         return decayed, others
 
+    def rate_share(self, name: str) -> float:
+        """See `Stage.rate_share`: ``unfrozen_rate`` for the weights of unfrozen parts, 1 for what is new in them."""
+        places = {"vision": "model.vision.", "language": "model.language.", "embedding": "model.language.embedding."}
+        unfrozen = name.startswith(tuple(places[part] for part in self._options.unfreeze))
+        return self._options.unfrozen_rate if unfrozen and not name.endswith("new_rows") else 1.0
+
     def clip(self, bound: float) -> float:
         """See `Stage.clip`: one norm over all parameters."""
         return clip_norm((entry for entry in self.model.parameters() if entry.requires_grad), bound)
@@ -195,7 +201,8 @@ class FlamingoStage:
         return {"model": self.config.to_dict(), "tokenizer": tokenizer, "frozen": self._frozen,
                 "cached": self._cache is not None,  # features are rounded then
                 "trained": {"unfreeze": list(self._options.unfreeze), "lora": self._options.lora,
-                            "vision_task": self._options.vision_task, "gates": self._options.gates}}
+                            "vision_task": self._options.vision_task, "gates": self._options.gates,
+                            "unfrozen_rate": self._options.unfrozen_rate}}
 
     def write(self, out: Path, overwrite: bool) -> None:
         """See `Stage.write`: a checkpoint; trained rows and low-rank updates are merged into the frozen weights. The

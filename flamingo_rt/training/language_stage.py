@@ -93,6 +93,10 @@ class LanguageStage:
             (decayed if parameter.ndim >= 2 and not name.endswith("bias") else others).append(parameter)
         return decayed, others
 
+    def rate_share(self, name: str) -> float:
+        """See `Stage.rate_share`."""
+        return 1.0
+
     def clip(self, bound: float) -> float:
         """See `Stage.clip`: one norm over all parameters."""
         return clip_norm(self.model.parameters(), bound)

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from flamingo_rt.errors import DataError, FlamingoError, UsageError
 from flamingo_rt.files import check_output
@@ -177,10 +178,8 @@ class _Run:
         if options.checkpoint_activations:
             recompute_activations(layers)
         shard(stage.model, layers, world)
-        decayed, others = stage.decay_groups()
         self.optimizer = torch.optim.AdamW(
-            [{"params": decayed, "weight_decay": options.weight_decay}, {"params": others, "weight_decay": 0.0}],
-            lr=options.learning_rate, betas=(0.9, options.beta2),
+            _groups(stage, options.weight_decay), lr=options.learning_rate, betas=(0.9, options.beta2),
         )
 
     def step(self, batches: Iterator[Drawn]) -> StepReport:
@@ -188,7 +187,7 @@ class _Run:
         began, number = time.monotonic(), self.at.step
         rate = self.options.learning_rate_at(number)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["rate_share"]
         seed = np.random.SeedSequence([self.options.seed, number, self.world.rank])
         torch.manual_seed(int(seed.generate_state(1)[0]))
         losses, damaged, tokens, waiting = {}, [], 0, 0.0
@@ -282,6 +281,17 @@ class _Run:
                 return tuple(self.stage.sample_lines())
         finally:
             self.stage.model.train()
+
+
+def _groups(stage: Stage, weight_decay: float) -> list[dict[str, Any]]:
+    """The trained parameters as the optimizer takes them, by their weight decay and their share of the rate."""
+    names = {parameter: name for name, parameter in trained_parameters(stage.model).items()}
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for decay, parameters in zip((weight_decay, 0.0), stage.decay_groups(), strict=True):
+        for parameter in parameters:
+            groups.setdefault((decay, stage.rate_share(names[parameter])), []).append(parameter)
+    return [{"params": parameters, "weight_decay": decay, "rate_share": share}
+            for (decay, share), parameters in groups.items()]
 
 
 def _listed(names: Sequence[str]) -> str:

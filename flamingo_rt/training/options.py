@@ -242,6 +242,7 @@ class FlamingoOptions:
         None, "tokenizer.json, or its folder, where the language model has none, or is new.", path=True
     )
     unfreeze: tuple[str, ...] = option((), "Parts to train too: vision, language, embedding.")
+    unfrozen_rate: float = option(1.0, "Share of the learning rate at which these train.")
     lora: int = option(0, "Rank of low-rank updates of the frozen language model's matrices; 0 for none.")
     initial_gate: float | None = option(None, "Value of gates that are new, before tanh; a checkpoint has its own.")
     gates: Literal["tanh", "none"] = option("tanh", "none leaves the gates out: all are open, and not trained.")
@@ -251,7 +252,9 @@ class FlamingoOptions:
 
     def __post_init__(self) -> None:
         check_read("flamingo", self.data)
-        check_numbers(self, counts=("cache_bytes",))
+        check_numbers(self, counts=("cache_bytes",), positive=("unfrozen_rate",), shares=("unfrozen_rate",))
+        require_option(self.unfrozen_rate == 1 or bool(self.unfreeze),
+                       "unfrozen_rate is for parts that unfreeze names, and it names none: leave it out")
         known = ("vision", "language", "embedding")
         for part in self.unfreeze:
             require_option(part in known, f"unfreeze names {part!r}; known: {', '.join(known)}")

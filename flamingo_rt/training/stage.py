@@ -96,6 +96,10 @@ class Stage(Protocol):
         """The trained parameters with weight decay, and those without."""
         ...
 
+    def rate_share(self, name: str) -> float:
+        """The share of the learning rate at which the trained parameter of this name learns; 1 for all of it."""
+        ...
+
     def clip(self, bound: float) -> float:
         """Clip the gradients in place; gives their norm before that (`clip_norm` where one bound holds for all)."""
         ...

@@ -86,6 +86,10 @@ class VisionStage:
         return ([entry for entry in parameters if is_matrix(entry)],
                 [entry for entry in parameters if not is_matrix(entry)])
 
+    def rate_share(self, name: str) -> float:
+        """See `Stage.rate_share`."""
+        return 1.0
+
     def clip(self, bound: float) -> float:
         """See `Stage.clip`: the NFNet adaptively, without the projection, its final linear layer; the rest by norm."""
         adaptive: list[nn.Parameter] = []

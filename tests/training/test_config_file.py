@@ -37,8 +37,8 @@ OWN = {
     LanguageOptions: {"decoder": "small", "tokenizer": "t", "vocab_size": 300, "context": 64, "repeats": 0.25},
     FlamingoOptions: {
         "preset": "small", "vision": "v", "language": "l", "tokenizer": "t", "unfreeze": ["embedding"],
-        "lora": 8, "initial_gate": 0.5, "gates": "none", "vision_task": 0.25, "cache_features": ODD, "cache_bytes": 5,
-        "start_from": "whole",
+        "unfrozen_rate": 0.1, "lora": 8, "initial_gate": 0.5, "gates": "none", "vision_task": 0.25,
+        "cache_features": ODD, "cache_bytes": 5, "start_from": "whole",
     },
 }
 # start_from excludes the first three, a frozen encoder the last.

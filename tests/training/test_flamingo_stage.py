@@ -385,6 +385,18 @@ def test_decay_acts_on_matrices_outside_the_resampler(unbroken) -> None:
                 assert id(parameter) in others, name
 
 
+def test_unfrozen_parts_learn_at_their_share_of_the_rate_and_what_is_new_at_all_of_it(unbroken) -> None:
+    options = from_checkpoint(unbroken, unfreeze=("vision", "embedding"), unfrozen_rate=0.25)
+    stage = open_flamingo_stage(options, World())
+    shares = {name: stage.rate_share(name) for name, entry in stage.model.named_parameters() if entry.requires_grad}
+    assert {name.split(".")[1] for name, share in shares.items() if share == 0.25} == {"vision", "language"}
+    for name, share in shares.items():
+        old = name.startswith("model.vision.") or (name.startswith("model.language.") and "new_rows" not in name)
+        assert share == (0.25 if old else 1.0), name
+    assert any("new_rows" in name for name in shares)
+    assert any("resampler" in name for name in shares)
+
+
 def test_decay_does_not_act_on_an_encoders_gains() -> None:
     stage = open_flamingo_stage(WHOLE, World())
     decayed, others = ({id(parameter) for parameter in group} for group in stage.decay_groups())

@@ -25,7 +25,8 @@ from flamingo_rt.training.stop_signals import RunStopped, StopSignals
 OPTIONS = RunOptions(steps=6, learning_rate=0.05, warmup_steps=2, gradient_clip=1e9, workers=0, save_seconds=1e-9)
 
 
-def run(out: Path, options: RunOptions = OPTIONS, datasets=None, seed: int = 0, stop: int | None = None, **more):
+def run(out: Path, options: RunOptions = OPTIONS, datasets=None, seed: int = 0, stop: int | None = None,
+        shares: dict[str, float] | None = None, **more):
     """The reports of a run; broken off after the report of step ``stop``."""
     seen = []
 
@@ -34,7 +35,7 @@ def run(out: Path, options: RunOptions = OPTIONS, datasets=None, seed: int = 0, 
         if report.step == stop:
             raise KeyboardInterrupt
 
-    stage = ToyStage(datasets or two_datasets(), seed)
+    stage = ToyStage(datasets or two_datasets(), seed, shares=shares)
     if stop is None:
         train(stage, options, out, World(), on_step=on_step, **more)
     else:
@@ -85,15 +86,16 @@ def test_a_batch_in_parts_gives_the_same_steps(tmp_path, accumulate) -> None:
         assert one == pytest.approx(other, rel=1e-6)
 
 
-def test_a_step_is_adamw_with_warm_up_written_out(tmp_path) -> None:
-    run(tmp_path / "out", replace(OPTIONS, steps=1, weight_decay=0.1))
+@pytest.mark.parametrize("shares", [{}, {"trained.weight": 0.5, "gate": 0.1}])
+def test_a_step_is_adamw_with_warm_up_written_out(tmp_path, shares) -> None:
+    run(tmp_path / "out", replace(OPTIONS, steps=1, weight_decay=0.1), shares=shares)
     stage = ToyStage(two_datasets())
-    rate = OPTIONS.learning_rate / 2  # the first of two steps of warm-up
     for dataset in stage.datasets:
         inputs, counts = dataset.batches.draw(0, 0, 1).batch
         (dataset.weight * stage.loss(dataset.name, (inputs, counts)).total / counts.sum()).backward()
     for name, parameter in stage.model.named_parameters():
         if parameter.requires_grad:
+            rate = shares.get(name, 1.0) * OPTIONS.learning_rate / 2  # the first of two steps of warm-up
             decay = 0.1 if name == "trained.weight" else 0.0
             step = parameter.grad / (parameter.grad.abs() + 1e-8)  # the first of AdamW: g / (sqrt(g²) + eps)
             expected = parameter * (1 - rate * decay) - rate * step

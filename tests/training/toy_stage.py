@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,8 +62,10 @@ class ToyStage:
 
     division: Division = "parts"
 
-    def __init__(self, datasets: list[Dataset], seed: int = 0, is_first: bool = True) -> None:
+    def __init__(self, datasets: list[Dataset], seed: int = 0, is_first: bool = True,
+                 shares: Mapping[str, float] | None = None) -> None:
         torch.manual_seed(seed)
+        self.shares = shares or {}
         self.model, self.datasets, self.seed, self.is_first = ToyModel(), datasets, seed, is_first
 
     def shards(self) -> list[nn.Module]:
@@ -83,6 +86,9 @@ class ToyStage:
 
     def decay_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         return [self.model.trained.weight], [self.model.trained.bias, self.model.gate]
+
+    def rate_share(self, name: str) -> float:
+        return self.shares.get(name, 1.0)
 
     def clip(self, bound: float) -> float:
         return clip_norm((entry for entry in self.model.parameters() if entry.requires_grad), bound)
