@@ -67,7 +67,7 @@ def sample_moving(rng: np.random.Generator, split: Split) -> tuple[Scene, Motion
 
 
 def moving_caption(scene: Scene, motion: Motion) -> str:
-    """Which object moves, and which way: ``a striped red circle moves left``."""
+    """The object that moves, with its direction: ``a striped red circle moves left``."""
     return f"{caption(replace(scene, objects=(scene.objects[motion.number],)))} moves {motion.direction}"
 
 
