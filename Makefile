@@ -5,7 +5,7 @@
 # make fuzz      damaged and hostile files of every kind, for MINUTES=30 (make fuzz MINUTES=600 KINDS=pictures,clips)
 # make train     the model in this package, again (most of an hour on 2 cores)
 # make train-small   three stages of training on made scenes, exported and evaluated
-# make train-in-context   a model that learns from its prompt, models/in-context again (two hours on 2 cores)
+# make train-in-context   a model that learns from its prompt, in three stages (80 minutes on 2 cores)
 
 PYTHON ?= python3
 # Processes that the suite is divided among, of one thread each: two on two cores take half the time that one takes.
@@ -59,8 +59,7 @@ train-in-context: .venv/test
 	$(BIN)/flamingo-rt train vision --config recipes/in-context/vision.toml --out $(IN_CONTEXT)/vision
 	$(BIN)/flamingo-rt train language --config recipes/in-context/language.toml --out $(IN_CONTEXT)/language
 	$(BIN)/flamingo-rt train flamingo --config recipes/in-context/flamingo.toml --out $(IN_CONTEXT)/flamingo
-	$(BIN)/flamingo-rt train flamingo --config recipes/in-context/whole.toml --out $(IN_CONTEXT)/whole
-	$(BIN)/flamingo-rt export --ckpt $(IN_CONTEXT)/whole --out $(IN_CONTEXT)/bundle
+	$(BIN)/flamingo-rt export --ckpt $(IN_CONTEXT)/flamingo --out $(IN_CONTEXT)/bundle
 	$(BIN)/python -m benchmarks.shots_that_matter --model in-context=$(IN_CONTEXT)/bundle --results $(IN_CONTEXT)
 
 train-small: .venv/test

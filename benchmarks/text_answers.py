@@ -1,10 +1,9 @@
 """Answers of a decoder to questions about scenes that it reads in words, by their kinds: what stage 3 can build on.
 
-    python -m benchmarks.text_answers LANGUAGE … [--captions]
+    python -m benchmarks.text_answers LANGUAGE …
 
 ``LANGUAGE`` is a folder that ``train language`` wrote, or a whole checkpoint. Before a question stand all details of a
-held-out scene, as in the documents of stage 2; with ``--captions`` its caption, which tells no sizes and places. Prints
-a table; needs the extra ``train``.
+held-out scene, as in the documents of stage 2. Prints a line for each folder; needs the extra ``train``.
 """
 
 from __future__ import annotations
@@ -44,14 +43,13 @@ def open_decoder(folder: Path) -> tuple[LanguageModel, Tokenizer, TokensConfig]:
     return model, parse_tokenizer(text.encode(), folder, config.vocab_size), tokens
 
 
-def asked(captions: bool) -> Iterator[tuple[str, scenes.Question]]:
+def asked() -> Iterator[tuple[str, scenes.Question]]:
     """Prompts with their questions, about `SCENES` held-out scenes."""
     for index in range(SCENES):
         rng = np.random.default_rng([SEED, index])
         scene = scenes.sample_scene(rng, "heldout")
-        said = scenes.caption(scene) if captions else scenes.detailed_caption(scene)
         for question in scenes.questions(scene, rng, QUESTIONS):
-            yield f"{said}\n{PROMPTS.ask(question.text)}", question
+            yield f"{scenes.detailed_caption(scene)}\n{PROMPTS.ask(question.text)}", question
 
 
 @torch.no_grad()
@@ -64,12 +62,12 @@ def answer(model: LanguageModel, prompt: list[int], tokens: int) -> list[int]:
     return ids[len(prompt) :]
 
 
-def measure(folder: Path, captions: bool) -> dict[str, tuple[int, int]]:
+def measure(folder: Path) -> dict[str, tuple[int, int]]:
     """Right answers and questions of each kind."""
     model, tokenizer, tokens = open_decoder(folder)
     right: Counter[str] = Counter()
     count: Counter[str] = Counter()
-    for text, question in asked(captions):
+    for text, question in asked():
         prompt = [tokenizer.token_to_id(tokens.bos), *tokenizer.encode(text).ids]
         wanted = tokenizer.encode(PROMPTS.answer_separator + question.answer).ids
         count[question.kind] += 1
@@ -80,11 +78,10 @@ def measure(folder: Path, captions: bool) -> dict[str, tuple[int, int]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("language", nargs="+", type=Path, help="a folder of train language, or a checkpoint")
-    parser.add_argument("--captions", action="store_true", help="before a question stands the caption alone")
     options = parser.parse_args()
     for folder in options.language:
         try:
-            found = measure(folder, options.captions)
+            found = measure(folder)
         except FlamingoError as error:
             sys.exit(f"error: {error}")
         print(f"{folder}: " + ", ".join(f"{kind} {right} of {count}" for kind, (right, count) in found.items()))

@@ -16,7 +16,7 @@ import pytest
 import torch
 from small_model import small_config, small_flamingo
 
-from benchmarks import ablations, finetune_pictures, training_chart, training_kills, training_speed
+from benchmarks import ablations, finetune_pictures, text_answers, training_chart, training_kills, training_speed
 from benchmarks.chosen_names import chosen_names
 from benchmarks.dated_result import write_result
 from benchmarks.drawn_charts import COLORS, NUMBERS, Chart, draw_chart, write_chart_folder
@@ -378,3 +378,21 @@ def test_a_smoothed_line_is_the_mean_of_what_came_before() -> None:
     assert list(training_chart.smoothed([2.0, 2.0, 2.0])) == pytest.approx([2.0] * 3)
     one, two = training_chart.smoothed([1.0, 3.0])
     assert (one, two) == (1.0, pytest.approx((1.0 * 0.9 + 3.0) / 1.9))
+
+
+def test_answers_in_words_are_counted_by_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text_answers, "SCENES", 4)
+    checkpoint = Path(__file__).parent.parent / "models" / "in-context"
+    model, tokenizer, tokens = text_answers.open_decoder(checkpoint)
+    shots = "a red circle\nOutput: kekbem\na blue star\nOutput: fesfur\na red circle\nOutput:"
+    prompt = [tokenizer.token_to_id(tokens.bos), *tokenizer.encode(shots).ids]
+    wanted = tokenizer.encode(" kekbem").ids
+    assert text_answers.answer(model, prompt, len(wanted)) == wanted
+    asked = [question for _, question in text_answers.asked()]
+    right = iter(tokenizer.encode(f" {question.answer}").ids for question in asked)
+    monkeypatch.setattr(text_answers, "answer", lambda model, prompt, tokens: next(right))
+    found = text_answers.measure(checkpoint)
+    assert sum(count for _, count in found.values()) == len(asked) > 8
+    assert all(good == count for good, count in found.values())
+    monkeypatch.setattr(text_answers, "answer", lambda model, prompt, tokens: [-1])
+    assert all(good == 0 for good, _ in text_answers.measure(checkpoint).values())

@@ -56,7 +56,7 @@ class SceneDocuments(DrawnSource):
 
     def fingerprint(self) -> str:
         """See `SampleSource.fingerprint`."""
-        return f"texts about drawn scenes, seed {self.seed}"
+        return f"details of drawn scenes and texts about them, seed {self.seed}"
 
 
 def texts_of_scene(

@@ -48,4 +48,5 @@ class ScenePairs:
 
     def fingerprint(self) -> str:
         """See `SampleSource.fingerprint`."""
-        return f"{self.count} drawn scenes of {self.split}, seed {self.seed}"
+        details = ", every second with details" if self.split == "train" else ""
+        return f"{self.count} drawn scenes of {self.split}{details}, seed {self.seed}"

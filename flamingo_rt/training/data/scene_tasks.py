@@ -65,7 +65,7 @@ class SceneTaskTexts(DrawnSource):
 
     def fingerprint(self) -> str:
         """See `SampleSource.fingerprint`."""
-        return f"texts of episodes, seed {self.seed}"
+        return f"texts of episodes, answers learnt, seed {self.seed}"
 
 
 def _prompt(shot: scenes.Shot, prompts: PromptsConfig) -> str:

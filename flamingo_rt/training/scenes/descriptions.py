@@ -55,7 +55,7 @@ def detailed_caption(scene: Scene, moving: Mapping[int, str] | None = None) -> s
     """
     phrases = []
     for number, placed in enumerate(scene.objects):
-        words = _phrase(placed).split(" ")[1:]
+        words = _words(placed)
         if placed.size in SIZES and not placed.is_ink:
             words.insert(0, placed.size)
         if moving and number in moving:
@@ -89,10 +89,14 @@ def _listed(phrases: Sequence[str]) -> str:
 
 
 def _phrase(placed: SceneObject) -> str:
+    return _with_article(" ".join(_words(placed)))
+
+
+def _words(placed: SceneObject) -> list[str]:
     if placed.is_ink:
-        return f"a handwritten {placed.shape} in {placed.color}"
+        return ["handwritten", placed.shape, "in", placed.color]
     words = [placed.color, placed.shape]
-    return _with_article(" ".join(words if placed.texture == "plain" else [placed.texture, *words]))
+    return words if placed.texture == "plain" else [placed.texture, *words]
 
 
 def _with_article(phrase: str) -> str:
