@@ -77,11 +77,11 @@ NFNET = NFNetConfig(image_size=SIZE, stem_widths=(8, 16), stem_strides=(2, 1), w
 VIT = ViTConfig(image_size=SIZE, patch_size=4, width=32, layers=2, heads=2, ff_width=64)
 
 
-def dual_encoder_config(vision: NFNetConfig | ViTConfig = NFNET) -> DualEncoderConfig:
+def dual_encoder_config(vision: NFNetConfig | ViTConfig = NFNET, captioner_layers: int = 0) -> DualEncoderConfig:
     return DualEncoderConfig(
         vision,
         TextEncoderConfig(vocab_size=300, context=TEXT_TOKENS, width=32, layers=1, heads=2, ff_width=64),
-        embedding=24,
+        embedding=24, captioner_layers=captioner_layers,
     )
 
 
@@ -93,7 +93,8 @@ def vision_stage(
     samples = single_objects(160, "train") if samples is None else samples
     reader, given = pair_reader(samples), VisionOptions(data=(DataOptions("made", batch=batch),), **options)
     torch.manual_seed(given.run.seed)
-    model = DualEncoder(dual_encoder_config(vision), given.initial_temperature)
+    layers = given.captioner_layers if given.captioning else 0
+    model = DualEncoder(dual_encoder_config(vision, layers), given.initial_temperature)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("skip_gain"):
@@ -104,7 +105,10 @@ def vision_stage(
 
 def add_gradient(stage: VisionStage, batch: PairBatch, world: World) -> float:
     """Add the gradient of this rank's part of a batch as the loop does; gives the mean loss of the whole batch."""
-    mean = stage.loss("made", batch).total / world.total(stage.targets(batch))
+    loss = stage.loss("made", batch)
+    mean = loss.total / world.total(stage.targets(batch))
+    if loss.extra is not None:
+        mean = mean + loss.extra / world.size
     (mean * world.size).backward()
     return world.total(float(mean.detach()))
 

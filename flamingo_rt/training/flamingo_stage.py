@@ -32,10 +32,12 @@ from flamingo_rt.training.new_tokens import train_new_tokens
 from flamingo_rt.training.options import SCENES, DataOptions, FlamingoOptions
 from flamingo_rt.training.sample_answers import ROWS, sample_answers
 from flamingo_rt.training.sharding import World, freeze_in_precision, whole
-from flamingo_rt.training.stage import Dataset, Division, Loss, is_matrix
+from flamingo_rt.training.stage import Dataset, Division, Loss, Updating, is_matrix
 from flamingo_rt.training.vision_task import VisionTask
 from flamingo_rt.weights.lazy import LazyTensor, in_memory
 
+# Where the parameters of what can be unfrozen stand.
+PLACES = {"vision": "model.vision.", "language": "model.language.", "embedding": "model.language.embedding."}
 LARGEST_GATE = 20.0  # tanh of it is 1 in float32: a layer without a gate
 
 
@@ -153,21 +155,13 @@ class FlamingoStage:
         """See `Stage.tokens`."""
         return batch.input_ids.numel()
 
-    def decay_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-        """See `Stage.decay_groups`: matrices outside the resampler, and the rest."""
-        decayed: list[nn.Parameter] = []
-        others: list[nn.Parameter] = []
-        for name, parameter in self.model.named_parameters():
-            if parameter.requires_grad:
-                small = "resampler" in name or "new_rows" in name
-                (decayed if is_matrix(parameter) and not small else others).append(parameter)
-        return decayed, others
-
-    def rate_share(self, name: str) -> float:
-        """See `Stage.rate_share`: ``unfrozen_rate`` for the weights of unfrozen parts, 1 for what is new in them."""
-        places = {"vision": "model.vision.", "language": "model.language.", "embedding": "model.language.embedding."}
-        unfrozen = name.startswith(tuple(places[part] for part in self._options.unfreeze))
-        return self._options.unfrozen_rate if unfrozen and not name.endswith("new_rows") else 1.0
+    def updating(self, name: str, parameter: nn.Parameter) -> Updating:
+        """See `Stage.updating`: matrices outside the resampler decay; weights of unfrozen parts, but not what is new in
+        them, learn at ``unfrozen_rate``."""
+        new = name.endswith("new_rows")
+        unfrozen = name.startswith(tuple(PLACES[part] for part in self._options.unfreeze)) and not new
+        return Updating(is_matrix(parameter) and "resampler" not in name and not new,
+                        self._options.unfrozen_rate if unfrozen else 1.0)
 
     def clip(self, bound: float) -> float:
         """See `Stage.clip`: one norm over all parameters."""

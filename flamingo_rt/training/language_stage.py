@@ -32,7 +32,7 @@ from flamingo_rt.training.gradient_norms import clip_norm
 from flamingo_rt.training.memory import decoder_bytes, require_training_memory
 from flamingo_rt.training.options import SCENES, DataOptions, LanguageOptions, RunOptions
 from flamingo_rt.training.sharding import World, whole_state
-from flamingo_rt.training.stage import Dataset, Division, Loss
+from flamingo_rt.training.stage import Dataset, Division, Loss, Updating
 from flamingo_rt.training.texts import MOST_TEXTS, TOKENIZER_SCENES, source_texts
 from flamingo_rt.training.tokenizer_training import train_tokenizer
 from flamingo_rt.training.towers import folder_kind, write_tower
@@ -85,17 +85,9 @@ class LanguageStage:
         """See `Stage.tokens`."""
         return batch.input_ids.numel()
 
-    def decay_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-        """See `Stage.decay_groups`: matrices, and the rest."""
-        decayed: list[nn.Parameter] = []
-        others: list[nn.Parameter] = []
-        for name, parameter in self.model.named_parameters():
-            (decayed if parameter.ndim >= 2 and not name.endswith("bias") else others).append(parameter)
-        return decayed, others
-
-    def rate_share(self, name: str) -> float:
-        """See `Stage.rate_share`."""
-        return 1.0
+    def updating(self, name: str, parameter: nn.Parameter) -> Updating:
+        """See `Stage.updating`: matrices decay."""
+        return Updating(parameter.ndim >= 2 and not name.endswith("bias"))
 
     def clip(self, bound: float) -> float:
         """See `Stage.clip`: one norm over all parameters."""

@@ -32,7 +32,7 @@ from flamingo_rt.training.options import RunOptions
 from flamingo_rt.training.run_log import StepReport
 from flamingo_rt.training.sharding import World, autocast, compile_layers, recompute_activations, shard
 from flamingo_rt.training.shortage import shortage_explained, writing_explained
-from flamingo_rt.training.stage import Dataset, Drawn, Stage
+from flamingo_rt.training.stage import Dataset, Drawn, Stage, Updating
 from flamingo_rt.training.state import (
     RunPosition,
     folder_number,
@@ -284,14 +284,12 @@ class _Run:
 
 
 def _groups(stage: Stage, weight_decay: float) -> list[dict[str, Any]]:
-    """The trained parameters as the optimizer takes them, by their weight decay and their share of the rate."""
-    names = {parameter: name for name, parameter in trained_parameters(stage.model).items()}
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for decay, parameters in zip((weight_decay, 0.0), stage.decay_groups(), strict=True):
-        for parameter in parameters:
-            groups.setdefault((decay, stage.rate_share(names[parameter])), []).append(parameter)
-    return [{"params": parameters, "weight_decay": decay, "rate_share": share}
-            for (decay, share), parameters in groups.items()]
+    """The trained parameters as the optimizer takes them: those that are updated in the same way together."""
+    groups: dict[Updating, list[nn.Parameter]] = {}
+    for name, parameter in trained_parameters(stage.model).items():
+        groups.setdefault(stage.updating(name, parameter), []).append(parameter)
+    return [{"params": parameters, "weight_decay": weight_decay if way.decayed else 0.0, "rate_share": way.rate_share}
+            for way, parameters in groups.items()]
 
 
 def _listed(names: Sequence[str]) -> str:

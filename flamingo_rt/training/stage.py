@@ -61,6 +61,13 @@ def is_matrix(parameter: Tensor) -> bool:
     return sum(size > 1 for size in parameter.shape) > 1
 
 
+class Updating(NamedTuple):
+    """The way a parameter is updated: with weight decay or without, and at what share of the learning rate."""
+
+    decayed: bool
+    rate_share: float = 1.0
+
+
 class Stage(Protocol):
     """One stage.
 
@@ -92,12 +99,8 @@ class Stage(Protocol):
         """The number of targets in a part of a batch: tokens, or pairs; known before the loss is computed."""
         ...
 
-    def decay_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-        """The trained parameters with weight decay, and those without."""
-        ...
-
-    def rate_share(self, name: str) -> float:
-        """The share of the learning rate at which the trained parameter of this name learns; 1 for all of it."""
+    def updating(self, name: str, parameter: nn.Parameter) -> Updating:
+        """The way in which a trained parameter of `model`, of this name, is updated."""
         ...
 
     def clip(self, bound: float) -> float:

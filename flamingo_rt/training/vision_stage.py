@@ -1,4 +1,5 @@
-"""Stage 1: an image encoder and a text encoder from random weights, by the two-way contrastive loss (§B.1.3).
+"""Stage 1: an image encoder and a text encoder from random weights, by the two-way contrastive loss (§B.1.3), and where
+wanted by a captioner's beside it (arXiv 2205.01917).
 
 The NFNet's gradients are clipped adaptively, unit by unit; those of the rest, or of a ViT, by their norm. Weight decay
 acts on matrices and kernels, not on gains, norms, biases and the temperature.
@@ -34,7 +35,7 @@ from flamingo_rt.training.gradient_norms import clip_norm, gradient_norm
 from flamingo_rt.training.memory import require_training_memory
 from flamingo_rt.training.options import SCENES, DataOptions, VisionOptions
 from flamingo_rt.training.sharding import World, autocast, whole, whole_state
-from flamingo_rt.training.stage import Dataset, Division, Loss, is_matrix
+from flamingo_rt.training.stage import Dataset, Division, Loss, Updating, is_matrix
 from flamingo_rt.training.texts import MOST_TEXTS, TOKENIZER_SCENES, source_texts
 from flamingo_rt.training.tokenizer_training import train_tokenizer
 from flamingo_rt.training.towers import write_tower
@@ -58,15 +59,22 @@ class VisionStage:
         self._reader, self._options, self._world, self._evaluation = reader, options, world, evaluation
 
     def shards(self) -> Sequence[nn.Module]:
-        """See `Stage.shards`: the blocks of both encoders."""
-        return [*cast(nn.ModuleList, self.model.vision.blocks), *self.model.text.layers]
+        """See `Stage.shards`: the blocks of both encoders and of the captioner."""
+        captioner = self.model.captioner
+        written: Sequence[nn.Module] = captioner.layers if captioner is not None else ()  # type: ignore[assignment]
+        return [*cast(nn.ModuleList, self.model.vision.blocks), *self.model.text.layers, *written]
 
     def loss(self, dataset: str, batch: PairBatch) -> Loss:
         """See `Stage.loss`: the sum over this rank's pairs, each compared with the pairs of all ranks."""
         batch = batch.to(self._world.device)
         found = self.model(batch.pixel_values, batch.text_ids, batch.mask)
-        return Loss(contrastive_loss(found.images, found.texts, batch.text_keys, found.inverse_temperature,
-                                     self._options.label_smoothing))
+        contrast = contrastive_loss(found.images, found.texts, batch.text_keys, found.inverse_temperature,
+                                    self._options.label_smoothing)
+        if found.captioning is None:
+            return Loss(contrast)
+        captioning = found.captioning.mean()
+        self._unreported["captioning"] = self._world.total(float(captioning.detach())) / self._world.size
+        return Loss(contrast, self._options.captioning * captioning)
 
     def activation_bytes(self, batch: PairBatch) -> int:
         """See `Stage.activation_bytes`: not known, since kernels differ in what they keep."""
@@ -80,15 +88,9 @@ class VisionStage:
         """See `Stage.tokens`: pictures."""
         return len(batch.pixel_values)
 
-    def decay_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-        """See `Stage.decay_groups`."""
-        parameters = list(self.model.parameters())
-        return ([entry for entry in parameters if is_matrix(entry)],
-                [entry for entry in parameters if not is_matrix(entry)])
-
-    def rate_share(self, name: str) -> float:
-        """See `Stage.rate_share`."""
-        return 1.0
+    def updating(self, name: str, parameter: nn.Parameter) -> Updating:
+        """See `Stage.updating`: matrices and kernels decay."""
+        return Updating(is_matrix(parameter))
 
     def clip(self, bound: float) -> float:
         """See `Stage.clip`: the NFNet adaptively, without the projection, its final linear layer; the rest by norm."""
@@ -102,7 +104,8 @@ class VisionStage:
         return math.hypot(*norms)
 
     def scalars(self) -> dict[str, float]:
-        """See `Stage.scalars`: the temperature, and once the scores that were measured since the last call."""
+        """See `Stage.scalars`: the temperature, the captioner's loss, and once the scores that were measured since the
+        last call."""
         scores, self._unreported = self._unreported, {}
         return {"temperature": math.exp(-float(whole(self.model.log_inverse_temperature.detach()))), **scores}
 
@@ -115,7 +118,7 @@ class VisionStage:
             with autocast(self._world, self._options.run.precision):
                 self.scores = measure(self.model, self._evaluation, self._reader,
                                       at_once=min(AT_ONCE, max(1, batch)), world=self._world)
-            self._unreported = self.scores.scalars()
+            self._unreported |= self.scores.scalars()
         return self.scores
 
     def sample_lines(self) -> Iterator[str]:
@@ -132,7 +135,8 @@ class VisionStage:
         return {"model": self.model.config.to_dict(), "tokenizer": tokenizer,
                 "preprocessing": asdict(self._reader.preprocessing),
                 "trained": {"label_smoothing": options.label_smoothing, "agc": options.agc,
-                            "initial_temperature": options.initial_temperature}}
+                            "initial_temperature": options.initial_temperature,
+                            **({"captioning": options.captioning} if options.captioning else {})}}
 
     def write(self, out: Path, overwrite: bool) -> None:
         """See `Stage.write`: a folder with both towers, of which `train flamingo --vision` takes the image tower. Its
@@ -161,7 +165,8 @@ def open_vision_stage(options: VisionOptions, world: World) -> VisionStage:
     else:
         texts = (text for source in sources for text in captions(source, MOST_TEXTS // len(sources)))
         tokenizer = train_tokenizer(texts, options.vocab_size, TokensConfig())
-    config = DualEncoderConfig(sizes.vision, text_config(options, tokenizer), options.embedding)
+    config = DualEncoderConfig(sizes.vision, text_config(options, tokenizer), options.embedding,
+                               options.captioner_layers if options.captioning else 0)
     with on_meta_device():
         parameters = sum(parameter.numel() for parameter in DualEncoder(config).parameters())
     purpose = f"training the vision encoder of {options.encoder} and its text encoder"

@@ -14,5 +14,5 @@ torch.set_num_threads(1)
 folder = Path(sys.argv[1])
 batches = [PairBatch(*tensors) for tensors in torch.load(folder / "batches.pt")]
 with meeting(folder, 1) as world:
-    found = added_gradients(vision_stage(world), batches, world, 0.5)
+    found = added_gradients(vision_stage(world, captioning=0.5), batches, world, 0.5)
     torch.save(found.after, folder / "second.pt")

@@ -32,7 +32,7 @@ OWN = {
     VisionOptions: {
         "encoder": "small", "tokenizer": "t.json", "vocab_size": 600, "text_width": 64, "text_layers": 3,
         "text_heads": 8, "text_tokens": 32, "embedding": 96, "label_smoothing": 0.0, "initial_temperature": 0.1,
-        "agc": 0.0, "evaluation": ODD,
+        "agc": 0.0, "captioning": 0.5, "captioner_layers": 3, "evaluation": ODD,
     },
     LanguageOptions: {"decoder": "small", "tokenizer": "t", "vocab_size": 300, "context": 64, "repeats": 0.25},
     FlamingoOptions: {

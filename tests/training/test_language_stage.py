@@ -118,10 +118,8 @@ def test_training_lowers_the_loss(file: Path) -> None:
 
 def test_weight_decay_acts_on_matrices(file: Path) -> None:
     stage = opened(file)
-    decayed, others = stage.decay_groups()
-    assert all(parameter.ndim == 2 for parameter in decayed)
-    assert all(parameter.ndim == 1 for parameter in others)
-    assert len(decayed) + len(others) == len(list(stage.model.parameters()))
+    for name, parameter in stage.model.named_parameters():
+        assert stage.updating(name, parameter) == (parameter.ndim == 2, 1.0), name
 
 
 # The result

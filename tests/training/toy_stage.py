@@ -12,7 +12,7 @@ from torch import nn
 
 from flamingo_rt.training.gradient_norms import clip_norm
 from flamingo_rt.training.sharding import whole
-from flamingo_rt.training.stage import Dataset, Division, Drawn, Loss
+from flamingo_rt.training.stage import Dataset, Division, Drawn, Loss, Updating
 
 
 @dataclass(frozen=True)
@@ -84,11 +84,8 @@ class ToyStage:
     def tokens(self, batch: Any) -> int:
         return len(batch[0])
 
-    def decay_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-        return [self.model.trained.weight], [self.model.trained.bias, self.model.gate]
-
-    def rate_share(self, name: str) -> float:
-        return self.shares.get(name, 1.0)
+    def updating(self, name: str, parameter: nn.Parameter) -> Updating:
+        return Updating(name == "trained.weight", self.shares.get(name, 1.0))
 
     def clip(self, bound: float) -> float:
         return clip_norm((entry for entry in self.model.parameters() if entry.requires_grad), bound)
