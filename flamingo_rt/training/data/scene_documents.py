@@ -19,6 +19,7 @@ from flamingo_rt.training.data.drawn_source import DrawnSource
 from flamingo_rt.training.data.samples import Said, Sample
 
 MOVING = 0.15  # share of the documents in which an object moves
+COMPARED = 0.6  # share of the others that compare the places of objects, where there are several
 QUESTIONS = 6  # in a document, at most
 _DETAILS = 7  # part of the seed
 Told = tuple[str, str]  # a prompt, and what follows it
@@ -27,8 +28,9 @@ Told = tuple[str, str]  # a prompt, and what follows it
 @dataclass(frozen=True)
 class SceneDocuments(DrawnSource):
     """A `SampleSource` of documents: a scene's details, then its caption, questions and answers in any order, one on
-    each line. In some, an object moves, and the caption and a question are about that. Loss is taken on what follows
-    from the details, a small part of the tokens: the rest, drawn at random, would drown it."""
+    each line. In some, an object moves, and the caption and a question are about that; some only compare where objects
+    lie, which is learnt last. Loss is taken on what follows from the details, a small part of the tokens: the rest,
+    drawn at random, would drown it."""
 
     prompts: PromptsConfig = field(default_factory=PromptsConfig)
     kind: Literal["text"] = "text"
@@ -40,6 +42,9 @@ class SceneDocuments(DrawnSource):
             details, told = self._moving(rng)
         else:
             scene, told = _scene_and_told(self.seed, index, self.prompts, questions=QUESTIONS)
+            compared = scenes.comparisons(scene, rng, QUESTIONS) if rng.random() < COMPARED else []
+            if compared:
+                told = [(self.prompts.ask(question.text), question.answer) for question in compared]
             details = scenes.detailed_caption(scene)
         segments = [Said(details, learnt=False)]
         for turn in rng.permutation(len(told)):
@@ -56,7 +61,7 @@ class SceneDocuments(DrawnSource):
 
     def fingerprint(self) -> str:
         """See `SampleSource.fingerprint`."""
-        return f"details of drawn scenes and texts about them, seed {self.seed}"
+        return f"details of drawn scenes, texts about them and comparisons, seed {self.seed}"
 
 
 def texts_of_scene(

@@ -6,7 +6,14 @@ drawn.image, drawn.caption, questions(drawn.scene, rng, count=4)
 """
 
 from flamingo_rt.training.scenes.dataset import Layout, Sample, sample
-from flamingo_rt.training.scenes.descriptions import Question, caption, detailed_caption, named_caption, questions
+from flamingo_rt.training.scenes.descriptions import (
+    Question,
+    caption,
+    comparisons,
+    detailed_caption,
+    named_caption,
+    questions,
+)
 from flamingo_rt.training.scenes.drawing import draw
 from flamingo_rt.training.scenes.episodes import Episode, Shot, sample_episode
 from flamingo_rt.training.scenes.grading import answer_is_right, caption_is_right, named_objects
@@ -35,6 +42,7 @@ __all__ = [
     "caption",
     "caption_is_right",
     "clip",
+    "comparisons",
     "detailed_caption",
     "draw",
     "moving_caption",

@@ -123,6 +123,17 @@ def questions(scene: Scene, rng: np.random.Generator, count: int) -> list[Questi
     return list(asked.values())
 
 
+def comparisons(scene: Scene, rng: np.random.Generator, count: int) -> list[Question]:
+    """Up to ``count`` different questions about which object is left of, right of, above or below another; none where
+    there is one object."""
+    asked: dict[str, Question] = {}
+    for _ in range(4 * count):
+        question = _ask_relation(scene, rng)
+        if question is not None and len(asked) < count:
+            asked.setdefault(question.text, question)
+    return list(asked.values())
+
+
 def _pick(rng: np.random.Generator, options: Sequence[T]) -> T:
     return options[int(rng.integers(len(options)))]
 
