@@ -18,11 +18,13 @@ from pathlib import Path
 
 import flamingo_rt
 from flamingo_rt import Image, Model, PromptState
+from flamingo_rt.errors import DataError, FlamingoError, UsageError
 from flamingo_rt.evaluation.item_sources import ItemSource, read_items
 from flamingo_rt.evaluation.task import Item
 from flamingo_rt.evaluation.task_prompts import visual_of
 from flamingo_rt.files import replacing_file
 from flamingo_rt.printable import printable
+from flamingo_rt.processing.pictures import open_picture
 from flamingo_rt.processing.tasks import caption_shot
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
@@ -56,9 +58,18 @@ def captions(
 
 
 def pictures_of(folder: Path, shots: Sequence[Item] = ()) -> list[Path]:
-    """The pictures of a folder that are no shots."""
-    given = {shot.file for shot in shots}
-    return sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES and file.resolve() not in given)
+    """The pictures of a folder that are no shots. Those that cannot be read are named and left out."""
+    if not folder.is_dir():
+        raise UsageError(f"{folder} is no folder: give one with pictures")
+    given, found = {shot.file for shot in shots}, []
+    for file in sorted(folder.iterdir()):
+        if file.suffix.lower() in SUFFIXES and file.resolve() not in given:
+            try:
+                open_picture(file)
+                found.append(file)
+            except DataError as error:
+                print(f"left out: {printable(str(error))}", file=sys.stderr)
+    return found
 
 
 def comparison(plain: Sequence[tuple[Path, str]], styled: Sequence[tuple[Path, str]]) -> str:
@@ -100,4 +111,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except FlamingoError as error:
+        sys.exit(f"error: {error}")

@@ -10,6 +10,7 @@ not a bundle: the attention is PyTorch's. Needs matplotlib and torch: ``pip inst
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,7 @@ from matplotlib.patches import FancyBboxPatch
 import flamingo_rt
 from flamingo_rt import Image, Model
 from flamingo_rt.config import FlamingoConfig
-from flamingo_rt.errors import UsageError
+from flamingo_rt.errors import FlamingoError, UsageError
 from flamingo_rt.files import replacing_file
 from flamingo_rt.model.attention_maps import AttentionMaps, GateOpening, attention_maps, gate_openings
 from flamingo_rt.model.torch_backend import TorchBackend
@@ -260,4 +261,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except FlamingoError as error:
+        sys.exit(f"error: {error}")

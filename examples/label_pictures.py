@@ -9,10 +9,12 @@ alone. A label is chosen by its likelihood after the prompt: the model cannot an
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 import flamingo_rt
 from flamingo_rt import Image, Model, PromptState
+from flamingo_rt.errors import FlamingoError
 from flamingo_rt.processing.tasks import question_shot
 
 SCENES = Path(__file__).parent / "scenes"
@@ -45,4 +47,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except FlamingoError as error:
+        sys.exit(f"error: {error}")

@@ -10,6 +10,7 @@ A task is a file (docs/evaluation.md). With ``--answers`` an interrupted run goe
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,15 +22,17 @@ from matplotlib.figure import Figure
 
 import flamingo_rt
 from flamingo_rt import Model
+from flamingo_rt.errors import FlamingoError
 from flamingo_rt.evaluation.controls import Control
-from flamingo_rt.evaluation.shots import GroupShots, RandomShots
 from flamingo_rt.evaluation.task import Task
 from flamingo_rt.evaluation.task_file import read_task
-from flamingo_rt.evaluation.task_run import TaskRun, settings_of
+from flamingo_rt.evaluation.task_plan import TaskPlan
 from flamingo_rt.evaluation.task_scores import Score, task_scores
 from flamingo_rt.evaluation.task_table import shown_control
 from flamingo_rt.evaluation.usable_items import with_readable_items
 from flamingo_rt.files import replacing_file
+from flamingo_rt.loading import PACKAGED_BUNDLE
+from flamingo_rt.printable import printable
 
 TASK = Path(__file__).parent / "tasks" / "counts.toml"
 CONTROLS: tuple[Control, ...] = ("shuffled", "blank", "text")
@@ -45,14 +48,18 @@ STYLE: dict[Any, Any] = {
 }
 
 
-def measure(model: Model, task: Task, shots: Sequence[int], seeds: int, answers: Path | None = None) -> list[Score]:
-    """The scores of a task by number of shots and control; its answers are kept in ``answers`` as they come."""
+def measure(
+    model: Model, task: Task, plan: TaskPlan, answers: Path | None = None, folder: Path | None = None
+) -> tuple[Task, list[Score]]:
+    """The task without items that cannot be read, which are named, and its scores by number of shots and control.
+    The answers are kept in ``answers`` as they come; they are those of the model in ``folder``."""
     task = with_readable_items(task, model.config)
-    run = TaskRun(model, task, GroupShots({group: RandomShots(task.support_of(group)) for group in task.groups}))
-    about = {"model": model.identity or model.config.name, "task": task.digest}
-    with tempfile.TemporaryDirectory() as folder:
-        file = answers or Path(folder) / "answers.jsonl"
-        return task_scores(task, run.answers(settings_of(shots, seeds, CONTROLS), file, about, resume=True))
+    for reason in task.missing:
+        print(f"left out: {printable(reason)}", file=sys.stderr)
+    with tempfile.TemporaryDirectory() as beside:
+        file = answers or Path(beside) / "answers.jsonl"
+        run = plan.run_of(model, task)
+        return task, task_scores(task, run.answers(plan.settings, file, plan.about(model, folder, task), resume=True))
 
 
 def draw(task: Task, scores: Sequence[Score]) -> Figure:
@@ -93,15 +100,15 @@ def _draw_line(axes: Axes, control: Control, scores: Sequence[Score], counts: Se
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("task", nargs="?", type=Path, default=TASK, help="default: examples/tasks/counts.toml")
-    parser.add_argument("--model", help="a bundle or a checkpoint; default: the model in the package")
+    parser.add_argument("--model", type=Path, help="a bundle or a checkpoint; default: the model in the package")
     parser.add_argument("--shots", default="0,1,2,4", help="numbers of shots; default %(default)s")
     parser.add_argument("--seeds", type=int, default=3, help="draws of the shots; default %(default)s")
     parser.add_argument("--answers", type=Path, help="file that keeps the answers")
     parser.add_argument("--out", type=Path, default=Path("shots.png"), help="PNG or SVG to write; %(default)s")
     options = parser.parse_args()
-    task = read_task(options.task)
-    scores = measure(flamingo_rt.load(options.model), task, [int(count) for count in options.shots.split(",")],
-                     options.seeds, options.answers)
+    plan = TaskPlan([int(count) for count in options.shots.split(",")], options.seeds, controls=CONTROLS)
+    folder = options.model or PACKAGED_BUNDLE
+    task, scores = measure(flamingo_rt.load(folder), read_task(options.task), plan, options.answers, folder)
     for score in scores:
         control = "" if score.shots == 0 else shown_control(score.control)
         print(f"{score.shots} shots {control:18} {score.mean.mean:6.3f}  {score.mean.low:.3f} to {score.mean.high:.3f}")
@@ -111,4 +118,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except FlamingoError as error:
+        sys.exit(f"error: {error}")

@@ -26,6 +26,7 @@ from flamingo_rt.child_process import child_environment
 from flamingo_rt.errors import UsageError
 from flamingo_rt.evaluation.confidence_interval import Interval
 from flamingo_rt.evaluation.task_file import read_task
+from flamingo_rt.evaluation.task_plan import TaskPlan
 from flamingo_rt.evaluation.task_scores import Score
 from flamingo_rt.training.data.sources import open_source
 from flamingo_rt.training.options import DataOptions
@@ -117,6 +118,17 @@ def test_shots_are_captioned_by_their_file_and_the_others_by_the_model(
     assert {entry["image"] for entry in captioned} == {file.name for file in scenes.glob("*.png")} - shots
     assert all(row.endswith(entry["text"]) for row, entry in zip(rows, captioned, strict=True))
     assert len(open_source(DataOptions(str(scenes)))) == len(captioned)  # data to train on
+
+
+def test_a_picture_that_cannot_be_read_is_named_and_another_folder_refused(
+    in_examples: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module, names = script("caption_folder"), sorted(file.name for file in Path("scenes").glob("*.png"))
+    Path("scenes/damaged.png").write_bytes(b"no picture")
+    assert [file.name for file in module.pictures_of(Path("scenes"))] == names
+    assert "damaged.png" in capsys.readouterr().err
+    with pytest.raises(UsageError, match="absent is no folder"):
+        module.pictures_of(Path("absent"))
 
 
 def test_captions_depend_on_the_shots_before_them(in_examples: Path) -> None:
@@ -250,8 +262,8 @@ def test_a_script_writes_its_picture(
 def test_a_measurement_goes_on_where_it_was(in_examples: Path) -> None:
     module, model = script("n_shot_vqa"), flamingo_rt.load()
     task, file = read_task(module.TASK), Path("answers.jsonl")
-    scores = module.measure(model, task, [0], 1, file)
+    measured = module.measure(model, task, TaskPlan([0]), file)
     kept = file.read_bytes()
-    assert module.measure(model, task, [0], 1, file) == scores
+    assert module.measure(model, task, TaskPlan([0]), file) == measured
     assert file.read_bytes() == kept
     assert len(kept.splitlines()) == 1 + len(task.items)

@@ -14,16 +14,15 @@ from flamingo_rt.cli.interrupts import on_interrupt
 from flamingo_rt.cli.numbers import Counts, count
 from flamingo_rt.cli.paths import READ, WRITTEN
 from flamingo_rt.cli.progress_bar import ProgressBar
-from flamingo_rt.errors import UsageError
 from flamingo_rt.printable import printable
 
 if TYPE_CHECKING:
-    from flamingo_rt.evaluation.shots import ShotChooser
     from flamingo_rt.evaluation.task import Task
     from flamingo_rt.evaluation.task_scores import Score
     from flamingo_rt.runtime.model import Model
 
 MOST_SHOTS = 1000
+MOST_NAMED = 20  # items that are left out
 
 
 def _shots(context: click.Context, parameter: click.Parameter, counts: tuple[int, ...]) -> tuple[int, ...]:
@@ -68,7 +67,7 @@ def _controls(context: click.Context, parameter: click.Parameter, text: str) -> 
 @threads_option
 @click.option("--json", "as_json", is_flag=True, help="One JSON object with the scores.")
 def evaluate_task(
-    file: Path, path: Path | None, out: Path, shots: Sequence[int], seeds: int, select: str, redraw: bool,
+    file: Path, path: Path | None, out: Path, shots: Sequence[int], seeds: int, select: Any, redraw: bool,
     controls: Sequence[Any], orders: int, plain_zero: bool, index: Path | None, most: int | None, resume: bool,
     backend: str, trust_engines: bool, allow_host_code: bool, threads: int | None, as_json: bool,
 ) -> None:
@@ -82,31 +81,32 @@ def evaluate_task(
       flamingo-rt evaluate task names.toml --shots 4,16 --seeds 3 --controls shuffled,blank,text --out runs/names
       flamingo-rt evaluate task names.toml --shots 4 --select rices --index features.npz --out runs/nearest
     """
+    from flamingo_rt.evaluation.feature_index import require_index
     from flamingo_rt.evaluation.task_file import read_task
-    from flamingo_rt.evaluation.task_run import TaskRun, settings_of
+    from flamingo_rt.evaluation.task_plan import TaskPlan
+    from flamingo_rt.evaluation.task_run import require_new
     from flamingo_rt.evaluation.task_scores import task_scores
     from flamingo_rt.evaluation.usable_items import with_readable_items
-    from flamingo_rt.loading import load
+    from flamingo_rt.loading import PACKAGED_BUNDLE, load
 
-    if index is not None and select != "rices":
-        raise UsageError("--index keeps the features that --select rices compares: give that, or leave it out")
-    if redraw and select == "rices":
-        raise UsageError("--select rices has shots of its own for each query: leave --redraw out")
-    task = read_task(file)
-    progress = ProgressBar()
-    with on_interrupt(lambda: f"the answers are in {out}: go on with --resume"):
+    plan = TaskPlan(shots, seeds, select, redraw, controls, orders, plain_zero, index)
+    if index is not None:
+        require_index(index)
+    written = out / "answers.jsonl"
+    require_new(written, resume)
+    task, progress = read_task(file), ProgressBar()
+
+    def interrupted() -> str:
+        return f"the answers are in {out}: go on with --resume" if written.exists() else "nothing was answered yet"
+
+    with on_interrupt(interrupted):
         model = load(path, backend, threads, trust_engines=trust_engines, allow_host_code=allow_host_code)
         task = with_readable_items(task, model.config, most, progress)
-        for reason in task.missing:
-            click.echo(f"left out: {printable(reason)}", err=True)
-        run = TaskRun(model, task, _shots_of(model, task, select, redraw, index, progress), orders, plain_zero)
-        settings = settings_of(shots, seeds, controls)
-        about = {
-            "model": model.identity or model.config.name, "backend": model.backend.name, "task": task.digest,
-            "select": select, "redraw": redraw, "orders": orders, "plain_zero": plain_zero,
-        }
-        with progress(f"{len(settings)} settings of {len(task.items)} items", len(settings) * len(task.items)) as done:
-            answers = run.answers(settings, out / "answers.jsonl", about, resume, done)
+        _tell_left_out(task)
+        run, asked = plan.run_of(model, task, progress), len(plan.settings) * len(task.items)
+        about = plan.about(model, path or PACKAGED_BUNDLE, task)
+        with progress(f"{len(plan.settings)} settings of {len(task.items)} items", asked) as done:
+            answers = run.answers(plan.settings, written, about, resume, done)
     scores = task_scores(task, answers)
     record = _record(model, task, select, scores)
     _write(out, task, record, scores, answers)
@@ -117,23 +117,12 @@ def evaluate_task(
         click.echo(f"wrote {printable(str(out))}", err=True)
 
 
-def _shots_of(
-    model: Model, task: Task, select: str, redraw: bool, index: Path | None, progress: ProgressBar
-) -> ShotChooser:
-    """The way in which shots are chosen, each query's from the support of its group."""
-    from flamingo_rt.evaluation.feature_index import encoder_features
-    from flamingo_rt.evaluation.shots import BalancedShots, GroupShots, NearestShots, RandomShots
-
-    supports = {group: task.support_of(group) for group in task.groups}
-    if select == "random":
-        return GroupShots({group: RandomShots(support, redraw) for group, support in supports.items()})
-    if select == "balanced":
-        return GroupShots({group: BalancedShots(support, task.group_classes.get(group, task.classes), redraw)
-                           for group, support in supports.items()})
-    everything = [*task.support, *task.items]
-    with progress(f"features of {len(everything)} pictures", len(everything)) as done:
-        features = dict(zip(everything, encoder_features(model, everything, index, done), strict=True))
-    return GroupShots({group: NearestShots(support, features) for group, support in supports.items()})
+def _tell_left_out(task: Task) -> None:
+    """Name the first items that are left out, and count the others, which scores.json names."""
+    for reason in task.missing[:MOST_NAMED]:
+        click.echo(f"left out: {printable(reason)}", err=True)
+    if len(task.missing) > MOST_NAMED:
+        click.echo(f"left out: {len(task.missing) - MOST_NAMED} more, {len(task.missing)} in all", err=True)
 
 
 def _record(model: Model, task: Task, select: str, scores: Sequence[Score]) -> dict[str, Any]:
@@ -153,7 +142,8 @@ def _write(out: Path, task: Task, record: dict[str, Any], scores: Sequence[Score
 
     facts = [f"{record['model']}, backend {record['backend']}; {record['items']} items, {record['support']} to draw "
              f"shots from, chosen by {record['select']}; metric {record['metric']}"
-             + (f", chance {record['chance']:.1%}" if "chance" in record else "")]
+             + (f", chance {record['chance']:.1%}" if "chance" in record else "")
+             + (f"; {len(task.missing)} left out" if task.missing else "")]
     for name, content in (("scores.json", json.dumps(record, indent=1) + "\n"),
                           ("index.html", html_page(task, task.name, facts, scores, answers))):
         with replacing_file(out / name) as beside:
@@ -175,3 +165,5 @@ def _print(model: Model, task: Task, scores: Sequence[Score]) -> None:
     (console if console.is_terminal else Console(width=120)).print(table)
     if task.chance is not None:
         click.echo(f"chance: {task.chance:.1%}")
+    if task.missing:
+        click.echo(f"left out: {len(task.missing)}")

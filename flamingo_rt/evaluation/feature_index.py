@@ -6,14 +6,15 @@ A picture's feature is the mean of what the encoder gives for it, float32 [D] of
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 
 from flamingo_rt.errors import DataError, UsageError
 from flamingo_rt.evaluation.task import Item
+from flamingo_rt.evaluation.task_digest import file_digest
 from flamingo_rt.evaluation.task_prompts import visual_of
 from flamingo_rt.files import replacing_file
 from flamingo_rt.processing.preprocess import decode_visuals
@@ -22,6 +23,8 @@ from flamingo_rt.runtime.timing import StageTimer
 from flamingo_rt.runtime.visual_encoder import encode_frames
 
 AT_ONCE = 16  # pictures that are decoded and encoded together
+# The index is written again when it has grown by so much: a run that is killed loses a fifth of it at most.
+GROWTH, KEPT_AT_ONCE = 1.25, 1000
 
 
 def encoder_features(
@@ -39,38 +42,43 @@ def encoder_features(
     if index is not None and model.identity is None:
         raise UsageError("an index of features belongs to a bundle, and this is a checkpoint: export it, or leave the "
                          "index out")
-    known = _read(index, model.identity) if index is not None and index.exists() else {}
-    before, digests = len(known), [_digest(item) for item in items]
+    known = _read(index, model.identity, model.config.vision.width) if index is not None and index.exists() else {}
+    written, digest = len(known), cache(file_digest)
+    digests = [digest(item.file) for item in items if item.file is not None]
     missing = {digest: item for digest, item in zip(digests, items, strict=True) if digest not in known}
     on_batch(len(items) - len(missing))
     todo = list(missing.items())
-    for start in range(0, len(todo), AT_ONCE):
-        batch = todo[start : start + AT_ONCE]
-        visuals = [visual for _, item in batch if (visual := visual_of(item)) is not None]
-        pixels = [decoded.pixels for decoded in decode_visuals(visuals, model.config)]
-        for (digest, _), features in zip(batch, encode_frames(model.backend, pixels, StageTimer()), strict=True):
-            mean = features.astype(np.float32).mean(axis=(0, 1))
-            known[digest] = mean / max(float(np.linalg.norm(mean)), 1e-12)
-        on_batch(len(batch))
-    if index is not None and len(known) > before:
-        _write(index, known, model.identity)
-    return np.stack([known[digest] for digest in digests])
-
-
-def _digest(item: Item) -> str:
-    """SHA-256 of the picture's or clip's file."""
-    assert item.file is not None  # checked before
     try:
-        return hashlib.sha256(item.file.read_bytes()).hexdigest()
-    except OSError as error:
-        raise DataError(f"cannot read {item.file}: {error.strerror}") from error
+        for start in range(0, len(todo), AT_ONCE):
+            batch = todo[start : start + AT_ONCE]
+            visuals = [visual for _, item in batch if (visual := visual_of(item)) is not None]
+            pixels = [decoded.pixels for decoded in decode_visuals(visuals, model.config)]
+            for (name, _), features in zip(batch, encode_frames(model.backend, pixels, StageTimer()), strict=True):
+                mean = features.astype(np.float32).mean(axis=(0, 1))
+                known[name] = mean / max(float(np.linalg.norm(mean)), 1e-12)
+            on_batch(len(batch))
+            if index is not None and len(known) > GROWTH * written + KEPT_AT_ONCE:
+                _write(index, known, model.identity)
+                written = len(known)
+    finally:  # an interrupt, too, leaves what was computed
+        if index is not None and len(known) > written:
+            _write(index, known, model.identity)
+    return np.stack([known[name] for name in digests])
 
 
-def _read(path: Path, identity: str | None) -> dict[str, np.ndarray]:
+def require_index(path: Path) -> None:
+    """Raise `UsageError` for a place where no index can be."""
+    if path.is_dir():
+        raise UsageError(f"the index {path} is a folder: give a file, such as features.npz")
+    if path.parent.exists() and not path.parent.is_dir():
+        raise UsageError(f"the index {path} would stand in {path.parent}, which is a file: give another path")
+
+
+def _read(path: Path, identity: str | None, width: int) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as archive:
             features, digests, owner = archive["features"], archive["digests"], str(archive["identity"])
-        sound = features.ndim == 2 and features.dtype == np.float32 and digests.shape == features.shape[:1]
+        sound = features.shape == (*digests.shape, width) and features.dtype == np.float32 and digests.ndim == 1
     except Exception as error:  # numpy raises anything at all for damaged bytes
         raise DataError(f"{path} is no index of features: {' '.join(str(error).split())[:200]}; delete it") from error
     if not sound or not np.isfinite(features).all():

@@ -7,7 +7,9 @@ larger one.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Literal, Protocol
 
 import numpy as np
@@ -16,7 +18,6 @@ from flamingo_rt.errors import DataError
 from flamingo_rt.evaluation.task import Item
 
 Selection = Literal["random", "balanced", "rices"]
-SELECTIONS: tuple[Selection, ...] = ("random", "balanced", "rices")
 
 
 class ShotChooser(Protocol):
@@ -44,11 +45,19 @@ class RandomShots:
 
     def __init__(self, support: Sequence[Item], redraw: bool = False) -> None:
         self._support, self._redraw = support, redraw
+        self._orders: dict[int, np.ndarray] = {}
 
     def choose(self, query: Item, count: int, seed: int) -> tuple[Item, ...]:
         """See `ShotChooser.choose`."""
-        order = _generator(seed, query, self._redraw).permutation(len(self._support))
-        return _first(query, [self._support[index] for index in order], count)
+        order = self._order(query, seed)
+        return _first(query, (self._support[index] for index in order), count)
+
+    def _order(self, query: Item, seed: int) -> np.ndarray:
+        if self._redraw:
+            return _generator(seed, query.name).permutation(len(self._support))
+        if seed not in self._orders:  # of one group all queries have the same
+            self._orders[seed] = _generator(seed, query.group).permutation(len(self._support))
+        return self._orders[seed]
 
 
 class BalancedShots:
@@ -60,6 +69,7 @@ class BalancedShots:
         self._by_class = {name: [item for item in support if item.answer == name]
                           for name in classes or dict.fromkeys(item.answer for item in support)}
         self._redraw = redraw
+        self._orders: dict[int, list[Item]] = {}
         empty = [name for name, items in self._by_class.items() if not items]
         if empty:
             raise DataError(f"no support item has the answer {empty[0]!r} ({len(empty)} of {len(self._by_class)} "
@@ -67,13 +77,19 @@ class BalancedShots:
 
     def choose(self, query: Item, count: int, seed: int) -> tuple[Item, ...]:
         """See `ShotChooser.choose`."""
-        generator = _generator(seed, query, self._redraw)
-        queues = [[items[index] for index in generator.permutation(len(items))] for items in self._by_class.values()]
-        order: list[Item] = []
-        for turn in range(max(map(len, queues))):
-            order += [queues[number][turn] for number in generator.permutation(len(queues))
-                      if turn < len(queues[number])]
-        return _first(query, order, count)
+        if self._redraw:
+            return _first(query, self._order(_generator(seed, query.name)), count)
+        if seed not in self._orders:  # of one group all queries have the same
+            self._orders[seed] = list(self._order(_generator(seed, query.group)))
+        return _first(query, self._orders[seed], count)
+
+    def _order(self, generator: np.random.Generator) -> Iterator[Item]:
+        queues = [(items, generator.permutation(len(items))) for items in self._by_class.values()]
+        for turn in range(max((len(order) for _, order in queues), default=0)):
+            for number in generator.permutation(len(queues)):
+                items, order = queues[number]
+                if turn < len(order):
+                    yield items[order[turn]]
 
 
 class NearestShots:
@@ -83,24 +99,37 @@ class NearestShots:
     def __init__(self, support: Sequence[Item], features: Mapping[Item, np.ndarray]) -> None:
         """``features`` [D], of length 1, of the pictures of the support and of the queries."""
         self._support, self._features = support, features
-        self._supports = np.stack([features[item] for item in support])
+        self._supports = np.array([features[item] for item in support])
 
     def choose(self, query: Item, count: int, seed: int) -> tuple[Item, ...]:
         """See `ShotChooser.choose`."""
-        nearness = self._supports @ self._features[query]
+        nearness = self._supports @ self._features[query] if self._support else np.zeros(0)
         order = np.argsort(-nearness, kind="stable")
-        return _first(query, [self._support[index] for index in order], count)[::-1]
+        return _first(query, (self._support[index] for index in order), count)[::-1]
 
 
-def _generator(seed: int, query: Item, redraw: bool) -> np.random.Generator:
-    """The random numbers of a query, or else of its group: those of two groups are not alike."""
-    key = query.name if redraw else query.group
+def require_support(items: Sequence[Item], support: Sequence[Item], shots: int, remedy: str) -> None:
+    """Raise `DataError`, with ``remedy`` at its end, where an item's group has fewer than ``shots`` support items
+    beside the item itself and others about its picture."""
+    sizes = Counter(item.group for item in support)
+    own = Counter((item.group, item.file or item) for item in support)
+    for item in items:
+        _require(item, sizes[item.group] - own[item.group, item.file or item], shots, remedy)
+
+
+def _generator(seed: int, key: str) -> np.random.Generator:
+    """The random numbers of a query by its name, or else of its group: those of two groups are not alike."""
     return np.random.default_rng([seed, *([zlib.crc32(key.encode())] if key else [])])
 
 
-def _first(query: Item, order: Sequence[Item], count: int) -> tuple[Item, ...]:
-    found = [item for item in order if item != query and (item.file is None or item.file != query.file)][:count]
-    if len(found) < count:
-        raise DataError(f"{count} shots are asked for, and the support has {len(found)} items beside the query "
-                        f"{query.name}: ask for fewer, or add support")
-    return tuple(found)
+def _first(query: Item, order: Iterable[Item], count: int) -> tuple[Item, ...]:
+    others = (item for item in order if item != query and (item.file is None or item.file != query.file))
+    found = tuple(islice(others, count))
+    _require(query, len(found), count, "ask for fewer, or add support")
+    return found
+
+
+def _require(query: Item, found: int, shots: int, remedy: str) -> None:
+    if found < shots:
+        raise DataError(f"{shots} shots are asked for, and the support has {found} items beside the query "
+                        f"{query.name}: {remedy}")

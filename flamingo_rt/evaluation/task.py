@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -81,16 +80,3 @@ class Task:
         if not self.classes:
             return None
         return sum(1 / len(self.classes_of(item)) for item in self.items) / len(self.items)
-
-    @property
-    def digest(self) -> str:
-        """A hash of all that answers depend on: the items and the support, by name, and how they are asked."""
-        pools = [
-            [(item.name, item.file and item.file.name, item.question, item.answers) for item in pool]
-            for pool in (self.items, self.support)
-        ]
-        groups = [[item.group for item in pool] for pool in (self.items, self.support)]
-        asked = (self.kind, self.classes, self.before, self.after, self.beams, self.length_penalty,
-                 self.max_new_tokens, self.per_token, *pools,
-                 *(groups if any(map(any, groups)) else ()))
-        return hashlib.sha256(repr(asked).encode()).hexdigest()[:16]

@@ -87,11 +87,12 @@ def curves(task: Task, scores: Sequence[Score]) -> str:
 
 
 def _shown(task: Task, value: float) -> str:
-    return f"{value:.2f}" if task.metric == "cider" else f"{value:.0%}"
+    return f"{100 * value:.0f}" if task.metric == "cider" else f"{value:.0%}"
 
 
 def _gallery(task: Task, answers: Sequence[Answered]) -> list[str]:
-    """The best and the worst answers under the most shots, as they are, with the first seed."""
+    """Right and wrong answers, of captions the best and the worst, under the most shots as they are, with the first
+    seed."""
     plain = [answered for answered in answers if answered.setting.control == "none"]
     if not plain:
         return []
@@ -102,19 +103,21 @@ def _gallery(task: Task, answers: Sequence[Answered]) -> list[str]:
     order = sorted(range(len(items)), key=lambda place: -scores[place])
     support, thumbnails = {item.name: item for item in task.support}, _Thumbnails()
     parts = []
-    limit = 0.5 if task.metric != "cider" else float(scores.mean())
+    graded = task.metric == "cider"  # no caption is right or wrong
+    limit = float(scores.mean()) if graded else 0.5
+    good, bad = ("Best", "Worst") if graded else ("Right", "Wrong")
     for title, style, places in (
-        ("Right", "right", [place for place in order if scores[place] >= limit][:SHOWN]),
-        ("Wrong", "wrong", [place for place in reversed(order) if scores[place] < limit][:SHOWN]),
+        (good, "right", [place for place in order if scores[place] >= limit][:SHOWN]),
+        (bad, "wrong", [place for place in reversed(order) if scores[place] < limit][:SHOWN]),
     ):
         parts.append(f"<h2>{title}, with {most} shots</h2>" if places else "")
-        parts += [_answer(items[place], by_name[items[place].name], support, thumbnails, style, scores[place])
-                  for place in places]
+        parts += [_answer(items[place], by_name[items[place].name], support, thumbnails, style,
+                          _shown(task, scores[place])) for place in places]
     return parts
 
 
 def _answer(
-    item: Item, answered: Answered, support: Mapping[str, Item], thumbnails: _Thumbnails, style: str, score: float
+    item: Item, answered: Answered, support: Mapping[str, Item], thumbnails: _Thumbnails, style: str, score: str
 ) -> str:
     shots = [support[name] for name in answered.shots if name in support] if answered.setting.shots else []
     hidden = len(shots) - MOST_SHOTS
@@ -124,7 +127,7 @@ def _answer(
     ]
     before = f"<span class='quiet'>{hidden} more</span>" if hidden > 0 else ""
     said = f"{escape(_said(item.question, answered.answer.strip()))}<br><span class='quiet'>right: " \
-           f"{escape(item.answer)} (score {score:.2f})</span>"
+           f"{escape(item.answer)} (score {score})</span>"
     return f'<div class="answer {style}">{before}{"".join(figures)}<div class="query">{thumbnails.of(item)}<br>{said}' \
            "</div></div>"
 

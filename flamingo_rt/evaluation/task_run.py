@@ -17,8 +17,8 @@ import numpy as np
 
 from flamingo_rt.bounded_files import read_text
 from flamingo_rt.errors import DataError, UsageError
-from flamingo_rt.evaluation.controls import NEEDS_TWO, Control, Shot, controlled
-from flamingo_rt.evaluation.shots import ShotChooser
+from flamingo_rt.evaluation.controls import CONTROLS, NEEDS_TWO, Control, Shot, controlled
+from flamingo_rt.evaluation.shots import ShotChooser, require_support
 from flamingo_rt.evaluation.task import Item, Task
 from flamingo_rt.evaluation.task_prompts import query_parts, shot_parts, visual_of, with_task_form
 from flamingo_rt.files import replacing_file
@@ -26,6 +26,7 @@ from flamingo_rt.processing.prompt import Part
 from flamingo_rt.runtime.model import Model, PromptState
 
 BATCH = 16  # queries that are answered together
+RANKED = 64  # queries whose classes are ranked before they are written down; for them each order is read anew
 MOST_BYTES = 1 << 30  # of a file of answers
 ZERO_SHOTS = 2  # shots without pictures that stand for none (§3.4: "zero-shot" prompts have two texts of the task)
 
@@ -64,7 +65,7 @@ class Answered:
     def from_line(cls, line: str) -> Answered:
         """Read `line` back. Raises `ValueError`, `KeyError` or `TypeError` for another text."""
         record = json.loads(line)
-        setting = Setting(int(record["shots"]), int(record["seed"]), record["control"])
+        setting = Setting(int(record["shots"]), int(record["seed"]), CONTROLS[CONTROLS.index(record["control"])])
         return cls(setting, str(record["item"]), tuple(record["chosen"]), str(record["answer"]),
                    record.get("likelihoods"))
 
@@ -80,13 +81,15 @@ def settings_of(shots: Sequence[int], seeds: int, controls: Sequence[Control]) -
 
 class TaskRun:
     """A task on a model, with the way in which shots are chosen. ``orders``: of the shots, over which likelihoods of
-    classes are averaged (§B.1.5)."""
+    classes are averaged (§B.1.5). With 0 shots, ``zero`` chooses those without pictures that stand for none; by
+    default as ``chooser``."""
 
     def __init__(
-        self, model: Model, task: Task, chooser: ShotChooser, orders: int = 6, plain_zero: bool = False
+        self, model: Model, task: Task, chooser: ShotChooser, orders: int = 6, plain_zero: bool = False,
+        zero: ShotChooser | None = None,
     ) -> None:
         self.model, self.task, self._chooser, self._orders = model, task, chooser, orders
-        self._plain_zero = plain_zero
+        self._plain_zero, self._zero = plain_zero, zero or chooser
         self._config = with_task_form(model.config, task)
 
     def answers(
@@ -95,31 +98,40 @@ class TaskRun:
     ) -> list[Answered]:
         """Answer every query under every setting, and give all answers, those of an earlier run included.
 
-        They are lines of ``file``, after one with ``about``, which says what they depend on. Raises `UsageError` when
-        the file exists and ``resume`` is not asked for, `DataError` when it is of another run.
+        They are lines of ``file``, after one with ``about``, which says what they depend on. The settings with the most
+        shots come first, since they are the ones that may not fit. Raises `UsageError` when the file exists and
+        ``resume`` is not asked for, `DataError` when it is of another run, and for more shots than the support has.
         """
+        self._require_support(settings)
         found = self._begun(file, about, resume)
         on_batch(len(found))
         known = {(answered.setting, answered.item) for answered in found}
         with file.open("a", encoding="utf-8") as lines:
-            for setting in settings:
+            for setting in sorted(settings, key=lambda setting: -setting.shots):
                 left = [item for item in self.task.items if (setting, item.name) not in known]
                 for batch in self._answered(setting, left):
                     lines.write("".join(answered.line() + "\n" for answered in batch))
                     lines.flush()
                     found += batch
                     on_batch(len(batch))
-        wanted = set(settings)
-        return [answered for answered in found if answered.setting in wanted]
+        places = {setting: place for place, setting in enumerate(settings)}
+        asked = [answered for answered in found if answered.setting in places]
+        return sorted(asked, key=lambda answered: places[answered.setting])
+
+    def _require_support(self, settings: Sequence[Setting]) -> None:
+        counts = {setting.shots for setting in settings}
+        require_support(self.task.items, self.task.support, max(counts, default=0), "ask for fewer, or add support")
+        if 0 in counts and not self._plain_zero:
+            require_support(self.task.items, self.task.support, ZERO_SHOTS, f"0 shots stand as {ZERO_SHOTS} without "
+                            "their pictures: add support, or leave them out (--plain-zero)")
 
     def _begun(self, file: Path, about: Mapping[str, Any], resume: bool) -> list[Answered]:
         """The answers in the file; begins it where it is not there. A last line that was cut is removed."""
         header = json.dumps(about, sort_keys=True)
+        require_new(file, resume)
         if not file.exists():
             _replace(file, header + "\n")
             return []
-        if not resume:
-            raise UsageError(f"{file} has the answers of an earlier run: go on with --resume, or give another --out")
         first, *lines = read_text(file, MOST_BYTES).split("\n")
         if first != header:
             raise DataError(f"{file} is of a run with another model, task or options: give those, or another --out")
@@ -151,7 +163,7 @@ class TaskRun:
     def _shots(self, setting: Setting, item: Item) -> tuple[Item, ...]:
         if setting.shots:
             return self._chooser.choose(item, setting.shots, setting.seed)
-        return () if self._plain_zero else self._chooser.choose(item, ZERO_SHOTS, setting.seed)
+        return () if self._plain_zero else self._zero.choose(item, ZERO_SHOTS, setting.seed)
 
     def _generated(
         self, shots: Sequence[Shot], queries: Sequence[Item]
@@ -170,17 +182,19 @@ class TaskRun:
         self, shots: Sequence[Shot], queries: Sequence[Item], seed: int
     ) -> Iterator[Sequence[tuple[Item, str, Mapping[str, float] | None]]]:
         """The likeliest class of each query, by the mean over several orders of the shots."""
-        sums: list[dict[str, float]] = [dict.fromkeys(self.task.classes_of(item), 0.0) for item in queries]
         orders = _orders(len(shots), self._orders, seed)
-        for order in orders:
-            before = shot_parts(self._config, [shots[place] for place in order], self.task.after)
-            prefix, parts = self._read(before, len(queries))
-            for item, total in zip(queries, sums, strict=True):
-                asked = [*parts, *query_parts(self._config, item)]
-                for score in self.model.score(asked, tuple(total), prefix=prefix):
-                    logprob = score.logprob_per_token if self.task.per_token else score.logprob
-                    total[score.text] += logprob / len(orders)
-        yield [(item, max(total, key=total.__getitem__), total) for item, total in zip(queries, sums, strict=True)]
+        for start in range(0, len(queries), RANKED):
+            batch = queries[start : start + RANKED]
+            sums: list[dict[str, float]] = [dict.fromkeys(self.task.classes_of(item), 0.0) for item in batch]
+            for order in orders:
+                before = shot_parts(self._config, [shots[place] for place in order], self.task.after)
+                prefix, parts = self._read(before, len(batch))
+                for item, total in zip(batch, sums, strict=True):
+                    asked = [*parts, *query_parts(self._config, item)]
+                    for score in self.model.score(asked, tuple(total), prefix=prefix):
+                        logprob = score.logprob_per_token if self.task.per_token else score.logprob
+                        total[score.text] += logprob / len(orders)
+            yield [(item, max(total, key=total.__getitem__), total) for item, total in zip(batch, sums, strict=True)]
 
     def _read(self, shots: list[Part], queries: int) -> tuple[PromptState | None, list[Part]]:
         """The shots as a prompt that is read once, where several queries share it, and what is left to put before each
@@ -188,6 +202,12 @@ class TaskRun:
         if not shots or queries == 1:
             return None, shots
         return self.model.prompt(shots), []
+
+
+def require_new(file: Path, resume: bool) -> None:
+    """Raise `UsageError` where ``file`` has answers and the run is not to go on."""
+    if file.exists() and not resume:
+        raise UsageError(f"{file} has the answers of an earlier run: go on with --resume, or give another --out")
 
 
 def _replace(file: Path, text: str) -> None:

@@ -130,8 +130,10 @@ def test_the_first_items_alone_can_be_asked_about(evaluate) -> None:
     (["--shots", "-1"], 2, "-1 is not from 0 to 1000"),
     (["--controls", "blanks"], 2, "'blanks' is unknown; known: shuffled, blank, text, labels"),
     (["--controls", "none"], 2, "'none' is unknown"),
-    (["--index", "x.npz"], 2, "--index keeps the features that --select rices compares"),
-    (["--select", "rices", "--redraw"], 2, "leave --redraw out"),
+    (["--index", "x.npz"], 2, "an index keeps the features that rices compares"),
+    (["--select", "rices", "--redraw"], 2, "leave redraw out"),
+    (["--select", "rices", "--seeds", "2"], 2, "rices chooses the same shots with every seed, and seeds is 2"),
+    (["--select", "rices", "--index", "/"], 2, "the index / is a folder"),
     (["--select", "nearest"], 2, "rices"),
 ])
 def test_what_cannot_be_run_is_refused(evaluate, tmp_path, arguments, code, said) -> None:
@@ -162,3 +164,53 @@ def test_an_interrupt_says_where_the_answers_are(evaluate, monkeypatch) -> None:
     outcome = evaluate("--shots", 1)
     assert outcome.code == 130
     assert "go on with --resume" in outcome.err
+    monkeypatch.setattr("flamingo_rt.evaluation.usable_items.decode_visual", interrupt)
+    outcome = evaluate("--shots", 1, out="before")
+    assert (outcome.code, "nothing was answered yet" in outcome.err) == (130, True)
+
+
+def test_what_does_not_fit_ends_before_anything_is_asked(evaluate, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("flamingo_rt.runtime.model.Model.score", lambda *arguments, **more: pytest.fail("asked"))
+    outcome = evaluate("--shots", "0,1,9")
+    assert (outcome.code, "9 shots are asked for" in outcome.err) == (1, True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_earlier_run_is_refused_before_pictures_are_read(evaluate, monkeypatch) -> None:
+    assert evaluate("--shots", 1).code == 0
+    monkeypatch.setattr("flamingo_rt.evaluation.usable_items.decode_visual", lambda *a: pytest.fail("decoded"))
+    assert evaluate("--shots", 1).code == 2
+
+
+def test_other_pictures_of_the_same_names_are_another_task(evaluate, tmp_path) -> None:
+    assert evaluate("--shots", 1).code == 0
+    (tmp_path / "3.png").write_bytes((tmp_path / "4.png").read_bytes())
+    outcome = evaluate("--shots", 1, "--resume")
+    assert (outcome.code, "another model, task or options" in outcome.err) == (1, True)
+
+
+@pytest.mark.parametrize("select", ["random", "balanced", "rices"])
+def test_a_group_whose_support_cannot_be_read_is_told(run, bundle, task, tmp_path, select) -> None:
+    items = [json.loads(line) for line in (tmp_path / "items.jsonl").read_text().splitlines()]
+    pools = {"items": items[:6], "support": [*items[6:], {"image": "gone.png", "class": "red", "group": "g"}]}
+    pools["items"][0]["group"] = "g"
+    (tmp_path / "gone.png").write_bytes(b"no picture")
+    for name, pool in pools.items():
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, pool)) + "\n")
+    task.write_text('kind = "classes"\nitems = "items.jsonl"\nsupport = "support.jsonl"\n')
+    outcome = run("evaluate", "task", task, "--model", bundle, "--threads", 1, "--out", tmp_path / "out",
+                  "--shots", 1, "--select", select)
+    assert outcome.code == 1
+    assert "Traceback" not in outcome.err
+    assert "support" in outcome.err
+
+
+def test_many_items_that_are_left_out_are_counted(evaluate, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("flamingo_rt.cli.evaluate_task.MOST_NAMED", 1)
+    for number in range(3):
+        (tmp_path / f"{number}.png").write_bytes(b"no picture")
+    outcome = evaluate("--shots", 1)
+    assert outcome.err.count("left out: ") == 2
+    assert "left out: 2 more, 3 in all" in outcome.err
+    assert "left out: 3" in outcome.out
+    assert "3 left out" in (tmp_path / "out/index.html").read_text()

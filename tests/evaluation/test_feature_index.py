@@ -9,7 +9,7 @@ import pytest
 
 from flamingo_rt.errors import DataError, UsageError
 from flamingo_rt.evaluation import feature_index
-from flamingo_rt.evaluation.feature_index import encoder_features
+from flamingo_rt.evaluation.feature_index import encoder_features, require_index
 from flamingo_rt.processing.preprocess import decode_visual
 from flamingo_rt.processing.visuals import Image
 from flamingo_rt.runtime.timing import StageTimer
@@ -48,6 +48,32 @@ def test_an_index_saves_the_encoder_its_work_and_grows(bundled, items, tmp_path,
     assert len(encoded) == 12
 
 
+def test_an_interrupt_leaves_what_was_computed(bundled, items, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(feature_index, "AT_ONCE", 4)
+    encode, calls = feature_index.encode_frames, []
+
+    def broken(*arguments):
+        calls.append(arguments)
+        if len(calls) > 2:
+            raise KeyboardInterrupt
+        return encode(*arguments)
+
+    monkeypatch.setattr(feature_index, "encode_frames", broken)
+    with pytest.raises(KeyboardInterrupt):
+        encoder_features(bundled, items, tmp_path / "index.npz")
+    monkeypatch.setattr(feature_index, "encode_frames", encode)
+    done = []
+    encoder_features(bundled, items, tmp_path / "index.npz", done.append)
+    assert done[0] == 8
+
+
+@pytest.mark.parametrize(("place", "said"), [(".", "is a folder"), ("file/index.npz", "which is a file")])
+def test_a_place_for_no_index_is_refused(tmp_path, place, said) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match=said):
+        require_index(tmp_path / place)
+
+
 def test_an_index_of_another_bundle_is_refused(bundled, items, tmp_path, monkeypatch) -> None:
     encoder_features(bundled, items[:2], tmp_path / "index.npz")
     monkeypatch.setattr(bundled, "identity", "bundle 2")
@@ -61,6 +87,8 @@ def test_an_index_of_another_bundle_is_refused(bundled, items, tmp_path, monkeyp
     lambda path: np.savez(path, features=np.zeros((2, 3), np.float32)),
     lambda path: np.savez(path, features=np.zeros(3), digests=np.array(["a"]), identity=np.array("bundle 1")),
     lambda path: np.savez(path, features=np.full((1, 3), np.nan, np.float32), digests=np.array(["a"]),
+                          identity=np.array("bundle 1")),
+    lambda path: np.savez(path, features=np.zeros((1, 3), np.float32), digests=np.array(["a"]),
                           identity=np.array("bundle 1")),
     lambda path: np.savez(path, features=np.array([{}], dtype=object), digests=np.array(["a"]), identity=np.array("b")),
 ])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from flamingo_rt.errors import DataError
-from flamingo_rt.evaluation.shots import BalancedShots, GroupShots, NearestShots, RandomShots
+from flamingo_rt.evaluation.shots import BalancedShots, GroupShots, NearestShots, RandomShots, require_support
 from flamingo_rt.evaluation.task import Item
 
 SUPPORT = [Item(f"s{number}", Path(f"{number}.png"), None, ("abc"[number % 3],)) for number in range(12)]
@@ -45,6 +46,23 @@ def test_a_query_is_no_shot_of_its_own_under_any_name(chooser) -> None:
         assert SUPPORT[number] not in chooser.choose(same, 11, 0)
     with pytest.raises(DataError, match="12 shots are asked for, and the support has 11"):
         chooser.choose(SUPPORT[0], 12, 0)
+
+
+@pytest.mark.parametrize("shots", [11, 12])
+def test_a_support_that_is_too_small_is_found_before_a_choice(shots) -> None:
+    twice = [*SUPPORT, replace(SUPPORT[0], name="another question about it")]  # two about one picture
+    told = pytest.raises(DataError, match="11 items beside the query s0: add some")
+    expected = nullcontext() if shots == 11 else told
+    with expected:
+        require_support(SUPPORT, twice, shots, "add some")
+        assert len(RandomShots(twice).choose(SUPPORT[0], shots, 0)) == shots
+
+
+@pytest.mark.parametrize("chooser", [RandomShots([]), BalancedShots([]), NearestShots([], {QUERY: np.ones(3)})],
+                         ids=["random", "balanced", "nearest"])
+def test_an_empty_support_is_told(chooser) -> None:
+    with pytest.raises(DataError, match="1 shots are asked for, and the support has 0"):
+        chooser.choose(QUERY, 1, 0)
 
 
 def test_texts_without_pictures_are_told_apart_by_what_they_say() -> None:

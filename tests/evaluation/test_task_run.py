@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 
 from flamingo_rt.errors import DataError, UsageError
+from flamingo_rt.evaluation import task_run
 from flamingo_rt.evaluation.controls import CONTROLS, Shot, controlled
 from flamingo_rt.evaluation.shots import GroupShots, RandomShots
 from flamingo_rt.evaluation.task import Item, Task
@@ -114,6 +115,13 @@ def test_zero_shots_are_two_texts_or_none(model, captions, folder, monkeypatch) 
     assert (read, {answered.shots for answered in plain}) == ([], {()})
 
 
+def test_zero_shots_need_two_of_the_support_unless_they_are_none(model, items, folder) -> None:
+    task = Task("two", "caption", "exact", items[:1], items[:2], max_new_tokens=3)
+    with pytest.raises(DataError, match=r"0 shots stand as 2 .* leave them out \(--plain-zero\)"):
+        run(model, task, [Setting(0, 0)], folder)
+    assert len(run(model, task, [Setting(0, 0)], folder, plain_zero=True)) == 1
+
+
 def test_the_tasks_own_text_stands_before_answers(model, items) -> None:
     config = with_task_form(model.config, Task("t", "caption", "exact", items, items, before="A photo of"))
     assert shot_parts(config, [Shot(None, None, "red")]) == ["A photo of red<|endofchunk|>"]
@@ -125,6 +133,34 @@ def test_the_tasks_own_text_stands_before_answers(model, items) -> None:
 
 
 # Interrupted runs
+
+
+def test_ranked_classes_are_kept_as_they_come(model, classes, folder, monkeypatch) -> None:
+    monkeypatch.setattr(task_run, "RANKED", 3)
+    whole = run(model, classes, [Setting(2, 0)], folder / "whole")
+    score, asked = Model.score, []
+
+    def broken(self, *arguments, **more):
+        asked.append(arguments)
+        if len(asked) > 6:  # two orders of three queries
+            raise KeyboardInterrupt
+        return score(self, *arguments, **more)
+
+    monkeypatch.setattr(Model, "score", broken)
+    with pytest.raises(KeyboardInterrupt):
+        run(model, classes, [Setting(2, 0)], folder)
+    assert len((folder / "answers.jsonl").read_text().splitlines()) == 1 + 3
+    monkeypatch.setattr(Model, "score", score)
+    again = run(model, classes, [Setting(2, 0)], folder, resume=True)
+    assert [answered.line() for answered in again] == [answered.line() for answered in whole]
+
+
+def test_most_shots_come_first_and_answers_in_the_order_of_the_settings(model, captions, folder) -> None:
+    settings = settings_of((1, 3, 2), 1, ())
+    found = run(model, captions, settings, folder)
+    assert list(dict.fromkeys(answered.setting for answered in found)) == settings
+    kept = [json.loads(line)["shots"] for line in (folder / "answers.jsonl").read_text().splitlines()[1:]]
+    assert kept == sorted(kept, reverse=True)
 
 
 def test_an_interrupted_run_goes_on_where_it_was(model, captions, folder, monkeypatch) -> None:
@@ -155,6 +191,7 @@ def test_what_was_not_asked_for_this_time_is_kept_and_not_given(model, captions,
     (lambda text: text, UsageError, "go on with --resume"),
     (lambda text: text.replace("small", "other"), DataError, "another model, task or options"),
     (lambda text: text.replace('"answer"', '"anwser"', 1), DataError, "line 2, is no answer"),
+    (lambda text: text.replace('"control": "none"', '"control": []', 1), DataError, "line 2, is no answer"),
     (lambda text: text.replace("{", "[", 2), DataError, "another model, task or options"),
     (lambda text: "", DataError, "another model, task or options"),
 ])

@@ -10,6 +10,7 @@ from typing import Any
 from small_model import small_config
 
 from flamingo_rt.evaluation.controls import Shot
+from flamingo_rt.evaluation.task_digest import task_digest
 from flamingo_rt.evaluation.task_file import read_task
 from flamingo_rt.evaluation.task_prompts import query_parts, shot_parts, visual_of, with_task_form
 
@@ -93,7 +94,7 @@ def _other_value(rng: Random, toml: bytes) -> bytes:
 
 def _run(sandbox: Sandbox) -> None:
     task = read_task(sandbox.input / FILE)
-    if not task.items or not task.support or not task.digest:
+    if not task.items or not task.support or not task_digest(task):
         raise WrongAnswer("a task without items")
     config = with_task_form(small_config(), task)
     for item in task.items[:5]:
