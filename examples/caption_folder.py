@@ -96,9 +96,9 @@ def main() -> None:
     parser.add_argument("--shots", type=Path, help="a .jsonl file of pictures with captions, whose style is wanted")
     parser.add_argument("--out", type=Path, help="a .jsonl file for the captions")
     options = parser.parse_args()
-    model = flamingo_rt.load(options.model)
     shots = read_shots(options.shots) if options.shots else ()
     pictures = pictures_of(options.folder, shots)
+    model = flamingo_rt.load(options.model)
     found = []
     for file, caption in captions(model, pictures, options.batch, compiled_shots(model, shots) if shots else None):
         found.append((file, caption))
@@ -114,4 +114,4 @@ if __name__ == "__main__":
     try:
         main()
     except FlamingoError as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {printable(str(error))}")

@@ -32,6 +32,7 @@ from flamingo_rt.errors import FlamingoError, UsageError
 from flamingo_rt.files import replacing_file
 from flamingo_rt.model.attention_maps import AttentionMaps, GateOpening, attention_maps, gate_openings
 from flamingo_rt.model.torch_backend import TorchBackend
+from flamingo_rt.printable import printable
 from flamingo_rt.processing.pictures import open_picture
 from flamingo_rt.processing.preprocess import pixel_values, visual_pixels
 from flamingo_rt.processing.prompt import Part, build_prompt
@@ -264,4 +265,4 @@ if __name__ == "__main__":
     try:
         main()
     except FlamingoError as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {printable(str(error))}")

@@ -15,6 +15,7 @@ from pathlib import Path
 import flamingo_rt
 from flamingo_rt import Image, Model, PromptState
 from flamingo_rt.errors import FlamingoError
+from flamingo_rt.printable import printable
 from flamingo_rt.processing.tasks import question_shot
 
 SCENES = Path(__file__).parent / "scenes"
@@ -50,4 +51,4 @@ if __name__ == "__main__":
     try:
         main()
     except FlamingoError as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {printable(str(error))}")

@@ -49,10 +49,10 @@ STYLE: dict[Any, Any] = {
 
 
 def measure(
-    model: Model, task: Task, plan: TaskPlan, answers: Path | None = None, folder: Path | None = None
+    model: Model, task: Task, plan: TaskPlan, folder: Path | None = None, answers: Path | None = None
 ) -> tuple[Task, list[Score]]:
     """The task without items that cannot be read, which are named, and its scores by number of shots and control.
-    The answers are kept in ``answers`` as they come; they are those of the model in ``folder``."""
+    The answers are kept in ``answers`` as they come; ``folder``, where the model is, tells its weights from others."""
     task = with_readable_items(task, model.config)
     for reason in task.missing:
         print(f"left out: {printable(reason)}", file=sys.stderr)
@@ -97,18 +97,23 @@ def _draw_line(axes: Axes, control: Control, scores: Sequence[Score], counts: Se
                   label=shown_control(control))
 
 
+def counts(text: str) -> list[int]:
+    """The numbers of a list such as 0,4,8."""
+    return [int(part) for part in text.split(",")]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("task", nargs="?", type=Path, default=TASK, help="default: examples/tasks/counts.toml")
     parser.add_argument("--model", type=Path, help="a bundle or a checkpoint; default: the model in the package")
-    parser.add_argument("--shots", default="0,1,2,4", help="numbers of shots; default %(default)s")
+    parser.add_argument("--shots", type=counts, default="0,1,2,4", help="numbers of shots; default %(default)s")
     parser.add_argument("--seeds", type=int, default=3, help="draws of the shots; default %(default)s")
     parser.add_argument("--answers", type=Path, help="file that keeps the answers")
     parser.add_argument("--out", type=Path, default=Path("shots.png"), help="PNG or SVG to write; %(default)s")
     options = parser.parse_args()
-    plan = TaskPlan([int(count) for count in options.shots.split(",")], options.seeds, controls=CONTROLS)
+    plan = TaskPlan(options.shots, options.seeds, controls=CONTROLS)
     folder = options.model or PACKAGED_BUNDLE
-    task, scores = measure(flamingo_rt.load(folder), read_task(options.task), plan, options.answers, folder)
+    task, scores = measure(flamingo_rt.load(folder), read_task(options.task), plan, folder, options.answers)
     for score in scores:
         control = "" if score.shots == 0 else shown_control(score.control)
         print(f"{score.shots} shots {control:18} {score.mean.mean:6.3f}  {score.mean.low:.3f} to {score.mean.high:.3f}")
@@ -121,4 +126,4 @@ if __name__ == "__main__":
     try:
         main()
     except FlamingoError as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {printable(str(error))}")

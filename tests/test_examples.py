@@ -262,8 +262,8 @@ def test_a_script_writes_its_picture(
 def test_a_measurement_goes_on_where_it_was(in_examples: Path) -> None:
     module, model = script("n_shot_vqa"), flamingo_rt.load()
     task, file = read_task(module.TASK), Path("answers.jsonl")
-    measured = module.measure(model, task, TaskPlan([0]), file)
+    measured = module.measure(model, task, TaskPlan([0]), answers=file)
     kept = file.read_bytes()
-    assert module.measure(model, task, TaskPlan([0]), file) == measured
+    assert module.measure(model, task, TaskPlan([0]), answers=file) == measured
     assert file.read_bytes() == kept
     assert len(kept.splitlines()) == 1 + len(task.items)

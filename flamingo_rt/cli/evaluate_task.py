@@ -17,6 +17,7 @@ from flamingo_rt.cli.progress_bar import ProgressBar
 from flamingo_rt.printable import printable
 
 if TYPE_CHECKING:
+    from flamingo_rt.evaluation.shots import Selection
     from flamingo_rt.evaluation.task import Task
     from flamingo_rt.evaluation.task_scores import Score
     from flamingo_rt.runtime.model import Model
@@ -67,7 +68,7 @@ def _controls(context: click.Context, parameter: click.Parameter, text: str) -> 
 @threads_option
 @click.option("--json", "as_json", is_flag=True, help="One JSON object with the scores.")
 def evaluate_task(
-    file: Path, path: Path | None, out: Path, shots: Sequence[int], seeds: int, select: Any, redraw: bool,
+    file: Path, path: Path | None, out: Path, shots: Sequence[int], seeds: int, select: Selection, redraw: bool,
     controls: Sequence[Any], orders: int, plain_zero: bool, index: Path | None, most: int | None, resume: bool,
     backend: str, trust_engines: bool, allow_host_code: bool, threads: int | None, as_json: bool,
 ) -> None:
@@ -81,35 +82,38 @@ def evaluate_task(
       flamingo-rt evaluate task names.toml --shots 4,16 --seeds 3 --controls shuffled,blank,text --out runs/names
       flamingo-rt evaluate task names.toml --shots 4 --select rices --index features.npz --out runs/nearest
     """
-    from flamingo_rt.evaluation.feature_index import require_index
     from flamingo_rt.evaluation.task_file import read_task
     from flamingo_rt.evaluation.task_plan import TaskPlan
-    from flamingo_rt.evaluation.task_run import require_new
+    from flamingo_rt.evaluation.task_run import require_new, require_same
     from flamingo_rt.evaluation.task_scores import task_scores
     from flamingo_rt.evaluation.usable_items import with_readable_items
+    from flamingo_rt.files import check_file
     from flamingo_rt.loading import PACKAGED_BUNDLE, load
 
     plan = TaskPlan(shots, seeds, select, redraw, controls, orders, plain_zero, index)
     if index is not None:
-        require_index(index)
+        check_file(index, True, "--index")
     written = out / "answers.jsonl"
+    check_file(written, True)
     require_new(written, resume)
     task, progress = read_task(file), ProgressBar()
 
     def interrupted() -> str:
-        return f"the answers are in {out}: go on with --resume" if written.exists() else "nothing was answered yet"
+        kept = "" if index is None or not index.exists() else f", the features so far are in {index}"
+        return f"the answers are in {out}: go on with --resume" if written.exists() else f"nothing was answered{kept}"
 
     with on_interrupt(interrupted):
         model = load(path, backend, threads, trust_engines=trust_engines, allow_host_code=allow_host_code)
         task = with_readable_items(task, model.config, most, progress)
         _tell_left_out(task)
-        run, asked = plan.run_of(model, task, progress), len(plan.settings) * len(task.items)
         about = plan.about(model, path or PACKAGED_BUNDLE, task)
+        require_same(written, about)
+        run, asked = plan.run_of(model, task, progress), len(plan.settings) * len(task.items)
         with progress(f"{len(plan.settings)} settings of {len(task.items)} items", asked) as done:
             answers = run.answers(plan.settings, written, about, resume, done)
-    scores = task_scores(task, answers)
-    record = _record(model, task, select, scores)
-    _write(out, task, record, scores, answers)
+        scores = task_scores(task, answers)
+        record = _record(model, task, select, scores)
+        _write(out, task, record, scores, answers)
     if as_json:
         click.echo(json.dumps(record))
     else:

@@ -23,7 +23,7 @@ from flamingo_rt.runtime.timing import StageTimer
 from flamingo_rt.runtime.visual_encoder import encode_frames
 
 AT_ONCE = 16  # pictures that are decoded and encoded together
-# The index is written again when it has grown by so much: a run that is killed loses a fifth of it at most.
+# The index is written again when a quarter and so many features were added to it: a run that is killed loses no more.
 GROWTH, KEPT_AT_ONCE = 1.25, 1000
 
 
@@ -43,8 +43,8 @@ def encoder_features(
         raise UsageError("an index of features belongs to a bundle, and this is a checkpoint: export it, or leave the "
                          "index out")
     known = _read(index, model.identity, model.config.vision.width) if index is not None and index.exists() else {}
-    written, digest = len(known), cache(file_digest)
-    digests = [digest(item.file) for item in items if item.file is not None]
+    written, content = len(known), cache(file_digest)
+    digests = [content(item.file) for item in items if item.file is not None]
     missing = {digest: item for digest, item in zip(digests, items, strict=True) if digest not in known}
     on_batch(len(items) - len(missing))
     todo = list(missing.items())
@@ -64,14 +64,6 @@ def encoder_features(
         if index is not None and len(known) > written:
             _write(index, known, model.identity)
     return np.stack([known[name] for name in digests])
-
-
-def require_index(path: Path) -> None:
-    """Raise `UsageError` for a place where no index can be."""
-    if path.is_dir():
-        raise UsageError(f"the index {path} is a folder: give a file, such as features.npz")
-    if path.parent.exists() and not path.parent.is_dir():
-        raise UsageError(f"the index {path} would stand in {path.parent}, which is a file: give another path")
 
 
 def _read(path: Path, identity: str | None, width: int) -> dict[str, np.ndarray]:

@@ -45,7 +45,7 @@ class RandomShots:
 
     def __init__(self, support: Sequence[Item], redraw: bool = False) -> None:
         self._support, self._redraw = support, redraw
-        self._orders: dict[int, np.ndarray] = {}
+        self._orders: dict[tuple[int, str], np.ndarray] = {}
 
     def choose(self, query: Item, count: int, seed: int) -> tuple[Item, ...]:
         """See `ShotChooser.choose`."""
@@ -55,9 +55,10 @@ class RandomShots:
     def _order(self, query: Item, seed: int) -> np.ndarray:
         if self._redraw:
             return _generator(seed, query.name).permutation(len(self._support))
-        if seed not in self._orders:  # of one group all queries have the same
-            self._orders[seed] = _generator(seed, query.group).permutation(len(self._support))
-        return self._orders[seed]
+        key = seed, query.group  # of a group all queries have the same
+        if key not in self._orders:
+            self._orders[key] = _generator(*key).permutation(len(self._support))
+        return self._orders[key]
 
 
 class BalancedShots:
@@ -69,7 +70,7 @@ class BalancedShots:
         self._by_class = {name: [item for item in support if item.answer == name]
                           for name in classes or dict.fromkeys(item.answer for item in support)}
         self._redraw = redraw
-        self._orders: dict[int, list[Item]] = {}
+        self._orders: dict[tuple[int, str], list[Item]] = {}
         empty = [name for name, items in self._by_class.items() if not items]
         if empty:
             raise DataError(f"no support item has the answer {empty[0]!r} ({len(empty)} of {len(self._by_class)} "
@@ -79,9 +80,10 @@ class BalancedShots:
         """See `ShotChooser.choose`."""
         if self._redraw:
             return _first(query, self._order(_generator(seed, query.name)), count)
-        if seed not in self._orders:  # of one group all queries have the same
-            self._orders[seed] = list(self._order(_generator(seed, query.group)))
-        return _first(query, self._orders[seed], count)
+        key = seed, query.group  # of a group all queries have the same
+        if key not in self._orders:
+            self._orders[key] = list(self._order(_generator(*key)))
+        return _first(query, self._orders[key], count)
 
     def _order(self, generator: np.random.Generator) -> Iterator[Item]:
         queues = [(items, generator.permutation(len(items))) for items in self._by_class.values()]

@@ -19,11 +19,11 @@ def task_digest(task: Task) -> str:
     content = cache(file_digest)  # questions share their pictures
 
     def told(pool: Sequence[Item]) -> list[tuple[Any, ...]]:
-        return [(item.name, item.file and content(item.file), item.question, item.answers, item.group)
+        return [(item.name, item.file and content(item.file), item.question, item.answers, item.group, item.clip)
                 for item in pool]
 
     asked = (task.kind, task.classes, task.before, task.after, task.beams, task.length_penalty, task.max_new_tokens,
-             task.per_token, told(task.items), told(task.support))
+             task.per_token, sorted(task.group_classes.items()), told(task.items), told(task.support))
     return hashlib.sha256(repr(asked).encode()).hexdigest()[:16]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from flamingo_rt.errors import UsageError
 from flamingo_rt.evaluation.controls import Control
@@ -13,7 +13,7 @@ from flamingo_rt.evaluation.feature_index import encoder_features
 from flamingo_rt.evaluation.shots import BalancedShots, GroupShots, NearestShots, RandomShots, Selection, ShotChooser
 from flamingo_rt.evaluation.task import Task
 from flamingo_rt.evaluation.task_digest import task_digest
-from flamingo_rt.evaluation.task_run import Setting, TaskRun, settings_of
+from flamingo_rt.evaluation.task_run import Setting, TaskRun, require_shots, settings_of
 from flamingo_rt.progress import Progress, silent
 from flamingo_rt.runtime.model import Model
 
@@ -36,25 +36,28 @@ class TaskPlan:
     def __post_init__(self) -> None:
         """Raises `UsageError` for options that do not go together."""
         rices = self.select == "rices"
+        if self.select not in get_args(Selection):
+            raise UsageError(f"select is {self.select!r}; known: {', '.join(get_args(Selection))}")
+        if any(count < 0 for count in self.shots) or self.seeds < 1 or self.orders < 1:
+            raise UsageError(f"shots are {list(self.shots)}, seeds {self.seeds}, orders {self.orders}: give 0 shots or "
+                             "more, and 1 or more of the others")
         if self.index is not None and not rices:
             raise UsageError("an index keeps the features that rices compares: select that, or leave index out")
         if rices and self.redraw:
             raise UsageError("rices has shots of its own for each query: leave redraw out")
-        if rices and self.seeds > 1 and not self.controls:
-            raise UsageError(f"rices chooses the same shots with every seed, and seeds is {self.seeds}: leave it at 1, "
-                             "or add controls")
 
     @property
     def settings(self) -> list[Setting]:
         """Every setting, in the order of the table."""
-        return settings_of(self.shots, self.seeds, self.controls)
+        return settings_of(dict.fromkeys(self.shots), self.seeds, self.controls)
 
     def run_of(self, model: Model, task: Task, progress: Progress = silent) -> TaskRun:
         """The task on a model, with shots chosen as planned. Raises `DataError` and `UsageError` for a support, or an
         index, with which that cannot be done."""
-        chosen = _in_groups(task, self._chooser(model, task, progress))
-        # Nearest shots would say by their answers alone which pictures the query is like.
-        zero = _in_groups(task, {group: RandomShots(task.support_of(group)) for group in task.groups})
+        require_shots(task, self.settings, self.plain_zero)
+        chosen, zero = _in_groups(task, self._chooser(model, task, progress)), None
+        if self.select == "rices":  # nearest shots would say by their answers alone which pictures the query is like
+            zero = _in_groups(task, {group: RandomShots(task.support_of(group)) for group in task.groups})
         return TaskRun(model, task, chosen, self.orders, self.plain_zero, zero)
 
     def about(self, model: Model, folder: Path | None, task: Task) -> dict[str, Any]:

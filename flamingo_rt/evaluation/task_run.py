@@ -1,14 +1,14 @@
 """Run a task: every query under every number of shots, seed and control, with the answers kept as they come.
 
 The answers are lines of a file, so a run that was interrupted goes on where it was. Queries with the same shots share a
-prompt that is read once: such a query costs what it costs without shots.
+prompt that is read once, for classes once for `RANKED` of them: such a query costs what it costs without shots.
 """
 
 from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,7 +70,7 @@ class Answered:
                    record.get("likelihoods"))
 
 
-def settings_of(shots: Sequence[int], seeds: int, controls: Sequence[Control]) -> list[Setting]:
+def settings_of(shots: Iterable[int], seeds: int, controls: Sequence[Control]) -> list[Setting]:
     """Every setting once: 0 shots have no control, and one shot alone has nothing to be exchanged with."""
     return [
         Setting(count, seed, control)
@@ -102,9 +102,10 @@ class TaskRun:
         shots come first, since they are the ones that may not fit. Raises `UsageError` when the file exists and
         ``resume`` is not asked for, `DataError` when it is of another run, and for more shots than the support has.
         """
-        self._require_support(settings)
+        require_shots(self.task, settings, self._plain_zero)
         found = self._begun(file, about, resume)
-        on_batch(len(found))
+        places = {setting: place for place, setting in enumerate(settings)}
+        on_batch(sum(answered.setting in places for answered in found))
         known = {(answered.setting, answered.item) for answered in found}
         with file.open("a", encoding="utf-8") as lines:
             for setting in sorted(settings, key=lambda setting: -setting.shots):
@@ -114,27 +115,16 @@ class TaskRun:
                     lines.flush()
                     found += batch
                     on_batch(len(batch))
-        places = {setting: place for place, setting in enumerate(settings)}
         asked = [answered for answered in found if answered.setting in places]
         return sorted(asked, key=lambda answered: places[answered.setting])
 
-    def _require_support(self, settings: Sequence[Setting]) -> None:
-        counts = {setting.shots for setting in settings}
-        require_support(self.task.items, self.task.support, max(counts, default=0), "ask for fewer, or add support")
-        if 0 in counts and not self._plain_zero:
-            require_support(self.task.items, self.task.support, ZERO_SHOTS, f"0 shots stand as {ZERO_SHOTS} without "
-                            "their pictures: add support, or leave them out (--plain-zero)")
-
     def _begun(self, file: Path, about: Mapping[str, Any], resume: bool) -> list[Answered]:
         """The answers in the file; begins it where it is not there. A last line that was cut is removed."""
-        header = json.dumps(about, sort_keys=True)
         require_new(file, resume)
         if not file.exists():
-            _replace(file, header + "\n")
+            _replace(file, _header(about) + "\n")
             return []
-        first, *lines = read_text(file, MOST_BYTES).split("\n")
-        if first != header:
-            raise DataError(f"{file} is of a run with another model, task or options: give those, or another --out")
+        first, *lines = require_same(file, about)
         found = []
         for number, line in enumerate(lines[:-1], start=2):  # after the last line break is nothing, or a cut line
             try:
@@ -204,10 +194,33 @@ class TaskRun:
         return self.model.prompt(shots), []
 
 
+def require_shots(task: Task, settings: Sequence[Setting], plain_zero: bool) -> None:
+    """Raise `DataError` where a query has fewer shots to choose from than one of the settings takes."""
+    counts = {setting.shots for setting in settings}
+    require_support(task.items, task.support, max(counts, default=0), "ask for fewer, or add support")
+    if 0 in counts and not plain_zero:
+        require_support(task.items, task.support, ZERO_SHOTS, f"0 shots stand as {ZERO_SHOTS} without their pictures: "
+                        "add support, or leave them out (--plain-zero)")
+
+
 def require_new(file: Path, resume: bool) -> None:
     """Raise `UsageError` where ``file`` has answers and the run is not to go on."""
     if file.exists() and not resume:
         raise UsageError(f"{file} has the answers of an earlier run: go on with --resume, or give another --out")
+
+
+def require_same(file: Path, about: Mapping[str, Any]) -> list[str]:
+    """The lines of a file of answers, none where it is not there. Raises `DataError` for one of another run."""
+    if not file.exists():
+        return []
+    lines = read_text(file, MOST_BYTES).split("\n")
+    if lines[0] != _header(about):
+        raise DataError(f"{file} is of a run with another model, task or options: give those, or another --out")
+    return lines
+
+
+def _header(about: Mapping[str, Any]) -> str:
+    return json.dumps(about, sort_keys=True)
 
 
 def _replace(file: Path, text: str) -> None:

@@ -16,7 +16,8 @@ from flamingo_rt.model.text_encoder import INITIAL_DEVIATION, TextEncoderConfig
 
 class Captioner(nn.Module):
     """cells [N, S, Dv] and text_ids int64 [N, T] -> logits [N, T, vocab] of each text's tokens, each from the cells and
-    the tokens before it. Layers have the sizes of the text encoder's; positions are learnt."""
+    the tokens before it. Layers have the sizes of the text encoder's; positions are learnt, and T is at most its
+    ``context``."""
 
     def __init__(self, sizes: TextEncoderConfig, cell_width: int, layers: int) -> None:
         super().__init__()
@@ -45,7 +46,7 @@ class Captioner(nn.Module):
 
     def losses(self, cells: Tensor, text_ids: Tensor, mask: Tensor) -> Tensor:
         """The mean cross-entropy of each text's tokens, float32 [N], so that a long text counts no more than a short
-        one; mask bool [N, T] is false for padding, which is none of them."""
+        one; mask bool [N, T] is false for padding, which is none of them. Each text has a token."""
         logits = self(cells, text_ids).float()
         losses = F.cross_entropy(logits.transpose(1, 2), text_ids, reduction="none")  # [N, T]
         return (losses * mask).sum(dim=1) / mask.sum(dim=1)

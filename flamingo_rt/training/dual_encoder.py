@@ -32,8 +32,9 @@ class DualEncoderConfig:
         require_sizes(self, may_be_zero=("captioner_layers",))
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready dictionary."""
-        return asdict(self)
+        """A JSON-ready dictionary, that of a model without a captioner as it was before there were any."""
+        sizes = asdict(self)
+        return sizes if self.captioner_layers else {key: sizes[key] for key in sizes if key != "captioner_layers"}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> DualEncoderConfig:

@@ -231,6 +231,8 @@ class _Run:
                     # FSDP takes the mean over the ranks, and this is a part of a sum.
                     (share * dataset.weight * self.world.size).backward()
             total += float(loss.total.detach())
+            if loss.extra is not None and not math.isfinite(float(loss.extra.detach())):
+                total = float(loss.extra.detach())
         total = self.world.total(total)
         if not math.isfinite(total):
             names = [name for rank in self.world.gathered([part.names for part in parts]) for each in rank

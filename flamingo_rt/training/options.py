@@ -192,8 +192,8 @@ class VisionOptions:
     label_smoothing: float = option(0.1, "Label smoothing of the contrastive loss.")
     initial_temperature: float = option(0.07, "Temperature at the start; it is learnt.")
     agc: float = option(0.01, "Adaptive gradient clipping of an NFNet; 0 for none.")
-    captioning: float = option(0.0, "Weight of a decoder's loss beside it, which writes each text from the cells.")
-    captioner_layers: int = option(2, "Layers of that decoder, as wide as the text encoder's.")
+    captioning: float = option(0.0, "Weight of a captioner's loss beside the contrast.")
+    captioner_layers: int = option(2, "Layers of the captioner, a decoder that writes each text from the cells.")
     evaluation: str | None = option(
         None, "Source that is measured every sample_steps and at the end: zero-shot, retrieval, linear probe."
     )
@@ -203,6 +203,8 @@ class VisionOptions:
         check_numbers(self, positive=("initial_temperature",), shares=("label_smoothing",),
                       counts=("vocab_size", "text_width", "text_layers", "text_heads", "text_tokens", "embedding",
                               "captioner_layers"))
+        require_option(self.captioning > 0 or self.captioner_layers == VisionOptions.captioner_layers,
+                       f"captioner_layers is {self.captioner_layers}, and captioning 0: there is no captioner")
         require_option(self.text_width % self.text_heads == 0,
                        f"text_width {self.text_width} is no multiple of text_heads {self.text_heads}")
 

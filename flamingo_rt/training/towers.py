@@ -2,8 +2,8 @@
 
 A folder has ``config.json`` (``{"kind": "language", …}``), ``model.safetensors`` or shards of it, and
 ``tokenizer.json`` where texts are read. Tensors are named as in the state dict of `Flamingo`: ``vision.*`` or
-``language.*``. A vision tower may hold a text encoder too, under other names: whoever reads that part checks it, with
-`check_tensors`.
+``language.*``. A vision tower may hold a text encoder and a captioner too, under other names: whoever reads those
+checks them, with `check_tensors`.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Tower:
     """A tower whose weights are still in their files.
 
     ``config`` is the whole config.json, its keys in `KEYS` checked. ``tokenizer`` is the text of a tokenizer.json, or
-    None. ``tensors`` are in the order of the state dict, and after them those of a text encoder.
+    None. ``tensors`` are in the order of the state dict, and after them those of a text encoder and a captioner.
     """
 
     kind: Kind

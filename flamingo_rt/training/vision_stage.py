@@ -56,13 +56,14 @@ class VisionStage:
         self.model, self.datasets = model.to(world.device), datasets
         self.scores: VisionScores | None = None
         self._unreported: dict[str, float] = {}
+        self._captioning: list[float] = []  # of the datasets, since they were reported
         self._reader, self._options, self._world, self._evaluation = reader, options, world, evaluation
 
     def shards(self) -> Sequence[nn.Module]:
         """See `Stage.shards`: the blocks of both encoders and of the captioner."""
         captioner = self.model.captioner
-        written: Sequence[nn.Module] = captioner.layers if captioner is not None else ()  # type: ignore[assignment]
-        return [*cast(nn.ModuleList, self.model.vision.blocks), *self.model.text.layers, *written]
+        layers = [*captioner.layers] if captioner is not None else []
+        return [*cast(nn.ModuleList, self.model.vision.blocks), *self.model.text.layers, *layers]
 
     def loss(self, dataset: str, batch: PairBatch) -> Loss:
         """See `Stage.loss`: the sum over this rank's pairs, each compared with the pairs of all ranks."""
@@ -73,7 +74,7 @@ class VisionStage:
         if found.captioning is None:
             return Loss(contrast)
         captioning = found.captioning.mean()
-        self._unreported["captioning"] = self._world.total(float(captioning.detach())) / self._world.size
+        self._captioning.append(float(captioning.detach()))
         return Loss(contrast, self._options.captioning * captioning)
 
     def activation_bytes(self, batch: PairBatch) -> int:
@@ -106,8 +107,11 @@ class VisionStage:
     def scalars(self) -> dict[str, float]:
         """See `Stage.scalars`: the temperature, the captioner's loss, and once the scores that were measured since the
         last call."""
-        scores, self._unreported = self._unreported, {}
-        return {"temperature": math.exp(-float(whole(self.model.log_inverse_temperature.detach()))), **scores}
+        found = {"temperature": math.exp(-float(whole(self.model.log_inverse_temperature.detach())))}
+        if self._captioning:
+            found["captioning"] = self._world.total(sum(self._captioning)) / (len(self._captioning) * self._world.size)
+        scores, self._captioning, self._unreported = self._unreported, [], {}
+        return {**found, **scores}
 
     def measure(self) -> VisionScores | None:
         """The scores on the source of the evaluation, in the precision of the run, None without one; every rank calls
@@ -118,7 +122,7 @@ class VisionStage:
             with autocast(self._world, self._options.run.precision):
                 self.scores = measure(self.model, self._evaluation, self._reader,
                                       at_once=min(AT_ONCE, max(1, batch)), world=self._world)
-            self._unreported |= self.scores.scalars()
+            self._unreported = self.scores.scalars()
         return self.scores
 
     def sample_lines(self) -> Iterator[str]:

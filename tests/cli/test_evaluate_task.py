@@ -68,10 +68,13 @@ def test_a_second_run_is_refused_or_goes_on_and_gives_the_same(evaluate, tmp_pat
     assert (other.code, "another model, task or options" in other.err) == (1, True)
 
 
-def test_an_output_that_cannot_be_written_or_read_is_told(evaluate, tmp_path) -> None:
+def test_an_output_that_cannot_be_written_or_read_is_told(evaluate, tmp_path, monkeypatch) -> None:
     (tmp_path / "file").write_text("x")
-    outcome = evaluate("--shots", 1, out="file")
-    assert (outcome.code, str(tmp_path / "file") in outcome.err) == (1, True)
+    for out in ("file", "file/below"):
+        with monkeypatch.context() as patch:
+            patch.setattr("flamingo_rt.evaluation.usable_items.decode_visual", lambda *a: pytest.fail("decoded"))
+            outcome = evaluate("--shots", 1, out=out)
+        assert (outcome.code, str(tmp_path / "file") in outcome.err) == (1, True)
     (tmp_path / "out").mkdir()
     (tmp_path / "out/answers.jsonl").write_bytes(b"\xff\xfe")
     outcome = evaluate("--shots", 1, "--resume")
@@ -132,8 +135,7 @@ def test_the_first_items_alone_can_be_asked_about(evaluate) -> None:
     (["--controls", "none"], 2, "'none' is unknown"),
     (["--index", "x.npz"], 2, "an index keeps the features that rices compares"),
     (["--select", "rices", "--redraw"], 2, "leave redraw out"),
-    (["--select", "rices", "--seeds", "2"], 2, "rices chooses the same shots with every seed, and seeds is 2"),
-    (["--select", "rices", "--index", "/"], 2, "the index / is a folder"),
+    (["--select", "rices", "--index", "/"], 2, "/ already exists and is a folder: choose another --index"),
     (["--select", "nearest"], 2, "rices"),
 ])
 def test_what_cannot_be_run_is_refused(evaluate, tmp_path, arguments, code, said) -> None:
@@ -166,7 +168,11 @@ def test_an_interrupt_says_where_the_answers_are(evaluate, monkeypatch) -> None:
     assert "go on with --resume" in outcome.err
     monkeypatch.setattr("flamingo_rt.evaluation.usable_items.decode_visual", interrupt)
     outcome = evaluate("--shots", 1, out="before")
-    assert (outcome.code, "nothing was answered yet" in outcome.err) == (130, True)
+    assert (outcome.code, "nothing was answered" in outcome.err) == (130, True)
+    monkeypatch.undo()
+    monkeypatch.setattr("flamingo_rt.evaluation.task_scores.task_scores", interrupt)
+    outcome = evaluate("--shots", 1, out="after")
+    assert (outcome.code, "go on with --resume" in outcome.err) == (130, True)
 
 
 def test_what_does_not_fit_ends_before_anything_is_asked(evaluate, tmp_path, monkeypatch) -> None:
@@ -174,6 +180,14 @@ def test_what_does_not_fit_ends_before_anything_is_asked(evaluate, tmp_path, mon
     outcome = evaluate("--shots", "0,1,9")
     assert (outcome.code, "9 shots are asked for" in outcome.err) == (1, True)
     assert not (tmp_path / "out").exists()
+
+
+def test_nothing_is_encoded_for_shots_that_are_not_there_or_another_run(evaluate, tmp_path, monkeypatch) -> None:
+    assert evaluate("--shots", 1, "--select", "rices").code == 0
+    monkeypatch.setattr("flamingo_rt.evaluation.feature_index.encode_frames", lambda *a: pytest.fail("encoded"))
+    assert "9 shots are asked for" in evaluate("--shots", 9, "--select", "rices", out="other").err
+    outcome = evaluate("--shots", 1, "--select", "rices", "--orders", 3, "--resume")
+    assert (outcome.code, "another model, task or options" in outcome.err) == (1, True)
 
 
 def test_an_earlier_run_is_refused_before_pictures_are_read(evaluate, monkeypatch) -> None:

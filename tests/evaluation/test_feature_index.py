@@ -9,7 +9,7 @@ import pytest
 
 from flamingo_rt.errors import DataError, UsageError
 from flamingo_rt.evaluation import feature_index
-from flamingo_rt.evaluation.feature_index import encoder_features, require_index
+from flamingo_rt.evaluation.feature_index import encoder_features
 from flamingo_rt.processing.preprocess import decode_visual
 from flamingo_rt.processing.visuals import Image
 from flamingo_rt.runtime.timing import StageTimer
@@ -67,11 +67,15 @@ def test_an_interrupt_leaves_what_was_computed(bundled, items, tmp_path, monkeyp
     assert done[0] == 8
 
 
-@pytest.mark.parametrize(("place", "said"), [(".", "is a folder"), ("file/index.npz", "which is a file")])
-def test_a_place_for_no_index_is_refused(tmp_path, place, said) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(UsageError, match=said):
-        require_index(tmp_path / place)
+def test_a_long_run_writes_its_index_now_and_then(bundled, items, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(feature_index, "AT_ONCE", 1)
+    monkeypatch.setattr(feature_index, "KEPT_AT_ONCE", 2)
+    sizes = []
+    write = feature_index._write
+    monkeypatch.setattr(feature_index, "_write",
+                        lambda path, known, identity: sizes.append(len(known)) or write(path, known, identity))
+    encoder_features(bundled, items, tmp_path / "index.npz")
+    assert sizes == [3, 6, 10, 12]
 
 
 def test_an_index_of_another_bundle_is_refused(bundled, items, tmp_path, monkeypatch) -> None:

@@ -31,6 +31,13 @@ def test_one_seed_gives_all_queries_the_same_shots_and_more_shots_hold_fewer(cho
 
 
 @pytest.mark.parametrize("kind", [RandomShots, lambda support, redraw: BalancedShots(support, (), redraw)])
+def test_one_chooser_draws_for_each_group_anew(kind) -> None:
+    chooser, other = kind(SUPPORT, redraw=False), replace(QUERY, group="g")
+    assert names(chooser.choose(QUERY, 8, 0)) != names(chooser.choose(other, 8, 0))
+    assert names(chooser.choose(other, 8, 0)) == names(kind(SUPPORT, redraw=False).choose(other, 8, 0))
+
+
+@pytest.mark.parametrize("kind", [RandomShots, lambda support, redraw: BalancedShots(support, (), redraw)])
 def test_redrawn_shots_differ_by_query_and_stay_the_same_for_it(kind) -> None:
     chooser = kind(SUPPORT, redraw=True)
     queries = [replace(QUERY, name=f"q{number}") for number in range(6)]

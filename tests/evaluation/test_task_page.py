@@ -76,6 +76,16 @@ def test_the_page_is_whole_with_right_and_wrong_answers_and_their_shots(captions
     assert "http" not in page.replace("http-equiv", ""), "it loads nothing"
 
 
+def test_captions_are_best_and_worst_with_cider_times_100_as_in_the_table(captions, answers) -> None:
+    task = replace(captions, metric="cider")
+    page = html_page(task, "t", [], task_scores(captions, answers), answers)
+    assert ">Best, with 4 shots<" in page
+    assert ">Right, with" not in page
+    scores = [replace(score, mean=Interval(1.5, 1.0, 2.0)) for score in task_scores(captions, answers)]
+    words = [text.text for text in ElementTree.fromstring(curves(task, scores)).findall("text")]
+    assert {"0", "50", "100", "150", "200"} <= set(words)
+
+
 def test_answers_with_markup_and_pictures_that_are_gone_are_text(captions, answers, tmp_path) -> None:
     gone = replace(captions, support=(replace(captions.support[0], file=tmp_path / "<gone>.png"),))
     wrong = [replace(each, answer="<script>") for each in answers]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,12 +18,18 @@ from flamingo_rt.runtime.model import Model
 @pytest.mark.parametrize(("options", "said"), [
     ({"index": Path("x.npz")}, "select that, or leave index out"),
     ({"select": "rices", "redraw": True}, "leave redraw out"),
-    ({"select": "rices", "seeds": 3}, "seeds is 3: leave it at 1, or add controls"),
+    ({"select": "nearest"}, "select is 'nearest'; known: random, balanced, rices"),
+    ({"shots": [1, -1]}, r"shots are \[1, -1\]"),
+    ({"seeds": 0}, "seeds 0"),
+    ({"orders": 0}, "orders 0"),
 ])
-def test_options_that_do_not_go_together_are_refused(options, said) -> None:
+def test_options_that_mean_nothing_are_refused(options, said) -> None:
     with pytest.raises(UsageError, match=said):
-        TaskPlan([1], **options)
-    TaskPlan([1], select="rices", seeds=3, controls=("shuffled",))
+        TaskPlan(**{"shots": [1], **options})
+
+
+def test_a_number_of_shots_that_is_given_twice_is_asked_for_once() -> None:
+    assert TaskPlan([2, 1, 2]).settings == TaskPlan([2, 1]).settings
 
 
 def test_two_texts_that_stand_for_no_shots_are_drawn_at_random_and_not_by_nearness(
@@ -52,7 +59,9 @@ def test_a_checkpoints_identity_is_that_of_its_files(model: Model, tmp_path: Pat
     first = model_identity(model, tmp_path)
     assert model_identity(model, tmp_path) == first
     file.write_bytes(b"12345")
-    assert model_identity(model, tmp_path) != first
+    longer = model_identity(model, tmp_path)
+    os.utime(file, (1, 1))
+    assert len({first, longer, model_identity(model, tmp_path)}) == 3
 
 
 def test_a_digest_changes_with_a_picture_an_answer_and_the_way_of_asking(captions: Task, tmp_path: Path) -> None:
@@ -63,8 +72,10 @@ def test_a_digest_changes_with_a_picture_an_answer_and_the_way_of_asking(caption
         copies.append(replace(item, file=file))
     copied = replace(captions, items=tuple(copies))
     assert task_digest(copied) == task_digest(captions), "another place is no other task"
-    others = [replace(captions, beams=3), replace(captions, items=captions.items[1:]),
+    others = [replace(captions, beams=3), replace(captions, group_classes={"": ("a",)}),
+              replace(captions, items=tuple(replace(item, clip=True) for item in captions.items)),
+              replace(captions, items=captions.items[1:]),
               replace(captions, support=(*captions.support[1:], replace(captions.support[0], answers=("other",))))]
     copies[0].file.write_bytes(b"another picture")
     digests = {task_digest(task) for task in (captions, copied, *others)}
-    assert len(digests) == 5
+    assert len(digests) == 7

@@ -182,8 +182,11 @@ def test_an_interrupted_run_goes_on_where_it_was(model, captions, folder, monkey
 
 def test_what_was_not_asked_for_this_time_is_kept_and_not_given(model, captions, folder) -> None:
     run(model, captions, [Setting(1, 0)], folder)
-    found = run(model, captions, [Setting(2, 0)], folder, resume=True)
+    done = []
+    found = TaskRun(model, captions, RandomShots(captions.support)).answers(
+        [Setting(2, 0)], folder / "answers.jsonl", ABOUT, True, done.append)
     assert {answered.setting for answered in found} == {Setting(2, 0)}
+    assert sum(done) == len(found)
     assert len((folder / "answers.jsonl").read_text().splitlines()) == 1 + 8
 
 

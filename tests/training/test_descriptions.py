@@ -19,6 +19,7 @@ from flamingo_rt.training.scenes import (
     answer_is_right,
     caption,
     caption_is_right,
+    comparisons,
     detailed_caption,
     questions,
 )
@@ -176,6 +177,16 @@ def test_every_answer_agrees_with_an_independent_reading_of_the_scene(asked):
     for scene, question in asked:
         assert question.answer == read_answer(scene, question.text), (scene, question)
         assert re.fullmatch(r"[a-z]+( [a-z]+){0,2}", question.answer)
+
+
+def test_comparisons_are_different_answered_right_and_none_of_one_object(scenes):
+    rng = np.random.default_rng(2)
+    for scene in scenes[:300]:
+        found = comparisons(scene, rng, 5)
+        assert len({question.text for question in found}) == len(found) <= 5
+        assert bool(found) == (len(scene.objects) > 1)
+        assert all(question.kind == "relation" for question in found)
+        assert all(question.answer == read_answer(scene, question.text) for question in found)
 
 
 def test_every_kind_of_question_is_asked_with_all_its_answers(asked):

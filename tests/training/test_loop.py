@@ -18,7 +18,7 @@ from flamingo_rt.training.loop import train
 from flamingo_rt.training.options import RunOptions
 from flamingo_rt.training.run_log import RunLog, log_path, read_log
 from flamingo_rt.training.sharding import World
-from flamingo_rt.training.stage import Dataset
+from flamingo_rt.training.stage import Dataset, Loss
 from flamingo_rt.training.state import state_path
 from flamingo_rt.training.stop_signals import RunStopped, StopSignals
 
@@ -254,6 +254,15 @@ def test_a_loss_that_is_no_number_names_the_samples_and_keeps_the_last_state(tmp
         run(tmp_path / "out", datasets=two_datasets(nan_at=3))
     stored = json.loads((state_path(tmp_path / "out") / "run.json").read_text())
     assert stored["step"] == 3
+
+
+def test_a_second_loss_that_is_no_number_names_the_samples_too(tmp_path) -> None:
+    class Second(ToyStage):
+        def loss(self, dataset, batch) -> Loss:
+            return super().loss(dataset, batch)._replace(extra=torch.tensor(float("nan")))
+
+    with pytest.raises(DataError, match=r"loss on one became nan at step 1, on one-0-0"):
+        train(Second([Dataset("one", 1.0, ToyBatches("one", 1, batch=4))]), OPTIONS, tmp_path / "out", World())
 
 
 def test_all_samples_of_a_loss_that_is_no_number_are_reported(tmp_path) -> None:

@@ -166,6 +166,32 @@ def test_a_captioner_learns_to_write_the_texts_and_is_kept_with_the_tower(tmp_pa
         assert torch.equal(stage.model(*batch[:3]).captioning, again(*batch[:3]).captioning)
 
 
+def test_the_captioners_loss_is_reported_over_all_datasets_once() -> None:
+    stage = vision_stage(ALONE, captioning=0.5)
+    losses = [float(stage.loss("made", batch).extra.detach()) / 0.5 for batch in stage_batches(stage)]
+    assert stage.scalars()["captioning"] == pytest.approx(sum(losses) / 2, rel=1e-6)
+    assert "captioning" not in stage.scalars()
+
+
+def test_an_unfinished_run_from_before_there_were_captioners_goes_on() -> None:
+    """Its state has no key of theirs."""
+    stage, other = vision_stage(ALONE), vision_stage(ALONE, captioning=0.5)
+    assert "captioner_layers" not in stage.identity()["model"]
+    assert "captioning" not in stage.identity()["trained"]
+    assert other.identity()["model"]["captioner_layers"] == 2
+    assert DualEncoderConfig.from_dict(stage.model.config.to_dict()) == stage.model.config
+
+
+@pytest.mark.parametrize("options", [{"precision": "bf16"}, {"checkpoint_activations": True}])
+def test_captions_are_learnt_in_half_precision_and_with_recomputed_activations(tmp_path, options) -> None:
+    losses = []
+    for more in ({}, options):
+        stage, run = vision_stage(ALONE, batch=8, captioning=1.0), RunOptions(steps=2, workers=0, **more)
+        train(stage, run, tmp_path / str(more), ALONE,
+              on_step=lambda report: losses.append(report.scalars["captioning"]))
+    assert losses[2:] == pytest.approx(losses[:2], rel=0.02 if "precision" in options else 1e-5)
+
+
 def test_without_captioning_there_is_no_captioner() -> None:
     stage = vision_stage(ALONE)
     assert stage.model.captioner is None

@@ -129,9 +129,9 @@ def comparisons(scene: Scene, rng: np.random.Generator, count: int) -> list[Ques
     asked: dict[str, Question] = {}
     for _ in range(4 * count):
         question = _ask_relation(scene, rng)
-        if question is not None and len(asked) < count:
+        if question is not None:
             asked.setdefault(question.text, question)
-    return list(asked.values())
+    return list(asked.values())[:count]
 
 
 def _pick(rng: np.random.Generator, options: Sequence[T]) -> T:
