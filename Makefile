@@ -5,7 +5,7 @@
 # make fuzz      damaged and hostile files of every kind, for MINUTES=30 (make fuzz MINUTES=600 KINDS=pictures,clips)
 # make train     the model in this package, again (most of an hour on 2 cores)
 # make train-small   three stages of training on made scenes, exported and evaluated
-# make train-in-context   a model that learns from its prompt, in three stages (80 minutes on 2 cores)
+# make train-in-context   a model that learns from its prompt, in three stages (some three hours on 2 cores)
 
 PYTHON ?= python3
 # Processes that the suite is divided among, of one thread each: two on two cores take half the time that one takes.
