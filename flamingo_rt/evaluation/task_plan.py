@@ -10,10 +10,18 @@ from typing import Any, get_args
 from flamingo_rt.errors import UsageError
 from flamingo_rt.evaluation.controls import Control
 from flamingo_rt.evaluation.feature_index import encoder_features
-from flamingo_rt.evaluation.shots import BalancedShots, GroupShots, NearestShots, RandomShots, Selection, ShotChooser
-from flamingo_rt.evaluation.task import Task
+from flamingo_rt.evaluation.shots import (
+    BalancedShots,
+    GroupShots,
+    NearestShots,
+    RandomShots,
+    Selection,
+    ShotChooser,
+    require_support,
+)
+from flamingo_rt.evaluation.task import Item, Task
 from flamingo_rt.evaluation.task_digest import task_digest
-from flamingo_rt.evaluation.task_run import Setting, TaskRun, require_shots, settings_of
+from flamingo_rt.evaluation.task_run import ZERO_SHOTS, Setting, TaskRun, settings_of
 from flamingo_rt.progress import Progress, silent
 from flamingo_rt.runtime.model import Model
 
@@ -54,10 +62,11 @@ class TaskPlan:
     def run_of(self, model: Model, task: Task, progress: Progress = silent) -> TaskRun:
         """The task on a model, with shots chosen as planned. Raises `DataError` and `UsageError` for a support, or an
         index, with which that cannot be done."""
-        require_shots(task, self.settings, self.plain_zero)
-        chosen, zero = _in_groups(task, self._chooser(model, task, progress)), None
+        self._require_support(task)
+        supports = {group: task.support_of(group) for group in task.groups}
+        chosen, zero = GroupShots(self._choosers(model, task, supports, progress)), None
         if self.select == "rices":  # nearest shots would say by their answers alone which pictures the query is like
-            zero = _in_groups(task, {group: RandomShots(task.support_of(group)) for group in task.groups})
+            zero = GroupShots({group: RandomShots(support) for group, support in supports.items()})
         return TaskRun(model, task, chosen, self.orders, self.plain_zero, zero)
 
     def about(self, model: Model, folder: Path | None, task: Task) -> dict[str, Any]:
@@ -67,8 +76,17 @@ class TaskPlan:
             "select": self.select, "redraw": self.redraw, "orders": self.orders, "plain_zero": self.plain_zero,
         }
 
-    def _chooser(self, model: Model, task: Task, progress: Progress) -> Mapping[str, ShotChooser]:
-        supports = {group: task.support_of(group) for group in task.groups}
+    def _require_support(self, task: Task) -> None:
+        """Raise `DataError` where a query has fewer shots to choose from than are planned, before any work for them."""
+        most = max(self.shots, default=0)
+        require_support(task.items, task.support, most, "ask for fewer, or add support")
+        if 0 in self.shots and not self.plain_zero:
+            require_support(task.items, task.support, ZERO_SHOTS, f"0 shots stand as {ZERO_SHOTS} without their "
+                            "pictures: add support, or leave them out (--plain-zero)")
+
+    def _choosers(
+        self, model: Model, task: Task, supports: Mapping[str, Sequence[Item]], progress: Progress
+    ) -> Mapping[str, ShotChooser]:
         if self.select == "random":
             return {group: RandomShots(support, self.redraw) for group, support in supports.items()}
         if self.select == "balanced":
@@ -88,7 +106,3 @@ def model_identity(model: Model, folder: Path | None) -> str:
     files = sorted(file for file in folder.iterdir() if file.is_file())
     return " ".join([model.config.name, *(f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}"
                                           for file in files)])
-
-
-def _in_groups(task: Task, choosers: Mapping[str, ShotChooser]) -> ShotChooser:
-    return GroupShots(choosers) if len(choosers) > 1 else choosers[task.groups[0]]

@@ -18,7 +18,7 @@ import numpy as np
 from flamingo_rt.bounded_files import read_text
 from flamingo_rt.errors import DataError, UsageError
 from flamingo_rt.evaluation.controls import CONTROLS, NEEDS_TWO, Control, Shot, controlled
-from flamingo_rt.evaluation.shots import ShotChooser, require_support
+from flamingo_rt.evaluation.shots import ShotChooser
 from flamingo_rt.evaluation.task import Item, Task
 from flamingo_rt.evaluation.task_prompts import query_parts, shot_parts, visual_of, with_task_form
 from flamingo_rt.files import replacing_file
@@ -102,7 +102,6 @@ class TaskRun:
         shots come first, since they are the ones that may not fit. Raises `UsageError` when the file exists and
         ``resume`` is not asked for, `DataError` when it is of another run, and for more shots than the support has.
         """
-        require_shots(self.task, settings, self._plain_zero)
         found = self._begun(file, about, resume)
         places = {setting: place for place, setting in enumerate(settings)}
         on_batch(sum(answered.setting in places for answered in found))
@@ -175,16 +174,19 @@ class TaskRun:
         orders = _orders(len(shots), self._orders, seed)
         for start in range(0, len(queries), RANKED):
             batch = queries[start : start + RANKED]
-            sums: list[dict[str, float]] = [dict.fromkeys(self.task.classes_of(item), 0.0) for item in batch]
+            sums = [dict.fromkeys(self.task.classes_of(item), 0.0) for item in batch]
             for order in orders:
-                before = shot_parts(self._config, [shots[place] for place in order], self.task.after)
-                prefix, parts = self._read(before, len(batch))
-                for item, total in zip(batch, sums, strict=True):
-                    asked = [*parts, *query_parts(self._config, item)]
-                    for score in self.model.score(asked, tuple(total), prefix=prefix):
-                        logprob = score.logprob_per_token if self.task.per_token else score.logprob
-                        total[score.text] += logprob / len(orders)
+                self._add_likelihoods([shots[place] for place in order], batch, sums, len(orders))
             yield [(item, max(total, key=total.__getitem__), total) for item, total in zip(batch, sums, strict=True)]
+
+    def _add_likelihoods(
+        self, shots: Sequence[Shot], queries: Sequence[Item], sums: Sequence[dict[str, float]], orders: int
+    ) -> None:
+        """Add a share of 1 / ``orders`` of the log-likelihood of each query's classes after these shots."""
+        prefix, parts = self._read(shot_parts(self._config, shots, self.task.after), len(queries))
+        for item, total in zip(queries, sums, strict=True):
+            for score in self.model.score([*parts, *query_parts(self._config, item)], tuple(total), prefix=prefix):
+                total[score.text] += (score.logprob_per_token if self.task.per_token else score.logprob) / orders
 
     def _read(self, shots: list[Part], queries: int) -> tuple[PromptState | None, list[Part]]:
         """The shots as a prompt that is read once, where several queries share it, and what is left to put before each
@@ -192,15 +194,6 @@ class TaskRun:
         if not shots or queries == 1:
             return None, shots
         return self.model.prompt(shots), []
-
-
-def require_shots(task: Task, settings: Sequence[Setting], plain_zero: bool) -> None:
-    """Raise `DataError` where a query has fewer shots to choose from than one of the settings takes."""
-    counts = {setting.shots for setting in settings}
-    require_support(task.items, task.support, max(counts, default=0), "ask for fewer, or add support")
-    if 0 in counts and not plain_zero:
-        require_support(task.items, task.support, ZERO_SHOTS, f"0 shots stand as {ZERO_SHOTS} without their pictures: "
-                        "add support, or leave them out (--plain-zero)")
 
 
 def require_new(file: Path, resume: bool) -> None:

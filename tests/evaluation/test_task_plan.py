@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from flamingo_rt.errors import UsageError
+from flamingo_rt.errors import DataError, UsageError
 from flamingo_rt.evaluation.task import Task
 from flamingo_rt.evaluation.task_digest import task_digest
 from flamingo_rt.evaluation.task_plan import TaskPlan, model_identity
@@ -30,6 +30,15 @@ def test_options_that_mean_nothing_are_refused(options, said) -> None:
 
 def test_a_number_of_shots_that_is_given_twice_is_asked_for_once() -> None:
     assert TaskPlan([2, 1, 2]).settings == TaskPlan([2, 1]).settings
+
+
+def test_zero_shots_need_two_of_the_support_unless_they_are_none(model: Model, items) -> None:
+    task = Task("two", "caption", "exact", items[:1], items[:2])
+    with pytest.raises(DataError, match=r"0 shots stand as 2 .* leave them out \(--plain-zero\)"):
+        TaskPlan([0, 1]).run_of(model, task)
+    TaskPlan([0, 1], plain_zero=True).run_of(model, task)
+    with pytest.raises(DataError, match="2 shots are asked for, and the support has 1 items beside the query p0"):
+        TaskPlan([0, 2], plain_zero=True).run_of(model, task)
 
 
 def test_two_texts_that_stand_for_no_shots_are_drawn_at_random_and_not_by_nearness(

@@ -115,13 +115,6 @@ def test_zero_shots_are_two_texts_or_none(model, captions, folder, monkeypatch) 
     assert (read, {answered.shots for answered in plain}) == ([], {()})
 
 
-def test_zero_shots_need_two_of_the_support_unless_they_are_none(model, items, folder) -> None:
-    task = Task("two", "caption", "exact", items[:1], items[:2], max_new_tokens=3)
-    with pytest.raises(DataError, match=r"0 shots stand as 2 .* leave them out \(--plain-zero\)"):
-        run(model, task, [Setting(0, 0)], folder)
-    assert len(run(model, task, [Setting(0, 0)], folder, plain_zero=True)) == 1
-
-
 def test_the_tasks_own_text_stands_before_answers(model, items) -> None:
     config = with_task_form(model.config, Task("t", "caption", "exact", items, items, before="A photo of"))
     assert shot_parts(config, [Shot(None, None, "red")]) == ["A photo of red<|endofchunk|>"]

@@ -15,12 +15,12 @@ from made_pairs import NFNET, VIT, add_gradient, added_gradients, meeting, singl
 
 from flamingo_rt.errors import DataError, DependencyError, UsageError
 from flamingo_rt.training.adaptive_clipping import clip_adaptively
-from flamingo_rt.training.dual_encoder import DualEncoder, DualEncoderConfig
+from flamingo_rt.training.dual_encoder import DualEncoder, DualEncoderConfig, Embeddings
 from flamingo_rt.training.loop import train
 from flamingo_rt.training.options import DataOptions, RunOptions, VisionOptions
 from flamingo_rt.training.sharding import World
-from flamingo_rt.training.towers import read_tower
-from flamingo_rt.training.vision_stage import open_vision_stage
+from flamingo_rt.training.towers import Tower, read_tower
+from flamingo_rt.training.vision_stage import VisionStage, open_vision_stage
 
 HERE = Path(__file__).parent
 ALONE = World()
@@ -131,16 +131,21 @@ def test_weight_decay_acts_on_kernels_and_matrices_alone() -> None:
         assert stage.updating(name, parameter) == (not kept, 1.0), name
 
 
-def test_the_tower_that_is_written_gives_the_same_embeddings(learnt, tmp_path) -> None:
-    stage, _ = learnt
-    stage.write(tmp_path / "vision", False)
-    tower = read_tower(tmp_path / "vision", "vision")
+def embedded_again(stage: VisionStage, tower: Tower) -> tuple[Embeddings, Embeddings]:
+    """A batch as the model of a tower embeds it, and as the stage's does."""
     again = DualEncoder(DualEncoderConfig.from_dict(tower.config)).eval()
     again.load_state_dict({name: tensor.read() for name, tensor in tower.tensors.items()})
     batch = stage.datasets[0].batches.draw(0, 0, 1).batch
     stage.model.eval()
     with torch.no_grad():
-        found, expected = again(*batch[:3]), stage.model(*batch[:3])
+        return again(*batch[:3]), stage.model(*batch[:3])
+
+
+def test_the_tower_that_is_written_gives_the_same_embeddings(learnt, tmp_path) -> None:
+    stage, _ = learnt
+    stage.write(tmp_path / "vision", False)
+    tower = read_tower(tmp_path / "vision", "vision")
+    found, expected = embedded_again(stage, tower)
     for name in ("images", "texts", "features", "inverse_temperature"):
         assert torch.equal(getattr(found, name), getattr(expected, name)), name
     assert tower.vision == stage.model.config.vision
@@ -157,13 +162,8 @@ def test_a_captioner_learns_to_write_the_texts_and_is_kept_with_the_tower(tmp_pa
     train(stage, options, tmp_path / "vision", ALONE, on_step=lambda report: written.append(report.scalars))
     losses = [scalars["captioning"] for scalars in written]
     assert sum(losses[-5:]) < 0.6 * sum(losses[:5])
-    tower = read_tower(tmp_path / "vision", "vision")
-    again = DualEncoder(DualEncoderConfig.from_dict(tower.config)).eval()
-    again.load_state_dict({name: tensor.read() for name, tensor in tower.tensors.items()})
-    batch = stage.datasets[0].batches.draw(0, 0, 1).batch
-    stage.model.eval()
-    with torch.no_grad():
-        assert torch.equal(stage.model(*batch[:3]).captioning, again(*batch[:3]).captioning)
+    found, expected = embedded_again(stage, read_tower(tmp_path / "vision", "vision"))
+    assert torch.equal(found.captioning, expected.captioning)
 
 
 def test_the_captioners_loss_is_reported_over_all_datasets_once() -> None:
