@@ -49,7 +49,8 @@ def asked() -> Iterator[tuple[str, scenes.Question]]:
         rng = np.random.default_rng([SEED, index])
         scene = scenes.sample_scene(rng, "heldout")
         for question in scenes.questions(scene, rng, QUESTIONS):
-            yield f"{scenes.detailed_caption(scene)}\n{PROMPTS.ask(question.text)}", question
+            details = scenes.detailed_caption(scene, order=rng.permutation(len(scene.objects)).tolist())
+            yield f"{details}\n{PROMPTS.ask(question.text)}", question
 
 
 @torch.no_grad()

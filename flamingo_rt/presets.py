@@ -68,7 +68,7 @@ def _in_context() -> FlamingoConfig:
     """The sizes of ``tiny`` with ALiBi, for a model that learns from its prompt: the recipes in recipes/in-context."""
     tiny = _tiny()
     return replace(
-        tiny, name="in-context", language=replace(tiny.language, positions="alibi"),
+        tiny, name="in-context", language=replace(tiny.language, layers=6, positions="alibi"),
         preprocessing=replace(tiny.preprocessing, resize="squash"),  # bars would take pixels, of which there are few
     )
 

@@ -2,7 +2,8 @@
 
 A document begins with all details of a scene, where a prompt has the picture. A decoder learns from it to find what a
 question asks for; in stage 3, where it is frozen, pictures take the place of the details. What no text tells it does
-not learn to look for.
+not learn to look for; so the details come in any order, as a picture's do: from left to right, their order alone would
+say which object is left of which.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class SceneDocuments(DrawnSource):
             compared = scenes.comparisons(scene, rng, QUESTIONS) if rng.random() < COMPARED else []
             if compared:
                 told = [(self.prompts.ask(question.text), question.answer) for question in compared]
-            details = scenes.detailed_caption(scene)
+            details = scenes.detailed_caption(scene, order=_shuffled(scene, rng))
         segments = [Said(details, learnt=False)]
         for turn in rng.permutation(len(told)):
             prompt, answer = told[turn]
@@ -54,14 +55,18 @@ class SceneDocuments(DrawnSource):
 
     def _moving(self, rng: np.random.Generator) -> tuple[str, list[Told]]:
         scene, motion = scenes.sample_moving(rng, "train")
-        return scenes.detailed_caption(scene, {motion.number: motion.direction}), [
+        return scenes.detailed_caption(scene, {motion.number: motion.direction}, _shuffled(scene, rng)), [
             (self.prompts.caption, scenes.moving_caption(scene, motion)),
             (self.prompts.ask(scenes.WHICH_WAY), motion.direction),
         ]
 
     def fingerprint(self) -> str:
         """See `SampleSource.fingerprint`."""
-        return f"details of drawn scenes, texts about them and comparisons, seed {self.seed}"
+        return f"details of drawn scenes in any order, texts about them and comparisons, seed {self.seed}"
+
+
+def _shuffled(scene: scenes.Scene, rng: np.random.Generator) -> list[int]:
+    return rng.permutation(len(scene.objects)).tolist()
 
 
 def texts_of_scene(

@@ -22,6 +22,7 @@ T = TypeVar("T")
 BORDER_GAP = 0.04  # a position is asked only this far from a border between thirds
 STYLES = ("short", "noun first", "colors", "shapes", "loud", "list", "seen")
 DIGIT_WORDS = tuple(NUMBERS[digit] for digit in TRAINED_DIGITS)
+COLUMNS = "ABCDEFGHIJ"  # of a picture, in its details
 RELATION_GAP = 0.15  # and a relation only for centres this far apart
 
 
@@ -47,21 +48,25 @@ def named_caption(scene: Scene) -> str:
     return f"a handwritten {glyph_name(scene.ink)} in {placed.color}"
 
 
-def detailed_caption(scene: Scene, moving: Mapping[int, str] | None = None) -> str:
-    """All that can be asked about the objects from left to right: ``a small striped red circle at 2 7 and a large blue
-    square at 6 3``, where the numbers are the tenths of the picture's width and height that hold an object's centre.
+def detailed_caption(
+    scene: Scene, moving: Mapping[int, str] | None = None, order: Sequence[int] | None = None
+) -> str:
+    """All that can be asked about the objects: ``a small striped red circle at C7 and a large blue square at G3``,
+    where letters A to J and figures 0 to 9 are the tenths of the picture's width and height that hold a centre.
 
-    ``moving``: directions by the numbers of the objects that move; ``a small red circle moving left at 2 7``.
+    ``moving``: directions by the numbers of the objects that move; ``a small red circle moving left at C7``.
+    ``order``: of the objects' numbers; from left to right without one.
     """
     phrases = []
-    for number, placed in enumerate(scene.objects):
+    for number in order if order is not None else range(len(scene.objects)):
+        placed = scene.objects[number]
         words = _words(placed)
         if placed.size in SIZES and not placed.is_ink:
             words.insert(0, placed.size)
         if moving and number in moving:
             words += ["moving", moving[number]]
-        tenths = (min(9, int(10 * place)) for place in (placed.x, placed.y))
-        phrases.append(f"{_with_article(' '.join(words))} at {' '.join(map(str, tenths))}")
+        column, row = (min(9, int(10 * place)) for place in (placed.x, placed.y))
+        phrases.append(f"{_with_article(' '.join(words))} at {COLUMNS[column]}{row}")
     return _listed(phrases)
 
 
