@@ -20,8 +20,9 @@ from flamingo_rt.training.data.drawn_source import DrawnSource
 from flamingo_rt.training.data.samples import Said, Sample
 
 MOVING = 0.15  # share of the documents in which an object moves
-COMPARED = 0.6  # share of the others that compare the places of objects, where there are several
+COMPARED = 0.6  # share of the others, where there are several objects, that ask for their places alone
 QUESTIONS = 6  # in a document, at most
+ORDERINGS = 2  # beside them, where places are asked for
 _DETAILS = 7  # part of the seed
 Told = tuple[str, str]  # a prompt, and what follows it
 
@@ -29,9 +30,9 @@ Told = tuple[str, str]  # a prompt, and what follows it
 @dataclass(frozen=True)
 class SceneDocuments(DrawnSource):
     """A `SampleSource` of documents: a scene's details, then its caption, questions and answers in any order, one on
-    each line. In some, an object moves, and the caption and a question are about that; some only compare where objects
-    lie, which is learnt last. Loss is taken on what follows from the details, a small part of the tokens: the rest,
-    drawn at random, would drown it."""
+    each line. In some, an object moves, and the caption and a question are about that; some only ask which
+    objects lie left of or above which, and list them in such an order: yes and no alone teach that too slowly. Loss is
+    taken on what follows from the details, a small part of the tokens: the rest, drawn at random, would drown it."""
 
     prompts: PromptsConfig = field(default_factory=PromptsConfig)
     kind: Literal["text"] = "text"
@@ -43,9 +44,9 @@ class SceneDocuments(DrawnSource):
             details, told = self._moving(rng)
         else:
             scene, told = _scene_and_told(self.seed, index, self.prompts, questions=QUESTIONS)
-            compared = scenes.comparisons(scene, rng, QUESTIONS) if rng.random() < COMPARED else []
-            if compared:
-                told = [(self.prompts.ask(question.text), question.answer) for question in compared]
+            if len(scene.objects) > 1 and rng.random() < COMPARED:
+                asked = [*scenes.orderings(scene, rng, ORDERINGS), *scenes.comparisons(scene, rng, QUESTIONS)]
+                told = [(self.prompts.ask(question.text), question.answer) for question in asked] or told
             details = scenes.detailed_caption(scene, order=_shuffled(scene, rng))
         segments = [Said(details, learnt=False)]
         for turn in rng.permutation(len(told)):

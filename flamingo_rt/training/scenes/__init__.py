@@ -12,6 +12,7 @@ from flamingo_rt.training.scenes.descriptions import (
     comparisons,
     detailed_caption,
     named_caption,
+    orderings,
     questions,
 )
 from flamingo_rt.training.scenes.drawing import draw
@@ -48,6 +49,7 @@ __all__ = [
     "moving_caption",
     "named_caption",
     "named_objects",
+    "orderings",
     "questions",
     "sample",
     "sample_episode",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -16,19 +17,22 @@ from flamingo_rt.training.scenes.nonce_words import glyph_name
 from flamingo_rt.training.scenes.scene import GLYPH, Scene, SceneObject
 from flamingo_rt.training.scenes.scene_words import COLORS, NUMBERS, SHAPES, SIZES
 
-QuestionKind = Literal["color", "shape", "count", "exists", "position", "relation", "size", "digit"]
+QuestionKind = Literal["color", "shape", "count", "exists", "position", "relation", "size", "digit", "order"]
 T = TypeVar("T")
 
 BORDER_GAP = 0.04  # a position is asked only this far from a border between thirds
 STYLES = ("short", "noun first", "colors", "shapes", "loud", "list", "seen")
 DIGIT_WORDS = tuple(NUMBERS[digit] for digit in TRAINED_DIGITS)
+DIRECTIONS = {  # the axis, and its sign
+    "left to right": (0, 1), "right to left": (0, -1), "top to bottom": (1, 1), "bottom to top": (1, -1),
+}
 COLUMNS = "ABCDEFGHIJ"  # of a picture, in its details
 RELATION_GAP = 0.15  # and a relation only for centres this far apart
 
 
 @dataclass(frozen=True)
 class Question:
-    """A question about one scene; ``answer`` is one to three lower-case words."""
+    """A question about one scene; ``answer`` is one to three lower-case words, of an ``order`` all objects."""
 
     text: str
     answer: str
@@ -137,6 +141,21 @@ def comparisons(scene: Scene, rng: np.random.Generator, count: int) -> list[Ques
         if question is not None:
             asked.setdefault(question.text, question)
     return list(asked.values())[:count]
+
+
+def orderings(scene: Scene, rng: np.random.Generator, count: int) -> list[Question]:
+    """Up to ``count`` different questions for all objects in one of four directions; none where there is one object.
+    A direction in which two objects are nearly level is not asked for."""
+    asked = []
+    for direction in rng.permutation(len(DIRECTIONS)):
+        name, (axis, sign) = tuple(DIRECTIONS.items())[direction]
+        places = [sign * (placed.x, placed.y)[axis] for placed in scene.objects]
+        order = sorted(range(len(places)), key=places.__getitem__)
+        gaps = [places[after] - places[before] for before, after in pairwise(order)]
+        if gaps and min(gaps) >= RELATION_GAP and len(asked) < count:
+            answer = _listed([_phrase(scene.objects[number]) for number in order])
+            asked.append(Question(f"What is there from {name}?", answer, "order"))
+    return asked
 
 
 def _pick(rng: np.random.Generator, options: Sequence[T]) -> T:

@@ -10,6 +10,7 @@ from flamingo_rt.training.data.scene_documents import MOVING, SceneDocuments, te
 from flamingo_rt.training.data.text_batches import document_lines, document_text
 
 PROMPTS = PromptsConfig()
+PLACED = re.compile(r"an? (?:small |large )?((?:(?!,| and ).)*) at ([A-J])(\d)")  # words, column, line
 DOCUMENTS = [document_text(SceneDocuments(3, PROMPTS).sample(index)).split("\n") for index in range(200)]
 
 
@@ -22,10 +23,13 @@ def test_a_document_repeats_and_another_seed_gives_another() -> None:
     assert text == again != other
 
 
+RELATION = re.compile(r"Question: Is the [a-z ]+ (left of|right of|above|below) the [a-z ]+\? Answer: (yes|no)")
+ORDER = re.compile(r"Question: What is there from ([a-z]+ to [a-z]+)\? Answer: (.*)")
+
+
 def compares(document: list[str]) -> bool:
-    """Whether every question is about the places of two objects."""
-    relation = re.compile(r"Question: Is the [a-z ]+ (left of|right of|above|below) the [a-z ]+\? Answer: (yes|no)")
-    return all(relation.fullmatch(text) for text in document[1:])
+    """Whether every question is about the places of two objects, or about the order of all."""
+    return all(RELATION.fullmatch(text) or ORDER.fullmatch(text) for text in document[1:])
 
 
 def test_a_document_is_details_then_the_texts_of_its_scene_in_any_order() -> None:
@@ -44,18 +48,30 @@ def test_a_document_is_details_then_the_texts_of_its_scene_in_any_order() -> Non
 
 def from_left_to_right(details: str) -> list[str]:
     """The objects' words without their sizes; no two share a column."""
-    found = re.findall(r"an? (?:small |large )?((?:(?!,| and ).)*) at ([A-J])\d", details)
-    return [words for words, _ in sorted(found, key=lambda words_and_column: words_and_column[1])]
+    return [words for words, *_ in sorted(PLACED.findall(details), key=lambda placed: placed[1])]
 
 
 def test_some_documents_compare_places_alone_with_as_many_yes_as_no() -> None:
     comparing = [document for document in DOCUMENTS if compares(document)]
     assert 30 < len(comparing) < 80
-    answers = [text.rsplit(" ", 1)[1] for document in comparing for text in document[1:]]
+    answers = [text.rsplit(" ", 1)[1] for document in comparing for text in document[1:] if RELATION.fullmatch(text)]
     assert 0.4 < answers.count("yes") / len(answers) < 0.6
     for details, *texts in comparing:
         assert len(set(texts)) == len(texts) > 1
-        assert all(compared_in(details, text) == text.endswith(" yes") for text in texts)
+        relations = [text for text in texts if RELATION.fullmatch(text)]
+        assert all(compared_in(details, text) == text.endswith(" yes") for text in relations)
+
+
+def test_beside_comparisons_all_objects_are_listed_in_an_order() -> None:
+    asked = [(details, *ORDER.fullmatch(text).groups()) for details, *texts in DOCUMENTS for text in texts
+             if ORDER.fullmatch(text)]
+    assert {direction for _, direction, _ in asked} == {
+        "left to right", "right to left", "top to bottom", "bottom to top"}
+    for details, direction, answer in asked:
+        found = [(column, line, words) for words, column, line in PLACED.findall(details)]
+        axis, turned = direction.endswith(("bottom", "top")), direction in ("right to left", "bottom to top")
+        expected = [words for *_, words in sorted(found, key=lambda place: place[axis], reverse=turned)]
+        assert re.split(", | and ", re.sub(r"\ban? ", "", answer)) == expected
 
 
 def compared_in(details: str, text: str) -> bool:
