@@ -23,6 +23,7 @@ from flamingo_rt.model.flamingo import IGNORED_LABEL
 from flamingo_rt.model.language_model import LanguageModel
 from flamingo_rt.parameter_count import language_parameters
 from flamingo_rt.presets import preset
+from flamingo_rt.tokenizer_file import parse_tokenizer
 from flamingo_rt.training.data.samples import SampleSource
 from flamingo_rt.training.data.scene_documents import SceneDocuments
 from flamingo_rt.training.data.scene_tasks import SceneTaskTexts
@@ -35,7 +36,7 @@ from flamingo_rt.training.sharding import World, whole_state
 from flamingo_rt.training.stage import Dataset, Division, Loss, Updating
 from flamingo_rt.training.texts import MOST_TEXTS, TOKENIZER_SCENES, source_texts
 from flamingo_rt.training.tokenizer_training import train_tokenizer
-from flamingo_rt.training.towers import folder_kind, write_tower
+from flamingo_rt.training.towers import folder_kind, read_tower, write_tower
 
 SAMPLE_ROWS, PROMPT_TOKENS, SAMPLE_TOKENS = 3, 12, 24
 
@@ -133,7 +134,8 @@ class LanguageStage:
 
 
 def open_language_stage(options: LanguageOptions, world: World) -> LanguageStage:
-    """Open the data, read or learn the tokenizer, and make a model with random weights from the seed.
+    """Open the data, read or learn the tokenizer, and make a model with random weights from the seed, or with those
+    that ``options.start_from`` has.
 
     Raises `UsageError` for options that do not go together, `DataError` for data or a tokenizer that cannot be used,
     and for too little memory.
@@ -142,13 +144,21 @@ def open_language_stage(options: LanguageOptions, world: World) -> LanguageStage
         raise UsageError("train language needs data: a source of texts")
     check_names(options.data)
     sources = [open_texts(entry, options.run.seed) for entry in options.data]
-    if options.tokenizer is not None:
+    tower = None if options.start_from is None else read_tower(Path(options.start_from), "language")
+    if tower is not None:
+        tokens = tower.tokens
+        tokenizer = parse_tokenizer((tower.tokenizer or "").encode(), Path(options.start_from or ""),
+                                    tower.language.vocab_size)
+    elif options.tokenizer is not None:
         tokenizer, tokens = tokenizer_and_tokens(Path(options.tokenizer))
     else:
         tokens = TokensConfig()
         texts = (text for source in sources for text in _tokenizer_texts(source, len(sources)))
         tokenizer = train_tokenizer(texts, options.vocab_size, tokens)
-    config = decoder_config(options, tokenizer)
+    config = decoder_config(options, tokenizer) if tower is None else tower.language
+    if options.context > config.context and config.positions == "learnt":
+        raise UsageError(f"{options.start_from} has a table of {config.context} positions, and context is "
+                         f"{options.context}: give rows of {config.context} tokens at most")
     parameters = language_parameters(config)
     require_training_memory(parameters, parameters, f"training the decoder of {options.decoder}", world)
     torch.manual_seed(options.run.seed)
@@ -159,7 +169,11 @@ def open_language_stage(options: LanguageOptions, world: World) -> LanguageStage
         ))
         for number, (entry, source) in enumerate(zip(options.data, sources, strict=True))
     ]
-    return LanguageStage(LanguageModel(config), tokenizer, tokens, datasets, options.run, world)
+    model = LanguageModel(config)
+    if tower is not None:
+        model.load_state_dict({name: tower.tensors[f"language.{name}"].to(torch.float32).read()
+                               for name in model.state_dict()})
+    return LanguageStage(model, tokenizer, tokens, datasets, options.run, world)
 
 
 def open_texts(options: DataOptions, seed: int) -> SampleSource:

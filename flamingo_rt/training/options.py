@@ -216,6 +216,9 @@ class LanguageOptions:
     run: RunOptions = field(default_factory=lambda: RunOptions(learning_rate=1e-3))
     data: tuple[DataOptions, ...] = ()
     decoder: str = option("tiny", "Preset whose language model's sizes are taken.")
+    start_from: str | None = option(
+        None, "Folder of train language to go on with, in its sizes and with its tokenizer.", path=True
+    )
     tokenizer: str | None = option(None, "tokenizer.json, or its folder; by default learnt from the texts.", path=True)
     vocab_size: int = option(512, "Tokens of a tokenizer that is learnt.")
     context: int = option(256, "Tokens of a row.")
@@ -225,6 +228,8 @@ class LanguageOptions:
         check_read("language", self.data)
         check_numbers(self, counts=("vocab_size",), shares=("repeats",))
         require_option(self.context >= 16, f"context is {self.context}; it must be 16 or more")
+        require_option(self.start_from is None or self.tokenizer is None,
+                       "start_from has its own tokenizer, on which it was trained: leave tokenizer out")
 
 
 @dataclass(frozen=True)

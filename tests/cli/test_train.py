@@ -45,7 +45,8 @@ def values(stage: str) -> dict[str, object]:
             given[key.name] = (key.default or 1) * 2
         else:
             given[key.name] = (key.default or 0.5) / 2
-    for name in {"flamingo": ("vision", "language", "tokenizer", "vision_task"), "language": (), "vision": ()}[stage]:
+    apart = {"flamingo": ("vision", "language", "tokenizer", "vision_task"), "language": ("tokenizer",), "vision": ()}
+    for name in apart[stage]:
         del given[name]  # they do not go together with start_from and a frozen encoder
     return given
 

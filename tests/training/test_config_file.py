@@ -34,15 +34,17 @@ OWN = {
         "text_heads": 8, "text_tokens": 32, "embedding": 96, "label_smoothing": 0.0, "initial_temperature": 0.1,
         "agc": 0.0, "captioning": 0.5, "captioner_layers": 3, "evaluation": ODD,
     },
-    LanguageOptions: {"decoder": "small", "tokenizer": "t", "vocab_size": 300, "context": 64, "repeats": 0.25},
+    LanguageOptions: {
+        "decoder": "small", "tokenizer": "t", "vocab_size": 300, "context": 64, "repeats": 0.25, "start_from": "tower",
+    },
     FlamingoOptions: {
         "preset": "small", "vision": "v", "language": "l", "tokenizer": "t", "unfreeze": ["embedding"],
         "unfrozen_rate": 0.1, "lora": 8, "initial_gate": 0.5, "gates": "none", "vision_task": 0.25,
         "cache_features": ODD, "cache_bytes": 5, "start_from": "whole",
     },
 }
-# start_from excludes the first three, a frozen encoder the last.
-APART = {FlamingoOptions: ("vision", "language", "tokenizer", "vision_task")}
+# start_from excludes a tokenizer, and of stage 3 two more; a frozen encoder excludes vision_task.
+APART = {FlamingoOptions: ("vision", "language", "tokenizer", "vision_task"), LanguageOptions: ("tokenizer",)}
 DATA = {
     "source": ODD, "name": "pairs", "kind": "videos", "weight": 0.25, "batch": 6, "tokens": 64, "frames": 4, "fps": 2.5,
     "images": 3, "next_image": 0.0, "chunks": [1, 3], "augment": False, "leading_space": 0.5, "prompt": "",

@@ -139,6 +139,19 @@ def test_the_loop_writes_a_tower_that_is_the_model(file: Path, tmp_path: Path) -
     assert Tokenizer.from_str(tower.tokenizer or "").get_vocab() == stage.tokenizer.get_vocab()
 
 
+def test_a_run_goes_on_with_a_towers_weights_sizes_and_tokenizer(file: Path, tmp_path: Path) -> None:
+    stage, options = opened(file), options_of(file)
+    train(stage, options.run, tmp_path / "tower", World())
+    again = opened(file, start_from=str(tmp_path / "tower"), decoder="tiny", vocab_size=999)
+    assert (again.config, again.tokens_config) == (stage.config, stage.tokens_config)
+    assert again.tokenizer.get_vocab() == stage.tokenizer.get_vocab()
+    for name, tensor in stage.model.state_dict().items():
+        assert torch.equal(again.model.state_dict()[name], tensor)
+    before = float(again.loss("texts", batch_of(again)).total.detach())
+    train(again, options.run, tmp_path / "again", World())
+    assert float(again.loss("texts", batch_of(again)).total.detach()) < before
+
+
 def test_the_parts_of_a_batch_have_its_gradient(file: Path) -> None:
     gradients = []
     for parts in (1, 4):
@@ -199,8 +212,8 @@ def test_the_same_options_give_the_same_model(file: Path) -> None:
 
 def test_drawn_scenes_are_documents(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(language_stage, "TOKENIZER_SCENES", 3)
-    stage = opened(Path("scenes"), batch=1, context=1024)
-    text = stage.tokenizer.decode(batch_of(stage).input_ids[0].tolist())
+    stage = opened(Path("scenes"), batch=4, context=1024)
+    text = "\n".join(stage.tokenizer.decode(row.tolist()) for row in batch_of(stage).input_ids)
     assert text.startswith("a ")
     assert " at " in text
     assert "\nOutput: " in text
@@ -250,6 +263,7 @@ def test_a_model_that_names_no_tokens_is_refused(tmp_path: Path) -> None:
     ({"data": (DataOptions("a/x.txt"), DataOptions("b/x.txt"))}, UsageError, "two datasets are called 'x.txt'"),
     ({"data": (DataOptions("absent.txt"),)}, DataError, "absent.txt"),
     ({"tokenizer": "absent"}, DataError, "absent"),
+    ({"start_from": "absent"}, DataError, "absent"),
     ({"decoder": "gigantic"}, UsageError, "unknown preset 'gigantic'"),
     ({"vocab_size": 100}, DataError, "vocab_size 100 is below"),
 ])
