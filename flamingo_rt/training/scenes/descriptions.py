@@ -146,7 +146,7 @@ def comparisons(scene: Scene, rng: np.random.Generator, count: int) -> list[Ques
 def orderings(scene: Scene, rng: np.random.Generator, count: int) -> list[Question]:
     """Up to ``count`` different questions for all objects in one of four directions; none where there is one object.
     A direction in which two objects are nearly level is not asked for."""
-    asked = []
+    asked: list[Question] = []
     for direction in rng.permutation(len(DIRECTIONS)):
         name, (axis, sign) = tuple(DIRECTIONS.items())[direction]
         places = [sign * (placed.x, placed.y)[axis] for placed in scene.objects]
