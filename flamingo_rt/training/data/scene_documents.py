@@ -22,7 +22,8 @@ from flamingo_rt.training.data.samples import Said, Sample
 MOVING = 0.15  # share of the documents in which an object moves
 COMPARED = 0.6  # share of the others, where there are several objects, that ask for their places alone
 QUESTIONS = 6  # in a document, at most
-ORDERINGS = 2  # beside them, where places are asked for
+COMPARISONS = 4  # where places are asked for
+ORDERINGS = 4  # beside them: all that have an answer
 _DETAILS = 7  # part of the seed
 Told = tuple[str, str]  # a prompt, and what follows it
 
@@ -45,7 +46,7 @@ class SceneDocuments(DrawnSource):
         else:
             scene, told = _scene_and_told(self.seed, index, self.prompts, questions=QUESTIONS)
             if len(scene.objects) > 1 and rng.random() < COMPARED:
-                asked = [*scenes.orderings(scene, rng, ORDERINGS), *scenes.comparisons(scene, rng, QUESTIONS)]
+                asked = [*scenes.orderings(scene, rng, ORDERINGS), *scenes.comparisons(scene, rng, COMPARISONS)]
                 told = [(self.prompts.ask(question.text), question.answer) for question in asked] or told
             details = scenes.detailed_caption(scene, order=_shuffled(scene, rng))
         segments = [Said(details, learnt=False)]
