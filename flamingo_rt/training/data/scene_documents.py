@@ -20,7 +20,7 @@ from flamingo_rt.training.data.drawn_source import DrawnSource
 from flamingo_rt.training.data.samples import Said, Sample
 
 MOVING = 0.15  # share of the documents in which an object moves
-COMPARED = 0.6  # share of the others, where there are several objects, that ask for their places alone
+COMPARED = 0.8  # share of the others, where there are several objects, that ask for their places alone
 QUESTIONS = 6  # in a document, at most
 COMPARISONS = 4  # where places are asked for
 ORDERINGS = 4  # beside them: all that have an answer

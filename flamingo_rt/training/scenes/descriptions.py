@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -69,9 +68,14 @@ def detailed_caption(
             words.insert(0, placed.size)
         if moving and number in moving:
             words += ["moving", moving[number]]
-        column, row = (min(9, int(10 * place)) for place in (placed.x, placed.y))
+        column, row = _tenths(placed)
         phrases.append(f"{_with_article(' '.join(words))} at {COLUMNS[column]}{row}")
     return _listed(phrases)
+
+
+def _tenths(placed: SceneObject) -> tuple[int, int]:
+    column, row = (min(9, int(10 * place)) for place in (placed.x, placed.y))
+    return column, row
 
 
 def styled_caption(scene: Scene, style: str) -> str:
@@ -145,14 +149,13 @@ def comparisons(scene: Scene, rng: np.random.Generator, count: int) -> list[Ques
 
 def orderings(scene: Scene, rng: np.random.Generator, count: int) -> list[Question]:
     """Up to ``count`` different questions for all objects in one of four directions; none where there is one object.
-    A direction in which two objects are nearly level is not asked for."""
+    A direction in which the details give two objects the same place is not asked for."""
     asked: list[Question] = []
     for direction in rng.permutation(len(DIRECTIONS)):
         name, (axis, sign) = tuple(DIRECTIONS.items())[direction]
-        places = [sign * (placed.x, placed.y)[axis] for placed in scene.objects]
+        places = [sign * _tenths(placed)[axis] for placed in scene.objects]
         order = sorted(range(len(places)), key=places.__getitem__)
-        gaps = [places[after] - places[before] for before, after in pairwise(order)]
-        if gaps and min(gaps) >= RELATION_GAP and len(asked) < count:
+        if 1 < len(places) == len(set(places)) and len(asked) < count:
             answer = _listed([_phrase(scene.objects[number]) for number in order])
             asked.append(Question(f"What is there from {name}?", answer, "order"))
     return asked
