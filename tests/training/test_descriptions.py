@@ -50,28 +50,28 @@ def test_a_caption_reads_from_left_to_right_with_articles_and_textures():
 def test_details_are_sizes_and_the_tenths_where_centres_lie():
     scene = row(thing(x=0.28, y=0.71), thing("square", "blue", "striped", "small", 0.5, 0.999), thing("star", "orange"))
     assert detailed_caption(scene) == (
-        "a large red circle at C7, a small striped blue square at F9 and a large orange star at F5"
+        "at C7 a large red circle, at F9 a small striped blue square and at F5 a large orange star"
     )
     assert detailed_caption(scene, {1: "up"}, order=(2, 1, 0)) == (
-        "a large orange star at F5, a small striped blue square moving up at F9 and a large red circle at C7"
+        "at F5 a large orange star, at F9 a small striped blue square moving up and at C7 a large red circle"
     )
-    assert detailed_caption(row(thing("seven", "blue", x=0.41))) == "a handwritten seven in blue at E5"
-    assert detailed_caption(row(thing("cross", "orange", size="any"))) == "an orange cross at F5"
+    assert detailed_caption(row(thing("seven", "blue", x=0.41))) == "at E5 a handwritten seven in blue"
+    assert detailed_caption(row(thing("cross", "orange", size="any"))) == "at F5 an orange cross"
 
 
 def test_details_hold_the_caption_and_whatever_a_question_asks(scenes, asked):
-    read = re.compile(r"an? (?:(small|large) )?(.*?) at ([A-J])([0-9])(?:, | and |$)")
+    read = re.compile(r"at ([A-J])([0-9]) an? (?:(small|large) )?(.*?)(?=, | and at |$)")
     for scene in scenes[:300]:
         found = read.findall(detailed_caption(scene))
-        assert [words for _, words, _, _ in found] == re.split(", | and ", re.sub(r"\ban? ", "", caption(scene)))
-        for placed, (size, _, column, line) in zip(scene.objects, found, strict=True):
+        assert [words for *_, words in found] == re.split(", | and ", re.sub(r"\ban? ", "", caption(scene)))
+        for placed, (column, line, size, _) in zip(scene.objects, found, strict=True):
             assert size == ("" if placed.is_digit else placed.size)
             assert _tenth(column) / 10 <= placed.x < (_tenth(column) + 1) / 10
             assert int(line) / 10 <= placed.y < (int(line) + 1) / 10
     # The tenths alone decide where something is: 3 to 6 are the middle third of those that are asked about.
     for scene, question in asked:
         if question.kind == "position":
-            details = [(_tenth(column), int(line)) for _, _, column, line in read.findall(detailed_caption(scene))]
+            details = [(_tenth(column), int(line)) for column, line, *_ in read.findall(detailed_caption(scene))]
             thirds = {f"{('top', '', 'bottom')[_third(line)]} {('left', '', 'right')[_third(column)]}".strip()
                       for column, line in details}
             assert question.answer.replace("middle", "") in thirds
@@ -185,12 +185,34 @@ def test_every_answer_agrees_with_an_independent_reading_of_the_scene(asked):
 
 def test_comparisons_are_different_answered_right_and_none_of_one_object(scenes):
     rng = np.random.default_rng(2)
+    found = [(scene, question) for scene in scenes[:300] for question in comparisons(scene, rng, 5)]
     for scene in scenes[:300]:
-        found = comparisons(scene, rng, 5)
-        assert len({question.text for question in found}) == len(found) <= 5
-        assert bool(found) == (len(scene.objects) > 1)
-        assert all(question.kind == "relation" for question in found)
-        assert all(question.answer == read_answer(scene, question.text) for question in found)
+        own = [question.text for of, question in found if of is scene]
+        assert len(set(own)) == len(own) <= 5
+        assert bool(own) == (len(scene.objects) > 1)
+    kinds = [(question.kind, question.text.endswith(", by place?")) for _, question in found]
+    assert all(0.05 < kinds.count((kind, by_place)) / len(kinds) < 0.5
+               for kind in ("relation", "position") for by_place in (False, True))
+    for scene, question in found:
+        plain = question.text.replace(", by place?", "?")
+        answer = read_answer(scene, plain)
+        assert question.answer == (f"{question.places} {answer}" if plain != question.text else answer)
+
+
+def test_the_places_before_an_answer_are_those_of_the_details_and_decide_it(scenes):
+    rng = np.random.default_rng(2)
+    for scene in scenes[:300]:
+        details = re.findall(r"at ([A-J])([0-9])", detailed_caption(scene))
+        for question in comparisons(scene, rng, 5):
+            if question.kind == "position":
+                assert tuple(question.places) in details
+            else:
+                one, other = question.places.split(" ")
+                columns, lines = zip(*details, strict=True)
+                assert {one, other} <= set(columns if re.search("left of|right of", question.text) else lines)
+                assert one != other
+                before = bool(re.search("left of|above", question.text)) == question.answer.endswith("yes")
+                assert (one < other) == before
 
 
 def test_every_kind_of_question_is_asked_with_all_its_answers(asked):

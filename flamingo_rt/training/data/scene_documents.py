@@ -19,11 +19,11 @@ from flamingo_rt.training import scenes
 from flamingo_rt.training.data.drawn_source import DrawnSource
 from flamingo_rt.training.data.samples import Said, Sample
 
-MOVING = 0.15  # share of the documents in which an object moves
+MOVING = 0.1  # share of the documents in which an object moves
 COMPARED = 0.8  # share of the others, where there are several objects, that ask for their places alone
 QUESTIONS = 6  # in a document, at most
-COMPARISONS = 4  # where places are asked for
-ORDERINGS = 4  # beside them: all that have an answer
+COMPARISONS = 8  # where places are asked for
+ORDERINGS = 3  # beside them, of at most 12
 _DETAILS = 7  # part of the seed
 Told = tuple[str, str]  # a prompt, and what follows it
 
@@ -31,9 +31,10 @@ Told = tuple[str, str]  # a prompt, and what follows it
 @dataclass(frozen=True)
 class SceneDocuments(DrawnSource):
     """A `SampleSource` of documents: a scene's details, then its caption, questions and answers in any order, one on
-    each line. In some, an object moves, and the caption and a question are about that; some only ask which
-    objects lie left of or above which, and list them in such an order: yes and no alone teach that too slowly. Loss is
-    taken on what follows from the details, a small part of the tokens: the rest, drawn at random, would drown it."""
+    each line. In some, an object moves, and the caption and a question are about that; most about several objects ask
+    only for places: which object is left of or above which, and all in an order, with the places before the answers
+    too, since yes and no alone teach that too slowly. Loss is taken on what follows from the details, a small part of
+    the tokens: the rest, drawn at random, would drown it."""
 
     prompts: PromptsConfig = field(default_factory=PromptsConfig)
     kind: Literal["text"] = "text"

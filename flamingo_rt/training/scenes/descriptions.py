@@ -6,7 +6,7 @@ Texts use American spelling ("color"), as public data sets do.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -22,8 +22,8 @@ T = TypeVar("T")
 BORDER_GAP = 0.04  # a position is asked only this far from a border between thirds
 STYLES = ("short", "noun first", "colors", "shapes", "loud", "list", "seen")
 DIGIT_WORDS = tuple(NUMBERS[digit] for digit in TRAINED_DIGITS)
-DIRECTIONS = {  # the axis, and its sign
-    "left to right": (0, 1), "right to left": (0, -1), "top to bottom": (1, 1), "bottom to top": (1, -1),
+DIRECTIONS = {  # the part of a place that decides, and whether the last comes first
+    "left to right": (0, False), "right to left": (0, True), "top to bottom": (1, False), "bottom to top": (1, True),
 }
 COLUMNS = "ABCDEFGHIJ"  # of a picture, in its details
 RELATION_GAP = 0.15  # and a relation only for centres this far apart
@@ -31,11 +31,17 @@ RELATION_GAP = 0.15  # and a relation only for centres this far apart
 
 @dataclass(frozen=True)
 class Question:
-    """A question about one scene; ``answer`` is one to three lower-case words, of an ``order`` all objects."""
+    """A question about one scene; ``answer`` is one to three lower-case words, of an ``order`` all objects or their
+    places. ``places``, as the details give them, are what the answer follows from where it is about places alone."""
 
     text: str
     answer: str
     kind: QuestionKind
+    places: str = ""
+
+    def by_place(self) -> Question:
+        """The question whose answer begins with the places, for a decoder to learn one step after the other."""
+        return replace(self, text=f"{self.text[:-1]}, by place?", answer=f"{self.places} {self.answer}")
 
 
 def caption(scene: Scene) -> str:
@@ -54,10 +60,11 @@ def named_caption(scene: Scene) -> str:
 def detailed_caption(
     scene: Scene, moving: Mapping[int, str] | None = None, order: Sequence[int] | None = None
 ) -> str:
-    """All that can be asked about the objects: ``a small striped red circle at C7 and a large blue square at G3``,
-    where letters A to J and figures 0 to 9 are the tenths of the picture's width and height that hold a centre.
+    """All that can be asked about the objects: ``at C7 a small striped red circle and at G3 a large blue square``,
+    where letters A to J and figures 0 to 9 are the tenths of the picture's width and height that hold a centre. The
+    place comes first, so a causal reader has it at each word about the object, as a picture's features have it.
 
-    ``moving``: directions by the numbers of the objects that move; ``a small red circle moving left at C7``.
+    ``moving``: directions by the numbers of the objects that move; ``at C7 a small red circle moving left``.
     ``order``: of the objects' numbers; from left to right without one.
     """
     phrases = []
@@ -68,14 +75,14 @@ def detailed_caption(
             words.insert(0, placed.size)
         if moving and number in moving:
             words += ["moving", moving[number]]
-        column, row = _tenths(placed)
-        phrases.append(f"{_with_article(' '.join(words))} at {COLUMNS[column]}{row}")
+        phrases.append(f"at {''.join(_place(placed))} {_with_article(' '.join(words))}")
     return _listed(phrases)
 
 
-def _tenths(placed: SceneObject) -> tuple[int, int]:
+def _place(placed: SceneObject) -> tuple[str, str]:
+    """A letter and a figure, both of which sort from left to right and from top to bottom."""
     column, row = (min(9, int(10 * place)) for place in (placed.x, placed.y))
-    return column, row
+    return COLUMNS[column], str(row)
 
 
 def styled_caption(scene: Scene, style: str) -> str:
@@ -137,28 +144,36 @@ def questions(scene: Scene, rng: np.random.Generator, count: int) -> list[Questi
 
 
 def comparisons(scene: Scene, rng: np.random.Generator, count: int) -> list[Question]:
-    """Up to ``count`` different questions about which object is left of, right of, above or below another; none where
-    there is one object."""
+    """Up to ``count`` different questions about which object is left of, right of, above or below another, and a third
+    as many about where one is; each as it is or `Question.by_place`. None where there is one object."""
     asked: dict[str, Question] = {}
-    for _ in range(4 * count):
-        question = _ask_relation(scene, rng)
+    for _ in range(4 * count if len(scene.objects) > 1 else 0):
+        question = _ask_position(scene, rng) if rng.random() < 0.25 else _ask_relation(scene, rng)
         if question is not None:
+            question = question.by_place() if rng.random() < 0.5 else question
             asked.setdefault(question.text, question)
     return list(asked.values())[:count]
 
 
 def orderings(scene: Scene, rng: np.random.Generator, count: int) -> list[Question]:
-    """Up to ``count`` different questions for all objects in one of four directions; none where there is one object.
-    A direction in which the details give two objects the same place is not asked for."""
+    """Up to ``count`` different questions about all objects in one of four directions; none where there is one object.
+    A direction in which the details give two objects the same place is not asked for.
+
+    Each direction is asked for in three ways, from the easy to the hard: the letters or figures alone (``2 5``), each
+    with its object (``2 a red star 5 a blue square``), and the objects. Of the last alone, a decoder learns directions
+    that captions do not have too slowly."""
     asked: list[Question] = []
-    for direction in rng.permutation(len(DIRECTIONS)):
-        name, (axis, sign) = tuple(DIRECTIONS.items())[direction]
-        places = [sign * _tenths(placed)[axis] for placed in scene.objects]
-        order = sorted(range(len(places)), key=places.__getitem__)
-        if 1 < len(places) == len(set(places)) and len(asked) < count:
-            answer = _listed([_phrase(scene.objects[number]) for number in order])
-            asked.append(Question(f"What is there from {name}?", answer, "order"))
-    return asked
+    for name, (axis, backwards) in DIRECTIONS.items():
+        order = sorted(scene.objects, key=lambda placed: _place(placed)[axis], reverse=backwards)
+        places, phrases = [_place(placed)[axis] for placed in order], [_phrase(placed) for placed in order]
+        if 1 < len(places) == len(set(places)):
+            both = (f"{place} {phrase}" for place, phrase in zip(places, phrases, strict=True))
+            asked += [
+                Question(f"Places from {name}?", " ".join(places), "order"),
+                Question(f"Places of what is there from {name}?", " ".join(both), "order"),
+                Question(f"What is there from {name}?", _listed(phrases), "order"),
+            ]
+    return [asked[number] for number in rng.permutation(len(asked))[:count]]
 
 
 def _pick(rng: np.random.Generator, options: Sequence[T]) -> T:
@@ -238,7 +253,7 @@ def _ask_position(scene: Scene, rng: np.random.Generator) -> Question | None:
     if column is None or row is None:
         return None
     answer = f"{row} {column}".strip() or "middle"
-    return Question(f"Where is {_reference(scene, placed, rng)}?", answer, "position")
+    return Question(f"Where is {_reference(scene, placed, rng)}?", answer, "position", "".join(_place(placed)))
 
 
 def _third(value: float, first: str, last: str) -> str | None:
@@ -261,7 +276,8 @@ def _ask_relation(scene: Scene, rng: np.random.Generator) -> Question | None:
     true, false = (before, after) if gap < 0 else (after, before)
     answer, relation = (("yes", true), ("no", false))[rng.integers(2)]
     names = _reference(scene, one, rng), _reference(scene, other, rng)
-    return Question(f"Is {names[0]} {relation} {names[1]}?", answer, "relation")
+    places = f"{_place(one)[axis]} {_place(other)[axis]}"
+    return Question(f"Is {names[0]} {relation} {names[1]}?", answer, "relation", places)
 
 
 def _ask_size(scene: Scene, rng: np.random.Generator) -> Question | None:
