@@ -50,17 +50,17 @@ def test_a_caption_reads_from_left_to_right_with_articles_and_textures():
 def test_details_are_sizes_and_the_tenths_where_centres_lie():
     scene = row(thing(x=0.28, y=0.71), thing("square", "blue", "striped", "small", 0.5, 0.999), thing("star", "orange"))
     assert detailed_caption(scene) == (
-        "at C7 a large red circle, at F9 a small striped blue square and at F5 a large orange star"
+        "at C7 a large red circle C7, at F9 a small striped blue square F9 and at F5 a large orange star F5"
     )
     assert detailed_caption(scene, {1: "up"}, order=(2, 1, 0)) == (
-        "at F5 a large orange star, at F9 a small striped blue square moving up and at C7 a large red circle"
+        "at F5 a large orange star F5, at F9 a small striped blue square moving up F9 and at C7 a large red circle C7"
     )
-    assert detailed_caption(row(thing("seven", "blue", x=0.41))) == "at E5 a handwritten seven in blue"
-    assert detailed_caption(row(thing("cross", "orange", size="any"))) == "at F5 an orange cross"
+    assert detailed_caption(row(thing("seven", "blue", x=0.41))) == "at E5 a handwritten seven in blue E5"
+    assert detailed_caption(row(thing("cross", "orange", size="any"))) == "at F5 an orange cross F5"
 
 
 def test_details_hold_the_caption_and_whatever_a_question_asks(scenes, asked):
-    read = re.compile(r"at ([A-J])([0-9]) an? (?:(small|large) )?(.*?)(?=, | and at |$)")
+    read = re.compile(r"at ([A-J])([0-9]) an? (?:(small|large) )?(.*?) \1\2(?=, | and at |$)")
     for scene in scenes[:300]:
         found = read.findall(detailed_caption(scene))
         assert [words for *_, words in found] == re.split(", | and ", re.sub(r"\ban? ", "", caption(scene)))

@@ -60,11 +60,12 @@ def named_caption(scene: Scene) -> str:
 def detailed_caption(
     scene: Scene, moving: Mapping[int, str] | None = None, order: Sequence[int] | None = None
 ) -> str:
-    """All that can be asked about the objects: ``at C7 a small striped red circle and at G3 a large blue square``,
-    where letters A to J and figures 0 to 9 are the tenths of the picture's width and height that hold a centre. The
-    place comes first, so a causal reader has it at each word about the object, as a picture's features have it.
+    """All that can be asked about the objects: ``at C7 a small striped red circle C7``, with commas and ``and``
+    between them, where letters A to J and figures 0 to 9 are the tenths of the picture's width and height that hold a
+    centre. The place comes before and after its object: a causal reader that copies what follows finds the object by
+    the place and the place by the object, as it can in a picture.
 
-    ``moving``: directions by the numbers of the objects that move; ``at C7 a small red circle moving left``.
+    ``moving``: directions by the numbers of the objects that move; ``at C7 a small red circle moving left C7``.
     ``order``: of the objects' numbers; from left to right without one.
     """
     phrases = []
@@ -75,7 +76,8 @@ def detailed_caption(
             words.insert(0, placed.size)
         if moving and number in moving:
             words += ["moving", moving[number]]
-        phrases.append(f"at {''.join(_place(placed))} {_with_article(' '.join(words))}")
+        place = "".join(_place(placed))
+        phrases.append(f"at {place} {_with_article(' '.join(words))} {place}")
     return _listed(phrases)
 
 

@@ -11,7 +11,7 @@ from flamingo_rt.training.data.text_batches import document_lines, document_text
 
 PROMPTS = PromptsConfig()
 # Column, line, words.
-PLACED = re.compile(r"at ([A-J])(\d) an? (?:small |large )?(.*?)(?: moving \w+)?(?=, | and at |$)")
+PLACED = re.compile(r"at ([A-J])(\d) an? (?:small |large )?(.*?)(?: moving \w+)? \1\2(?=, | and at |$)")
 DOCUMENTS = [document_text(SceneDocuments(3, PROMPTS).sample(index)).split("\n") for index in range(200)]
 
 
@@ -108,7 +108,7 @@ def test_some_documents_are_about_what_moves() -> None:
     moving = [document for document in DOCUMENTS if not still(document)]
     assert 0.5 * MOVING < len(moving) / len(DOCUMENTS) < 2 * MOVING
     for details, *texts in moving:
-        direction = re.findall(r" moving (left|right|up|down)(?=, | and at |$)", details)
+        direction = re.findall(r" moving (left|right|up|down) [A-J]\d(?=, | and at |$)", details)
         assert len(direction) == 1
         assert f"{PROMPTS.ask(scenes.WHICH_WAY)} {direction[0]}" in texts
         caption = next(text for text in texts if text.startswith("Output: ")).removeprefix("Output: ")
