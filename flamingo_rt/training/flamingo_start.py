@@ -152,7 +152,7 @@ def _batches(
         # An answer belongs to the picture before it, and its rule is in all of the shots.
         entry = replace(entry, next_image=0.0, images=config.max_visuals)
     elif source is None:
-        return SceneBatches(config, tokenizer, options.run.seed, entry.batch, entry.questions, number)
+        return SceneBatches(config, tokenizer, options.run.seed, entry.batch, entry.questions, entry.by_place, number)
     return DocumentBatches(source, entry, config, tokenizer, options.run.seed, number, cache)
 
 

@@ -71,13 +71,14 @@ class DataOptions:
     prompt: str | None = option(None, "Text between a picture and its caption; by default the model's prompt.")
     template: str = option("a picture of {}", "Caption of a picture whose folder names its class.")
     questions: int = option(2, "Questions about each drawn scene.")
+    by_place: float = option(0.0, "Share of them whose answers begin with the places that they follow from.")
 
     def __post_init__(self) -> None:
         where = f"data {self.source!r}: "
         require_option(bool(self.source), "a dataset needs a source: a folder, a file, a pattern of shards, or scenes")
         try:
             check_numbers(self, positive=("weight", "fps"), counts=("batch", "tokens", "frames", "images"),
-                          shares=("next_image", "leading_space"))
+                          shares=("next_image", "leading_space", "by_place"))
         except UsageError as error:
             raise UsageError(f"{where}{error}") from None
         require_option(self.tokens >= 8, f"{where}tokens is {self.tokens}; a document needs at least 8")
@@ -96,18 +97,20 @@ class DataOptions:
 
 # Keys of a dataset that a stage does not read: one that is given there is a mistake.
 UNREAD = {
-    "vision": ("tokens", "images", "next_image", "chunks", "prompt", "frames", "fps", "questions"),
+    "vision": ("tokens", "images", "next_image", "chunks", "prompt", "frames", "fps", "questions", "by_place"),
     "language": ("tokens", "images", "next_image", "chunks", "prompt", "frames", "fps", "augment", "leading_space",
-                 "questions"),
-    "flamingo": ("questions",),
+                 "questions", "by_place"),
+    "flamingo": ("questions", "by_place"),
 }
 # The same of drawn scenes in stage 3, by their kind: documents of captions and questions are made in a way of their
 # own, and the shots of a task belong together.
 UNREAD_OF_SCENES = ("tokens", "images", "next_image", "chunks", "prompt", "frames", "fps", "augment", "leading_space",
                     "template")
 UNREAD_OF_DRAWN: dict[DataKind, tuple[str, ...]] = {
-    "auto": UNREAD_OF_SCENES, "scenes": UNREAD_OF_SCENES, "videos": ("questions", "images", "next_image", "template"),
-    "tasks": ("questions", "images", "next_image", "chunks", "prompt", "frames", "fps", "leading_space", "template"),
+    "auto": UNREAD_OF_SCENES, "scenes": UNREAD_OF_SCENES,
+    "videos": ("questions", "by_place", "images", "next_image", "template"),
+    "tasks": ("questions", "by_place", "images", "next_image", "chunks", "prompt", "frames", "fps", "leading_space",
+              "template"),
 }
 DRAWN_KINDS: dict[str, tuple[DataKind, ...]] = {  # in each stage
     "vision": ("auto", "scenes", "pairs"), "language": ("auto", "scenes", "text", "tasks"),

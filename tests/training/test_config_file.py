@@ -48,7 +48,7 @@ APART = {FlamingoOptions: ("vision", "language", "tokenizer", "vision_task"), La
 DATA = {
     "source": ODD, "name": "pairs", "kind": "videos", "weight": 0.25, "batch": 6, "tokens": 64, "frames": 4, "fps": 2.5,
     "images": 3, "next_image": 0.0, "chunks": [1, 3], "augment": False, "leading_space": 0.5, "prompt": "",
-    "template": "{} here", "questions": 0,
+    "template": "{} here", "questions": 0, "by_place": 0.25,
 }
 
 
@@ -210,9 +210,10 @@ def test_a_missing_file_is_an_error_of_the_data(file) -> None:
 
 def test_a_dataset_of_the_command_line_has_every_key() -> None:
     text = ("pairs-{a,b}.tar,name=x,kind=videos,weight=0.25,batch=6,tokens=64,frames=4,fps=2.5,images=3,next_image=0,"
-            "chunks=1+3,augment=TRUE,leading_space=0.5,prompt=Output:,template={} here,questions=0")
+            "chunks=1+3,augment=TRUE,leading_space=0.5,prompt=Output:,template={} here,questions=0,by_place=0.25")
     assert parse_data(text) == DataOptions(
-        "pairs-{a,b}.tar", "x", "videos", 0.25, 6, 64, 4, 2.5, 3, 0.0, (1, 3), True, 0.5, "Output:", "{} here", 0
+        "pairs-{a,b}.tar", "x", "videos", 0.25, 6, 64, 4, 2.5, 3, 0.0, (1, 3), True, 0.5, "Output:", "{} here", 0,
+        0.25,
     )
 
 
@@ -277,13 +278,13 @@ def test_options_of_stage_3_that_would_do_nothing_are_refused(options, message) 
 @pytest.mark.parametrize(("options", "key", "value"), [
     (LanguageOptions, "tokens", 2048), (LanguageOptions, "leading_space", 0.5), (VisionOptions, "chunks", (2,)),
     (VisionOptions, "frames", 4), (VisionOptions, "fps", 2.0), (VisionOptions, "questions", 1),
-    (LanguageOptions, "questions", 1), (FlamingoOptions, "questions", 1),
+    (LanguageOptions, "questions", 1), (FlamingoOptions, "questions", 1), (FlamingoOptions, "by_place", 0.5),
 ])
 def test_a_key_of_a_dataset_that_the_stage_does_not_read_is_refused(options, key, value) -> None:
     stage = {LanguageOptions: "language", VisionOptions: "vision", FlamingoOptions: "flamingo"}[options]
     with pytest.raises(UsageError, match=f"data 'mine': {key} has no effect in train {stage}: leave it out"):
         options(data=(DataOptions("mine", **{key: value}),))
-    FlamingoOptions(data=(DataOptions("scenes" if key == "questions" else "mine", **{key: value}),))
+    FlamingoOptions(data=(DataOptions("scenes" if key in ("questions", "by_place") else "mine", **{key: value}),))
 
 
 @pytest.mark.parametrize(("key", "value"), [

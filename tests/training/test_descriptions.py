@@ -215,6 +215,26 @@ def test_the_places_before_an_answer_are_those_of_the_details_and_decide_it(scen
                 assert (one < other) == before
 
 
+def test_the_places_of_a_question_are_those_of_the_objects_that_decide_it(asked):
+    for scene, question in asked:
+        details = dict(re.findall(r"at ([A-J][0-9]) an? (.*?) [A-J][0-9]", detailed_caption(scene)))
+        places = question.places.split()
+        if question.kind == "relation":
+            continue
+        assert set(places) <= set(details)
+        if question.kind == "count":
+            assert ["zero", "one", "two", "three"][len(places)] == question.answer
+        elif question.kind == "exists":
+            assert bool(places) == (question.answer == "yes")
+        else:
+            assert len(places) == 1
+        if question.kind in ("color", "shape", "size", "digit") and len(set(details)) == len(scene.objects):
+            assert question.answer in details[places[0]]
+        by_place = question.by_place()
+        assert by_place.text == question.text.replace("?", ", by place?")
+        assert by_place.answer.split() == [*places, *question.answer.split()]
+
+
 def test_every_kind_of_question_is_asked_with_all_its_answers(asked):
     answers = defaultdict(set)
     for _, question in asked:

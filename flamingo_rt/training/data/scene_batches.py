@@ -37,7 +37,8 @@ class Chunk(NamedTuple):
 
 @dataclass(frozen=True)
 class SceneBatches:
-    """``pictures`` scenes a batch, each with its caption and ``questions`` questions.
+    """``pictures`` scenes a batch, each with its caption and ``questions`` questions, a share ``by_place`` of which ask
+    for places first (`Question.by_place`).
 
     A row holds one chunk in half of the batches and 2, 3 or 4 in the others (few-shot prompts); the number of chunks
     in a batch stays about the same, and so does its cost. A row that is longer than the model's context loses its last
@@ -49,6 +50,7 @@ class SceneBatches:
     seed: int
     pictures: int = 32
     questions: int = 2
+    by_place: float = 0.0
     number: int = 0
 
     def draw(self, step: int, part: int, parts: int) -> Drawn:
@@ -74,7 +76,8 @@ class SceneBatches:
 
     def fingerprint(self) -> dict[str, Any]:
         """See `Batches.fingerprint`."""
-        return {"data": f"drawn scenes, seed {self._own_seed}", "batch": self.pictures, "questions": self.questions}
+        return {"data": f"drawn scenes, seed {self._own_seed}", "batch": self.pictures, "questions": self.questions,
+                "by_place": self.by_place}
 
     @property
     def _own_seed(self) -> int:
@@ -104,7 +107,8 @@ class SceneBatches:
         prompts = self.config.prompts
         yield Chunk(index, prompts.caption, prompts.answer_separator + sample.caption)
         for question in scenes.questions(sample.scene, rng, self.questions):
-            yield Chunk(index, prompts.ask(question.text), prompts.answer_separator + question.answer)
+            asked = question.by_place() if self.by_place and rng.random() < self.by_place else question
+            yield Chunk(index, prompts.ask(asked.text), prompts.answer_separator + asked.answer)
 
     def _caption_tokens(self, samples: list[scenes.Sample]) -> Tensor:
         tokens = torch.zeros(len(samples), self.config.language.vocab_size)

@@ -22,6 +22,7 @@ from flamingo_rt.training.data.samples import Said, Sample
 MOVING = 0.1  # share of the documents in which an object moves
 COMPARED = 0.8  # share of the others, where there are several objects, that ask for their places alone
 QUESTIONS = 6  # in a document, at most
+BY_PLACE = 0.3  # share of the questions about a still scene whose answers begin with places
 COMPARISONS = 8  # where places are asked for
 ORDERINGS = 3  # beside them, of at most 12
 _DETAILS = 7  # part of the seed
@@ -45,16 +46,22 @@ class SceneDocuments(DrawnSource):
         if rng.random() < MOVING:
             details, told = self._moving(rng)
         else:
-            scene, told = _scene_and_told(self.seed, index, self.prompts, questions=QUESTIONS)
-            if len(scene.objects) > 1 and rng.random() < COMPARED:
-                asked = [*scenes.orderings(scene, rng, ORDERINGS), *scenes.comparisons(scene, rng, COMPARISONS)]
-                told = [(self.prompts.ask(question.text), question.answer) for question in asked] or told
+            scene, asked = _scene_and_questions(self.seed, index, QUESTIONS)
+            places = [*scenes.orderings(scene, rng, ORDERINGS), *scenes.comparisons(scene, rng, COMPARISONS)]
+            if places and rng.random() < COMPARED:
+                told = self._answered(places)
+            else:
+                asked = [question.by_place() if rng.random() < BY_PLACE else question for question in asked]
+                told = [(self.prompts.caption, scenes.caption(scene)), *self._answered(asked)]
             details = scenes.detailed_caption(scene, order=_shuffled(scene, rng))
         segments = [Said(details, learnt=False)]
         for turn in rng.permutation(len(told)):
             prompt, answer = told[turn]
             segments += [Said(prompt, learnt=False), Said(self.prompts.answer_separator + answer, same_line=True)]
         return Sample(f"scene {index}", tuple(segments))
+
+    def _answered(self, asked: list[scenes.Question]) -> list[Told]:
+        return [(self.prompts.ask(question.text), question.answer) for question in asked]
 
     def _moving(self, rng: np.random.Generator) -> tuple[str, list[Told]]:
         scene, motion = scenes.sample_moving(rng, "train")
@@ -76,14 +83,15 @@ def texts_of_scene(
     seed: int, index: int, prompts: PromptsConfig, split: scenes.Split = "train", questions: int = 4
 ) -> Iterator[str]:
     """The caption of scene ``index``, and up to so many questions with their answers, each after its prompt."""
-    for prompt, answer in _scene_and_told(seed, index, prompts, split, questions)[1]:
-        yield f"{prompt}{prompts.answer_separator}{answer}"
+    scene, asked = _scene_and_questions(seed, index, questions, split)
+    yield f"{prompts.caption}{prompts.answer_separator}{scenes.caption(scene)}"
+    for question in asked:
+        yield f"{prompts.ask(question.text)}{prompts.answer_separator}{question.answer}"
 
 
-def _scene_and_told(
-    seed: int, index: int, prompts: PromptsConfig, split: scenes.Split = "train", questions: int = 4
-) -> tuple[scenes.Scene, list[Told]]:
+def _scene_and_questions(
+    seed: int, index: int, count: int, split: scenes.Split = "train"
+) -> tuple[scenes.Scene, list[scenes.Question]]:
     rng = np.random.default_rng([seed, index] if split == "train" else [seed, index, 1])  # no scene is in both splits
     scene = scenes.sample_scene(rng, split)
-    asked = [(prompts.ask(question.text), question.answer) for question in scenes.questions(scene, rng, questions)]
-    return scene, [(prompts.caption, scenes.caption(scene)), *asked]
+    return scene, scenes.questions(scene, rng, count)

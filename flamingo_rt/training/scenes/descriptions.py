@@ -5,7 +5,7 @@ Texts use American spelling ("color"), as public data sets do.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
@@ -32,7 +32,7 @@ RELATION_GAP = 0.15  # and a relation only for centres this far apart
 @dataclass(frozen=True)
 class Question:
     """A question about one scene; ``answer`` is one to three lower-case words, of an ``order`` all objects or their
-    places. ``places``, as the details give them, are what the answer follows from where it is about places alone."""
+    places. ``places``, as the details give them, are those of the objects that the answer follows from, if any."""
 
     text: str
     answer: str
@@ -40,8 +40,8 @@ class Question:
     places: str = ""
 
     def by_place(self) -> Question:
-        """The question whose answer begins with the places, for a decoder to learn one step after the other."""
-        return replace(self, text=f"{self.text[:-1]}, by place?", answer=f"{self.places} {self.answer}")
+        """The question whose answer begins with the places, so that finding is learnt before judging."""
+        return replace(self, text=f"{self.text[:-1]}, by place?", answer=f"{self.places} {self.answer}".lstrip())
 
 
 def caption(scene: Scene) -> str:
@@ -76,7 +76,7 @@ def detailed_caption(
             words.insert(0, placed.size)
         if moving and number in moving:
             words += ["moving", moving[number]]
-        place = "".join(_place(placed))
+        place = _places([placed])
         phrases.append(f"at {place} {_with_article(' '.join(words))} {place}")
     return _listed(phrases)
 
@@ -85,6 +85,11 @@ def _place(placed: SceneObject) -> tuple[str, str]:
     """A letter and a figure, both of which sort from left to right and from top to bottom."""
     column, row = (min(9, int(10 * place)) for place in (placed.x, placed.y))
     return COLUMNS[column], str(row)
+
+
+def _places(objects: Iterable[SceneObject]) -> str:
+    """``C7 G3``."""
+    return " ".join("".join(_place(placed)) for placed in objects)
 
 
 def styled_caption(scene: Scene, style: str) -> str:
@@ -203,33 +208,33 @@ def _ask_color(scene: Scene, rng: np.random.Generator) -> Question | None:
     if not (candidates := _unique(scene, "shape")):
         return None
     placed = _pick(rng, candidates)
-    return Question(f"What color is the {_noun(placed)}?", placed.color, "color")
+    return Question(f"What color is the {_noun(placed)}?", placed.color, "color", _places([placed]))
 
 
 def _ask_shape(scene: Scene, rng: np.random.Generator) -> Question | None:
     if not (candidates := _unique(scene, "color")):
         return None
     placed = _pick(rng, candidates)
-    return Question(f"What shape is the {placed.color} object?", placed.shape, "shape")
+    return Question(f"What shape is the {placed.color} object?", placed.shape, "shape", _places([placed]))
 
 
 def _ask_digit(scene: Scene, rng: np.random.Generator) -> Question | None:
-    return Question("Which digit is shown?", scene.objects[0].shape, "digit")
+    return Question("Which digit is shown?", scene.objects[0].shape, "digit", _places(scene.objects))
 
 
 def _ask_count(scene: Scene, rng: np.random.Generator) -> Question | None:
     form = rng.integers(3)
     if form == 0:
-        return Question("How many objects are there?", NUMBERS[len(scene.objects)], "count")
+        return Question("How many objects are there?", NUMBERS[len(scene.objects)], "count", _places(scene.objects))
     # Half of the words come from the scene: drawn from the whole vocabulary, nearly every answer would be zero.
     shown = _pick(rng, scene.objects) if rng.random() < 0.5 else None
     if form == 1:
         shape = _pick(rng, tuple(SHAPES)) if shown is None or shown.is_digit else shown.shape
-        found = sum(placed.shape == shape for placed in scene.objects)
-        return Question(f"How many {SHAPES[shape]} are there?", NUMBERS[found], "count")
+        found = [placed for placed in scene.objects if placed.shape == shape]
+        return Question(f"How many {SHAPES[shape]} are there?", NUMBERS[len(found)], "count", _places(found))
     color = _pick(rng, tuple(COLORS)) if shown is None else shown.color
-    found = sum(placed.color == color for placed in scene.objects)
-    return Question(f"How many {color} objects are there?", NUMBERS[found], "count")
+    found = [placed for placed in scene.objects if placed.color == color]
+    return Question(f"How many {color} objects are there?", NUMBERS[len(found)], "count", _places(found))
 
 
 def _ask_exists(scene: Scene, rng: np.random.Generator) -> Question | None:
@@ -246,7 +251,9 @@ def _ask_exists(scene: Scene, rng: np.random.Generator) -> Question | None:
     elif answer == "no":
         color = _pick(rng, other_colors)
     thing = {"pair": f"{color} {shape}", "shape": shape, "color": f"{color} object"}[form]
-    return Question(f"Is there {_with_article(thing)}?", answer, "exists")
+    found = [placed for placed in scene.objects
+             if (form == "shape" or placed.color == color) and (form == "color" or placed.shape == shape)]
+    return Question(f"Is there {_with_article(thing)}?", answer, "exists", _places(found))
 
 
 def _ask_position(scene: Scene, rng: np.random.Generator) -> Question | None:
@@ -255,7 +262,7 @@ def _ask_position(scene: Scene, rng: np.random.Generator) -> Question | None:
     if column is None or row is None:
         return None
     answer = f"{row} {column}".strip() or "middle"
-    return Question(f"Where is {_reference(scene, placed, rng)}?", answer, "position", "".join(_place(placed)))
+    return Question(f"Where is {_reference(scene, placed, rng)}?", answer, "position", _places([placed]))
 
 
 def _third(value: float, first: str, last: str) -> str | None:
@@ -286,4 +293,4 @@ def _ask_size(scene: Scene, rng: np.random.Generator) -> Question | None:
     placed = _pick(rng, scene.objects)
     if placed.size not in SIZES:
         return None
-    return Question(f"Is {_reference(scene, placed, rng)} small or large?", placed.size, "size")
+    return Question(f"Is {_reference(scene, placed, rng)} small or large?", placed.size, "size", _places([placed]))

@@ -127,6 +127,18 @@ def test_rows_hold_one_to_four_chunks_and_every_chunk_once(drawn, read) -> None:
         assert PICTURES * 3 - 3 <= len(said) <= PICTURES * 3  # chunks that do not fill a row are left out
 
 
+def test_a_share_of_the_questions_asks_for_places_first(batches, drawn, tokenizer) -> None:
+    assert same(replace(batches, by_place=0.0).batch(5), drawn[5])
+    asking = replace(batches, by_place=0.5, questions=6)
+    said = [chunk for step in STEPS for batch in [asking.batch(step)] for row in range(len(batch.rows))
+            for chunk in read_row(batch, row, tokenizer) if "Question:" in chunk.prompt]
+    by_place = [chunk for chunk in said if ", by place?" in chunk.prompt]
+    assert 0.4 < len(by_place) / len(said) < 0.6
+    found = [chunk for chunk in by_place if re.match(r" ?[A-J]", chunk.answer)]
+    assert 0.6 < len(found) / len(by_place) < 1  # what is not there has no place
+    assert not any(re.match(r" ?[A-J]\d", chunk.answer) for chunk in said if chunk not in by_place)
+
+
 def test_captions_stand_with_their_own_picture(read) -> None:
     seen = 0
     for step, rows in zip(STEPS, read, strict=True):
