@@ -186,7 +186,7 @@ def test_drawn_scenes_are_pairs_that_repeat() -> None:
 
 def test_every_second_caption_that_is_learnt_from_tells_sizes_and_places() -> None:
     learnt, held_out = ScenePairs(seed=1), ScenePairs(seed=1, split="heldout")
-    place = re.compile(r" at [A-J][0-9]\b")
+    place = re.compile(r"\bat [A-J][0-9]\b")
     for texts in (learnt.captions(20), (learnt.sample(index).segments[1].text for index in range(20))):
         assert [bool(place.search(text)) for text in texts] == [False, True] * 10
     for texts in (held_out.captions(20), (held_out.sample(index).segments[1].text for index in range(20))):
