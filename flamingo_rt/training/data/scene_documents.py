@@ -47,9 +47,9 @@ class SceneDocuments(DrawnSource):
             details, told = self._moving(rng)
         else:
             scene, asked = _scene_and_questions(self.seed, index, QUESTIONS)
-            places = [*scenes.orderings(scene, rng, ORDERINGS), *scenes.comparisons(scene, rng, COMPARISONS)]
-            if places and rng.random() < COMPARED:
-                told = self._answered(places)
+            of_places = [*scenes.orderings(scene, rng, ORDERINGS), *scenes.comparisons(scene, rng, COMPARISONS)]
+            if of_places and rng.random() < COMPARED:
+                told = self._answered(of_places)
             else:
                 asked = [question.by_place() if rng.random() < BY_PLACE else question for question in asked]
                 told = [(self.prompts.caption, scenes.caption(scene)), *self._answered(asked)]
