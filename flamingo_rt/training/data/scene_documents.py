@@ -72,7 +72,7 @@ class SceneDocuments(DrawnSource):
 
     def fingerprint(self) -> str:
         """See `SampleSource.fingerprint`."""
-        return f"details of drawn scenes in any order, texts about them and comparisons, seed {self.seed}"
+        return f"details of drawn scenes in any order, texts about them, comparisons and whole places, seed {self.seed}"
 
 
 def _shuffled(scene: scenes.Scene, rng: np.random.Generator) -> list[int]:

@@ -285,8 +285,7 @@ def _ask_relation(scene: Scene, rng: np.random.Generator) -> Question | None:
     true, false = (before, after) if gap < 0 else (after, before)
     answer, relation = (("yes", true), ("no", false))[rng.integers(2)]
     names = _reference(scene, one, rng), _reference(scene, other, rng)
-    places = f"{_place(one)[axis]} {_place(other)[axis]}"
-    return Question(f"Is {names[0]} {relation} {names[1]}?", answer, "relation", places)
+    return Question(f"Is {names[0]} {relation} {names[1]}?", answer, "relation", _places([one, other]))
 
 
 def _ask_size(scene: Scene, rng: np.random.Generator) -> Question | None:
