@@ -55,6 +55,9 @@ def test_details_are_sizes_and_the_tenths_where_centres_lie():
     assert detailed_caption(scene, {1: "up"}, order=(2, 1, 0)) == (
         "at F5 a large orange star F5, at F9 a small striped blue square moving up F9 and at C7 a large red circle C7"
     )
+    assert detailed_caption(scene, {1: "up"}, turned=True) == (
+        "at C7 a large red circle 7C, at F9 a small striped blue square moving up 9F and at F5 a large orange star 5F"
+    )
     assert detailed_caption(row(thing("seven", "blue", x=0.41))) == "at E5 a handwritten seven in blue E5"
     assert detailed_caption(row(thing("cross", "orange", size="any"))) == "at F5 an orange cross F5"
 

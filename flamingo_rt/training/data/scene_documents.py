@@ -53,7 +53,7 @@ class SceneDocuments(DrawnSource):
             else:
                 asked = [question.by_place() if rng.random() < BY_PLACE else question for question in asked]
                 told = [(self.prompts.caption, scenes.caption(scene)), *self._answered(asked)]
-            details = scenes.detailed_caption(scene, order=_shuffled(scene, rng))
+            details = scenes.detailed_caption(scene, order=_shuffled(scene, rng), turned=_coin(rng))
         segments = [Said(details, learnt=False)]
         for turn in rng.permutation(len(told)):
             prompt, answer = told[turn]
@@ -65,18 +65,23 @@ class SceneDocuments(DrawnSource):
 
     def _moving(self, rng: np.random.Generator) -> tuple[str, list[Told]]:
         scene, motion = scenes.sample_moving(rng, "train")
-        return scenes.detailed_caption(scene, {motion.number: motion.direction}, _shuffled(scene, rng)), [
+        return scenes.detailed_caption(scene, {motion.number: motion.direction}, _shuffled(scene, rng), _coin(rng)), [
             (self.prompts.caption, scenes.moving_caption(scene, motion)),
             (self.prompts.ask(scenes.WHICH_WAY), motion.direction),
         ]
 
     def fingerprint(self) -> str:
         """See `SampleSource.fingerprint`."""
-        return f"details of drawn scenes in any order, texts about them, comparisons and whole places, seed {self.seed}"
+        return ("details of drawn scenes in any order, texts about them, comparisons, whole and turned places, "
+                f"seed {self.seed}")
 
 
 def _shuffled(scene: scenes.Scene, rng: np.random.Generator) -> list[int]:
     return rng.permutation(len(scene.objects)).tolist()
+
+
+def _coin(rng: np.random.Generator) -> bool:
+    return bool(rng.random() < 0.5)
 
 
 def texts_of_scene(

@@ -58,7 +58,7 @@ def named_caption(scene: Scene) -> str:
 
 
 def detailed_caption(
-    scene: Scene, moving: Mapping[int, str] | None = None, order: Sequence[int] | None = None
+    scene: Scene, moving: Mapping[int, str] | None = None, order: Sequence[int] | None = None, turned: bool = False
 ) -> str:
     """All that can be asked about the objects: ``at C7 a small striped red circle C7``, with commas and ``and``
     between them, where letters A to J and figures 0 to 9 are the tenths of the picture's width and height that hold a
@@ -66,7 +66,8 @@ def detailed_caption(
     the place and the place by the object, as it can in a picture.
 
     ``moving``: directions by the numbers of the objects that move; ``at C7 a small red circle moving left C7``.
-    ``order``: of the objects' numbers; from left to right without one.
+    ``order``: of the objects' numbers; from left to right without one. ``turned``: the second place as ``7C``, so that
+    the line is what follows the object.
     """
     phrases = []
     for number in order if order is not None else range(len(scene.objects)):
@@ -77,7 +78,7 @@ def detailed_caption(
         if moving and number in moving:
             words += ["moving", moving[number]]
         place = _places([placed])
-        phrases.append(f"at {place} {_with_article(' '.join(words))} {place}")
+        phrases.append(f"at {place} {_with_article(' '.join(words))} {place[::-1] if turned else place}")
     return _listed(phrases)
 
 

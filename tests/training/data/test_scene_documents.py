@@ -11,7 +11,7 @@ from flamingo_rt.training.data.text_batches import document_lines, document_text
 
 PROMPTS = PromptsConfig()
 # Column, line, words.
-PLACED = re.compile(r"at ([A-J])(\d) an? (?:small |large )?(.*?)(?: moving \w+)? \1\2(?=, | and at |$)")
+PLACED = re.compile(r"at ([A-J])(\d) an? (?:small |large )?(.*?)(?: moving \w+)? (?:\1\2|\2\1)(?=, | and at |$)")
 DOCUMENTS = [document_text(SceneDocuments(3, PROMPTS).sample(index)).split("\n") for index in range(200)]
 
 
@@ -35,6 +35,11 @@ def compares(document: list[str]) -> bool:
     """Whether every question is about places, and one is about two objects."""
     return any(RELATION.fullmatch(text) for text in document[1:]) and all(
         RELATION.fullmatch(text) or POSITION.fullmatch(text) or ORDER.fullmatch(text) for text in document[1:])
+
+
+def test_in_half_of_the_documents_the_line_follows_an_object() -> None:
+    turned = [re.search(r" \d[A-J](, | and at |$)", details) is not None for details, *_ in DOCUMENTS]
+    assert 0.4 < sum(turned) / len(turned) < 0.6
 
 
 def test_a_document_is_details_then_the_texts_of_its_scene_in_any_order() -> None:
@@ -115,7 +120,7 @@ def test_some_documents_are_about_what_moves() -> None:
     moving = [document for document in DOCUMENTS if not still(document)]
     assert 0.5 * MOVING < len(moving) / len(DOCUMENTS) < 2 * MOVING
     for details, *texts in moving:
-        direction = re.findall(r" moving (left|right|up|down) [A-J]\d(?=, | and at |$)", details)
+        direction = re.findall(r" moving (left|right|up|down) (?:[A-J]\d|\d[A-J])(?=, | and at |$)", details)
         assert len(direction) == 1
         assert f"{PROMPTS.ask(scenes.WHICH_WAY)} {direction[0]}" in texts
         caption = next(text for text in texts if text.startswith("Output: ")).removeprefix("Output: ")
