@@ -1,4 +1,4 @@
-"""Draw how often a model is right about a task after 0, 1, 2 … shots, and what is left when their pictures are changed.
+"""Draw how often a model is right about a task by number of shots, and what is left when their pictures are changed.
 
     python examples/n_shot_vqa.py --out shots.png
     python examples/n_shot_vqa.py vqav2.toml --model bundle --shots 0,4,8 --seeds 3 --answers vqav2.jsonl
@@ -34,7 +34,7 @@ from flamingo_rt.files import replacing_file
 from flamingo_rt.loading import PACKAGED_BUNDLE
 from flamingo_rt.printable import printable
 
-TASK = Path(__file__).parent / "tasks" / "counts.toml"
+TASK = Path(__file__).parent / "tasks" / "words.toml"
 CONTROLS: tuple[Control, ...] = ("shuffled", "blank", "text")
 # Colour, marker and dashes of each line, so that none is told by its colour alone.
 LINES: dict[Control, tuple[str, str, str]] = {
@@ -104,16 +104,19 @@ def counts(text: str) -> list[int]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("task", nargs="?", type=Path, default=TASK, help="default: examples/tasks/counts.toml")
+    parser.add_argument("task", nargs="?", type=Path, default=TASK, help="default: examples/tasks/words.toml")
     parser.add_argument("--model", type=Path, help="a bundle or a checkpoint; default: the model in the package")
-    parser.add_argument("--shots", type=counts, default="0,1,2,4", help="numbers of shots; default %(default)s")
+    parser.add_argument("--shots", type=counts, default="0,4,8,16", help="numbers of shots; default %(default)s")
+    parser.add_argument("--select", choices=("random", "balanced", "rices"),
+                        help="how shots are chosen; default: every class as often, and others at random")
     parser.add_argument("--seeds", type=int, default=3, help="draws of the shots; default %(default)s")
     parser.add_argument("--answers", type=Path, help="file that keeps the answers")
     parser.add_argument("--out", type=Path, default=Path("shots.png"), help="PNG or SVG to write; %(default)s")
     options = parser.parse_args()
-    plan = TaskPlan(options.shots, options.seeds, controls=CONTROLS)
-    folder = options.model or PACKAGED_BUNDLE
-    task, scores = measure(flamingo_rt.load(folder), read_task(options.task), plan, folder, options.answers)
+    task, folder = read_task(options.task), options.model or PACKAGED_BUNDLE
+    select = options.select or ("balanced" if task.kind == "classes" else "random")
+    plan = TaskPlan(options.shots, options.seeds, select, controls=CONTROLS)
+    task, scores = measure(flamingo_rt.load(folder), task, plan, folder, options.answers)
     for score in scores:
         control = "" if score.shots == 0 else shown_control(score.control)
         print(f"{score.shots} shots {control:18} {score.mean.mean:6.3f}  {score.mean.low:.3f} to {score.mean.high:.3f}")

@@ -23,6 +23,7 @@ from matplotlib.colors import to_rgba
 import flamingo_rt
 from flamingo_rt import Image
 from flamingo_rt.child_process import child_environment
+from flamingo_rt.config import PreprocessingConfig
 from flamingo_rt.errors import UsageError
 from flamingo_rt.evaluation.confidence_interval import Interval
 from flamingo_rt.evaluation.task_file import read_task
@@ -187,10 +188,11 @@ def test_a_picture_is_shown_as_the_model_sees_it(in_examples: Path, tmp_path: Pa
     module, config = script("interleaved_attention"), flamingo_rt.load().config
     file = tmp_path / "wide.png"
     PIL.Image.new("RGB", (60, 20), (255, 0, 0)).save(file)
-    shown = module.shown_picture(Image(file), config)
-    assert shown.shape == (256, 256, 3)
-    assert np.allclose(shown[128, 128], (1, 0, 0))
-    assert np.allclose(shown[4, 128], config.preprocessing.mean)  # padded
+    for preprocessing, edge in ((config.preprocessing, (1, 0, 0)), (PreprocessingConfig(), (0.5, 0.5, 0.5))):
+        shown = module.shown_picture(Image(file), replace(config, preprocessing=preprocessing))
+        assert shown.shape == (256, 256, 3)
+        assert np.allclose(shown[128, 128], (1, 0, 0))
+        assert np.allclose(shown[4, 128], edge)  # squashed, or padded with the mean
 
 
 def made_up_reading(module: ModuleType) -> Any:

@@ -14,6 +14,7 @@ import re
 import shlex
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
@@ -237,8 +238,16 @@ def test_a_task_of_a_page_is_read(text: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("file", sorted((ROOT / "examples" / "tasks").glob("*.toml")), ids=lambda file: file.stem)
 def test_a_task_of_the_examples_is_whole(file: Path) -> None:
     task = read_task(file)
-    assert {item.file for item in task.items} == set((ROOT / "examples" / "scenes").glob("*.png"))
+    pictures = [item.file for item in (*task.items, *task.support)]
+    assert task.items
     assert not task.missing
+    assert all(picture.is_file() for picture in pictures)
+    if file.stem == "words":
+        assert len(set(pictures)) == len(pictures)  # no shot is asked about
+        assert sorted(Counter(item.answers for item in task.support).values()) == [4, 4, 4, 4]
+        assert sorted(Counter(item.answers for item in task.items).values()) == [3, 3, 3, 3]
+    else:
+        assert {item.file for item in task.items} == set((ROOT / "examples" / "scenes").glob("*.png"))
 
 
 def scripts_of(page: Path) -> list[str]:
