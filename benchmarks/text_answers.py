@@ -9,6 +9,7 @@ held-out scene, as in the documents of stage 2. Prints a line for each folder; n
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -44,13 +45,22 @@ def open_decoder(folder: Path) -> tuple[LanguageModel, Tokenizer, TokensConfig]:
 
 
 def asked() -> Iterator[tuple[str, scenes.Question]]:
-    """Prompts with their questions, about `SCENES` held-out scenes."""
+    """Prompts with their questions, about `SCENES` held-out scenes; about two objects as they are and by place."""
     for index in range(SCENES):
         rng = np.random.default_rng([SEED, index])
         scene = scenes.sample_scene(rng, "heldout")
         for question in scenes.questions(scene, rng, QUESTIONS):
             details = scenes.detailed_caption(scene, order=rng.permutation(len(scene.objects)).tolist())
-            yield f"{details}\n{PROMPTS.ask(question.text)}", question
+            for form in (question, question.by_place()) if question.kind == "relation" else (question,):
+                yield f"{details}\n{PROMPTS.ask(form.text)}", form
+
+
+def kind_of(question: scenes.Question) -> str:
+    """The question's kind; of those about two objects also the axis, and whether places come first."""
+    if question.kind != "relation":
+        return question.kind
+    axis = "left or right" if re.search("left of|right of", question.text) else "above or below"
+    return f"{axis}, by place" if question.text.endswith(", by place?") else axis
 
 
 @torch.no_grad()
@@ -71,8 +81,8 @@ def measure(folder: Path) -> dict[str, tuple[int, int]]:
     for text, question in asked():
         prompt = [tokenizer.token_to_id(tokens.bos), *tokenizer.encode(text).ids]
         wanted = tokenizer.encode(PROMPTS.answer_separator + question.answer).ids
-        count[question.kind] += 1
-        right[question.kind] += answer(model, prompt, len(wanted)) == wanted
+        count[kind_of(question)] += 1
+        right[kind_of(question)] += answer(model, prompt, len(wanted)) == wanted
     return {kind: (right[kind], count[kind]) for kind in sorted(count)}
 
 

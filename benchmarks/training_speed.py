@@ -5,11 +5,10 @@
 
 Each case is a run of the command in a process of its own, and its log is read: the share of the machine's measured
 matrix rate (MFU), the share of a step that is spent waiting for data, tokens in a second; medians of the steps after
-the warm-up. ``packaged`` is the packaged model's way, recipes/tiny/first.toml: everything from random weights. The
-bridge of stage 3 starts from checkpoints with random weights, of about 10M parameters and of width 768, and reads a
-folder of drawn scenes. The cache is measured on a folder of pictures: an epoch without it, an epoch that fills it, and
-an epoch from it. ``cache-vit-b`` has CLIP ViT-B/16 as its encoder. The last line is JSON, which is also written to
-``benchmarks/results``.
+the warm-up. ``packaged`` is the packaged model's bridge, recipes/tiny/flamingo.toml. The bridge of stage 3 starts from
+checkpoints with random weights, of about 10M parameters and of width 768, and reads a folder of drawn scenes. The cache
+is measured on a folder of pictures: an epoch without it, an epoch that fills it, and an epoch from it. ``cache-vit-b``
+has CLIP ViT-B/16 as its encoder. The last line is JSON, which is also written to ``benchmarks/results``.
 """
 
 from __future__ import annotations
@@ -34,6 +33,7 @@ from benchmarks.starting_checkpoints import scene_tokenizer, sized, write_random
 from flamingo_rt.child_process import python_command
 from flamingo_rt.config import FlamingoConfig, ViTConfig
 from flamingo_rt.parameter_count import reckon_parameters
+from flamingo_rt.presets import preset
 from flamingo_rt.training.config_file import options_text, read_options
 from flamingo_rt.training.flops import matrix_rate
 from flamingo_rt.training.options import DataOptions, FlamingoOptions, LanguageOptions, RunOptions, VisionOptions
@@ -139,12 +139,14 @@ class Measuring:
         return {"parameters": reckon_parameters(config)["total"], **found}
 
     def packaged(self) -> dict[str, Any]:
-        """Stage 3 as the packaged model was trained: nothing frozen, on drawn scenes."""
-        options = read_options(FlamingoOptions, ROOT / "recipes" / "tiny" / "first.toml", {})
+        """Stage 3 of the packaged model, between parts with random weights: drawn scenes, tasks and clips."""
+        options = read_options(FlamingoOptions, ROOT / "recipes" / "tiny" / "flamingo.toml", {})
+        start = self.start_from(preset(options.preset))
+        options = replace(options, start_from=start, vision=None, language=None, initial_gate=None)
         own = options.run
         run = replace(self.settings.run(), learning_rate=own.learning_rate, weight_decay=own.weight_decay,
-                      beta2=own.beta2)
-        data = tuple(replace(entry, batch=self.settings.batch) for entry in options.data)
+                      beta2=own.beta2, gradient_clip=own.gradient_clip)
+        data = tuple(replace(entry, batch=min(entry.batch, self.settings.batch)) for entry in options.data)
         return summary(trained(replace(options, run=run, data=data), self.work, "packaged"), self.settings.warmup)
 
     def vision(self) -> dict[str, Any]:

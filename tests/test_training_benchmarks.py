@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -27,12 +28,13 @@ from flamingo_rt.model.flamingo import IGNORED_LABEL
 from flamingo_rt.model.naive import generate_naively
 from flamingo_rt.model.resampler import Resampler
 from flamingo_rt.parameter_count import reckon_parameters
-from flamingo_rt.presets import PRESETS
-from flamingo_rt.training import flamingo_start, language_stage, vision_stage
+from flamingo_rt.presets import PRESETS, preset
+from flamingo_rt.training import flamingo_start, language_stage, scenes, vision_stage
+from flamingo_rt.training.config_file import read_options
 from flamingo_rt.training.data.document_batches import FlamingoBatch
 from flamingo_rt.training.data.samples import Said
 from flamingo_rt.training.data.sources import open_source
-from flamingo_rt.training.options import DataOptions
+from flamingo_rt.training.options import DataOptions, FlamingoOptions
 
 # What several of them share
 
@@ -380,9 +382,37 @@ def test_a_smoothed_line_is_the_mean_of_what_came_before() -> None:
     assert (one, two) == (1.0, pytest.approx((1.0 * 0.9 + 3.0) / 1.9))
 
 
+def test_the_speed_of_the_packaged_models_bridge_is_that_of_its_recipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[FlamingoOptions] = []
+    monkeypatch.setattr(training_speed, "trained", lambda options, folder, name: tried.append(options))
+    monkeypatch.setattr(training_speed, "summary", lambda lines, warmup: {})
+    training_speed.Measuring(tmp_path, training_speed.Settings(batch=8)).packaged()
+    (options,) = tried
+    recipe = read_options(FlamingoOptions, Path(__file__).parent.parent / "recipes" / "tiny" / "flamingo.toml", {})
+    assert [(entry.kind, entry.batch) for entry in options.data] == [("auto", 8), ("tasks", 4), ("videos", 6)]
+    assert [(entry.weight, entry.by_place) for entry in options.data] == [
+        (entry.weight, entry.by_place) for entry in recipe.data]
+    assert (options.run.gradient_clip, options.run.beta2) == (recipe.run.gradient_clip, recipe.run.beta2)
+    assert open_checkpoint(Path(str(options.start_from))).config.language == preset("tiny").language
+
+
+def test_answers_about_two_objects_are_counted_by_axis_and_by_place() -> None:
+    above = scenes.Question("Is the star above the cross?", "no", "relation", "C7 F2")
+    assert text_answers.kind_of(above) == "above or below"
+    assert text_answers.kind_of(above.by_place()) == "above or below, by place"
+    assert text_answers.kind_of(replace(above, text="Is the star right of the cross?")) == "left or right"
+    assert text_answers.kind_of(scenes.Question("What color is the star?", "red", "color", "C7")) == "color"
+    asked = [question for _, question in itertools.islice(text_answers.asked(), 60)]
+    related = [text_answers.kind_of(question) for question in asked if question.kind == "relation"]
+    assert related[1::2] == [f"{kind}, by place" for kind in related[::2]]
+    assert len(related) > 4
+
+
 def test_answers_in_words_are_counted_by_kind(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(text_answers, "SCENES", 4)
-    checkpoint = Path(__file__).parent.parent / "models" / "in-context"
+    checkpoint = Path(__file__).parent.parent / "models" / "tiny"
     model, tokenizer, tokens = text_answers.open_decoder(checkpoint)
     shots = "a red circle\nOutput: kekbem\na blue star\nOutput: fesfur\na red circle\nOutput:"
     prompt = [tokenizer.token_to_id(tokens.bos), *tokenizer.encode(shots).ids]
