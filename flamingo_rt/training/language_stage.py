@@ -160,7 +160,8 @@ def open_language_stage(options: LanguageOptions, world: World) -> LanguageStage
         raise UsageError(f"{options.start_from} has a table of {config.context} positions, and context is "
                          f"{options.context}: give rows of {config.context} tokens at most")
     parameters = language_parameters(config)
-    require_training_memory(parameters, parameters, f"training the decoder of {options.decoder}", world)
+    decoder = f"the decoder of {options.start_from or options.decoder}"
+    require_training_memory(parameters, parameters, f"training {decoder}", world)
     torch.manual_seed(options.run.seed)
     datasets = [
         Dataset(entry.label, entry.weight, TextBatches(

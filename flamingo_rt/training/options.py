@@ -71,7 +71,7 @@ class DataOptions:
     prompt: str | None = option(None, "Text between a picture and its caption; by default the model's prompt.")
     template: str = option("a picture of {}", "Caption of a picture whose folder names its class.")
     questions: int = option(2, "Questions about each drawn scene.")
-    by_place: float = option(0.0, "Share of them whose answers begin with the places that they follow from.")
+    by_place: float = option(0.0, "Share of the questions whose answers begin with the places that they follow from.")
 
     def __post_init__(self) -> None:
         where = f"data {self.source!r}: "
@@ -87,6 +87,8 @@ class DataOptions:
         require_option(self.template.count("{}") == 1,
                        f"{where}template {self.template!r} holds {{}} {self.template.count('{}')} times: put it once, "
                        "where the name of the class goes")
+        require_option(self.questions > 0 or self.by_place == 0,
+                       f"{where}by_place is {self.by_place}, of no questions: give questions, or leave it out")
         require_option(self.questions <= 16, f"{where}questions is {self.questions}; it must be from 0 to 16")
 
     @property
@@ -233,6 +235,10 @@ class LanguageOptions:
         require_option(self.context >= 16, f"context is {self.context}; it must be 16 or more")
         require_option(self.start_from is None or self.tokenizer is None,
                        "start_from has its own tokenizer, on which it was trained: leave tokenizer out")
+        given = [entry.name for entry in fields(self)
+                 if entry.name in ("decoder", "vocab_size") and getattr(self, entry.name) != entry.default]
+        require_option(self.start_from is None or not given,
+                       f"start_from has its own sizes: leave {' and '.join(given)} out")
 
 
 @dataclass(frozen=True)
@@ -259,7 +265,6 @@ class FlamingoOptions:
     lora: int = option(0, "Rank of low-rank updates of the frozen language model's matrices; 0 for none.")
     initial_gate: float | None = option(None, "Value of gates that are new, before tanh; a checkpoint has its own.")
     gates: Literal["tanh", "none"] = option("tanh", "none leaves the gates out: all are open, and not trained.")
-    vision_task: float = option(0.0, "Weight of the trained vision encoder's own task, on scenes.")
     cache_features: str | None = option(None, "Folder that keeps what the frozen encoder gave.", path=True)
     cache_bytes: int = option(20_000_000_000, "Most bytes in that folder.")
 
@@ -279,10 +284,3 @@ class FlamingoOptions:
                        "cache_features keeps what a frozen encoder gives, and unfreeze names vision: leave one out")
         require_option(self.cache_features is None or not any(entry.augment for entry in self.data),
                        "cache_features needs the same pixels each time: turn augment off, or leave it out")
-        require_option(self.vision_task == 0 or self.run.accumulate == 1,
-                       "vision_task needs whole batches: leave accumulate at 1")
-        require_option(self.vision_task == 0 or "vision" in self.unfreeze,
-                       "vision_task trains the vision encoder, which is frozen: name vision in unfreeze, or leave "
-                       "vision_task out")
-        require_option(self.vision_task == 0 or any(entry.source == SCENES for entry in self.data),
-                       "vision_task is a task on drawn scenes: add the source scenes to data, or leave vision_task out")

@@ -39,16 +39,16 @@ OWN = {
     },
     FlamingoOptions: {
         "preset": "small", "vision": "v", "language": "l", "tokenizer": "t", "unfreeze": ["embedding"],
-        "unfrozen_rate": 0.1, "lora": 8, "initial_gate": 0.5, "gates": "none", "vision_task": 0.25,
+        "unfrozen_rate": 0.1, "lora": 8, "initial_gate": 0.5, "gates": "none",
         "cache_features": ODD, "cache_bytes": 5, "start_from": "whole",
     },
 }
-# start_from excludes a tokenizer, and of stage 3 two more; a frozen encoder excludes vision_task.
-APART = {FlamingoOptions: ("vision", "language", "tokenizer", "vision_task"), LanguageOptions: ("tokenizer",)}
+# start_from excludes them.
+APART = {FlamingoOptions: ("vision", "language", "tokenizer"), LanguageOptions: ("decoder", "tokenizer", "vocab_size")}
 DATA = {
     "source": ODD, "name": "pairs", "kind": "videos", "weight": 0.25, "batch": 6, "tokens": 64, "frames": 4, "fps": 2.5,
     "images": 3, "next_image": 0.0, "chunks": [1, 3], "augment": False, "leading_space": 0.5, "prompt": "",
-    "template": "{} here", "questions": 0, "by_place": 0.25,
+    "template": "{} here", "questions": 3, "by_place": 0.25,
 }
 
 
@@ -210,9 +210,9 @@ def test_a_missing_file_is_an_error_of_the_data(file) -> None:
 
 def test_a_dataset_of_the_command_line_has_every_key() -> None:
     text = ("pairs-{a,b}.tar,name=x,kind=videos,weight=0.25,batch=6,tokens=64,frames=4,fps=2.5,images=3,next_image=0,"
-            "chunks=1+3,augment=TRUE,leading_space=0.5,prompt=Output:,template={} here,questions=0,by_place=0.25")
+            "chunks=1+3,augment=TRUE,leading_space=0.5,prompt=Output:,template={} here,questions=3,by_place=0.25")
     assert parse_data(text) == DataOptions(
-        "pairs-{a,b}.tar", "x", "videos", 0.25, 6, 64, 4, 2.5, 3, 0.0, (1, 3), True, 0.5, "Output:", "{} here", 0,
+        "pairs-{a,b}.tar", "x", "videos", 0.25, 6, 64, 4, 2.5, 3, 0.0, (1, 3), True, 0.5, "Output:", "{} here", 3,
         0.25,
     )
 
@@ -246,6 +246,9 @@ def test_a_source_may_hold_an_equals_sign_and_a_value_too() -> None:
         ("a,chunks=1,4", r"'4' is no key=value; the entries of a list are joined by \+: chunks=1\+4"),
         ("a,chunks=0", r"chunks is \[0\]"),
         ("a,template=x", "template 'x' holds {} 0 times"),
+        ("scenes,by_place=1.1", "by_place is 1.1"),
+        ("scenes,by_place=-0.1", "by_place is -0.1"),
+        ("scenes,questions=0,by_place=0.5", "by_place is 0.5, of no questions: give questions, or leave it out"),
     ],
     ids=lambda value: value[:50],
 )
@@ -261,24 +264,27 @@ def test_a_recipe_gives_options_of_its_stage(file: Path) -> None:
     assert read_options(stages.get(file.stem, FlamingoOptions), file, {}).data
 
 
-SCENES = (DataOptions("scenes"),)
-
-
 @pytest.mark.parametrize(("options", "message"), [
     ({"start_from": "a", "tokenizer": "t"}, "start_from is a whole checkpoint: leave vision, language and tokenizer"),
     ({"lora": 2, "unfreeze": ("language",)}, "lora is for a frozen language model, and unfreeze names language"),
-    ({"vision_task": 0.1, "data": SCENES}, "vision_task trains the vision encoder, which is frozen: name vision in"),
-    ({"vision_task": 0.1, "unfreeze": ("vision",), "data": (DataOptions("a.tar"),)}, "a task on drawn scenes: add the"),
 ])
 def test_options_of_stage_3_that_would_do_nothing_are_refused(options, message) -> None:
     with pytest.raises(UsageError, match=message):
         FlamingoOptions(**options)
 
 
+def test_sizes_beside_the_decoder_that_stage_2_goes_on_with_are_refused() -> None:
+    with pytest.raises(UsageError, match="start_from has its own sizes: leave decoder and vocab_size out"):
+        LanguageOptions(start_from="tower", decoder="small", vocab_size=300)
+    with pytest.raises(UsageError, match="start_from has its own tokenizer"):
+        LanguageOptions(start_from="tower", tokenizer="t")
+
+
 @pytest.mark.parametrize(("options", "key", "value"), [
     (LanguageOptions, "tokens", 2048), (LanguageOptions, "leading_space", 0.5), (VisionOptions, "chunks", (2,)),
     (VisionOptions, "frames", 4), (VisionOptions, "fps", 2.0), (VisionOptions, "questions", 1),
     (LanguageOptions, "questions", 1), (FlamingoOptions, "questions", 1), (FlamingoOptions, "by_place", 0.5),
+    (VisionOptions, "by_place", 0.5), (LanguageOptions, "by_place", 0.5),
 ])
 def test_a_key_of_a_dataset_that_the_stage_does_not_read_is_refused(options, key, value) -> None:
     stage = {LanguageOptions: "language", VisionOptions: "vision", FlamingoOptions: "flamingo"}[options]
@@ -299,6 +305,7 @@ def test_a_key_without_effect_on_drawn_scenes_is_refused(key, value) -> None:
 
 @pytest.mark.parametrize(("kind", "key", "value"), [
     ("tasks", "images", 3), ("tasks", "next_image", 0.0), ("tasks", "chunks", (2,)), ("videos", "questions", 4),
+    ("videos", "by_place", 0.5), ("tasks", "by_place", 0.5),
 ])
 def test_the_shots_of_a_drawn_task_are_not_cut_by_options(kind, key, value) -> None:
     with pytest.raises(UsageError, match=f"data 'scenes': {key} has no effect in train flamingo on drawn scenes"):

@@ -13,6 +13,7 @@ from peer_model import write_tokenizer
 from small_model import TEXTS, small_checkpoint, small_config
 from tokenizers import Tokenizer
 
+from flamingo_rt import model_memory
 from flamingo_rt.config import TokensConfig
 from flamingo_rt.errors import DataError, UsageError
 from flamingo_rt.model.flamingo import IGNORED_LABEL
@@ -26,6 +27,8 @@ from flamingo_rt.training.options import DataOptions, LanguageOptions, RunOption
 from flamingo_rt.training.sharding import World
 from flamingo_rt.training.tokenizer_training import train_tokenizer
 from flamingo_rt.training.towers import read_tower, write_tower
+
+START = {"decoder": "tiny", "vocab_size": 512}  # their defaults: beside start_from they say nothing
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +145,7 @@ def test_the_loop_writes_a_tower_that_is_the_model(file: Path, tmp_path: Path) -
 def test_a_run_goes_on_with_a_towers_weights_sizes_and_tokenizer(file: Path, tmp_path: Path) -> None:
     stage, options = opened(file), options_of(file)
     train(stage, options.run, tmp_path / "tower", World())
-    again = opened(file, start_from=str(tmp_path / "tower"), decoder="tiny", vocab_size=999)
+    again = opened(file, start_from=str(tmp_path / "tower"), **START)
     assert (again.config, again.tokens_config) == (stage.config, stage.tokens_config)
     assert again.tokenizer.get_vocab() == stage.tokenizer.get_vocab()
     for name, tensor in stage.model.state_dict().items():
@@ -150,6 +153,31 @@ def test_a_run_goes_on_with_a_towers_weights_sizes_and_tokenizer(file: Path, tmp
     before = float(again.loss("texts", batch_of(again)).total.detach())
     train(again, options.run, tmp_path / "again", World())
     assert float(again.loss("texts", batch_of(again)).total.detach()) < before
+
+
+def test_rows_beyond_a_towers_table_of_positions_are_refused(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = small_config()
+    learnt = replace(config, language=replace(config.language, positions="learnt"))
+    monkeypatch.setattr(language_stage, "preset", lambda name: learnt)
+    opened(file).write(tmp_path / "tower", overwrite=False)
+    with pytest.raises(UsageError, match="tower has a table of 32 positions, and context is 64: give rows of 32"):
+        opened(file, start_from=str(tmp_path / "tower"), context=64, **START)
+
+
+def test_a_whole_checkpoint_is_no_decoder_to_go_on_with(file: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="is a whole Flamingo checkpoint, not a language tower"):
+        opened(file, start_from=str(small_checkpoint(tmp_path / "whole")), **START)
+
+
+def test_a_decoder_that_a_run_goes_on_with_is_named_where_memory_lacks(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened(file).write(tmp_path / "tower", overwrite=False)
+    monkeypatch.setattr(model_memory, "available_bytes", lambda: 1000)
+    with pytest.raises(DataError, match=r"training the decoder of .*tower needs at least"):
+        opened(file, start_from=str(tmp_path / "tower"), **START)
 
 
 def test_the_parts_of_a_batch_have_its_gradient(file: Path) -> None:
