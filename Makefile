@@ -3,9 +3,8 @@
 # make test-all  the suite with what takes minutes more
 # make typecheck the types, by mypy, in the package as an installation lays it out
 # make fuzz      damaged and hostile files of every kind, for MINUTES=30 (make fuzz MINUTES=600 KINDS=pictures,clips)
-# make train     the model in this package, again (most of an hour on 2 cores)
+# make train     the model in this package, again, in three stages (hours)
 # make train-small   three stages of training on made scenes, exported and evaluated
-# make train-in-context   a model that learns from its prompt, in three stages (some three hours on 2 cores)
 
 PYTHON ?= python3
 # Processes that the suite is divided among, of one thread each: two on two cores take half the time that one takes.
@@ -18,7 +17,7 @@ MINUTES ?= 30
 SEED ?= 0
 FINDINGS ?= fuzz-findings
 
-.PHONY: demo test test-all lint typecheck fuzz train train-small train-in-context clean
+.PHONY: demo test test-all lint typecheck fuzz train train-small clean
 
 demo: .venv/demo
 	$(BIN)/flamingo-rt infer --image examples/scene.png
@@ -44,23 +43,19 @@ fuzz: .venv/test
 	$(BIN)/python -m tests.fuzz --minutes $(MINUTES) --seed $(SEED) --jobs 2 --keep $(FINDINGS) \
 		$(if $(KINDS),--kinds "$(KINDS)")
 
+TINY := runs/tiny
+
 train: .venv/test
-	$(BIN)/flamingo-rt train flamingo --config recipes/tiny/first.toml --out runs/first
-	$(BIN)/flamingo-rt train flamingo --config recipes/tiny/second.toml --start-from runs/first --out runs/tiny
-	$(BIN)/flamingo-rt export --ckpt runs/tiny --out runs/tiny-bundle
-	$(BIN)/flamingo-rt evaluate scenes --model runs/tiny-bundle
+	$(BIN)/flamingo-rt train vision --config recipes/tiny/vision.toml --out $(TINY)/vision
+	$(BIN)/flamingo-rt train language --config recipes/tiny/language.toml --out $(TINY)/language
+	$(BIN)/flamingo-rt train flamingo --config recipes/tiny/flamingo.toml --out $(TINY)/flamingo
+	$(BIN)/flamingo-rt export --ckpt $(TINY)/flamingo --validation scenes --license apache-2.0 \
+		--source "trained by flamingo-rt train on drawn scenes and scikit-learn's digits" --out $(TINY)/bundle
+	$(BIN)/flamingo-rt evaluate scenes --model $(TINY)/bundle
+	$(BIN)/python -m benchmarks.shots_that_matter --model tiny=$(TINY)/bundle --results $(TINY)
 
 SMALL := runs/small
 MAKE_SCENES := $(BIN)/flamingo-rt data make-scenes --size 96 --out $(SMALL)
-
-IN_CONTEXT := runs/in-context
-
-train-in-context: .venv/test
-	$(BIN)/flamingo-rt train vision --config recipes/in-context/vision.toml --out $(IN_CONTEXT)/vision
-	$(BIN)/flamingo-rt train language --config recipes/in-context/language.toml --out $(IN_CONTEXT)/language
-	$(BIN)/flamingo-rt train flamingo --config recipes/in-context/flamingo.toml --out $(IN_CONTEXT)/flamingo
-	$(BIN)/flamingo-rt export --ckpt $(IN_CONTEXT)/flamingo --out $(IN_CONTEXT)/bundle
-	$(BIN)/python -m benchmarks.shots_that_matter --model in-context=$(IN_CONTEXT)/bundle --results $(IN_CONTEXT)
 
 train-small: .venv/test
 	$(MAKE_SCENES)/captions --kind pairs --count 3000

@@ -1,4 +1,4 @@
-"""Named configurations: the paper's three models, OpenFlamingo's five, and two small ones; "tiny" is in this package.
+"""Named configurations: the paper's three models, OpenFlamingo's five, and "tiny", which is in this package.
 
 Sizes follow tables 4 and 5 of the Flamingo paper (arXiv 2204.14198). The tables disagree for 9B: table 4 prints 40
 language layers and 10 cross-attention layers, which gives 8.9B and 2.0B; the counts of table 5 (7.1B and 1.6B) need 32
@@ -12,7 +12,6 @@ three more: end of chunk, image, padding.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 from flamingo_rt.config import (
     CrossAttentionConfig,
@@ -43,7 +42,8 @@ def _paper(name: str, width: int, heads: int, layers: int, interval: int) -> Fla
 
 
 def _tiny() -> FlamingoConfig:
-    """About 2.3M parameters: 64-pixel pictures, sentences about drawn scenes."""
+    """About 3.1M parameters: 64-pixel pictures, sentences about drawn scenes. With ALiBi a small decoder learns to copy
+    from its prompt; pictures are squashed, since bars would take pixels, of which there are few."""
     return FlamingoConfig(
         name="tiny",
         vision=NFNetConfig(
@@ -56,20 +56,11 @@ def _tiny() -> FlamingoConfig:
         ),
         cross_attention=CrossAttentionConfig(interval=1, heads=4, head_width=32, norm="rmsnorm", norm_bias=False),
         language=LanguageConfig(
-            vocab_size=512, width=128, layers=4, heads=4, kv_heads=2, head_width=32, ff_width=384, context=1024,
-            activation="swiglu",
+            vocab_size=768, width=128, layers=6, heads=4, kv_heads=2, head_width=32, ff_width=384, context=1024,
+            activation="swiglu", positions="alibi",
         ),
-        preprocessing=PreprocessingConfig(),
+        preprocessing=PreprocessingConfig(resize="squash"),
         max_visuals=40,
-    )
-
-
-def _in_context() -> FlamingoConfig:
-    """The sizes of ``tiny`` with ALiBi, for a model that learns from its prompt: the recipes in recipes/in-context."""
-    tiny = _tiny()
-    return replace(
-        tiny, name="in-context", language=replace(tiny.language, layers=6, positions="alibi"),
-        preprocessing=replace(tiny.preprocessing, resize="squash"),  # bars would take pixels, of which there are few
     )
 
 
@@ -118,7 +109,6 @@ def _redpajama() -> LanguageConfig:
 
 PRESETS: dict[str, Callable[[], FlamingoConfig]] = {
     "tiny": _tiny,
-    "in-context": _in_context,
     "flamingo-3b": lambda: _paper("flamingo-3b", width=2048, heads=16, layers=24, interval=1),
     "flamingo-9b": lambda: _paper("flamingo-9b", width=4096, heads=32, layers=32, interval=4),
     "flamingo-80b": lambda: _paper("flamingo-80b", width=8192, heads=64, layers=80, interval=7),

@@ -17,7 +17,8 @@ SIZES = {"N": 2, "M": 3, "F": 4, "B": 5, "S": 6 * 24, "T": 7, "K": 8, "C": 9}
 def config():
     """Four language layers, cross-attention before the second and the fourth."""
     cross_attention = CrossAttentionConfig(interval=2, offset="last", heads=4, head_width=8)
-    return replace(preset("tiny"), cross_attention=cross_attention)
+    tiny = preset("tiny")
+    return replace(tiny, cross_attention=cross_attention, language=replace(tiny.language, layers=4, vocab_size=512))
 
 
 def test_there_are_three_graphs_in_the_order_of_the_data(config):

@@ -43,7 +43,7 @@ def test_nothing_is_refused_where_it_is_not_known_how_much_there_is(available):
 def test_a_bundle_is_not_loaded_where_its_weights_do_not_fit(available):
     needed = weights_bytes(read_bundle(PACKAGED_BUNDLE))
     available(needed - 1)
-    with pytest.raises(DataError, match=r"9.\d MB of memory \(its weights.*are available"):
+    with pytest.raises(DataError, match=r"12\.\d MB of memory \(its weights.*are available"):
         flamingo_rt.load(backend="ort")
     available(needed)
     flamingo_rt.load(backend="ort", threads=1)

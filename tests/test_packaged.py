@@ -16,6 +16,7 @@ from flamingo_rt.config import PromptsConfig
 from flamingo_rt.loading import PACKAGED_BUNDLE
 from flamingo_rt.model.flamingo import Flamingo
 from flamingo_rt.model.naive import generate_naively
+from flamingo_rt.presets import preset
 from flamingo_rt.processing.preprocess import visual_pixels
 from flamingo_rt.processing.prompt import build_prompt
 from flamingo_rt.runtime.model import Model
@@ -45,6 +46,10 @@ def test_the_bundle_is_small_and_was_exported_from_the_checkpoint_in_the_reposit
     assert sum(file.stat().st_size for file in PACKAGED_BUNDLE.iterdir()) <= 16_000_000
     assert bundle.config == stored.config
     assert bundle.tokenizer_path.read_text(encoding="utf-8") == stored.tokenizer
+
+
+def test_it_has_the_sizes_of_its_preset(model: Model) -> None:
+    assert model.config == preset("tiny")
 
 
 def test_its_prompts_are_the_default_and_those_it_was_trained_on(model: Model) -> None:

@@ -84,7 +84,7 @@ def test_a_model_is_refused_when_its_weights_do_not_fit(monkeypatch):
         monkeypatch.setattr(model_memory, "available_bytes", lambda available=available: available)
         require_memory(config, WEIGHTS, "the model")
     monkeypatch.setattr(model_memory, "available_bytes", lambda: needed - 1)
-    with pytest.raises(DataError, match=r"the model needs at least 9.\d MB of memory .*, 9.\d MB are available"):
+    with pytest.raises(DataError, match=r"the model needs at least 12\.\d MB of memory .*, 12\.\d MB are available"):
         require_memory(config, WEIGHTS, "the model")
 
 

@@ -406,8 +406,9 @@ def test_answers_about_two_objects_are_counted_by_axis_and_by_place() -> None:
     assert text_answers.kind_of(scenes.Question("What color is the star?", "red", "color", "C7")) == "color"
     asked = [question for _, question in itertools.islice(text_answers.asked(), 60)]
     related = [text_answers.kind_of(question) for question in asked if question.kind == "relation"]
-    assert related[1::2] == [f"{kind}, by place" for kind in related[::2]]
-    assert len(related) > 4
+    pairs = list(zip(related[::2], related[1::2], strict=False))  # the last may be cut
+    assert all(by_place == f"{kind}, by place" for kind, by_place in pairs)
+    assert len(pairs) > 2
 
 
 def test_answers_in_words_are_counted_by_kind(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,7 +33,6 @@ from flamingo_rt.training.options import SCENES, DataOptions, FlamingoOptions
 from flamingo_rt.training.sample_answers import ROWS, sample_answers
 from flamingo_rt.training.sharding import World, freeze_in_precision, whole
 from flamingo_rt.training.stage import Dataset, Division, Loss, Updating, is_matrix
-from flamingo_rt.training.vision_task import VisionTask
 from flamingo_rt.weights.lazy import LazyTensor, in_memory
 
 # Where the parameters of what can be unfrozen stand.
@@ -42,30 +41,26 @@ LARGEST_GATE = 20.0  # tanh of it is 1 in float32: a layer without a gate
 
 
 class BridgeOutput(NamedTuple):
-    """The logits [R, T, vocab]; the loss of the vision task; the features [N, F, S, Dv] of the visuals that were not
-    cached; and the latents [M, L, D] of all visuals. The last three are None where there are none."""
+    """The logits [R, T, vocab]; the features [N, F, S, Dv] of the visuals that were not cached; and the latents
+    [M, L, D] of all visuals. The last two are None where there are none."""
 
     logits: Tensor
-    extra: Tensor | None
     new: Tensor | None
     latents: Tensor | None
 
 
 class Bridge(nn.Module):
-    """The model with the head of the vision encoder's own task, and the forward pass of training."""
+    """The model with the forward pass of training."""
 
-    def __init__(
-        self, model: Flamingo, vision_task: VisionTask | None, frozen_vision: bool, cached: bool, world: World
-    ) -> None:
+    def __init__(self, model: Flamingo, frozen_vision: bool, cached: bool, world: World) -> None:
         super().__init__()
-        self.model, self.vision_task, self._frozen_vision, self._cached = model, vision_task, frozen_vision, cached
-        self._world = world
+        self.model, self._frozen_vision, self._cached, self._world = model, frozen_vision, cached, world
 
     def forward(self, batch: FlamingoBatch, latents: Tensor | None = None) -> BridgeOutput:
         """Encode the visuals of a batch and read its texts; with ``latents``, which an earlier pass gave for the same
         visuals, only read the texts. Both go through here, since ranks gather divided parameters for a forward pass of
         the whole module alone."""
-        new = extra = None
+        new = None
         if latents is None:
             new = self._new_features(batch)
             features = new if new is None else new.to(self.model.resampler.latents.dtype)
@@ -75,9 +70,7 @@ class Bridge(nn.Module):
                     features[batch.missing] = new.float()
             latents = self.model.resampler(features) if features is not None else None
         logits, _ = self.model.read(batch.input_ids, batch.media_index, latents, batch.rows)
-        if self.vision_task is not None and new is not None and batch.caption_tokens is not None:
-            extra = self.vision_task(new.flatten(0, 1), batch.caption_tokens)
-        return BridgeOutput(logits, extra, new, latents)
+        return BridgeOutput(logits, new, latents)
 
     def _new_features(self, batch: FlamingoBatch) -> Tensor | None:
         """Features [N, F, S, Dv] of the visuals that were not cached, None where no rank has any to encode."""
@@ -96,6 +89,8 @@ class Bridge(nn.Module):
 class FlamingoStage:
     """A `Stage`; `flamingo_start.open_flamingo_stage` makes one from options."""
 
+    division: Division = "parts"
+
     def __init__(
         self, model: Flamingo, tokenizer: Tokenizer, datasets: Sequence[Dataset], options: FlamingoOptions,
         new_tokens: tuple[int, ...], world: World, cache: FeatureCache | None = None,
@@ -106,7 +101,6 @@ class FlamingoStage:
         them, unless ``files``, where they are, have changed."""
         self.config, self.tokenizer, self.datasets, self._options = model.config, tokenizer, datasets, options
         self._world, self._cache, self._given, self._files = world, cache, given or {}, files
-        self.division: Division = "none" if options.vision_task else "parts"  # that task is computed on whole batches
         self._frozen = frozen_identity(model, options.unfreeze)
         precision = options.run.precision
         if "vision" not in options.unfreeze:
@@ -117,8 +111,7 @@ class FlamingoStage:
             if options.lora:
                 add_lora(model.language, options.lora, options.run.seed)
             train_new_tokens(model, new_tokens, table if "embedding" in options.unfreeze else None)
-        task = VisionTask(model.config) if options.vision_task else None
-        self.model = Bridge(model, task, "vision" not in options.unfreeze, cache is not None, world)
+        self.model = Bridge(model, "vision" not in options.unfreeze, cache is not None, world)
         self.model.to(world.device)
 
     def shards(self) -> Sequence[nn.Module]:
@@ -131,16 +124,16 @@ class FlamingoStage:
         return [*vision, *model.resampler.layers, *keys_values, *gated, *model.language.layers]
 
     def loss(self, dataset: str, batch: FlamingoBatch) -> Loss:
-        """See `Stage.loss`: cross-entropy of the labels; the vision task's is beside it."""
+        """See `Stage.loss`: cross-entropy of the labels."""
         batch = batch.to(self._world.device)
-        logits, extra, new, _ = self.model(batch)
+        logits, new, _ = self.model(batch)
         if self._cache is not None and new is not None:
             for place, features in zip(batch.missing.tolist(), new, strict=True):
                 if batch.keys[place]:
                     self._cache.write(batch.keys[place], features)
         total = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), batch.labels[:, 1:].flatten(),
                                 ignore_index=IGNORED_LABEL, reduction="sum")
-        return Loss(total, None if extra is None else self._options.vision_task * extra)
+        return Loss(total)
 
     def activation_bytes(self, batch: FlamingoBatch) -> int:
         """See `Stage.activation_bytes`: those of the language model and of the gated layers."""
@@ -195,8 +188,7 @@ class FlamingoStage:
         return {"model": self.config.to_dict(), "tokenizer": tokenizer, "frozen": self._frozen,
                 "cached": self._cache is not None,  # features are rounded then
                 "trained": {"unfreeze": list(self._options.unfreeze), "lora": self._options.lora,
-                            "vision_task": self._options.vision_task, "gates": self._options.gates,
-                            "unfrozen_rate": self._options.unfrozen_rate}}
+                            "gates": self._options.gates, "unfrozen_rate": self._options.unfrozen_rate}}
 
     def write(self, out: Path, overwrite: bool) -> None:
         """See `Stage.write`: a checkpoint; trained rows and low-rank updates are merged into the frozen weights. The

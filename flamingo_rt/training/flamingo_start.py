@@ -13,7 +13,6 @@ from torch import nn
 
 from flamingo_rt.checkpoints import TOKENIZER, open_checkpoint
 from flamingo_rt.config import FlamingoConfig
-from flamingo_rt.errors import UsageError
 from flamingo_rt.model.flamingo import Flamingo
 from flamingo_rt.parameter_count import reckon_parameters
 from flamingo_rt.presets import preset
@@ -54,8 +53,6 @@ def open_flamingo_stage(options: FlamingoOptions, world: World) -> FlamingoStage
     """The stage that `loop.train` runs. Raises `UsageError` and `DataError` for what is given and cannot be used."""
     check_something_is_given(options)
     check_names(options.data)
-    if options.vision_task and world.size > 1:
-        raise UsageError("vision_task needs whole batches: leave it out, or train in one process")
     sources = {entry: open_source(entry) for entry in options.data if entry.source != SCENES}
     start = _starting_point(options, sources)
     files = GivenFiles.of(start.tensors)
@@ -152,7 +149,8 @@ def _batches(
         # An answer belongs to the picture before it, and its rule is in all of the shots.
         entry = replace(entry, next_image=0.0, images=config.max_visuals)
     elif source is None:
-        return SceneBatches(config, tokenizer, options.run.seed, entry.batch, entry.questions, entry.by_place, number)
+        return SceneBatches(config, tokenizer, options.run.seed, pictures=entry.batch, questions=entry.questions,
+                            by_place=entry.by_place, number=number)
     return DocumentBatches(source, entry, config, tokenizer, options.run.seed, number, cache)
 
 

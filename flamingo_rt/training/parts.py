@@ -103,6 +103,7 @@ def join_parts(
             preprocessing=vision.preprocessing, tokens=language.tokens, prompts=sizes.prompts,
             max_visuals=sizes.max_visuals,
         )
+        config = sizes if replace(config, name=sizes.name) == sizes else config
     except DataError as error:
         raise DataError(
             f"the preset {options.preset} does not fit {options.vision} and {options.language}: {error}"

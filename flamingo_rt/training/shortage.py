@@ -17,8 +17,8 @@ def savings(options: RunOptions, division: Division) -> tuple[list[str], list[st
     """Name what saves memory in a step, is not set already, and is accepted by a stage with this ``division`` of its
     batches: of a run that goes on, and of a new one alone."""
     resumed = [] if options.checkpoint_activations else ["set checkpoint_activations"]
-    resumed += {"parts": [f"raise accumulate (now {options.accumulate})"],
-                "ranks": ["divide the batch among more GPUs or hosts (torchrun)"], "none": []}[division]
+    resumed.append({"parts": f"raise accumulate (now {options.accumulate})",
+                    "ranks": "divide the batch among more GPUs or hosts (torchrun)"}[division])
     anew = ["lower the batch of the data"]
     return resumed, anew if options.precision == "bf16" else [*anew, "set precision to bf16"]
 
@@ -32,8 +32,8 @@ def shortage_explained(options: RunOptions, step: int, division: Division) -> It
     except (RuntimeError, MemoryError) as error:
         text = _shortage(error)
         resumed, anew = savings(options, division)
-        remedies = [f"to go on from a saved state with --resume, {' or '.join(resumed)}"] if resumed else []
-        remedies.append(f"to start anew with less, {', or '.join(anew)}")
+        remedies = [f"to go on from a saved state with --resume, {' or '.join(resumed)}",
+                    f"to start anew with less, {', or '.join(anew)}"]
         raise DataError(f"memory ran out at step {step} ({text}): {'; '.join(remedies)}") from error
 
 

@@ -9,9 +9,9 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
-# Ways to divide a stage's batches, which save memory: into parts, one after the other or one for each rank; among ranks
-# alone; none.
-Division = Literal["parts", "ranks", "none"]
+# Ways to divide a stage's batches, which save memory: into parts, one after the other or one for each rank; or among
+# ranks alone.
+Division = Literal["parts", "ranks"]
 
 
 class Loss(NamedTuple):

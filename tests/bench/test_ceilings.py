@@ -117,8 +117,8 @@ def test_an_untied_embedding_is_stored_but_not_read() -> None:
 def test_a_step_of_the_packaged_model_reads_weights_cache_and_one_picture() -> None:
     weights = {name: entry.weight_bytes for name, entry in read_description(PACKAGED_BUNDLE).graphs.items()}
     theory = Theory(preset("tiny"), weights)
-    row = 4 * 2 * (2 * 32) * 4  # 4 layers, keys and values, 2 heads of 32
-    picture = 4 * 2 * (4 * 24 * 32) * 4  # 4 layers, keys and values, 4 heads, 24 latents of 32
+    row = 6 * 2 * (2 * 32) * 4  # 6 layers, keys and values, 2 heads of 32
+    picture = 6 * 2 * (4 * 24 * 32) * 4  # 6 layers, keys and values, 4 heads, 24 latents of 32
     stored = weights[LANGUAGE_MODEL].stored
     assert theory.decode(1, 64, 1)[1] == stored + 65 * row + picture
     assert theory.decode(3, 64, 1)[1] == stored + 3 * (65 * row + picture)

@@ -34,7 +34,7 @@ def test_the_packaged_model_is_measured_and_reported(bench) -> None:
     outcome = bench(*QUICK)
     assert outcome.code == 0
     lines = outcome.out.splitlines()
-    assert lines[0].startswith("tiny, float32, 9.4"), lines[0]
+    assert lines[0].startswith("tiny, float32, 12.8"), lines[0]
     assert "MB, backend ort, 1 thread" in lines[0]
     for word in ("Theory", "decode, context 9", "Measured", "tokens/s", "First token", "2 shots cost"):
         assert word in outcome.out

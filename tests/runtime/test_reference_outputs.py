@@ -125,7 +125,7 @@ def test_arrays_of_another_shape_or_type_are_refused(name: str, arrays, tmp_path
 
 
 @pytest.mark.parametrize(("name", "value"), [
-    ("1.input_ids", -1), ("1.input_ids", 512), ("1.media_index", 2), ("1.answer", 10**9), ("1.logits_at", 512),
+    ("1.input_ids", -1), ("1.input_ids", 768), ("1.media_index", 2), ("1.answer", 10**9), ("1.logits_at", 768),
     ("features_at", 10**9), ("media_at", -1),
 ])
 def test_numbers_beyond_the_models_sizes_are_refused(name: str, value: int, arrays, tmp_path: Path) -> None:

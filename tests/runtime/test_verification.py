@@ -112,7 +112,7 @@ def test_a_fault_of_the_resampler_is_found_in_it(ort, reference: ReferenceOutput
     found = checked(Faulty(ort, change), reference)
     assert RESAMPLER in beyond(found)
     assert VISION_ENCODER not in beyond(found)
-    assert found.graphs[1].where.startswith("media_key_values.3.value of visual ")
+    assert found.graphs[1].where.startswith("media_key_values.5.value of visual ")
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

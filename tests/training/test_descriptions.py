@@ -21,6 +21,7 @@ from flamingo_rt.training.scenes import (
     caption_is_right,
     comparisons,
     detailed_caption,
+    orderings,
     questions,
 )
 
@@ -234,6 +235,33 @@ def test_the_places_of_a_question_are_those_of_the_objects_that_decide_it(asked)
         by_place = question.by_place()
         assert by_place.text == question.text.replace("?", ", by place?")
         assert by_place.answer.split() == [*places, *question.answer.split()]
+
+
+def test_all_objects_are_asked_for_in_four_directions_and_three_ways():
+    scene = row(thing("star", "red", x=0.21, y=0.95), thing("heart", "blue", x=0.55, y=0.15),
+                thing("cross", "green", x=0.85, y=0.52))
+    asked = orderings(scene, np.random.default_rng(0), 99)
+    assert len({question.text for question in asked}) == len(asked) == 12
+    assert {question.kind for question in asked} == {"order"}
+    answers = {question.text: question.answer for question in asked}
+    assert answers["Places from left to right?"] == "C F I"
+    assert answers["Places from bottom to top?"] == "9 5 1"
+    assert answers["Places of what is there from top to bottom?"] == "1 a blue heart 5 a green cross 9 a red star"
+    assert answers["What is there from right to left?"] == "a green cross, a blue heart and a red star"
+    some = orderings(scene, np.random.default_rng(1), 5)
+    assert len(some) == 5
+    assert set(some) < set(asked)
+
+
+def test_a_direction_in_which_two_objects_share_a_tenth_is_not_asked_for():
+    beside = row(thing("star", "red", x=0.2, y=0.51), thing("heart", "blue", x=0.8, y=0.59))
+    texts = [question.text for question in orderings(beside, np.random.default_rng(0), 99)]
+    assert len(texts) == 6
+    assert not any("top" in text for text in texts)
+
+
+def test_one_object_has_no_order():
+    assert orderings(row(thing("star", "red")), np.random.default_rng(0), 3) == []
 
 
 def test_every_kind_of_question_is_asked_with_all_its_answers(asked):

@@ -33,10 +33,10 @@ from flamingo_rt.training.tokenizer_training import train_tokenizer
 
 SCENES = 20
 RUN = RunOptions(steps=4, learning_rate=1.5e-3, warmup_steps=2, weight_decay=0.05, workers=0, save_seconds=1e9)
-# From nothing, as the packaged model was made.
+# From nothing: all parts have random weights and are trained.
 WHOLE = FlamingoOptions(
     run=RUN, data=(DataOptions("scenes", batch=2, questions=1),), preset="small", unfreeze=("vision", "language"),
-    initial_gate=1.0, vision_task=0.1,
+    initial_gate=1.0,
 )
 
 
@@ -65,6 +65,14 @@ def run(out: Path, options: FlamingoOptions = WHOLE, stop: int = 0, **more):
     with pytest.raises(RuntimeError, match="broken off"):
         train(open_flamingo_stage(options, World()), options.run, out, World(), on_step=on_step, **more)
     return seen
+
+
+def test_keys_of_drawn_scenes_reach_their_batches() -> None:
+    data = (DataOptions("scenes", batch=2, questions=3, by_place=0.5), DataOptions("scenes", name="others", batch=4))
+    first, other = (dataset.batches for dataset in open_flamingo_stage(replace(WHOLE, data=data), World()).datasets)
+    assert (first.pictures, first.questions, first.by_place, first.number) == (2, 3, 0.5, 0)
+    assert (other.pictures, other.questions, other.by_place, other.number) == (4, 2, 0.0, 1)
+    assert [batches.fingerprint()["by_place"] for batches in (first, other)] == [0.5, 0.0]
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -151,8 +159,8 @@ def test_a_killed_run_ends_like_an_unbroken_one(small, unbroken, tmp_path) -> No
 def test_a_run_is_not_resumed_with_another_model(tmp_path) -> None:
     often = replace(WHOLE, run=replace(RUN, save_seconds=1e-9))
     run(tmp_path / "out", often, stop=2)
-    with pytest.raises(UsageError, match=r"trained\.vision_task was 0\.1, is 0\.2"):
-        run(tmp_path / "out", replace(often, vision_task=0.2), resume=True)
+    with pytest.raises(UsageError, match=r"trained\.unfrozen_rate was 1\.0, is 0\.2"):
+        run(tmp_path / "out", replace(often, unfrozen_rate=0.2), resume=True)
 
 
 def test_a_run_is_not_resumed_without_its_gates(unbroken, tmp_path) -> None:

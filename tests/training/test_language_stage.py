@@ -290,7 +290,7 @@ def test_a_model_that_names_no_tokens_is_refused(tmp_path: Path) -> None:
     ({"data": (DataOptions("a/x.txt"), DataOptions("b/x.txt"))}, UsageError, "two datasets are called 'x.txt'"),
     ({"data": (DataOptions("absent.txt"),)}, DataError, "absent.txt"),
     ({"tokenizer": "absent"}, DataError, "absent"),
-    ({"start_from": "absent"}, DataError, "absent"),
+    (START | {"start_from": "absent"}, DataError, "absent"),
     ({"decoder": "gigantic"}, UsageError, "unknown preset 'gigantic'"),
     ({"vocab_size": 100}, DataError, "vocab_size 100 is below"),
 ])

@@ -74,7 +74,8 @@ def test_processes_share_their_hosts_memory_and_not_their_gpus(needed, monkeypat
 @pytest.mark.parametrize(("options", "division", "remedy"), [
     (PLAIN, "parts", "lower the batch of the data, set precision to bf16, set checkpoint_activations, raise accumulate "
                      "(now 1), or take a machine with more memory"),
-    (replace(RECOMPUTED, precision="bf16"), "none", "lower the batch of the data, or take a machine with more memory"),
+    (replace(RECOMPUTED, precision="bf16"), "ranks", "lower the batch of the data, divide the batch among more GPUs or "
+                                                     "hosts (torchrun), or take a machine with more memory"),
 ])
 def test_only_what_is_not_set_and_not_refused_is_offered(needed, options, division, remedy) -> None:
     assert needed(options, division)[1] == remedy

@@ -242,6 +242,7 @@ def test_a_part_that_is_not_named_has_the_presets_sizes(towers: tuple[Path, Path
     only_language = join_parts(FlamingoOptions(language=str(towers[1])))
     assert (only_language.config.vision, len(only_language.new_tokens)) == (tiny.vision, 2)
     assert all(name.startswith("language.") for name in only_language.tensors)
+    assert only_vision.config.name == only_language.config.name == "flamingo"  # tiny is the whole alone
     with pytest.raises(UsageError, match="no language model is given"):
         join_parts(FlamingoOptions(vision=str(towers[0])))
 

@@ -21,11 +21,10 @@ TAKEN = replace(PLAIN, checkpoint_activations=True, accumulate=4, precision="bf1
     (PLAIN, "ranks", "to go on from a saved state with --resume, set checkpoint_activations or divide the batch among "
                      "more GPUs or hosts (torchrun); to start anew with less, lower the batch of the data, or set "
                      "precision to bf16"),
-    (PLAIN, "none", "to go on from a saved state with --resume, set checkpoint_activations; to start anew with less, "
-                    "lower the batch of the data, or set precision to bf16"),
     (TAKEN, "parts", "to go on from a saved state with --resume, raise accumulate (now 4); to start anew with less, "
                      "lower the batch of the data"),
-    (TAKEN, "none", "to start anew with less, lower the batch of the data"),
+    (TAKEN, "ranks", "to go on from a saved state with --resume, divide the batch among more GPUs or hosts (torchrun); "
+                     "to start anew with less, lower the batch of the data"),
 ])
 def test_only_what_the_stage_accepts_and_is_not_set_already_is_a_remedy(options, division, said) -> None:
     with pytest.raises(DataError) as caught, shortage_explained(options, 7, division):

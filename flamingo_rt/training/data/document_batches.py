@@ -39,8 +39,7 @@ class FlamingoBatch(NamedTuple):
     ``input_ids``, ``media_index``, ``labels`` int64 [R, T]; ``rows`` int64 [R, V]: which of the M visuals a document
     shows, 0 where it shows fewer. ``pixel_values`` float32 [N, F, 3, S, S] of the visuals ``missing`` int64 [N];
     ``cached`` float16 [M, F, S, Dv]: features of the others, zeros for the missing ones, or None where nothing was in
-    the cache. ``keys``: of each of the M visuals the hash of its content, or "". ``caption_tokens`` float32 [N, vocab]
-    is 1 for the tokens of a picture's caption; drawn scenes have it.
+    the cache. ``keys``: of each of the M visuals the hash of its content, or "".
     """
 
     input_ids: Tensor
@@ -51,7 +50,6 @@ class FlamingoBatch(NamedTuple):
     cached: Tensor | None
     missing: Tensor
     keys: tuple[str, ...]
-    caption_tokens: Tensor | None = None
 
     def to(self, device: torch.device) -> FlamingoBatch:
         """The batch with its tensors on ``device``."""

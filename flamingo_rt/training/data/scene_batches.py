@@ -101,22 +101,17 @@ class SceneBatches:
         documents = [chunks[start : start + per_row] for start in range(0, whole, per_row)]
         size, preprocessing = self.config.vision.image_size, self.config.preprocessing
         pixels = np.stack([pixel_values(PIL.Image.fromarray(s.image), preprocessing, size) for s in samples])
-        return self._collate(documents, torch.from_numpy(pixels)[:, None], self._caption_tokens(samples))
+        return self._collate(documents, torch.from_numpy(pixels)[:, None])
 
     def _chunks(self, index: int, sample: scenes.Sample, rng: np.random.Generator) -> Iterator[Chunk]:
         prompts = self.config.prompts
         yield Chunk(index, prompts.caption, prompts.answer_separator + sample.caption)
         for question in scenes.questions(sample.scene, rng, self.questions):
+            # Without a share nothing is drawn for it: recipes without it keep their scenes.
             asked = question.by_place() if self.by_place and rng.random() < self.by_place else question
             yield Chunk(index, prompts.ask(asked.text), prompts.answer_separator + asked.answer)
 
-    def _caption_tokens(self, samples: list[scenes.Sample]) -> Tensor:
-        tokens = torch.zeros(len(samples), self.config.language.vocab_size)
-        for row, sample in enumerate(samples):
-            tokens[row, self.tokenizer.encode(self.config.prompts.answer_separator + sample.caption).ids] = 1.0
-        return tokens
-
-    def _collate(self, documents: list[list[Chunk]], pixels: Tensor, caption_tokens: Tensor) -> FlamingoBatch:
+    def _collate(self, documents: list[list[Chunk]], pixels: Tensor) -> FlamingoBatch:
         fitting = [self._fitting(document) for document in documents]
         documents, encoded = [document for document, _ in fitting], [row for _, row in fitting]
         rows, length = len(documents), max(len(ids) for ids, _, _ in encoded)
@@ -133,7 +128,6 @@ class SceneBatches:
             visuals[row, : len(document)] = torch.tensor([chunk.picture for chunk in document])
         return FlamingoBatch(
             input_ids, media_index, labels, visuals, pixels, None, torch.arange(len(pixels)), ("",) * len(pixels),
-            caption_tokens,
         )
 
     def _fitting(self, document: list[Chunk]) -> tuple[list[Chunk], EncodedRow]:

@@ -22,7 +22,7 @@ from flamingo_rt.training.data.samples import Said, Sample
 MOVING = 0.1  # share of the documents in which an object moves
 COMPARED = 0.8  # share of the others, where there are several objects, that ask for their places alone
 QUESTIONS = 6  # in a document, at most
-BY_PLACE = 0.3  # share of the questions about a still scene whose answers begin with places
+BY_PLACE = 0.3  # share of the questions beside a caption whose answers begin with places
 COMPARISONS = 14  # where places are asked for
 ORDERINGS = 1  # beside them, of at most 12
 _DETAILS = 7  # part of the seed

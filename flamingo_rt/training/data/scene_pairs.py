@@ -48,5 +48,5 @@ class ScenePairs:
 
     def fingerprint(self) -> str:
         """See `SampleSource.fingerprint`."""
-        details = ", every second with details" if self.split == "train" else ""
+        details = ", every second with details between two places" if self.split == "train" else ""
         return f"{self.count} drawn scenes of {self.split}{details}, seed {self.seed}"

@@ -26,13 +26,15 @@ DIRECTIONS = {  # the part of a place that decides, and whether the last comes f
     "left to right": (0, False), "right to left": (0, True), "top to bottom": (1, False), "bottom to top": (1, True),
 }
 COLUMNS = "ABCDEFGHIJ"  # of a picture, in its details
-RELATION_GAP = 0.15  # and a relation only for centres this far apart
+POSITIONS = 0.25  # share of the draws of comparisons that ask where one object is
+RELATION_GAP = 0.15  # a relation is asked only for centres this far apart
 
 
 @dataclass(frozen=True)
 class Question:
-    """A question about one scene; ``answer`` is one to three lower-case words, of an ``order`` all objects or their
-    places. ``places``, as the details give them, are those of the objects that the answer follows from, if any."""
+    """A question about one scene; ``answer`` is one to three lower-case words, behind places where they are asked for,
+    and of an ``order`` all objects or their places. ``places``, as the details give them, are those of the objects that
+    the answer follows from; none where nothing is there, and of an ``order``."""
 
     text: str
     answer: str
@@ -152,11 +154,11 @@ def questions(scene: Scene, rng: np.random.Generator, count: int) -> list[Questi
 
 
 def comparisons(scene: Scene, rng: np.random.Generator, count: int) -> list[Question]:
-    """Up to ``count`` different questions about which object is left of, right of, above or below another, and a third
-    as many about where one is; each as it is or `Question.by_place`. None where there is one object."""
+    """Up to ``count`` different questions about objects of a scene with several: `POSITIONS` of the draws ask where one
+    is, the others which is left of, right of, above or below another; a fair coin asks for places first."""
     asked: dict[str, Question] = {}
     for _ in range(4 * count if len(scene.objects) > 1 else 0):
-        question = _ask_position(scene, rng) if rng.random() < 0.25 else _ask_relation(scene, rng)
+        question = _ask_position(scene, rng) if rng.random() < POSITIONS else _ask_relation(scene, rng)
         if question is not None:
             question = question.by_place() if rng.random() < 0.5 else question
             asked.setdefault(question.text, question)

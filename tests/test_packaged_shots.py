@@ -1,8 +1,6 @@
-"""The model in ``models/in-context``: new words mean what the shots' pictures show, and nothing without them."""
+"""The model in the package: new words mean what the shots' pictures show, and nothing without them."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import pytest
 
@@ -13,28 +11,20 @@ from flamingo_rt.evaluation.task_file import read_task
 from flamingo_rt.evaluation.task_run import Setting, TaskRun
 from flamingo_rt.evaluation.task_scores import task_scores
 from flamingo_rt.loading import load
-from flamingo_rt.presets import preset
 from flamingo_rt.runtime.model import Model
 
-ROOT = Path(__file__).parent.parent
 SHOTS = 16  # four of each class
 
 
 @pytest.fixture(scope="module")
 def model() -> Model:
-    return load(ROOT / "models" / "in-context", backend="torch", threads=1)
+    return load(threads=1)
 
 
 @pytest.fixture(scope="module")
 def words(tmp_path_factory: pytest.TempPathFactory) -> Task:
     """Two groups of 25 queries, each with four words and pairs that no training episode has."""
     return read_task(write_shot_tasks(tmp_path_factory.mktemp("shots") / "tasks", groups=2, clips=1)["words"])
-
-
-def test_it_has_the_sizes_of_its_preset(model: Model) -> None:
-    sizes = preset("in-context")
-    assert (model.config.vision, model.config.resampler, model.config.preprocessing) == (
-        sizes.vision, sizes.resampler, sizes.preprocessing)
 
 
 def test_words_that_it_never_read_are_known_by_their_shots_pictures_alone(model, words, tmp_path) -> None:
