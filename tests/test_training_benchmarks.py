@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import signal
@@ -17,7 +16,7 @@ import pytest
 import torch
 from small_model import small_config, small_flamingo
 
-from benchmarks import ablations, finetune_pictures, text_answers, training_chart, training_kills, training_speed
+from benchmarks import ablations, finetune_pictures, training_chart, training_kills, training_speed
 from benchmarks.chosen_names import chosen_names
 from benchmarks.dated_result import write_result
 from benchmarks.drawn_charts import COLORS, NUMBERS, Chart, draw_chart, write_chart_folder
@@ -29,7 +28,7 @@ from flamingo_rt.model.naive import generate_naively
 from flamingo_rt.model.resampler import Resampler
 from flamingo_rt.parameter_count import reckon_parameters
 from flamingo_rt.presets import PRESETS, preset
-from flamingo_rt.training import flamingo_start, language_stage, scenes, vision_stage
+from flamingo_rt.training import flamingo_start, language_stage, vision_stage
 from flamingo_rt.training.config_file import read_options
 from flamingo_rt.training.data.document_batches import FlamingoBatch
 from flamingo_rt.training.data.samples import Said
@@ -165,6 +164,22 @@ def test_an_unknown_case_or_arm_is_named() -> None:
         chosen_names("--cases", "vision,fast", training_speed.CASES)
     with pytest.raises(SystemExit, match="gateless is unknown"):
         chosen_names("--arms", "gateless", ablations.ARMS)
+
+
+def test_the_speed_of_the_packaged_models_bridge_is_that_of_its_recipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[FlamingoOptions] = []
+    monkeypatch.setattr(training_speed, "trained", lambda options, folder, name: tried.append(options))
+    monkeypatch.setattr(training_speed, "summary", lambda lines, warmup: {})
+    training_speed.Measuring(tmp_path, training_speed.Settings(batch=8)).packaged()
+    (options,) = tried
+    recipe = read_options(FlamingoOptions, Path(__file__).parent.parent / "recipes" / "tiny" / "flamingo.toml", {})
+    assert [(entry.kind, entry.batch) for entry in options.data] == [("auto", 8), ("tasks", 4), ("videos", 6)]
+    assert [(entry.weight, entry.by_place) for entry in options.data] == [
+        (entry.weight, entry.by_place) for entry in recipe.data]
+    assert (options.run.gradient_clip, options.run.beta2) == (recipe.run.gradient_clip, recipe.run.beta2)
+    assert open_checkpoint(Path(str(options.start_from))).config.language == preset("tiny").language
 
 
 # Ablations
@@ -380,50 +395,3 @@ def test_a_smoothed_line_is_the_mean_of_what_came_before() -> None:
     assert list(training_chart.smoothed([2.0, 2.0, 2.0])) == pytest.approx([2.0] * 3)
     one, two = training_chart.smoothed([1.0, 3.0])
     assert (one, two) == (1.0, pytest.approx((1.0 * 0.9 + 3.0) / 1.9))
-
-
-def test_the_speed_of_the_packaged_models_bridge_is_that_of_its_recipe(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tried: list[FlamingoOptions] = []
-    monkeypatch.setattr(training_speed, "trained", lambda options, folder, name: tried.append(options))
-    monkeypatch.setattr(training_speed, "summary", lambda lines, warmup: {})
-    training_speed.Measuring(tmp_path, training_speed.Settings(batch=8)).packaged()
-    (options,) = tried
-    recipe = read_options(FlamingoOptions, Path(__file__).parent.parent / "recipes" / "tiny" / "flamingo.toml", {})
-    assert [(entry.kind, entry.batch) for entry in options.data] == [("auto", 8), ("tasks", 4), ("videos", 6)]
-    assert [(entry.weight, entry.by_place) for entry in options.data] == [
-        (entry.weight, entry.by_place) for entry in recipe.data]
-    assert (options.run.gradient_clip, options.run.beta2) == (recipe.run.gradient_clip, recipe.run.beta2)
-    assert open_checkpoint(Path(str(options.start_from))).config.language == preset("tiny").language
-
-
-def test_answers_about_two_objects_are_counted_by_axis_and_by_place() -> None:
-    above = scenes.Question("Is the star above the cross?", "no", "relation", "C7 F2")
-    assert text_answers.kind_of(above) == "above or below"
-    assert text_answers.kind_of(above.by_place()) == "above or below, by place"
-    assert text_answers.kind_of(replace(above, text="Is the star right of the cross?")) == "left or right"
-    assert text_answers.kind_of(scenes.Question("What color is the star?", "red", "color", "C7")) == "color"
-    asked = [question for _, question in itertools.islice(text_answers.asked(), 60)]
-    related = [text_answers.kind_of(question) for question in asked if question.kind == "relation"]
-    pairs = list(zip(related[::2], related[1::2], strict=False))  # the last may be cut
-    assert all(by_place == f"{kind}, by place" for kind, by_place in pairs)
-    assert len(pairs) > 2
-
-
-def test_answers_in_words_are_counted_by_kind(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(text_answers, "SCENES", 4)
-    checkpoint = Path(__file__).parent.parent / "models" / "tiny"
-    model, tokenizer, tokens = text_answers.open_decoder(checkpoint)
-    shots = "a red circle\nOutput: kekbem\na blue star\nOutput: fesfur\na red circle\nOutput:"
-    prompt = [tokenizer.token_to_id(tokens.bos), *tokenizer.encode(shots).ids]
-    wanted = tokenizer.encode(" kekbem").ids
-    assert text_answers.answer(model, prompt, len(wanted)) == wanted
-    asked = [question for _, question in text_answers.asked()]
-    right = iter(tokenizer.encode(f" {question.answer}").ids for question in asked)
-    monkeypatch.setattr(text_answers, "answer", lambda model, prompt, tokens: next(right))
-    found = text_answers.measure(checkpoint)
-    assert sum(count for _, count in found.values()) == len(asked) > 8
-    assert all(good == count for good, count in found.values())
-    monkeypatch.setattr(text_answers, "answer", lambda model, prompt, tokens: [-1])
-    assert all(good == 0 for good, _ in text_answers.measure(checkpoint).values())
