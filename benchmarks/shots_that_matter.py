@@ -2,9 +2,10 @@
 
     python -m benchmarks.shots_that_matter [--model NAME=BUNDLE …] [--tasks words,digits,…] [--seeds N]
 
-The tasks are those of `shot_tasks.py`; each is run by ``flamingo-rt evaluate task``. Without ``--model`` it is the one
-in the package. Prints a table, and writes a dated result to ``benchmarks/results``. Needs the extra ``train``, which
-draws the pictures; the evaluation itself needs no torch.
+The tasks are those of `shot_tasks.py`; each is run by ``flamingo-rt evaluate task``. Queries of a group share a draw of
+shots, so that there are several draws. Without ``--model`` it is the one in the package. Prints a table, and writes a
+dated result to ``benchmarks/results``. Needs the extra ``train``, which draws the pictures; the evaluation itself needs
+no torch.
 """
 
 from __future__ import annotations
@@ -24,7 +25,10 @@ from benchmarks.dated_result import RESULTS, write_result
 from benchmarks.processes import toolkit
 from benchmarks.shot_tasks import write_shot_tasks
 from flamingo_rt.evaluation.confidence_interval import bootstrap_difference
+from flamingo_rt.evaluation.task import Item
+from flamingo_rt.evaluation.task_file import read_task
 from flamingo_rt.evaluation.task_run import Answered
+from flamingo_rt.evaluation.task_scores import item_scores
 
 CONTROLS = ("--controls", "shuffled,blank,text")
 MOTION = ("--shots", "0", "--plain-zero")
@@ -32,21 +36,22 @@ MOTION = ("--shots", "0", "--plain-zero")
 
 @dataclass(frozen=True)
 class Measured:
-    """A run of ``evaluate task``: the task's name, and how shots are chosen."""
+    """A run of ``evaluate task``: the task's name, how shots are chosen, and whether by chance."""
 
     task: str
     options: tuple[str, ...]
+    drawn: bool = True
 
 
 RUNS: dict[str, Measured] = {
     "words": Measured("words", ("--shots", "0,4,8,16,32", "--select", "balanced", *CONTROLS)),
     "digits": Measured("digits", ("--shots", "0,3,6,12,24", "--select", "balanced", *CONTROLS)),
     "ten-digits": Measured("ten-digits", ("--shots", "8,16", "--redraw")),
-    "ten-digits, nearest": Measured("ten-digits", ("--shots", "8,16", "--select", "rices")),
-    "motion": Measured("motion", MOTION),
-    "motion-shuffled": Measured("motion-shuffled", MOTION),
-    "motion-still": Measured("motion-still", MOTION),
-    "opposite-shuffled": Measured("opposite-shuffled", MOTION),
+    "ten-digits, nearest": Measured("ten-digits", ("--shots", "8,16", "--select", "rices"), drawn=False),
+    "motion": Measured("motion", MOTION, drawn=False),
+    "motion-shuffled": Measured("motion-shuffled", MOTION, drawn=False),
+    "motion-still": Measured("motion-still", MOTION, drawn=False),
+    "opposite-shuffled": Measured("opposite-shuffled", MOTION, drawn=False),
 }
 NEAREST, RANDOM = "ten-digits, nearest", "ten-digits"
 
@@ -54,33 +59,33 @@ NEAREST, RANDOM = "ten-digits, nearest", "ten-digits"
 def measure(run: Measured, task: Path, bundle: str | None, seeds: int, out: Path) -> dict[str, Any]:
     """The record that ``evaluate task --json`` prints."""
     model = [] if bundle is None else ["--model", bundle]
-    output = toolkit("evaluate", "task", str(task), *model, "--out", str(out), "--seeds", str(seeds), "--json",
-                     *run.options)
+    draws = ["--seeds", str(seeds)] if run.drawn else []
+    output = toolkit("evaluate", "task", str(task), *model, "--out", str(out), *draws, "--json", *run.options)
     record: dict[str, Any] = json.loads(output.strip().splitlines()[-1])
     return record
 
 
 def gain(nearest: Path, random: Path, task: Path) -> dict[int, dict[str, float]]:
     """The score of shots by nearness above that of random ones, by their number, with its interval over queries."""
-    right = [json.loads(line)["class"] for line in (task.parent / "task-items.jsonl").read_text().splitlines()]
+    items = read_task(task).items
+    scores, others = (_scores(folder, items) for folder in (nearest, random))
     found = {}
-    for shots in (8, 16):
-        scores = [_right(folder, shots, right) for folder in (nearest, random)]
-        interval = bootstrap_difference(*scores)
+    for shots, values in scores.items():
+        interval = bootstrap_difference(values, others[shots])
         found[shots] = {"mean": interval.mean, "low": interval.low, "high": interval.high}
     return found
 
 
-def _right(folder: Path, shots: int, classes: Sequence[str]) -> np.ndarray:
-    """Whether each answer is right, float64 [seeds, items]."""
+def _scores(folder: Path, items: Sequence[Item]) -> dict[int, np.ndarray]:
+    """Whether each answer of a run is right, float64 [seeds, items], by the number of shots."""
     lines = (folder / "answers.jsonl").read_text().splitlines()[1:]
-    answers = [answered for answered in map(Answered.from_line, lines) if answered.setting.shots == shots]
-    seeds: dict[int, dict[str, str]] = {}
-    for answered in answers:
-        seeds.setdefault(answered.setting.seed, {})[answered.item] = answered.answer
-    names = [f"task-items.jsonl:{number}" for number in range(1, len(classes) + 1)]
-    return np.array([[given[name] == wanted for name, wanted in zip(names, classes, strict=True)]
-                     for _, given in sorted(seeds.items())], float)
+    given: dict[int, dict[int, dict[str, str]]] = {}
+    for answered in map(Answered.from_line, lines):
+        of_seed = given.setdefault(answered.setting.shots, {}).setdefault(answered.setting.seed, {})
+        of_seed[answered.item] = answered.answer
+    return {shots: np.stack([item_scores("accuracy", items, [answers[item.name] for item in items])
+                             for _, answers in sorted(seeds.items())])
+            for shots, seeds in given.items()}
 
 
 def print_record(name: str, record: dict[str, Any]) -> None:
@@ -96,15 +101,19 @@ def print_record(name: str, record: dict[str, Any]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", action="append", default=[], metavar="NAME=BUNDLE", help="may be given again")
-    parser.add_argument("--tasks", default=",".join(RUNS), help="default: all")
-    parser.add_argument("--seeds", type=int, default=1, help="draws of the shots; default %(default)s")
+    parser.add_argument("--tasks", default=",".join(name for name in RUNS if "," not in name), help="default: all")
+    parser.add_argument("--seeds", type=int, default=3, help="draws of the shots; default %(default)s")
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="FOLDER")
     options = parser.parse_args()
-    names = [name for name in RUNS if name in options.tasks.split(",") or name.startswith(tuple(
-        f"{task}," for task in options.tasks.split(",")))]
-    if not names:
-        parser.error(f"--tasks {options.tasks}: known are {', '.join(RUNS)}")
-    models = dict(entry.split("=", 1) for entry in options.model) or {"packaged": None}
+    tasks_asked = options.tasks.split(",")
+    names = [name for name in RUNS if name.split(",")[0] in tasks_asked]
+    unknown = [task for task in tasks_asked if task not in {name.split(",")[0] for name in RUNS}]
+    if unknown:
+        parser.error(f"--tasks {unknown[0]}: known are {', '.join(name for name in RUNS if ',' not in name)}")
+    wrong = [entry for entry in options.model if "=" not in entry]
+    if wrong:
+        parser.error(f"--model {wrong[0]}: write NAME=BUNDLE, for example mine={wrong[0]}")
+    models: dict[str, str | None] = dict(entry.split("=", 1) for entry in options.model) or {"packaged": None}
     measured: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         tasks = write_shot_tasks(Path(folder) / "tasks")

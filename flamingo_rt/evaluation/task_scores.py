@@ -29,22 +29,29 @@ class Score:
 
 
 def task_scores(task: Task, answers: Sequence[Answered]) -> list[Score]:
-    """The scores of a run in which every query was answered under every setting that appears."""
+    """The scores of a run in which every query was answered under every setting that appears.
+
+    Queries that were answered after the same shots stand or fall with them: intervals draw them as a group. Where all
+    queries have the same shots, they are drawn one by one, and the interval holds for these shots alone.
+    """
     by_setting: dict[Setting, dict[str, Answered]] = {}
     for answered in answers:
         by_setting.setdefault(answered.setting, {})[answered.item] = answered
     rows: dict[tuple[int, Control], dict[int, np.ndarray]] = {}
+    chosen: dict[tuple[int, Control], dict[int, list[tuple[str, ...]]]] = {}
     for setting, given in by_setting.items():
         scores = item_scores(task.metric, task.items, [given[item.name].answer for item in task.items])
         rows.setdefault((setting.shots, setting.control), {})[setting.seed] = scores
+        shots_of = [given[item.name].shots for item in task.items]
+        chosen.setdefault((setting.shots, setting.control), {})[setting.seed] = shots_of
     found = []
     for (shots, control), seeds in rows.items():
-        values = _stacked(seeds)
+        values, groups = _stacked(seeds), _groups(chosen[shots, control])
         plain = rows.get((shots, "none"))
         difference = None
         if control != "none" and plain is not None:
-            difference = bootstrap_difference(_stacked(plain), values)
-        found.append(Score(shots, control, bootstrap(values), tuple(values.mean(1).tolist()), difference))
+            difference = bootstrap_difference(_stacked(plain), values, groups)
+        found.append(Score(shots, control, bootstrap(values, groups), tuple(values.mean(1).tolist()), difference))
     return found
 
 
@@ -71,3 +78,9 @@ def _accuracy(text: str, item: Item) -> float:
 
 def _stacked(seeds: Mapping[int, np.ndarray]) -> np.ndarray:
     return np.stack([seeds[seed] for seed in sorted(seeds)])
+
+
+def _groups(chosen: Mapping[int, Sequence[tuple[str, ...]]]) -> list[tuple[tuple[str, ...], ...]] | None:
+    """The shots of each query under all seeds, by which queries are told apart; None where all have the same."""
+    groups = list(zip(*(chosen[seed] for seed in sorted(chosen)), strict=True))
+    return groups if len(set(groups)) > 1 else None

@@ -16,7 +16,7 @@ Draw = Callable[[np.random.Generator], np.ndarray]
 
 def share_held(draw: Draw, mean: float, confidence: float) -> float:
     """The share of 200 intervals that hold ``mean``."""
-    intervals = [bootstrap(draw(np.random.default_rng(seed)), confidence, 1000, seed) for seed in range(200)]
+    intervals = [bootstrap(draw(np.random.default_rng(seed)), None, confidence, 1000, seed) for seed in range(200)]
     return sum(interval.low <= mean <= interval.high for interval in intervals) / len(intervals)
 
 
@@ -37,6 +37,29 @@ def test_an_interval_is_as_wide_as_the_normal_approximation_of_many_items() -> N
     error = values.std() / np.sqrt(len(values))
     assert interval.mean == pytest.approx(values.mean())
     assert interval.high - interval.low == pytest.approx(2 * 1.96 * error, rel=0.05)
+
+
+def test_items_that_share_a_draw_are_drawn_together() -> None:
+    """Each of 40 groups has a mean of its own, and its 25 items all have that mean: there are 40 trials, not 1,000."""
+    groups = np.repeat(np.arange(40), 25)
+
+    def held(given: np.ndarray | None) -> float:
+        rngs = [np.random.default_rng(seed) for seed in range(200)]
+        found = [bootstrap(rng.normal(0.5, 0.1, 40)[groups], given, resamples=500) for rng in rngs]
+        return sum(interval.low <= 0.5 <= interval.high for interval in found) / len(found)
+
+    assert 0.89 <= held(groups) <= 0.985
+    assert held(None) < 0.5
+
+
+def test_groups_of_other_sizes_count_by_their_items() -> None:
+    interval = bootstrap(np.array([1.0, 1.0, 1.0, 0.0]), ["a", "a", "a", "b"])
+    assert interval == Interval(0.75, 0.0, 1.0)
+
+
+def test_every_item_in_a_group_of_its_own_changes_nothing() -> None:
+    values = np.random.default_rng(4).random(30)
+    assert bootstrap(values, list(range(30))) == bootstrap(values)
 
 
 def test_the_same_arguments_give_the_same_interval_and_another_seed_another() -> None:
@@ -94,6 +117,7 @@ def test_a_condition_does_not_differ_from_itself() -> None:
     ([1.0], {"confidence": 95}, "confidence is 95"),
     ([1.0], {"confidence": 0.0}, "confidence is 0.0"),
     ([1.0], {"resamples": 0}, "resamples is 0"),
+    ([1.0], {"groups": ["a", "b"]}, "groups are given for 2 items, and there are 1"),
 ])
 def test_values_and_options_without_an_interval_are_refused(values: list, options: dict, message: str) -> None:
     with pytest.raises(UsageError, match=message):
