@@ -108,7 +108,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="a bundle or a checkpoint; default: the model in the package")
     parser.add_argument("--shots", type=counts, default="0,4,8,16", help="numbers of shots; default %(default)s")
     parser.add_argument("--select", choices=("random", "balanced", "rices"),
-                        help="how shots are chosen; default: every class as often, and others at random")
+                        help="how shots are chosen; default: balanced for classes, random for other kinds")
     parser.add_argument("--seeds", type=int, default=3, help="draws of the shots; default %(default)s")
     parser.add_argument("--answers", type=Path, help="file that keeps the answers")
     parser.add_argument("--out", type=Path, default=Path("shots.png"), help="PNG or SVG to write; %(default)s")

@@ -77,7 +77,7 @@ def test_captions_and_answers_about_unseen_scenes_are_mostly_right(model: Model)
     prompts = [[Image(s.image), f"Question: {question.text} Answer:"] for s, question in asked]
     answers = model.generate_batch(prompts, max_new_tokens=8)
     right = [scenes.answer_is_right(q, a.text.strip()) for (_, q), a in zip(asked, answers, strict=True)]
-    assert np.mean(right) >= 0.85  # 96 questions: three standard errors below the measured share
+    assert np.mean(right) >= 0.95  # 96 questions: four standard errors below the 99.1% measured of 1,200
 
 
 def prompts_of_all_kinds() -> list[list]:

@@ -13,7 +13,7 @@ from flamingo_rt.evaluation.task_scores import task_scores
 from flamingo_rt.loading import load
 from flamingo_rt.runtime.model import Model
 
-SHOTS = 16  # four of each class
+CLASSES = 4
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,11 @@ def test_words_that_it_never_read_are_known_by_their_shots_pictures_alone(model,
     chooser = GroupShots({group: BalancedShots(words.support_of(group), words.group_classes[group])
                           for group in words.groups})
     run = TaskRun(model, words, chooser, orders=1)
-    answers = run.answers([Setting(SHOTS, 0), Setting(SHOTS, 0, "blank")], tmp_path / "answers.jsonl", {}, False)
-    shown, blank = (score.mean.mean for score in task_scores(words, answers))
-    assert shown > 0.7
-    assert blank < 0.45  # chance is a quarter
+    settings = [Setting(CLASSES, 0), Setting(4 * CLASSES, 0), *(
+        Setting(4 * CLASSES, 0, control) for control in ("blank", "shuffled", "text"))]
+    answers = run.answers(settings, tmp_path / "answers.jsonl", {}, False)
+    found = {(score.shots, score.control): score.mean.mean for score in task_scores(words, answers)}
+    assert found[CLASSES, "none"] >= 0.9  # of 50 queries; 99.2% measured of 500
+    assert found[4 * CLASSES, "none"] >= 0.95
+    # Chance is a quarter, and the 25 queries of a group share their shots.
+    assert all(found[4 * CLASSES, control] < 0.5 for control in ("blank", "shuffled", "text"))

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import shots_that_matter
+from benchmarks import shot_tasks, shots_that_matter
 from benchmarks.shot_tasks import OPPOSITE, write_shot_tasks
 from flamingo_rt.evaluation.task import Task
 from flamingo_rt.evaluation.task_file import read_task
@@ -18,6 +18,8 @@ from flamingo_rt.evaluation.task_run import Answered, Setting
 from flamingo_rt.processing.video import read_frames
 from flamingo_rt.processing.visuals import Video
 from flamingo_rt.training import scenes
+from flamingo_rt.training.scenes.digits import HELD_OUT_DIGITS, digit_label
+from flamingo_rt.training.scenes.episodes import named_pairs
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +50,20 @@ def test_a_word_of_a_task_is_in_no_training_episode(tasks) -> None:
     rng = np.random.default_rng(0)
     known = {shot.answer for _ in range(300) for shot in scenes.sample_episode(rng).shots}
     assert not known & {word for name in ("words", "digits", "ten-digits") for word in tasks[name].classes}
+
+
+def test_pictures_show_pairs_and_digits_that_no_training_episode_names() -> None:
+    named, digits = set(named_pairs("heldout")), set()
+    for group in range(20):
+        rng = np.random.default_rng(group)
+        for each in shot_tasks._words(0, group):
+            for make in (each.shot, each.query):
+                (only,) = make(rng).objects
+                assert (only.color, only.shape) in named
+        for each in shot_tasks._digits(0, group):
+            digits |= {digit_label(make(rng).ink) for make in (each.shot, each.query)}
+    assert digits == set(HELD_OUT_DIGITS)
+    assert not named & set(named_pairs("train"))
 
 
 def test_clips_are_as_they_are_shuffled_or_still(tasks) -> None:

@@ -142,14 +142,15 @@ def _record(model: Model, task: Task, select: str, scores: Sequence[Score]) -> d
 
 def _write(out: Path, task: Task, record: dict[str, Any], scores: Sequence[Score], answers: Sequence[Any]) -> None:
     from flamingo_rt.evaluation.task_page import html_page
+    from flamingo_rt.evaluation.task_run import PAGE, SCORES
     from flamingo_rt.files import replacing_file
 
     facts = [f"{record['model']}, backend {record['backend']}; {record['items']} items, {record['support']} to draw "
              f"shots from, chosen by {record['select']}; metric {record['metric']}"
              + (f", chance {record['chance']:.1%}" if "chance" in record else "")
              + (f"; {len(task.missing)} left out" if task.missing else "")]
-    for name, content in (("scores.json", json.dumps(record, indent=1) + "\n"),
-                          ("index.html", html_page(task, task.name, facts, scores, answers))):
+    for name, content in ((SCORES, json.dumps(record, indent=1) + "\n"),
+                          (PAGE, html_page(task, task.name, facts, scores, answers))):
         with replacing_file(out / name) as beside:
             beside.write_text(content, encoding="utf-8")
 

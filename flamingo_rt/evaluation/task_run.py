@@ -28,6 +28,7 @@ from flamingo_rt.runtime.model import Model, PromptState
 BATCH = 16  # queries that are answered together
 RANKED = 64  # queries whose classes are ranked before they are written down; for them each order is read anew
 MOST_BYTES = 1 << 30  # of a file of answers
+SCORES, PAGE = "scores.json", "index.html"  # beside the file of answers
 ZERO_SHOTS = 2  # shots without pictures that stand for none (§3.4: "zero-shot" prompts have two texts of the task)
 
 
@@ -197,9 +198,13 @@ class TaskRun:
 
 
 def require_new(file: Path, resume: bool) -> None:
-    """Raise `UsageError` where ``file`` has answers and the run is not to go on."""
+    """Raise `UsageError` where ``file`` has answers and the run is not to go on, and where a file in the place of its
+    scores or of its page is of no run: it would be replaced."""
     if file.exists() and not resume:
         raise UsageError(f"{file} has the answers of an earlier run: go on with --resume, or give another --out")
+    others = [place for place in (file.with_name(SCORES), file.with_name(PAGE)) if place.exists()]
+    if others and not file.exists():
+        raise UsageError(f"{others[0]} is there without {file.name}, and would be replaced: give another --out")
 
 
 def require_same(file: Path, about: Mapping[str, Any]) -> list[str]:

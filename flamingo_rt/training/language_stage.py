@@ -146,6 +146,7 @@ def open_language_stage(options: LanguageOptions, world: World) -> LanguageStage
     sources = [open_texts(entry, options.run.seed) for entry in options.data]
     tower = None if options.start_from is None else read_tower(Path(options.start_from), "language")
     if tower is not None:
+        _check_sizes(options, tower.language)
         tokens = tower.tokens
         tokenizer = parse_tokenizer((tower.tokenizer or "").encode(), Path(options.start_from or ""),
                                     tower.language.vocab_size)
@@ -175,6 +176,15 @@ def open_language_stage(options: LanguageOptions, world: World) -> LanguageStage
         model.load_state_dict({name: tower.tensors[f"language.{name}"].to(torch.float32).read()
                                for name in model.state_dict()})
     return LanguageStage(model, tokenizer, tokens, datasets, options.run, world)
+
+
+def _check_sizes(options: LanguageOptions, language: LanguageConfig) -> None:
+    """Raise `UsageError` for a decoder that is given (not the default) and has other sizes than
+    ``options.start_from``."""
+    sizes = replace(preset(options.decoder).language, vocab_size=language.vocab_size, context=language.context)
+    if options.decoder != LanguageOptions.decoder and sizes != language:
+        raise UsageError(f"{options.start_from} has other sizes than the decoder of {options.decoder}: leave decoder "
+                         "out")
 
 
 def open_texts(options: DataOptions, seed: int) -> SampleSource:

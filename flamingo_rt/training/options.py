@@ -235,10 +235,6 @@ class LanguageOptions:
         require_option(self.context >= 16, f"context is {self.context}; it must be 16 or more")
         require_option(self.start_from is None or self.tokenizer is None,
                        "start_from has its own tokenizer, on which it was trained: leave tokenizer out")
-        given = [entry.name for entry in fields(self)
-                 if entry.name in ("decoder", "vocab_size") and getattr(self, entry.name) != entry.default]
-        require_option(self.start_from is None or not given,
-                       f"start_from has its own sizes: leave {' and '.join(given)} out")
 
 
 @dataclass(frozen=True)

@@ -57,6 +57,15 @@ def test_the_table_names_each_control_and_chance(evaluate) -> None:
         assert words in outcome.out
 
 
+@pytest.mark.parametrize("name", ["index.html", "scores.json"])
+def test_a_file_that_no_run_wrote_is_not_replaced(evaluate, tmp_path, name) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_text("mine")
+    refused = evaluate("--shots", 1)
+    assert (refused.code, f"{name} is there without answers.jsonl" in refused.err) == (2, True)
+    assert [file.read_text() for file in (tmp_path / "out").iterdir()] == ["mine"]
+
+
 def test_a_second_run_is_refused_or_goes_on_and_gives_the_same(evaluate, tmp_path) -> None:
     assert evaluate("--shots", 1).code == 0
     first = (tmp_path / "out/scores.json").read_text()

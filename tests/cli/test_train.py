@@ -45,8 +45,7 @@ def values(stage: str) -> dict[str, object]:
             given[key.name] = (key.default or 1) * 2
         else:
             given[key.name] = (key.default or 0.5) / 2
-    apart = {"flamingo": ("vision", "language", "tokenizer"), "language": ("decoder", "tokenizer", "vocab_size"),
-             "vision": ()}
+    apart = {"flamingo": ("vision", "language", "tokenizer"), "language": ("tokenizer",), "vision": ()}
     for name in apart[stage]:
         del given[name]  # they do not go together with start_from
     return given

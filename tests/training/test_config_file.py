@@ -44,7 +44,7 @@ OWN = {
     },
 }
 # start_from excludes them.
-APART = {FlamingoOptions: ("vision", "language", "tokenizer"), LanguageOptions: ("decoder", "tokenizer", "vocab_size")}
+APART = {FlamingoOptions: ("vision", "language", "tokenizer"), LanguageOptions: ("tokenizer",)}
 DATA = {
     "source": ODD, "name": "pairs", "kind": "videos", "weight": 0.25, "batch": 6, "tokens": 64, "frames": 4, "fps": 2.5,
     "images": 3, "next_image": 0.0, "chunks": [1, 3], "augment": False, "leading_space": 0.5, "prompt": "",
@@ -273,9 +273,7 @@ def test_options_of_stage_3_that_would_do_nothing_are_refused(options, message) 
         FlamingoOptions(**options)
 
 
-def test_sizes_beside_the_decoder_that_stage_2_goes_on_with_are_refused() -> None:
-    with pytest.raises(UsageError, match="start_from has its own sizes: leave decoder and vocab_size out"):
-        LanguageOptions(start_from="tower", decoder="small", vocab_size=300)
+def test_a_tokenizer_beside_the_decoder_that_stage_2_goes_on_with_is_refused() -> None:
     with pytest.raises(UsageError, match="start_from has its own tokenizer"):
         LanguageOptions(start_from="tower", tokenizer="t")
 

@@ -28,8 +28,6 @@ from flamingo_rt.training.sharding import World
 from flamingo_rt.training.tokenizer_training import train_tokenizer
 from flamingo_rt.training.towers import read_tower, write_tower
 
-START = {"decoder": "tiny", "vocab_size": 512}  # their defaults: beside start_from they say nothing
-
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -145,7 +143,7 @@ def test_the_loop_writes_a_tower_that_is_the_model(file: Path, tmp_path: Path) -
 def test_a_run_goes_on_with_a_towers_weights_sizes_and_tokenizer(file: Path, tmp_path: Path) -> None:
     stage, options = opened(file), options_of(file)
     train(stage, options.run, tmp_path / "tower", World())
-    again = opened(file, start_from=str(tmp_path / "tower"), **START)
+    again = opened(file, start_from=str(tmp_path / "tower"))
     assert (again.config, again.tokens_config) == (stage.config, stage.tokens_config)
     assert again.tokenizer.get_vocab() == stage.tokenizer.get_vocab()
     for name, tensor in stage.model.state_dict().items():
@@ -163,12 +161,19 @@ def test_rows_beyond_a_towers_table_of_positions_are_refused(
     monkeypatch.setattr(language_stage, "preset", lambda name: learnt)
     opened(file).write(tmp_path / "tower", overwrite=False)
     with pytest.raises(UsageError, match="tower has a table of 32 positions, and context is 64: give rows of 32"):
-        opened(file, start_from=str(tmp_path / "tower"), context=64, **START)
+        opened(file, start_from=str(tmp_path / "tower"), context=64, decoder=LanguageOptions.decoder)
+
+
+def test_a_decoder_of_other_sizes_than_the_one_that_a_run_goes_on_with_is_refused(file: Path, tmp_path: Path) -> None:
+    opened(file).write(tmp_path / "tower", overwrite=False)
+    assert opened(file, start_from=str(tmp_path / "tower"), decoder=LanguageOptions.decoder).config.width == 32
+    with pytest.raises(UsageError, match="tower has other sizes than the decoder of openflamingo-3b: leave decoder"):
+        opened(file, start_from=str(tmp_path / "tower"), decoder="openflamingo-3b")
 
 
 def test_a_whole_checkpoint_is_no_decoder_to_go_on_with(file: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="is a whole Flamingo checkpoint, not a language tower"):
-        opened(file, start_from=str(small_checkpoint(tmp_path / "whole")), **START)
+        opened(file, start_from=str(small_checkpoint(tmp_path / "whole")))
 
 
 def test_a_decoder_that_a_run_goes_on_with_is_named_where_memory_lacks(
@@ -177,7 +182,7 @@ def test_a_decoder_that_a_run_goes_on_with_is_named_where_memory_lacks(
     opened(file).write(tmp_path / "tower", overwrite=False)
     monkeypatch.setattr(model_memory, "available_bytes", lambda: 1000)
     with pytest.raises(DataError, match=r"training the decoder of .*tower needs at least"):
-        opened(file, start_from=str(tmp_path / "tower"), **START)
+        opened(file, start_from=str(tmp_path / "tower"))
 
 
 def test_the_parts_of_a_batch_have_its_gradient(file: Path) -> None:
@@ -290,7 +295,7 @@ def test_a_model_that_names_no_tokens_is_refused(tmp_path: Path) -> None:
     ({"data": (DataOptions("a/x.txt"), DataOptions("b/x.txt"))}, UsageError, "two datasets are called 'x.txt'"),
     ({"data": (DataOptions("absent.txt"),)}, DataError, "absent.txt"),
     ({"tokenizer": "absent"}, DataError, "absent"),
-    (START | {"start_from": "absent"}, DataError, "absent"),
+    ({"start_from": "absent"}, DataError, "absent"),
     ({"decoder": "gigantic"}, UsageError, "unknown preset 'gigantic'"),
     ({"vocab_size": 100}, DataError, "vocab_size 100 is below"),
 ])
