@@ -3,7 +3,7 @@
 # make test-all  the suite with what takes minutes more
 # make typecheck the types, by mypy, in the package as an installation lays it out
 # make fuzz      damaged and hostile files of every kind, for MINUTES=30 (make fuzz MINUTES=600 KINDS=pictures,clips)
-# make train     the model in this package, again, in three stages (hours)
+# make train     a model of the kind in this package, in three stages (hours)
 # make train-small   three stages of training on made scenes, exported and evaluated
 
 PYTHON ?= python3

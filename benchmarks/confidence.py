@@ -1,26 +1,29 @@
 """Probabilities of answers as a sign that a picture is of the kind that the model knows.
 
-    python -m benchmarks.confidence [--model BUNDLE] [--scenes 300] [--photographs FOLDER]
+    python -m benchmarks.confidence [--model BUNDLE] [--scenes 300] [--photographs FOLDER] [--results FOLDER]
 
 Drawn scenes, from a seed of their own, beside photographs (scikit-learn's two and crops of them; those of scikit-image,
 if it is installed; those of a folder), drawings of other things, noise and plain colours. For captions, with no shot
 and with one, and for answers to questions: the area under the ROC curve (1 separates them, 0.5 is chance), and the
-share of each kind that is below the 5th percentile of the drawn scenes. The last line is JSON.
+share of each kind that is below the 5th percentile of the drawn scenes. Prints them, and writes a dated result to
+``benchmarks/results``, with the number of each kind that is below the probability which the bundle records.
 """
 
 from __future__ import annotations
 
-import json
 import math
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
 import PIL.Image
 import PIL.ImageDraw
 
+from benchmarks.dated_result import RESULTS, write_result
 from flamingo_rt import GenerationResult, Image, Model, load
 from flamingo_rt.processing.prompt import Part
 from flamingo_rt.training import scenes
@@ -36,6 +39,7 @@ MEASURES = {
     "mean with stop": lambda tokens, whole: math.exp(whole / (len(tokens) + 1)),
     "least likely token": lambda tokens, whole: math.exp(min(tokens, default=0.0)),
 }
+VALIDATED = "sum with stop"  # the measure whose 5th percentile an export with --validation records
 Pictures = Mapping[str, Sequence[np.ndarray]]
 
 
@@ -120,40 +124,61 @@ def separation(own: np.ndarray, other: np.ndarray) -> dict[str, float]:
     return {"auc": round(float(above), 3), "below": round(float((other < np.quantile(own, 0.05)).mean()), 3)}
 
 
+def separations(measured: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """The 5th percentile and median of drawn scenes, and how far each other kind is from them, by one measure."""
+    own = measured[OWN]
+    low, median = np.quantile(own, (0.05, 0.5)).round(4).tolist()
+    others = {kind: separation(own, values) for kind, values in measured.items() if kind != OWN}
+    return {"percentile_5": low, "median": median, "kinds": others}
+
+
+def below(measured: Mapping[str, np.ndarray], probability: float) -> dict[str, tuple[int, int]]:
+    """Answers of each kind that are less likely than ``probability``, and all."""
+    return {kind: (int((values < probability).sum()), len(values)) for kind, values in measured.items()}
+
+
+def print_separations(title: str, found: Mapping[str, Any]) -> None:
+    """Print a line about drawn scenes, and one for each other kind."""
+    print(f"{title}: of drawn scenes {found['percentile_5']} (5th percentile), {found['median']} (median)")
+    for kind, each in found["kinds"].items():
+        print(f"  {kind:<22} area {each['auc']:.3f}  below the 5th percentile {each['below']:.0%}")
+
+
+def measure(model: Model, name: str, prompts: Mapping[str, Sequence[list[Part]]]) -> dict[str, Any]:
+    """Measure one form of prompt about every kind of picture, and print what was found."""
+    answers = {kind: asked(model, some) for kind, some in prompts.items()}
+    found: dict[str, Any] = {}
+    for each in MEASURES:
+        found[each] = separations({kind: values[each] for kind, values in answers.items()})
+        print_separations(f"{name}, {each}", found[each])
+    if model.usual_probability is not None:
+        counts = below({kind: values[VALIDATED] for kind, values in answers.items()}, model.usual_probability)
+        found["below the recorded"] = counts
+        print(f"{name}, below the recorded {model.usual_probability}: "
+              + ", ".join(f"{kind} {low} of {count}" for kind, (low, count) in counts.items()), flush=True)
+    return found
+
+
 @click.command()
 @click.option("--model", "path", help="A bundle. Default: the model in the package.")
 @click.option("--scenes", "count", default=300, show_default=True)
 @click.option("--photographs", "folder", type=click.Path(path_type=Path), help="A folder with more of them.")
-def main(path: str | None, count: int, folder: Path | None) -> None:
-    """Print how well each measure separates, by kind of prompt and of picture."""
-    model = load(path)
+@click.option("--results", type=click.Path(path_type=Path), default=RESULTS, metavar="FOLDER")
+def main(path: str | None, count: int, folder: Path | None, results: Path) -> None:
+    """Print how well each measure separates, by kind of prompt and of picture, and write the dated result."""
+    model, photos = load(path), photographs(folder)
     samples = [scenes.sample(SEED, index, "heldout") for index in range(count)]
-    pictures = other_pictures(np.random.default_rng(SEED), photographs(folder))
-    own = [sample.image for sample in samples]
+    pictures = other_pictures(np.random.default_rng(SEED), photos)
+    shown = {OWN: [sample.image for sample in samples], **pictures}
     prompts = {
-        f"captions, {shots} shots": {
-            kind: list(captions(model, some, shots)) for kind, some in {OWN: own, **pictures}.items()
-        } for shots in (0, 1)
+        f"captions, {shots} shots": {kind: list(captions(model, some, shots)) for kind, some in shown.items()}
+        for shots in (0, 1)
     }
     prompts["answers"] = questions(model, samples, pictures)
-    report: dict[str, object] = {"model": model.config.name, "scenes": count, "recorded": model.usual_probability}
-    for name, kinds in prompts.items():
-        measured = {kind: asked(model, some) for kind, some in kinds.items()}
-        for measure in MEASURES:
-            usual = measured[OWN][measure]
-            low, median = np.quantile(usual, (0.05, 0.5)).round(4).tolist()
-            table = {kind: separation(usual, values[measure]) for kind, values in measured.items() if kind != OWN}
-            print(f"{name}, {measure}: of drawn scenes {low} (5th percentile), {median} (median)")
-            for kind, found in table.items():
-                print(f"  {kind:<22} area {found['auc']:.3f}  below the 5th percentile {found['below']:.0%}")
-            report[f"{name}, {measure}"] = {"percentile_5": low, "median": median, **table}
-        if model.usual_probability is not None:
-            shares = {
-                kind: (values["sum with stop"] < model.usual_probability).mean() for kind, values in measured.items()
-            }
-            print(f"{name}, below the recorded {model.usual_probability}: "
-                  + ", ".join(f"{kind} {share:.0%}" for kind, share in shares.items()))
-    print(json.dumps(report))
+    settings = {"model": model.config.name, "scenes": count, "seed": SEED, "recorded": model.usual_probability,
+                "photographs": list(photos)}
+    measured = {name: measure(model, name, kinds) for name, kinds in prompts.items()}
+    print(f"wrote {write_result(results, 'confidence', settings, measured)}", file=sys.stderr)
 
 
 if __name__ == "__main__":

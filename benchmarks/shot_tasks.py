@@ -2,6 +2,8 @@
 
 - ``words``: four pairs of a colour and a shape, each with a word that means nothing; neither the words nor the pairs
   are in any training episode. Every group of queries has words of its own.
+- ``textures``, ``counts``, ``alike``, ``characters``: the same of three textures, of one to three objects, of two
+  objects of one colour (or shape) and of two, and of four drawn characters that are in no training picture.
 - ``digits``: the handwritten digits 7, 8 and 9, of which no training picture is made, each with such a word. Queries
   are by other writers than shots.
 - ``ten-digits``: all ten digits with words, and a support of twenty pictures each, for shots by nearness.
@@ -26,12 +28,16 @@ from flamingo_rt.training import scenes
 from flamingo_rt.training.data.making import animated_png, png
 from flamingo_rt.training.data.scene_clips import FRAMES, SIZE
 from flamingo_rt.training.scenes.digits import HELD_OUT_DIGITS
-from flamingo_rt.training.scenes.episodes import Maker, sample_classes
+from flamingo_rt.training.scenes.episodes import EpisodeKind, Maker, sample_classes
 from flamingo_rt.training.scenes.nonce_words import nonce_words
 from flamingo_rt.training.scenes.scene import sample_digit
 
 GROUPS, QUERIES, SUPPORT = 20, 25, 8  # groups; queries of each; support of each class in a group
 CLIPS = 300
+KINDS: dict[str, tuple[EpisodeKind, int]] = {  # what words name, and how many of them
+    "words": ("pair", 4), "textures": ("texture", 3), "counts": ("count", 3), "alike": ("same", 2),
+    "characters": ("glyph", 4),
+}
 OPPOSITE = {"left": "right", "right": "left", "up": "down", "down": "up"}
 
 
@@ -48,17 +54,19 @@ def write_shot_tasks(folder: Path, seed: int = 0, groups: int = GROUPS, clips: i
     """Write all tasks; gives the TOML file of each by its name. ``groups`` of queries have words of their own."""
     folder.mkdir(parents=True, exist_ok=True)
     return {
-        "words": _write_groups(folder / "words", seed, [_words(seed, number) for number in range(groups)]),
+        **{name: _write_groups(folder / name, seed, [_words(seed, number, name) for number in range(groups)])
+           for name in KINDS},
         "digits": _write_groups(folder / "digits", seed, [_digits(seed, number) for number in range(groups)]),
         "ten-digits": _write_groups(folder / "ten-digits", seed, [_digits(seed, groups, range(10))], 300, 20),
         **_write_clips(folder / "motion", seed, clips),
     }
 
 
-def _words(seed: int, group: int) -> list[Named]:
-    rng = np.random.default_rng([seed, group, 0])
-    makers = sample_classes(rng, "heldout", "pair", 4)
-    return [Named(word, make, make) for word, make in zip(nonce_words(rng, "heldout", 4), makers, strict=True)]
+def _words(seed: int, group: int, name: str = "words") -> list[Named]:
+    (kind, count), place = KINDS[name], list(KINDS).index(name)
+    rng = np.random.default_rng([seed, group, 0, place])
+    makers = sample_classes(rng, "heldout", kind, count)
+    return [Named(word, make, make) for word, make in zip(nonce_words(rng, "heldout", count), makers, strict=True)]
 
 
 def _digits(seed: int, group: int, digits: Sequence[int] = HELD_OUT_DIGITS) -> list[Named]:

@@ -11,7 +11,6 @@ no torch.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -22,8 +21,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.dated_result import RESULTS, write_result
-from benchmarks.processes import toolkit
-from benchmarks.shot_tasks import write_shot_tasks
+from benchmarks.evaluated_bundles import bundles_asked, evaluated, named_bundle
+from benchmarks.shot_tasks import KINDS, write_shot_tasks
 from flamingo_rt.evaluation.confidence_interval import bootstrap_difference
 from flamingo_rt.evaluation.task import Item
 from flamingo_rt.evaluation.task_file import read_task
@@ -45,6 +44,8 @@ class Measured:
 
 RUNS: dict[str, Measured] = {
     "words": Measured("words", ("--shots", "0,4,8,16,32", "--select", "balanced", *CONTROLS)),
+    **{name: Measured(name, ("--shots", f"{KINDS[name][1]},{4 * KINDS[name][1]}", "--select", "balanced", *CONTROLS))
+       for name in KINDS if name != "words"},
     "digits": Measured("digits", ("--shots", "0,3,6,12,24", "--select", "balanced", *CONTROLS)),
     "ten-digits": Measured("ten-digits", ("--shots", "8,16", "--redraw")),
     "ten-digits, nearest": Measured("ten-digits", ("--shots", "8,16", "--select", "rices"), drawn=False),
@@ -54,15 +55,13 @@ RUNS: dict[str, Measured] = {
     "opposite-shuffled": Measured("opposite-shuffled", MOTION, drawn=False),
 }
 NEAREST, RANDOM = "ten-digits, nearest", "ten-digits"
+ALL = ",".join(name for name in RUNS if name != NEAREST)
 
 
 def measure(run: Measured, task: Path, bundle: str | None, seeds: int, out: Path) -> dict[str, Any]:
     """The record that ``evaluate task --json`` prints."""
-    model = [] if bundle is None else ["--model", bundle]
     draws = ["--seeds", str(seeds)] if run.drawn else []
-    output = toolkit("evaluate", "task", str(task), *model, "--out", str(out), *draws, "--json", *run.options)
-    record: dict[str, Any] = json.loads(output.strip().splitlines()[-1])
-    return record
+    return evaluated(bundle, "task", str(task), "--out", str(out), *draws, *run.options)
 
 
 def gain(nearest: Path, random: Path, task: Path) -> dict[int, dict[str, float]]:
@@ -100,8 +99,9 @@ def print_record(name: str, record: dict[str, Any]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", action="append", default=[], metavar="NAME=BUNDLE", help="may be given again")
-    parser.add_argument("--tasks", default=",".join(name for name in RUNS if "," not in name), help="default: all")
+    parser.add_argument("--model", action="append", type=named_bundle, default=[], metavar="NAME=BUNDLE",
+                        help="may be given again")
+    parser.add_argument("--tasks", default=ALL, help="default: all")
     parser.add_argument("--seeds", type=int, default=3, help="draws of the shots; default %(default)s")
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="FOLDER")
     options = parser.parse_args()
@@ -109,15 +109,11 @@ def main() -> None:
     names = [name for name in RUNS if name.split(",")[0] in tasks_asked]
     unknown = [task for task in tasks_asked if task not in {name.split(",")[0] for name in RUNS}]
     if unknown:
-        parser.error(f"--tasks {unknown[0]}: known are {', '.join(name for name in RUNS if ',' not in name)}")
-    wrong = [entry for entry in options.model if "=" not in entry]
-    if wrong:
-        parser.error(f"--model {wrong[0]}: write NAME=BUNDLE, for example mine={wrong[0]}")
-    models: dict[str, str | None] = dict(entry.split("=", 1) for entry in options.model) or {"packaged": None}
+        parser.error(f"--tasks {unknown[0]}: known are {ALL}")
     measured: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         tasks = write_shot_tasks(Path(folder) / "tasks")
-        for model, bundle in models.items():
+        for model, bundle in bundles_asked(options.model).items():
             print(f"== {model}", flush=True)
             found = measured[model] = {}
             for name in names:
@@ -128,7 +124,9 @@ def main() -> None:
                 place = Path(folder) / model
                 found["gain of nearness"] = gain(place / NEAREST, place / RANDOM, tasks[RANDOM])
                 print(f"gain of the nearest shots: {found['gain of nearness']}", flush=True)
-    path = write_result(options.results, "shots-that-matter", {"seeds": options.seeds, "runs": names}, measured)
+    subject = "-".join(["shots-that-matter", *(tasks_asked if options.tasks != ALL else ()),
+                        *(name for name, _ in options.model)])
+    path = write_result(options.results, subject, {"seeds": options.seeds, "runs": names}, measured)
     print(f"wrote {path}", file=sys.stderr)
 
 

@@ -1,9 +1,10 @@
 """Answers of a decoder to questions about scenes that it reads in words, by their kinds: what stage 3 can build on.
 
-    python -m benchmarks.text_answers LANGUAGE …
+    python -m benchmarks.text_answers LANGUAGE … [--results FOLDER]
 
 ``LANGUAGE`` is a folder that ``train language`` wrote, or a whole checkpoint. Before a question stand all details of a
-held-out scene, as in the documents of stage 2. Prints a line for each folder; needs the extra ``train``.
+held-out scene, as in the documents of stage 2. Prints a line for each folder, and writes a dated result to
+``benchmarks/results``. Needs the extra ``train``.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
+from benchmarks.dated_result import RESULTS, write_result
 from flamingo_rt.checkpoints import open_checkpoint
 from flamingo_rt.config import PromptsConfig, TokensConfig
 from flamingo_rt.errors import FlamingoError
@@ -89,13 +91,18 @@ def measure(folder: Path) -> dict[str, tuple[int, int]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("language", nargs="+", type=Path, help="a folder of train language, or a checkpoint")
+    parser.add_argument("--results", type=Path, default=RESULTS, metavar="FOLDER")
     options = parser.parse_args()
+    measured = {}
     for folder in options.language:
         try:
-            found = measure(folder)
+            found = measured[str(folder)] = measure(folder)
         except FlamingoError as error:
             sys.exit(f"error: {error}")
         print(f"{folder}: " + ", ".join(f"{kind} {right} of {count}" for kind, (right, count) in found.items()))
+    settings = {"scenes": SCENES, "questions": QUESTIONS, "seed": SEED}
+    path = write_result(options.results, "text-answers", settings, measured)
+    print(f"wrote {path}", file=sys.stderr)
 
 
 if __name__ == "__main__":

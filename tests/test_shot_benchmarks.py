@@ -32,7 +32,10 @@ def frames(file: Path) -> np.ndarray:
     return np.stack([np.asarray(frame) for frame in read_frames(Video(file, 8))])
 
 
-@pytest.mark.parametrize(("name", "classes", "groups"), [("words", 4, 2), ("digits", 3, 2), ("ten-digits", 10, 1)])
+@pytest.mark.parametrize(("name", "classes", "groups"), [
+    ("words", 4, 2), ("textures", 3, 2), ("counts", 3, 2), ("alike", 2, 2), ("characters", 4, 2), ("digits", 3, 2),
+    ("ten-digits", 10, 1),
+])
 def test_each_group_has_words_of_its_own_and_support_of_every_class(tasks, name, classes, groups) -> None:
     task = tasks[name]
     assert task.chance == pytest.approx(1 / classes)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -41,3 +43,14 @@ def test_answers_in_words_are_counted_by_kind(monkeypatch: pytest.MonkeyPatch) -
     assert all(good == count for good, count in found.values())
     monkeypatch.setattr(text_answers, "answer", lambda model, prompt, tokens: [-1])
     assert all(good == 0 for good, _ in text_answers.measure(checkpoint).values())
+
+
+def test_answers_in_words_are_printed_and_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(text_answers, "measure", lambda folder: {"color": (3, 4), "count": (5, 5)})
+    monkeypatch.setattr(sys, "argv", ["_", "runs/a", "--results", str(tmp_path)])
+    text_answers.main()
+    assert capsys.readouterr().out == "runs/a: color 3 of 4, count 5 of 5\n"
+    (file,) = tmp_path.glob("*-text-answers.json")
+    assert json.loads(file.read_text())["runs/a"] == {"color": [3, 4], "count": [5, 5]}
