@@ -1,6 +1,7 @@
 """Accuracy of a bundle on what its prompt alone tells: new words, digits that it never saw, the way something moves.
 
     python -m benchmarks.shots_that_matter [--model NAME=BUNDLE …] [--tasks words,digits,…] [--seeds N]
+        [--no-controls]
 
 The tasks are those of `shot_tasks.py`; each is run by ``flamingo-rt evaluate task``. Queries of a group share a draw of
 shots, so that there are several draws. Without ``--model`` it is the one in the package. Prints a table, and writes a
@@ -58,10 +59,13 @@ NEAREST, RANDOM = "ten-digits, nearest", "ten-digits"
 ALL = ",".join(name for name in RUNS if name != NEAREST)
 
 
-def measure(run: Measured, task: Path, bundle: str | None, seeds: int, out: Path) -> dict[str, Any]:
-    """The record that ``evaluate task --json`` prints."""
+def measure(
+    run: Measured, task: Path, bundle: str | None, seeds: int, out: Path, controls: bool = True
+) -> dict[str, Any]:
+    """The record that ``evaluate task --json`` prints; without ``controls``, of the shots as they are alone."""
     draws = ["--seeds", str(seeds)] if run.drawn else []
-    return evaluated(bundle, "task", str(task), "--out", str(out), *draws, *run.options)
+    options = run.options if controls else [option for option in run.options if option not in CONTROLS]
+    return evaluated(bundle, "task", str(task), "--out", str(out), *draws, *options)
 
 
 def gain(nearest: Path, random: Path, task: Path) -> dict[int, dict[str, float]]:
@@ -103,6 +107,7 @@ def main() -> None:
                         help="may be given again")
     parser.add_argument("--tasks", default=ALL, help="default: all")
     parser.add_argument("--seeds", type=int, default=3, help="draws of the shots; default %(default)s")
+    parser.add_argument("--no-controls", action="store_true", help="the shots as they are alone: a quarter of the time")
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="FOLDER")
     options = parser.parse_args()
     tasks_asked = options.tasks.split(",")
@@ -118,7 +123,8 @@ def main() -> None:
             found = measured[model] = {}
             for name in names:
                 out = Path(folder) / model / name
-                found[name] = measure(RUNS[name], tasks[RUNS[name].task], bundle, options.seeds, out)
+                task = tasks[RUNS[name].task]
+                found[name] = measure(RUNS[name], task, bundle, options.seeds, out, not options.no_controls)
                 print_record(name, found[name])
             if NEAREST in found and RANDOM in found:
                 place = Path(folder) / model
@@ -126,7 +132,8 @@ def main() -> None:
                 print(f"gain of the nearest shots: {found['gain of nearness']}", flush=True)
     subject = "-".join(["shots-that-matter", *(tasks_asked if options.tasks != ALL else ()),
                         *(name for name, _ in options.model)])
-    path = write_result(options.results, subject, {"seeds": options.seeds, "runs": names}, measured)
+    path = write_result(options.results, subject, {"seeds": options.seeds, "runs": names,
+                                                    "controls": not options.no_controls}, measured)
     print(f"wrote {path}", file=sys.stderr)
 
 

@@ -112,6 +112,19 @@ def test_the_gain_of_nearness_is_the_difference_over_the_same_queries(tmp_path: 
     assert found[16] == {"mean": 0.0, "low": 0.0, "high": 0.0}
 
 
+def test_a_run_asks_for_its_draws_and_controls(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(shots_that_matter, "evaluated", lambda bundle, *options: {"options": options})
+    runs = shots_that_matter.RUNS
+
+    def options(name: str, controls: bool) -> tuple[str, ...]:
+        return shots_that_matter.measure(runs[name], tmp_path, None, 3, tmp_path, controls)["options"]
+
+    assert options("digits", True)[4:6] == ("--seeds", "3")
+    assert options("digits", True)[-2:] == ("--controls", "shuffled,blank,text")
+    assert options("digits", False) == options("digits", True)[:-2]
+    assert "--seeds" not in options("motion", True)
+
+
 def test_a_record_is_printed_by_shots_and_control(capsys) -> None:
     scores = [{"shots": shots, "control": control, "mean": 0.5, "low": 0.4, "high": 0.6}
               for shots, control in itertools.product((4, 8), ("none", "blank"))]
