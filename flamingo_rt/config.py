@@ -33,7 +33,7 @@ def require(condition: bool, message: str) -> None:
 # ff_width 32768), and small enough that nothing computed from them overflows or takes long before it is refused.
 LARGEST = {
     "image_size": 2048,  # SAM's 1024 are the largest known; a picture is then 50 MB of numbers
-    "layers": 1024, "depths": 1024,  # each becomes a module
+    "layers": 1024, "first": 1024, "depths": 1024,  # each becomes a module
     "heads": 4096, "kv_heads": 4096, "head_width": 4096, "ff_multiplier": 64,
     "ff_width": 1 << 20, "vocab_size": 1 << 22,  # the largest vocabularies have 256,000 tokens
     "context": 1 << 24, "position_offset": 1 << 20,  # contexts of 10 million tokens were announced
@@ -167,7 +167,8 @@ class ResamplerConfig:
 class CrossAttentionConfig:
     """Gated cross-attention before some language layers (§3.1, figure 4).
 
-    ``offset`` says before which: ``first`` layers 0, n, 2n, …; ``last`` layers n-1, 2n-1, … (OpenFlamingo).
+    ``offset`` says before which: ``first`` layers 0, n, 2n, …; ``last`` layers n-1, 2n-1, … (OpenFlamingo). Of these,
+    layers below the field ``first`` have none: what is trained then needs no backward pass below that layer.
     ``attend`` ``last`` reads only the last preceding visual (the paper's choice), ``all`` every preceding one.
     ``norm`` acts on the queries and before the feed-forward.
     ``media_width`` is the width to which latents are projected, once for all layers, before keys and values; None
@@ -185,14 +186,15 @@ class CrossAttentionConfig:
     norm_bias: bool = True
     attend: Literal["last", "all"] = "last"
     media_width: int | None = None
+    first: int = 0
 
     def __post_init__(self) -> None:
-        require_sizes(self)
+        require_sizes(self, may_be_zero=("first",))
 
     def layers(self, language_layers: int) -> tuple[int, ...]:
         """Indices of the language layers that have a cross-attention layer before them."""
         phase = 0 if self.offset == "first" else self.interval - 1
-        return tuple(range(phase, language_layers, self.interval))
+        return tuple(layer for layer in range(phase, language_layers, self.interval) if layer >= self.first)
 
 
 @dataclass(frozen=True)
@@ -326,7 +328,8 @@ class FlamingoConfig:
             f"without an input projection the resampler's width {self.resampler.width} "
             f"must be the vision encoder's {self.vision.width}",
         )
-        require(len(self.cross_layers) > 0, "no language layer has cross-attention: the interval is too large")
+        require(len(self.cross_layers) > 0,
+                "no language layer has cross-attention: the interval is too large, or first leaves none")
         parameters = reckon_parameters(self)["total"]
         require(parameters <= MOST_PARAMETERS, f"it has {parameters} parameters, more than {MOST_PARAMETERS}")
         for name, text in dataclasses.asdict(self.prompts).items():
@@ -348,7 +351,8 @@ class FlamingoConfig:
         """The inverse of `to_dict`. Raises `DataError` that names the key for anything missing, unknown or mistyped.
 
         Models written before there were ``prompts`` were trained with the default; before there was a ``fill``, all
-        padded with the mean; before there was a ``stop``, no other token ended an answer.
+        padded with the mean; before there was a ``stop``, no other token ended an answer; before there was a ``first``,
+        cross-attention began at the first layer of its rule.
         """
         if isinstance(data, dict):
             data = {"prompts": dataclasses.asdict(PromptsConfig())} | data
@@ -356,6 +360,8 @@ class FlamingoConfig:
                 data |= {"preprocessing": {"fill": None} | data["preprocessing"]}
             if isinstance(data.get("tokens"), dict):
                 data |= {"tokens": {"stop": ()} | data["tokens"]}
+            if isinstance(data.get("cross_attention"), dict):
+                data |= {"cross_attention": {"first": 0} | data["cross_attention"]}
         return parse_config(cls, data, "config")
 
     @classmethod

@@ -169,6 +169,9 @@ def test_a_missing_file_is_named(tmp_path):
         (lambda: LanguageConfig(head_width=10, rotary_fraction=0.5), "5, is odd"),
         (lambda: FlamingoConfig(resampler=ResamplerConfig(input_projection=False)), "projection"),
         (lambda: FlamingoConfig(cross_attention=CrossAttentionConfig(interval=25, offset="last")), "interval"),
+        (lambda: FlamingoConfig(cross_attention=CrossAttentionConfig(first=24)), "or first leaves none"),
+        (lambda: CrossAttentionConfig(first=-1), "first"),
+        (lambda: CrossAttentionConfig(first=1025), "first is above 1024"),
         (lambda: FlamingoConfig(max_visuals=0), "max_visuals"),
         (lambda: PromptsConfig(caption=""), "prompts.caption is ''"),
         (lambda: PromptsConfig(question=" "), "prompts.question is ' '"),
@@ -199,6 +202,15 @@ def test_cross_attention_precedes_the_layers_of_its_rule(offset, interval, layer
     assert CrossAttentionConfig(interval=interval, offset=offset).layers(layers) == expected
 
 
+@pytest.mark.parametrize(
+    ("offset", "interval", "first", "expected"),
+    [("first", 3, 12, (12, 15, 18, 21, 24, 27)), ("first", 3, 13, (15, 18, 21, 24, 27)), ("last", 4, 20, (23, 27)),
+     ("first", 1, 29, (29,)), ("first", 1, 30, ())],
+)
+def test_cross_attention_begins_at_its_first_layer(offset, interval, first, expected):
+    assert CrossAttentionConfig(interval=interval, offset=offset, first=first).layers(30) == expected
+
+
 def test_a_text_with_half_a_character_is_refused():
     data = preset("tiny").to_dict()
     data["tokens"]["end_of_chunk"] = "<|end\ud800|>"
@@ -209,4 +221,10 @@ def test_a_text_with_half_a_character_is_refused():
 def test_a_model_from_before_further_ends_of_answers_is_read():
     data = FlamingoConfig().to_dict()
     del data["tokens"]["stop"]
+    assert FlamingoConfig.from_dict(data) == FlamingoConfig()
+
+
+def test_a_model_from_before_cross_attention_had_a_first_layer_is_read():
+    data = FlamingoConfig().to_dict()
+    del data["cross_attention"]["first"]
     assert FlamingoConfig.from_dict(data) == FlamingoConfig()

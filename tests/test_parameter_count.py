@@ -71,6 +71,13 @@ def test_small_models_of_any_form_are_reckoned_as_they_are_made(config):
     assert reckon_parameters(config) == made(config)
 
 
+def test_cross_attention_that_begins_higher_is_reckoned():
+    config = preset("tiny")
+    config = replace(config, cross_attention=replace(config.cross_attention, first=4))
+    assert reckon_parameters(config) == made(config)
+    assert 3 * reckon_parameters(config)["cross_attention"] == reckon_parameters(preset("tiny"))["cross_attention"]
+
+
 def test_relative_positions_are_reckoned():
     config = preset("tiny")
     language = replace(config.language, positions="relative", kv_heads=config.language.heads)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -110,7 +111,8 @@ class FlamingoStage:
             freeze_in_precision(model.language, precision)
             if options.lora:
                 add_lora(model.language, options.lora, options.run.seed)
-            train_new_tokens(model, new_tokens, table if "embedding" in options.unfreeze else None)
+            train_new_tokens(model, new_tokens, table if "embedding" in options.unfreeze else None,
+                             options.new_tokens == "output")
         self.model = Bridge(model, "vision" not in options.unfreeze, cache is not None, world)
         self.model.to(world.device)
 
@@ -136,9 +138,13 @@ class FlamingoStage:
         return Loss(total)
 
     def activation_bytes(self, batch: FlamingoBatch) -> int:
-        """See `Stage.activation_bytes`: those of the language model and of the gated layers."""
+        """See `Stage.activation_bytes`: those of the gated layers, and of the language model from the lowest layer on
+        that a gradient reaches."""
         gated = [self.config.cross_attention.ff_multiplier * self.config.language.width] * len(self.config.cross_layers)
-        return decoder_bytes(self.config.language, gated, batch.input_ids.numel(), self._options.run)
+        language = self.config.language
+        if self._options.new_tokens == "output" and not self._options.lora:
+            language = replace(language, layers=language.layers - self.config.cross_layers[0])
+        return decoder_bytes(language, gated, batch.input_ids.numel(), self._options.run)
 
     def targets(self, batch: FlamingoBatch) -> int:
         """See `Stage.targets`: the labelled tokens."""
@@ -188,7 +194,8 @@ class FlamingoStage:
         return {"model": self.config.to_dict(), "tokenizer": tokenizer, "frozen": self._frozen,
                 "cached": self._cache is not None,  # features are rounded then
                 "trained": {"unfreeze": list(self._options.unfreeze), "lora": self._options.lora,
-                            "gates": self._options.gates, "unfrozen_rate": self._options.unfrozen_rate}}
+                            "gates": self._options.gates, "unfrozen_rate": self._options.unfrozen_rate,
+                            "new_tokens": self._options.new_tokens}}
 
     def write(self, out: Path, overwrite: bool) -> None:
         """See `Stage.write`: a checkpoint; trained rows and low-rank updates are merged into the frozen weights. The

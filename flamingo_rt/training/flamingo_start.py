@@ -18,7 +18,10 @@ from flamingo_rt.parameter_count import reckon_parameters
 from flamingo_rt.presets import preset
 from flamingo_rt.processing.tokenizer import TextTokenizer
 from flamingo_rt.tokenizer_file import parse_tokenizer
+from flamingo_rt.training.data.class_tasks import ClassTasks, require_room
 from flamingo_rt.training.data.document_batches import DocumentBatches
+from flamingo_rt.training.data.documents import DocumentWriter
+from flamingo_rt.training.data.folder_source import ImageFolder
 from flamingo_rt.training.data.samples import SampleSource
 from flamingo_rt.training.data.scene_batches import SceneBatches
 from flamingo_rt.training.data.scene_clips import SceneClips
@@ -115,7 +118,7 @@ def _texts(
 ) -> Iterator[str]:
     for entry in options.data:
         if entry in sources:
-            yield from source_texts(sources[entry])
+            yield from source_texts(_used(sources[entry], entry, config, options))
         else:
             for index in range(TOKENIZER_SCENES):
                 yield from texts_of_scene(options.run.seed, index, config.prompts)
@@ -146,12 +149,23 @@ def _batches(
         source = SceneClips(options.run.seed)
     elif source is None and entry.kind == "tasks":
         source = SceneTasks(options.run.seed, config.prompts)
-        # An answer belongs to the picture before it, and its rule is in all of the shots.
-        entry = replace(entry, next_image=0.0, images=config.max_visuals)
     elif source is None:
         return SceneBatches(config, tokenizer, options.run.seed, pictures=entry.batch, questions=entry.questions,
                             by_place=entry.by_place, number=number)
+    source = _used(source, entry, config, options)
+    if isinstance(source, ClassTasks):
+        require_room(source, entry, config, DocumentWriter(config, tokenizer, entry))
+    if entry.kind == "tasks":
+        # An answer belongs to the picture before it, and its rule is in all of the shots.
+        entry = replace(entry, next_image=0.0, images=config.max_visuals)
     return DocumentBatches(source, entry, config, tokenizer, options.run.seed, number, cache)
+
+
+def _used(source: SampleSource, entry: DataOptions, config: FlamingoConfig, options: FlamingoOptions) -> SampleSource:
+    """What a dataset draws from its source: of a folder of classes, tasks where these are asked for."""
+    if entry.kind == "tasks" and isinstance(source, ImageFolder):
+        return ClassTasks.of(source, entry, config.prompts, options.run.seed)
+    return source
 
 
 def _warn(text: str) -> None:

@@ -31,14 +31,15 @@ class _NewRows(MergedLayer):
 
 
 class EmbeddingWithNewRows(_NewRows, TokenEmbedding):
-    """A frozen table of embeddings, some rows of which are trained apart from it."""
+    """A frozen table of embeddings, some rows of which are trained apart from it. With ``only_output`` they have
+    gradients as rows of the head alone: what reads the embeddings then needs no backward pass for them."""
 
     places: Tensor  # int64 [vocab]: the new row of each token, -1 where it has none
 
-    def __init__(self, table: TokenEmbedding, ids: Tensor) -> None:
+    def __init__(self, table: TokenEmbedding, ids: Tensor, only_output: bool = False) -> None:
         """ids int64 [K]."""
         super().__init__(table.num_embeddings, table.embedding_dim, _weight=table.weight.detach())
-        self.weight = table.weight
+        self.weight, self._only_output = table.weight, only_output
         self.new_rows = _trained_rows(table.weight, ids)
         self.register_buffer("ids", ids, persistent=False)
         places = torch.full((table.num_embeddings,), -1, device=ids.device)
@@ -48,7 +49,8 @@ class EmbeddingWithNewRows(_NewRows, TokenEmbedding):
     def forward(self, input: Tensor) -> Tensor:
         """ids [B, T] -> [B, T, D], in the table's dtype."""
         frozen, places = super().forward(input), self.places[input]
-        new = F.embedding(places.clamp(min=0), self.new_rows.to(self.weight.dtype))
+        rows = self.new_rows.detach() if self._only_output else self.new_rows
+        new = F.embedding(places.clamp(min=0), rows.to(self.weight.dtype))
         return torch.where(places[..., None] >= 0, new, frozen)
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -97,10 +99,13 @@ def _trained_rows(weight: Tensor, ids: Tensor) -> nn.Parameter:
     return nn.Parameter(rows.to(torch.promote_types(rows.dtype, torch.float32)))
 
 
-def train_new_tokens(model: Flamingo, ids: Sequence[int], whole_table: Tensor | None = None) -> None:
+def train_new_tokens(
+    model: Flamingo, ids: Sequence[int], whole_table: Tensor | None = None, only_output: bool = False
+) -> None:
     """Train the embeddings of ``ids``, and their rows of the head where it is not tied, as ``new_rows`` beside tables
     that are frozen; without ids the tables are just frozen. With ``whole_table`` [vocab, D], the embeddings before they
     were rounded, all of them are trained from there on; of a head that is not tied it is still the rows of ``ids``.
+    With ``only_output`` rows have gradients from the logits alone, and embeddings that are not the head stay frozen.
     Raises `UsageError` for an id that is no token's, or given twice."""
     language = model.language
     vocab = language.config.vocab_size
@@ -117,7 +122,7 @@ def train_new_tokens(model: Flamingo, ids: Sequence[int], whole_table: Tensor | 
     if not ids:
         return
     rows = torch.tensor(list(ids), device=language.embedding.weight.device)
-    if whole_table is None:
-        language.embedding = EmbeddingWithNewRows(language.embedding, rows)
+    if whole_table is None and not (only_output and language.head is not None):
+        language.embedding = EmbeddingWithNewRows(language.embedding, rows, only_output)
     if language.head is not None:
         language.head = HeadWithNewRows(language.head, rows)

@@ -57,7 +57,8 @@ class DataOptions:
     source: str = option("", "Folder, file, tar shards by a brace pattern, or scenes, which are drawn when needed.")
     name: str = option("", "Name in logs; by default the last part of the source.")
     kind: DataKind = option("auto", "Kind of its samples; by default found out from the source. Drawn scenes are "
-                            "captions and questions, videos, or tasks that a prompt's shots explain.")
+                            "captions and questions, videos, or tasks that a prompt's shots explain; a folder of "
+                            "classes is pairs or tasks.")
     weight: float = option(1.0, "λ, by which the dataset's gradient is multiplied.")
     batch: int = option(32, "Documents in one step, over all ranks; of scenes, pictures.")
     tokens: int = option(256, "Most tokens of a document.")
@@ -72,18 +73,25 @@ class DataOptions:
     template: str = option("a picture of {}", "Caption of a picture whose folder names its class.")
     questions: int = option(2, "Questions about each drawn scene.")
     by_place: float = option(0.0, "Share of the questions whose answers begin with the places that they follow from.")
+    ways: tuple[int, ...] = option((2, 3, 4, 5), "Classes of a task of a folder of classes, drawn for each.")
+    shots: tuple[int, ...] = option((1, 2, 4), "Pictures of each of its classes before the query, drawn for each.")
+    names: float = option(0.0, "Share of these tasks that use the classes' own names, not words that mean nothing.")
 
     def __post_init__(self) -> None:
         where = f"data {self.source!r}: "
         require_option(bool(self.source), "a dataset needs a source: a folder, a file, a pattern of shards, or scenes")
         try:
             check_numbers(self, positive=("weight", "fps"), counts=("batch", "tokens", "frames", "images"),
-                          shares=("next_image", "leading_space", "by_place"))
+                          shares=("next_image", "leading_space", "by_place", "names"))
         except UsageError as error:
             raise UsageError(f"{where}{error}") from None
         require_option(self.tokens >= 8, f"{where}tokens is {self.tokens}; a document needs at least 8")
         require_option(bool(self.chunks) and all(1 <= number <= 64 for number in self.chunks),
                        f"{where}chunks is {list(self.chunks)}; it lists numbers from 1 to 64")
+        for key, least in (("ways", 2), ("shots", 1)):
+            numbers = getattr(self, key)
+            require_option(bool(numbers) and all(least <= number <= 64 for number in numbers),
+                           f"{where}{key} is {list(numbers)}; it lists numbers from {least} to 64")
         require_option(self.template.count("{}") == 1,
                        f"{where}template {self.template!r} holds {{}} {self.template.count('{}')} times: put it once, "
                        "where the name of the class goes")
@@ -97,22 +105,25 @@ class DataOptions:
         return self.name or self.source.rstrip("/").rsplit("/", 1)[-1]
 
 
+OF_CLASS_TASKS = ("ways", "shots", "names")
 # Keys of a dataset that a stage does not read: one that is given there is a mistake.
 UNREAD = {
-    "vision": ("tokens", "images", "next_image", "chunks", "prompt", "frames", "fps", "questions", "by_place"),
+    "vision": ("tokens", "images", "next_image", "chunks", "prompt", "frames", "fps", "questions", "by_place",
+               *OF_CLASS_TASKS),
     "language": ("tokens", "images", "next_image", "chunks", "prompt", "frames", "fps", "augment", "leading_space",
-                 "questions", "by_place"),
-    "flamingo": ("questions", "by_place"),
+                 "questions", "by_place", *OF_CLASS_TASKS),
+    "flamingo": ("questions", "by_place", *OF_CLASS_TASKS),
 }
 # The same of drawn scenes in stage 3, by their kind: documents of captions and questions are made in a way of their
-# own, and the shots of a task belong together.
+# own, and the shots of a task belong together, of a folder of classes too.
 UNREAD_OF_SCENES = ("tokens", "images", "next_image", "chunks", "prompt", "frames", "fps", "augment", "leading_space",
-                    "template")
+                    "template", *OF_CLASS_TASKS)
+UNREAD_OF_TASKS = ("questions", "by_place", "images", "next_image", "chunks", "prompt", "frames", "fps",
+                   "leading_space", "template")
 UNREAD_OF_DRAWN: dict[DataKind, tuple[str, ...]] = {
     "auto": UNREAD_OF_SCENES, "scenes": UNREAD_OF_SCENES,
-    "videos": ("questions", "by_place", "images", "next_image", "template"),
-    "tasks": ("questions", "by_place", "images", "next_image", "chunks", "prompt", "frames", "fps", "leading_space",
-              "template"),
+    "videos": ("questions", "by_place", "images", "next_image", "template", *OF_CLASS_TASKS),
+    "tasks": (*UNREAD_OF_TASKS, *OF_CLASS_TASKS),
 }
 DRAWN_KINDS: dict[str, tuple[DataKind, ...]] = {  # in each stage
     "vision": ("auto", "scenes", "pairs"), "language": ("auto", "scenes", "text", "tasks"),
@@ -122,7 +133,7 @@ DRAWN_KINDS: dict[str, tuple[DataKind, ...]] = {  # in each stage
 
 def check_read(stage: str, data: tuple[DataOptions, ...]) -> None:
     """Raise `UsageError` for a key of a dataset that stage ``stage`` does not read and that is not at its default, and
-    for drawn scenes of a kind that it does not draw."""
+    for drawn scenes of a kind that it does not draw, and tasks of files where it makes none."""
     for entry in data:
         unread, where = UNREAD[stage], ""
         if entry.source == SCENES:
@@ -131,6 +142,10 @@ def check_read(stage: str, data: tuple[DataOptions, ...]) -> None:
                                                 f"{entry.kind}; it draws {', '.join(kinds)}")
             if stage == "flamingo":
                 unread, where = UNREAD_OF_DRAWN[entry.kind], " on drawn scenes"
+        elif entry.kind == "tasks":
+            require_option(stage == "flamingo", f"data {entry.source!r}: train {stage} makes no tasks of files; train "
+                                                "flamingo does: give another kind, or leave it out")
+            unread, where = UNREAD_OF_TASKS, " on tasks of class folders"
         for key in fields(entry):
             given = getattr(entry, key.name)
             require_option(key.name not in unread or given == key.default,
@@ -261,6 +276,10 @@ class FlamingoOptions:
     lora: int = option(0, "Rank of low-rank updates of the frozen language model's matrices; 0 for none.")
     initial_gate: float | None = option(None, "Value of gates that are new, before tanh; a checkpoint has its own.")
     gates: Literal["tanh", "none"] = option("tanh", "none leaves the gates out: all are open, and not trained.")
+    new_tokens: Literal["both", "output"] = option(
+        "both", "Where new tokens learn of a frozen language model: output, as its answers alone, spares the backward "
+        "pass below the first cross-attention."
+    )
     cache_features: str | None = option(None, "Folder that keeps what the frozen encoder gave.", path=True)
     cache_bytes: int = option(20_000_000_000, "Most bytes in that folder.")
 
@@ -276,6 +295,10 @@ class FlamingoOptions:
                        "start_from is a whole checkpoint: leave vision, language and tokenizer out")
         require_option(self.lora == 0 or "language" not in self.unfreeze,
                        "lora is for a frozen language model, and unfreeze names language: leave one out")
+        parts = [part for part in ("language", "embedding") if part in self.unfreeze]
+        require_option(self.new_tokens == "both" or not parts,
+                       f"new_tokens is {self.new_tokens}, for a frozen language model, and unfreeze names "
+                       f"{' and '.join(parts)}: leave one out")
         require_option(self.cache_features is None or "vision" not in self.unfreeze,
                        "cache_features keeps what a frozen encoder gives, and unfreeze names vision: leave one out")
         require_option(self.cache_features is None or not any(entry.augment for entry in self.data),

@@ -161,9 +161,9 @@ def test_a_layer_equals_a_loop_over_tokens(
     np.testing.assert_allclose(result, expected, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize(("offset", "expected"), [("first", {0, 2}), ("last", {1})])
-def test_layers_stand_where_the_interval_and_offset_say(flamingo_config, randomise, random_tensor, offset, expected):
-    cross = randomise(CrossAttention(with_cross(flamingo_config, interval=2, offset=offset)))
+@pytest.mark.parametrize(("offset", "first", "expected"), [("first", 0, {0, 2}), ("last", 0, {1}), ("first", 1, {2})])
+def test_layers_stand_where_the_rule_says(flamingo_config, randomise, random_tensor, offset, first, expected):
+    cross = randomise(CrossAttention(with_cross(flamingo_config, interval=2, offset=offset, first=first)))
     hidden = random_tensor(1, 4, 16)
     with torch.no_grad():
         acting = {layer for layer in range(3) if not torch.equal(cross(layer, hidden, None), hidden)}

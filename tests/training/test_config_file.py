@@ -11,6 +11,7 @@ import pytest
 from flamingo_rt.errors import DataError, FlamingoError, UsageError
 from flamingo_rt.training.config_file import option_fields, options_text, parse_data, read_options
 from flamingo_rt.training.options import (
+    OF_CLASS_TASKS,
     UNREAD,
     DataOptions,
     FlamingoOptions,
@@ -40,7 +41,7 @@ OWN = {
     FlamingoOptions: {
         "preset": "small", "vision": "v", "language": "l", "tokenizer": "t", "unfreeze": ["embedding"],
         "unfrozen_rate": 0.1, "lora": 8, "initial_gate": 0.5, "gates": "none",
-        "cache_features": ODD, "cache_bytes": 5, "start_from": "whole",
+        "cache_features": ODD, "cache_bytes": 5, "start_from": "whole", "new_tokens": "both",
     },
 }
 # start_from excludes them.
@@ -49,6 +50,7 @@ DATA = {
     "source": ODD, "name": "pairs", "kind": "videos", "weight": 0.25, "batch": 6, "tokens": 64, "frames": 4, "fps": 2.5,
     "images": 3, "next_image": 0.0, "chunks": [1, 3], "augment": False, "leading_space": 0.5, "prompt": "",
     "template": "{} here", "questions": 3, "by_place": 0.25,
+    "ways": [2, 3], "shots": [5], "names": 0.5,
 }
 
 
@@ -210,10 +212,11 @@ def test_a_missing_file_is_an_error_of_the_data(file) -> None:
 
 def test_a_dataset_of_the_command_line_has_every_key() -> None:
     text = ("pairs-{a,b}.tar,name=x,kind=videos,weight=0.25,batch=6,tokens=64,frames=4,fps=2.5,images=3,next_image=0,"
-            "chunks=1+3,augment=TRUE,leading_space=0.5,prompt=Output:,template={} here,questions=3,by_place=0.25")
+            "chunks=1+3,augment=TRUE,leading_space=0.5,prompt=Output:,template={} here,questions=3,by_place=0.25,ways=2+3,"
+            "shots=5,names=0.5")
     assert parse_data(text) == DataOptions(
         "pairs-{a,b}.tar", "x", "videos", 0.25, 6, 64, 4, 2.5, 3, 0.0, (1, 3), True, 0.5, "Output:", "{} here", 3,
-        0.25,
+        0.25, (2, 3), (5,), 0.5,
     )
 
 
@@ -246,6 +249,10 @@ def test_a_source_may_hold_an_equals_sign_and_a_value_too() -> None:
         ("a,chunks=1,4", r"'4' is no key=value; the entries of a list are joined by \+: chunks=1\+4"),
         ("a,chunks=0", r"chunks is \[0\]"),
         ("a,template=x", "template 'x' holds {} 0 times"),
+        ("a,kind=tasks,ways=1+2", r"ways is \[1, 2\]; it lists numbers from 2 to 64"),
+        ("a,kind=tasks,ways=65", r"ways is \[65\]; it lists numbers from 2 to 64"),
+        ("a,kind=tasks,shots=0", r"shots is \[0\]; it lists numbers from 1 to 64"),
+        ("a,kind=tasks,names=1.5", "names is 1.5; it must be from 0 to 1"),
         ("scenes,by_place=1.1", "by_place is 1.1"),
         ("scenes,by_place=-0.1", "by_place is -0.1"),
         ("scenes,questions=0,by_place=0.5", "by_place is 0.5, of no questions: give questions, or leave it out"),
@@ -266,6 +273,8 @@ def test_a_recipe_gives_options_of_its_stage(file: Path) -> None:
 
 @pytest.mark.parametrize(("options", "message"), [
     ({"start_from": "a", "tokenizer": "t"}, "start_from is a whole checkpoint: leave vision, language and tokenizer"),
+    ({"new_tokens": "output", "unfreeze": ("vision", "embedding")}, "new_tokens is output, .* unfreeze names embed"),
+    ({"new_tokens": "output", "unfreeze": ("language", "embedding")}, "unfreeze names language and embedding"),
     ({"lora": 2, "unfreeze": ("language",)}, "lora is for a frozen language model, and unfreeze names language"),
 ])
 def test_options_of_stage_3_that_would_do_nothing_are_refused(options, message) -> None:
@@ -282,13 +291,17 @@ def test_a_tokenizer_beside_the_decoder_that_stage_2_goes_on_with_is_refused() -
     (LanguageOptions, "tokens", 2048), (LanguageOptions, "leading_space", 0.5), (VisionOptions, "chunks", (2,)),
     (VisionOptions, "frames", 4), (VisionOptions, "fps", 2.0), (VisionOptions, "questions", 1),
     (LanguageOptions, "questions", 1), (FlamingoOptions, "questions", 1), (FlamingoOptions, "by_place", 0.5),
-    (VisionOptions, "by_place", 0.5), (LanguageOptions, "by_place", 0.5),
+    (VisionOptions, "by_place", 0.5), (LanguageOptions, "by_place", 0.5), (VisionOptions, "ways", (2,)),
+    (LanguageOptions, "shots", (1,)), (FlamingoOptions, "names", 0.5), (FlamingoOptions, "ways", (2,)),
 ])
 def test_a_key_of_a_dataset_that_the_stage_does_not_read_is_refused(options, key, value) -> None:
     stage = {LanguageOptions: "language", VisionOptions: "vision", FlamingoOptions: "flamingo"}[options]
     with pytest.raises(UsageError, match=f"data 'mine': {key} has no effect in train {stage}: leave it out"):
         options(data=(DataOptions("mine", **{key: value}),))
-    FlamingoOptions(data=(DataOptions("scenes" if key in ("questions", "by_place") else "mine", **{key: value}),))
+    known = {"source": "scenes" if key in ("questions", "by_place") else "mine", key: value}
+    if key in OF_CLASS_TASKS:
+        known["kind"] = "tasks"
+    FlamingoOptions(data=(DataOptions(**known),))
 
 
 @pytest.mark.parametrize(("key", "value"), [
@@ -302,13 +315,28 @@ def test_a_key_without_effect_on_drawn_scenes_is_refused(key, value) -> None:
 
 
 @pytest.mark.parametrize(("kind", "key", "value"), [
-    ("tasks", "images", 3), ("tasks", "next_image", 0.0), ("tasks", "chunks", (2,)), ("videos", "questions", 4),
+    ("tasks", "ways", (2,)), ("tasks", "images", 3), ("tasks", "next_image", 0.0), ("tasks", "chunks", (2,)), ("videos", "questions", 4),
     ("videos", "by_place", 0.5), ("tasks", "by_place", 0.5),
 ])
 def test_the_shots_of_a_drawn_task_are_not_cut_by_options(kind, key, value) -> None:
     with pytest.raises(UsageError, match=f"data 'scenes': {key} has no effect in train flamingo on drawn scenes"):
         FlamingoOptions(data=(DataOptions("scenes", kind=kind, **{key: value}),))
     FlamingoOptions(data=(DataOptions("scenes", kind=kind, batch=3, augment=True),))
+
+
+@pytest.mark.parametrize(("key", "value"), [
+    ("images", 3), ("next_image", 0.0), ("chunks", (2,)), ("prompt", "A:"), ("template", "a {}"), ("questions", 1),
+])
+def test_the_shots_of_a_task_of_classes_are_not_cut_by_options(key, value) -> None:
+    with pytest.raises(UsageError, match=f"{key} has no effect in train flamingo on tasks of class folders"):
+        FlamingoOptions(data=(DataOptions("mine", kind="tasks", **{key: value}),))
+    FlamingoOptions(data=(DataOptions("mine", kind="tasks", tokens=512, augment=True),))
+
+
+@pytest.mark.parametrize("options", [VisionOptions, LanguageOptions])
+def test_tasks_of_files_are_for_stage_3(options) -> None:
+    with pytest.raises(UsageError, match="data 'mine': train .* makes no tasks of files; train flamingo does"):
+        options(data=(DataOptions("mine", kind="tasks"),))
 
 
 @pytest.mark.parametrize(("options", "kind", "drawn"), [

@@ -12,6 +12,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
+import PIL.Image
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -469,3 +470,89 @@ def test_a_loss_that_is_no_number_ends_the_run(tmp_path) -> None:
     with pytest.raises(DataError, match=r"(nan|inf) at step \d+"):
         run(tmp_path / "out", replace(WHOLE, run=replace(RUN, learning_rate=2e9)))
     assert not (tmp_path / "out").exists()
+
+
+# New tokens that learn as output, and cross-attention that begins higher
+
+
+@pytest.fixture(scope="module")
+def high(small, tmp_path_factory) -> Path:
+    """The checkpoint of a model whose cross-attention begins at layer 2."""
+    out = tmp_path_factory.mktemp("high") / "out"
+    config = replace(small, cross_attention=replace(small.cross_attention, first=2))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(PRESETS, "high", lambda: config)
+        run(out, replace(WHOLE, preset="high"))
+    return out
+
+
+@pytest.mark.parametrize("more", [{}, {"checkpoint_activations": True}, {"precision": "bf16"}], ids=str)
+def test_new_tokens_that_learn_as_output_spare_the_layers_below(high, tmp_path, more) -> None:
+    often = from_checkpoint(high, run=replace(RUN, save_seconds=1e-9, **more), new_tokens="output")
+    stage, needs = open_flamingo_stage(often, World()), []
+    for layer in stage.model.model.language.layers:
+        layer.register_forward_hook(lambda module, given, output: needs.append(output.requires_grad))
+    batch = stage.datasets[0].batches.draw(0, 0, 1).batch
+    stage.loss("scenes", batch).total.backward()
+    assert needs[:3] == [False, False, True]
+    run(tmp_path / "whole", often)
+    run(tmp_path / "out", often, stop=3)
+    run(tmp_path / "out", often, resume=True)
+    assert files(tmp_path / "out") == files(tmp_path / "whole")
+    before, after = (load_file(path / "model.safetensors") for path in (high, tmp_path / "out"))
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert {name for name in changed if name.startswith(("language.", "vision."))} == {"language.head.weight"}
+
+
+def test_activations_below_the_first_gradient_are_not_reckoned(high) -> None:
+    found = {}
+    for name, changes in (("both", {}), ("output", {"new_tokens": "output"}),
+                          ("updates", {"new_tokens": "output", "lora": 2})):
+        stage = open_flamingo_stage(from_checkpoint(high, **changes), World())
+        batch = stage.datasets[0].batches.draw(0, 0, 1).batch
+        found[name] = stage.activation_bytes(batch)
+    language = stage.config.language
+    assert found["both"] == found["updates"]  # low-rank updates are in every layer
+    layer = 4 * batch.input_ids.numel() * (10 * language.width + 3 * language.ff_width)
+    assert found["output"] == found["both"] - 2 * layer
+
+
+# Tasks of a folder of classes
+
+
+@pytest.fixture(scope="module")
+def classes(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "animals"
+    for number, name in enumerate(("owl", "fox", "newt")):
+        (folder / name).mkdir(parents=True)
+        for picture in range(4):
+            color = (60 * number, 50 * picture, 99)
+            PIL.Image.new("RGB", (8, 8), color).save(folder / name / f"{picture}.png")
+    return folder
+
+
+def test_tasks_of_classes_train_with_stored_features_and_go_on(unbroken, classes, tmp_path) -> None:
+    data = (DataOptions(str(classes), kind="tasks", batch=2, tokens=500, shots=(1,)),)
+    often = from_checkpoint(unbroken, data=data, run=replace(RUN, save_seconds=1e-9, sample_steps=4),
+                            cache_features=str(tmp_path / "features"))
+    run(tmp_path / "first", often)  # fills the cache
+    assert 3 <= len(list((tmp_path / "features").rglob("*.npy"))) <= 12
+    run(tmp_path / "whole", often)
+    run(tmp_path / "out", often, stop=3)
+    with pytest.raises(UsageError, match="names"):
+        run(tmp_path / "out", replace(often, data=(replace(data[0], names=0.5),)), resume=True)
+    run(tmp_path / "out", often, resume=True)
+    assert files(tmp_path / "out") == files(tmp_path / "whole")
+
+
+def test_tasks_of_classes_that_do_not_fit_are_refused_before_the_run(unbroken, classes) -> None:
+    data = DataOptions(str(classes), kind="tasks", batch=2, tokens=500)
+    with pytest.raises(UsageError, match="3 classes of 4 shots and a query are 13 pictures, and the model takes 6"):
+        open_flamingo_stage(from_checkpoint(unbroken, data=(data,)), World())
+
+
+def test_a_new_tokenizer_is_learnt_from_the_texts_of_the_tasks(classes) -> None:
+    data = DataOptions(str(classes), kind="tasks", batch=2, tokens=500, shots=(1,), names=0.5)
+    stage = open_flamingo_stage(replace(WHOLE, data=(data,)), World())
+    text = stage.config.prompts.caption + stage.config.prompts.answer_separator
+    assert len(stage.tokenizer.encode(text, add_special_tokens=False).ids) <= 3

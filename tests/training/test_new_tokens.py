@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from small_model import small_config, small_flamingo
 
 from flamingo_rt.errors import UsageError
@@ -77,6 +78,65 @@ def test_only_the_rows_change_and_they_are_written_into_the_table(head: str) -> 
         table = name == "language.embedding.weight" or name == "language.head.weight"
         assert torch.equal(tensor, before[name]) != table
         assert not table or torch.equal(tensor[others], before[name][others])
+    plain = Flamingo(model.config).double().eval()
+    plain.load_state_dict(merged)
+    torch.testing.assert_close(loss_of(plain), loss_of(model), rtol=1e-12, atol=0.0)
+
+
+def only_output(head: str, cross_from: int = 0) -> Flamingo:
+    config = config_with(head)
+    config = replace(config, cross_attention=replace(config.cross_attention, interval=1, first=cross_from))
+    model = small_flamingo(config).double()
+    model.freeze()
+    train_new_tokens(model, IDS, only_output=True)
+    return model
+
+
+@HEADS
+def test_rows_of_the_output_alone_have_the_gradients_of_its_path(head: str) -> None:
+    """By hand: the logits are the last hidden states, which are constants, times the head's rows."""
+    model = only_output(head, cross_from=3 - 1)
+    hidden: list[torch.Tensor] = []
+    model.language.norm.register_forward_hook(lambda module, given, output: hidden.append(output.detach()))
+    for parameter in model.cross_attention.parameters():
+        parameter.requires_grad_(False)
+    loss = loss_of(model)
+    loss.backward()
+    plain = small_flamingo(model.config).double().language
+    table = (plain.embedding if plain.head is None else plain.head).weight.detach().clone().requires_grad_()
+    bias = None if plain.head is None else plain.head.bias
+    logits = F.linear(hidden[0], table, bias)
+    labels = prompt(model.config.language.vocab_size)[1]
+    expected = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0.0)
+    expected.backward()
+    found = {name: p.grad for name, p in model.language.named_parameters() if p.requires_grad}
+    assert list(found) == ["embedding.new_rows" if head == "tied" else "head.new_rows"]
+    torch.testing.assert_close(*found.values(), table.grad[list(IDS)], rtol=1e-9, atol=1e-12)
+
+
+@HEADS
+def test_below_the_first_cross_attention_nothing_needs_a_backward_pass(head: str) -> None:
+    needs: dict[str, list[bool]] = {}
+    for name, model in (("output", only_output(head, 2)), ("both", frozen_with_new_tokens(head))):
+        needs[name] = []
+        for layer in model.language.layers:
+            layer.register_forward_hook(lambda module, given, output, to=needs[name]: to.append(output.requires_grad))
+        assert loss_of(model).requires_grad
+    assert needs == {"output": [False, False, True], "both": [True, True, True]}
+
+
+@HEADS
+def test_rows_of_the_output_alone_are_written_where_they_were_read(head: str) -> None:
+    """With a tied head the embedding reads what the head has learnt; with one of its own it stays as it is."""
+    model, before = only_output(head), small_flamingo(config_with(head)).double().state_dict()
+    loss_of(model).backward()
+    for parameter in model.language.parameters():
+        if parameter.requires_grad:
+            parameter.data -= 0.1 * parameter.grad
+    merged = merged_tensors(model)
+    changed = (merged["language.embedding.weight"] != before["language.embedding.weight"]).any(1).nonzero().flatten()
+    assert set(changed.tolist()) == (set(IDS) if head == "tied" else set())
     plain = Flamingo(model.config).double().eval()
     plain.load_state_dict(merged)
     torch.testing.assert_close(loss_of(plain), loss_of(model), rtol=1e-12, atol=0.0)

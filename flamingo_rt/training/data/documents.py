@@ -82,6 +82,10 @@ class DocumentWriter:
         pair = self._pair(sample, leading_space=False)
         return len(self._first) + len(pair.prompt) + len(pair.answer) + len(self._last)
 
+    def text_length(self, text: str) -> int:
+        """Tokens of a text by itself."""
+        return len(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
     def fits(self, pairs: Sequence[Pair]) -> bool:
         """Whether these pairs fit into one document."""
         tokens = sum(len(pair.prompt) + len(pair.answer) for pair in pairs)

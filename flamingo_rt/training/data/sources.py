@@ -27,7 +27,7 @@ LISTED = ("captions.jsonl", "pages.jsonl")
 SHARDS, TEXTS, CLASSES = ".tar shards", ".txt and .jsonl files", "folders of pictures"
 HELD: dict[str, tuple[DataKind, ...]] = {
     "captions.jsonl": ("pairs", "videos", "text"), "pages.jsonl": ("pages",),
-    SHARDS: ("pairs", "videos", "pages", "text"), TEXTS: ("text",), CLASSES: ("pairs",),
+    SHARDS: ("pairs", "videos", "pages", "text"), TEXTS: ("text",), CLASSES: ("pairs", "tasks"),
 }
 
 
@@ -44,7 +44,7 @@ def open_source(options: DataOptions) -> SampleSource:
 
     - A ``.jsonl`` file, or a folder with a ``captions.jsonl`` or a ``pages.jsonl``: captions and questions of pictures
       or of clips (`folder_source.py`), interleaved pages (`pages.py`), or texts, by the keys of its lines.
-    - A folder with a folder of pictures for each class.
+    - A folder with a folder of pictures for each class, which is also what tasks are made of (`class_tasks.py`).
     - A ``.txt`` file, or a folder of ``.txt`` and ``.jsonl`` files with texts (`text_source.py`).
     - A ``.tar`` file, a folder of them, or a brace pattern, ``pairs-{0000..0099}.tar`` or ``{a,b}.tar``
       (`shards.py`).
@@ -58,7 +58,11 @@ def open_source(options: DataOptions) -> SampleSource:
     source = _open(options)
     if not len(source):
         raise DataError(f"{options.source} holds no sample")
-    if options.kind not in ("auto", source.kind):
+    if options.kind == "tasks":
+        if not isinstance(source, ImageFolder):
+            raise DataError(f"{options.source} holds {source.kind}, and tasks are made of a folder with a folder of "
+                            "pictures for each class, or drawn (the source scenes): give one of these")
+    elif options.kind not in ("auto", source.kind):
         raise DataError(f"{options.source} holds {source.kind}, not {options.kind}: leave kind out, or give another "
                         "source")
     return source
@@ -91,7 +95,8 @@ def _open_folder(folder: Path, options: DataOptions) -> SampleSource:
     listed = [name for name in LISTED if name in names]
     shards = [folder / name for name in names if name.lower().endswith(".tar")]
     texts = [folder / name for name in names if name.lower().endswith((".txt", ".jsonl")) and name not in LISTED]
-    classes = not listed and holds_class_folders(folder, glance=bool(shards or (texts and options.kind != "pairs")))
+    glance = bool(shards or (texts and options.kind not in HELD[CLASSES]))
+    classes = (not listed or options.kind == "tasks") and holds_class_folders(folder, glance)
     there = {**dict.fromkeys(listed, True), SHARDS: bool(shards), TEXTS: bool(texts), CLASSES: classes}
     held = _of_kind({name: HELD[name] for name in HELD if there.get(name)}, options.kind)
     first = [name for name in held if name in LISTED]

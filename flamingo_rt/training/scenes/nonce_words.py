@@ -18,12 +18,13 @@ HELD_OUT_EVERY = 5  # one pair of syllables in so many is in no training text
 
 def nonce_words(rng: np.random.Generator, split: Split, count: int) -> list[str]:
     """``count`` different words of two syllables, such as ``dakzup``; those of the two splits are different words."""
-    words = _words(split)
+    words = known_words(split)
     return [words[index] for index in rng.choice(len(words), count, replace=False)]
 
 
 @cache
-def _words(split: Split) -> list[str]:
+def known_words(split: Split) -> list[str]:
+    """All words of a split, of which `nonce_words` draws."""
     held_out = split == "heldout"
     return [
         one + other for first, one in enumerate(SYLLABLES) for second, other in enumerate(SYLLABLES)
