@@ -35,6 +35,7 @@ from flamingo_rt.export.checks.parity_cases import CASES, STEPS, Reference, comp
 from flamingo_rt.export.checks.recording import Recording, accepted_deviation
 from flamingo_rt.export.checks.upcast import write_upcast
 from flamingo_rt.export.checks.validation import ValidationPrompts, validate
+from flamingo_rt.export.external_graph import check_external, external_graph
 from flamingo_rt.export.folding import folded_tensors
 from flamingo_rt.export.graph_bytes import graph_weights
 from flamingo_rt.export.graph_weights import Weights, external_bytes, save_graph
@@ -121,6 +122,7 @@ def export_model(
     """
     precision = Precision.of(compute, dtype)
     check_lowering(lowering, GRAPH_DTYPES[compute])
+    check_external(model.config, lowering, precision.half)
     if quantize is not None:
         quantize.scheme_for(lowering)
         if precision.stored != precision.compute or (precision.half and lowering == NAME):
@@ -295,9 +297,12 @@ def _write_graphs(
     for name, path in graph_paths(folder).items():
         with progress(f"{name} graph", 0):
             _, graph = next(graphs)
-            if not precision.half:
-                weights.store(graph)
-            change(name, graph)
+            if graph is None:
+                graph = external_graph(stored)
+            else:
+                if not precision.half:
+                    weights.store(graph)
+                change(name, graph)
         with progress(f"{name} weights", external_bytes(graph)) as advance:
             save_graph(graph, path, lambda tensor, count: advance(count))
         if precision.half:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from flamingo_rt.checkpoints import read_for
 from flamingo_rt.config import FlamingoConfig
 from flamingo_rt.export.folding import fold_standardisation
 from flamingo_rt.export.relative_positions import RelativeKeyChunk, precompute_relative_bias
@@ -31,7 +32,7 @@ def streamed_model(
         name: module for name, module in model.named_modules() if isinstance(module, (nn.Linear, RelativeKeyChunk))
     }
     streamed = {f"{name}.{part}" for name, module in layers.items() for part, _ in module.named_parameters()}
-    rest = {name: tensor.to(dtype).read() for name, tensor in tensors.items() if name not in streamed}
+    rest = {name: read_for(tensor, dtype) for name, tensor in tensors.items() if name not in streamed}
     model.load_state_dict(rest, assign=True, strict=False)
     for name, module in layers.items():
         _stream(module, {part: tensors[f"{name}.{part}"].to(dtype) for part, _ in module.named_parameters()})

@@ -21,6 +21,7 @@ from torch.export import Dim
 from flamingo_rt.config import FlamingoConfig
 from flamingo_rt.contract import CACHE_FORMS, GRAPHS, LANGUAGE_MODEL, RESAMPLER, VISION_ENCODER, GraphSpec, graph_specs
 from flamingo_rt.errors import UsageError
+from flamingo_rt.export.external_graph import is_external
 from flamingo_rt.export.folding import fold_standardisation
 from flamingo_rt.export.graph_modules import LanguageModelGraph, ResamplerGraph, VisionEncoder
 from flamingo_rt.export.lowerings import classic_lowering, ort_lowering, tensorrt_lowering
@@ -51,8 +52,8 @@ def check_lowering(lowering: str, dtype: str = "float32") -> None:
 def trace_graphs(
     config: FlamingoConfig, lowering: str, bind: GraphPass, fold_factors: bool = True, dtype: str = "float32"
 ) -> Iterator[tuple[str, Any]]:
-    """Yield the name and the onnx_ir model of each graph, computing in ``dtype``. ``bind`` gives the initializers their
-    values; see `simplify` for ``fold_factors``.
+    """Yield the name and the onnx_ir model of each graph, computing in ``dtype``; None for an external encoder, which
+    is a graph already. ``bind`` gives the initializers their values; see `simplify` for ``fold_factors``.
 
     Raises `UsageError` for an unknown lowering, or one whose graphs cannot compute in ``dtype``.
     """
@@ -71,6 +72,9 @@ def trace_graphs(
         LANGUAGE_MODEL: lambda: LanguageModelGraph(model, form),
     }
     for name in GRAPHS:
+        if name == VISION_ENCODER and is_external(config):
+            yield name, None
+            continue
         yield name, _trace(modules[name]().eval(), specs[name], config, form, fake, bind, fold_factors)
 
 

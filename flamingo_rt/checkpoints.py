@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from flamingo_rt.bounded_files import read_text
-from flamingo_rt.config import FlamingoConfig, LanguageConfig, NFNetConfig, ViTConfig
+from flamingo_rt.config import FlamingoConfig, LanguageConfig, VisionConfig
 from flamingo_rt.errors import DataError
 from flamingo_rt.files import check_space, new_directory
 from flamingo_rt.json_files import read_json
@@ -27,6 +27,7 @@ from flamingo_rt.weights.writing import write_shards
 CONFIG, TOKENIZER = "config.json", "tokenizer.json"
 WEIGHTS = "model.safetensors"  # or model-00001-of-0000N.safetensors with an index
 INDEX = f"{WEIGHTS}.index.json"
+EXTERNAL_GRAPH = "vision.graph"  # the one tensor of an external encoder
 BUNDLE = "manifest.json"  # tells a bundle, which is no checkpoint
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -45,9 +46,10 @@ class StoredModel:
 
     def stored_as(self, dtype: torch.dtype) -> StoredModel:
         """Convert the matrices to ``dtype`` when they are read, and the vectors (norms, biases, gates) to float32: they
-        are few, and half precision would cost more accuracy than it saves memory."""
+        are few, and half precision would cost more accuracy than it saves memory. An external encoder's graph stays as
+        it is."""
         return StoredModel(self.config, self.tokenizer, {
-            name: tensor.to(dtype if len(tensor.shape) > 1 else torch.float32)
+            name: tensor if is_graph(tensor) else tensor.to(dtype if len(tensor.shape) > 1 else torch.float32)
             for name, tensor in self.tensors.items()
         })
 
@@ -56,9 +58,19 @@ class StoredModel:
         require_memory(self.config, BYTES_A_WEIGHT, "the model in float32")
         with on_meta_device():
             model = Flamingo(self.config)
-        model.load_state_dict({name: tensor.to(torch.float32).read() for name, tensor in self.tensors.items()},
+        model.load_state_dict({name: read_for(tensor, torch.float32) for name, tensor in self.tensors.items()},
                               assign=True)
         return model.eval()
+
+
+def is_graph(tensor: LazyTensor) -> bool:
+    """Whether a tensor of a model holds bytes, the graph of an external encoder, and not numbers to compute with."""
+    return tensor.dtype == torch.uint8
+
+
+def read_for(tensor: LazyTensor, dtype: torch.dtype) -> torch.Tensor:
+    """The values of a model's tensor as a module that computes in ``dtype`` takes them."""
+    return (tensor if is_graph(tensor) else tensor.to(dtype)).read()
 
 
 def expected_shapes(config: FlamingoConfig) -> dict[str, tuple[int, ...]]:
@@ -67,7 +79,7 @@ def expected_shapes(config: FlamingoConfig) -> dict[str, tuple[int, ...]]:
         return {name: tuple(tensor.shape) for name, tensor in Flamingo(config).state_dict().items()}
 
 
-def part_shapes(config: NFNetConfig | ViTConfig | LanguageConfig) -> dict[str, tuple[int, ...]]:
+def part_shapes(config: VisionConfig | LanguageConfig) -> dict[str, tuple[int, ...]]:
     """Names, as in `expected_shapes`, and shapes of the tensors of a vision encoder or a language model alone."""
     with on_meta_device():
         prefix, model = ("language", LanguageModel(config)) if isinstance(config, LanguageConfig) else (
@@ -128,6 +140,8 @@ def _refuse_others(path: Path) -> None:
         raise DataError(f"{path} is a bundle, which runs as it is: give the checkpoint that it was exported from")
     config = read_json(path / CONFIG) if (path / CONFIG).is_file() else None
     kind = config.get("kind") if isinstance(config, dict) else None
+    if kind == "bridge":
+        raise DataError(f"{path} is a bridge without its frozen parts: flamingo-rt bridge join makes it whole")
     if kind in ("vision", "language"):
         raise DataError(f"{path} is what train {kind} wrote, a part of a model: train flamingo takes it as --{kind}")
 
@@ -170,5 +184,8 @@ def check_tensors(file: Path, expected: Mapping[str, tuple[int, ...]], found: Ma
             raise DataError(
                 f"{tensor.file}: tensor {name} has shape {list(tensor.shape)}, config.json asks for {list(shape)}"
             )
-        if not tensor.dtype.is_floating_point:
+        if name == EXTERNAL_GRAPH:
+            if not is_graph(tensor):
+                raise DataError(f"{tensor.file}: tensor {name} is {tensor.dtype}, and a graph's bytes are torch.uint8")
+        elif not tensor.dtype.is_floating_point:
             raise DataError(f"{tensor.file}: tensor {name} is {tensor.dtype}, not floating point")

@@ -39,6 +39,8 @@ LARGEST = {
     "context": 1 << 24, "position_offset": 1 << 20,  # contexts of 10 million tokens were announced
     "latents": 1 << 16, "max_frames": 1 << 16, "max_visuals": 1 << 20,
     "stem_strides": 64, "strides": 64,
+    "features": 1 << 16, "graph_bytes": (1 << 31) - 1,  # the most that a graph with its weights inside can have
+    "parameters": 1 << 31, "multiply_adds": 1 << 50,
 }
 LARGEST_WIDTH = 1 << 18  # for every other size
 MOST_STAGES = 16
@@ -135,6 +137,38 @@ class ViTConfig:
     def feature_count(self) -> int:
         """Number of features S of one picture: its patches, and the class token if it is kept."""
         return (self.image_size // self.patch_size) ** 2 + int(self.keep_class_token)
+
+
+@dataclass(frozen=True)
+class ExternalVisionConfig:
+    """A frozen encoder that another project made, kept as the ONNX graph that it came as
+    (`importing/external_encoder.py`).
+
+    Its ``features`` S of ``width`` for one picture [3, image_size, image_size]; ``graph_bytes`` is the size of the
+    graph with its weights inside, ``parameters`` their number, ``digest`` what the large ones are known by.
+    ``multiply_adds`` are those of its matrix products and convolutions for one picture.
+    """
+
+    kind: Literal["external"] = "external"
+    image_size: int = 224
+    features: int = 49
+    width: int = 768
+    parameters: int = 1
+    graph_bytes: int = 1
+    multiply_adds: int = 1
+    digest: str = ""
+
+    def __post_init__(self) -> None:
+        require_sizes(self)
+
+    @property
+    def feature_count(self) -> int:
+        """Number of features S of one picture."""
+        return self.features
+
+
+# A vision encoder of any kind. Those before the last are this project's own modules, which can be trained.
+VisionConfig = NFNetConfig | ViTConfig | ExternalVisionConfig
 
 
 @dataclass(frozen=True)
@@ -312,7 +346,7 @@ class FlamingoConfig:
     """
 
     name: str = "flamingo"
-    vision: NFNetConfig | ViTConfig = field(default_factory=NFNetConfig)
+    vision: VisionConfig = field(default_factory=NFNetConfig)
     resampler: ResamplerConfig = field(default_factory=ResamplerConfig)
     cross_attention: CrossAttentionConfig = field(default_factory=CrossAttentionConfig)
     language: LanguageConfig = field(default_factory=LanguageConfig)

@@ -112,6 +112,17 @@ def read_graph(path: Path, data: Path | None = None) -> GraphFile:
     return GraphFile(path, model, folder, linked)
 
 
+def check_graph(model: bytes, where: str) -> None:
+    """Check a graph that has its weights inside. ``where`` names it in messages.
+
+    Raises `DataError` for one that takes weights from elsewhere, and what `read_graph` refuses besides.
+    """
+    try:
+        _check(MODEL, memoryview(model), b"", 0)
+    except ValueError as error:
+        raise DataError(f"cannot take {where}: {error}") from error
+
+
 def _check(kind: int, message: memoryview, data_name: bytes, data_size: int, depth: int = 0) -> None:
     """Raise `ValueError` for weights outside the file ``data_name``, operators that are not exported, and names with
     control characters."""

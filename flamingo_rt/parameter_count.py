@@ -6,7 +6,14 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from flamingo_rt.config import CrossAttentionConfig, FlamingoConfig, LanguageConfig, NFNetConfig, ViTConfig
+    from flamingo_rt.config import (
+        CrossAttentionConfig,
+        FlamingoConfig,
+        LanguageConfig,
+        NFNetConfig,
+        VisionConfig,
+        ViTConfig,
+    )
 
 
 def reckon_parameters(config: FlamingoConfig) -> Mapping[str, int]:
@@ -20,8 +27,10 @@ def reckon_parameters(config: FlamingoConfig) -> Mapping[str, int]:
     return {**counts, "total": sum(counts.values())}
 
 
-def vision_parameters(config: NFNetConfig | ViTConfig) -> int:
+def vision_parameters(config: VisionConfig) -> int:
     """Parameters of a vision encoder."""
+    if config.kind == "external":
+        return config.parameters
     return _nfnet(config) if config.kind == "nfnet" else _vit(config)
 
 

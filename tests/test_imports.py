@@ -54,14 +54,16 @@ ALLOWED = {
     "processing": {"errors", "config", "device_arrays", "tokenizer_file"},
     "engines": BASE | {"bundle"},
     "runtime": BASE | {"processing"},
-    "model": {"errors", "config", "contract", "backend"},
+    # engines: an external encoder is a graph, and runs on one
+    "model": {"errors", "config", "contract", "backend", "engines"},
     "weights": {"errors", "json_files", "printable"},
     "checkpoints": {
         "errors", "config", "files", "json_files", "model", "model_memory", "bounded_files", "tokenizer_file",
         "weights",
     },
     "importing": {
-        "errors", "config", "presets", "checkpoints", "bounded_files", "json_files", "tokenizer_file", "weights",
+        "errors", "config", "contract", "presets", "checkpoints", "bounded_files", "engines", "files", "graph_files",
+        "json_files", "tokenizer_file", "weights",
     },
     "training": BASE | {"processing", "model", "checkpoints", "importing", "tokenizer_file", "weights"},
     "evaluation": RUNTIME | {"runtime", "training"},
@@ -81,8 +83,8 @@ OWNERS = {
     # cli: doctor checks whether it is installed; bench: the rate of its matrix products
     "torch": {"model", "weights", "checkpoints", "importing", "training", "export", "cli", "bench"},
     "onnxruntime": {"engines", "export"},  # export: its quantizers
-    "onnx": {"export"},
-    "onnx_ir": {"export"},
+    "onnx": {"export", "importing"},
+    "onnx_ir": {"export", "importing"},
     "safetensors": {"weights", "training", "cli"},
     "cv2": {"processing", "training"},
     "av": {"processing"},

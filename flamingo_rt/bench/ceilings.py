@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from flamingo_rt.config import CrossAttentionConfig, FlamingoConfig, NFNetConfig, ViTConfig
+from flamingo_rt.config import CrossAttentionConfig, ExternalVisionConfig, FlamingoConfig, NFNetConfig, ViTConfig
 from flamingo_rt.contract import cached_head_width
 
 FLOAT = 4  # bytes of a float32: pixel values, and what graphs compute with unless they do in half precision
@@ -36,6 +36,8 @@ def parameter_bytes(products: Iterable[Product]) -> int:
 
 def vision_flops(config: FlamingoConfig) -> int:
     """FLOPs of the vision encoder for one picture."""
+    if isinstance(config.vision, ExternalVisionConfig):
+        return 2 * config.vision.multiply_adds
     flops = product_flops(vision_products(config))
     if isinstance(config.vision, ViTConfig):
         tokens = (config.vision.image_size // config.vision.patch_size) ** 2 + 1
@@ -44,8 +46,10 @@ def vision_flops(config: FlamingoConfig) -> int:
 
 
 def vision_products(config: FlamingoConfig) -> list[Product]:
-    """The matrices of the vision encoder, for one picture."""
+    """The matrices of the vision encoder, for one picture; of an external one, all of its weights as one."""
     vision = config.vision
+    if isinstance(vision, ExternalVisionConfig):
+        return [Product(vision.parameters, 1)]
     if isinstance(vision, NFNetConfig):
         return _nfnet_products(vision)
     patches, width = (vision.image_size // vision.patch_size) ** 2, vision.width

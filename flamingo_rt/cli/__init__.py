@@ -20,6 +20,7 @@ COMMANDS = {
     "infer": ("flamingo_rt.cli.infer", "Answer a prompt about pictures."),
     "prompt": ("flamingo_rt.cli.prompt", "Read shots once, for many queries."),
     "import": ("flamingo_rt.cli.importing", "Make a checkpoint from another project's files."),
+    "bridge": ("flamingo_rt.cli.bridge", "Take a trained bridge alone, or join it with its frozen parts."),
     "export": ("flamingo_rt.cli.export", "Write a deployable bundle from a checkpoint."),
     "build": ("flamingo_rt.cli.build", "Compile a bundle's graphs for a GPU."),
     "verify": ("flamingo_rt.cli.verify", "Compare a backend's numbers with those of the export."),

@@ -10,21 +10,71 @@ import click
 
 from flamingo_rt.cli.dependencies import needs_extra
 from flamingo_rt.cli.interrupts import saying_what_was_written
+from flamingo_rt.cli.numbers import Features, Triple, count
 from flamingo_rt.cli.openflamingo_options import open_sources, source_options
 from flamingo_rt.cli.paths import READ, WRITTEN
 from flamingo_rt.cli.progress_bar import ProgressBar
 from flamingo_rt.printable import printable
 
+INTERPOLATIONS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
+
 
 @click.group()
 def command() -> None:
-    """Make a checkpoint from another project's files.
+    """Make a checkpoint, or a part of one, from another project's files.
 
     \b
     Example:
       flamingo-rt import openflamingo --checkpoint checkpoint.pt --vision ViT-L-14.pt \\
           --language mpt-1b-redpajama-200b-dolly --out openflamingo-3b
     """
+
+
+@command.command()
+@click.option("--onnx", required=True, type=READ, metavar="FILE", help="The encoder's graph; its weights inside, or in "
+              "files beside it.")
+@click.option("--image-size", required=True, type=count(), metavar="PIXELS", help="Side of the pictures that it takes.")
+@click.option("--output", metavar="NAME", help="The output to take, where the graph has several.")
+@click.option("--features", type=Features(), metavar="SxD", help="Features that it is expected to give, such as "
+              "81x1280: S of a picture, D wide.")
+@click.option("--resize", default="crop", show_default=True, type=click.Choice(["crop", "pad", "squash"]),
+              help="Way to a square: the centre of the picture, bars beside it, or another aspect.")
+@click.option("--interpolation", default="bicubic", show_default=True, type=click.Choice(INTERPOLATIONS),
+              help="Filter of the resizing.")
+@click.option("--mean", default="0.5,0.5,0.5", show_default=True, type=Triple(), metavar="R,G,B",
+              help="Subtracted from pixels in 0 to 1.")
+@click.option("--std", default="0.5,0.5,0.5", show_default=True, type=Triple(above_zero=True), metavar="R,G,B",
+              help="The difference is divided by it.")
+@click.option("--out", required=True, type=WRITTEN, metavar="FOLDER", help="The folder to write.")
+@click.option("--overwrite", is_flag=True, help="Replace --out when it exists.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object: encoder, features, width, parameters, digest.")
+def encoder(
+    onnx: Path, image_size: int, output: str | None, features: tuple[int, int] | None, resize: Any, interpolation: Any,
+    mean: tuple[float, float, float], std: tuple[float, float, float], out: Path, overwrite: bool, as_json: bool,
+) -> None:
+    """Import any vision encoder from an ONNX file, for train flamingo --vision.
+
+    It stays frozen, and is exported as it is. Its features are [N, S, D], or a grid [N, C, h, w], or one vector [N, D].
+
+    \b
+    Example:
+      flamingo-rt import encoder --onnx encoder.onnx --image-size 260 --features 81x1280 --out encoder
+    """
+    with needs_extra("export"):
+        from flamingo_rt.config import PreprocessingConfig
+        from flamingo_rt.importing.external_encoder import import_encoder
+    preprocessing = PreprocessingConfig(resize, interpolation, mean, std)
+    with saying_what_was_written(out):
+        found = import_encoder(onnx, out, image_size, preprocessing, features=features, output=output,
+                               overwrite=overwrite)
+    if as_json:
+        click.echo(json.dumps({
+            "encoder": str(out), "features": found.features, "width": found.width, "parameters": found.parameters,
+            "digest": found.digest,
+        }))
+        return
+    click.echo(f"wrote {printable(str(out))}: {found.features} features of width {found.width} for a picture of "
+               f"{image_size} pixels, {found.parameters / 1e6:.1f}M parameters")
 
 
 @command.command()

@@ -34,6 +34,42 @@ class Counts(click.ParamType):
             self.fail(f"{value!r} is not a list of integers such as 1,2,4", parameter, context)
 
 
+class Triple(click.ParamType):
+    """Three finite numbers separated by commas, one for each colour."""
+
+    name = "three numbers"
+
+    def __init__(self, above_zero: bool = False) -> None:
+        self._above_zero = above_zero
+
+    def convert(
+        self, value: Any, parameter: click.Parameter | None, context: click.Context | None
+    ) -> tuple[float, float, float]:
+        try:
+            first, second, third = (float(entry) for entry in value.split(","))
+        except ValueError:
+            self.fail(f"{value!r} is not three numbers such as 0.5,0.5,0.5", parameter, context)
+        for number in (first, second, third):
+            if not abs(number) < 1e30 or (self._above_zero and number <= 0):
+                bound = " above 0" if self._above_zero else ""
+                self.fail(f"{value!r} holds {number}: three finite numbers{bound} are expected", parameter, context)
+        return first, second, third
+
+
+class Features(click.ParamType):
+    """Number and width of an encoder's features, ``81x1280``."""
+
+    name = "features"
+
+    def convert(
+        self, value: Any, parameter: click.Parameter | None, context: click.Context | None
+    ) -> tuple[int, int]:
+        count, _, width = value.partition("x")
+        if not (count.isdecimal() and width.isdecimal() and 0 < int(count) <= MOST and 0 < int(width) <= MOST):
+            self.fail(f"{value!r} is not a number of features and their width, such as 81x1280", parameter, context)
+        return int(count), int(width)
+
+
 def count(least: int = 1) -> click.IntRange:
     """An integer from ``least`` up to what 32 bits hold."""
     return click.IntRange(least, MOST)

@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flamingo_rt.config import FlamingoConfig, NFNetConfig, ViTConfig
+from flamingo_rt.config import ExternalVisionConfig, FlamingoConfig, NFNetConfig, VisionConfig
 from flamingo_rt.model.cross_attention import CrossAttention, one_after_the_other
+from flamingo_rt.model.external_encoder import ExternalEncoder
 from flamingo_rt.model.language_model import Attend, LanguageModel, attend_without_cache
 from flamingo_rt.model.nfnet import NFNet
 from flamingo_rt.model.resampler import Resampler
@@ -19,8 +20,11 @@ from flamingo_rt.model.vit import ViT
 IGNORED_LABEL = -100
 
 
-def make_vision_encoder(config: NFNetConfig | ViTConfig) -> nn.Module:
-    """An encoder with random weights: pixel_values [N, 3, H, W] -> features [N, S, width]."""
+def make_vision_encoder(config: VisionConfig) -> nn.Module:
+    """An encoder with random weights, or an external one without its graph: pixel_values [N, 3, H, W] -> features
+    [N, S, width]."""
+    if isinstance(config, ExternalVisionConfig):
+        return ExternalEncoder(config)
     return NFNet(config) if isinstance(config, NFNetConfig) else ViT(config)
 
 

@@ -11,8 +11,9 @@ import torch
 from tokenizers import Tokenizer
 from torch import nn
 
-from flamingo_rt.checkpoints import TOKENIZER, open_checkpoint
+from flamingo_rt.checkpoints import TOKENIZER, open_checkpoint, read_for
 from flamingo_rt.config import FlamingoConfig
+from flamingo_rt.errors import UsageError
 from flamingo_rt.model.flamingo import Flamingo
 from flamingo_rt.parameter_count import reckon_parameters
 from flamingo_rt.presets import preset
@@ -58,6 +59,7 @@ def open_flamingo_stage(options: FlamingoOptions, world: World) -> FlamingoStage
     check_names(options.data)
     sources = {entry: open_source(entry) for entry in options.data if entry.source != SCENES}
     start = _starting_point(options, sources)
+    _check_trainable(start.config, options)
     files = GivenFiles.of(start.tensors)
     _require_memory(start.config, options.unfreeze, world)
     tokenizer = parse_tokenizer(start.tokenizer.encode(), Path(options.tokenizer or TOKENIZER),
@@ -76,6 +78,12 @@ def open_flamingo_stage(options: FlamingoOptions, world: World) -> FlamingoStage
     ]
     files.require_unchanged()  # while they were read
     return FlamingoStage(model, tokenizer, datasets, options, start.new_tokens, world, cache, start.tensors, files)
+
+
+def _check_trainable(config: FlamingoConfig, options: FlamingoOptions) -> None:
+    """Raise `UsageError` where an encoder is to be trained that has no gradients."""
+    if config.vision.kind == "external" and "vision" in options.unfreeze:
+        raise UsageError("the vision encoder is an external graph, which is not trained: leave vision out of unfreeze")
 
 
 def _require_memory(config: FlamingoConfig, unfreeze: Sequence[str], world: World) -> None:
@@ -130,7 +138,7 @@ def _model(start: StartingPoint, options: FlamingoOptions) -> Flamingo:
     model = Flamingo(start.config)
     for name, tensor in model.state_dict().items():
         if name in start.tensors:
-            tensor.copy_(start.tensors[name].to(torch.float32).read())
+            tensor.copy_(read_for(start.tensors[name], torch.float32))
     for name, parameter in model.named_parameters():
         gate = name.endswith(("attention_gate", "ff_gate"))
         if gate and options.gates == "none":  # whatever a checkpoint has

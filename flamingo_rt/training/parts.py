@@ -1,8 +1,8 @@
 """The two frozen parts that stage 3 joins (§3): from what ``--vision`` and ``--language`` name to one model's
 configuration, tokenizer, and tensors that are not read yet.
 
-Each part is a folder that stage 1 or 2 wrote, the same part of a whole Flamingo checkpoint, or another project's files
-as ``flamingo-rt import`` reads them.
+Each part is a folder that stage 1 or 2 or ``flamingo-rt import encoder`` wrote, the same part of a whole Flamingo
+checkpoint, or another project's files as ``flamingo-rt import`` reads them.
 """
 
 from __future__ import annotations
@@ -19,10 +19,9 @@ from flamingo_rt.checkpoints import TOKENIZER, open_checkpoint, part_shapes
 from flamingo_rt.config import (
     FlamingoConfig,
     LanguageConfig,
-    NFNetConfig,
     PreprocessingConfig,
     TokensConfig,
-    ViTConfig,
+    VisionConfig,
 )
 from flamingo_rt.errors import DataError, UsageError
 from flamingo_rt.importing import clip
@@ -42,7 +41,7 @@ NOISE = 0.01  # of a new token's row, in standard deviations of the rows there a
 class VisionPart:
     """A vision encoder; ``tensors`` are all ``vision.*`` of `Flamingo`."""
 
-    config: NFNetConfig | ViTConfig
+    config: VisionConfig
     preprocessing: PreprocessingConfig
     tensors: Mapping[str, LazyTensor]
 
@@ -271,6 +270,6 @@ def _below(prefix: str, tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTens
 
 
 def _ordered(
-    tensors: Mapping[str, LazyTensor], config: NFNetConfig | ViTConfig | LanguageConfig
+    tensors: Mapping[str, LazyTensor], config: VisionConfig | LanguageConfig
 ) -> dict[str, LazyTensor]:
     return {name: tensors[name] for name in part_shapes(config)}

@@ -28,10 +28,9 @@ from flamingo_rt.checkpoints import (
 from flamingo_rt.config import (
     MOST_PARAMETERS,
     LanguageConfig,
-    NFNetConfig,
     PreprocessingConfig,
     TokensConfig,
-    ViTConfig,
+    VisionConfig,
     parse_config,
     require,
 )
@@ -44,7 +43,7 @@ from flamingo_rt.weights.lazy import LazyTensor, in_memory
 Kind = Literal["vision", "language"]
 # The keys of each kind's config.json that are parsed here, beside "kind".
 KEYS: dict[Kind, dict[str, Any]] = {
-    "vision": {"vision": NFNetConfig | ViTConfig, "preprocessing": PreprocessingConfig},
+    "vision": {"vision": VisionConfig, "preprocessing": PreprocessingConfig},
     "language": {"language": LanguageConfig, "tokens": TokensConfig},
 }
 
@@ -63,7 +62,7 @@ class Tower:
     tensors: Mapping[str, LazyTensor]
 
     @property
-    def vision(self) -> NFNetConfig | ViTConfig:
+    def vision(self) -> VisionConfig:
         """The encoder's sizes, of a vision tower."""
         return self._part("vision")
 
