@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flamingo_rt.config import FlamingoConfig
+from flamingo_rt.config import ExternalVisionConfig, FlamingoConfig
 from flamingo_rt.model.flamingo import Flamingo, on_meta_device
 
 
@@ -12,6 +12,8 @@ def count_parameters(config: FlamingoConfig) -> dict[str, int]:
         model = Flamingo(config)
     parts = ("vision", "resampler", "cross_attention", "language")
     counts = {part: sum(p.numel() for p in getattr(model, part).parameters()) for part in parts}
+    if isinstance(config.vision, ExternalVisionConfig):
+        counts["vision"] = config.vision.parameters  # they are in its graph
     counts["total"] = sum(counts.values())
     model.freeze()
     counts["trainable"] = sum(p.numel() for p in model.parameters() if p.requires_grad)
