@@ -16,7 +16,7 @@ from flamingo_rt.config import LanguageConfig, TokensConfig, ViTConfig
 from flamingo_rt.errors import DataError
 from flamingo_rt.importing import clip
 from flamingo_rt.importing.families import Family, family_of
-from flamingo_rt.importing.openflamingo_tokenizer import read_tokenizer
+from flamingo_rt.importing.openflamingo_tokenizer import add_tokens, load_tokenizer, stated_tokens
 from flamingo_rt.importing.settings import Settings
 from flamingo_rt.importing.sources import Source, TensorSlice
 from flamingo_rt.json_files import read_json
@@ -30,14 +30,15 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class LanguageFolder:
-    """A language model's folder: its config.json, its family, its tensors under the family's names, and its tokenizer
-    with the tokens of `read_tokenizer`."""
+    """A language model's folder, or GGUF file: its settings, its family, its tensors under the family's names, and its
+    tokenizer with the tokens of `read_tokenizer`. ``known`` are the tokens that it had before those."""
 
     settings: Settings
     family: Family
     source: Source
     tokenizer: Tokenizer
     tokens: TokensConfig
+    known: Mapping[str, int]
 
     def config(self, rows: int) -> LanguageConfig:
         """The sizes, with ``rows`` tokens."""
@@ -51,8 +52,9 @@ class LanguageFolder:
         """The tensors ``language.*`` but embedding and head, in their ``shapes``. Raises `DataError` when one is
         missing or has another shape, and when the folder has one that our model lacks."""
         slices = self.slices(config)
-        root = self.family.layers.rpartition(".")[0] + "."
-        self.source.check_all_taken((root,), {self.family.embedding, *names_of(slices)}, BUFFERS)
+        outer, dot, _ = self.family.layers.rpartition(".")
+        taken = {self.family.embedding, *names_of(slices)} | (set() if config.tied_head else {self.family.head})
+        self.source.check_all_taken((outer + dot,), taken, BUFFERS)
         return bind(self.source, {f"language.{name}": part for name, part in slices.items()}, shapes)
 
     def table(self, name: str, rows: int, width: int) -> LazyTensor:
@@ -79,7 +81,10 @@ def encoder_tensors(encoder: Source, config: ViTConfig, shapes: Shapes) -> dict[
 def language_settings(folder: Path) -> Settings:
     """The config.json of a language model's folder. Raises `DataError` when there is none."""
     if not folder.is_dir():
-        raise DataError(f"{folder} is not a folder: --language takes the one with config.json and the weights")
+        raise DataError(
+            f"{folder} is not a folder: --language takes the one with config.json and the weights; train flamingo "
+            "takes a .gguf file too"
+        )
     if not (folder / "config.json").is_file():
         raise DataError(f"{folder} has no config.json: --language takes the folder of the language model")
     return Settings(folder / "config.json", read_json(folder / "config.json"))
@@ -99,7 +104,11 @@ def open_language(
     if family.embedding not in tensors and family.embedding.removeprefix(outer) in tensors:
         tensors = {outer + name: tensor for name, tensor in tensors.items()}
     source = Source(f"the language model ({family.name})", folder, {**tensors, **(trained or {})})
-    return LanguageFolder(settings, family, source, *read_tokenizer(tokenizer or folder, *end_of_text(settings)))
+    place = tokenizer or folder
+    loaded = load_tokenizer(place)
+    known = loaded.get_vocab()
+    tokens = add_tokens(loaded, place, stated_tokens(place), *end_of_text(settings))
+    return LanguageFolder(settings, family, source, loaded, tokens, known)
 
 
 def bind(source: Source, slices: Mapping[str, TensorSlice], shapes: Shapes) -> dict[str, LazyTensor]:

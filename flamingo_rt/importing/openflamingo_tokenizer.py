@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,20 @@ SENTENCEPIECE = (
 )
 
 
+@dataclass(frozen=True)
+class StatedTokens:
+    """Statements beside a tokenizer: texts of pad_token, eos_token and bos_token, where it ``named`` them, and whether
+    the beginning of text is to be put first, None where that is left to the tokenizer. ``missing`` is where the end of
+    text was looked for, in messages."""
+
+    named: Mapping[str, str] = field(default_factory=dict)
+    add_bos: object = None
+    missing: str = (
+        "neither eos_token in tokenizer_config.json or special_tokens_map.json, nor eos_token_id in the language "
+        "model's config.json"
+    )
+
+
 def read_tokenizer(path: Path, eos_id: int | None, stop_ids: tuple[int, ...] = ()) -> tuple[Tokenizer, TokensConfig]:
     """Read the tokenizer in a folder or file, and add OpenFlamingo's tokens in its order: end of chunk, image, and a
     padding token if there is none (open_flamingo's factory.py).
@@ -28,9 +44,21 @@ def read_tokenizer(path: Path, eos_id: int | None, stop_ids: tuple[int, ...] = (
     ``eos_id`` is the language model's end of text, used where the tokenizer's own files name none; ``stop_ids`` are
     more tokens that end answers. The beginning of text is the token that the tokenizer puts first. Raises `DataError`.
     """
-    folder = path if path.is_dir() else path.parent
     tokenizer = load_tokenizer(path)
-    named = _named_tokens(folder)
+    return tokenizer, add_tokens(tokenizer, path, stated_tokens(path), eos_id, stop_ids)
+
+
+def stated_tokens(path: Path) -> StatedTokens:
+    """The statements of the files beside a tokenizer, a folder or a file. Raises `DataError` for damaged ones."""
+    folder = path if path.is_dir() else path.parent
+    return StatedTokens(_named_tokens(folder), _tokenizer_config(folder).get("add_bos_token"))
+
+
+def add_tokens(
+    tokenizer: Tokenizer, path: Path, stated: StatedTokens, eos_id: int | None, stop_ids: tuple[int, ...] = ()
+) -> TokensConfig:
+    """Add OpenFlamingo's tokens to a tokenizer that was read from ``path``; see `read_tokenizer`."""
+    named = stated.named
     pad = named.get("pad_token", PAD)
     # A padding token named in the files comes first: the transformers library adds it when it loads them.
     added = (pad, END_OF_CHUNK, IMAGE) if "pad_token" in named else (END_OF_CHUNK, IMAGE, pad)
@@ -40,22 +68,18 @@ def read_tokenizer(path: Path, eos_id: int | None, stop_ids: tuple[int, ...] = (
     tokenizer.add_special_tokens([AddedToken(text, normalized=False) for text in there if text not in whole])
     eos = named.get("eos_token") or _token(tokenizer, eos_id)
     if not eos:
-        raise DataError(
-            f"{folder} does not say which token ends a text: neither eos_token in tokenizer_config.json or "
-            "special_tokens_map.json, nor eos_token_id in the language model's config.json"
-        )
+        raise DataError(f"{path} does not say which token ends a text: {stated.missing}")
     for text in (eos, pad):
         if tokenizer.token_to_id(text) is None:
-            raise DataError(f"{folder}: tokenizer_config.json names the token {text!r}, tokenizer.json lacks it")
+            raise DataError(f"{path}: tokenizer_config.json names the token {text!r}, tokenizer.json lacks it")
     # The configuration's add_bos_token counts before what tokenizer.json does.
-    asked = _tokenizer_config(folder).get("add_bos_token")
-    bos = "" if asked is False else _bos(tokenizer)
-    if asked is True and not bos and named.get("bos_token") in there:
+    bos = "" if stated.add_bos is False else _bos(tokenizer)
+    if stated.add_bos is True and not bos and named.get("bos_token") in there:
         bos = named["bos_token"]
     # No padding and no truncation, whatever the file asks for: prompts are read whole.
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    return tokenizer, TokensConfig(IMAGE, END_OF_CHUNK, bos, eos, pad, _stop(tokenizer, stop_ids, eos, path))
+    return TokensConfig(IMAGE, END_OF_CHUNK, bos, eos, pad, _stop(tokenizer, stop_ids, eos, path))
 
 
 def _stop(tokenizer: Tokenizer, ids: tuple[int, ...], eos: str, path: Path) -> tuple[str, ...]:

@@ -26,12 +26,14 @@ from flamingo_rt.config import (
 from flamingo_rt.errors import DataError, UsageError
 from flamingo_rt.importing import clip
 from flamingo_rt.importing.frozen_parts import encoder_tensors, language_settings, open_encoder, open_language
+from flamingo_rt.importing.gguf import open_gguf_language
 from flamingo_rt.importing.openflamingo import UNPREDICTABLE
 from flamingo_rt.importing.openflamingo_tokenizer import load_tokenizer
 from flamingo_rt.presets import preset
 from flamingo_rt.tokenizer_file import parse_tokenizer
 from flamingo_rt.training.options import FlamingoOptions
 from flamingo_rt.training.towers import folder_kind, read_tower
+from flamingo_rt.weights.gguf_files import is_gguf
 from flamingo_rt.weights.lazy import LazyTensor, in_memory
 
 NOISE = 0.01  # of a new token's row, in standard deviations of the rows there are
@@ -132,7 +134,8 @@ def open_vision_part(path: Path) -> VisionPart:
 
 
 def open_language_part(path: Path, tokenizer: Path | None = None, seed: int = 0) -> LanguagePart:
-    """The language model of a tower, of a whole checkpoint, or of another project's folder, with the new tokens.
+    """The language model of a tower, of a whole checkpoint, or of another project's folder or GGUF file, with the new
+    tokens.
 
     ``tokenizer``: a folder or a tokenizer.json, where another project's folder has none. ``seed`` is of the new rows'
     noise. Raises `DataError` for a tokenizer that does not fit the model, `UsageError` for a ``tokenizer`` beside a
@@ -175,10 +178,13 @@ def _from_tower(path: Path, seed: int) -> LanguagePart:
 
 
 def _from_folder(path: Path, tokenizer: Path | None, seed: int) -> LanguagePart:
-    """A folder of MPT, GPT-NeoX, LLaMA or OPT. Like open_flamingo, the table gets one row for each token: rows beyond
-    the tokenizer's, which fill a table up to a round number, are left out."""
-    folder = open_language(language_settings(path), tokenizer=tokenizer)
-    known = load_tokenizer(tokenizer or path).get_vocab()  # before the new tokens
+    """A folder of MPT, GPT-NeoX, LLaMA or OPT, or a LLaMA's GGUF file. Like open_flamingo, the table gets one row for
+    each token: rows beyond the tokenizer's, which fill a table up to a round number, are left out."""
+    if is_gguf(path):
+        folder = open_gguf_language(path, tokenizer)
+    else:
+        folder = open_language(language_settings(path), tokenizer=tokenizer)
+    known = folder.known
     vocabulary = folder.tokenizer.get_vocab()
     fresh = sorted(number for text, number in vocabulary.items() if text not in known)
     if set(fresh) & set(known.values()):
