@@ -170,7 +170,7 @@ def _batches(
 
 
 def _used(source: SampleSource, entry: DataOptions, config: FlamingoConfig, options: FlamingoOptions) -> SampleSource:
-    """What a dataset draws from its source: of a folder of classes, tasks where these are asked for."""
+    """The source that a dataset draws from: of a folder of classes its tasks, where these are asked for."""
     if entry.kind == "tasks" and isinstance(source, ImageFolder):
         return ClassTasks.of(source, entry, config.prompts, options.run.seed)
     return source

@@ -277,8 +277,8 @@ class FlamingoOptions:
     initial_gate: float | None = option(None, "Value of gates that are new, before tanh; a checkpoint has its own.")
     gates: Literal["tanh", "none"] = option("tanh", "none leaves the gates out: all are open, and not trained.")
     new_tokens: Literal["both", "output"] = option(
-        "both", "Where new tokens learn of a frozen language model: output, as its answers alone, spares the backward "
-        "pass below the first cross-attention."
+        "both", "Gradients of a frozen language model's new tokens: output, those of the head alone, spares the "
+        "backward pass below the first cross-attention."
     )
     cache_features: str | None = option(None, "Folder that keeps what the frozen encoder gave.", path=True)
     cache_bytes: int = option(20_000_000_000, "Most bytes in that folder.")

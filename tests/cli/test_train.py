@@ -45,9 +45,9 @@ def values(stage: str) -> dict[str, object]:
             given[key.name] = (key.default or 1) * 2
         else:
             given[key.name] = (key.default or 0.5) / 2
-    apart = {"flamingo": ("vision", "language", "tokenizer"), "language": ("tokenizer",), "vision": ()}
+    apart = {"flamingo": ("vision", "language", "tokenizer", "new_tokens"), "language": ("tokenizer",), "vision": ()}
     for name in apart[stage]:
-        del given[name]  # they do not go together with start_from
+        del given[name]  # they do not go together with start_from, or with unfreeze
     return given
 
 
@@ -73,6 +73,14 @@ def test_every_key_is_an_option_and_a_printed_file_gives_the_same_run(run, tmp_p
     file.write_text(from_file.out)
     assert run("train", stage, "--config", file, "--print-config") == from_file
     assert run("train", stage, "--print-config").out != from_file.out
+
+
+def test_new_tokens_that_learn_as_output_are_an_option(run) -> None:
+    assert 'new_tokens = "both"' in run("train", "flamingo", "--print-config").out
+    assert 'new_tokens = "output"' in run("train", "flamingo", "--new-tokens", "output", "--print-config").out
+    refused = run("train", "flamingo", "--new-tokens", "output", "--unfreeze", "embedding", "--print-config")
+    assert (refused.code, refused.out) == (2, "")
+    assert "unfreeze names embedding: leave one out" in refused.err
 
 
 def test_options_count_before_the_file_and_data_replaces_its_datasets(run, tmp_path) -> None:

@@ -22,6 +22,7 @@ from flamingo_rt.training.sharding import World
 RUN = RunOptions(steps=2, warmup_steps=1, learning_rate=1e-3, workers=0, checkpoint_activations=True, sample_steps=2)
 KINDS: dict[str, dict[str, Any]] = {
     "lora": {"run": RUN, "lora": 2},
+    "output": {"run": RUN, "new_tokens": "output"},
     "embedding": {"run": replace(RUN, precision="bf16"), "unfreeze": ("embedding",)},
 }
 

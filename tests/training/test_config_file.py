@@ -212,8 +212,8 @@ def test_a_missing_file_is_an_error_of_the_data(file) -> None:
 
 def test_a_dataset_of_the_command_line_has_every_key() -> None:
     text = ("pairs-{a,b}.tar,name=x,kind=videos,weight=0.25,batch=6,tokens=64,frames=4,fps=2.5,images=3,next_image=0,"
-            "chunks=1+3,augment=TRUE,leading_space=0.5,prompt=Output:,template={} here,questions=3,by_place=0.25,ways=2+3,"
-            "shots=5,names=0.5")
+            "chunks=1+3,augment=TRUE,leading_space=0.5,prompt=Output:,template={} here,questions=3,by_place=0.25,"
+            "ways=2+3,shots=5,names=0.5")
     assert parse_data(text) == DataOptions(
         "pairs-{a,b}.tar", "x", "videos", 0.25, 6, 64, 4, 2.5, 3, 0.0, (1, 3), True, 0.5, "Output:", "{} here", 3,
         0.25, (2, 3), (5,), 0.5,
@@ -273,7 +273,8 @@ def test_a_recipe_gives_options_of_its_stage(file: Path) -> None:
 
 @pytest.mark.parametrize(("options", "message"), [
     ({"start_from": "a", "tokenizer": "t"}, "start_from is a whole checkpoint: leave vision, language and tokenizer"),
-    ({"new_tokens": "output", "unfreeze": ("vision", "embedding")}, "new_tokens is output, .* unfreeze names embed"),
+    ({"new_tokens": "output", "unfreeze": ("vision", "embedding")},
+     "new_tokens is output, .* unfreeze names embedding"),
     ({"new_tokens": "output", "unfreeze": ("language", "embedding")}, "unfreeze names language and embedding"),
     ({"lora": 2, "unfreeze": ("language",)}, "lora is for a frozen language model, and unfreeze names language"),
 ])
@@ -315,7 +316,8 @@ def test_a_key_without_effect_on_drawn_scenes_is_refused(key, value) -> None:
 
 
 @pytest.mark.parametrize(("kind", "key", "value"), [
-    ("tasks", "ways", (2,)), ("tasks", "images", 3), ("tasks", "next_image", 0.0), ("tasks", "chunks", (2,)), ("videos", "questions", 4),
+    ("tasks", "ways", (2,)), ("videos", "shots", (2,)),
+    ("tasks", "images", 3), ("tasks", "next_image", 0.0), ("tasks", "chunks", (2,)), ("videos", "questions", 4),
     ("videos", "by_place", 0.5), ("tasks", "by_place", 0.5),
 ])
 def test_the_shots_of_a_drawn_task_are_not_cut_by_options(kind, key, value) -> None:
@@ -335,7 +337,7 @@ def test_the_shots_of_a_task_of_classes_are_not_cut_by_options(key, value) -> No
 
 @pytest.mark.parametrize("options", [VisionOptions, LanguageOptions])
 def test_tasks_of_files_are_for_stage_3(options) -> None:
-    with pytest.raises(UsageError, match="data 'mine': train .* makes no tasks of files; train flamingo does"):
+    with pytest.raises(UsageError, match=r"data 'mine': train .* makes no tasks of files; train flamingo does"):
         options(data=(DataOptions("mine", kind="tasks"),))
 
 

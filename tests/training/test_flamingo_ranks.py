@@ -26,7 +26,14 @@ HERE = Path(__file__).parent
 @pytest.fixture
 def folder(tmp_path) -> Path:
     """A folder with a checkpoint, ``small``."""
-    config = replace(small_config(), language=replace(small_config().language, context=512))
+    return with_checkpoint(tmp_path)
+
+
+def with_checkpoint(tmp_path: Path, first: int = 0, tied_head: bool = False) -> Path:
+    """The folder, with a model whose cross-attention begins at layer ``first``."""
+    small = small_config()
+    config = replace(small, language=replace(small.language, context=512, tied_head=tied_head),
+                     cross_attention=replace(small.cross_attention, first=first))
     tokenizer = train_tokenizer(TEXTS, config.language.vocab_size, config.tokens)
     save_checkpoint(tmp_path / "small", small_flamingo(config), tokenizer.to_str())
     return tmp_path
@@ -48,8 +55,11 @@ def together_and_alone(folder: Path, kind: str) -> tuple[list[StepReport], list[
 
 
 @pytest.mark.slow
-def test_two_ranks_give_the_losses_answers_and_checkpoint_of_one_process(folder) -> None:
-    together, alone = together_and_alone(folder, "lora")
+@pytest.mark.parametrize("kind", ["lora", "output"])
+def test_two_ranks_give_the_losses_answers_and_checkpoint_of_one_process(tmp_path, kind) -> None:
+    # With output, no gradient reaches layers 0 and 1.
+    folder = with_checkpoint(tmp_path, first=2, tied_head=True) if kind == "output" else with_checkpoint(tmp_path)
+    together, alone = together_and_alone(folder, kind)
     assert [report.losses["scenes"] for report in together] == pytest.approx(
         [report.losses["scenes"] for report in alone], rel=1e-5
     )

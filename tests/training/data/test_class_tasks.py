@@ -233,7 +233,7 @@ def test_a_name_that_no_text_can_hold_is_refused_where_it_is_used(tmp_path, anim
         writer = DocumentWriter(config, tokenizer, options)
         tasks = tasks_of(tmp_path, names=names)
         if refused:
-            with pytest.raises(DataError, match="a class cannot be named: .*rename its folder"):
+            with pytest.raises(DataError, match=r"a class cannot be named: .*rename its folder"):
                 require_room(tasks, options, config, writer)
         else:
             require_room(tasks, options, config, writer)
