@@ -71,8 +71,8 @@ def _photos() -> FlamingoConfig:
     return FlamingoConfig(
         name="photos",
         vision=ExternalVisionConfig(
-            image_size=260, features=81, width=1280, parameters=4_800_000, graph_bytes=20_000_000,
-            multiply_adds=870_000_000,
+            image_size=260, features=81, width=1280, parameters=4_869_168, graph_bytes=19_578_061,
+            multiply_adds=858_456_272,
         ),
         resampler=ResamplerConfig(
             width=384, layers=1, heads=6, head_width=64, latents=16, ff_multiplier=2, input_norms=True, final_norm=True,
