@@ -36,12 +36,13 @@ def measured(graph: bytes, where: str, image_size: int) -> ExternalVisionConfig:
         raise DataError(f"{where} gives features that are not finite, for pixel values from -2 to 2")
     largest = float(np.abs(together).max())
     for others, share, said in (
-        (again, AGAIN, "other features each time that it runs: leave out what is drawn at random, such as dropout"),
-        (alone, ALONE, "a picture other features alone than among others: its batch norms must be those of inference"),
+        (again, AGAIN, "other features each time that it runs"),
+        (alone, ALONE, "a picture other features alone than among others"),
     ):
         difference = float(np.abs(together - others).max())
         if difference > share * max(largest, 1e-6):
-            raise DataError(f"{where} gives {said} (they differ by {difference:.2g}, the largest is {largest:.2g})")
+            raise DataError(f"{where} gives {said} (they differ by {difference:.2g}, the largest is {largest:.2g}): "
+                            "export it as it computes in inference, without dropout or batch norms of training")
     model = import_onnx().load_model_from_string(graph)
     weights = [tensor for tensor in model.graph.initializer if tensor.data_type in _weight_types()]
     return ExternalVisionConfig(

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy as np
 import torch
 from torch import nn
 
@@ -118,11 +117,12 @@ def _with_the_contracts_names(model: Any, where: str, image_size: int, output: s
     result.name = FEATURES
     graph.outputs.append(result)
     session = EncoderSession(onnx_ir.to_proto(parsed).SerializeToString(), where)
-    shape = session.run(sample_pictures(2, image_size)).shape
+    made = session.run(sample_pictures(2, image_size))
+    shape = made.shape
     del session  # it holds the weights once more
-    if len(shape) not in (2, 3, 4) or shape[0] != 2 or 0 in shape:
-        raise DataError(f"{where} gives {called} {list(shape)} for 2 pictures; an encoder's is [N, S, D], a grid "
-                        "[N, C, h, w], or one vector [N, D]")
+    if len(shape) not in (2, 3, 4) or shape[0] != 2 or 0 in shape or made.dtype != np.float32:
+        raise DataError(f"{where} gives {called} {made.dtype} {list(shape)} for 2 pictures; an encoder's is float32 "
+                        "[N, S, D], a grid [N, C, h, w], or one vector [N, D]")
     if len(shape) != 3:
         graph.outputs.clear()
         result.name = f"{FEATURES}.theirs.{len(shape)}"
