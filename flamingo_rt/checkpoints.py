@@ -152,7 +152,7 @@ def refuse_bridge(path: Path) -> None:
 
 
 def _said_kind(path: Path) -> Any:
-    """What a folder's config.json says that the folder is; None for anything else."""
+    """The ``kind`` in a folder's config.json; None for anything else."""
     config = read_json(path / CONFIG) if (path / CONFIG).is_file() else None
     return config.get("kind") if isinstance(config, dict) else None
 

@@ -1,4 +1,4 @@
-"""What PyTorch's exporter and its libraries print about their own internals."""
+"""Silence for PyTorch's exporter and its libraries, which print much about their own internals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an encoder's graph gives, measured on a few pictures, and what it is known by."""
+"""Facts about an encoder's graph: its features, measured on a few pictures, its size, and a digest of its weights."""
 
 from __future__ import annotations
 

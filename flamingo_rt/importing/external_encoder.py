@@ -33,7 +33,7 @@ OPSET = 18  # of what is exported from torch
 
 
 def import_encoder(
-    source: Path | nn.Module, out: Path, image_size: int, preprocessing: PreprocessingConfig, *,
+    source: Path | str | nn.Module, out: Path | str, image_size: int, preprocessing: PreprocessingConfig, *,
     features: tuple[int, int] | None = None, output: str | None = None, overwrite: bool = False,
 ) -> ExternalVisionConfig:
     """Write the folder of a vision encoder, which appears whole or not at all.
@@ -43,6 +43,7 @@ def import_encoder(
     has several. Raises `DataError` that names what is wrong with the graph, `UsageError` where ``out`` exists and may
     not be replaced.
     """
+    out = Path(out)
     given = None if isinstance(source, nn.Module) else Path(source)
     check_output(out, overwrite, [] if given is None else [given])
     where = "the module's graph" if given is None else str(given)
