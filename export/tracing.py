@@ -7,10 +7,7 @@ no memory. Weights are known by name alone, and bound by `graph_weights`.
 from __future__ import annotations
 
 import contextlib
-import io
-import logging
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -28,6 +25,7 @@ from flamingo_rt.export.lowerings import classic_lowering, ort_lowering, tensorr
 from flamingo_rt.export.lowerings.lowering import Lowering
 from flamingo_rt.export.relative_positions import precompute_relative_bias
 from flamingo_rt.export.simplify import simplify
+from flamingo_rt.exporter_noise import without_exporter_noise
 from flamingo_rt.model.flamingo import Flamingo
 from flamingo_rt.model.layers import Attention
 
@@ -102,7 +100,7 @@ def _trace(
     bind: GraphPass, fold_factors: bool,
 ) -> Any:
     program = _exported(module, spec, config, lowering, fake)
-    with _quiet():
+    with without_exporter_noise():
         bind(program.model)
         program.optimize()
         simplify(program.model.graph, fold_factors)
@@ -123,7 +121,7 @@ def _exported(
             tensors[tensor.name] = torch.zeros(shape, dtype=getattr(torch, tensor.dtype))
             free = [axis for axis, size in enumerate(tensor.shape) if isinstance(size, str)]
             dynamic[tensor.name] = dict.fromkeys(free, Dim.DYNAMIC)
-    with torch.no_grad(), _quiet(), fake:
+    with torch.no_grad(), without_exporter_noise(), fake:
         program = torch.onnx.export(
             module,
             _arguments(spec, config, tensors),
@@ -164,19 +162,3 @@ def _tidy(model: Any, spec: GraphSpec) -> None:
             output.metadata_props.clear()
     for value in (*model.graph.inputs, *model.graph.initializers.values()):
         value.metadata_props.clear()
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence the exporter's progress, warnings and log lines, which are about its own internals."""
-    loggers: Sequence[logging.Logger] = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)

@@ -28,6 +28,7 @@ CONFIG, TOKENIZER = "config.json", "tokenizer.json"
 WEIGHTS = "model.safetensors"  # or model-00001-of-0000N.safetensors with an index
 INDEX = f"{WEIGHTS}.index.json"
 EXTERNAL_GRAPH = "vision.graph"  # the one tensor of an external encoder
+BRIDGE = "bridge"  # the kind of a folder with what was trained between frozen parts
 BUNDLE = "manifest.json"  # tells a bundle, which is no checkpoint
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -138,12 +139,22 @@ def _refuse_others(path: Path) -> None:
     """Raise `DataError` for a folder of this project that is no checkpoint, with what it is for."""
     if (path / BUNDLE).is_file():
         raise DataError(f"{path} is a bundle, which runs as it is: give the checkpoint that it was exported from")
-    config = read_json(path / CONFIG) if (path / CONFIG).is_file() else None
-    kind = config.get("kind") if isinstance(config, dict) else None
-    if kind == "bridge":
-        raise DataError(f"{path} is a bridge without its frozen parts: flamingo-rt bridge join makes it whole")
+    refuse_bridge(path)
+    kind = _said_kind(path)
     if kind in ("vision", "language"):
         raise DataError(f"{path} is what train {kind} wrote, a part of a model: train flamingo takes it as --{kind}")
+
+
+def refuse_bridge(path: Path) -> None:
+    """Raise `DataError` for a folder that holds a bridge alone (`training/bridge_folder.py`)."""
+    if _said_kind(path) == BRIDGE:
+        raise DataError(f"{path} is a bridge without its frozen parts: flamingo-rt bridge join makes it whole")
+
+
+def _said_kind(path: Path) -> Any:
+    """The ``kind`` in a folder's config.json; None for anything else."""
+    config = read_json(path / CONFIG) if (path / CONFIG).is_file() else None
+    return config.get("kind") if isinstance(config, dict) else None
 
 
 def require_files(path: Path, names: Iterable[str], what: str) -> None:

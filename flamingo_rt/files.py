@@ -153,6 +153,7 @@ _WRITTEN = re.compile(
 _MARKS = (
     ("manifest.json", {"format_version", "graphs"}), ("config.json", {"resampler", "cross_attention"}),
     ("config.json", {"kind", "vision", "preprocessing"}), ("config.json", {"kind", "language", "tokens"}),
+    ("config.json", {"kind", "model", "vision", "language", "vocabulary"}),
     ("engine.json", {"format_version", "engines"}), ("run.json", {"step", "identity"}),
 )
 

@@ -9,6 +9,7 @@ import pytest
 
 from flamingo_rt.config import (
     CrossAttentionConfig,
+    ExternalVisionConfig,
     FlamingoConfig,
     LanguageConfig,
     NFNetConfig,
@@ -41,6 +42,16 @@ def test_every_preset_survives_json(name):
 
 def test_a_vision_transformer_survives_json():
     config = replace(preset("tiny"), vision=ViTConfig(image_size=28, post_norm=True))
+    assert FlamingoConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_an_external_encoder_survives_json():
+    encoder = ExternalVisionConfig(
+        image_size=260, features=81, width=1280, parameters=8_100_000, graph_bytes=33_000_000,
+        multiply_adds=1_400_000_000, digest="0123456789abcdef",
+    )
+    config = replace(preset("tiny"), vision=encoder)
+    assert config.vision.feature_count == 81
     assert FlamingoConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 
 from flamingo_rt.contract import GRAPHS
 from flamingo_rt.errors import DataError
-from flamingo_rt.graph_files import MOST_BYTES, MOST_NESTED, read_graph
+from flamingo_rt.graph_files import MOST_BYTES, MOST_NESTED, check_graph, read_graph
 from flamingo_rt.loading import PACKAGED_BUNDLE
 from flamingo_rt.protobuf import LENGTH, VARINT, field
 
@@ -115,7 +115,7 @@ def in_training_step(tensor):
     return model
 
 
-PLACES = [value for name, value in list(globals().items()) if name.startswith("in_")]
+TENSOR_PLACES = [value for name, value in list(globals().items()) if name.startswith("in_")]
 
 
 def written(folder: Path, model: onnx.ModelProto | bytes, data: bytes | None = VALUES.tobytes()) -> Path:
@@ -126,7 +126,7 @@ def written(folder: Path, model: onnx.ModelProto | bytes, data: bytes | None = V
     return path
 
 
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("place", TENSOR_PLACES)
 def test_weights_from_elsewhere_are_refused_wherever_a_tensor_can_be(tmp_path, place) -> None:
     (tmp_path / "other").write_bytes(VALUES.tobytes())
     read = read_graph(written(tmp_path, place(external("w"))))
@@ -387,3 +387,24 @@ def test_a_name_that_a_terminal_would_obey_is_refused_and_shown_as_codes(tmp_pat
     with pytest.raises(DataError, match="characters that a terminal would obey") as caught:
         read_graph(file)
     assert str(caught.value).isprintable()
+
+
+# A graph in memory
+
+
+@pytest.mark.parametrize("place", TENSOR_PLACES)
+def test_a_graph_with_its_weights_inside_takes_none_from_a_file(place) -> None:
+    check_graph(place(inline("w")).SerializeToString(), "the encoder")
+    with pytest.raises(DataError, match=r"cannot take the encoder: it takes weights from 'graph\.onnx\.data'"):
+        check_graph(place(external("w")).SerializeToString(), "the encoder")
+
+
+def test_a_graph_in_memory_is_held_to_all_else_too() -> None:
+    node = helper.make_node("EPContext", ["x"], ["y"], domain="com.microsoft")
+    for content, said in (
+        (model_of(graph([node])).SerializeToString(), "the operator 'EPContext'"),
+        (named("node", "a\x1b[31m").SerializeToString(), "characters that a terminal would obey"),
+        (b"no graph", "cannot take the encoder"),
+    ):
+        with pytest.raises(DataError, match=said):
+            check_graph(content, "the encoder")

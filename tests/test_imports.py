@@ -40,6 +40,7 @@ ALLOWED = {
     "tokenizer_steps": set(),
     "tokenizer_file": {"errors", "bounded_files", "printable", "regex_cost", "tokenizer_steps"},
     "progress": set(),
+    "exporter_noise": set(),
     "protobuf": set(),
     "system_memory": set(),
     "bounded_files": {"errors"},
@@ -62,12 +63,14 @@ ALLOWED = {
         "weights",
     },
     "importing": {
-        "errors", "config", "contract", "presets", "checkpoints", "bounded_files", "engines", "files", "graph_files",
-        "json_files", "tokenizer_file", "weights",
+        "errors", "config", "contract", "presets", "checkpoints", "bounded_files", "engines", "exporter_noise",
+        "files", "graph_files", "json_files", "tokenizer_file", "weights",
     },
     "training": BASE | {"processing", "model", "checkpoints", "importing", "tokenizer_file", "weights"},
     "evaluation": RUNTIME | {"runtime", "training"},
-    "export": RUNTIME | {"runtime", "model", "checkpoints", "evaluation", "training", "weights"},
+    "export": RUNTIME | {
+        "runtime", "model", "checkpoints", "evaluation", "exporter_noise", "training", "weights",
+    },
     "loading": RUNTIME | {"runtime", "model", "checkpoints"},
     # Bundles with random weights are made by export, from checkpoints.
     "bench": RUNTIME | {"runtime", "export", "checkpoints", "child_process", "__init__"},

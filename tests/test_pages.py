@@ -42,6 +42,7 @@ PAGES = [*(ROOT / name for name in OUTSIDE_DOCS), *sorted((ROOT / "docs").glob("
 PARSED = {
     r"checkpoint\.pt|--model openflamingo-3b": "needs OpenFlamingo's weights",
     r"--ckpt checkpoint |--model bundle-mixed": "needs a checkpoint that is not here",
+    r"encoder\.onnx|--vision encoder": "needs another project's encoder",
     r"^flamingo-rt train|--(ckpt|model) runs/": "trains for an hour",
     r"^flamingo-rt bench --preset": "writes gigabytes",
     r"--target tensorrt( |$)|--backend tensorrt": "needs a GPU",

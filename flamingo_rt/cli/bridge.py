@@ -24,7 +24,7 @@ def command() -> None:
     \b
     Example:
       flamingo-rt bridge take --ckpt runs/mine --out my-bridge
-      flamingo-rt bridge join --bridge my-bridge --vision encoder --language model.gguf --out joined
+      flamingo-rt bridge join --bridge my-bridge --vision encoder --language runs/language --out joined
     """
 
 
@@ -58,7 +58,7 @@ def take(ckpt: Path, out: Path, dtype: str, overwrite: bool, as_json: bool) -> N
 @click.option("--vision", required=True, type=READ, metavar="FILE|FOLDER",
               help="Its vision encoder: a folder of import encoder or train vision, a checkpoint, or CLIP's weights.")
 @click.option("--language", required=True, type=READ, metavar="FILE|FOLDER",
-              help="Its language model: a GGUF file, a folder of train language, a checkpoint, or a model's folder.")
+              help="Its language model: a folder of train language, a checkpoint, or a model's folder.")
 @click.option("--tokenizer", type=READ, metavar="FILE|FOLDER",
               help="tokenizer.json, or its folder, when it is not in --language.")
 @click.option("--out", required=True, type=WRITTEN, metavar="FOLDER", help="The checkpoint to write.")
@@ -71,7 +71,7 @@ def join(
 
     \b
     Example:
-      flamingo-rt bridge join --bridge my-bridge --vision encoder --language model.gguf --out joined
+      flamingo-rt bridge join --bridge my-bridge --vision encoder --language runs/language --out joined
     """
     with needs_extra("train"):
         from flamingo_rt.checkpoints import write_checkpoint

@@ -7,9 +7,7 @@ it gives is not taken from what it says of itself: it is run on a few pictures.
 
 from __future__ import annotations
 
-import hashlib
 import io
-import math
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -23,19 +21,19 @@ from flamingo_rt.checkpoints import EXTERNAL_GRAPH, write_folder
 from flamingo_rt.config import ExternalVisionConfig, PreprocessingConfig
 from flamingo_rt.contract import FEATURES, PIXEL_VALUES
 from flamingo_rt.engines.encoder_session import EncoderSession
-from flamingo_rt.errors import DataError, DependencyError
+from flamingo_rt.errors import DataError
+from flamingo_rt.exporter_noise import without_exporter_noise
 from flamingo_rt.files import check_output
 from flamingo_rt.graph_files import check_graph
+from flamingo_rt.importing.encoder_facts import measured, sample_pictures
+from flamingo_rt.importing.onnx_file import first_line, import_onnx, read_onnx_file
 from flamingo_rt.weights.lazy import in_memory
 
-MOST_BYTES = 2_000_000_000  # a message of Protocol Buffers has at most 2 GiB
 OPSET = 18  # of what is exported from torch
-ALONE = 1e-4  # a picture's features alone and among others: the largest difference, of the largest feature
-DIGESTED = 4096  # elements of the smallest weight that counts for the digest: kernels and matrices
 
 
 def import_encoder(
-    source: Path | nn.Module, out: Path, image_size: int, preprocessing: PreprocessingConfig, *,
+    source: Path | str | nn.Module, out: Path | str, image_size: int, preprocessing: PreprocessingConfig, *,
     features: tuple[int, int] | None = None, output: str | None = None, overwrite: bool = False,
 ) -> ExternalVisionConfig:
     """Write the folder of a vision encoder, which appears whole or not at all.
@@ -45,15 +43,17 @@ def import_encoder(
     has several. Raises `DataError` that names what is wrong with the graph, `UsageError` where ``out`` exists and may
     not be replaced.
     """
-    check_output(out, overwrite, [source] if isinstance(source, Path) else [])
-    where = str(source) if isinstance(source, Path) else "the module's graph"
-    model = _read(source) if isinstance(source, Path) else _exported(source, image_size)
+    out = Path(out)
+    given = None if isinstance(source, nn.Module) else Path(source)
+    check_output(out, overwrite, [] if given is None else [given])
+    where = "the module's graph" if given is None else str(given)
+    model = _exported(source, image_size) if isinstance(source, nn.Module) else read_onnx_file(Path(source))
     graph = _with_the_contracts_names(model, where, image_size, output)
-    config = _measured(graph, where, image_size)
+    config = measured(graph, where, image_size)
     if features is not None and features != (config.features, config.width):
         raise DataError(
             f"{where} gives {config.features} features of width {config.width} for a picture of {image_size} pixels, "
-            f"not {features[0]} of {features[1]}: another encoder, or another output than its spec says"
+            f"not {features[0]} of {features[1]}: another encoder, or another output of it"
         )
     content = torch.frombuffer(bytearray(graph), dtype=torch.uint8)
     described = {"kind": "vision", "vision": asdict(config), "preprocessing": asdict(preprocessing)}
@@ -61,59 +61,27 @@ def import_encoder(
     return config
 
 
-def _onnx() -> Any:
-    try:
-        import onnx
-    except ImportError as error:
-        raise DependencyError(f"onnx cannot be imported ({error}): pip install 'flamingo-rt[export]'") from error
-    return onnx
-
-
-def _read(path: Path) -> Any:
-    """The model of an ONNX file as an onnx message, with the weights that lie beside it."""
-    onnx = _onnx()
-    try:
-        size = path.stat().st_size
-        if size > MOST_BYTES:
-            raise DataError(f"{path} has {size:,} bytes, more than {MOST_BYTES:,}: put its weights beside it")
-        model = onnx.load_model_from_string(path.read_bytes())
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}") from error
-    except DataError:
-        raise
-    except Exception as error:  # of the decoder, whose exceptions differ between versions
-        raise DataError(f"{path} is not an ONNX model: {_first_line(error)}") from error
-    if not model.graph.node:
-        raise DataError(f"{path} is not an ONNX model: it has no operators")
-    more = size
-    for name in {entry.value for tensor in model.graph.initializer for entry in tensor.external_data
-                 if entry.key == "location"}:
-        beside = path.parent / name
-        if not name or Path(name).name != name or not beside.is_file():
-            raise DataError(f"{path} takes weights from {name!r}, and there is no such file beside it: put it there")
-        more += beside.stat().st_size
-    if more > MOST_BYTES:
-        raise DataError(f"{path} has {more:,} bytes with its weights, more than {MOST_BYTES:,} that a graph can hold")
-    try:
-        onnx.load_external_data_for_model(model, str(path.parent))
-    except Exception as error:
-        raise DataError(f"the weights of {path} cannot be read: {_first_line(error)}") from error
-    return model
-
-
 def _exported(module: nn.Module, image_size: int) -> Any:
-    """A module's graph by PyTorch's exporter. Weights are not folded into others, which would change their last bits
-    from machine to machine."""
-    onnx = _onnx()
-    file = io.BytesIO()
+    """A module's graph by PyTorch's exporter, as it computes in inference. Weights are not folded into others, which
+    would change their last bits from machine to machine. Raises `DataError` where it cannot be exported."""
+    onnx, file = import_onnx(), io.BytesIO()
     pixels = torch.zeros(2, 3, image_size, image_size)
-    program = torch.onnx.export(
-        module.eval(), (pixels,), input_names=[PIXEL_VALUES], output_names=[FEATURES], opset_version=OPSET,
-        dynamic_shapes=({0: torch.export.Dim.DYNAMIC},), dynamo=True, verbose=False, optimize=False,
-    )
-    assert program is not None  # it is, with dynamo
-    program.save(file)
-    return onnx.load_model_from_string(file.getvalue())
+    trained = [part for part in module.modules() if part.training]
+    try:
+        with torch.no_grad(), without_exporter_noise():
+            program = torch.onnx.export(
+                module.eval(), (pixels,), input_names=[PIXEL_VALUES], output_names=[FEATURES], opset_version=OPSET,
+                dynamic_shapes=({0: torch.export.Dim.DYNAMIC},), dynamo=True, verbose=False, optimize=False,
+            )
+            assert program is not None  # it is, with dynamo
+            program.save(file)
+        return onnx.load_model_from_string(file.getvalue())
+    except Exception as error:  # of the module itself too: any
+        raise DataError(f"the module cannot be exported for pictures of {image_size} pixels ({type(error).__name__}: "
+                        f"{first_line(error)}): export it to ONNX yourself, and give the file") from error
+    finally:
+        for part in trained:
+            part.training = True
 
 
 def _with_the_contracts_names(model: Any, where: str, image_size: int, output: str | None) -> bytes:
@@ -121,11 +89,13 @@ def _with_the_contracts_names(model: Any, where: str, image_size: int, output: s
     import onnx_ir
     from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-    check_graph(model.SerializeToString(), where)
     try:
+        check_graph(model.SerializeToString(), where)
         parsed = onnx_ir.from_proto(model)
-    except Exception as error:
-        raise DataError(f"{where} is not a valid ONNX model: {_first_line(error)}") from error
+    except DataError:
+        raise
+    except Exception as error:  # of two libraries, for a message that is too large or makes no sense
+        raise DataError(f"{where} is not a valid ONNX model: {first_line(error)}") from error
     graph = parsed.graph
     weights = {value.name for value in graph.initializers.values()}
     inputs = [value for value in graph.inputs if value.name not in weights]
@@ -147,10 +117,13 @@ def _with_the_contracts_names(model: Any, where: str, image_size: int, output: s
     picture.name, picture.shape = PIXEL_VALUES, onnx_ir.Shape(["N", 3, image_size, image_size])
     result.name = FEATURES
     graph.outputs.append(result)
-    shape = EncoderSession(onnx_ir.to_proto(parsed).SerializeToString(), where).run(_pictures(2, image_size)).shape
-    if len(shape) not in (2, 3, 4) or shape[0] != 2 or 0 in shape:
-        raise DataError(f"{where} gives {called} {list(shape)} for 2 pictures; an encoder's is [N, S, D], a grid "
-                        "[N, C, h, w], or one vector [N, D]")
+    session = EncoderSession(onnx_ir.to_proto(parsed).SerializeToString(), where)
+    made = session.run(sample_pictures(2, image_size))
+    shape = made.shape
+    del session  # it holds the weights once more
+    if len(shape) not in (2, 3, 4) or shape[0] != 2 or 0 in shape or made.dtype != np.float32:
+        raise DataError(f"{where} gives {called} {made.dtype} {list(shape)} for 2 pictures; an encoder's is float32 "
+                        "[N, S, D], a grid [N, C, h, w], or one vector [N, D]")
     if len(shape) != 3:
         graph.outputs.clear()
         result.name = f"{FEATURES}.theirs.{len(shape)}"
@@ -192,14 +165,12 @@ def _values(graph: Any) -> Iterator[Any]:
 
 
 def _as_features(graph: Any, result: Any, rank: int) -> Any:
-    """Append what makes [N, S, Dv] of a vector or a grid."""
+    """Append what makes [N, S, Dv] of a vector or a grid, by operators that all versions of ONNX write alike."""
     import onnx_ir
 
-    if rank == 2:
-        axes = _constant(graph, "one_feature", [1])
-        return _appended(graph, onnx_ir.node("Unsqueeze", [result, axes]))
-    flat = _appended(graph, onnx_ir.node("Reshape", [result, _constant(graph, "cells_row_by_row", [0, 0, -1])]))
-    return _appended(graph, onnx_ir.node("Transpose", [flat], {"perm": [0, 2, 1]}))
+    shape = [0, 1, -1] if rank == 2 else [0, 0, -1]  # 0 keeps a size
+    flat = _appended(graph, onnx_ir.node("Reshape", [result, _constant(graph, f"{FEATURES}.shape", shape)]))
+    return flat if rank == 2 else _appended(graph, onnx_ir.node("Transpose", [flat], {"perm": [0, 2, 1]}))
 
 
 def _appended(graph: Any, node: Any) -> Any:
@@ -233,75 +204,6 @@ def _strip(model: Any) -> None:
         value.doc_string = None
 
 
-def _measured(graph: bytes, where: str, image_size: int) -> ExternalVisionConfig:
-    """Run a graph on a few pictures, and describe it. Raises `DataError` where the features of a picture depend on the
-    others, are not finite, or differ from run to run."""
-    session, pictures = EncoderSession(graph, where), _pictures(3, image_size)
-    together = session.run(pictures)
-    alone = np.concatenate([session.run(pictures[number : number + 1]) for number in range(len(pictures))])
-    if together.dtype != np.float32 or together.ndim != 3 or alone.shape != together.shape:
-        raise DataError(f"{where} gives features {together.dtype} {list(together.shape)} for 3 pictures, and "
-                        f"{list(alone.shape)} for each alone; float32 [N, S, D] was expected")
-    if not np.isfinite(together).all():
-        raise DataError(f"{where} gives features that are not finite, for pixel values from -2 to 2")
-    largest, difference = float(np.abs(together).max()), float(np.abs(together - alone).max())
-    if difference > ALONE * max(largest, 1e-6):
-        raise DataError(f"{where} gives a picture other features alone than among others, by {difference:.2g} of "
-                        f"{largest:.2g}: an encoder's batch norms and dropout must be those of inference")
-    model = _onnx().load_model_from_string(graph)
-    weights = [_array(tensor) for tensor in model.graph.initializer]
-    return ExternalVisionConfig(
-        image_size=image_size, features=together.shape[1], width=together.shape[2],
-        parameters=max(1, sum(weight.size for weight in weights if weight.dtype.kind == "f")), graph_bytes=len(graph),
-        multiply_adds=max(1, _multiply_adds(model)), digest=_digest(weights),
-    )
-
-
-def _array(tensor: Any) -> np.ndarray:
-    return _onnx().numpy_helper.to_array(tensor)
-
-
-def _digest(weights: list[np.ndarray]) -> str:
-    """A hash of the large weights in any order: 16 hex digits. The same weights have it under other names, and where
-    another release of an exporter arranges the operators otherwise."""
-    large = sorted(hashlib.sha256(np.ascontiguousarray(weight)).hexdigest() for weight in weights
-                   if weight.size >= DIGESTED)
-    return hashlib.sha256(" ".join(large).encode()).hexdigest()[:16]
-
-
-def _multiply_adds(model: Any) -> int:
-    """Multiplications of the matrix products and convolutions for one picture, by the shapes that can be inferred."""
-    onnx = _onnx()
-    alone = onnx.ModelProto()
-    alone.CopyFrom(model)
-    alone.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
-    del alone.graph.value_info[:]
-    try:
-        graph = onnx.shape_inference.infer_shapes(alone).graph
-    except Exception:  # a graph that runs, and whose shapes are not known: nothing is counted
-        return 0
-    shapes = {value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim]
-              for value in (*graph.value_info, *graph.input, *graph.output)}
-    shapes |= {tensor.name: list(tensor.dims) for tensor in graph.initializer}
-    return sum(_products(node, shapes) for node in graph.node)
-
-
-def _products(node: Any, shapes: dict[str, list[int]]) -> int:
-    given, made = [shapes.get(name, []) for name in node.input], shapes.get(node.output[0], [])
-    if node.op_type == "Conv":
-        return math.prod(made) * math.prod(given[1][1:])
-    if node.op_type in ("MatMul", "Gemm") and given[0]:
-        transposed = any(entry.name == "transA" and entry.i for entry in node.attribute)
-        return math.prod(made) * given[0][-2 if transposed else -1]
-    return 0
-
-
-def _pictures(count: int, size: int) -> np.ndarray:
-    """Pixel values float32 [count, 3, size, size] from -2 to 2, the same on each machine."""
-    numbers = np.random.default_rng(0).random((count, 3, size, size), dtype=np.float32)
-    return 4 * numbers - 2
-
-
 def _listed(values: Any) -> str:
     return ", ".join(_names(values)) or "none"
 
@@ -309,7 +211,3 @@ def _listed(values: Any) -> str:
 def _names(values: Any) -> Iterator[str]:
     for value in values:
         yield f"{value.name} [{', '.join(map(_dimension, value.shape or ()))}]"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

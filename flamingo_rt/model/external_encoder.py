@@ -27,7 +27,7 @@ class ExternalEncoder(nn.Module):
         self.register_buffer("graph", torch.zeros(config.graph_bytes, dtype=torch.uint8))
         self.blocks = nn.ModuleList()  # no layers that ranks could divide
         self._session: EncoderSession | None = None
-        self._made_of: tuple[int, int] | None = None
+        self._made_of: tuple[Tensor, int] | None = None  # the graph, and how often it had been written
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the session out of copies, which make their own."""
@@ -37,14 +37,21 @@ class ExternalEncoder(nn.Module):
     def forward(self, pixel_values: Tensor) -> Tensor:
         """Encode pictures. Raises `DataError` where the graph cannot be run, or gives another shape than the
         configuration says."""
-        given = self.graph.data_ptr(), self.graph._version
-        if self._session is None or given != self._made_of:
-            content = self.graph.cpu().numpy().tobytes()
-            self._session = EncoderSession(content, "the external encoder's graph", torch.get_num_threads())
-            self._made_of = given
-        features = torch.from_numpy(self._session.run(pixel_values.float().cpu().numpy()))
+        features = torch.from_numpy(self._current_session().run(pixel_values.float().cpu().numpy()))
         shape = (len(pixel_values), self.config.feature_count, self.config.width)
         if tuple(features.shape) != shape:
             raise DataError(f"the external encoder gives features {list(features.shape)}, and its config.json says "
                             f"{list(shape)}: import the encoder again")
         return features.to(pixel_values.device, pixel_values.dtype)
+
+    def _current_session(self) -> EncoderSession:
+        """The session of the graph as it is now."""
+        graph = self.graph
+        written = 0 if graph.is_inference() else graph._version  # inference tensors do not count it
+        if self._session is None or self._made_of is None or self._made_of[0] is not graph or (
+            self._made_of[1] != written
+        ):
+            content = graph.cpu().numpy().tobytes()
+            self._session = EncoderSession(content, "the external encoder's graph", torch.get_num_threads())
+            self._made_of = graph, written
+        return self._session

@@ -15,7 +15,7 @@ import torch
 from tokenizers import AddedToken, Tokenizer
 from torch import Tensor
 
-from flamingo_rt.checkpoints import TOKENIZER, open_checkpoint, part_shapes
+from flamingo_rt.checkpoints import TOKENIZER, open_checkpoint, part_shapes, refuse_bridge
 from flamingo_rt.config import (
     FlamingoConfig,
     LanguageConfig,
@@ -127,6 +127,7 @@ def open_vision_part(path: Path) -> VisionPart:
     if kind is not None:
         tower = read_tower(path, "vision")
         return VisionPart(tower.vision, tower.preprocessing, _below("vision.", tower.tensors))
+    refuse_bridge(path)
     encoder = open_encoder(path)
     config = clip.vision_config(encoder)
     tensors = encoder_tensors(encoder, config, part_shapes(config))
@@ -143,6 +144,7 @@ def open_language_part(path: Path, tokenizer: Path | None = None, seed: int = 0)
     """
     kind = folder_kind(path)
     if kind is None:
+        refuse_bridge(path)
         return _from_folder(path, tokenizer, seed)
     if tokenizer is not None:
         raise UsageError(f"{path} has its own tokenizer, on which it was trained: leave tokenizer {tokenizer} out")

@@ -13,11 +13,12 @@ from flamingo_rt.bench import ceilings
 from flamingo_rt.bench.model_facts import counted_weights
 from flamingo_rt.bench.theory import Theory
 from flamingo_rt.bundle import WeightBytes, read_description
-from flamingo_rt.config import FlamingoConfig
+from flamingo_rt.config import ExternalVisionConfig, FlamingoConfig
 from flamingo_rt.contract import GRAPHS, LANGUAGE_MODEL
 from flamingo_rt.loading import PACKAGED_BUNDLE
 from flamingo_rt.model.flamingo import Flamingo, on_meta_device
 from flamingo_rt.model.parameters import count_parameters
+from flamingo_rt.parameter_count import reckon_parameters
 from flamingo_rt.presets import preset
 
 NAMES = ["tiny", "flamingo-3b", "openflamingo-3b", "openflamingo-4b", "openflamingo-9b"]
@@ -36,6 +37,14 @@ def test_a_pictures_flops_are_what_pytorch_counts(name: str) -> None:
     config = preset(name)
     side = config.vision.image_size
     assert ceilings.vision_flops(config) == counted(config, lambda model: model.vision(torch.zeros(1, 3, side, side)))
+
+
+def test_an_external_encoders_work_is_what_was_measured_when_it_was_imported() -> None:
+    encoder = ExternalVisionConfig(features=81, width=1280, parameters=8_000_000, multiply_adds=1_500_000_000)
+    config = replace(preset("tiny"), vision=encoder)
+    assert ceilings.vision_flops(config) == 3_000_000_000
+    assert ceilings.parameter_bytes(ceilings.vision_products(config)) == 32_000_000
+    assert reckon_parameters(config)["vision"] == 8_000_000
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -10,14 +10,15 @@ import click
 import pytest
 
 from flamingo_rt.cli import COMMANDS, cli, paths
-from flamingo_rt.cli.numbers import Counts
+from flamingo_rt.cli.numbers import Counts, Features, Triple
 from flamingo_rt.cli.paths import LONGEST_NAME, ROOM_BESIDE, PathType
 from flamingo_rt.cores import core_count
 
 # Options that take any text. All others have a type that refuses impossible values.
 TEXTS = {
     "--prompt", "--question", "--choices", "--stop", "--backend", "--preset", "--compute-capability", "--lowering",
-    "--license", "--source", "--data", "--evaluation", "--encoder", "--decoder", "--unfreeze", "--controls", "source",
+    "--license", "--source", "--data", "--evaluation", "--encoder", "--decoder", "--unfreeze", "--controls",
+    "--output", "source",
 }
 # Arguments that a command needs besides the tested option: well formed, naming nothing that exists.
 NEEDED = {
@@ -25,6 +26,11 @@ NEEDED = {
     ("prompt", "compile"): ["--model", "/nowhere/bundle", "--shot", "/nowhere/a.png", "x", "--out", "/nowhere/out"],
     ("import", "openflamingo"): [
         "--checkpoint", "/nowhere/a", "--vision", "/nowhere/b", "--language", "/nowhere/c", "--out", "/nowhere/out",
+    ],
+    ("import", "encoder"): ["--onnx", "/nowhere/a.onnx", "--image-size", "32", "--out", "/nowhere/out"],
+    ("bridge", "take"): ["--ckpt", "/nowhere/checkpoint", "--out", "/nowhere/out"],
+    ("bridge", "join"): [
+        "--bridge", "/nowhere/a", "--vision", "/nowhere/b", "--language", "/nowhere/c", "--out", "/nowhere/out",
     ],
     ("export",): ["--ckpt", "/nowhere/checkpoint", "--out", "/nowhere/out"],
     ("build",): ["--model", "/nowhere/bundle", "--target", "tensorrt"],
@@ -83,7 +89,7 @@ def arguments(words: tuple[str, ...], option: click.Option, value: str) -> list[
     return [*words, *others, name, *values]
 
 
-NUMBERS = (click.types.IntParamType, click.types.FloatParamType, Counts)
+NUMBERS = (click.types.IntParamType, click.types.FloatParamType, Counts, Features, Triple)
 
 
 def test_every_command_that_does_something_is_covered() -> None:
