@@ -84,6 +84,7 @@ OWNERS = {
     "onnx": {"export"},
     "onnx_ir": {"export"},
     "safetensors": {"weights", "training", "cli"},
+    "gguf": {"weights"},
     "cv2": {"processing", "training"},
     "av": {"processing"},
     "sklearn": {"training"},
