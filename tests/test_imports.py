@@ -61,7 +61,8 @@ ALLOWED = {
         "weights",
     },
     "importing": {
-        "errors", "config", "presets", "checkpoints", "bounded_files", "json_files", "tokenizer_file", "weights",
+        "errors", "config", "presets", "checkpoints", "bounded_files", "json_files", "printable", "tokenizer_file",
+        "weights",
     },
     "training": BASE | {"processing", "model", "checkpoints", "importing", "tokenizer_file", "weights"},
     "evaluation": RUNTIME | {"runtime", "training"},
