@@ -252,6 +252,8 @@ def test_settings_that_change_the_computation_are_refused(tmp_path: Path, key: s
     ("changes", "message"),
     [
         ({"general.architecture": "qwen3"}, "general.architecture is 'qwen3'; only 'llama'"),
+        ({"general.type": [1, 2]}, "general.type is not 'model'"),
+        ({"split.count": [1, 2]}, "one of several files"),
         ({"general.type": "adapter"}, "general.type is not 'model'"),
         ({"split.count": 3}, "one of several files.*--merge"),
         ({"llama.unheard_of": 1}, r"llama.unheard_of is 1; this key is not known"),
@@ -355,6 +357,7 @@ def tensor(name: str, sizes: tuple[int, ...], kind: int = 0, offset: int = 0) ->
         (header(tensor("a", (2,), 26), bytes(64), tensors=1), "quantized as I32"),
         (header(tensor("a", ()), tensors=1), "0 dimensions"),
         (header(tensor("a", (1,) * 5), tensors=1), "5 dimensions"),
+        (header(text("general.architecture"), struct.pack("<IIQ2B", 9, 0, 2, 0, 1), keys=1), "general.architecture is"),
         (header(), "general.architecture is 'None'"),
     ],
 )
