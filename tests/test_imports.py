@@ -64,7 +64,7 @@ ALLOWED = {
     },
     "importing": {
         "errors", "config", "contract", "presets", "checkpoints", "bounded_files", "engines", "exporter_noise",
-        "files", "graph_files", "json_files", "tokenizer_file", "weights",
+        "files", "graph_files", "json_files", "printable", "tokenizer_file", "weights",
     },
     "training": BASE | {"processing", "model", "checkpoints", "importing", "tokenizer_file", "weights"},
     "evaluation": RUNTIME | {"runtime", "training"},
@@ -89,6 +89,7 @@ OWNERS = {
     "onnx": {"export", "importing"},
     "onnx_ir": {"export", "importing"},
     "safetensors": {"weights", "training", "cli"},
+    "gguf": {"weights"},
     "cv2": {"processing", "training"},
     "av": {"processing"},
     "sklearn": {"training"},

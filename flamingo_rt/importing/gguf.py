@@ -83,7 +83,7 @@ def open_gguf_language(path: Path, tokenizer: Path | None = None) -> LanguageFol
     """
     file = open_gguf(path)
     found = file.metadata.get("general.architecture")
-    if found != ARCHITECTURE:
+    if not isinstance(found, str) or found != ARCHITECTURE:
         raise DataError(
             f"{path}: general.architecture is {printable(str(found)[:80])!r}; only {ARCHITECTURE!r} can be imported"
         )
@@ -104,11 +104,11 @@ def open_gguf_language(path: Path, tokenizer: Path | None = None) -> LanguageFol
 def _check(file: GgufFile) -> None:
     """Raise `DataError` for what no `Settings` can check, and for what would change the computation."""
     metadata = file.metadata
-    if metadata.get("split.count", 0) not in (0, 1):
+    if str(metadata.get("split.count", 0)) not in ("0", "1"):
         raise DataError(
             f"{file.path} is one of several files of a model: join them with llama.cpp's llama-gguf-split --merge"
         )
-    if metadata.get("general.type", "model") != "model":
+    if str(metadata.get("general.type", "model")) != "model":
         raise DataError(f"{file.path}: general.type is not 'model': give the file of a whole language model")
     for key in REQUIRED:
         if f"{ARCHITECTURE}.{key}" not in metadata:

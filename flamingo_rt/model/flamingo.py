@@ -90,14 +90,16 @@ class Flamingo(nn.Module):
         latents: Tensor | None,
         rows: Tensor | None,
         labels: Tensor | None = None,
+        logits_index: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """`forward` from the latents [M, L, D] of `encode` instead of pixels."""
+        """`forward` from the latents [M, L, D] of `encode` instead of pixels; without labels, logits can be had at
+        ``logits_index`` [B, K] alone."""
         keys = values = None
         if latents is not None and rows is not None:
             all_keys, all_values = self.cross_attention.keys_values(latents)
             keys, values = ([one_after_the_other(layer[rows]) for layer in part] for part in (all_keys, all_values))
         positions = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
-        logits = self.decode(input_ids, positions, media_index, keys, values)
+        logits = self.decode(input_ids, positions, media_index, keys, values, logits_index=logits_index)
         if labels is None:
             return logits, None
         loss = F.cross_entropy(

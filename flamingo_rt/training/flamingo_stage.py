@@ -42,7 +42,7 @@ LARGEST_GATE = 20.0  # tanh of it is 1 in float32: a layer without a gate
 
 
 class BridgeOutput(NamedTuple):
-    """The logits [R, T, vocab]; the features [N, F, S, Dv] of the visuals that were not cached; and the latents
+    """The logits [R, T, vocab], or [R, K, vocab] where K positions were asked for; the features [N, F, S, Dv] of the visuals that were not cached; and the latents
     [M, L, D] of all visuals. The last two are None where there are none."""
 
     logits: Tensor
@@ -57,10 +57,12 @@ class Bridge(nn.Module):
         super().__init__()
         self.model, self._frozen_vision, self._cached, self._world = model, frozen_vision, cached, world
 
-    def forward(self, batch: FlamingoBatch, latents: Tensor | None = None) -> BridgeOutput:
+    def forward(
+        self, batch: FlamingoBatch, latents: Tensor | None = None, logits_index: Tensor | None = None
+    ) -> BridgeOutput:
         """Encode the visuals of a batch and read its texts; with ``latents``, which an earlier pass gave for the same
         visuals, only read the texts. Both go through here, since ranks gather divided parameters for a forward pass of
-        the whole module alone."""
+        the whole module alone. ``logits_index`` [R, K]: the positions whose logits are wanted; None for all."""
         new = None
         if latents is None:
             new = self._new_features(batch)
@@ -70,7 +72,7 @@ class Bridge(nn.Module):
                 if new is not None:
                     features[batch.missing] = new.float()
             latents = self.model.resampler(features) if features is not None else None
-        logits, _ = self.model.read(batch.input_ids, batch.media_index, latents, batch.rows)
+        logits, _ = self.model.read(batch.input_ids, batch.media_index, latents, batch.rows, logits_index=logits_index)
         return BridgeOutput(logits, new, latents)
 
     def _new_features(self, batch: FlamingoBatch) -> Tensor | None:
@@ -128,13 +130,14 @@ class FlamingoStage:
     def loss(self, dataset: str, batch: FlamingoBatch) -> Loss:
         """See `Stage.loss`: cross-entropy of the labels."""
         batch = batch.to(self._world.device)
-        logits, new, _ = self.model(batch)
+        index, labels = labelled_positions(batch.labels)
+        logits, new, _ = self.model(batch, logits_index=index)
         if self._cache is not None and new is not None:
             for place, features in zip(batch.missing.tolist(), new, strict=True):
                 if batch.keys[place]:
                     self._cache.write(batch.keys[place], features)
-        total = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), batch.labels[:, 1:].flatten(),
-                                ignore_index=IGNORED_LABEL, reduction="sum")
+        total = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED_LABEL,
+                                reduction="sum")
         return Loss(total)
 
     def activation_bytes(self, batch: FlamingoBatch) -> int:
@@ -217,6 +220,18 @@ class FlamingoStage:
             write_checkpoint(out, StoredModel(self.config, self.tokenizer.to_str(pretty=True), ordered), overwrite)
 
         self._world.from_first(write)
+
+
+def labelled_positions(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The positions whose next token is learnt, int64 [R, K], and those tokens [R, K], for labels [R, T]: the logits of
+    other positions, of tens of thousands of tokens each, need not be computed. Rows with fewer than K are filled up with
+    position 0, `IGNORED_LABEL`."""
+    following = labels[:, 1:]
+    learnt = following != IGNORED_LABEL
+    most = max(1, int(learnt.sum(1).max()))
+    index = learnt.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :most]
+    there = learnt.gather(1, index)
+    return index.where(there, 0), following.gather(1, index).where(there, IGNORED_LABEL)
 
 
 def _sample_parts(options: DataOptions) -> int:

@@ -189,7 +189,7 @@ def _placed(entries: list[_Entry], header: _Header, start: int, alignment: int) 
             entry.shape, torch.float32, header.path, _Values(region, entry.kind, entry.shape, name).read, name
         )
         spans.append((region.offset, region.offset + region.nbytes, name))
-    end, name = max(((end, name) for _, end, name in spans), default=(start, ""))
+    end, name = max(((end, name) for _, end, name in spans), default=(0, ""))
     if end > header.size:
         raise DataError(
             f"{header.path} is cut short: {end - header.size} bytes are missing, tensor {name} ends at byte {end} of "
@@ -210,7 +210,8 @@ class _Values:
 
     def read(self) -> Tensor:
         """The values, float32. Raises `DataError` as `Region`'s tensors do."""
-        from gguf import GGMLQuantizationType, dequantize
+        from gguf.constants import GGMLQuantizationType
+        from gguf.quants import dequantize
 
         stored = self.region.tensor(self.name, torch.uint8, (self.region.nbytes,)).read()
         if not self.region.nbytes:
@@ -241,7 +242,8 @@ def _quantization(kind: int, path: Path, name: str) -> tuple[int, int]:
 @lru_cache(maxsize=256)
 def _known(kind: int) -> tuple[str, int, int]:
     """The name of a type, and the values and bytes of a block; none where the package cannot dequantize it."""
-    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, dequantize
+    from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+    from gguf.quants import dequantize
 
     try:
         known = GGMLQuantizationType(kind)

@@ -142,9 +142,11 @@ class SceneBatches:
         return document, encoded
 
     def _encode(self, document: list[Chunk]) -> EncodedRow:
-        """Token ids, media_index and labels of one row: <BOS>, <image>prompt answer<EOC> of each chunk, <EOS>; §A.2."""
+        """Token ids, media_index and labels of one row: <BOS>, <image>prompt answer<EOC> of each chunk, <EOS>; §A.2.
+        A language model that begins texts with no token of its own has no <BOS>."""
         tokens = self.config.tokens
-        ids, media_index, labels = [self._token_id(tokens.bos)], [0], [IGNORED_LABEL]
+        ids = [self._token_id(tokens.bos)] if tokens.bos else []
+        media_index, labels = [0] * len(ids), [IGNORED_LABEL] * len(ids)
         for number, chunk in enumerate(document, start=1):
             prompt = self.tokenizer.encode(tokens.image + chunk.prompt).ids
             answer = self.tokenizer.encode(chunk.answer + tokens.end_of_chunk).ids

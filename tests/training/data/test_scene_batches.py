@@ -248,3 +248,12 @@ def test_rows_stay_within_the_models_context(batches, drawn) -> None:
     found = replace(batches, config=replace(CONFIG, language=replace(CONFIG.language, context=8))).draw(0, 0, 1)
     assert isinstance(found.error, DataError)
     assert re.search(r"takes \d+ tokens, and the model's context is 8", str(found.error))
+
+
+def test_a_model_without_a_beginning_of_text_gets_rows_without_it(batches, tokenizer):
+    without = SceneBatches(replace(CONFIG, tokens=replace(CONFIG.tokens, bos="")), tokenizer, 3, PICTURES, 2).batch(0)
+    batch, bos = batches.batch(0), tokenizer.token_to_id(CONFIG.tokens.bos)
+    assert (batch.input_ids[:, 0] == bos).all()
+    for ours, theirs in ((without.input_ids, batch.input_ids), (without.media_index, batch.media_index),
+                         (without.labels, batch.labels)):
+        assert torch.equal(ours, theirs[:, 1:])
