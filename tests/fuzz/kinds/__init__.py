@@ -9,6 +9,7 @@ from .calibration import CALIBRATION
 from .checkpoints import CHECKPOINTS
 from .clips import CLIPS
 from .command_line import COMMAND_LINE
+from .encoders import ENCODERS
 from .importing import IMPORTING
 from .pictures import PICTURES
 from .prompts import PROMPTS
@@ -22,7 +23,7 @@ from .weights import WEIGHTS
 KINDS: dict[str, Kind] = {
     kind.name: kind
     for kind in (
-        PICTURES, CLIPS, PROMPTS, BUNDLES, TOKENIZERS, CHECKPOINTS, WEIGHTS, IMPORTING, CALIBRATION, TRAINING_DATA,
-        TRAINING_STATE, TOWERS, TASKS, COMMAND_LINE,
+        PICTURES, CLIPS, PROMPTS, BUNDLES, TOKENIZERS, CHECKPOINTS, WEIGHTS, IMPORTING, ENCODERS, CALIBRATION,
+        TRAINING_DATA, TRAINING_STATE, TOWERS, TASKS, COMMAND_LINE,
     )
 }
