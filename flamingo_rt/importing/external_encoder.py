@@ -7,7 +7,6 @@ it gives is not taken from what it says of itself: it is run on a few pictures.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -64,7 +63,7 @@ def import_encoder(
 def _exported(module: nn.Module, image_size: int) -> Any:
     """A module's graph by PyTorch's exporter, as it computes in inference. Weights are not folded into others, which
     would change their last bits from machine to machine. Raises `DataError` where it cannot be exported."""
-    onnx, file = import_onnx(), io.BytesIO()
+    import_onnx()
     pixels = torch.zeros(2, 3, image_size, image_size)
     trained = [part for part in module.modules() if part.training]
     try:
@@ -74,8 +73,7 @@ def _exported(module: nn.Module, image_size: int) -> Any:
                 dynamic_shapes=({0: torch.export.Dim.DYNAMIC},), dynamo=True, verbose=False, optimize=False,
             )
             assert program is not None  # it is, with dynamo
-            program.save(file)
-        return onnx.load_model_from_string(file.getvalue())
+            return program.model_proto
     except Exception as error:  # of the module itself too: any
         raise DataError(f"the module cannot be exported for pictures of {image_size} pixels ({type(error).__name__}: "
                         f"{first_line(error)}): export it to ONNX yourself, and give the file") from error
@@ -117,7 +115,7 @@ def _with_the_contracts_names(model: Any, where: str, image_size: int, output: s
     picture.name, picture.shape = PIXEL_VALUES, onnx_ir.Shape(["N", 3, image_size, image_size])
     result.name = FEATURES
     graph.outputs.append(result)
-    session = EncoderSession(onnx_ir.to_proto(parsed).SerializeToString(), where)
+    session = EncoderSession(_serialized(parsed, where), where)
     made = session.run(sample_pictures(2, image_size))
     shape = made.shape
     del session  # it holds the weights once more
@@ -132,7 +130,16 @@ def _with_the_contracts_names(model: Any, where: str, image_size: int, output: s
         graph.outputs.append(last)
     RemoveUnusedNodesPass()(parsed)
     _strip(parsed)
-    return onnx_ir.to_proto(parsed).SerializeToString(deterministic=True)
+    return _serialized(parsed, where)
+
+
+def _serialized(model: Any, where: str) -> bytes:
+    import onnx_ir
+
+    try:
+        return onnx_ir.to_proto(model).SerializeToString(deterministic=True)
+    except Exception as error:  # as above: tensors that are not what they say are noticed here
+        raise DataError(f"{where} is not a valid ONNX model: {first_line(error)}") from error
 
 
 def _check_input(value: Any, where: str, image_size: int) -> None:
@@ -182,8 +189,8 @@ def _constant(graph: Any, name: str, numbers: list[int]) -> Any:
     import onnx_ir
 
     tensor = onnx_ir.tensor(np.array(numbers, np.int64), name=name)
-    value = onnx_ir.Value(name=name, shape=tensor.shape, type=onnx_ir.TensorType(onnx_ir.DataType.INT64),
-                          const_value=tensor)
+    value = onnx_ir.Value(name=name, shape=onnx_ir.Shape([len(numbers)]), const_value=tensor,
+                          type=onnx_ir.TensorType(onnx_ir.DataType.INT64))
     graph.initializers.add(value)
     return value
 

@@ -18,7 +18,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import nn
 
-from flamingo_rt.config import NFNetConfig, TokensConfig
+from flamingo_rt.config import ExternalVisionConfig, NFNetConfig, TokensConfig
 from flamingo_rt.errors import UsageError
 from flamingo_rt.importing.openflamingo_tokenizer import load_tokenizer
 from flamingo_rt.model.flamingo import on_meta_device
@@ -162,6 +162,8 @@ def open_vision_stage(options: VisionOptions, world: World) -> VisionStage:
     """
     check_vision_options(options)
     seed, sizes = options.run.seed, preset(options.encoder)
+    if isinstance(sizes.vision, ExternalVisionConfig):
+        raise UsageError(f"the encoder of {options.encoder} is an external graph, which is not trained: take another")
     sources = [open_pairs(entry, seed) for entry in options.data]
     evaluation = open_pairs(DataOptions(options.evaluation), seed, held_out=True) if options.evaluation else None
     if options.tokenizer is not None:

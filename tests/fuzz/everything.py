@@ -15,6 +15,7 @@ import torch  # noqa: F401
 import flamingo_rt.bench
 import flamingo_rt.checkpoints
 import flamingo_rt.export.pipeline
+import flamingo_rt.importing.external_encoder
 import flamingo_rt.importing.openflamingo
 import flamingo_rt.loading
 import flamingo_rt.runtime.model

@@ -9,6 +9,7 @@ from .calibration import CALIBRATION
 from .checkpoints import CHECKPOINTS
 from .clips import CLIPS
 from .command_line import COMMAND_LINE
+from .encoders import ENCODERS
 from .gguf import GGUF
 from .importing import IMPORTING
 from .pictures import PICTURES
@@ -23,7 +24,7 @@ from .weights import WEIGHTS
 KINDS: dict[str, Kind] = {
     kind.name: kind
     for kind in (
-        PICTURES, CLIPS, PROMPTS, BUNDLES, TOKENIZERS, CHECKPOINTS, WEIGHTS, IMPORTING, CALIBRATION, TRAINING_DATA,
-        TRAINING_STATE, TOWERS, TASKS, COMMAND_LINE, GGUF,
+        PICTURES, CLIPS, PROMPTS, BUNDLES, TOKENIZERS, CHECKPOINTS, WEIGHTS, IMPORTING, ENCODERS, CALIBRATION,
+        TRAINING_DATA, TRAINING_STATE, TOWERS, TASKS, COMMAND_LINE, GGUF,
     )
 }
