@@ -66,8 +66,8 @@ def _tiny() -> FlamingoConfig:
 
 
 def _photos() -> FlamingoConfig:
-    """Names of real pictures: EfficientNet-Lite2 and SmolLM2-135M-Instruct as other projects trained them, with a bridge
-    of 8.8M parameters (recipes/photos). Cross-attention begins at layer 8: what is below needs no backward pass."""
+    """Names of real pictures: EfficientNet-Lite2 and SmolLM2-135M-Instruct as other projects trained them, and a bridge of
+    8.7M parameters between them (recipes/photos). What is below layer 8 needs no backward pass."""
     return FlamingoConfig(
         name="photos",
         vision=ExternalVisionConfig(
@@ -88,7 +88,7 @@ def _photos() -> FlamingoConfig:
         preprocessing=PreprocessingConfig(
             resize="crop", mean=(127 / 255,) * 3, std=(128 / 255,) * 3,
         ),
-        tokens=TokensConfig(bos="<|im_start|>", eos="<|im_end|>", pad=""),
+        tokens=TokensConfig(bos="", eos="<|im_end|>", pad="<|im_end|>"),
         max_visuals=40,
     )
 

@@ -42,8 +42,9 @@ LARGEST_GATE = 20.0  # tanh of it is 1 in float32: a layer without a gate
 
 
 class BridgeOutput(NamedTuple):
-    """The logits [R, T, vocab], or [R, K, vocab] where K positions were asked for; the features [N, F, S, Dv] of the visuals that were not cached; and the latents
-    [M, L, D] of all visuals. The last two are None where there are none."""
+    """The logits [R, T, vocab], or [R, K, vocab] where K positions were asked for; the features [N, F, S, Dv] of the
+    visuals that were not cached; and the latents [M, L, D] of all visuals. The last two are None where there are none.
+    """
 
     logits: Tensor
     new: Tensor | None
@@ -224,8 +225,8 @@ class FlamingoStage:
 
 def labelled_positions(labels: Tensor) -> tuple[Tensor, Tensor]:
     """The positions whose next token is learnt, int64 [R, K], and those tokens [R, K], for labels [R, T]: the logits of
-    other positions, of tens of thousands of tokens each, need not be computed. Rows with fewer than K are filled up with
-    position 0, `IGNORED_LABEL`."""
+    other positions, of tens of thousands of tokens each, need not be computed. Rows with fewer than K are filled up
+    with position 0, `IGNORED_LABEL`."""
     following = labels[:, 1:]
     learnt = following != IGNORED_LABEL
     most = max(1, int(learnt.sum(1).max()))

@@ -22,9 +22,10 @@ from flamingo_rt import model_memory
 from flamingo_rt.checkpoints import open_checkpoint
 from flamingo_rt.errors import DataError, UsageError
 from flamingo_rt.parameter_count import reckon_parameters
+from flamingo_rt.model.flamingo import IGNORED_LABEL as NONE
 from flamingo_rt.presets import PRESETS
 from flamingo_rt.training import flamingo_stage, flamingo_start
-from flamingo_rt.training.flamingo_stage import frozen_identity, frozen_names
+from flamingo_rt.training.flamingo_stage import frozen_identity, frozen_names, labelled_positions
 from flamingo_rt.training.flamingo_start import open_flamingo_stage
 from flamingo_rt.training.loop import train
 from flamingo_rt.training.options import DataOptions, FlamingoOptions, RunOptions
@@ -128,7 +129,8 @@ def test_a_killed_run_ends_like_an_unbroken_one(small, unbroken, tmp_path) -> No
         import time, torch
         from pathlib import Path
         from flamingo_rt.config import FlamingoConfig
-        from flamingo_rt.presets import PRESETS
+        from flamingo_rt.model.flamingo import IGNORED_LABEL as NONE
+from flamingo_rt.presets import PRESETS
         from flamingo_rt.training import flamingo_start
         from flamingo_rt.training.loop import train
         from flamingo_rt.training.options import *
@@ -445,6 +447,18 @@ def test_the_loss_is_that_of_a_naive_loop(unbroken) -> None:
         loss = stage.loss("scenes", batch).total
     assert stage.targets(batch) == count
     assert float(loss) == pytest.approx(total, rel=1e-5)
+
+
+def test_logits_are_computed_where_the_next_token_is_learnt() -> None:
+    labels = torch.tensor([[9, NONE, NONE, 5, 6, NONE, 7], [9, 4, NONE, NONE, NONE, NONE, NONE], [NONE] * 7])
+    index, wanted = labelled_positions(labels)
+    assert index.tolist() == [[2, 3, 5], [0, 0, 0], [0, 0, 0]]
+    assert wanted.tolist() == [[5, 6, 7], [4, NONE, NONE], [NONE] * 3]
+
+
+def test_a_batch_without_learnt_tokens_has_one_position_that_is_ignored() -> None:
+    index, wanted = labelled_positions(torch.full((2, 4), NONE))
+    assert index.tolist() == [[0], [0]] and wanted.tolist() == [[NONE], [NONE]]
 
 
 def test_a_checkpoint_with_a_damaged_tokenizer_is_refused(unbroken, tmp_path) -> None:
