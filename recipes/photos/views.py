@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +23,10 @@ MOST_DEGREES = 12.0
 def read_picture(file: Path) -> PIL.Image.Image:
     """A picture as RGBA, cut to what is not transparent, of at most `MOST_PIXELS` a side. Raises `DataError`."""
     try:
-        with PIL.Image.open(file) as opened:
-            picture = opened.convert("RGBA")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)  # their content was checked
+            with PIL.Image.open(file) as opened:
+                picture = opened.convert("RGBA")
     except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as error:
         raise DataError(f"{file} cannot be read as a picture ({printable(str(error))}): fetch its package anew") from error
     box = picture.getchannel("A").point(lambda alpha: 255 if alpha > 8 else 0).getbbox()
