@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import shutil
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -28,6 +26,7 @@ from recipes.photos.held_out import side_of
 from recipes.photos.named_pictures import NamedPicture, Source, clip_art_pictures, emoji_pictures, stamp_pictures
 from recipes.photos.packages import CLIP_ART, EMOJI, EMOJI_NAMES, STAMPS
 from recipes.photos.views import may_be_flipped, read_picture, view
+from recipes.photos.whole_folder import whole_folder
 
 PICTURES = WORK / "pictures"
 TRAIN_VIEWS, HELD_OUT_VIEWS = 6, 8
@@ -57,19 +56,12 @@ def all_pictures(fetched: Path = FETCHED) -> list[NamedPicture]:
 def write_class_folders(pictures: Iterable[NamedPicture], folder: Path) -> Written:
     """Write views of pictures into class folders, which replace ``folder`` once all are there.
 
-    Raises `DataError` where nothing can be read, or the folder holds something else than class folders of this recipe.
+    Raises `DataError` where nothing can be read, or ``folder`` was not written by this recipe.
     """
-    if folder.exists() and not {entry.name for entry in folder.iterdir()} <= {"train", "held-out"}:
-        raise DataError(f"{folder} holds more than this recipe's pictures and is not replaced: move it away")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".pictures-", dir=folder.parent) as private:
-        beside = Path(private) / folder.name
+    with whole_folder(folder) as beside:
         written = _write(pictures, beside)
         if not written.files:
             raise DataError("none of the pictures could be read: run python -m recipes.photos.fetch anew")
-        if folder.exists():
-            shutil.rmtree(folder)
-        beside.rename(folder)
     return written
 
 
