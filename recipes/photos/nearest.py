@@ -29,6 +29,7 @@ from recipes.photos.tasks import CONCEPTS, TASKS
 
 SHOTS = (5, 10, 20)  # 1, 2 and 4 of each of five classes
 AT_ONCE = 16  # pictures
+WORD_TASKS = ("stamps-words", "emoji-words", "styles-words")
 Features = Mapping[Path, np.ndarray]
 
 
@@ -89,7 +90,7 @@ def _unit(vector: np.ndarray) -> np.ndarray:
 def main() -> int:
     """Print a table of accuracies; gives the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--task", choices=("stamps-words", "emoji-words"), help="one of the tasks; default: both")
+    parser.add_argument("--task", choices=WORD_TASKS, help="one of the tasks; default: all")
     parser.add_argument("--seeds", type=int, default=1, help="draws of the shots; default: 1")
     parser.add_argument("--json", action="store_true", help="one JSON object")
     options = parser.parse_args()
@@ -99,7 +100,7 @@ def main() -> int:
 
     from recipes.photos.encoder import fetched_encoder
 
-    names = [options.task] if options.task else ["stamps-words", "emoji-words"]
+    names = [options.task] if options.task else WORD_TASKS
     record = {}
     try:
         model = fetched_encoder()

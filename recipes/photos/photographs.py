@@ -43,7 +43,7 @@ ACCEPTED = {
     "imagenet_15_99.jpg": f"goose, gander, waterfowl, water bird, waterbird, fowl, {_BIRD}",
     "imagenet_16_251.jpg": f"dalmatian, {_DOG}",
     "imagenet_17_22.jpg": f"bald eagle, eagle, bird of prey, raptor, {_BIRD}",
-    "imagenet_18_317.jpg": f"leafhopper, hopper, {_INSECT}",
+    "imagenet_18_317.jpg": f"leafhopper, {_INSECT}",
     "imagenet_19_305.jpg": f"dung beetle, scarab, beetle, {_INSECT}",
     "chelsea.png": "cat, kitten, tabby, tabby cat, cat face, feline, pet, mammal, animal",
     "coffee.png": "coffee, espresso, coffee cup, cup, mug, coffee mug, hot beverage, hot drink, beverage, drink",

@@ -3,8 +3,7 @@
     python -m recipes.photos.pictures
 
 Writes ``runs/photos/pictures``: ``train/red_apple/emoji-0-3.jpg`` is view 3 of the first emoji of a red apple; held-out
-concepts are in ``held-out/stamps`` and ``held-out/emoji``. Clip art of held-out concepts is in neither. The same
-packages give the same pictures.
+concepts are in ``held-out/stamps``, ``held-out/emoji`` and ``held-out/clipart``. The same packages give the same pictures.
 """
 
 from __future__ import annotations
@@ -23,14 +22,13 @@ from flamingo_rt.printable import printable
 from recipes.photos import FETCHED, WORK
 from recipes.photos.fetch import fetched_folder
 from recipes.photos.held_out import side_of
-from recipes.photos.named_pictures import NamedPicture, Source, clip_art_pictures, emoji_pictures, stamp_pictures
+from recipes.photos.named_pictures import NamedPicture, clip_art_pictures, emoji_pictures, stamp_pictures
 from recipes.photos.packages import CLIP_ART, EMOJI, EMOJI_NAMES, STAMPS
 from recipes.photos.views import may_be_flipped, read_picture, view
 from recipes.photos.whole_folder import whole_folder
 
 PICTURES = WORK / "pictures"
 TRAIN_VIEWS, HELD_OUT_VIEWS = 6, 8
-HELD_OUT_SOURCES: tuple[Source, ...] = ("stamps", "emoji")
 QUALITY = 90  # of JPEG
 
 
@@ -78,8 +76,6 @@ def _write(pictures: Iterable[NamedPicture], folder: Path) -> Written:
     files = 0
     for each in pictures:
         held_out = side_of(each.name) == "held-out"
-        if held_out and each.source not in HELD_OUT_SOURCES:
-            continue
         part = f"held-out/{each.source}" if held_out else "train"
         number = numbers[each.source, each.name]
         try:

@@ -6,7 +6,10 @@
 
 - ``stamps-words``, ``emoji-words``: 40 groups of five held-out concepts, each with a word that means nothing, new in each
   group; five queries a group. 5, 10 and 20 shots are 1, 2 and 4 of each concept. A query is another view than its
-  support's, and another picture where its concept has several.
+  support's, and another picture where its concept has several. Few have: the encoder's features alone solve these tasks
+  (`nearest.py`), so they measure whether a model reads its shots, not how far it generalizes.
+- ``styles-words``: the same of held-out concepts that two or three of the sources show. Shots are never of the query's
+  source: a photograph of a teapot is asked about after drawings of one.
 - ``stamps-captions``, ``stamps-exact``: the 56 held-out stamps, after shots of trained stamps. What is right is the
   concept's name, for ``exact`` its head noun too, each with or without an article.
 """
@@ -25,11 +28,12 @@ import numpy as np
 from flamingo_rt.errors import DataError, FlamingoError
 from flamingo_rt.training.scenes.nonce_words import nonce_words
 from recipes.photos import WORK
-from recipes.photos.held_out import head_noun
+from recipes.photos.held_out import head_noun, singular
 from recipes.photos.pictures import PICTURES
 from recipes.photos.whole_folder import whole_folder
 
 TASKS = WORK / "tasks"
+SOURCES = ("stamps", "emoji", "clipart")
 GROUPS, CONCEPTS = 40, 5  # groups; concepts of each, which is asked about once
 SUPPORT = 8  # pictures of each concept in a group, from which shots are drawn
 SEED = 0
@@ -51,6 +55,18 @@ def concepts_in(pictures: Path, part: str) -> list[ConceptPictures]:
     return [ConceptPictures(folder.name.replace("_", " "), _by_picture(pictures, folder)) for folder in folders]
 
 
+def concepts_across(pictures: Path) -> list[ConceptPictures]:
+    """The held-out concepts that two sources or more show, with the pictures of all: "gloves" are a "glove". Raises
+    `DataError` where there are none."""
+    merged: dict[str, tuple[tuple[str, ...], ...]] = {}
+    for source in SOURCES:
+        for concept in concepts_in(pictures, f"held-out/{source}"):
+            *before, last = concept.name.split()
+            name = " ".join([*before, singular(last)])
+            merged[name] = (*merged.get(name, ()), *concept.views)
+    return [ConceptPictures(name, views) for name, views in sorted(merged.items()) if len(set(map(_source, views))) > 1]
+
+
 def write_tasks(pictures: Path, folder: Path, seed: int = SEED, groups: int = GROUPS) -> dict[str, Path]:
     """Write all tasks into ``folder``, which lies beside ``pictures``; gives the TOML file of each by its name.
 
@@ -58,29 +74,32 @@ def write_tasks(pictures: Path, folder: Path, seed: int = SEED, groups: int = GR
     """
     images = f"../{pictures.name}"
     with whole_folder(folder) as beside:
-        for number, source in enumerate(("stamps", "emoji")):
-            held_out = concepts_in(pictures, f"held-out/{source}")
-            items, support = word_items(held_out, groups, np.random.default_rng([seed, number]))
-            _write(beside, f"{source}-words", {"kind": "classes"}, images, items, support)
+        named = {"stamps-words": concepts_in(pictures, "held-out/stamps"),
+                 "emoji-words": concepts_in(pictures, "held-out/emoji"), "styles-words": concepts_across(pictures)}
+        for number, (name, concepts) in enumerate(named.items()):
+            rng = np.random.default_rng([seed, number])
+            items, support = word_items(concepts, groups, rng, across=name == "styles-words")
+            _write(beside, name, {"kind": "classes"}, images, items, support)
         held_out, trained = concepts_in(pictures, "held-out/stamps"), concepts_in(pictures, "train")
         shots = caption_items([_only(concept, "stamps") for concept in trained], lambda name: [name])
         captions = {"stamps-captions": ("cider", with_article), "stamps-exact": ("exact", with_head_noun)}
         for name, (metric, texts) in captions.items():
             kind = {"kind": "caption", "metric": metric}
             _write(beside, name, kind, images, caption_items(held_out, texts), shots)
-    return {name: folder / f"{name}.toml" for name in ("stamps-words", "emoji-words", *captions)}
+    return {name: folder / f"{name}.toml" for name in (*named, *captions)}
 
 
 def word_items(
-    concepts: Sequence[ConceptPictures], groups: int, rng: np.random.Generator
+    concepts: Sequence[ConceptPictures], groups: int, rng: np.random.Generator, across: bool = False
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Queries and support of ``groups`` groups: five concepts with different head nouns and a new word for each."""
+    """Queries and support of ``groups`` groups: five concepts with different head nouns and a new word for each. With
+    ``across``, a concept's support is of other sources than its query."""
     items: list[dict[str, Any]] = []
     support: list[dict[str, Any]] = []
     for number in range(groups):
         words = nonce_words(rng, "heldout", CONCEPTS)
         for word, concept in zip(words, _drawn(concepts, rng), strict=True):
-            query, shown = _query_and_support(concept, rng)
+            query, shown = _query_and_support(concept, rng, across)
             row = {"class": word, "group": f"{number:02}"}
             items.append({"image": query, **row})
             support += [{"image": view, **row} for view in shown]
@@ -113,7 +132,7 @@ def _by_picture(pictures: Path, folder: Path) -> tuple[tuple[str, ...], ...]:
 
 def _only(concept: ConceptPictures, source: str) -> ConceptPictures:
     """A concept with its pictures of one source alone."""
-    kept = tuple(views for views in concept.views if Path(views[0]).name.startswith(f"{source}-"))
+    kept = tuple(views for views in concept.views if _source(views) == source)
     return ConceptPictures(concept.name, kept)
 
 
@@ -128,12 +147,21 @@ def _drawn(concepts: Sequence[ConceptPictures], rng: np.random.Generator) -> lis
                     "python -m recipes.photos.fetch and python -m recipes.photos.pictures anew")
 
 
-def _query_and_support(concept: ConceptPictures, rng: np.random.Generator) -> tuple[str, list[str]]:
-    """A view to ask about, and views of the concept's other pictures, where there are any, else the picture's others."""
+def _source(views: Sequence[str]) -> str:
+    """The source of a picture by its views: ``stamps`` of "…/cow/stamps-0-3.jpg"."""
+    return Path(views[0]).name.split("-")[0]
+
+
+def _query_and_support(
+    concept: ConceptPictures, rng: np.random.Generator, across: bool
+) -> tuple[str, list[str]]:
+    """A view to ask about, and views of the concept's other pictures (``across``: of other sources), where there are
+    any, else the picture's others."""
     place = int(rng.integers(len(concept.views)))
     views = concept.views[place]
     query = views[int(rng.integers(len(views)))]
-    others = [view for number, each in enumerate(concept.views) if number != place for view in each]
+    others = [view for number, each in enumerate(concept.views) if number != place
+              and not (across and _source(each) == _source(views)) for view in each]
     others = others or [view for view in views if view != query]
     return query, [others[index] for index in sorted(rng.permutation(len(others))[:SUPPORT])]
 
