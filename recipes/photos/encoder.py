@@ -2,8 +2,8 @@
 
     python -m recipes.photos.encoder [--overwrite]
 
-Writes ``runs/photos/encoder.onnx`` and ``runs/photos/encoder``. Batch norms are not folded: the graph holds the numbers of
-the package's file, bit for bit.
+Writes ``runs/photos/encoder.onnx`` and ``runs/photos/encoder``. Batch norms are not folded: the graph holds the numbers
+of the package's file, bit for bit.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def fetched_encoder(fetched: Path = FETCHED) -> EfficientNetLite2:
     """The fetched network. Raises `DataError` where it was not fetched, or is damaged."""
     files = sorted(fetched_folder(ENCODER, fetched).glob("*.pth"))
     if len(files) != 1:
-        raise DataError(f"{fetched / ENCODER.name} holds {len(files)} files of weights, one was expected: remove it and "
-                        "run python -m recipes.photos.fetch")
+        raise DataError(f"{fetched / ENCODER.name} holds {len(files)} files of weights, one was expected: remove it "
+                        "and run python -m recipes.photos.fetch")
     return read_efficientnet_lite2(files[0])
 
 
@@ -64,7 +64,8 @@ def check_weights(model: EfficientNetLite2, file: Path) -> None:
     """Raise `DataError` unless every tensor of the encoder is in the graph with the same bits."""
     held = {_bits(numpy_helper.to_array(each)) for each in onnx.load(file).graph.initializer}
     for name, tensor in model.state_dict().items():
-        if not name.startswith("fc.") and not name.endswith("num_batches_tracked") and _bits(tensor.numpy()) not in held:
+        of_encoder = not name.startswith("fc.") and not name.endswith("num_batches_tracked")
+        if of_encoder and _bits(tensor.numpy()) not in held:
             raise DataError(f"{file.name} does not hold {name} as the package's file does: this version of torch "
                             f"({torch.__version__}) changes weights when it exports; use another")
 

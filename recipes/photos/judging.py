@@ -15,13 +15,14 @@ ADJECTIVES = frozenset((
     "big", "large", "huge", "small", "little", "tiny", "old", "young", "happy", "sad", "angry", "sleeping", "sitting",
     "standing", "flying", "wooden", "open", "closed", "dark", "light",
 ))
-FORMS = re.compile(r"(this is |it is |there is |there are )?(an? )?(picture|photo|photograph|image) of |this is |it is ")
+FORMS = re.compile(
+    r"(this is |it is |there is |there are )?(an? )?(picture|photo|photograph|image) of |this is |it is "
+)
 
 
 def named_in(answer: str) -> str:
     """The noun phrase that an answer begins with, in lower case and the singular, without articles, colours and sizes,
-    and without what follows a preposition: "bird" of "A picture of a blue bird in the sky."; of "bird of prey" also what
-    follows "of"."""
+    and without what follows a preposition other than "of": "bird" of "A picture of a blue bird in the sky."."""
     text = re.split(r"[.,;:!?\n]", answer.strip().lower(), maxsplit=1)[0]
     words = FORMS.sub("", text, count=1).split()
     while len(words) > 1 and words[0] in ADJECTIVES:

@@ -1,11 +1,11 @@
 """The 23 photographs to test on, with the nouns that are right about each.
 
-Twenty are of ImageNet's validation set (PyPI's ``foolbox``, one class each, named in the file), three are scikit-image's.
-The list was made by hand before any model was asked: the class's own names, other words for the same thing, and names of
-what it is a kind of, going up as WordNet does, as long as they still tell it from most other pictures. "Animal" is right
-where an animal is shown and "food" where food is; "object", "thing", "plant" and "building material" are right nowhere.
-A narrower kind is right only where the picture shows it. Other things that are in a picture are not right, but for
-`imagenet_12`, whose class, a prayer rug, is not what it shows, and `imagenet_05`, whose thatch lies on houses.
+Twenty are of PyPI's ``foolbox``, each with a class of ImageNet in its file's name; three are scikit-image's. The list
+was made by hand before any model was asked: the class's own names, other words for the same thing, and names of what it
+is a kind of, going up as WordNet does, as long as they still tell it from most other pictures. "Animal" is right where
+an animal is shown and "food" where food is; "object", "thing", "plant" and "building material" are right nowhere. A
+narrower kind is right only where the picture shows it. Other things that are in a picture are not right, but for
+`imagenet_12`, which shows windows and not its class, a prayer rug, and `imagenet_05`, whose thatch lies on houses.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from recipes.photos.packages import PHOTOGRAPHS, SAMPLE_PHOTOGRAPHS
 _DOG = "dog, puppy, hound, canine, pet, mammal, animal"
 _BIRD = "bird, animal, vertebrate"
 _INSECT = "insect, bug, arthropod, invertebrate, animal"
-_CAR = ("jeep, car, automobile, suv, sport utility vehicle, off-road vehicle, off-roader, four-wheel drive, motor vehicle, "
-        "vehicle")
+_CAR = ("jeep, car, automobile, suv, sport utility vehicle, off-road vehicle, off-roader, four-wheel drive, "
+        "motor vehicle, vehicle")
 ACCEPTED = {
     "imagenet_00_243.jpg": f"bull mastiff, bullmastiff, mastiff, {_DOG}",
     "imagenet_01_559.jpg": "folding chair, deck chair, deckchair, lawn chair, beach chair, chair, seat, furniture",
@@ -65,6 +65,6 @@ def photographs(fetched: Path = FETCHED) -> list[Photograph]:
              for file in sorted(fetched_folder(package, fetched).iterdir()) if file.name in ACCEPTED]
     missing = set(ACCEPTED) - {file.name for file in found}
     if missing:
-        raise DataError(f"{fetched} lacks {min(missing)}: remove {PHOTOGRAPHS.name} and {SAMPLE_PHOTOGRAPHS.name} there, "
-                        "and run python -m recipes.photos.fetch --only try")
+        raise DataError(f"{fetched} lacks {min(missing)}: remove {PHOTOGRAPHS.name} and {SAMPLE_PHOTOGRAPHS.name} "
+                        "there, and run python -m recipes.photos.fetch --only try")
     return [Photograph(file, tuple(ACCEPTED[file.name].split(", "))) for file in found]

@@ -3,7 +3,8 @@
     python -m recipes.photos.pictures
 
 Writes ``runs/photos/pictures``: ``train/red_apple/emoji-0-3.jpg`` is view 3 of the first emoji of a red apple; held-out
-concepts are in ``held-out/stamps``, ``held-out/emoji`` and ``held-out/clipart``. The same packages give the same pictures.
+concepts are in ``held-out/stamps``, ``held-out/emoji`` and ``held-out/clipart``. The same packages give the same
+pictures.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@
     flamingo-rt evaluate task runs/photos/tasks/stamps-words.toml --model BUNDLE --shots 0,5,10,20 --select balanced \\
         --out runs/photos/stamps-words
 
-- ``stamps-words``, ``emoji-words``: 40 groups of five held-out concepts, each with a word that means nothing, new in each
-  group; five queries a group. 5, 10 and 20 shots are 1, 2 and 4 of each concept. A query is another view than its
+- ``stamps-words``, ``emoji-words``: 40 groups of five held-out concepts, each with a word that means nothing, new in
+  each group; five queries a group. 5, 10 and 20 shots are 1, 2 and 4 of each concept. A query is another view than its
   support's, and another picture where its concept has several. Few have: the encoder's features alone solve these tasks
   (`nearest.py`), so they measure whether a model reads its shots, not how far it generalizes.
 - ``styles-words``: the same of held-out concepts that two or three of the sources show. Shots are never of the query's
