@@ -66,8 +66,8 @@ def _tiny() -> FlamingoConfig:
 
 
 def _photos() -> FlamingoConfig:
-    """Names of real pictures: EfficientNet-Lite2 and SmolLM2-135M-Instruct as other projects trained them, and a bridge of
-    8.7M parameters between them (recipes/photos). What is below layer 8 needs no backward pass."""
+    """Names of real pictures (recipes/photos): a bridge of 8.7M parameters between EfficientNet-Lite2 and
+    SmolLM2-135M-Instruct, as other projects trained them. What is below layer 8 needs no backward pass."""
     return FlamingoConfig(
         name="photos",
         vision=ExternalVisionConfig(

@@ -169,14 +169,14 @@ def test_an_interpreter_that_is_not_known_is_explained(monkeypatch: pytest.Monke
 
 STARTED_HERE = {
     "flamingo_rt/bench/bandwidth.py", "benchmarks/processes.py", "benchmarks/startup.py", "benchmarks/engine_memory.py",
-    "benchmarks/training_kills.py",
+    "benchmarks/training_kills.py", "recipes/photos/fetch.py",
 }
 
 
 def test_no_process_is_started_in_another_way() -> None:
     """Check in the source that every call of `subprocess` has the environment made here, and no command ``-m``."""
     starting = set()
-    for folder in ("flamingo_rt", "export", "engines", "benchmarks"):
+    for folder in ("flamingo_rt", "export", "engines", "benchmarks", "recipes"):
         for file in sorted((ROOT / folder).rglob("*.py")):
             name = file.relative_to(ROOT).as_posix()
             if name == "flamingo_rt/child_process.py" or ".venv" in name:

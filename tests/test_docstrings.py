@@ -13,7 +13,7 @@ import pytest
 from flamingo_rt.training.options import RunOptions
 
 ROOT = Path(__file__).parent.parent
-PRODUCT, AROUND = ("flamingo_rt", "export", "engines"), ("tests", "benchmarks", "examples")
+PRODUCT, AROUND = ("flamingo_rt", "export", "engines"), ("tests", "benchmarks", "examples", "recipes")
 FILES = {
     top: [file for file in sorted((ROOT / top).rglob("*.py")) if ".venv" not in file.relative_to(ROOT).parts]
     for top in (*PRODUCT, *AROUND)

@@ -169,7 +169,7 @@ def test_the_targets_and_scripts_that_pages_name_exist() -> None:
             assert re.search(rf"^{target}:", makefile, re.MULTILINE), f"{page.name}: make {target}"
         if page.name == "CHANGELOG.md":  # it names what is gone too
             continue
-        folders = "benchmarks|tests|docs|examples|flamingo_rt|export|engines|models"
+        folders = "benchmarks|recipes|tests|docs|examples|flamingo_rt|export|engines|models"
         for path in re.findall(rf"`((?:{folders})/[\w./-]+)`(?!\s+of commit)", text):
             assert (ROOT / path).exists(), f"{page.name}: {path}"
         for path in re.findall(r"`([\w/]+\.py)`(?!\s+of commit)", text):
@@ -178,7 +178,7 @@ def test_the_targets_and_scripts_that_pages_name_exist() -> None:
 
 
 def files_called(name: str) -> list[Path]:
-    tops = ("flamingo_rt", "export", "engines", "benchmarks", "tests", "examples")
+    tops = ("flamingo_rt", "export", "engines", "benchmarks", "recipes", "tests", "examples")
     return [file for top in tops for file in (ROOT / top).rglob(name) if ".venv" not in file.parts]
 
 

@@ -9,8 +9,8 @@ Everything is fetched and made below ``runs/photos``; nothing of it belongs into
     python -m recipes.photos.nearest      # nearest neighbours of the encoder's features on the same tasks
     python -m recipes.photos.answers --model BUNDLE    # 23 photographs, and whether the answers name what they show
 
-npm's ``openmoji`` is left out: it has vector pictures only, which Pillow does not draw, and its licence (CC-BY-SA) would
-bind whoever passes the pictures on.
+npm's ``openmoji`` is left out: it has vector pictures only, which Pillow does not draw, and its licence (CC-BY-SA)
+would bind whoever passes the pictures on.
 """
 
 from pathlib import Path

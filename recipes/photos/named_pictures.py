@@ -2,7 +2,7 @@
 
 - Stamps: a caption such as "A tabby cat." beside each picture.
 - Emoji: English labels; without flags, signs, letters, faces of clocks and skin tones.
-- Clip art: names of files, which are title and artist run together. Only words that `clip_art_words.py` lists are taken.
+- Clip art: names of files, which are title and artist run together. Only words of `clip_art_words.py` are taken.
 """
 
 from __future__ import annotations
@@ -24,7 +24,13 @@ Source = Literal["stamps", "emoji", "clipart"]
 MOST_WORDS = 4
 # "a pair of scissors" is named for what it is made of.
 QUANTITIES = ("pair", "bunch", "cluster", "head", "couple", "string", "quarter", "plant", "piece", "stack")
-NO_STAMPS = re.compile(r"symbols/(alphabets|math|money|music|faces)/|roadsigns/|hanukkah/dreydl-|newyears/new|town/flags/")
+NO_STAMPS = re.compile(
+    r"symbols/(alphabets|math|money|music|faces)/|roadsigns/|hanukkah/dreydl-|newyears/new|town/flags/"
+)
+CLAUSE = re.compile(
+    "[.!?—:;(]| – | is | are | lets | means | stands | called | can | used | from | resembles | hatched | inside "
+    "| dancing | playing | covered | in its | making | at winter"
+)
 LEFT_OUT_EMOJI = frozenset((
     "flag", "country-flag", "subdivision-flag", "keycap", "alphanum", "arrow", "av-symbol", "math", "punctuation",
     "currency", "other-symbol", "geometric", "gender", "zodiac", "religion", "warning", "transport-sign", "skin-tone",
@@ -41,9 +47,11 @@ NO_THINGS = frozenset((
 ))
 ANIMALS = ("animal-", "cat-face", "monkey-face")
 # One of several hands, moons or globes that differ in a direction alone, and words that begin no name.
-NO_NAMES = re.compile(r"(left|right|up|down|index|palm|globe|chart|oncoming|speaker|head|this|another|important|boom|tux|mx"
-                      r"|first|last|waxing|waning|new moon|flying spaghetti|paint roller|house of)\b|(people|person) .*ing\b"
-                      r"|.*\b(also|as|tilted|palms|face(?= with horns)|claus(?<!santa claus))\b")
+NO_NAMES = re.compile(
+    r"(left|right|up|down|index|palm|globe|chart|oncoming|speaker|head|this|another|important|boom|tux|mx|first|last"
+    r"|waxing|waning|new moon|flying spaghetti|paint roller|house of)\b|(people|person) .*ing\b"
+    r"|.*\b(also|as|tilted|palms|with horns)\b"
+)
 # So that their head nouns are what is shown.
 RENAMED = {"clock face": "clock", "baby of gnu": "baby gnu", "pie apple": "apple pie", "pie cherry": "cherry pie",
            "pie pumpkin": "pumpkin pie", "pizza cheese": "cheese pizza", "balloon orange": "orange balloon",
@@ -80,11 +88,10 @@ def name_of_caption(caption: str) -> str | None:
     found = re.match(r"(an?|the|some|our|two|big)\s+", caption, re.IGNORECASE)
     rest = caption[found.end():] if found else caption
     # A clause, a second sentence or an explanation is no part of the name.
-    rest = re.split(r"[.!?—:;(]| – | is | are | lets | means | stands | called | can | used | from | resembles | hatched "
-                    r"| inside | dancing | playing | covered | in its | making | at winter", rest + " ", maxsplit=1)[0]
+    rest = CLAUSE.split(rest + " ", maxsplit=1)[0]
     if not found and len(rest.split()) > 2:  # without an article it is a sentence, mostly
         return None
-    rest = re.sub(r"[“”\"‘]", "", rest).replace(", ", " ")
+    rest = re.sub(r"[“”\"\u2018]", "", rest).replace(", ", " ")
     words = [word for word in rest.split() if word.lower() not in ("very", "a", "an", "the")]
     return _clean_name(" ".join(words))
 
@@ -98,9 +105,10 @@ def emoji_pictures(pictures: Path, names: Path) -> Iterator[NamedPicture]:
         rows = [(row["label"], row["hexcode"].lower(), subgroups[row["subgroup"]])
                 for row in labels if "subgroup" in row]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{names}: the labels of emoji cannot be read ({error!r}); fetch emojibase-data anew") from error
+        raise DataError(f"{names}: the labels of emoji cannot be read ({error!r}); fetch them anew") from error
     for label, code, subgroup in rows:
-        file = next((path for path in (pictures / f"{code}.png", pictures / f"{code}-fe0f.png") if path.is_file()), None)
+        files = (pictures / f"{code}.png", pictures / f"{code}-fe0f.png")
+        file = next((path for path in files if path.is_file()), None)
         name = name_of_label(label, subgroup)
         if file is not None and name is not None:
             yield NamedPicture(file, name, "emoji")
@@ -108,7 +116,7 @@ def emoji_pictures(pictures: Path, names: Path) -> Iterator[NamedPicture]:
 
 def name_of_label(label: str, subgroup: str) -> str | None:
     """The name of what an emoji shows; None where that is no thing. A face of an animal is named for the animal."""
-    if subgroup in LEFT_OUT_EMOJI or ":" in label or "o’clock" in label or re.search(r"-thirty$", label):
+    if subgroup in LEFT_OUT_EMOJI or ":" in label or "o\u2019clock" in label or re.search(r"-thirty$", label):
         return None
     name = _clean_name(label)
     if name is None or name in NO_THINGS:
@@ -146,7 +154,7 @@ def name_of_file(stem: str) -> str | None:
 
 def _clean_name(text: str) -> str | None:
     """A name in lower case ASCII letters, of one to four words; None for another."""
-    plain = unicodedata.normalize("NFKD", text.replace("’", "'")).encode("ascii", "ignore").decode()
+    plain = unicodedata.normalize("NFKD", text.replace("\u2019", "'")).encode("ascii", "ignore").decode()
     words = plain.lower().split()
     if len(words) > 2 and words[0] in QUANTITIES and words[1] == "of":
         words = words[2:]

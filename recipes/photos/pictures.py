@@ -3,17 +3,15 @@
     python -m recipes.photos.pictures
 
 Writes ``runs/photos/pictures``: ``train/red_apple/emoji-0-3.jpg`` is view 3 of the first emoji of a red apple; held-out
-concepts are in ``held-out/stamps`` and ``held-out/emoji``. Clip art of held-out concepts is in neither. The same
-packages give the same pictures.
+concepts are in ``held-out/stamps``, ``held-out/emoji`` and ``held-out/clipart``. The same packages give the same
+pictures.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
-import shutil
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -25,13 +23,13 @@ from flamingo_rt.printable import printable
 from recipes.photos import FETCHED, WORK
 from recipes.photos.fetch import fetched_folder
 from recipes.photos.held_out import side_of
-from recipes.photos.named_pictures import NamedPicture, Source, clip_art_pictures, emoji_pictures, stamp_pictures
+from recipes.photos.named_pictures import NamedPicture, clip_art_pictures, emoji_pictures, stamp_pictures
 from recipes.photos.packages import CLIP_ART, EMOJI, EMOJI_NAMES, STAMPS
 from recipes.photos.views import may_be_flipped, read_picture, view
+from recipes.photos.whole_folder import whole_folder
 
 PICTURES = WORK / "pictures"
 TRAIN_VIEWS, HELD_OUT_VIEWS = 6, 8
-HELD_OUT_SOURCES: tuple[Source, ...] = ("stamps", "emoji")
 QUALITY = 90  # of JPEG
 
 
@@ -57,19 +55,12 @@ def all_pictures(fetched: Path = FETCHED) -> list[NamedPicture]:
 def write_class_folders(pictures: Iterable[NamedPicture], folder: Path) -> Written:
     """Write views of pictures into class folders, which replace ``folder`` once all are there.
 
-    Raises `DataError` where nothing can be read, or the folder holds something else than class folders of this recipe.
+    Raises `DataError` where nothing can be read, or ``folder`` was not written by this recipe.
     """
-    if folder.exists() and not {entry.name for entry in folder.iterdir()} <= {"train", "held-out"}:
-        raise DataError(f"{folder} holds more than this recipe's pictures and is not replaced: move it away")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".pictures-", dir=folder.parent) as private:
-        beside = Path(private) / folder.name
+    with whole_folder(folder) as beside:
         written = _write(pictures, beside)
         if not written.files:
             raise DataError("none of the pictures could be read: run python -m recipes.photos.fetch anew")
-        if folder.exists():
-            shutil.rmtree(folder)
-        beside.rename(folder)
     return written
 
 
@@ -86,8 +77,6 @@ def _write(pictures: Iterable[NamedPicture], folder: Path) -> Written:
     files = 0
     for each in pictures:
         held_out = side_of(each.name) == "held-out"
-        if held_out and each.source not in HELD_OUT_SOURCES:
-            continue
         part = f"held-out/{each.source}" if held_out else "train"
         number = numbers[each.source, each.name]
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -17,15 +18,20 @@ MOST_PIXELS = 520  # of the longer side before views are cut
 MARGIN = 0.06  # of the longer side, around a picture
 LEAST_AREA = 0.6  # of the square that a crop keeps
 MOST_DEGREES = 12.0
+ONE_WAY = frozenset(("left", "right", "sign", "calendar", "clock", "watch", "book", "newspaper", "keyboard", "note",
+                     "notes", "clef", "ticket", "coin", "banknote", "map", "dvd", "abacus"))
 
 
 def read_picture(file: Path) -> PIL.Image.Image:
     """A picture as RGBA, cut to what is not transparent, of at most `MOST_PIXELS` a side. Raises `DataError`."""
     try:
-        with PIL.Image.open(file) as opened:
-            picture = opened.convert("RGBA")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)  # their content was checked
+            with PIL.Image.open(file) as opened:
+                picture = opened.convert("RGBA")
     except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as error:
-        raise DataError(f"{file} cannot be read as a picture ({printable(str(error))}): fetch its package anew") from error
+        said = printable(str(error))
+        raise DataError(f"{file} cannot be read as a picture ({said}): fetch its package anew") from error
     box = picture.getchannel("A").point(lambda alpha: 255 if alpha > 8 else 0).getbbox()
     if box is None:
         raise DataError(f"{file} is wholly transparent: fetch its package anew")
@@ -55,9 +61,8 @@ def view(picture: PIL.Image.Image, number: int, seed: list[int], flip: bool = Tr
 
 
 def may_be_flipped(name: str) -> bool:
-    """Whether a thing of this name looks the same in a mirror: not what says left or right, or bears letters."""
-    return not set(name.split()) & {"left", "right", "sign", "calendar", "clock", "watch", "book", "newspaper", "keyboard",
-                                    "note", "notes", "clef", "ticket", "coin", "banknote", "map", "dvd", "abacus"}
+    """Whether a thing of this name may look the same in a mirror: not what says left or right, or bears letters."""
+    return not ONE_WAY & set(name.split())
 
 
 def _squared(picture: PIL.Image.Image, margin: float) -> PIL.Image.Image:
@@ -78,7 +83,8 @@ def _ground(rng: np.random.Generator) -> np.ndarray:
         last = first
     angle = rng.uniform(0, 2 * math.pi)
     across = np.linspace(-0.5, 0.5, SIZE, dtype=np.float32)
-    share = np.clip(0.5 + across[None, :] * np.float32(math.cos(angle)) + across[:, None] * np.float32(math.sin(angle)), 0, 1)
+    rightwards, downwards = np.float32(math.cos(angle)), np.float32(math.sin(angle))
+    share = np.clip(0.5 + across[None, :] * rightwards + across[:, None] * downwards, 0, 1)
     return (first + (last - first) * share[..., None]).round().astype(np.uint8)
 
 

@@ -21,8 +21,8 @@ from small_model import TEXTS, small_config, small_flamingo
 from flamingo_rt import model_memory
 from flamingo_rt.checkpoints import open_checkpoint
 from flamingo_rt.errors import DataError, UsageError
-from flamingo_rt.parameter_count import reckon_parameters
 from flamingo_rt.model.flamingo import IGNORED_LABEL as NONE
+from flamingo_rt.parameter_count import reckon_parameters
 from flamingo_rt.presets import PRESETS
 from flamingo_rt.training import flamingo_stage, flamingo_start
 from flamingo_rt.training.flamingo_stage import frozen_identity, frozen_names, labelled_positions
@@ -458,7 +458,8 @@ def test_logits_are_computed_where_the_next_token_is_learnt() -> None:
 
 def test_a_batch_without_learnt_tokens_has_one_position_that_is_ignored() -> None:
     index, wanted = labelled_positions(torch.full((2, 4), NONE))
-    assert index.tolist() == [[0], [0]] and wanted.tolist() == [[NONE], [NONE]]
+    assert index.tolist() == [[0], [0]]
+    assert wanted.tolist() == [[NONE], [NONE]]
 
 
 def test_a_checkpoint_with_a_damaged_tokenizer_is_refused(unbroken, tmp_path) -> None:
