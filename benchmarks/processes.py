@@ -110,7 +110,12 @@ def folder_bytes(path: Path) -> int:
 
 def toolkit(*arguments: str) -> str:
     """Run a command of flamingo-rt in a process; gives what it printed. Ends the program when it fails."""
-    finished = run(python_command("flamingo_rt", *arguments), together=True)
+    return module("flamingo_rt", *arguments)
+
+
+def module(name: str, *arguments: str) -> str:
+    """Run a module as a script in a process; gives what it printed. Ends the program when it fails."""
+    finished = run(python_command(name, *arguments), together=True)
     if finished.status != 0:
-        sys.exit(f"flamingo-rt {' '.join(arguments)} failed: {finished.output[-2000:]}")
+        sys.exit(f"python -m {name} {' '.join(arguments)} failed: {finished.output[-2000:]}")
     return finished.output
