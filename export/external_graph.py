@@ -6,6 +6,7 @@ from typing import Any
 
 from flamingo_rt.checkpoints import EXTERNAL_GRAPH, StoredModel
 from flamingo_rt.config import ExternalVisionConfig, FlamingoConfig
+from flamingo_rt.contract import VISION_ENCODER, graph_specs
 from flamingo_rt.errors import DataError, UsageError
 from flamingo_rt.export.lowerings.ort_lowering import NAME as ORT
 from flamingo_rt.graph_files import check_graph
@@ -34,6 +35,10 @@ def external_graph(model: StoredModel) -> Any:
     content = tensor.read().numpy().tobytes()
     check_graph(content, str(tensor))
     try:
-        return onnx_ir.from_proto(onnx.load_model_from_string(content))
+        graph = onnx_ir.from_proto(onnx.load_model_from_string(content))
+        spec = graph_specs(model.config)[VISION_ENCODER]
+        for value, wanted in ((graph.graph.inputs[0], spec.inputs[0]), (graph.graph.outputs[0], spec.outputs[0])):
+            value.shape = onnx_ir.Shape(wanted.shape)  # an exporter has names of its own for free dimensions
     except Exception as error:  # of the decoder, whose exceptions differ between versions
         raise DataError(f"{tensor} is not an ONNX model: import the encoder again") from error
+    return graph

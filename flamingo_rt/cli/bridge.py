@@ -76,13 +76,14 @@ def join(
     with needs_extra("train"):
         from flamingo_rt.checkpoints import write_checkpoint
         from flamingo_rt.files import check_output
+        from flamingo_rt.parameter_count import reckon_parameters
         from flamingo_rt.training.bridge_folder import join_bridge
     check_output(out, overwrite, [path for path in (bridge, vision, language, tokenizer) if path is not None])
     joined = join_bridge(bridge, vision, language, tokenizer)
     size = sum(tensor.nbytes for tensor in joined.tensors.values())
     with saying_what_was_written(out), ProgressBar()("weights", size) as advance:
         write_checkpoint(out, joined, overwrite, lambda name, count: advance(count))
-    numbers = sum(tensor.nbytes // tensor.dtype.itemsize for tensor in joined.tensors.values())
+    numbers = reckon_parameters(joined.config)["total"]
     if as_json:
         click.echo(json.dumps({
             "checkpoint": str(out), "name": joined.config.name, "parameters": numbers, "bytes": size,

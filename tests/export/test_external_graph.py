@@ -68,6 +68,21 @@ def test_the_graph_is_the_given_one(bundle_of, model: StoredModel, form: str) ->
     assert len(given.graph.node) > 3
 
 
+def test_free_dimensions_get_the_contracts_names(model: StoredModel) -> None:
+    given = onnx.load_from_string(model.tensors[EXTERNAL_GRAPH].read().numpy().tobytes())
+    for value, name in ((given.graph.input[0], "s1"), (given.graph.output[0], "s77")):
+        value.type.tensor_type.shape.ClearField("dim")
+        value.type.tensor_type.shape.dim.add().dim_param = name
+        for size in (3, 16, 16) if value.name == "pixel_values" else (CELLS, 24):
+            value.type.tensor_type.shape.dim.add().dim_value = size
+    content = torch.frombuffer(bytearray(given.SerializeToString()), dtype=torch.uint8)
+    renamed = StoredModel(model.config, model.tokenizer, {
+        **model.tensors, **in_memory({EXTERNAL_GRAPH: content}, Path("renamed"))})
+    graph = external_graph(renamed).graph
+    assert [str(size) for size in graph.outputs[0].shape] == ["N", str(CELLS), "24"]
+    assert [str(size) for size in graph.inputs[0].shape] == ["N", "3", "16", "16"]
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_its_features_are_those_of_the_module(bundle_of, form: str) -> None:
     pixels = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(2))
