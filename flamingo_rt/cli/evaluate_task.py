@@ -100,8 +100,10 @@ def evaluate_task(
     task, progress = read_task(file), ProgressBar()
 
     def interrupted() -> str:
+        if has_answers(written):
+            return f"the answers are in {out}: go on with --resume"
         kept = "" if index is None or not index.exists() else f", the features so far are in {index}"
-        return f"the answers are in {out}: go on with --resume" if has_answers(written) else f"nothing was answered{kept}"
+        return f"nothing was answered{kept}"
 
     with on_interrupt(interrupted):
         model = load(path, backend, threads, trust_engines=trust_engines, allow_host_code=allow_host_code)

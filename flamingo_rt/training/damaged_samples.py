@@ -32,7 +32,8 @@ def count_damaged(
     if damaged and surely_more(at.damaged, at.read, most):
         raise DataError(
             f"{at.damaged} of {at.read} samples drawn are damaged, {len(seen)} different ones, more than "
-            f"max_damaged {most:g}; the last, of {dataset}: {damaged[-1]}. Mend them (flamingo-rt data check lists all) and start anew, or raise max_damaged"
+            f"max_damaged {most:g}; the last, of {dataset}: {damaged[-1]}. Mend them (flamingo-rt "
+            "data check lists all) and start anew, or raise max_damaged"
         )
     return damaged
 
