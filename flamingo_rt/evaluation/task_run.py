@@ -153,8 +153,8 @@ class TaskRun:
                 yield [Answered(setting, item.name, names, text, likelihoods) for item, text, likelihoods in batch]
 
     def lacking(self, settings: Sequence[Setting]) -> tuple[int, int]:
-        """How many prompts have as many shots as the query has classes, or more, and yet no shot of one of them; and
-        how many prompts have as many shots. Controls are not counted: their shots are the same."""
+        """Count the prompts that lack a shot of one of the query's classes, among those with a shot for each class or
+        more, and all of the latter. Controls are not counted: their shots are the same."""
         if self.task.kind != "classes":
             return 0, 0
         lacking = prompts = 0
