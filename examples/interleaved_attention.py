@@ -28,6 +28,8 @@ try:
     from matplotlib.patches import FancyBboxPatch
 except ModuleNotFoundError as error:
     sys.exit(f"error: there is no {error.name}: pip install -e '.[cpu,train,bench]'")
+except KeyboardInterrupt:  # loading takes seconds
+    sys.exit("interrupted")
 
 import flamingo_rt
 from flamingo_rt import Image, Model

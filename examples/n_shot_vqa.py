@@ -22,6 +22,8 @@ try:
     from matplotlib.figure import Figure
 except ModuleNotFoundError as error:
     sys.exit(f"error: there is no {error.name}: pip install -e '.[cpu,bench]'")
+except KeyboardInterrupt:  # loading takes seconds
+    sys.exit("interrupted")
 
 import flamingo_rt
 from flamingo_rt import Model
