@@ -4,7 +4,7 @@
     python examples/interleaved_attention.py a.jpg "Output: a cat<|endofchunk|>" b.jpg "Output:" --model checkpoint
 
 An argument that is a file is a picture, the others are text. The model writes the end of the text. It is a checkpoint,
-not a bundle: the attention is PyTorch's. Needs matplotlib and torch: ``pip install -e .[cpu,train,bench]``.
+not a bundle: the attention is PyTorch's. Needs matplotlib and torch: ``pip install -e '.[cpu,train,bench]'``.
 """
 
 from __future__ import annotations
@@ -16,14 +16,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
-import torch
-from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import LinearSegmentedColormap, PowerNorm
-from matplotlib.figure import Figure
-from matplotlib.patches import FancyBboxPatch
+
+try:
+    import matplotlib
+    import torch
+    from matplotlib.axes import Axes
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import LinearSegmentedColormap, PowerNorm
+    from matplotlib.figure import Figure
+    from matplotlib.patches import FancyBboxPatch
+except ModuleNotFoundError as error:
+    sys.exit(f"error: there is no {error.name}: pip install -e '.[cpu,train,bench]'")
+except KeyboardInterrupt:  # loading takes seconds
+    sys.exit("interrupted")
 
 import flamingo_rt
 from flamingo_rt import Image, Model
@@ -266,3 +272,5 @@ if __name__ == "__main__":
         main()
     except FlamingoError as error:
         sys.exit(f"error: {printable(str(error))}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted")

@@ -4,7 +4,7 @@
     python examples/n_shot_vqa.py vqav2.toml --model bundle --shots 0,4,8 --seeds 3 --answers vqav2.jsonl
 
 A task is a file (docs/evaluation.md). With ``--answers`` an interrupted run goes on where it was. Needs matplotlib:
-``pip install -e .[cpu,bench]``.
+``pip install -e '.[cpu,bench]'``.
 """
 
 from __future__ import annotations
@@ -16,12 +16,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+try:
+    import matplotlib
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+except ModuleNotFoundError as error:
+    sys.exit(f"error: there is no {error.name}: pip install -e '.[cpu,bench]'")
+except KeyboardInterrupt:  # loading takes seconds
+    sys.exit("interrupted")
 
 import flamingo_rt
 from flamingo_rt import Model
+from flamingo_rt.cli.progress_bar import ProgressBar
 from flamingo_rt.errors import FlamingoError
 from flamingo_rt.evaluation.controls import Control
 from flamingo_rt.evaluation.task import Task
@@ -33,6 +39,7 @@ from flamingo_rt.evaluation.usable_items import with_readable_items
 from flamingo_rt.files import replacing_file
 from flamingo_rt.loading import PACKAGED_BUNDLE
 from flamingo_rt.printable import printable
+from flamingo_rt.progress import Progress, silent
 
 TASK = Path(__file__).parent / "tasks" / "words.toml"
 CONTROLS: tuple[Control, ...] = ("shuffled", "blank", "text")
@@ -49,17 +56,20 @@ STYLE: dict[Any, Any] = {
 
 
 def measure(
-    model: Model, task: Task, plan: TaskPlan, folder: Path | None = None, answers: Path | None = None
+    model: Model, task: Task, plan: TaskPlan, folder: Path | None = None, answers: Path | None = None,
+    progress: Progress = silent,
 ) -> tuple[Task, list[Score]]:
     """The task without items that cannot be read, which are named, and its scores by number of shots and control.
     The answers are kept in ``answers`` as they come; ``folder``, where the model is, tells its weights from others."""
-    task = with_readable_items(task, model.config)
+    task = with_readable_items(task, model.config, progress=progress)
     for reason in task.missing:
         print(f"left out: {printable(reason)}", file=sys.stderr)
     with tempfile.TemporaryDirectory() as beside:
         file = answers or Path(beside) / "answers.jsonl"
-        run = plan.run_of(model, task)
-        return task, task_scores(task, run.answers(plan.settings, file, plan.about(model, folder, task), resume=True))
+        run, about, settings = plan.run_of(model, task, progress), plan.about(model, folder, task), plan.settings
+        with progress(f"{len(settings)} settings of {len(task.items)} items", len(settings) * len(task.items)) as done:
+            answers_of_all = run.answers(settings, file, about, True, done)
+        return task, task_scores(task, answers_of_all)
 
 
 def draw(task: Task, scores: Sequence[Score]) -> Figure:
@@ -116,7 +126,7 @@ def main() -> None:
     task, folder = read_task(options.task), options.model or PACKAGED_BUNDLE
     select = options.select or ("balanced" if task.kind == "classes" else "random")
     plan = TaskPlan(options.shots, options.seeds, select, controls=CONTROLS)
-    task, scores = measure(flamingo_rt.load(folder), task, plan, folder, options.answers)
+    task, scores = measure(flamingo_rt.load(folder), task, plan, folder, options.answers, ProgressBar())
     for score in scores:
         control = "" if score.shots == 0 else shown_control(score.control)
         print(f"{score.shots} shots {control:18} {score.mean.mean:6.3f}  {score.mean.low:.3f} to {score.mean.high:.3f}")
@@ -130,3 +140,5 @@ if __name__ == "__main__":
         main()
     except FlamingoError as error:
         sys.exit(f"error: {printable(str(error))}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted")

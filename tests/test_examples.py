@@ -82,6 +82,16 @@ def test_an_example_answers_truly(name: str, tmp_path: Path) -> None:
         assert done.stdout == expected
 
 
+@pytest.mark.parametrize("name", DRAWN)
+def test_a_missing_library_of_an_example_is_named_with_the_extra(name: str, tmp_path: Path) -> None:
+    hidden = f"import runpy, sys; sys.modules['matplotlib'] = None; runpy.run_path({str(EXAMPLES / name)!r})"
+    done = subprocess.run([sys.executable, "-c", hidden], cwd=tmp_path, env=child_environment(), capture_output=True,
+                          text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: there is no matplotlib: pip install -e '.[cpu,")
+    assert len(done.stderr.splitlines()) == 1
+
+
 def test_every_example_is_run() -> None:
     assert {file.name for file in EXAMPLES.glob("*.py")} == {*PRINTED, *DRAWN}
 

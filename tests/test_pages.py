@@ -132,13 +132,13 @@ def ids(command: Command) -> str:
 @pytest.mark.parametrize("command", named("flamingo-rt"), ids=ids)
 def test_a_command_of_a_page_and_its_options_exist(command: Command) -> None:
     node, words = cli, list(command.words[1:])
-    context = click.Context(cli)
+    context = click.Context(cli, **cli.context_settings)  # a command keeps the names of its help option
     while isinstance(node, click.Group):
         name = words.pop(0)
         found = node.get_command(context, name)
         assert found is not None, f"there is no command {name}"
         node = found
-    context = node.make_context(" ".join(command.words[:2]), words)
+    context = node.make_context(" ".join(command.words[:2]), words, parent=context)
     context.close()
 
 

@@ -34,3 +34,16 @@ def test_a_file_that_is_too_long_or_not_there_is_named(tmp_path: Path) -> None:
 def test_the_nearest_keys_are_named_or_all() -> None:
     assert nearest("metrik", ("kind", "metric")) == "did you mean metric?"
     assert nearest("zzz", ("kind", "beams")) == "known: beams, kind"
+
+
+def test_a_folder_is_refused_with_the_files_in_it(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r" is a folder: give a \.toml file$"):
+        read_toml(tmp_path)
+    for name in ("b.toml", "a.toml", "c.jsonl", ".d.toml"):
+        (tmp_path / name).touch()
+    with pytest.raises(UsageError, match=r" is a folder: give a \.toml file; in it are a\.toml, b\.toml$"):
+        read_toml(tmp_path)
+    for number in range(20):
+        (tmp_path / f"x{number}.toml").touch()
+    with pytest.raises(UsageError, match=r", …$"):
+        read_toml(tmp_path)

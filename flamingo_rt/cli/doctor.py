@@ -79,14 +79,15 @@ def command(as_json: bool) -> None:
         return
     from rich.console import Console
     from rich.markup import escape
-    from rich.table import Table
+    from rich.table import Column, Table
 
     console = Console()
     table = Table("", "", title="This machine", show_header=False, title_justify="left")
     for name, value in system.items():
         table.add_row(name, str(value))
     console.print(table)
-    table = Table("library", "version", "needed for", title="Libraries", title_justify="left")
+    names = Column("library", min_width=max(map(len, libraries)), overflow="fold")  # they have no spaces to break at
+    table = Table(names, "version", "needed for", title="Libraries", title_justify="left")
     for name, version in libraries.items():
         table.add_row(name, version or "[dim]not installed[/]", LIBRARIES[name])
     console.print(table)

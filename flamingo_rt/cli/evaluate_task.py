@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flamingo_rt.cli.backend_option import backend_option, threads_option, trust_options
+from flamingo_rt.cli.hints import hint_at_absent_classes
 from flamingo_rt.cli.interrupts import on_interrupt
 from flamingo_rt.cli.numbers import Counts, count
 from flamingo_rt.cli.paths import READ, WRITTEN
@@ -84,7 +85,7 @@ def evaluate_task(
     """
     from flamingo_rt.evaluation.task_file import read_task
     from flamingo_rt.evaluation.task_plan import TaskPlan
-    from flamingo_rt.evaluation.task_run import require_new, require_same
+    from flamingo_rt.evaluation.task_run import has_answers, require_new, require_same
     from flamingo_rt.evaluation.task_scores import task_scores
     from flamingo_rt.evaluation.usable_items import with_readable_items
     from flamingo_rt.files import check_file
@@ -99,16 +100,21 @@ def evaluate_task(
     task, progress = read_task(file), ProgressBar()
 
     def interrupted() -> str:
+        if has_answers(written):
+            return f"the answers are in {out}: go on with --resume"
         kept = "" if index is None or not index.exists() else f", the features so far are in {index}"
-        return f"the answers are in {out}: go on with --resume" if written.exists() else f"nothing was answered{kept}"
+        return f"nothing was answered{kept}"
 
     with on_interrupt(interrupted):
         model = load(path, backend, threads, trust_engines=trust_engines, allow_host_code=allow_host_code)
         task = with_readable_items(task, model.config, most, progress)
         _tell_left_out(task)
         about = plan.about(model, path or PACKAGED_BUNDLE, task)
-        require_same(written, about)
+        if resume:
+            require_same(written, about)
         run, asked = plan.run_of(model, task, progress), len(plan.settings) * len(task.items)
+        if select == "random":  # the nearest shots leave classes out on purpose
+            hint_at_absent_classes(*run.lacking(plan.settings))
         with progress(f"{len(plan.settings)} settings of {len(task.items)} items", asked) as done:
             answers = run.answers(plan.settings, written, about, resume, done)
         scores = task_scores(task, answers)

@@ -54,3 +54,10 @@ def hint_at_missing_picture(model: Model, text: str, after_shots: bool) -> None:
         hint(f"the prompt asks about a picture and there is none: {remedy}")
     elif model.usual_probability is not None:
         hint(f"there is no picture, and this model was validated on pictures alone: {remedy}")
+
+
+def hint_at_absent_classes(lacking: int, prompts: int) -> None:
+    """Hint at prompts in which a class is not among the shots, ``lacking`` of ``prompts``."""
+    if lacking:
+        hint(f"in {lacking} of {prompts} prompts a class is not among the shots, which no shot then explains: "
+             "--select balanced takes every class as often")

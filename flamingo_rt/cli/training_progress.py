@@ -33,6 +33,7 @@ class TrainingProgress:
             TimeRemainingColumn(elapsed_when_finished=True), console=console,
             disable=not (console.is_terminal and shown),
         )
+        self._damaged: set[str] = set()
         self._plain = not console.is_terminal and shown
 
     def __enter__(self) -> TrainingProgress:
@@ -51,7 +52,10 @@ class TrainingProgress:
     def step(self, report: StepReport) -> None:
         """Show one finished step, the samples that were damaged in it, and answers where there are some."""
         progress = self._progress.after(report)
-        for line in report.damaged:
+        for line in dict.fromkeys(report.damaged):
+            if line in self._damaged:  # a small source gives it again and again
+                continue
+            self._damaged.add(line)
             self._line(f"damaged, left out: {line}")
         text = _text(progress, self._unit)
         self._bar.update(self._task, completed=progress.step, description=printable(text))

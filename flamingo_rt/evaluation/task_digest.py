@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,11 @@ from typing import Any
 from flamingo_rt.bundle import sha256
 from flamingo_rt.errors import DataError
 from flamingo_rt.evaluation.task import Item, Task
+from flamingo_rt.training.data.row_fields import shown
+
+HASHED = {
+    "model": "another model", "task": "another task: its keys, its items or their files are not the same",
+}  # of what a run is about, where the values would say nothing
 
 
 def task_digest(task: Task) -> str:
@@ -33,3 +39,38 @@ def file_digest(file: Path) -> str:
         return sha256(file)
     except OSError as error:
         raise DataError(f"cannot read {file}: {error.strerror}") from error
+
+
+def header_of(about: Mapping[str, Any]) -> str:
+    """The first line of a file of answers: all that they depend on."""
+    return json.dumps(about, sort_keys=True)
+
+
+def is_header(line: str) -> bool:
+    """Whether a line is the first one of some run's answers."""
+    return _header(line).keys() >= HASHED.keys()
+
+
+def differences(line: str, about: Mapping[str, Any]) -> str:
+    """Say in what a run with another first ``line`` differs from this one, such as "--select random, not balanced"."""
+    before = _header(line)
+    if before.keys() != about.keys():
+        return "another model, task or options"
+    return "; ".join(_difference(key, before[key], value) for key, value in about.items() if before[key] != value)
+
+
+def _header(line: str) -> dict[str, Any]:
+    try:
+        header = json.loads(line)
+    except (ValueError, RecursionError):
+        return {}
+    return header if isinstance(header, dict) else {}
+
+
+def _difference(key: str, before: Any, now: Any) -> str:
+    if key in HASHED:
+        return HASHED[key]
+    option = f"--{key.replace('_', '-')}"
+    if isinstance(now, bool):
+        return f"{option}, which is left out now" if before else f"no {option}, which is given now"
+    return f"{option} {before if isinstance(before, int) else shown(before).strip(chr(39))}, not {now}"

@@ -20,6 +20,7 @@ from flamingo_rt.errors import DataError, UsageError
 from flamingo_rt.evaluation.controls import CONTROLS, NEEDS_TWO, Control, Shot, controlled
 from flamingo_rt.evaluation.shots import ShotChooser
 from flamingo_rt.evaluation.task import Item, Task
+from flamingo_rt.evaluation.task_digest import differences, header_of, is_header
 from flamingo_rt.evaluation.task_prompts import query_parts, shot_parts, visual_of, with_task_form
 from flamingo_rt.files import replacing_file
 from flamingo_rt.processing.prompt import Part
@@ -28,6 +29,7 @@ from flamingo_rt.runtime.model import Model, PromptState
 BATCH = 16  # queries that are answered together
 RANKED = 64  # queries whose classes are ranked before they are written down; for them each order is read anew
 MOST_BYTES = 1 << 30  # of a file of answers
+MOST_FIRST = 1 << 20  # of its first line
 SCORES, PAGE = "scores.json", "index.html"  # beside the file of answers
 ZERO_SHOTS = 2  # shots without pictures that stand for none (§3.4: "zero-shot" prompts have two texts of the task)
 
@@ -121,8 +123,8 @@ class TaskRun:
     def _begun(self, file: Path, about: Mapping[str, Any], resume: bool) -> list[Answered]:
         """The answers in the file; begins it where it is not there. A last line that was cut is removed."""
         require_new(file, resume)
-        if not file.exists():
-            _replace(file, _header(about) + "\n")
+        if not file.exists() or not resume:
+            _replace(file, header_of(about) + "\n")
             return []
         first, *lines = require_same(file, about)
         found = []
@@ -149,6 +151,20 @@ class TaskRun:
             found = self._classified(shots, queries, setting.seed) if classes else self._generated(shots, queries)
             for batch in found:
                 yield [Answered(setting, item.name, names, text, likelihoods) for item, text, likelihoods in batch]
+
+    def lacking(self, settings: Sequence[Setting]) -> tuple[int, int]:
+        """Count the prompts that lack a shot of one of the query's classes, among those with a shot for each class or
+        more, and all of the latter. Controls are not counted: their shots are the same."""
+        if self.task.kind != "classes":
+            return 0, 0
+        lacking = prompts = 0
+        for setting in settings:
+            for item in self.task.items if setting.shots and setting.control == "none" else ():
+                classes = self.task.classes_of(item)
+                if setting.shots >= len(classes):
+                    prompts += 1
+                    lacking += not {shot.answer for shot in self._shots(setting, item)}.issuperset(classes)
+        return lacking, prompts
 
     def _shots(self, setting: Setting, item: Item) -> tuple[Item, ...]:
         if setting.shots:
@@ -200,11 +216,23 @@ class TaskRun:
 def require_new(file: Path, resume: bool) -> None:
     """Raise `UsageError` where ``file`` has answers and the run is not to go on, and where a file in the place of its
     scores or of its page is of no run: it would be replaced."""
-    if file.exists() and not resume:
+    if not resume and has_answers(file):
         raise UsageError(f"{file} has the answers of an earlier run: go on with --resume, or give another --out")
     others = [place for place in (file.with_name(SCORES), file.with_name(PAGE)) if place.exists()]
     if others and not file.exists():
         raise UsageError(f"{others[0]} is there without {file.name}, and would be replaced: give another --out")
+
+
+def has_answers(file: Path) -> bool:
+    """Whether a file is there and is more than the beginning that a run writes before its first answer."""
+    try:
+        with file.open("rb") as lines:
+            first, more = lines.readline(MOST_FIRST), lines.read(1)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return bool(more) or not is_header(first.decode("utf-8", "replace"))
 
 
 def require_same(file: Path, about: Mapping[str, Any]) -> list[str]:
@@ -212,13 +240,9 @@ def require_same(file: Path, about: Mapping[str, Any]) -> list[str]:
     if not file.exists():
         return []
     lines = read_text(file, MOST_BYTES).split("\n")
-    if lines[0] != _header(about):
-        raise DataError(f"{file} is of a run with another model, task or options: give those, or another --out")
+    if lines[0] != header_of(about):
+        raise DataError(f"{file} is of a run with {differences(lines[0], about)}: give the same, or another --out")
     return lines
-
-
-def _header(about: Mapping[str, Any]) -> str:
-    return json.dumps(about, sort_keys=True)
 
 
 def _replace(file: Path, text: str) -> None:

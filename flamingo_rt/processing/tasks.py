@@ -47,11 +47,13 @@ def question_prompt(
 
 
 def asks_for_caption(config: FlamingoConfig, parts: Part | Sequence[Part]) -> bool:
-    """Whether a prompt ends in a picture or a clip and the model's text that asks for a caption."""
+    """Whether a prompt is pictures or clips and the model's text that asks for a caption, without any text (a shot)
+    before them."""
     listed = [parts] if isinstance(parts, (str, Visual)) else list(parts)
-    visuals = [index for index, part in enumerate(listed) if isinstance(part, Visual)]
-    after = "".join(part for part in listed[visuals[-1] + 1 :] if isinstance(part, str)) if visuals else ""
-    return bool(visuals) and after.strip() == config.prompts.caption.strip()
+    count = sum(isinstance(part, Visual) for part in listed)
+    begins_with_them = all(isinstance(part, Visual) for part in listed[:count])
+    after = "".join(part for part in listed[count:] if isinstance(part, str))
+    return count > 0 and begins_with_them and after.strip() == config.prompts.caption.strip()
 
 
 def asks_about_a_picture(config: FlamingoConfig, text: str) -> bool:

@@ -96,7 +96,8 @@ class GenerationResult:
     ``probability`` is the model's probability of the whole answer, stop token included: 0 to 1. ``unlike_validation``
     says whether it is below the probability that 95% of the model's captions reach on pictures of its own kind, as its
     bundle records it: then the picture is likely of a kind the model does not know. None where that cannot be said: the
-    bundle records nothing, the answer is not a caption, was drawn or penalised, or was cut before it fell below.
+    bundle records nothing, the prompt has shots or a prefix, the answer is not a caption, was drawn or penalised, or
+    was cut before it fell below.
 
     ``steps`` counts the runs of the language model after the prefill, shared by all rows that run together. Speculation
     guessed ``drafted`` tokens, and the model chose ``accepted`` of them.

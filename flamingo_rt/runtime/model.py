@@ -189,7 +189,7 @@ class Model:
                 Answer(
                     self.tokenizer, options, limit, "context" if limit < options.max_new_tokens else "max_new_tokens"
                 ),
-                usual_probability=self._usual_probability(parts, options),
+                usual_probability=self._usual_probability(parts, prefix, options),
             )
             for parts, prompt, limit in zip(prompts, built, limits, strict=True)
         ]
@@ -200,12 +200,15 @@ class Model:
             pieces = decode_rows(open_decoder, rows, growing, options, self._step_costs, timer)
         return BatchGeneration(pieces, growing, timer)
 
-    def _usual_probability(self, parts: PromptParts, options: GenerationOptions) -> float | None:
+    def _usual_probability(
+        self, parts: PromptParts, prefix: PromptState | None, options: GenerationOptions
+    ) -> float | None:
         """The usual probability of answers to this prompt; None unless it asks for a caption, to be decoded greedily or
         by beams, without a penalty. Answers to questions are as likely about pictures that the model knows nothing of
-        (benchmarks/confidence.py)."""
+        (benchmarks/confidence.py). After shots a caption has their style, whose probability was not measured."""
         likeliest = options.temperature == 0.0 and options.repetition_penalty == 1.0
-        return self.usual_probability if likeliest and tasks.asks_for_caption(self.config, parts) else None
+        judged = likeliest and prefix is None and tasks.asks_for_caption(self.config, parts)
+        return self.usual_probability if judged else None
 
     @contextmanager
     def _decoder(self, rows: int, capacity: int, prefix: PromptState | None) -> Iterator[Decoder]:

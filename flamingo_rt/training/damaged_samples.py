@@ -14,10 +14,11 @@ UNLIKELY = 1e-3  # probability of as many damaged samples by chance below which 
 
 
 def count_damaged(
-    dataset: str, parts: Sequence[Drawn], at: RunPosition, most: float, world: World
+    dataset: str, parts: Sequence[Drawn], at: RunPosition, most: float, world: World, seen: set[str]
 ) -> list[str]:
-    """Count in ``at`` what all ranks read for a step; gives damaged samples with their reasons. Raises the error of any
-    rank, and `DataError` where more than the share ``most`` of the data are surely damaged."""
+    """Count in ``at`` what all ranks read for a step; gives damaged samples with their reasons, which are added to
+    ``seen``, those since the run began or went on. Raises the error of any rank, and `DataError` where more than the
+    share ``most`` of the data are surely damaged."""
     mine = ([part.error for part in parts if part.error], sum(part.read for part in parts),
             [text for part in parts for text in part.damaged])
     everyone = world.gathered(mine)
@@ -27,10 +28,12 @@ def count_damaged(
         at.read += read
         at.damaged += len(damaged)
     damaged = [text for _, _, texts in everyone for text in texts]
+    seen.update(damaged)
     if damaged and surely_more(at.damaged, at.read, most):
         raise DataError(
-            f"{at.damaged} of {at.read} samples are damaged, more than max_damaged {most:g}; the last, of {dataset}: "
-            f"{damaged[-1]}. Mend them (flamingo-rt data check lists all) and start anew, or raise max_damaged"
+            f"{at.damaged} of {at.read} samples drawn are damaged, {len(seen)} different ones, more than "
+            f"max_damaged {most:g}; the last, of {dataset}: {damaged[-1]}. Mend them (flamingo-rt "
+            "data check lists all) and start anew, or raise max_damaged"
         )
     return damaged
 

@@ -169,6 +169,7 @@ class _Run:
     ) -> None:
         self.stage, self.options, self.world, self.on_step, self.at = stage, options, world, on_step, RunPosition()
         self.state, self.fits = state, False  # whether a step has been found to fit into memory
+        self.damaged: set[str] = set()  # samples, with their reasons, since the run began or went on
         self.flops = StepFlops()
         self.rate = matrix_rate(world.device, torch.float32 if options.precision == "fp32" else torch.bfloat16)
         self.parts = range(world.rank * options.accumulate, (world.rank + 1) * options.accumulate)
@@ -195,7 +196,7 @@ class _Run:
             asked = time.monotonic()
             parts = [next(batches) for _ in self.parts]
             waiting += time.monotonic() - asked
-            damaged += count_damaged(dataset.name, parts, self.at, self.options.max_damaged, self.world)
+            damaged += count_damaged(dataset.name, parts, self.at, self.options.max_damaged, self.world, self.damaged)
             loss = self._add_gradient(dataset, parts)
             if loss is not None:
                 losses[dataset.name] = loss

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from flamingo_rt import loading
+from flamingo_rt.cli.doctor import LIBRARIES
 from flamingo_rt.engines.gpu.nvidia_driver import Gpu
 
 
@@ -62,6 +63,15 @@ def test_a_backend_that_is_installed_but_computes_nothing_does_not_work(run, mon
     state = json.loads(run("doctor", "--json").out)["backends"]["ort"]
     assert state["works"] is False
     assert str(tmp_path / "absent") in state["detail"]
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_names_of_libraries_are_whole_in_a_narrow_terminal(run, packaged, monkeypatch, width) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    out = run("doctor").out
+    libraries = out[out.index("Libraries"):out.index("Backends")]
+    assert "…" not in libraries
+    assert all(name in libraries for name in LIBRARIES)
 
 
 def test_a_library_that_is_not_installed_has_no_version(run, packaged, monkeypatch) -> None:

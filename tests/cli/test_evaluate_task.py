@@ -74,7 +74,7 @@ def test_a_second_run_is_refused_or_goes_on_and_gives_the_same(evaluate, tmp_pat
     assert evaluate("--shots", 1, "--resume").code == 0
     assert (tmp_path / "out/scores.json").read_text() == first
     other = evaluate("--shots", 1, "--resume", "--select", "balanced")
-    assert (other.code, "another model, task or options" in other.err) == (1, True)
+    assert (other.code, "is of a run with --select random, not balanced: give the same" in other.err) == (1, True)
 
 
 def test_an_output_that_cannot_be_written_or_read_is_told(evaluate, tmp_path, monkeypatch) -> None:
@@ -173,8 +173,7 @@ def test_an_interrupt_says_where_the_answers_are(evaluate, monkeypatch) -> None:
 
     monkeypatch.setattr("flamingo_rt.runtime.model.Model.score", interrupt)
     outcome = evaluate("--shots", 1)
-    assert outcome.code == 130
-    assert "go on with --resume" in outcome.err
+    assert (outcome.code, "nothing was answered" in outcome.err) == (130, True)
     monkeypatch.setattr("flamingo_rt.evaluation.usable_items.decode_visual", interrupt)
     outcome = evaluate("--shots", 1, out="before")
     assert (outcome.code, "nothing was answered" in outcome.err) == (130, True)
@@ -182,6 +181,34 @@ def test_an_interrupt_says_where_the_answers_are(evaluate, monkeypatch) -> None:
     monkeypatch.setattr("flamingo_rt.evaluation.task_scores.task_scores", interrupt)
     outcome = evaluate("--shots", 1, out="after")
     assert (outcome.code, "go on with --resume" in outcome.err) == (130, True)
+
+
+def test_a_run_that_answered_nothing_is_begun_anew_with_any_options(evaluate, monkeypatch) -> None:
+    def interrupt(*arguments, **more) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("flamingo_rt.runtime.model.Model.score", interrupt)
+        assert evaluate("--shots", 1).code == 130
+    assert evaluate("--shots", 1, "--orders", 3).code == 0
+    assert evaluate("--shots", 1, "--orders", 3).code == 2
+
+
+def test_a_folder_in_the_place_of_a_task_is_told(run, task, tmp_path) -> None:
+    outcome = run("evaluate", "task", tmp_path, "--out", tmp_path / "out")
+    assert outcome.code == 2
+    assert f"{tmp_path} is a folder: give a .toml file; in it is colors.toml" in outcome.err
+
+
+def test_prompts_that_lack_a_class_get_a_hint(evaluate, tmp_path) -> None:
+    outcome = evaluate("--shots", "2,3", "--seeds", 4, "--controls", "blank")
+    lines = [json.loads(line) for line in (tmp_path / "out/answers.jsonl").read_text().splitlines()[1:]]
+    shots = [{int(name.rpartition(":")[2]) % 3 for name in line["chosen"]} for line in lines
+             if line["shots"] == 3 and line["control"] == "none"]  # two shots cannot have three classes
+    lacking = sum(len(classes) < 3 for classes in shots)
+    assert 0 < lacking < 36
+    assert f"hint: in {lacking} of 36 prompts a class is not among the shots" in outcome.err
+    assert "hint" not in evaluate("--shots", 3, "--select", "balanced", "--items", 1, out="balanced").err
 
 
 def test_what_does_not_fit_ends_before_anything_is_asked(evaluate, tmp_path, monkeypatch) -> None:
@@ -196,7 +223,7 @@ def test_nothing_is_encoded_for_shots_that_are_not_there_or_another_run(evaluate
     monkeypatch.setattr("flamingo_rt.evaluation.feature_index.encode_frames", lambda *a: pytest.fail("encoded"))
     assert "9 shots are asked for" in evaluate("--shots", 9, "--select", "rices", out="other").err
     outcome = evaluate("--shots", 1, "--select", "rices", "--orders", 3, "--resume")
-    assert (outcome.code, "another model, task or options" in outcome.err) == (1, True)
+    assert (outcome.code, "is of a run with --orders 2, not 3: give" in outcome.err) == (1, True)
 
 
 def test_an_earlier_run_is_refused_before_pictures_are_read(evaluate, monkeypatch) -> None:
@@ -209,7 +236,7 @@ def test_other_pictures_of_the_same_names_are_another_task(evaluate, tmp_path) -
     assert evaluate("--shots", 1).code == 0
     (tmp_path / "3.png").write_bytes((tmp_path / "4.png").read_bytes())
     outcome = evaluate("--shots", 1, "--resume")
-    assert (outcome.code, "another model, task or options" in outcome.err) == (1, True)
+    assert (outcome.code, "is of a run with another task: its keys, its items" in outcome.err) == (1, True)
 
 
 @pytest.mark.parametrize("select", ["random", "balanced", "rices"])

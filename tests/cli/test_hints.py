@@ -57,6 +57,16 @@ def test_what_the_record_says_nothing_about_gets_no_hint(run, noise, options) ->
     assert json.loads(outcome.out)["unlike_validation"] is None
 
 
+def test_a_caption_in_the_style_of_shots_gets_no_hint(run, noise, tmp_path) -> None:
+    shots = ("--shot", SCENE.parent / "scenes" / "a.png", "star, yellow", "--task", "caption")
+    query = ("--image", noise, "--json")
+    compiled = tmp_path / "shots.prompt"
+    assert run("prompt", "compile", *shots, "--out", compiled).code == 0
+    for outcome in (run("infer", *shots, *query), run("infer", "--prompt-file", compiled, *query)):
+        assert (outcome.code, outcome.err) == (0, "")
+        assert json.loads(outcome.out)["unlike_validation"] is None
+
+
 @pytest.mark.parametrize("json_too", [[], ["--json"]], ids=["text", "json"])
 def test_choices_that_the_model_would_not_say_get_a_hint(run, json_too) -> None:
     outcome = run("infer", "--image", SCENE, "--question", "What is it?", *UNLIKELY_CHOICES, *json_too)

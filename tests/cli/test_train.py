@@ -239,7 +239,7 @@ def test_a_damaged_sample_is_named_on_the_screen_and_left_out(train, tmp_path) -
     outcome = train(tmp_path / "out", "--max-damaged", 0.1, data=f"{data},batch=8")
     assert outcome.code == 0
     lines = [line for line in outcome.err.splitlines() if line.startswith("damaged, left out: ")]
-    assert lines
+    assert len(lines) == 1  # though each of the steps draws it again
     assert all("captions.jsonl" in line and "3.png" in line for line in lines)
 
 
@@ -249,7 +249,18 @@ def test_too_many_damaged_samples_end_the_run(train, tmp_path) -> None:
         (data / name).write_bytes(b"no picture")
     outcome = train(tmp_path / "out", data=f"{data},batch=8")
     assert outcome.code == 1
-    assert "samples are damaged, more than max_damaged 0.01" in outcome.err
+    assert "samples drawn are damaged, 2 different ones, more than max_damaged 0.01" in outcome.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_several_texts_of_a_picture_are_refused_before_the_run(train, tmp_path) -> None:
+    data = captions(tmp_path / "data", 8)
+    lines = (data / "captions.jsonl").read_text().splitlines()
+    lines[2] = json.dumps({"image": "2.png", "texts": ["a square", "a red square"]})
+    (data / "captions.jsonl").write_text("\n".join(lines) + "\n")
+    outcome = train(tmp_path / "out", data=data)
+    assert outcome.code == 1
+    assert '1 of its lines give "texts" of one picture or clip' in outcome.err
     assert not (tmp_path / "out").exists()
 
 

@@ -185,7 +185,7 @@ def test_what_was_not_asked_for_this_time_is_kept_and_not_given(model, captions,
 
 @pytest.mark.parametrize(("spoil", "error", "said"), [
     (lambda text: text, UsageError, "go on with --resume"),
-    (lambda text: text.replace("small", "other"), DataError, "another model, task or options"),
+    (lambda text: text.replace("small", "other"), DataError, "another model: give the same"),
     (lambda text: text.replace('"answer"', '"anwser"', 1), DataError, "line 2, is no answer"),
     (lambda text: text.replace('"control": "none"', '"control": []', 1), DataError, "line 2, is no answer"),
     (lambda text: text.replace("{", "[", 2), DataError, "another model, task or options"),

@@ -136,11 +136,12 @@ def test_a_message_about_a_shot_says_what_it_has_and_shows_no_picture(shot, said
 
 
 @pytest.mark.parametrize(("parts", "asks"), [
-    ([A, "Output:"], True), ([A, " Output: "], True), ([A, "Out", "put:"], True), ([A, "a cat", B, "Output:"], True),
+    ([A, "Output:"], True), ([A, " Output: "], True), ([A, "Out", "put:"], True), ([A, B, "Output:"], True),
     ([CLIP, "Output:"], True), ("Output:", False), (["Output:"], False), ([A], False), ([A, ""], False),
     ([A, "Output: a"], False), ([A, "Question: is it? Answer:"], False), (A, False), ([A, "see Output:"], False),
+    ([A, "Output: a cat<|endofchunk|>", B, "Output:"], False), (["Look: ", A, "Output:"], False),
 ])
-def test_a_prompt_asks_for_a_caption_when_it_ends_in_a_picture_and_the_models_text(parts, asks) -> None:
+def test_a_prompt_asks_for_a_caption_when_it_is_a_picture_and_the_models_text(parts, asks) -> None:
     assert asks_for_caption(PAPER, parts) is asks
 
 

@@ -271,8 +271,14 @@ def test_each_row_of_a_batch_is_judged_by_its_own_prompt(torch_model, pictures):
     model = Model(torch_model.backend, torch_model.config, torch_model.tokenizer, usual_probability=1.0)
     results = model.generate_batch(["Output:", [pictures[0], "Output:"]], max_new_tokens=3)
     assert [result.unlike_validation for result in results] == [None, True]
-    shots = model.prompt([pictures[1], "Output: a<|endofchunk|>"])
-    assert model.generate([pictures[0], "Output:"], prefix=shots, max_new_tokens=3).result().unlike_validation is True
+
+
+def test_a_caption_after_shots_is_not_judged(torch_model, pictures):
+    model = Model(torch_model.backend, torch_model.config, torch_model.tokenizer, usual_probability=1.0)
+    shot, query = [pictures[1], "Output: a<|endofchunk|>"], [pictures[0], "Output:"]
+    assert model.generate(query, max_new_tokens=3).result().unlike_validation is True
+    assert model.generate([*shot, *query], max_new_tokens=3).result().unlike_validation is None
+    assert model.generate(query, prefix=model.prompt(shot), max_new_tokens=3).result().unlike_validation is None
 
 
 def test_too_many_pictures_are_shots_only_where_there_are_shots(torch_model, pictures, config):

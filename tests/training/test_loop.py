@@ -330,7 +330,8 @@ def test_an_error_of_a_worker_is_raised_as_it_is(tmp_path) -> None:
 def test_damaged_samples_are_named_and_counted_and_too_many_end_the_run(tmp_path) -> None:
     options = replace(OPTIONS, max_damaged=0.05)
     seen = []
-    with pytest.raises(DataError, match=r"8 of 32 samples are damaged.*two-3-3: cut short.*data check"):
+    said = r"8 of 32 samples drawn are damaged, 8 different ones, .*two-3-3: cut short.*data check"
+    with pytest.raises(DataError, match=said):
         train(ToyStage(two_datasets(damaged_from=2)), options, tmp_path / "out", World(), on_step=seen.append)
     assert [report.damaged for report in seen] == [()] * 2 + [
         ("two-2-0: cut short", "two-2-1: cut short", "two-2-2: cut short", "two-2-3: cut short")

@@ -22,6 +22,7 @@ from flamingo_rt.training.options import SCENES, DataKind, DataOptions
 _KEYS = re.compile(rb'"(image|video|text|text_list|texts)"\s*:')
 MOST_PARSED = 100_000  # bytes of a line that is parsed to find its kind
 UNKNOWN = "unknown"
+REFERENCES = "references"  # of an evaluation: several captions of a picture or a clip
 # Files that say what else in their folder belongs to the data, and what a folder can hold, each with its kinds.
 LISTED = ("captions.jsonl", "pages.jsonl")
 SHARDS, TEXTS, CLASSES = ".tar shards", ".txt and .jsonl files", "folders of pictures"
@@ -148,8 +149,10 @@ def _open_texts(paths: Iterable[Path]) -> TextFiles:
 
 
 def line_kind(line: bytes) -> str:
-    """The kind of sample that a line of a JSONL file is, by the keys of its object, or `UNKNOWN`."""
+    """The kind of sample that a line of a JSONL file is, by the keys of its object, `REFERENCES` or `UNKNOWN`."""
     keys = _keys(line)
+    if "texts" in keys and keys & {"image", "video"} and b'"images"' not in line:
+        return REFERENCES
     if keys & {"text_list", "texts"}:
         return "pages"
     if "image" in keys:
@@ -175,6 +178,10 @@ def _keys(line: bytes) -> Set[str]:
 def _only_kind(path: Path, counts: Mapping[str, int]) -> str:
     """The kind of all lines whose kind is known."""
     kinds = Counter({kind: count for kind, count in counts.items() if kind != UNKNOWN})
+    if kinds[REFERENCES]:
+        raise DataError(f'{path}: {kinds[REFERENCES]:,} of its lines give "texts" of one picture or clip, which are '
+                        'references of an evaluation. Training takes one "text" a line: give each text a line of its '
+                        'own; a page with texts and pictures needs "images"')
     if len(kinds) > 1:
         found = _listed([f"{count:,} of {kind}" for kind, count in sorted(kinds.items())])
         raise DataError(f"the lines of {path} are of several kinds, {found}: put each into a file of its own")

@@ -364,6 +364,13 @@ def test_the_kind_of_a_line_is_told_by_its_own_keys(tmp_path) -> None:
     assert line_kind(b'{"image": "a", "meta": {"video": "b"}, broken') == "unknown"  # as good as can be told
 
 
+def test_references_of_an_evaluation_are_no_pages_and_refused(tmp_path) -> None:
+    rows = [{"image": "0.png", "texts": ["a", "b"]}, {"video": "0.mp4", "texts": ["a"]}, {"image": "1.png"}]
+    with pytest.raises(DataError, match=r'a\.jsonl: 2 of its lines give "texts" of one picture or clip.* one "text" a'):
+        opened(write_lines(tmp_path / "a.jsonl", rows))
+    assert opened(write_lines(tmp_path / "b.jsonl", [{**PAGE, "image": "thumbnail.png"}])).kind == "pages"
+
+
 def test_another_kind_than_asked_for_is_refused(tmp_path) -> None:
     with pytest.raises(DataError, match="holds pairs, not pages"):
         opened(captions(tmp_path, 1), kind="pages")
