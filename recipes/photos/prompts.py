@@ -1,4 +1,4 @@
-"""Prompts to calibrate a quantized export with: emoji that training saw, with their names or with words that mean nothing.
+"""Prompts to calibrate a quantized export with: emoji that training saw, with their names or with new words.
 
     python -m recipes.photos.prompts
     flamingo-rt export --ckpt runs/photos/joined --quantize int4 --calibration runs/photos/calibration/prompts.jsonl …
