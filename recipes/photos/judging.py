@@ -11,20 +11,22 @@ from recipes.photos.held_out import PREPOSITIONS, singular
 # Words before a noun that do not change what it names. "Hot" is none of them: a hot dog is no dog.
 ADJECTIVES = frozenset((
     "a", "an", "the", "some", "two", "three", "four", "several", "many", "red", "orange", "yellow", "green", "blue",
-    "purple", "pink", "brown", "black", "white", "grey", "gray", "golden", "silver", "colorful", "spotted", "striped",
+    "purple", "pink", "brown", "black", "white", "grey", "gray", "silver", "colorful", "spotted", "striped",
     "big", "large", "huge", "small", "little", "tiny", "old", "young", "happy", "sad", "angry", "sleeping", "sitting",
     "standing", "flying", "wooden", "open", "closed", "dark", "light",
 ))
 FORMS = re.compile(
-    r"(this is |it is |there is |there are )?(an? )?(picture|photo|photograph|image) of |this is |it is "
+    r"^(this is |it is |it's |there is |there are )?(an? )?(picture|photo|photograph|image|close-up) of |"
+    r"^(this is |it is |it's |there is |there are )"
 )
+QUANTITIES = re.compile(r"^(an? |the |two )?(pair|group|couple|bunch|pile) of ")
 
 
 def named_in(answer: str) -> str:
     """The noun phrase that an answer begins with, in lower case and the singular, without articles, colours and sizes,
     and without what follows a preposition other than "of": "bird" of "A picture of a blue bird in the sky."."""
-    text = re.split(r"[.,;:!?\n]", answer.strip().lower(), maxsplit=1)[0]
-    words = FORMS.sub("", text, count=1).split()
+    text = re.split(r"[.,;:!?\n]", answer.strip(" \"'").lower(), maxsplit=1)[0].strip(" \"'")
+    words = QUANTITIES.sub("", FORMS.sub("", text, count=1), count=1).split()
     while len(words) > 1 and words[0] in ADJECTIVES:
         words.pop(0)
     end = next((place for place, word in enumerate(words) if place and word in PREPOSITIONS - {"of"}), len(words))
@@ -33,10 +35,10 @@ def named_in(answer: str) -> str:
 
 
 def is_right(answer: str, accepted: Collection[str]) -> bool:
-    """Whether an answer's noun phrase is one of the accepted names, with what follows "of" or without it ("cup of
-    coffee")."""
+    """Whether an answer's noun phrase is one of the accepted names, or two of them joined by "of": "cup of coffee"
+    where both are right, not "cup of tea"."""
     name = named_in(answer)
-    return bool(name) and (name in accepted or name.split(" of ")[0] in accepted)
+    return bool(name) and (name in accepted or all(part in accepted for part in name.split(" of ", 1)))
 
 
 def wilson(right: int, count: int, z: float = 1.959964) -> tuple[float, float]:

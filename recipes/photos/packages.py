@@ -39,7 +39,8 @@ LANGUAGE_MODEL = Package(
     "327d685a9e7c4385dfeb021f860c9d1f6485be878a85422b492021ddd1eb1bb9", ("model",),
 )
 STAMPS = Package(
-    "tuxpaint-stamps-default", "2022.06.04-1", "apt", "pictures with captions", "GPL-2, public domain",
+    "tuxpaint-stamps-default", "2022.06.04-1", "apt", "pictures with captions",
+    "by stamp: GPL-2, GFDL, CC-BY(-SA), public domain",
     r"\./usr/share/tuxpaint/stamps/(?P<name>.+\.(png|txt))",
     "617be7d57f40c6e03b4bf2e5dc93568d9c95839a7526e9a3d543f58dad383a18", ("pictures",),
 )
@@ -60,7 +61,7 @@ EMOJI_NAMES = Package(
     "4a6b0ab8234ade4a01d6b045fa232d7faa66d4f092f5a51ea9f2360663180614", ("model", "pictures"),
 )
 PHOTOGRAPHS = Package(
-    "foolbox", "3.3.4", "pip", "20 photographs to test on", "MIT",
+    "foolbox", "3.3.4", "pip", "20 photographs to test on", "code: MIT; pictures: ImageNet's, for research",
     r"foolbox/data/(?P<name>imagenet_[0-9]+_[0-9]+\.jpg)",
     "9e49c798485820a97e15f4866e798209f6c4399463bfd416af7d7b28a5bdf75e", ("model", "try"),
 )

@@ -1,4 +1,4 @@
-"""Tasks for ``flamingo-rt evaluate task`` on held-out concepts, whose pictures and head nouns were in no training.
+"""Tasks for ``flamingo-rt evaluate task`` on held-out concepts of which training shows nothing, under no name.
 
     python -m recipes.photos.tasks
     flamingo-rt evaluate task runs/photos/tasks/stamps-words.toml --model BUNDLE --shots 0,5,10,20 --select balanced \\
@@ -6,11 +6,11 @@
 
 - ``stamps-words``, ``emoji-words``: 40 groups of five held-out concepts, each with a word that means nothing, new in
   each group; five queries a group. 5, 10 and 20 shots are 1, 2 and 4 of each concept. A query is another view than its
-  support's, and another picture where its concept has several. Few have: the encoder's features alone solve these tasks
-  (`nearest.py`), so they measure whether a model reads its shots, not how far it generalizes.
+  support's, and another picture where its concept has several, as few stamps and one emoji have: the encoder's features
+  alone solve these tasks (`nearest.py`), so they measure whether a model reads its shots, not how far it generalizes.
 - ``styles-words``: the same of held-out concepts that two or three of the sources show. Shots are never of the query's
   source: a photograph of a teapot is asked about after drawings of one.
-- ``stamps-captions``, ``stamps-exact``: the 56 held-out stamps, after shots of trained stamps. What is right is the
+- ``stamps-captions``, ``stamps-exact``: the held-out stamps, after shots of trained stamps. What is right is the
   concept's name, for ``exact`` its head noun too, each with or without an article.
 """
 
@@ -28,7 +28,7 @@ import numpy as np
 from flamingo_rt.errors import DataError, FlamingoError
 from flamingo_rt.training.scenes.nonce_words import nonce_words
 from recipes.photos import WORK
-from recipes.photos.held_out import head_noun, singular
+from recipes.photos.held_out import COMPOUNDS, head_noun, is_unseen, singular
 from recipes.photos.pictures import PICTURES
 from recipes.photos.whole_folder import whole_folder
 
@@ -55,12 +55,17 @@ def concepts_in(pictures: Path, part: str) -> list[ConceptPictures]:
     return [ConceptPictures(folder.name.replace("_", " "), _by_picture(pictures, folder)) for folder in folders]
 
 
+def unseen_in(pictures: Path, source: str) -> list[ConceptPictures]:
+    """The held-out concepts of a source of which training shows nothing, under no name (`held_out.is_unseen`)."""
+    return [concept for concept in concepts_in(pictures, f"held-out/{source}") if is_unseen(concept.name)]
+
+
 def concepts_across(pictures: Path) -> list[ConceptPictures]:
     """The held-out concepts that two sources or more show, with the pictures of all: "gloves" are a "glove". Raises
     `DataError` where there are none."""
     merged: dict[str, tuple[tuple[str, ...], ...]] = {}
     for source in SOURCES:
-        for concept in concepts_in(pictures, f"held-out/{source}"):
+        for concept in unseen_in(pictures, source):
             *before, last = concept.name.split()
             name = " ".join([*before, singular(last)])
             merged[name] = (*merged.get(name, ()), *concept.views)
@@ -74,13 +79,13 @@ def write_tasks(pictures: Path, folder: Path, seed: int = SEED, groups: int = GR
     """
     images = f"../{pictures.name}"
     with whole_folder(folder) as beside:
-        named = {"stamps-words": concepts_in(pictures, "held-out/stamps"),
-                 "emoji-words": concepts_in(pictures, "held-out/emoji"), "styles-words": concepts_across(pictures)}
+        named = {"stamps-words": unseen_in(pictures, "stamps"), "emoji-words": unseen_in(pictures, "emoji"),
+                 "styles-words": concepts_across(pictures)}
         for number, (name, concepts) in enumerate(named.items()):
             rng = np.random.default_rng([seed, number])
             items, support = word_items(concepts, groups, rng, across=name == "styles-words")
             _write(beside, name, {"kind": "classes"}, images, items, support)
-        held_out, trained = concepts_in(pictures, "held-out/stamps"), concepts_in(pictures, "train")
+        held_out, trained = unseen_in(pictures, "stamps"), concepts_in(pictures, "train")
         shots = caption_items([_only(concept, "stamps") for concept in trained], lambda name: [name])
         captions = {"stamps-captions": ("cider", with_article), "stamps-exact": ("exact", with_head_noun)}
         for name, (metric, texts) in captions.items():
@@ -117,7 +122,9 @@ def with_article(name: str) -> list[str]:
 
 
 def with_head_noun(name: str) -> list[str]:
-    """A name and its head noun, each without and with an article."""
+    """A name and its head noun, each without and with an article; a compound is what it says only as a whole."""
+    if name in COMPOUNDS:
+        return with_article(name)
     return list(dict.fromkeys([*with_article(name), *with_article(head_noun(name))]))
 
 

@@ -30,8 +30,8 @@ def test_the_noun_phrase_of_an_answer(answer: str, name: str) -> None:
 
 def test_only_an_accepted_name_is_right() -> None:
     accepted = ("dog", "cup", "bird of prey")
-    right = ("dog", "a black dog", "Dogs.", "cup of coffee", "bird of prey")
-    wrong = ("hot dog", "doghouse", "cat", "", "bird", "cat and dog")
+    right = ("dog", "a black dog", "Dogs.", "cup of dog", "bird of prey", "there is a dog", "a pair of cups", '"dog"')
+    wrong = ("hot dog", "doghouse", "cat", "", "bird", "cat and dog", "cup of tea", "house of dog", "golden dog")
     assert all(is_right(answer, accepted) for answer in right)
     assert not any(is_right(answer, accepted) for answer in wrong)
 
