@@ -5,7 +5,7 @@
 
 - ``words``: ``evaluate task`` on the three tasks whose words only the shots explain, after 0, 1, 2 and 4 shots a class;
   the controls (pictures shuffled among the shots, grey) at 4.
-- ``captions``: the held-out stamps' names, after 0 and 4 shots of trained stamps.
+- ``captions``: the held-out stamps' names, after 0 and 4 shots of trained stamps, drawn for each.
 - ``photographs``: the 23 photographs, after 0 and 4 shots.
 
 Beside them stand the nearest neighbours of the encoder's features on the same queries and shots (`nearest.py`).
@@ -30,7 +30,7 @@ from recipes.photos.tasks import TASKS
 WORDS = ("--shots", "0,5,10,20", "--select", "balanced", "--plain-zero")
 CONTROLS = ("--shots", "20", "--select", "balanced", "--controls", "shuffled,blank")
 CAPTIONS = ("stamps-captions", "stamps-exact")
-CAPTION_OPTIONS = ("--shots", "0,4", "--plain-zero")
+CAPTION_OPTIONS = ("--shots", "0,4", "--plain-zero", "--redraw")
 PHOTOGRAPH_SHOTS = (0, 4)
 PARTS = ("words", "captions", "photographs")
 
