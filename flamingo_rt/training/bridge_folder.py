@@ -142,9 +142,9 @@ def join_bridge(path: Path, vision: Path, language: Path, tokenizer: Path | None
     _require_same_language(bridge, decoder, language)
     tensors = {**encoder.tensors, **decoder.tensors, **bridge.tensors}
     for name in TABLES:
-        for prefix, places in ((NEW_ROWS, new), (PAD_ROW, [pad])):
+        for prefix, places in ((NEW_ROWS, new), (PAD_ROW, [] if pad is None else [pad])):
             rows = tensors.pop(prefix + name, None)
-            if rows is not None and None not in places:
+            if rows is not None and places:
                 tensors[name] = _with_rows(tensors[name], rows, places)
     config = replace(bridge.config, vision=encoder.config)  # its graph may have other bytes than the one trained on
     ordered = {name: tensors[name] for name in expected_shapes(config)}

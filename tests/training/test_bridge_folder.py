@@ -82,6 +82,18 @@ def test_a_bridge_in_fp16_gives_it_back_within_its_rounding(folder: Path, tmp_pa
             torch.testing.assert_close(joined[name].float(), tensor.float(), rtol=2**-11, atol=1e-7)
 
 
+def test_a_number_that_fp16_cannot_hold_is_refused_and_nothing_is_written(folder: Path, tmp_path: Path) -> None:
+    changed = values(open_checkpoint(folder / "model"))
+    name = next(name for name, tensor in changed.items() if name.startswith("resampler.") and tensor.ndim == 2)
+    changed[name] = changed[name].index_fill(0, torch.tensor([0]), 65520.0)
+    model = open_checkpoint(folder / "model")
+    write_checkpoint(tmp_path / "model", StoredModel(model.config, model.tokenizer, in_memory(changed, folder)))
+    with pytest.raises(DataError, match=r"holds 65520, too large for torch\.float16: .* or use torch\.bfloat16"):
+        take_bridge(tmp_path / "model", tmp_path / "bridge")
+    assert not (tmp_path / "bridge").exists()
+    take_bridge(tmp_path / "model", tmp_path / "bridge", torch.bfloat16)
+
+
 def test_a_bridge_holds_nothing_of_the_frozen_parts(folder: Path) -> None:
     tensors = load_file(folder / "bridge" / "model.safetensors")
     assert {name.split(".")[0] for name in tensors} == {"resampler", "cross_attention", "new_rows", "pad_row"}
