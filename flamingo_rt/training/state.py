@@ -39,7 +39,7 @@ START_ANEW = "delete it to train from the start"
 FREE_OPTIONS = ("workers", "accumulate", "save_seconds", "sample_steps", "checkpoint_activations", "compile")
 # Options that change the result, and with which a run is mended that came to no number, or to too much damaged data.
 MENDING_OPTIONS = ("learning_rate", "gradient_clip", "max_damaged")
-# What the identity of a run is without, that began before there was such a key, and which value it had.
+# Keys of the identity that runs which began earlier do not have, and the value that they ran with.
 SINCE: tuple[tuple[tuple[str, ...], Any], ...] = (
     (("trained", "new_tokens"), "both"), (("model", "cross_attention", "first"), 0),
 )

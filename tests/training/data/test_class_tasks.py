@@ -201,7 +201,7 @@ def refusal(folder: Path, visuals: int = 20, **more) -> str:
 
 
 def test_more_pictures_than_the_model_takes_are_refused(animals) -> None:
-    """As many as the classes allow: red fox and owl have six and five, which are four shots each."""
+    # Two classes have six and five pictures, which are four shots each and a query; the others have fewer.
     assert "2 classes of 4 shots and a query are 9 pictures, and the model takes 8" in refusal(animals, visuals=8)
     assert "3 classes of 2 shots and a query are 7 pictures" in refusal(animals, visuals=6, ways=(2, 3), shots=(2,))
 
