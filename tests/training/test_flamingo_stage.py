@@ -129,8 +129,7 @@ def test_a_killed_run_ends_like_an_unbroken_one(small, unbroken, tmp_path) -> No
         import time, torch
         from pathlib import Path
         from flamingo_rt.config import FlamingoConfig
-        from flamingo_rt.model.flamingo import IGNORED_LABEL as NONE
-from flamingo_rt.presets import PRESETS
+        from flamingo_rt.presets import PRESETS
         from flamingo_rt.training import flamingo_start
         from flamingo_rt.training.loop import train
         from flamingo_rt.training.options import *
