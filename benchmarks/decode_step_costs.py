@@ -30,7 +30,7 @@ from flamingo_rt.bench.workload import CacheFilling, Pictures
 from flamingo_rt.config import FlamingoConfig, NFNetConfig
 from flamingo_rt.cores import core_count
 from flamingo_rt.errors import FlamingoError
-from flamingo_rt.presets import preset
+from flamingo_rt.presets import own_preset
 from flamingo_rt.runtime.decoder import Decoder
 from flamingo_rt.runtime.model import Model
 
@@ -132,7 +132,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     if options.model:
         found[options.model.name] = measured(options.model, options)
     else:
-        config = slice_of(preset(options.preset), options.layers)
+        config = slice_of(own_preset(options.preset), options.layers)
         for scheme in options.schemes.split(","):
             with tempfile.TemporaryDirectory(dir=options.work) as folder:
                 found[scheme] = measured(export_slice(config, scheme, Path(folder) / scheme), options)

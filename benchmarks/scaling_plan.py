@@ -18,9 +18,10 @@ import click
 import torch
 
 from flamingo_rt.config import FlamingoConfig, NFNetConfig, ViTConfig
+from flamingo_rt.errors import UsageError
 from flamingo_rt.model.flamingo import make_vision_encoder, on_meta_device
 from flamingo_rt.parameter_count import reckon_parameters
-from flamingo_rt.presets import PRESETS, preset
+from flamingo_rt.presets import PRESETS, own_preset
 from flamingo_rt.training.flops import CountedFlops
 
 BF16, FP32 = 2, 4  # bytes of a number
@@ -368,7 +369,10 @@ def tables(configs: Mapping[str, FlamingoConfig]) -> list[str]:
               default=("flamingo-3b", "flamingo-9b", "flamingo-80b"), show_default=True)
 def main(names: tuple[str, ...]) -> None:
     """Print the tables."""
-    configs = {name.removeprefix("flamingo-").upper(): preset(name) for name in names}
+    try:
+        configs = {name.removeprefix("flamingo-").upper(): own_preset(name) for name in names}
+    except UsageError as error:
+        raise click.ClickException(str(error)) from error
     for each in tables(configs):
         print(each + "\n")
     for gpu in GPUS:

@@ -32,6 +32,9 @@ class EncoderSession:
     def run(self, pixel_values: np.ndarray) -> np.ndarray:
         """pixel_values float32 [N, 3, H, W] -> features float32 [N, S, Dv]. Raises `DataError` where it fails."""
         try:
-            return self._session.run([FEATURES], {PIXEL_VALUES: np.ascontiguousarray(pixel_values)})[0]
+            made = self._session.run([FEATURES], {PIXEL_VALUES: np.ascontiguousarray(pixel_values)})[0]
         except Exception as error:
             raise DataError(f"{self._where} does not run on {list(pixel_values.shape)}: {error}") from error
+        if not isinstance(made, np.ndarray):  # sequences, maps and options are values of ONNX too
+            raise DataError(f"{self._where} gives a {type(made).__name__}, not features: take another output")
+        return made

@@ -58,6 +58,8 @@ LOCATION = b"location"
 STANDARD_DOMAINS = (b"", b"ai.onnx")
 CONTRIBUTED_DOMAIN = b"com.microsoft"
 CONTRIBUTED = frozenset((b"GatherBlockQuantized", b"GroupQueryAttention", b"MatMulNBits", b"MultiHeadAttention"))
+# A graph with a loop may never end. An encoder has none, nor branches.
+CONTROL_FLOW = frozenset((b"If", b"Loop", b"Scan", b"SequenceMap"))
 
 
 @dataclass(frozen=True)
@@ -113,19 +115,23 @@ def read_graph(path: Path, data: Path | None = None) -> GraphFile:
 
 
 def check_graph(model: bytes, where: str) -> None:
-    """Check a graph that has its weights inside. ``where`` names it in messages.
+    """Check an encoder's graph that has its weights inside. ``where`` names it in messages.
 
-    Raises `DataError` for one that takes weights from elsewhere, and what `read_graph` refuses besides.
+    Raises `DataError` for one that takes weights from elsewhere, for operators of `CONTROL_FLOW`, and what `read_graph`
+    refuses besides.
     """
     try:
-        _check(MODEL, memoryview(model), b"", 0)
+        _check(MODEL, memoryview(model), b"", 0, refused=CONTROL_FLOW)
     except ValueError as error:
         raise DataError(f"cannot take {where}: {error}") from error
 
 
-def _check(kind: int, message: memoryview, data_name: bytes, data_size: int, depth: int = 0) -> None:
-    """Raise `ValueError` for weights outside the file ``data_name``, operators that are not exported, and names with
-    control characters."""
+def _check(
+    kind: int, message: memoryview, data_name: bytes, data_size: int, depth: int = 0,
+    refused: frozenset[bytes] = frozenset(),
+) -> None:
+    """Raise `ValueError` for weights outside the file ``data_name``, operators that are not exported or ``refused``,
+    and names with control characters."""
     if depth > MOST_NESTED:
         raise ValueError(f"its graphs are nested more than {MOST_NESTED} deep")
     if kind == TENSOR:
@@ -136,7 +142,7 @@ def _check(kind: int, message: memoryview, data_name: bytes, data_size: int, dep
         if isinstance(value, int):
             continue
         if number in children:
-            _check(children[number], value, data_name, data_size, depth + 1)
+            _check(children[number], value, data_name, data_size, depth + 1, refused)
         elif number in names:
             _check_name(bytes(value))
         elif kind == VALUE_INFO and number == VALUE_INFO_TYPE:
@@ -144,7 +150,7 @@ def _check(kind: int, message: memoryview, data_name: bytes, data_size: int, dep
         elif kind == NODE and number in (NODE_OPERATOR, NODE_DOMAIN):
             texts[number] = bytes(value)
     if kind == NODE:
-        _check_operator(texts.get(NODE_DOMAIN, b""), texts.get(NODE_OPERATOR, b""))
+        _check_operator(texts.get(NODE_DOMAIN, b""), texts.get(NODE_OPERATOR, b""), refused)
 
 
 @lru_cache(maxsize=1024)  # hundreds of values have a few types among them
@@ -157,7 +163,10 @@ def _check_name(name: bytes) -> None:
         raise ValueError(f"it has the name {_shown(name)}, which holds characters that a terminal would obey")
 
 
-def _check_operator(domain: bytes, operator: bytes) -> None:
+def _check_operator(domain: bytes, operator: bytes, refused: frozenset[bytes]) -> None:
+    if operator in refused:
+        raise ValueError(f"it has the operator {_shown(operator)}, control flow that may never end: export the encoder "
+                         "without it")
     if domain not in STANDARD_DOMAINS and not (domain == CONTRIBUTED_DOMAIN and operator in CONTRIBUTED):
         raise ValueError(f"it has the operator {_shown(operator)} of {_shown(domain)}, which is not exported")
 

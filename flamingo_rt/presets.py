@@ -162,3 +162,13 @@ def preset(name: str) -> FlamingoConfig:
     if name not in PRESETS:
         raise UsageError(f"unknown preset {name!r}; known: {', '.join(PRESETS)}")
     return PRESETS[name]()
+
+
+def own_preset(name: str) -> FlamingoConfig:
+    """The configuration called ``name``, whose parts are all this project's own. Raises `UsageError` as `preset`, and
+    for one whose encoder is another project's graph, of which nothing can be made without its file."""
+    config = preset(name)
+    if isinstance(config.vision, ExternalVisionConfig):
+        raise UsageError(f"the vision encoder of the preset {name} is another project's graph, which cannot be made at "
+                         "random: take another preset")
+    return config

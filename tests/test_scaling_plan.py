@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -157,3 +158,13 @@ def test_the_page_shows_the_tables_that_the_script_prints() -> None:
     configs = {name: preset(f"flamingo-{name.lower()}") for name in ("3B", "9B", "80B")}
     for table in tables(configs):
         assert table in page
+
+
+@pytest.mark.parametrize("name", ["scaling_plan", "decode_step_costs"])
+def test_a_preset_whose_encoder_is_another_projects_is_one_line(monkeypatch, capsys, name) -> None:
+    monkeypatch.setattr("sys.argv", [name, "--preset", "photos"])
+    with pytest.raises(SystemExit) as ended:
+        import_module(f"benchmarks.{name}").main()
+    said = f"{ended.value.code}{capsys.readouterr().err}".strip()
+    assert "the vision encoder of the preset photos is another project's graph, which cannot be made" in said
+    assert len(said.splitlines()) == 1

@@ -15,7 +15,7 @@ from flamingo_rt.config import FlamingoConfig
 from flamingo_rt.errors import DataError
 from flamingo_rt.files import check_output, check_space
 from flamingo_rt.model_memory import require_memory
-from flamingo_rt.presets import preset
+from flamingo_rt.presets import own_preset
 from flamingo_rt.progress import Progress, silent
 
 BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
@@ -27,7 +27,7 @@ class RandomBundle:
     """A bundle of random weights: the preset's name, the type of its matrices, their quantization, the folder to keep
     it in, the type that its graphs compute in, and their lowering.
 
-    Raises `UsageError` for an unknown preset.
+    Raises `UsageError` for an unknown preset, and one with an encoder of another project.
     """
 
     preset: str
@@ -38,7 +38,7 @@ class RandomBundle:
     lowering: str = "ort"
 
     def __post_init__(self) -> None:
-        preset(self.preset)
+        own_preset(self.preset)
 
     @property
     def path(self) -> Path:
@@ -62,7 +62,7 @@ class RandomBundle:
         from flamingo_rt.export.quantization.quantization_options import Quantize
         from flamingo_rt.export.random_model import random_model
 
-        config = preset(self.preset)
+        config = own_preset(self.preset)
         require_memory(config, LEAST_BYTES[self.quantize or self.dtype], f"running {self.preset}")
         size = stored_bytes(config, self.dtype)
         most = "at most " if self.quantize else "about "

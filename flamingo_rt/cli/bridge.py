@@ -11,6 +11,7 @@ from flamingo_rt.cli.dependencies import needs_extra
 from flamingo_rt.cli.interrupts import saying_what_was_written
 from flamingo_rt.cli.paths import READ, WRITTEN
 from flamingo_rt.cli.progress_bar import ProgressBar
+from flamingo_rt.errors import UsageError
 from flamingo_rt.printable import printable
 
 
@@ -33,20 +34,35 @@ def command() -> None:
 @click.option("--out", required=True, type=WRITTEN, metavar="FOLDER", help="The bridge to write.")
 @click.option("--dtype", default="fp16", show_default=True, type=click.Choice(["fp32", "fp16", "bf16"]),
               help="Type of the matrices; norms and gates stay fp32.")
+@click.option("--vision", type=READ, metavar="FILE|FOLDER", help="The encoder that it was trained on, to compare.")
+@click.option("--language", type=READ, metavar="FILE|FOLDER",
+              help="The language model that it was trained on, to compare.")
+@click.option("--tokenizer", type=READ, metavar="FILE|FOLDER",
+              help="tokenizer.json, or its folder, when it is not in --language.")
 @click.option("--overwrite", is_flag=True, help="Replace --out when it exists.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object: bridge, bytes, dtype.")
-def take(ckpt: Path, out: Path, dtype: str, overwrite: bool, as_json: bool) -> None:
+def take(
+    ckpt: Path, out: Path, dtype: str, vision: Path | None, language: Path | None, tokenizer: Path | None,
+    overwrite: bool, as_json: bool,
+) -> None:
     """Write the bridge of a checkpoint: resampler, gated cross-attention, and the new tokens' rows.
+
+    The bridge of a run with unfreeze or lora cannot be joined, since the parts it was trained on are no more. With
+    --vision and --language they are compared with those that the checkpoint holds.
 
     \b
     Example:
       flamingo-rt bridge take --ckpt runs/mine --out my-bridge
     """
+    if tokenizer is not None and language is None:
+        raise UsageError("--tokenizer goes with --language: give both, or leave it out")
     with needs_extra("train"):
         from flamingo_rt.checkpoints import DTYPES
         from flamingo_rt.training.bridge_folder import take_bridge
-    with saying_what_was_written(out):
-        size = take_bridge(ckpt, out, DTYPES[dtype], overwrite)
+
+        with saying_what_was_written(out):
+            size = take_bridge(ckpt, out, DTYPES[dtype], overwrite, vision=vision, language=language,
+                               tokenizer=tokenizer)
     if as_json:
         click.echo(json.dumps({"bridge": str(out), "bytes": size, "dtype": dtype}))
         return
@@ -78,11 +94,12 @@ def join(
         from flamingo_rt.files import check_output
         from flamingo_rt.parameter_count import reckon_parameters
         from flamingo_rt.training.bridge_folder import join_bridge
-    check_output(out, overwrite, [path for path in (bridge, vision, language, tokenizer) if path is not None])
-    joined = join_bridge(bridge, vision, language, tokenizer)
-    size = sum(tensor.nbytes for tensor in joined.tensors.values())
-    with saying_what_was_written(out), ProgressBar()("weights", size) as advance:
-        write_checkpoint(out, joined, overwrite, lambda name, count: advance(count))
+
+        check_output(out, overwrite, [path for path in (bridge, vision, language, tokenizer) if path is not None])
+        joined = join_bridge(bridge, vision, language, tokenizer)  # a .gguf needs a library of its own
+        size = sum(tensor.nbytes for tensor in joined.tensors.values())
+        with saying_what_was_written(out), ProgressBar()("weights", size) as advance:
+            write_checkpoint(out, joined, overwrite, lambda name, count: advance(count))
     numbers = reckon_parameters(joined.config)["total"]
     if as_json:
         click.echo(json.dumps({

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
@@ -14,9 +14,8 @@ from flamingo_rt.cli.numbers import Features, Triple, count
 from flamingo_rt.cli.openflamingo_options import open_sources, source_options
 from flamingo_rt.cli.paths import READ, WRITTEN
 from flamingo_rt.cli.progress_bar import ProgressBar
+from flamingo_rt.config import LARGEST, Interpolation
 from flamingo_rt.printable import printable
-
-INTERPOLATIONS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
 
 
 @click.group()
@@ -33,13 +32,14 @@ def command() -> None:
 @command.command()
 @click.option("--onnx", required=True, type=READ, metavar="FILE", help="The encoder's graph; its weights inside, or in "
               "files beside it.")
-@click.option("--image-size", required=True, type=count(), metavar="PIXELS", help="Side of the pictures that it takes.")
+@click.option("--image-size", required=True, type=count(most=LARGEST["image_size"]), metavar="PIXELS",
+              help="Side of the pictures that it takes.")
 @click.option("--output", metavar="NAME", help="The output to take, where the graph has several.")
 @click.option("--features", type=Features(), metavar="SxD", help="Features that it is expected to give, such as "
               "81x1280: S of a picture, D wide.")
 @click.option("--resize", default="crop", show_default=True, type=click.Choice(["crop", "pad", "squash"]),
               help="Way to a square: the centre of the picture, bars beside it, or another aspect.")
-@click.option("--interpolation", default="bicubic", show_default=True, type=click.Choice(INTERPOLATIONS),
+@click.option("--interpolation", default="bicubic", show_default=True, type=click.Choice(get_args(Interpolation)),
               help="Filter of the resizing.")
 @click.option("--mean", default="0.5,0.5,0.5", show_default=True, type=Triple(), metavar="R,G,B",
               help="Subtracted from pixels in 0 to 1.")

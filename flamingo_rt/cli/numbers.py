@@ -65,11 +65,11 @@ class Features(click.ParamType):
         self, value: Any, parameter: click.Parameter | None, context: click.Context | None
     ) -> tuple[int, int]:
         count, _, width = value.partition("x")
-        if not (count.isdecimal() and width.isdecimal() and 0 < int(count) <= MOST and 0 < int(width) <= MOST):
+        if not all(text.isdecimal() and len(text) <= 10 and 0 < int(text) <= MOST for text in (count, width)):
             self.fail(f"{value!r} is not a number of features and their width, such as 81x1280", parameter, context)
         return int(count), int(width)
 
 
-def count(least: int = 1) -> click.IntRange:
-    """An integer from ``least`` up to what 32 bits hold."""
-    return click.IntRange(least, MOST)
+def count(least: int = 1, most: int = MOST) -> click.IntRange:
+    """An integer from ``least`` to ``most``, by default what 32 bits hold."""
+    return click.IntRange(least, most)

@@ -10,8 +10,9 @@ import numpy as np
 
 from flamingo_rt.config import LARGEST, ExternalVisionConfig
 from flamingo_rt.engines.encoder_session import EncoderSession
-from flamingo_rt.errors import DataError
-from flamingo_rt.importing.onnx_file import import_onnx
+from flamingo_rt.errors import DataError, DependencyError
+from flamingo_rt.graph_files import MOST_BYTES
+from flamingo_rt.importing.onnx_file import first_line, import_onnx
 
 # The largest differences of features, as shares of the largest feature: of a picture alone and among others, and of two
 # runs on the same pictures.
@@ -22,8 +23,18 @@ DIGESTED = 4096  # elements of the smallest weight that counts for the digest: k
 def measured(graph: bytes, where: str, image_size: int) -> ExternalVisionConfig:
     """Run a graph with the contract's names on a few pictures, and describe it.
 
-    Raises `DataError` where the features of a picture depend on the others, are not finite, or differ from run to run.
+    Raises `DataError` where the features of a picture depend on the others, are not finite, or differ from run to run,
+    and for a graph that has no weights, or is too large without them.
     """
+    model = import_onnx().load_model_from_string(graph)
+    weights = _weights(model)
+    if not weights:
+        raise DataError(f"{where} has no weights, neither initializers nor constants of its graph: give a trained "
+                        "encoder")
+    rest = len(graph) - sum(tensor.ByteSize() for tensor in model.graph.initializer)
+    if rest > MOST_BYTES:
+        raise DataError(f"{where} has {rest:,} bytes without its weights, more than the {MOST_BYTES:,} that a bundle's "
+                        "graph may have: export it with its constants as initializers")
     session, pictures = EncoderSession(graph, where), sample_pictures(3, image_size)
     together, again = session.run(pictures), session.run(pictures)
     alone = np.concatenate([session.run(pictures[number : number + 1]) for number in range(len(pictures))])
@@ -43,13 +54,30 @@ def measured(graph: bytes, where: str, image_size: int) -> ExternalVisionConfig:
         if difference > share * max(largest, 1e-6):
             raise DataError(f"{where} gives {said} (they differ by {difference:.2g}, the largest is {largest:.2g}): "
                             "export it as it computes in inference, without dropout or batch norms of training")
-    model = import_onnx().load_model_from_string(graph)
-    weights = [tensor for tensor in model.graph.initializer if tensor.data_type in _weight_types()]
     return ExternalVisionConfig(
         image_size=image_size, features=together.shape[1], width=together.shape[2],
         parameters=max(1, sum(math.prod(tensor.dims) for tensor in weights)), graph_bytes=len(graph),
         multiply_adds=max(1, _multiply_adds(model)), digest=_digest(weights),
     )
+
+
+def graph_digest(graph: bytes) -> str:
+    """The digest of the weights of a graph that `measured` has taken. Raises `DataError` where it is damaged."""
+    try:
+        return _digest(_weights(import_onnx().load_model_from_string(graph)))
+    except DependencyError:
+        raise
+    except Exception as error:  # of two libraries, for what is no graph or a tensor that is not what it says
+        raise DataError(f"the external encoder's graph is damaged: {first_line(error)}") from error
+
+
+def lift_weights(model: Any) -> None:
+    """Make initializers of an onnx_ir model's large `Constant` operators, of all where it has no other weights: some
+    exporters keep weights there."""
+    from onnx_ir.passes.common import LiftConstantsToInitializersPass
+
+    there = any(value.dtype in _weight_types() for value in model.graph.initializers.values())
+    LiftConstantsToInitializersPass(size_limit=DIGESTED if there else 1)(model)
 
 
 def sample_pictures(count: int, size: int) -> np.ndarray:
@@ -62,6 +90,10 @@ def _weight_types() -> set[int]:
     """Types of numbers that weights have; shapes and axes have 64 bits."""
     kinds = import_onnx().TensorProto
     return {kinds.FLOAT, kinds.FLOAT16, kinds.BFLOAT16, kinds.DOUBLE, kinds.INT8, kinds.UINT8}
+
+
+def _weights(model: Any) -> list[Any]:
+    return [tensor for tensor in model.graph.initializer if tensor.data_type in _weight_types()]
 
 
 def _digest(weights: list[Any]) -> str:

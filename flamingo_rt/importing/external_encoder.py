@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,14 @@ import torch
 from torch import nn
 
 from flamingo_rt.checkpoints import EXTERNAL_GRAPH, write_folder
-from flamingo_rt.config import ExternalVisionConfig, PreprocessingConfig
+from flamingo_rt.config import LARGEST, ExternalVisionConfig, PreprocessingConfig
 from flamingo_rt.contract import FEATURES, PIXEL_VALUES
 from flamingo_rt.engines.encoder_session import EncoderSession
-from flamingo_rt.errors import DataError
+from flamingo_rt.errors import DataError, UsageError
 from flamingo_rt.exporter_noise import without_exporter_noise
 from flamingo_rt.files import check_output
 from flamingo_rt.graph_files import check_graph
-from flamingo_rt.importing.encoder_facts import measured, sample_pictures
+from flamingo_rt.importing.encoder_facts import lift_weights, measured, sample_pictures
 from flamingo_rt.importing.onnx_file import first_line, import_onnx, read_onnx_file
 from flamingo_rt.weights.lazy import in_memory
 
@@ -40,9 +41,11 @@ def import_encoder(
     ``source``: an ONNX file, whose weights may be in files beside it, or a module pixel_values float32 [N, 3, H, W] ->
     features. ``features`` (S, Dv) is what it is expected to give. ``output`` names the output to take where the graph
     has several. Raises `DataError` that names what is wrong with the graph, `UsageError` where ``out`` exists and may
-    not be replaced.
+    not be replaced, and for a picture of a size that no model has.
     """
     out = Path(out)
+    if not 1 <= image_size <= LARGEST["image_size"]:
+        raise UsageError(f"image_size is {image_size}; it must be from 1 to {LARGEST['image_size']}")
     given = None if isinstance(source, nn.Module) else Path(source)
     check_output(out, overwrite, [] if given is None else [given])
     where = "the module's graph" if given is None else str(given)
@@ -90,6 +93,7 @@ def _with_the_contracts_names(model: Any, where: str, image_size: int, output: s
     try:
         check_graph(model.SerializeToString(), where)
         parsed = onnx_ir.from_proto(model)
+        lift_weights(parsed)
     except DataError:
         raise
     except Exception as error:  # of two libraries, for a message that is too large or makes no sense
@@ -106,12 +110,14 @@ def _with_the_contracts_names(model: Any, where: str, image_size: int, output: s
         wanted = "say which one is taken" if output is None else f"there is no {output!r} among them"
         raise DataError(f"{where} has the outputs {_listed(graph.outputs)}: {wanted}")
     result, called = chosen[0], chosen[0].name
+    if result is picture:
+        raise DataError(f"{where} gives its input {called} back: give an encoder, or another output of it")
     graph.inputs.clear()
     graph.inputs.append(picture)
     graph.outputs.clear()
     for value in _values(graph):
         if value.name in (PIXEL_VALUES, FEATURES):
-            value.name = f"{value.name}.theirs"
+            value.name = _free_name(graph, f"{value.name}.theirs")
     picture.name, picture.shape = PIXEL_VALUES, onnx_ir.Shape(["N", 3, image_size, image_size])
     result.name = FEATURES
     graph.outputs.append(result)
@@ -119,18 +125,29 @@ def _with_the_contracts_names(model: Any, where: str, image_size: int, output: s
     made = session.run(sample_pictures(2, image_size))
     shape = made.shape
     del session  # it holds the weights once more
-    if len(shape) not in (2, 3, 4) or shape[0] != 2 or 0 in shape or made.dtype != np.float32:
-        raise DataError(f"{where} gives {called} {made.dtype} {list(shape)} for 2 pictures; an encoder's is float32 "
-                        "[N, S, D], a grid [N, C, h, w], or one vector [N, D]")
+    _check_features(made, where, called)
     if len(shape) != 3:
         graph.outputs.clear()
-        result.name = f"{FEATURES}.theirs.{len(shape)}"
+        result.name = _free_name(graph, f"{FEATURES}.theirs.{len(shape)}")
         last = _as_features(graph, result, len(shape))
         last.name, last.type = FEATURES, onnx_ir.TensorType(onnx_ir.DataType.FLOAT)
         graph.outputs.append(last)
     RemoveUnusedNodesPass()(parsed)
     _strip(parsed)
     return _serialized(parsed, where)
+
+
+def _check_features(made: np.ndarray, where: str, called: str) -> None:
+    """Raise `DataError` unless this, of 2 pictures, is of a form that features can be made of."""
+    shape = made.shape
+    if len(shape) not in (2, 3, 4) or shape[0] != 2 or 0 in shape or made.dtype != np.float32:
+        raise DataError(f"{where} gives {called} {made.dtype} {list(shape)} for 2 pictures; an encoder's is float32 "
+                        "[N, S, D], a grid [N, C, h, w], or one vector [N, D]")
+    if len(shape) == 4 and shape[2] != shape[3]:
+        _, first, second, third = shape
+        raise DataError(f"{where} gives {called} {list(shape)} for 2 square pictures: as [N, C, h, w] {second} x "
+                        f"{third} cells of width {first}, as [N, h, w, C] {first} x {second} cells of width {third}. A "
+                        "grid [N, C, h, w] with h = w, or [N, S, D], is taken: export it in one of these forms")
 
 
 def _serialized(model: Any, where: str) -> bytes:
@@ -150,13 +167,22 @@ def _check_input(value: Any, where: str, image_size: int) -> None:
     fits = shape is None or (len(shape) == 4 and all(
         not isinstance(there, int) or there == wanted for there, wanted in zip(shape[1:], (3, image_size, image_size),
                                                                                strict=True)))
+    kind = "of unknown type" if value.dtype is None else _type_name(value.dtype)
     shown = "of unknown shape" if shape is None else "[" + ", ".join(map(_dimension, shape)) + "]"
     if not fits or value.dtype not in (None, onnx_ir.DataType.FLOAT):
-        raise DataError(f"the input {value.name} of {where} is {value.dtype} {shown}; an encoder takes float32 "
+        raise DataError(f"the input {value.name} of {where} is {kind} {shown}; an encoder takes float32 "
                         f"[N, 3, {image_size}, {image_size}]: give its image size, or export it in that form")
     if shape is not None and isinstance(shape[0], int):
         raise DataError(f"the input {value.name} of {where} is {shown}, {shape[0]} pictures at a time: export it with "
                         "a dynamic first dimension, since all pictures of a prompt are encoded together")
+
+
+def _type_name(dtype: Any) -> str:
+    """The name of an element type as numpy has it, float32, or onnx's own."""
+    try:
+        return str(dtype.numpy())
+    except TypeError:  # it has none
+        return str(dtype)
 
 
 def _dimension(size: Any) -> str:
@@ -171,12 +197,20 @@ def _values(graph: Any) -> Iterator[Any]:
         yield from node.outputs
 
 
+def _free_name(graph: Any, name: str) -> str:
+    """``name``, with a number behind it where a value of the graph has it already."""
+    taken = {value.name for value in _values(graph)}
+    numbered = (f"{name}.{number}" for number in count())
+    return next(other for other in chain([name], numbered) if other not in taken)
+
+
 def _as_features(graph: Any, result: Any, rank: int) -> Any:
     """Append what makes [N, S, Dv] of a vector or a grid, by operators that all versions of ONNX write alike."""
     import onnx_ir
 
     shape = [0, 1, -1] if rank == 2 else [0, 0, -1]  # 0 keeps a size
-    flat = _appended(graph, onnx_ir.node("Reshape", [result, _constant(graph, f"{FEATURES}.shape", shape)]))
+    kept = _constant(graph, _free_name(graph, f"{FEATURES}.shape"), shape)
+    flat = _appended(graph, onnx_ir.node("Reshape", [result, kept]))
     return flat if rank == 2 else _appended(graph, onnx_ir.node("Transpose", [flat], {"perm": [0, 2, 1]}))
 
 

@@ -14,7 +14,9 @@ from flamingo_rt.printable import printable
 from flamingo_rt.tokenizer_file import MOST_TOKEN, explained, parse_tokenizer
 from flamingo_rt.weights.gguf_files import GgufFile
 
-LONGEST_PIECE = 1000  # characters; longer pieces are never the union of two
+# A file of a stranger could ask for more merges than memory holds. sentencepiece makes pieces of at most 16 characters
+# unless it is told otherwise; the largest vocabularies, of 262,000 pieces, have 515,000 merges.
+LONGEST_PIECE, MOST_MERGES = 64, 1_000_000
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # types of tokens
 REMEDY = "give the original model's tokenizer with --tokenizer"
 
@@ -117,11 +119,15 @@ def _sentencepiece(file: GgufFile, tokens: list[str]) -> Tokenizer:
     if not isinstance(scores, np.ndarray) or len(scores) != len(tokens) or not np.isfinite(scores).all():
         raise DataError(f"{file.path}: tokenizer.ggml.scores are not {len(tokens)} numbers, one a token: {REMEDY}")
     pieces = {text: number for number, text in enumerate(tokens) if types[number] == NORMAL}
-    merges = [
-        (-float(scores[number]), number, text[:cut], text[cut:])
-        for text, number in pieces.items() if len(text) <= LONGEST_PIECE
-        for cut in range(1, len(text)) if text[:cut] in pieces and text[cut:] in pieces
-    ]
+    longest = max(map(len, pieces), default=0)
+    if longest > LONGEST_PIECE:
+        raise DataError(f"{file.path} has a piece of {longest} characters, more than {LONGEST_PIECE}: {REMEDY}")
+    merges = []
+    for text, number in pieces.items():
+        merges += [(-float(scores[number]), number, text[:cut], text[cut:])
+                   for cut in range(1, len(text)) if text[:cut] in pieces and text[cut:] in pieces]
+        if len(merges) > MOST_MERGES:
+            raise DataError(f"{file.path}: its pieces are more than {MOST_MERGES:,} unions of two: {REMEDY}")
     unknown = _of(tokens, types, UNKNOWN)
     if len(unknown) != 1:
         raise DataError(f"{file.path} has {len(unknown)} unknown tokens, one was expected: {REMEDY}")

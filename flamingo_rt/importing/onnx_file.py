@@ -78,10 +78,14 @@ def _place(tensor: Any, path: Path) -> tuple[Path, int, int]:
     said = {entry.key: entry.value for entry in tensor.external_data}
     name = said.get("location", "")
     file = path.parent / name
-    # Not "sub/name", "../name" or "": a graph may not say which other files of the user are read.
-    if "\0" in name or Path(name).name != name or "\\" in name or not file.is_file():
-        raise DataError(f"{path} takes weights from {name!r}, and there is no such file beside it: put it there")
-    there = file.stat().st_size
+    try:
+        # Not "sub/name", "../name" or "": a graph may not say which other files of the user are read.
+        beside = "\0" not in name and Path(name).name == name and "\\" not in name and file.is_file()
+        there = file.stat().st_size if beside else 0
+    except OSError:  # a name that is too long, for one
+        beside = False
+    if not beside:
+        raise DataError(f"{path} takes weights from {name[:300]!r}, and there is no such file beside it: put it there")
     try:
         offset = int(said.get("offset") or 0)
         length = int(said.get("length") or there - offset)

@@ -1,12 +1,13 @@
 """The trained bridge alone: a small folder without the frozen parts, which whoever has those joins to a checkpoint.
 
     config.json          {"kind": "bridge", "model": the whole model's configuration, and digests of its "vision",
-                         "language" and "vocabulary"}
-    model.safetensors    resampler.*, cross_attention.*, and the new tokens' rows of the embedding and of the head
+                         "language", "vocabulary", and of the "ids" of a few texts}
+    model.safetensors    resampler.*, cross_attention.*, and rows of the embedding and of the head: the new tokens', and
+                         the padding token's, which an import makes where a tokenizer has none
 
 The digests tell whether a bridge is joined with the parts that it was trained on: that of an external encoder is of its
-large weights, whichever release exported the graph; others are of all weights but the rows of tokens that this project
-adds. What training changed in a part itself (``unfreeze``, ``lora``) is not in a bridge.
+large weights, whichever release exported the graph; others are of all weights but those rows. What training changed in
+a part itself (``unfreeze``, ``lora``) is not in a bridge. Earlier ones have neither "ids" nor the padding token's row.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from torch import Tensor
 from flamingo_rt.checkpoints import (
     BRIDGE,
     CONFIG,
+    EXTERNAL_GRAPH,
     TOKENIZER,
     StoredModel,
     check_tensors,
@@ -36,6 +38,7 @@ from flamingo_rt.checkpoints import (
 from flamingo_rt.config import ExternalVisionConfig, FlamingoConfig, VisionConfig
 from flamingo_rt.errors import DataError
 from flamingo_rt.files import check_output
+from flamingo_rt.importing.encoder_facts import graph_digest
 from flamingo_rt.json_files import read_json
 from flamingo_rt.tokenizer_file import parse_tokenizer
 from flamingo_rt.training.feature_cache import tensors_digest
@@ -43,10 +46,18 @@ from flamingo_rt.training.parts import LanguagePart, VisionPart, open_language_p
 from flamingo_rt.weights.lazy import LazyTensor, in_memory
 
 TRAINED = ("resampler.", "cross_attention.")
+TRAINED_ON = "the bridge was trained on"
 # Tables with a row for each token.
 TABLES = ("language.embedding.weight", "language.head.weight", "language.head.bias")
 DIGESTS = ("vision", "language", "vocabulary")
+IDS = "ids"
 NEW_ROWS = "new_rows."  # before a table's name: the rows of <image> and <|endofchunk|>, in this order
+PAD_ROW = "pad_row."  # the padding token's, a vector: stored in float32, since it may be the frozen part's own
+# Tokenizers of the same tokens may still cut texts otherwise.
+TEXTS = (
+    "A photo of 2 cats, isn't it?", "Question: Where are they?\n\n  Answer: 12345.6, na\u00efve \u4e2d\u6587",
+    "ONE-two_three",
+)
 
 
 @dataclass(frozen=True)
@@ -58,19 +69,36 @@ class Bridge:
     tensors: Mapping[str, LazyTensor]
 
 
-def take_bridge(checkpoint: Path, out: Path, dtype: torch.dtype = torch.float16, overwrite: bool = False) -> int:
+def take_bridge(
+    checkpoint: Path, out: Path, dtype: torch.dtype = torch.float16, overwrite: bool = False, *,
+    vision: Path | None = None, language: Path | None = None, tokenizer: Path | None = None,
+) -> int:
     """Write the bridge of a checkpoint, its matrices in ``dtype``; returns the bytes of its tensors.
 
-    Raises `DataError` for a checkpoint that cannot be read, `UsageError` where ``out`` may not be written.
+    ``vision`` and ``language`` (with ``tokenizer``), where they are given, are the parts that it was trained on: they
+    are compared with what the checkpoint holds. Raises `DataError` where they differ, or for a checkpoint that cannot
+    be read, `UsageError` where ``out`` may not be written.
     """
-    check_output(out, overwrite, [checkpoint])
+    check_output(out, overwrite, [path for path in (checkpoint, vision, language, tokenizer) if path is not None])
     model = open_checkpoint(checkpoint)
-    tokenizer = parse_tokenizer(model.tokenizer.encode(), checkpoint / TOKENIZER, model.config.language.vocab_size)
-    new = _new_tokens(tokenizer, model.config)
+    own = parse_tokenizer(model.tokenizer.encode(), checkpoint / TOKENIZER, model.config.language.vocab_size)
+    new, pad = _new_tokens(own, model.config), own.token_to_id(model.config.tokens.pad)
     tensors = {name: tensor for name, tensor in model.tensors.items() if name.startswith(TRAINED)}
     rows = {NEW_ROWS + name: model.tensors[name].read()[new] for name in TABLES if name in model.tensors}
+    if pad is not None:
+        rows |= {PAD_ROW + name: model.tensors[name].read()[pad].reshape(-1)
+                 for name in TABLES if name in model.tensors}
     stored = StoredModel(model.config, "", {**tensors, **in_memory(rows, checkpoint)}).stored_as(dtype).tensors
-    described = {"kind": BRIDGE, "model": model.config.to_dict(), **_digests(model.config, tokenizer, model.tensors)}
+    digests = {"vision": _vision_digest(model.config.vision, model.tensors), **_language_digests(
+        model.config, own, model.tensors)}
+    taken = Bridge(model.config, digests, stored)
+    changed = (f"give that one; if it is that one, {checkpoint} was trained with unfreeze or lora, and its bridge "
+               "cannot be joined")
+    if vision is not None:
+        _require_same_encoder(taken, open_vision_part(vision), vision, changed)
+    if language is not None:
+        _require_same_language(taken, open_language_part(language, tokenizer), language, changed)
+    described = {"kind": BRIDGE, "model": model.config.to_dict(), **digests}
     write_folder(out, described, None, stored, overwrite)
     return sum(tensor.nbytes for tensor in stored.values())
 
@@ -82,7 +110,9 @@ def open_bridge(path: Path) -> Bridge:
     if not isinstance(described, dict) or described.get("kind") != BRIDGE:
         raise DataError(f"{path} is no bridge: give a folder that flamingo-rt bridge take wrote")
     digests = {name: described.get(name) for name in DIGESTS}
-    unknown = sorted(described.keys() - {"kind", "model", *DIGESTS})
+    if IDS in described:
+        digests[IDS] = described[IDS]
+    unknown = sorted(described.keys() - {"kind", "model", *DIGESTS, IDS})
     if unknown or not all(isinstance(digest, str) for digest in digests.values()):
         reason = f"has unknown keys {', '.join(unknown)}" if unknown else f"lacks a text for {', '.join(DIGESTS)}"
         raise DataError(f"{path / CONFIG} {reason}: damaged, or written by a newer version")
@@ -94,6 +124,8 @@ def open_bridge(path: Path) -> Bridge:
     wanted = {name: shape for name, shape in shapes.items() if name.startswith(TRAINED)}
     wanted |= {NEW_ROWS + name: (2, *shapes[name][1:]) for name in TABLES if name in shapes}
     file, tensors = open_folder(path)
+    if any(name.startswith(PAD_ROW) for name in tensors):
+        wanted |= {PAD_ROW + name: shapes[name][1:] or (1,) for name in TABLES if name in shapes}
     check_tensors(file, wanted, tensors)
     return Bridge(config, {name: str(digest) for name, digest in digests.items()}, tensors)
 
@@ -105,39 +137,47 @@ def join_bridge(path: Path, vision: Path, language: Path, tokenizer: Path | None
     """
     bridge = open_bridge(path)
     encoder, decoder = open_vision_part(vision), open_language_part(language, tokenizer)
-    new = _new_tokens(decoder.tokenizer, bridge.config)
-    _require_same(bridge, encoder, decoder, vision, language)
+    new, pad = _new_tokens(decoder.tokenizer, bridge.config), decoder.tokenizer.token_to_id(bridge.config.tokens.pad)
+    _require_same_encoder(bridge, encoder, vision)
+    _require_same_language(bridge, decoder, language)
     tensors = {**encoder.tensors, **decoder.tensors, **bridge.tensors}
     for name in TABLES:
-        rows = tensors.pop(NEW_ROWS + name, None)
-        if rows is not None:
-            tensors[name] = _with_rows(tensors[name], rows, new)
+        for prefix, places in ((NEW_ROWS, new), (PAD_ROW, [] if pad is None else [pad])):
+            rows = tensors.pop(prefix + name, None)
+            if rows is not None and places:
+                tensors[name] = _with_rows(tensors[name], rows, places)
     config = replace(bridge.config, vision=encoder.config)  # its graph may have other bytes than the one trained on
     ordered = {name: tensors[name] for name in expected_shapes(config)}
     return StoredModel(config, decoder.tokenizer.to_str(pretty=True), ordered)
 
 
-def _require_same(bridge: Bridge, encoder: VisionPart, decoder: LanguagePart, vision: Path, language: Path) -> None:
-    """Raise `DataError` unless the parts are those that the bridge was trained on."""
+def _require_same_encoder(bridge: Bridge, encoder: VisionPart, path: Path, remedy: str = "give that one") -> None:
+    """Raise `DataError` unless the encoder at ``path`` is that which the bridge was trained on."""
     config = bridge.config
-    trained = "the bridge was trained on"
     if _sizes(encoder.config) != _sizes(config.vision):
         differ = _differences(_sizes(encoder.config), _sizes(config.vision))
-        raise DataError(f"{vision} is another encoder than {trained}: {differ}")
+        raise DataError(f"{path} is another encoder than {TRAINED_ON}: {differ}")
     if encoder.preprocessing != config.preprocessing:
         differ = _differences(encoder.preprocessing, config.preprocessing)
-        raise DataError(f"{vision} prepares pictures otherwise than {trained}: {differ}; import the encoder with that")
+        raise DataError(f"{path} prepares pictures otherwise than {TRAINED_ON}: {differ}; import the encoder with that")
+    if _vision_digest(encoder.config, encoder.tensors) != bridge.digests["vision"]:
+        raise DataError(f"{path} has other weights than the encoder that {TRAINED_ON}: {remedy}")
+
+
+def _require_same_language(bridge: Bridge, decoder: LanguagePart, path: Path, remedy: str = "give that one") -> None:
+    """Raise `DataError` unless the language model at ``path`` is that which the bridge was trained on."""
+    config = bridge.config
     if decoder.config != config.language:
         differ = _differences(decoder.config, config.language)
-        raise DataError(f"{language} is another language model than {trained}: {differ}")
-    found = _digests(config, decoder.tokenizer, {**encoder.tensors, **decoder.tensors}, encoder.config)
-    for name, said in (
-        ("vocabulary", f"{language} has other tokens than the tokenizer that {trained}"),
-        ("vision", f"{vision} has other weights than the encoder that {trained}"),
-        ("language", f"{language} has other weights than the language model that {trained}"),
+        raise DataError(f"{path} is another language model than {TRAINED_ON}: {differ}")
+    found = _language_digests(config, decoder.tokenizer, decoder.tensors)
+    for name, said, then in (
+        ("vocabulary", f"other tokens than the tokenizer that {TRAINED_ON}", "give that one"),
+        (IDS, f"a tokenizer that cuts texts otherwise than the one that {TRAINED_ON}", "give that one"),
+        ("language", f"other weights than the language model that {TRAINED_ON}", remedy),
     ):
-        if found[name] != bridge.digests[name]:
-            raise DataError(f"{said}: give that one")
+        if bridge.digests.get(name, found[name]) != found[name]:
+            raise DataError(f"{path} has {said}: {then}")
 
 
 def _differences(found: Any, wanted: Any) -> str:
@@ -165,20 +205,26 @@ def _sizes(config: VisionConfig) -> VisionConfig:
     return config
 
 
-def _digests(
-    config: FlamingoConfig, tokenizer: Tokenizer, tensors: Mapping[str, LazyTensor], vision: VisionConfig | None = None
+def _vision_digest(config: VisionConfig, tensors: Mapping[str, LazyTensor]) -> str:
+    """The digest of an encoder's weights, of an external one as its graph has them, whatever its configuration says."""
+    if isinstance(config, ExternalVisionConfig):
+        return graph_digest(tensors[EXTERNAL_GRAPH].read().numpy().tobytes())
+    return _digest(tensors, "vision.", [])
+
+
+def _language_digests(
+    config: FlamingoConfig, tokenizer: Tokenizer, tensors: Mapping[str, LazyTensor]
 ) -> dict[str, str]:
-    """The digest of each part of a model; ``vision``: of an encoder that is not the configuration's."""
-    encoder = vision or config.vision
+    """The digests of a language model's weights, of its tokens, and of the ids that its tokenizer makes of `TEXTS`."""
     # The padding token is made like the new ones where a tokenizer has none, and never trained: its row is the mean of
-    # the others, whose last bit differs between machines.
+    # the others, whose last bit differs between machines, with noise of the run's seed.
     made = {number for number in (*_new_tokens(tokenizer, config), tokenizer.token_to_id(config.tokens.pad))
             if number is not None}
-    vocabulary = sorted(tokenizer.get_vocab().items())
+    ids = [tokenizer.encode(text, add_special_tokens=False).ids for text in TEXTS]
     return {
-        "vision": encoder.digest if isinstance(encoder, ExternalVisionConfig) else _digest(tensors, "vision.", []),
         "language": _digest(tensors, "language.", sorted(made)),
-        "vocabulary": tensors_digest({}, json.dumps(vocabulary)),
+        "vocabulary": tensors_digest({}, json.dumps(sorted(tokenizer.get_vocab().items()))),
+        IDS: tensors_digest({}, json.dumps(ids)),
     }
 
 
@@ -199,7 +245,7 @@ def _with_rows(table: LazyTensor, rows: LazyTensor, new: list[int]) -> LazyTenso
     """A table with these rows in the places of the new tokens."""
     def read() -> Tensor:
         values = table.read().clone()
-        values[new] = rows.to(table.dtype).read()
+        values[new] = rows.to(table.dtype).read().reshape(len(new), *values.shape[1:])
         return values
 
     return replace(table, read=read)

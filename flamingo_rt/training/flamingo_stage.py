@@ -148,7 +148,8 @@ class FlamingoStage:
         language = self.config.language
         if self._options.new_tokens == "output" and not self._options.lora:
             language = replace(language, layers=language.layers - self.config.cross_layers[0])
-        return decoder_bytes(language, gated, batch.input_ids.numel(), self._options.run)
+        learnt = labelled_positions(batch.labels)[0].numel()
+        return decoder_bytes(language, gated, batch.input_ids.numel(), self._options.run, learnt)
 
     def targets(self, batch: FlamingoBatch) -> int:
         """See `Stage.targets`: the labelled tokens."""

@@ -36,9 +36,11 @@ def require_training_memory(parameters: int, trained: int, purpose: str, world: 
     world.from_first(lambda: require_bytes(needed, purpose, made_of))
 
 
-def decoder_bytes(language: LanguageConfig, gated: Sequence[int], tokens: int, options: RunOptions) -> int:
+def decoder_bytes(
+    language: LanguageConfig, gated: Sequence[int], tokens: int, options: RunOptions, learnt: int | None = None
+) -> int:
     """Bytes of the activations that a decoder keeps for the backward pass of ``tokens`` tokens; ``gated`` are the
-    widths of the feed-forward of its gated layers.
+    widths of the feed-forward of its gated layers, ``learnt`` the positions whose logits are computed, by default all.
 
     A layer keeps about ten vectors of the model's width and three of its feed-forward's for each token. Where it is
     computed again it keeps what goes into it, and one layer at a time the rest. Of the logits there are three, two of
@@ -47,7 +49,8 @@ def decoder_bytes(language: LanguageConfig, gated: Sequence[int], tokens: int, o
     layers = [10 * language.width + 3 * width for width in (*[language.ff_width] * language.layers, *gated)]
     kept = len(layers) * language.width + max(layers) if options.checkpoint_activations else sum(layers)
     element = 2 if options.precision == "bf16" else 4
-    return tokens * (element * (kept + language.vocab_size) + 2 * 4 * language.vocab_size)
+    logits = tokens if learnt is None else learnt
+    return tokens * element * kept + logits * (element + 2 * 4) * language.vocab_size
 
 
 def require_step_memory(

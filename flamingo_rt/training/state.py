@@ -39,6 +39,10 @@ START_ANEW = "delete it to train from the start"
 FREE_OPTIONS = ("workers", "accumulate", "save_seconds", "sample_steps", "checkpoint_activations", "compile")
 # Options that change the result, and with which a run is mended that came to no number, or to too much damaged data.
 MENDING_OPTIONS = ("learning_rate", "gradient_clip", "max_damaged")
+# Keys of the identity that runs which began earlier do not have, and the value that they ran with.
+SINCE: tuple[tuple[tuple[str, ...], Any], ...] = (
+    (("trained", "new_tokens"), "both"), (("model", "cross_attention", "first"), 0),
+)
 _SHARDING = "DCP_SHARDING_INFO"  # metadata of torch.distributed.checkpoint: where a file's tensors begin in the whole
 
 
@@ -190,12 +194,23 @@ def read_position(path: Path, identity: Mapping[str, Any]) -> RunPosition:
         if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**64:
             raise DataError(f"{path / RUN}: {name} is {value!r}, not a count; {START_ANEW}")
         counts[name] = value
-    different = _identity_differences(stored.get("identity"), json.loads(json.dumps(identity)))
+    different = _identity_differences(_with_defaults(stored.get("identity")), json.loads(json.dumps(identity)))
     if different:
         listed = "; ".join(different[:3]) + (f" and {len(different) - 3} more" if len(different) > 3 else "")
         raise UsageError(f"{path} is of another run: {listed}. Give what it was started with, or delete {path} to "
                          "train from the start")
     return RunPosition(**counts)
+
+
+def _with_defaults(identity: Any) -> Any:
+    """An identity with the keys of `SINCE` where a run that began earlier had none."""
+    for (*parents, key), value in SINCE:
+        place = identity
+        for parent in parents:
+            place = place.get(parent) if isinstance(place, dict) else None
+        if isinstance(place, dict):
+            place.setdefault(key, value)
+    return identity
 
 
 def _identity_differences(stored: Any, now: Any) -> list[str]:

@@ -59,6 +59,14 @@ def test_lines_say_what_was_written(take, join, tmp_path: Path) -> None:
         assert again("--overwrite").code == 0
 
 
+def test_parts_are_compared_on_demand_when_a_bridge_is_taken(take, folder: Path, tmp_path: Path) -> None:
+    assert take("--vision", folder / "encoder", "--language", folder / "model").code == 0
+    outcome = take("--overwrite", "--vision", imported(tmp_path, Encoder(seed=1)))
+    assert outcome.code == 1
+    assert "unfreeze or lora" in outcome.err
+    assert take("--overwrite", "--tokenizer", folder / "model").code == 2
+
+
 def test_another_encoder_is_one_line_and_nothing_is_written(take, join, tmp_path: Path) -> None:
     take()
     outcome = join(vision=imported(tmp_path, Encoder(seed=1)))

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from flamingo_rt.training.bridge_folder import take_bridge
 
 
 def without(library: str, *arguments: object) -> subprocess.CompletedProcess[str]:
@@ -39,6 +42,17 @@ def test_a_missing_library_is_named_with_its_extra(library, extra, arguments, ch
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_library_of_a_gguf_file_is_named_when_a_bridge_is_joined(checkpoint, tmp_path) -> None:
+    take_bridge(checkpoint, tmp_path / "bridge")
+    language = Path(__file__).parent.parent / "fixtures" / "gguf" / "bytes.gguf"
+    done = without("gguf", "bridge", "join", "--bridge", tmp_path / "bridge", "--vision", checkpoint, "--language",
+                   language, "--out", tmp_path / "out")
+    assert done.returncode == 1
+    assert "needs gguf" in done.stderr
+    assert "flamingo-rt[train]" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_bundle_answers_without_torch(bundle) -> None:

@@ -57,6 +57,7 @@ def test_an_output_is_replaced_on_demand(importing) -> None:
     (("--output", "last"), 1, "there is no 'last' among them"),
     (("--image-size", "20"), 1, "an encoder takes float32 [N, 3, 20, 20]"),
     (("--features", "81"), 2, "'81' is not a number of features and their width, such as 81x1280"),
+    (("--image-size", "2049"), 2, "1<=x<=2048"), (("--features", "9" * 5000 + "x5"), 2, "--features"),
     (("--features", "0x5"), 2, "--features"), (("--mean", "1,2"), 2, "is not three numbers such as 0.5,0.5,0.5"),
     (("--std", "1,0,1"), 2, "holds 0.0: three finite numbers above 0 are expected"),
     (("--mean", "nan,0,0"), 2, "--mean"),

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from flamingo_rt.config import ExternalVisionConfig, PreprocessingConfig
 from flamingo_rt.errors import DataError, UsageError
-from flamingo_rt.importing import onnx_file
+from flamingo_rt.importing import encoder_facts, onnx_file
 from flamingo_rt.importing.external_encoder import import_encoder
 from flamingo_rt.model.external_encoder import ExternalEncoder
 from flamingo_rt.model.flamingo import make_vision_encoder
@@ -180,6 +180,19 @@ def test_values_that_are_named_as_in_the_contract_already_keep_their_meaning(tak
     assert_same(tmp_path / "out", module)
 
 
+def test_names_that_would_be_given_are_left_to_those_who_have_them(take, tmp_path: Path) -> None:
+    model = encoder_graph(Encoder(), given="features")
+    names = {"patches": "features.theirs", "relu": "features.shape", "w.mix": "features.theirs.4", "w.patches.bias":
+             "features.shape.0"}
+    for each in model.graph.node:
+        for place in (each.input, each.output):
+            place[:] = [names.get(name, name) for name in place]
+    for tensor in model.graph.initializer:
+        tensor.name = names.get(tensor.name, tensor.name)
+    take(model)
+    assert_same(tmp_path / "out", Encoder())
+
+
 def test_weights_that_are_inputs_too_are_no_further_inputs(take, tmp_path: Path) -> None:
     weights = [helper.make_tensor_value_info("w.mix", TensorProto.FLOAT, (WIDTH, WIDTH, 3, 3))]
     take(encoder_graph(Encoder(), inputs=weights))
@@ -210,11 +223,12 @@ def test_a_file_that_cannot_be_read_is_refused(refusal, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("change", "message"), [
-    ({"shape": ("N", SIDE, SIDE, 3)}, "the input image of .* is FLOAT [N, 16, 16, 3]; an encoder takes float32"),
-    ({"shape": ("N", 3, 8, 8)}, "is FLOAT [N, 3, 8, 8]; an encoder takes float32 [N, 3, 16, 16]: give its image size"),
-    ({"shape": ("N", 3, SIDE)}, "is FLOAT [N, 3, 16]"),
-    ({"dtype": TensorProto.FLOAT16}, "is FLOAT16 [batch, 3, 16, 16]; an encoder takes float32"),
-    ({"dtype": TensorProto.UINT8}, "is UINT8 "),
+    ({"shape": ("N", SIDE, SIDE, 3)}, "the input image of .* is float32 [N, 16, 16, 3]; an encoder takes float32"),
+    ({"shape": ("N", 3, 8, 8)},
+     "is float32 [N, 3, 8, 8]; an encoder takes float32 [N, 3, 16, 16]: give its image size"),
+    ({"shape": ("N", 3, SIDE)}, "is float32 [N, 3, 16]"),
+    ({"dtype": TensorProto.FLOAT16}, "is float16 [batch, 3, 16, 16]; an encoder takes float32"),
+    ({"dtype": TensorProto.UINT8}, "is uint8 "),
     ({"shape": (2, 3, SIDE, SIDE)}, "is [2, 3, 16, 16], 2 pictures at a time: export it with a dynamic first"),
     ({"inputs": [helper.make_tensor_value_info("mask", TensorProto.FLOAT, ("N", 4))]},
      "has the inputs image [batch, 3, 16, 16], mask [N, 4]: an encoder has one"),
@@ -239,6 +253,13 @@ def test_another_input_is_refused(refusal, change, message: str) -> None:
     ([node("RandomNormalLike", ["embedding"], ["noise"], seed=1.0), node("Add", ["embedding", "noise"], ["out"])],
      "gives other features each time that it runs"),
     ([node("Reshape", ["embedding", "fixed"], ["out"])], "does not run on [3, 3, 16, 16]"),
+    ([node("SequenceConstruct", ["embedding"], ["out"])], "gives a list, not features: take another output"),
+    ([node("If", ["no"], ["out"])], "it has the operator 'If', control flow"),
+    ([node("Loop", ["count"], ["out"])], "it has the operator 'Loop', control flow that may never end"),
+    ([node("ReduceMean", ["embedding"], ["out"], axes=[2])],
+     "[2, 24, 1, 4] for 2 square pictures: as [N, C, h, w] 1 x 4 cells of width 24, as [N, h, w, C] 24 x 1 cells of"),
+    ([node("Transpose", ["embedding"], ["out"], perm=[0, 2, 3, 1])],
+     "as [N, C, h, w] 4 x 24 cells of width 4, as [N, h, w, C] 4 x 4 cells of width 24"),
     ([node("MatMul", ["embedding", "axis"], ["out"])], "ONNX Runtime "),
     ([node("Identity", ["nowhere"], ["out"])], "encoder.onnx"),
     ([node("NoSuchOperator", ["embedding"], ["out"])], "encoder.onnx"),
@@ -255,6 +276,9 @@ def test_features_of_another_kind_are_refused(refusal, after, message: str) -> N
         each.op_type == "BatchNormalization" for each in after) else 13, domains=("com.microsoft", "my.ops"))
     if after[0].op_type == "Cast":
         model.graph.output[0].type.tensor_type.elem_type = TensorProto.FLOAT16
+    if after[0].op_type == "SequenceConstruct":
+        kind = helper.make_sequence_type_proto(helper.make_tensor_type_proto(TensorProto.FLOAT, None))
+        model.graph.output[0].type.CopyFrom(kind)
     found = refusal(model)
     assert message in found
     assert len(found) < 1000
@@ -274,7 +298,8 @@ def test_features_that_are_not_as_expected_are_refused_with_both_numbers(refusal
 
 
 @pytest.mark.parametrize("location", [
-    "../weights.bin", "sub/weights.bin", "/etc/passwd", "", ".", "..", "a\\b", "none"])
+    "../weights.bin", "sub/weights.bin", "/etc/passwd", "", ".", "..", "a\\b", "none", 300 * "a"],
+    ids=lambda name: name[:20])
 def test_weights_outside_of_the_graphs_folder_are_not_read(refusal, tmp_path: Path, location: str) -> None:
     folder = tmp_path / "sub"
     folder.mkdir()
@@ -313,6 +338,43 @@ def test_weights_of_another_size_than_they_say_are_refused(refusal) -> None:
     model = encoder_graph(Encoder())
     model.graph.initializer[0].raw_data = model.graph.initializer[0].raw_data[:-4]
     refusal(model)
+
+
+@pytest.mark.parametrize("size", [0, -1, 2049, 10**9, 10**30])
+def test_a_picture_of_a_size_that_no_model_has_is_refused_before_anything_is_read(take, tmp_path: Path, size) -> None:
+    with pytest.raises(UsageError, match=f"image_size is {size}; it must be from 1 to 2048"):
+        take(tmp_path / "absent.onnx", image_size=size)
+
+
+def test_a_graph_that_gives_its_input_back_or_has_no_weights_is_refused(refusal) -> None:
+    assert "gives its input image back" in refusal(encoder_graph(Encoder(), outputs=["image"]))
+    pooled = encoder_graph(Encoder(), after=[node("GlobalAveragePool", ["image"], ["out"])], outputs=["out"])
+    assert "has no weights" in refusal(pooled)
+
+
+def test_weights_that_are_constants_count_as_others_do(take, tmp_path: Path) -> None:
+    first = take(encoder_graph(Encoder()))
+    model = encoder_graph(Encoder())
+    constants = [node("Constant", [], [tensor.name], value=tensor) for tensor in model.graph.initializer]
+    others = list(model.graph.node)
+    del model.graph.initializer[:], model.graph.node[:]
+    model.graph.node.extend([*constants, *others])
+    found = take(model, overwrite=True)
+    assert (found.digest, found.parameters) == (first.digest, first.parameters)
+    assert_same(tmp_path / "out", Encoder())
+
+
+def test_small_constants_beside_weights_do_not_count(take) -> None:
+    weights = numpy_helper.from_array(np.ones((WIDTH, 1, 1), np.float32), "ones")
+    after = [node("Constant", [], ["ones"], value=weights), node("Mul", ["embedding", "ones"], ["out"])]
+    assert take(encoder_graph(Encoder(), after=after, outputs=["out"])).digest == take(
+        encoder_graph(Encoder()), overwrite=True).digest
+
+
+def test_a_graph_that_is_too_large_without_its_weights_for_a_bundle_is_refused(refusal, monkeypatch) -> None:
+    monkeypatch.setattr(encoder_facts, "MOST_BYTES", 300)
+    assert "bytes without its weights, more than the 300 that a bundle's graph may have" in refusal(
+        encoder_graph(Encoder()))
 
 
 def test_more_than_a_graph_can_hold_is_refused_unread(refusal, tmp_path: Path, monkeypatch) -> None:

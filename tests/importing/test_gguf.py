@@ -16,6 +16,7 @@ from gguf import GGMLQuantizationType as Type
 from tokenizers import Tokenizer, pre_tokenizers
 
 from flamingo_rt.errors import DataError
+from flamingo_rt.importing import gguf_tokenizer
 from flamingo_rt.importing.gguf import NEUTRAL
 from flamingo_rt.importing.gguf_tokenizer import read_gguf_tokenizer
 from flamingo_rt.model.language_model import LanguageModel
@@ -235,6 +236,26 @@ def test_pieces_that_cannot_be_made_are_refused(changes: dict[str, object], mess
     found = open_gguf(FIXTURES / "pieces.gguf")
     with pytest.raises(DataError, match=message):
         read_gguf_tokenizer(replace(found, metadata={**found.metadata, **changes}))
+
+
+def with_pieces(texts: list[str]) -> GgufFile:
+    """The file with an unknown token and these pieces."""
+    found, count = open_gguf(FIXTURES / "pieces.gguf"), 1 + len(texts)
+    changes = {"tokens": ["<unk>", *texts], "scores": np.zeros(count, np.float32),
+               "token_type": np.array([2, *[1] * len(texts)], np.int32)}
+    return replace(found, metadata={**found.metadata, **{f"tokenizer.ggml.{key}": value
+                                                         for key, value in changes.items()}})
+
+
+def test_pieces_that_would_be_merged_in_too_many_ways_are_refused(monkeypatch) -> None:
+    runs = ["c" * length for length in range(1, 65)]
+    read_gguf_tokenizer(with_pieces(runs))
+    monkeypatch.setattr(gguf_tokenizer, "MOST_MERGES", 2015)
+    with pytest.raises(DataError, match="its pieces are more than 2,015 unions of two: give the original"):
+        read_gguf_tokenizer(with_pieces(runs))
+    monkeypatch.undo()
+    with pytest.raises(DataError, match="a piece of 65 characters, more than 64"):
+        read_gguf_tokenizer(with_pieces([*runs, "c" * 65]))
 
 
 # What is refused

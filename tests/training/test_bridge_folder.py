@@ -82,12 +82,70 @@ def test_a_bridge_in_fp16_gives_it_back_within_its_rounding(folder: Path, tmp_pa
             torch.testing.assert_close(joined[name].float(), tensor.float(), rtol=2**-11, atol=1e-7)
 
 
+def test_a_number_that_fp16_cannot_hold_is_refused_and_nothing_is_written(folder: Path, tmp_path: Path) -> None:
+    changed = values(open_checkpoint(folder / "model"))
+    name = next(name for name, tensor in changed.items() if name.startswith("resampler.") and tensor.ndim == 2)
+    changed[name] = changed[name].index_fill(0, torch.tensor([0]), 65520.0)
+    model = open_checkpoint(folder / "model")
+    write_checkpoint(tmp_path / "model", StoredModel(model.config, model.tokenizer, in_memory(changed, folder)))
+    with pytest.raises(DataError, match=r"holds 65520, too large for torch\.float16: .* or use torch\.bfloat16"):
+        take_bridge(tmp_path / "model", tmp_path / "bridge")
+    assert not (tmp_path / "bridge").exists()
+    take_bridge(tmp_path / "model", tmp_path / "bridge", torch.bfloat16)
+
+
 def test_a_bridge_holds_nothing_of_the_frozen_parts(folder: Path) -> None:
     tensors = load_file(folder / "bridge" / "model.safetensors")
-    assert {name.split(".")[0] for name in tensors} == {"resampler", "cross_attention", "new_rows"}
+    assert {name.split(".")[0] for name in tensors} == {"resampler", "cross_attention", "new_rows", "pad_row"}
     assert {name: tuple(tensor.shape)[:1] for name, tensor in tensors.items() if name.startswith("new_rows.")} == {
         f"new_rows.{name}": (2,) for name in TABLES}
+    assert [tensor.ndim for name, tensor in tensors.items() if name.startswith("pad_row.")] == [1, 1, 1]
     assert {file.name for file in (folder / "bridge").iterdir()} == {"config.json", "model.safetensors"}
+
+
+def test_the_padding_tokens_row_is_that_of_the_run(folder: Path, tmp_path: Path) -> None:
+    """An import makes it where a tokenizer has none, with noise of the run's seed, and on another machine with other
+    last bits."""
+    shutil.copytree(folder / "language", tmp_path / "language")
+    tensors = load_file(tmp_path / "language" / "model.safetensors")
+    model = open_checkpoint(folder / "model")
+    pad = Tokenizer.from_str(model.tokenizer).token_to_id(model.config.tokens.pad)
+    for name in TABLES:
+        tensors[name][pad] += 1 / 3
+    save_file(tensors, tmp_path / "language" / "model.safetensors")
+    take_bridge(folder / "model", tmp_path / "half")
+    for bridge in (folder / "bridge", tmp_path / "half"):
+        joined = join_bridge(bridge, folder / "encoder", tmp_path / "language")
+        for name in TABLES:
+            assert torch.equal(joined.tensors[name].read()[pad], model.tensors[name].read()[pad])
+
+
+def test_a_bridge_of_before_is_joined_too(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "bridge", tmp_path / "bridge")
+    file, config = tmp_path / "bridge" / "model.safetensors", tmp_path / "bridge" / "config.json"
+    save_file({name: tensor for name, tensor in load_file(file).items() if not name.startswith("pad_row.")}, file)
+    described = json.loads(config.read_text())
+    del described["ids"]
+    config.write_text(json.dumps(described))
+    joined = values(join_bridge(tmp_path / "bridge", folder / "encoder", folder / "language"))
+    assert all(torch.equal(joined[name], tensor) for name, tensor in values(open_checkpoint(folder / "model")).items())
+
+
+def test_the_parts_can_be_compared_when_a_bridge_is_taken(folder: Path, tmp_path: Path) -> None:
+    take_bridge(folder / "model", tmp_path / "out", vision=folder / "encoder", language=folder / "language")
+    changed = values(open_checkpoint(folder / "model"))
+    changed["language.norm.weight"] = changed["language.norm.weight"] + 0.1  # by unfreeze, or lora
+    model = open_checkpoint(folder / "model")
+    write_checkpoint(tmp_path / "model", StoredModel(model.config, model.tokenizer, in_memory(changed, folder)))
+    take_bridge(tmp_path / "model", tmp_path / "other", vision=folder / "encoder")
+    for parts, said in (
+        ({"language": folder / "language"}, r"language has other weights .* if it is that one, .*/model was trained "
+                                            "with unfreeze or lora, and its bridge cannot be joined"),
+        ({"vision": imported(tmp_path, Encoder(seed=1), "encoder")}, "encoder has other weights than the encoder"),
+    ):
+        with pytest.raises(DataError, match=said):
+            take_bridge(tmp_path / "model", tmp_path / "bridge", **parts)
+    assert not (tmp_path / "bridge").exists()
 
 
 def test_parts_that_are_read_once_are_not_changed(folder: Path) -> None:
@@ -142,6 +200,19 @@ def test_another_encoder_is_refused(folder: Path, tmp_path: Path) -> None:
         folder / "bridge", vector, folder / "language")
 
 
+def test_an_encoder_is_known_by_its_graph_whatever_its_config_says(folder: Path, tmp_path: Path) -> None:
+    other = imported(tmp_path, Encoder(seed=1), "other")
+    described = json.loads((other / "config.json").read_text())
+    described["vision"]["digest"] = open_checkpoint(folder / "model").config.vision.digest
+    (other / "config.json").write_text(json.dumps(described))
+    assert "other has other weights than the encoder" in refusal(folder / "bridge", other, folder / "language")
+    shutil.copytree(folder / "encoder", tmp_path / "same")
+    described["vision"]["digest"] = "0"
+    described["vision"]["graph_bytes"] = open_checkpoint(folder / "model").config.vision.graph_bytes
+    (tmp_path / "same" / "config.json").write_text(json.dumps(described))
+    join_bridge(folder / "bridge", tmp_path / "same", folder / "language")
+
+
 def test_another_preparation_of_pictures_is_refused(folder: Path, tmp_path: Path) -> None:
     file = written(tmp_path / "encoder.onnx", encoder_graph(Encoder()))
     import_encoder(file, tmp_path / "out", SIDE, replace(PREPROCESSING, resize="squash"))
@@ -174,6 +245,16 @@ def test_another_order_of_the_tokens_is_refused(folder: Path, tmp_path: Path) ->
     vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
     (other / "tokenizer.json").write_text(json.dumps(described))
     assert f"{other} has other tokens than the tokenizer that the bridge was trained on" in refusal(
+        folder / "bridge", folder / "encoder", other)
+
+
+def test_the_same_tokens_put_together_otherwise_are_refused(folder: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(folder / "language", other)
+    described = json.loads((other / "tokenizer.json").read_text())
+    described["normalizer"] = {"type": "Lowercase"}
+    (other / "tokenizer.json").write_text(json.dumps(described))
+    assert f"{other} has a tokenizer that cuts texts otherwise than the one that the bridge was trained on" in refusal(
         folder / "bridge", folder / "encoder", other)
 
 

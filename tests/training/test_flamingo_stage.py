@@ -129,8 +129,7 @@ def test_a_killed_run_ends_like_an_unbroken_one(small, unbroken, tmp_path) -> No
         import time, torch
         from pathlib import Path
         from flamingo_rt.config import FlamingoConfig
-        from flamingo_rt.model.flamingo import IGNORED_LABEL as NONE
-from flamingo_rt.presets import PRESETS
+        from flamingo_rt.presets import PRESETS
         from flamingo_rt.training import flamingo_start
         from flamingo_rt.training.loop import train
         from flamingo_rt.training.options import *
@@ -164,6 +163,18 @@ def test_a_run_is_not_resumed_with_another_model(tmp_path) -> None:
     run(tmp_path / "out", often, stop=2)
     with pytest.raises(UsageError, match=r"trained\.unfrozen_rate was 1\.0, is 0\.2"):
         run(tmp_path / "out", replace(often, unfrozen_rate=0.2), resume=True)
+
+
+def test_a_run_goes_on_that_began_before_some_options_were_there(tmp_path) -> None:
+    often = replace(WHOLE, run=replace(RUN, save_seconds=1e-9))
+    run(tmp_path / "out", often, stop=2)
+    file = tmp_path / "out.training" / "run.json"
+    stored = json.loads(file.read_text())
+    del stored["identity"]["trained"]["new_tokens"], stored["identity"]["model"]["cross_attention"]["first"]
+    for data in stored["identity"]["datasets"].values():
+        assert not {"ways", "shots", "names"} & set(data)
+    file.write_text(json.dumps(stored))
+    run(tmp_path / "out", often, resume=True)
 
 
 def test_a_run_is_not_resumed_without_its_gates(unbroken, tmp_path) -> None:
@@ -530,6 +541,10 @@ def test_activations_below_the_first_gradient_are_not_reckoned(high) -> None:
     assert found["both"] == found["updates"]  # low-rank updates are in every layer
     layer = 4 * batch.input_ids.numel() * (10 * language.width + 3 * language.ff_width)
     assert found["output"] == found["both"] - 2 * layer
+    rows, most = len(batch.labels), int((batch.labels[:, 1:] >= 0).sum(1).max())
+    all_learnt = stage.activation_bytes(batch._replace(labels=torch.zeros_like(batch.labels)))
+    others = rows * (batch.labels.shape[1] - 1 - most)
+    assert all_learnt == found["updates"] + others * 12 * language.vocab_size  # three logits in float32
 
 
 # Tasks of a folder of classes
@@ -562,7 +577,7 @@ def test_tasks_of_classes_train_with_stored_features_and_go_on(unbroken, classes
 
 def test_tasks_of_classes_that_do_not_fit_are_refused_before_the_run(unbroken, classes) -> None:
     data = DataOptions(str(classes), kind="tasks", batch=2, tokens=500)
-    with pytest.raises(UsageError, match="3 classes of 4 shots and a query are 13 pictures, and the model takes 6"):
+    with pytest.raises(UsageError, match="3 classes of 3 shots and a query are 10 pictures, and the model takes 6"):
         open_flamingo_stage(from_checkpoint(unbroken, data=(data,)), World())
 
 

@@ -53,6 +53,7 @@ def test_activations_are_fewer_where_they_are_computed_again_and_smaller_in_bflo
     layers = language.layers * (10 * language.width + 3 * language.ff_width) + 2 * (10 * language.width + 3 * 64)
     assert plain == 4 * 10 * (layers + 3 * language.vocab_size)
     assert half == 10 * (2 * layers + 10 * language.vocab_size)
+    assert decoder_bytes(language, [64, 64], 10, PLAIN, 3) == 4 * (10 * layers + 3 * 3 * language.vocab_size)
     inputs, one = (language.layers + 2) * language.width, 10 * language.width + 3 * max(language.ff_width, 64)
     assert recomputed == 4 * 10 * (inputs + one + 3 * language.vocab_size)
     assert recomputed < plain

@@ -60,10 +60,11 @@ class ClassTasks(DrawnSource):
         """The classes that can be used, by name, and the numbers of their pictures in ``folder``."""
         return _classes(self.folder)
 
-    @property
-    def most_pictures(self) -> int:
-        """Pictures of the largest task, its query included."""
-        return max(self.ways) * max(self.shots) + 1
+    @cached_property
+    def most_shots(self) -> dict[int, int]:
+        """The most shots of each class in a task, by its number of classes: a class has a picture more."""
+        sizes = sorted(map(len, self.classes.values()), reverse=True)
+        return {ways: min(max(self.shots), sizes[ways - 1] - 1) for ways in self.ways}
 
     def sample(self, index: int) -> Sample:
         """See `SampleSource.sample`."""
@@ -85,17 +86,22 @@ class ClassTasks(DrawnSource):
             seen.add(number)
         return self._page(name, shown)
 
-    def largest(self, length: Callable[[str], int]) -> Sample:
-        """A task with as many pictures as any, and the words of which ``length`` says that they are longest.
+    def largest(self, ways: int, length: Callable[[str], int]) -> Sample:
+        """A task with as many pictures as any of ``ways`` classes, and the answers of which ``length`` says that they
+        are longest.
 
         Raises `DamagedSample` for a class that has a name which is no text, where tasks use the names.
         """
+        def tokens(word: str) -> int:
+            return length(self.prompts.answer_separator + word)
+
         kinds = [known_words("train")] if self.names < 1 else []
         if self.names > 0:
             kinds.append([checked_text(label, "the name of a class", printable(label)) for label in self.classes])
-        longest = max((sorted(words, key=length)[-max(self.ways):] for words in kinds),
-                      key=lambda words: sum(map(length, words)))
-        words = [*longest * max(self.shots), longest[-1]]
+        each = self.most_shots[ways]
+        longest = max((sorted(words, key=tokens)[-ways:] for words in kinds),
+                      key=lambda words: each * sum(map(tokens, words)) + tokens(words[-1]))
+        words = [*longest * each, longest[-1]]
         return self._page("the largest task", [(0, word, True) for word in words])
 
     def fingerprint(self) -> str:
@@ -113,8 +119,8 @@ class ClassTasks(DrawnSource):
         segments: list[Segment] = []
         for picture, word, learnt in shown:
             file = self.folder.names[picture]
-            path = file_inside(self.folder.root, file, "the picture", name)
-            answer = checked_text(word, "the name of the class", name)
+            path = file_inside(self.folder.root, file, "the picture", self.folder.folder.name)  # one of many tasks
+            answer = checked_text(word, "the name of the class", self.folder.folder.name)
             segments += [Visual("image", path, printable(file)), Said(self.prompts.caption, learnt=False),
                          Said(self.prompts.answer_separator + answer, learnt=learnt)]
         return Sample(name, tuple(segments))
@@ -124,18 +130,19 @@ def require_room(tasks: ClassTasks, options: DataOptions, config: FlamingoConfig
     """Raise `UsageError` where the largest task has more pictures than the model takes, or more tokens than a document
     holds, and `DataError` for a class whose name no text can hold."""
     where = f"data {options.source!r}"
-    if tasks.most_pictures > config.max_visuals:
-        raise UsageError(f"{where}: {max(tasks.ways)} classes of {max(tasks.shots)} shots and a query are "
-                         f"{tasks.most_pictures} pictures, and the model takes {config.max_visuals}: lower ways or "
-                         "shots")
+    pictures, ways = max((number * each + 1, number) for number, each in tasks.most_shots.items())
+    if pictures > config.max_visuals:
+        raise UsageError(f"{where}: {ways} classes of {tasks.most_shots[ways]} shots and a query are {pictures} "
+                         f"pictures, and the model takes {config.max_visuals}: lower ways or shots")
     try:
-        tokens = writer.length(tasks.largest(writer.text_length), is_page=True)
+        tokens, ways = max((writer.length(tasks.largest(number, writer.text_length), is_page=True), number)
+                           for number in tasks.ways)
     except DamagedSample as error:
         raise DataError(f"{where}: a class cannot be named: {error}; rename its folder, or set names to 0") from error
     if tokens > writer.most:
-        raise UsageError(f"{where}: the largest task, {max(tasks.ways)} classes of {max(tasks.shots)} shots and a "
-                         f"query, has {tokens} tokens, and a document at most {writer.most}: raise tokens (within the "
-                         f"model's context, {config.language.context}), or lower ways or shots")
+        raise UsageError(f"{where}: the largest task, {ways} classes of {tasks.most_shots[ways]} shots and a query, "
+                         f"has {tokens} tokens, and a document at most {writer.most}: raise tokens (within the model's "
+                         f"context, {config.language.context}), or lower ways or shots")
 
 
 def _classes(folder: ImageFolder) -> dict[str, tuple[int, ...]]:

@@ -21,13 +21,15 @@ from flamingo_rt.config import FlamingoConfig
 from flamingo_rt.errors import FlamingoError, UsageError
 from flamingo_rt.model.flamingo import IGNORED_LABEL
 from flamingo_rt.training.data.augmentation import Augmentation
+from flamingo_rt.training.data.class_tasks import ClassTasks
 from flamingo_rt.training.data.documents import Document, DocumentWriter, Pair, check_images
+from flamingo_rt.training.data.drawn_source import DrawnSource
 from flamingo_rt.training.data.sample_order import SampleOrder
 from flamingo_rt.training.data.samples import Sample, SampleSource, Visual
 from flamingo_rt.training.data.usable_samples import SampleReader, places_of_part
 from flamingo_rt.training.data.visual_pixels import visual_pixels
 from flamingo_rt.training.feature_cache import content_key
-from flamingo_rt.training.options import DataOptions
+from flamingo_rt.training.options import OF_CLASS_TASKS, DataOptions
 from flamingo_rt.training.stage import Drawn
 
 NOT_CUT = ("source", "name", "kind", "weight", "questions")  # options that do not change what is in a batch
@@ -112,8 +114,9 @@ class DocumentBatches:
 
     def fingerprint(self) -> dict[str, Any]:
         """See `Batches.fingerprint`: changes with the source and with each option that changes a batch."""
+        unread = NOT_CUT if isinstance(self.source, ClassTasks) else (*NOT_CUT, *OF_CLASS_TASKS)
         cut = {entry.name: getattr(self.options, entry.name) for entry in fields(self.options)
-               if entry.name not in NOT_CUT}
+               if entry.name not in unread}
         return {"data": self.source.fingerprint(), "files": self.source.files, **cut}
 
     def _positions(self, step: int) -> tuple[int, int]:
@@ -160,7 +163,9 @@ class DocumentBatches:
                 return Shown(key, features, None)
         if self.options.augment:
             change = Augmentation.drawn(rng)
-        pixels = visual_pixels(visual, sample.name, self.options, self.config.preprocessing,
+        # A picture of many tasks that is damaged is one damaged picture: not their names, but their folder's.
+        name = self.options.label if isinstance(self.source, DrawnSource) else sample.name
+        pixels = visual_pixels(visual, name, self.options, self.config.preprocessing,
                                self.config.vision.image_size, change)
         return Shown(key, None, pixels)
 

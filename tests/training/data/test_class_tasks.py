@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -200,7 +201,8 @@ def refusal(folder: Path, visuals: int = 20, **more) -> str:
 
 
 def test_more_pictures_than_the_model_takes_are_refused(animals) -> None:
-    assert "4 classes of 4 shots and a query are 17 pictures, and the model takes 16" in refusal(animals, visuals=16)
+    # Two classes have six and five pictures, which are four shots each and a query; the others have fewer.
+    assert "2 classes of 4 shots and a query are 9 pictures, and the model takes 8" in refusal(animals, visuals=8)
     assert "3 classes of 2 shots and a query are 7 pictures" in refusal(animals, visuals=6, ways=(2, 3), shots=(2,))
 
 
@@ -217,9 +219,33 @@ def test_a_document_must_hold_the_largest_task_to_the_token(animals) -> None:
         else:
             with pytest.raises(UsageError, match=f"has {needed} tokens, and a document at most {tokens}"):
                 require_room(tasks_of(animals), options, config, writer)
+    largest = max(len(shots_of(tasks_of(animals), index)) for index in range(200))
+    assert largest == 9
     pages = (DocumentWriter(config, tokenizer, options).length(tasks_of(animals).sample(index), is_page=True)
              for index in range(200))
     assert max(pages) <= needed
+
+
+def test_the_longest_answers_are_those_behind_the_separator(animals) -> None:
+    """A tokenizer may make one token of the separator and a word's beginning."""
+    tasks = tasks_of(animals, names=1.0, ways=(2,), shots=(1,))
+    page = tasks.largest(2, lambda text: {": owl": 9, ": newt": 8}.get(text, 1))
+    assert {segment.text for segment in page.segments[2::3]} == {": owl", ": newt"}
+    assert page.segments[-1].text == ": owl"
+
+
+def test_a_damaged_picture_is_one_line_in_whichever_task(animals, tmp_path) -> None:
+    folder = tmp_path / "pets"
+    shutil.copytree(animals, folder)
+    (folder / "owl" / "1.png").write_bytes(b"no picture")
+    (folder / "owl" / "2.png").write_bytes(b"no picture")
+    config, tokenizer = config_and_tokenizer(animals)
+    batches = DocumentBatches(tasks_of(folder), options_of(folder, batch=8, tokens=512, images=config.max_visuals),
+                              config, tokenizer, 0, 0, None)
+    damaged = [line for step in range(6) for line in batches.draw(step, 0, 1).damaged]
+    assert len(damaged) > 4
+    assert {line.split(":")[0] for line in damaged} == {"pets"}
+    assert len(set(damaged)) == 2
 
 
 def test_a_name_that_no_text_can_hold_is_refused_where_it_is_used(tmp_path, animals) -> None:
