@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 import tempfile
 import urllib.request
 from pathlib import Path
@@ -26,6 +25,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM
 
 from benchmarks.peers.random_weights import random_tensor
+from flamingo_rt.child_process import child_environment, python_command
 
 ROOT = Path(__file__).parents[2]
 FIXTURES = ROOT / "tests" / "fixtures" / "gguf"
@@ -165,21 +165,11 @@ def main() -> None:
     np.savez_compressed(FIXTURES / "logits.npz", **logits)
 
 
-SERVER = """
-import os, sys, xllamacpp
-params = xllamacpp.CommonParams()
-params.model.path, params.n_ctx, params.port = sys.argv[1], 128, int(sys.argv[2])
-server = xllamacpp.Server(params)  # it answers while it is referred to
-print(server.listening_address, flush=True)
-sys.stdin.read()
-os._exit(0)
-"""
-
-
 def llama_cpp(file: Path, port: int = 18500) -> list[int]:
     """The ids of `TEXT`, without tokens around it, from llama.cpp's server in a process of its own."""
     server = subprocess.Popen(
-        [sys.executable, "-c", SERVER, str(file), str(port)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        python_command("benchmarks.peers.llama_cpp_server", str(file), str(port)), stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE, text=True, env=child_environment({"PYTHONPATH": str(ROOT)}),
     )
     try:
         address = server.stdout.readline().strip()

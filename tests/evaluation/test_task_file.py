@@ -213,7 +213,7 @@ def test_the_metric_of_vqa_needs_ten_answers(folder: Path) -> None:
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"cannot read .*absent.toml"):
         read_task(tmp_path / "absent.toml")
-    with pytest.raises(DataError, match="cannot read"):
+    with pytest.raises(UsageError, match=r"is a folder: give a \.toml file"):
         read_task(tmp_path)
     (tmp_path / "task.toml").write_bytes(b'name = "\xff"')
     with pytest.raises(DataError, match=r"task.toml"):

@@ -54,7 +54,7 @@ def test_matrices_have_a_fan_in_initialisation() -> None:
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_presets_tokenizer_reads_what_the_model_is_asked(name: str, tmp_path) -> None:
     config = preset(name)
-    (tmp_path / "tokenizer.json").write_text(random_model(config).tokenizer)
+    (tmp_path / "tokenizer.json").write_text(byte_tokenizer(config.language.vocab_size, config.tokens).to_str())
     tokenizer = TextTokenizer(tmp_path / "tokenizer.json", config.tokens, config.language.vocab_size)
     text = f"{config.tokens.image}Output: ein Bär 🐻{config.tokens.end_of_chunk}"
     ids = tokenizer.encode(text)
@@ -62,6 +62,11 @@ def test_every_presets_tokenizer_reads_what_the_model_is_asked(name: str, tmp_pa
     assert ids[-1] == tokenizer.end_of_chunk_id
     assert tokenizer.decode(ids) == "Output: ein Bär 🐻"
     assert max(ids) < config.language.vocab_size
+
+
+def test_an_external_encoder_has_no_random_graph() -> None:
+    with pytest.raises(UsageError, match="vision encoder of photos is another project's graph"):
+        random_model(preset("photos"))
 
 
 def test_the_tokenizer_has_as_many_tokens_as_the_model_knows() -> None:
