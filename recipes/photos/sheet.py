@@ -18,7 +18,7 @@ from pathlib import Path
 import PIL.Image
 
 import flamingo_rt
-from flamingo_rt.errors import FlamingoError
+from flamingo_rt.errors import DataError, FlamingoError
 from flamingo_rt.files import replacing_file
 from flamingo_rt.printable import printable
 from recipes.photos.answers import Answer, answers
@@ -47,7 +47,10 @@ def pictures_shown(model: flamingo_rt.Model, pictures: Path = PICTURES) -> list[
     own = [each for each in photographs() if each.file.name in OWN]
     asked = [(each, each.accepted[0]) for each in own]
     for source, name in SHOWN:
-        concept = next(each for each in concepts_in(pictures, f"held-out/{source}") if each.name == name)
+        concept = next((each for each in concepts_in(pictures, f"held-out/{source}") if each.name == name), None)
+        if concept is None:
+            raise DataError(f"{pictures / 'held-out' / source} has no pictures of \"{name}\": "
+                            "run python -m recipes.photos.pictures anew")
         asked.append((Photograph(pictures / concept.views[0][0], tuple(with_head_noun(name))), name))
     given = answers(model, [each for each, _ in asked])
     return [Shown(answer, name) for answer, (_, name) in zip(given, asked, strict=True)]

@@ -32,4 +32,4 @@ def whole_folder(folder: Path) -> Iterator[Path]:
                 shutil.rmtree(folder)
             beside.rename(folder)
     except OSError as error:
-        raise DataError(f"writing {folder} failed: {error.strerror}; nothing half-written stays") from error
+        raise DataError(f"writing {folder} failed: {error.strerror or error}; nothing half-written stays") from error

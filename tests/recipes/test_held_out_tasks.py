@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import pytest
 from made_photos import write_class_folder
 
 from flamingo_rt.errors import DataError
 from flamingo_rt.evaluation.task import Item, Task
 from flamingo_rt.evaluation.task_file import read_task
-from recipes.photos.nearest import accuracies, encoded, nearest_class
+from recipes.photos import encoder, nearest
+from recipes.photos.nearest import accuracies, encoded, nearest_class, whole_task
 from recipes.photos.tasks import CONCEPTS, concepts_across, concepts_in, with_article, with_head_noun, write_tasks
 
 GROUPS = 4
@@ -160,3 +165,46 @@ def test_mean_features_are_those_of_each_file(pictures: Path) -> None:
     assert sum(calls) == len(files)
     for file in files:
         np.testing.assert_allclose(found[file], encoded([file], encode)[file])
+
+
+def test_a_picture_that_is_gone_is_told(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"gone\.jpg cannot be read.*recipes\.photos\.pictures"):
+        encoded([tmp_path / "gone.jpg"], lambda pixels: pixels)
+
+
+def test_pictures_with_one_checksum_are_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(zlib, "crc32", lambda *content: 0)  # as of two files that collide
+    end = bytes(64)  # which the files have in common
+    files = [tmp_path / "a.bmp", tmp_path / "b.bmp"]
+    for file, color in zip(files, ("red", "blue"), strict=True):
+        PIL.Image.new("RGB", (8, 8), color).save(file)
+        file.write_bytes(file.read_bytes() + end)
+    found = encoded(files, lambda pixels: pixels.mean((2, 3))[:, None])
+    assert not np.allclose(found[files[0]], found[files[1]])
+
+
+def test_a_task_that_lacks_pictures_has_no_neighbours(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = next(iter(write_tasks(pictures, pictures.parent / "lacking", groups=GROUPS).values()))
+    task = whole_task(file)
+    monkeypatch.setattr(nearest, "read_task", lambda file: replace(task, missing=("a.jpg: not there", "b.jpg")))
+    with pytest.raises(DataError, match=r"2 of its pictures are missing, the first is a\.jpg: not there"):
+        whole_task(file)
+
+
+@pytest.mark.parametrize(("options", "names"), [
+    (["--task", "emoji-words"], ["emoji-words"]),
+    (["--task", "emoji-words", "--task", "stamps-words", "--task", "emoji-words"], ["emoji-words", "stamps-words"]),
+    (["--task", "styles-words", "emoji-words"], ["styles-words", "emoji-words"]),
+    ([], ["stamps-words", "emoji-words", "styles-words"]),
+])
+def test_tasks_may_be_named_several_at_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], options: list[str], names: list[str]
+) -> None:
+    asked = []
+    monkeypatch.setattr(encoder, "fetched_encoder", lambda: None)
+    empty = Task("", "classes", "accuracy", (), ())
+    monkeypatch.setattr(nearest, "whole_task", lambda file: asked.append(file.stem) or empty)
+    monkeypatch.setattr(nearest, "accuracies", lambda *given: {})
+    monkeypatch.setattr("sys.argv", ["nearest", "--json", *options])
+    assert nearest.main() == 0
+    assert asked == names == list(json.loads(capsys.readouterr().out))

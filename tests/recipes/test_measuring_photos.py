@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import PIL.Image
 import pytest
 
+import flamingo_rt
 from flamingo_rt.errors import DataError
 from flamingo_rt.export.quantization.calibration import read_prompts
-from recipes.photos import measure
+from recipes.photos import measure, prompts, sheet
 from recipes.photos.answers import Answer
 from recipes.photos.named_pictures import NamedPicture
 from recipes.photos.photographs import Photograph
@@ -32,15 +33,15 @@ def emoji(folder: Path, *names: str) -> list[NamedPicture]:
 def test_every_second_prompt_names_pictures_by_new_words(tmp_path: Path) -> None:
     names = ("cat", "dog", "cup", "tree", "boat")
     file = write_prompts(emoji(tmp_path / "pictures", *names), tmp_path / "calibration", count=4)
-    prompts = [json.loads(line) for line in file.read_text().splitlines()]
+    made = [json.loads(line) for line in file.read_text().splitlines()]
     said = [{part.removeprefix("Output: ").removesuffix("<|endofchunk|>") for part in prompt if isinstance(part, str)}
-            for prompt in prompts]
+            for prompt in made]
     assert all(words <= set(names) for words in said[::2])
     assert not any(words & set(names) for words in said[1::2])
-    assert all(len(prompt) == 2 * SHOTS for prompt in prompts)
+    assert all(len(prompt) == 2 * SHOTS for prompt in made)
     read = read_prompts(file)  # as the export reads them, pictures included
     assert len(read.calibrate) + len(read.measure) == 4
-    assert all((file.parent / part["image"]).is_file() for part in prompts[0] if isinstance(part, dict))
+    assert all((file.parent / part["image"]).is_file() for part in made[0] if isinstance(part, dict))
 
 
 def test_prompts_are_the_same_each_time(tmp_path: Path) -> None:
@@ -48,6 +49,24 @@ def test_prompts_are_the_same_each_time(tmp_path: Path) -> None:
     first, second = (write_prompts(pictures, tmp_path / name, count=3) for name in ("a", "b"))
     assert first.read_text() == second.read_text()
     assert (first.parent / "00-0.jpg").read_bytes() == (second.parent / "00-0.jpg").read_bytes()
+
+
+def test_prompts_do_not_mirror_what_bears_letters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flips: dict[tuple[int, int], bool] = {}
+    seen = prompts.view
+
+    def view(picture: PIL.Image.Image, number: int, seed: list[int], flip: bool = True) -> PIL.Image.Image:
+        flips[seed[1], seed[2]] = flip
+        return seen(picture, number, seed, flip)
+
+    monkeypatch.setattr(prompts, "view", view)
+    file = write_prompts(emoji(tmp_path / "pictures", "cat", "stop sign", "book", "tree"), tmp_path / "calibration", 9)
+    named = [json.loads(line) for line in file.read_text().splitlines()]
+    for number in range(0, 9, 2):  # these name concepts by their own names
+        for shot in range(SHOTS):
+            said = named[number][2 * shot + 1]
+            assert flips[number, shot] == ("cat" in said or "tree" in said)
+    assert set(flips.values()) == {True, False}
 
 
 def test_too_few_concepts_make_no_prompts(tmp_path: Path) -> None:
@@ -63,11 +82,18 @@ def test_the_pages_picture_shows_every_answer(tmp_path: Path) -> None:
                                                        ("green", "a very long answer that would not fit", False)] * 2)
     ]
     draw(shown, tmp_path / "sheet.png")
-    with PIL.Image.open(tmp_path / "sheet.png") as sheet:
-        assert sheet.width > 100 * COLUMNS
-        assert sheet.format == "PNG"
-        colors = {color for _, color in sheet.convert("RGB").getcolors(1 << 20) or ()}
+    with PIL.Image.open(tmp_path / "sheet.png") as page:
+        assert page.width > 100 * COLUMNS
+        assert page.format == "PNG"
+        colors = {color for _, color in page.convert("RGB").getcolors(1 << 20) or ()}
     assert {(255, 0, 0), (0, 0, 255), (0, 128, 0)} <= colors
+
+
+def test_a_concept_without_pictures_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sheet, "photographs", list)
+    made_picture(tmp_path / "held-out/emoji/cat/emoji-0-0.png")
+    with pytest.raises(DataError, match=r'no pictures of "lion".*recipes\.photos\.pictures'):
+        sheet.pictures_shown(cast(flamingo_rt.Model, None), tmp_path)
 
 
 def score(shots: int, mean: float) -> dict[str, Any]:
