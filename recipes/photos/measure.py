@@ -90,7 +90,7 @@ def main() -> None:
             parser.error(f"--{option} {unknown[0]}: known are {', '.join(known)}")
     results: dict[str, Any] = {}
     if "words" in parts:
-        said = module("recipes.photos.nearest", "--seeds", str(options.seeds), "--json")
+        said = module("recipes.photos.nearest", "--task", *words, "--seeds", str(options.seeds), "--json")
         results["nearest neighbours"] = json.loads(said.strip().splitlines()[-1])
     with tempfile.TemporaryDirectory() as folder:
         for name, bundle in options.model:
