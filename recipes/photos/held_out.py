@@ -2,7 +2,8 @@
 
 A concept is a name such as "red apple". Its head noun is "apple"; with it "apple" and "green apple" are held out too,
 from every source of pictures. A thing may still be trained under another noun ("gravestone" for "headstone"), or beside
-one ("glass of milk"): `SEEN` lists the held-out head nouns of which a reader found that, and no task asks about them.
+one ("glass of milk"): `SEEN` lists the held-out head nouns of which a reader found or suspected that, and no task asks
+about them.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ Side = Literal["train", "held-out"]
 
 HELD_OUT_EVERY = 7
 PREPOSITIONS = frozenset(("of", "with", "in", "on", "at", "behind", "from", "without", "for", "under", "and", "to"))
-# Held-out head nouns whose things training shows: as another noun, or as a part of what another noun names.
+# Held-out head nouns whose things training shows, or may: as another noun, or as a part of what another noun names.
 SEEN = frozenset((
     "headstone", "seagull", "rhinoceros", "tv", "lock", "thumbtack", "brush", "trophy", "beer", "cob", "boy", "train",
     "duck", "dromedary", "shovel", "virus", "cow", "ox", "gnu", "rooster", "hen", "megaphone", "wapiti", "wasp",
