@@ -15,7 +15,7 @@ from torch import Tensor
 from flamingo_rt.checkpoints import StoredModel, expected_shapes
 from flamingo_rt.config import FlamingoConfig, TokensConfig
 from flamingo_rt.errors import UsageError
-from flamingo_rt.export.external_graph import is_external
+from flamingo_rt.presets import require_own_encoder
 from flamingo_rt.weights.lazy import LazyTensor
 
 GATE = 0.5  # of the cross-attention: open, so that its output reaches the logits
@@ -27,9 +27,7 @@ def random_model(config: FlamingoConfig, seed: int = 0) -> StoredModel:
 
     Raises `UsageError` for a vocabulary too small for a byte-level tokenizer, and for an external encoder.
     """
-    if is_external(config):
-        raise UsageError(f"the vision encoder of {config.name} is another project's graph, which cannot be made at "
-                         "random: take another preset")
+    require_own_encoder(config)
     tensors = {
         name: LazyTensor(shape, torch.float32, Path("random"), _drawing(name, shape, seed), name)
         for name, shape in expected_shapes(config).items()

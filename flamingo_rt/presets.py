@@ -165,10 +165,16 @@ def preset(name: str) -> FlamingoConfig:
 
 
 def own_preset(name: str) -> FlamingoConfig:
-    """The configuration called ``name``, whose parts are all this project's own. Raises `UsageError` as `preset`, and
-    for one whose encoder is another project's graph, of which nothing can be made without its file."""
+    """The configuration called ``name``, whose parts are all this project's own. Raises `UsageError` as `preset` and
+    `require_own_encoder` do."""
     config = preset(name)
-    if isinstance(config.vision, ExternalVisionConfig):
-        raise UsageError(f"the vision encoder of the preset {name} is another project's graph, which cannot be made at "
-                         "random: take another preset")
+    require_own_encoder(config)
     return config
+
+
+def require_own_encoder(config: FlamingoConfig) -> None:
+    """Raise `UsageError` where the encoder is another project's graph, of which nothing can be made without its
+    file."""
+    if isinstance(config.vision, ExternalVisionConfig):
+        raise UsageError(f"the vision encoder of the preset {config.name} is another project's graph, which cannot be "
+                         "made at random: take another preset")

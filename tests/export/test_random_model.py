@@ -65,7 +65,7 @@ def test_every_presets_tokenizer_reads_what_the_model_is_asked(name: str, tmp_pa
 
 
 def test_an_external_encoder_has_no_random_graph() -> None:
-    with pytest.raises(UsageError, match="vision encoder of photos is another project's graph"):
+    with pytest.raises(UsageError, match="vision encoder of the preset photos is another project's graph"):
         random_model(preset("photos"))
 
 
