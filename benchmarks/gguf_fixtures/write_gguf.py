@@ -1,11 +1,11 @@
 """Small LLaMAs as GGUF files, and what their readers make of them: ``tests/fixtures/gguf``.
 
-    python -m benchmarks.peers.write_gguf
+    python -m benchmarks.gguf_fixtures.write_gguf
 
 ``bytes.gguf`` has a byte-level tokenizer, grouped heads and a tied head, ``pieces.gguf`` a sentencepiece one, heads of
 their own width and a head of its own. Logits are those of transformers, which dequantizes the files; token ids those of
 llama.cpp, for every name of a pre-tokenizer: transformers takes one for all. Written with transformers 5.24.0,
-sentencepiece 0.2.3, gguf 0.19.0 and xllamacpp 2026.10 (llama.cpp); these are not in the peers' environment.
+sentencepiece 0.2.3, gguf 0.19.0 and xllamacpp 2026.10 (llama.cpp), in an environment with them and this project.
 """
 
 from __future__ import annotations
@@ -168,7 +168,7 @@ def main() -> None:
 def llama_cpp(file: Path, port: int = 18500) -> list[int]:
     """The ids of `TEXT`, without tokens around it, from llama.cpp's server in a process of its own."""
     server = subprocess.Popen(
-        python_command("benchmarks.peers.llama_cpp_server", str(file), str(port)), stdin=subprocess.PIPE,
+        python_command("benchmarks.gguf_fixtures.llama_cpp_server", str(file), str(port)), stdin=subprocess.PIPE,
         stdout=subprocess.PIPE, text=True, env=child_environment({"PYTHONPATH": str(ROOT)}),
     )
     try:

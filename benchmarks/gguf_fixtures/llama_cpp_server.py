@@ -1,6 +1,6 @@
 """llama.cpp's server on a GGUF file, for `write_gguf.py`: it prints its address, and ends when its input does.
 
-    python -m benchmarks.peers.llama_cpp_server FILE PORT
+    python -m benchmarks.gguf_fixtures.llama_cpp_server FILE PORT
 """
 
 from __future__ import annotations
