@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,6 +67,13 @@ def training_shots(pictures: Path, count: int, seed: int) -> list[tuple[Path, st
     return [(pictures / concepts[index].views[0][0], concepts[index].name) for index in drawn]
 
 
+def best_constant(asked: Sequence[Photograph]) -> tuple[str, int]:
+    """The one name that is right about most photographs, and about how many: what an answer without looking gets."""
+    counts = Counter(name for each in asked for name in each.accepted)
+    name = max(counts, key=lambda name: (counts[name], name))
+    return name, counts[name]
+
+
 def table(rows: Sequence[Answer]) -> str:
     """File, answer, some accepted names, and right or wrong as aligned lines, with the total at the end."""
     lines = [("photograph", "answer", "accepted", "")]
@@ -76,9 +84,11 @@ def table(rows: Sequence[Answer]) -> str:
                       "right" if row.right else "wrong"))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     low, high = wilson(right := sum(row.right for row in rows), len(rows))
+    name, constant = best_constant([row.photograph for row in rows])
     return "\n".join([
         *("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines),
-        f"{right} of {len(rows)} right, {right / len(rows):.1%} [{low:.1%}, {high:.1%}]",
+        f"{right} of {len(rows)} right, {right / len(rows):.1%} [{low:.1%}, {high:.1%}]; {name!r} each time would get "
+        f"{constant}",
     ])
 
 
@@ -86,9 +96,10 @@ def record(rows: Sequence[Answer], model: str, shots: int, seed: int) -> dict[st
     """The content of the table, for JSON."""
     right = sum(row.right for row in rows)
     low, high = wilson(right, len(rows))
+    name, constant = best_constant([row.photograph for row in rows])
     return {
         "model": model, "shots": shots, "seed": seed, "right": right, "count": len(rows),
-        "interval": [round(low, 4), round(high, 4)],
+        "interval": [round(low, 4), round(high, 4)], "best_constant": {"answer": name, "right": constant},
         "answers": [{"photograph": row.photograph.file.name, "answer": row.text, "right": row.right,
                      "accepted": list(row.photograph.accepted)} for row in rows],
     }

@@ -6,7 +6,7 @@
 - ``words``: ``evaluate task`` on the three tasks whose words only the shots explain, after 0, 1, 2 and 4 shots a class;
   the controls (pictures shuffled among the shots, grey) at 4.
 - ``captions``: the held-out stamps' names, after 0 and 4 shots of trained stamps, drawn for each.
-- ``photographs``: the 23 photographs, after 0 and 4 shots.
+- ``photographs``: the 23 photographs, after 0 and 4 shots; beside them the best that one answer for all would get.
 
 Beside them stand the nearest neighbours of the encoder's features on the same queries and shots (`nearest.py`).
 """
@@ -55,11 +55,13 @@ def measured(
         for name in CAPTIONS:
             task(name, name, *CAPTION_OPTIONS, *draws)
     if "photographs" in parts:
-        for shots in PHOTOGRAPH_SHOTS:
-            said = module("recipes.photos.answers", "--model", bundle, "--shots", str(shots), "--json")
-            found[f"photographs, {shots} shots"] = answers = json.loads(said.strip().splitlines()[-1])
-            print(f"photographs after {shots} shots: {answers['right']} of {answers['count']} {answers['interval']}",
-                  flush=True)
+        for shots, seed in [(count, seed) for count in PHOTOGRAPH_SHOTS for seed in range(seeds if count else 1)]:
+            said = module("recipes.photos.answers", "--model", bundle, "--shots", str(shots), "--seed", str(seed),
+                          "--json")
+            called = f"photographs, {shots} shots" + (f", draw {seed}" if shots else "")
+            found[called] = answers = json.loads(said.strip().splitlines()[-1])
+            print(f"{called}: {answers['right']} of {answers['count']} {answers['interval']}, "
+                  f"{answers['best_constant']['right']} by one answer for all", flush=True)
     return found
 
 

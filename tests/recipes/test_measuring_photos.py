@@ -110,22 +110,25 @@ def test_a_record_holds_every_part_of_every_bundle(tmp_path: Path, monkeypatch: 
 
     def module(name: str, *arguments: str) -> str:
         asked.append((name, *arguments))
-        answer = {"right": 12, "count": 23, "interval": [0.3, 0.7]} if "answers" in name else {"stamps-words": {}}
+        answer = {"right": 12, "count": 23, "interval": [0.3, 0.7], "best_constant": {"answer": "animal", "right": 8}}
+        answer = answer if "answers" in name else {"stamps-words": {}}
         return "a warning\n" + json.dumps(answer) + "\n"
 
     monkeypatch.setattr(measure, "evaluated", evaluated)
     monkeypatch.setattr(measure, "module", module)
-    monkeypatch.setattr("sys.argv", ["measure", "--model", "fp32=a", "--model", "int4=b", "--results", str(tmp_path)])
+    monkeypatch.setattr("sys.argv", ["measure", "--model", "fp32=a", "--model", "int4=b", "--results", str(tmp_path),
+                                     "--seeds", "2"])
     measure.main()
     record = json.loads(next(tmp_path.glob("*photos-fp32-int4.json")).read_text())
     tasks = {"stamps-words", "emoji-words", "styles-words"}
     assert {*tasks, *(f"{name}, controls" for name in tasks), "stamps-captions", "stamps-exact",
-            "photographs, 0 shots", "photographs, 4 shots"} == set(record["fp32"]) == set(record["int4"])
+            "photographs, 0 shots", "photographs, 4 shots, draw 0", "photographs, 4 shots, draw 1"} == set(
+        record["fp32"]) == set(record["int4"])
     assert "nearest neighbours" in record
     output = capsys.readouterr().out
     assert "stamps-captions, 4 shots, none: 12.0" in output
     assert "stamps-words, 4 shots, none: 50.0" in output
-    assert "photographs after 4 shots: 12 of 23" in output
+    assert "photographs, 4 shots, draw 1: 12 of 23 [0.3, 0.7], 8 by one answer for all" in output
     controlled = [words for words in asked if words[0] == "a" and words[words.index("--shots") + 1] == "20"]
     assert [("--controls" in words) for words in controlled] == [True] * 3
 

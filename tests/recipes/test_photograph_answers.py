@@ -10,7 +10,7 @@ from made_photos import write_class_folder
 
 import flamingo_rt
 from flamingo_rt.errors import DataError
-from recipes.photos.answers import answers, record, table, training_shots
+from recipes.photos.answers import answers, best_constant, record, table, training_shots
 from recipes.photos.held_out import singular
 from recipes.photos.judging import is_right, named_in, wilson
 from recipes.photos.packages import PHOTOGRAPHS, SAMPLE_PHOTOGRAPHS
@@ -86,4 +86,11 @@ def test_a_model_is_asked_after_training_pictures(tmp_path: Path) -> None:
     assert [len(answers(model, asked, shots))] == [2]
     said = table(rows)
     assert "of 2 right" in said
+    assert "'cross' each time would get 1" in said
     assert record(rows, "tiny", 0, 0)["count"] == 2
+
+
+def test_the_best_answer_without_looking_is_found() -> None:
+    animals = [Photograph(Path("a"), ("cat", "pet", "animal")), Photograph(Path("b"), ("eagle", "animal"))]
+    assert best_constant([*animals, Photograph(Path("c"), ("cat",))]) == ("cat", 2)
+    assert best_constant(animals) == ("animal", 2)
