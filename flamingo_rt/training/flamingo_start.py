@@ -146,7 +146,14 @@ def _model(start: StartingPoint, options: FlamingoOptions) -> Flamingo:
             parameter.requires_grad_(False)
         elif options.initial_gate is not None and name not in start.tensors and (gate or name.endswith("skip_gain")):
             nn.init.constant_(parameter, options.initial_gate)
+        elif name not in start.tensors and _is_attention_output(name):
+            with torch.no_grad():
+                parameter.mul_(options.initial_output)
     return model
+
+
+def _is_attention_output(name: str) -> bool:
+    return name.startswith("cross_attention.layers.") and name.endswith(".output.weight")
 
 
 def _batches(

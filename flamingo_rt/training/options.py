@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 
 from flamingo_rt.errors import UsageError
 
-DataKind = Literal["auto", "pairs", "videos", "pages", "text", "scenes", "tasks"]
+DataKind = Literal["auto", "pairs", "videos", "pages", "text", "scenes", "tasks", "features"]
 Precision = Literal["fp32", "bf16"]
 Schedule = Literal["constant", "cosine", "linear"]
 T = TypeVar("T")
@@ -58,7 +58,7 @@ class DataOptions:
     name: str = option("", "Name in logs; by default the last part of the source.")
     kind: DataKind = option("auto", "Kind of its samples; by default found out from the source. Drawn scenes are "
                             "captions and questions, videos, or tasks that a prompt's shots explain; a folder of "
-                            "classes is pairs or tasks.")
+                            "classes is pairs or tasks, or features of the frozen encoder in .npy files.")
     weight: float = option(1.0, "λ, by which the dataset's gradient is multiplied.")
     batch: int = option(32, "Documents in one step, over all ranks; of scenes, pictures.")
     tokens: int = option(256, "Most tokens of a document.")
@@ -97,6 +97,8 @@ class DataOptions:
                        "where the name of the class goes")
         require_option(self.questions > 0 or self.by_place == 0,
                        f"{where}by_place is {self.by_place}, of no questions: give questions, or leave it out")
+        require_option(self.kind != "features" or not self.augment,
+                       f"{where}augment changes pictures, and features are none: leave it out")
         require_option(self.questions <= 16, f"{where}questions is {self.questions}; it must be from 0 to 16")
 
     @property
@@ -275,6 +277,8 @@ class FlamingoOptions:
     unfrozen_rate: float = option(1.0, "Share of the learning rate at which these train.")
     lora: int = option(0, "Rank of low-rank updates of the frozen language model's matrices; 0 for none.")
     initial_gate: float | None = option(None, "Value of gates that are new, before tanh; a checkpoint has its own.")
+    initial_output: float = option(1.0, "Factor of the random output matrices of gated attention that is new: hidden "
+                                   "states hundreds long hear it from about 16 on.")
     gates: Literal["tanh", "none"] = option("tanh", "none leaves the gates out: all are open, and not trained.")
     new_tokens: Literal["both", "output"] = option(
         "both", "Gradients of a frozen language model's new tokens: output, those of the head alone, spares the "
@@ -285,7 +289,8 @@ class FlamingoOptions:
 
     def __post_init__(self) -> None:
         check_read("flamingo", self.data)
-        check_numbers(self, counts=("cache_bytes",), positive=("unfrozen_rate",), shares=("unfrozen_rate",))
+        check_numbers(self, counts=("cache_bytes",), positive=("unfrozen_rate", "initial_output"),
+                      shares=("unfrozen_rate",))
         require_option(self.unfrozen_rate == 1 or bool(self.unfreeze),
                        "unfrozen_rate is for parts that unfreeze names, and it names none: leave it out")
         known = ("vision", "language", "embedding")
@@ -301,5 +306,8 @@ class FlamingoOptions:
                        f"{' and '.join(parts)}: leave one out")
         require_option(self.cache_features is None or "vision" not in self.unfreeze,
                        "cache_features keeps what a frozen encoder gives, and unfreeze names vision: leave one out")
+        require_option("vision" not in self.unfreeze or not any(entry.kind == "features" for entry in self.data),
+                       "data of the kind features is what a frozen encoder gave, and unfreeze names vision: leave one "
+                       "out")
         require_option(self.cache_features is None or not any(entry.augment for entry in self.data),
                        "cache_features needs the same pixels each time: turn augment off, or leave it out")

@@ -70,6 +70,11 @@ SAMPLE_PHOTOGRAPHS = Package(
     r"skimage/data/(?P<name>chelsea\.png|coffee\.png|rocket\.jpg)",
     "7805a89bc6c23ab0b3958cfafe8727273b68e0e7650ad06657bd1b76002ce5cc", ("model", "try"),
 )
+CLASS_NAMES = Package(
+    "timm", "1.0.27", "pip", "names of ImageNet's classes", "Apache-2.0; names: WordNet's licence",
+    r"timm/data/_info/(?P<name>imagenet_(synsets|synset_to_lemma)\.txt)",
+    "ddfb8d6e85a2b21193958f824d95c6ff0a6f8346ee69a3c2e2452355e5dce6ab", ("pictures",),
+)
 PACKAGES = (
-    ENCODER, LANGUAGE_MODEL, PHOTOGRAPHS, SAMPLE_PHOTOGRAPHS, STAMPS, CLIP_ART, EMOJI, EMOJI_NAMES,
+    ENCODER, LANGUAGE_MODEL, PHOTOGRAPHS, SAMPLE_PHOTOGRAPHS, STAMPS, CLIP_ART, EMOJI, EMOJI_NAMES, CLASS_NAMES,
 )

@@ -24,6 +24,7 @@ from flamingo_rt.training.data.augmentation import Augmentation
 from flamingo_rt.training.data.class_tasks import ClassTasks
 from flamingo_rt.training.data.documents import Document, DocumentWriter, Pair, check_images
 from flamingo_rt.training.data.drawn_source import DrawnSource
+from flamingo_rt.training.data.given_features import read_features
 from flamingo_rt.training.data.sample_order import SampleOrder
 from flamingo_rt.training.data.samples import Sample, SampleSource, Visual
 from flamingo_rt.training.data.usable_samples import SampleReader, places_of_part
@@ -156,6 +157,9 @@ class DocumentBatches:
 
     def _shown(self, visual: Visual, sample: Sample, rng: np.random.Generator) -> Shown:
         key, change = "", None
+        if visual.kind == "features":
+            vision = self.config.vision
+            return Shown(key, read_features(visual, sample.name, (vision.feature_count, vision.width)), None)
         if self._cache is not None:
             key = content_key(visual, self.options.frames, self.options.fps)
             features = self._cache.read(key, self._frames)

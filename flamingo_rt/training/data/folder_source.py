@@ -1,4 +1,5 @@
-"""Pictures and clips in a folder: named in a ``captions.jsonl``, or sorted into folders by their class (ImageFolder).
+"""Pictures and clips in a folder: named in a ``captions.jsonl``, or sorted into folders by their class (ImageFolder),
+where features of pictures may stand in their place.
 
 A line of ``captions.jsonl`` is ``{"image": …, "text": …}`` or ``{"image": …, "question": …, "answer": …}``; of clips,
 ``video`` stands for ``image``. Paths are relative to the file, and stay inside its folder.
@@ -19,6 +20,7 @@ from flamingo_rt.errors import DataError
 from flamingo_rt.printable import printable
 from flamingo_rt.processing.visuals import PICTURE_SUFFIXES
 from flamingo_rt.training.data.file_prints import grouped, line_prints
+from flamingo_rt.training.data.given_features import FEATURES_SUFFIX
 from flamingo_rt.training.data.json_lines import JsonLines
 from flamingo_rt.training.data.row_fields import checked_text, file_inside, shown, text_field
 from flamingo_rt.training.data.samples import DamagedSample, FilePrint, Said, Sample, Visual
@@ -64,7 +66,8 @@ class CaptionLines:
 @dataclass(frozen=True, eq=False)
 class ImageFolder:
     """A folder with a folder of pictures for each class, whose name is the class. ``names`` are relative to ``root``,
-    the resolved ``folder``, ``sizes`` in bytes; ``template`` makes the caption."""
+    the resolved ``folder``, ``sizes`` in bytes; ``template`` makes the caption. ``holds``: pictures, or features of
+    pictures in ``.npy`` files."""
 
     folder: Path
     root: Path
@@ -72,20 +75,22 @@ class ImageFolder:
     sizes: tuple[int, ...]
     digest: str
     template: str
+    holds: Literal["image", "features"] = "image"
     kind: Literal["pairs"] = "pairs"
 
     @classmethod
-    def open(cls, folder: Path, template: str) -> ImageFolder:
-        """Find the pictures, in all depths of the folders in ``folder``, without names that begin with a dot.
+    def open(cls, folder: Path, template: str, holds: Literal["image", "features"] = "image") -> ImageFolder:
+        """Find the pictures, or the features, in all depths of the folders in ``folder``, without names that begin with
+        a dot.
 
         Raises `DataError` for a folder that cannot be read, or holds a link to another folder.
         """
         digest, names, sizes = hashlib.sha256(), [], []
-        for file, size in _pictures(folder):
+        for file, size in _files(folder, PICTURE_SUFFIXES if holds == "image" else (FEATURES_SUFFIX,)):
             names.append(file)
             sizes.append(size)
             digest.update(f"{file}\0{size}\n".encode("utf-8", "surrogateescape"))
-        return cls(folder, folder.resolve(), tuple(names), tuple(sizes), digest.hexdigest(), template)
+        return cls(folder, folder.resolve(), tuple(names), tuple(sizes), digest.hexdigest(), template, holds)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -97,11 +102,12 @@ class ImageFolder:
         label = class_name(file.split("/", 1)[0])
         caption = checked_text(self.template.replace("{}", label), "the name of the class", name)
         path = file_inside(self.root, file, "the picture", name)
-        return Sample(name, (Visual("image", path, printable(file)), Said(caption)), label)
+        return Sample(name, (Visual(self.holds, path, printable(file)), Said(caption)), label)
 
     def fingerprint(self) -> str:
         """See `SampleSource.fingerprint`: changes with the files' names and sizes."""
-        return f"{self.kind}, {len(self)} pictures, {self.digest[:16]}"
+        what = "pictures" if self.holds == "image" else "features"
+        return f"{self.kind}, {len(self)} {what}, {self.digest[:16]}"
 
     @cached_property
     def files(self) -> tuple[FilePrint, ...]:
@@ -120,12 +126,12 @@ def holds_class_folders(folder: Path, glance: bool = False) -> bool:
     Raises `DataError` as `ImageFolder.open` does; with ``glance``, what that cannot read is passed over: the data of
     ``folder`` may be something else than its folders.
     """
-    return next(_pictures(folder, glance), None) is not None
+    return next(_files(folder, PICTURE_SUFFIXES, glance), None) is not None
 
 
-def _pictures(folder: Path, glance: bool = False) -> Iterator[tuple[str, int]]:
-    """(path relative to ``folder``, size in bytes) of each picture in the folders of ``folder``, in order, without
-    names that begin with a dot. ``glance``: see `holds_class_folders`."""
+def _files(folder: Path, suffixes: tuple[str, ...], glance: bool = False) -> Iterator[tuple[str, int]]:
+    """(path relative to ``folder``, size in bytes) of each file with one of ``suffixes`` in the folders of ``folder``,
+    in order, without names that begin with a dot. ``glance``: see `holds_class_folders`."""
 
     def unreadable(error: OSError) -> None:
         raise DataError(f"cannot read {error.filename}: {error.strerror}; give this user read access to it") from error
@@ -139,6 +145,6 @@ def _pictures(folder: Path, glance: bool = False) -> Iterator[tuple[str, int]]:
         if place == os.fspath(folder):
             continue
         for name in sorted(files):
-            if name.lower().endswith(PICTURE_SUFFIXES) and not name.startswith("."):
+            if name.lower().endswith(suffixes) and not name.startswith("."):
                 path = os.path.join(place, name)
                 yield os.path.relpath(path, folder).replace(os.sep, "/"), os.lstat(path).st_size

@@ -28,10 +28,10 @@ class MissingFile(DamagedSample):
 
 @dataclass(frozen=True, eq=False)
 class Visual:
-    """One picture or clip. ``content``: its file's bytes, its path, or uint8 RGB [H, W, 3] of a drawn picture,
-    [F, H, W, 3] of a clip."""
+    """One picture or clip, or the features of a picture (`given_features.py`). ``content``: its file's bytes, its path,
+    or uint8 RGB [H, W, 3] of a drawn picture, [F, H, W, 3] of a clip; of features their path."""
 
-    kind: Literal["image", "video"]
+    kind: Literal["image", "video", "features"]
     content: bytes | Path | np.ndarray
     name: str
 

@@ -45,7 +45,8 @@ def open_source(options: DataOptions) -> SampleSource:
 
     - A ``.jsonl`` file, or a folder with a ``captions.jsonl`` or a ``pages.jsonl``: captions and questions of pictures
       or of clips (`folder_source.py`), interleaved pages (`pages.py`), or texts, by the keys of its lines.
-    - A folder with a folder of pictures for each class, which is also what tasks are made of (`class_tasks.py`).
+    - A folder with a folder of pictures for each class, which is also what tasks are made of (`class_tasks.py`); with
+      the kind ``features`` their features (`given_features.py`).
     - A ``.txt`` file, or a folder of ``.txt`` and ``.jsonl`` files with texts (`text_source.py`).
     - A ``.tar`` file, a folder of them, or a brace pattern, ``pairs-{0000..0099}.tar`` or ``{a,b}.tar``
       (`shards.py`).
@@ -63,7 +64,7 @@ def open_source(options: DataOptions) -> SampleSource:
         if not isinstance(source, ImageFolder):
             raise DataError(f"{options.source} holds {source.kind}, and tasks are made of a folder with a folder of "
                             "pictures for each class, or drawn (the source scenes): give one of these")
-    elif options.kind not in ("auto", source.kind):
+    elif options.kind not in ("auto", "features", source.kind):
         raise DataError(f"{options.source} holds {source.kind}, not {options.kind}: leave kind out, or give another "
                         "source")
     return source
@@ -75,6 +76,8 @@ def _open(options: DataOptions) -> SampleSource:
         is_folder = path.is_dir()
     except OSError as error:  # a name that is too long
         raise DataError(f"cannot read {options.source[:60]}…: {error.strerror}; give another source") from error
+    if options.kind == "features":
+        return _open_features(path, options)
     if is_folder:
         return _open_folder(path, options)
     if path.suffix.lower() == ".tar":
@@ -117,6 +120,13 @@ def _open_folder(folder: Path, options: DataOptions) -> SampleSource:
         return ImageFolder.open(folder, options.template)
     raise DataError(f"{folder} holds no data: no captions.jsonl, pages.jsonl, .tar shards, .txt or .jsonl files, and "
                     "no folders of pictures")
+
+
+def _open_features(path: Path, options: DataOptions) -> ImageFolder:
+    source = ImageFolder.open(path, options.template, "features") if path.is_dir() else None
+    if source is None or not len(source):
+        raise DataError(f"{options.source} holds no features: give a folder with a folder of .npy files for each class")
+    return source
 
 
 def _of_kind(found: Mapping[str, tuple[DataKind, ...]], kind: DataKind) -> list[str]:

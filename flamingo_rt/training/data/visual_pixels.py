@@ -46,6 +46,8 @@ def visual_frames(visual: Visual, sample: str, options: DataOptions, preprocess:
     Raises `DamagedSample`, with the name ``sample``, for what cannot be decoded, and `DependencyError` for a clip that
     needs a library which is not installed.
     """
+    if visual.kind == "features":
+        raise DamagedSample(sample, f"{visual.name} holds features, not a picture: train flamingo alone takes them")
     with _readable(visual, options) as source:
         try:
             if isinstance(source, Video):
