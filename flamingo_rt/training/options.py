@@ -135,7 +135,7 @@ DRAWN_KINDS: dict[str, tuple[DataKind, ...]] = {  # in each stage
 
 def check_read(stage: str, data: tuple[DataOptions, ...]) -> None:
     """Raise `UsageError` for a key of a dataset that stage ``stage`` does not read and that is not at its default, and
-    for drawn scenes of a kind that it does not draw, and tasks of files where it makes none."""
+    for drawn scenes of a kind that it does not draw, and tasks of files or features where it takes none."""
     for entry in data:
         unread, where = UNREAD[stage], ""
         if entry.source == SCENES:
@@ -144,6 +144,9 @@ def check_read(stage: str, data: tuple[DataOptions, ...]) -> None:
                                                 f"{entry.kind}; it draws {', '.join(kinds)}")
             if stage == "flamingo":
                 unread, where = UNREAD_OF_DRAWN[entry.kind], " on drawn scenes"
+        elif entry.kind == "features":
+            require_option(stage == "flamingo", f"data {entry.source!r}: train {stage} takes no features; train "
+                                                "flamingo does: give pictures, or leave it out")
         elif entry.kind == "tasks":
             require_option(stage == "flamingo", f"data {entry.source!r}: train {stage} makes no tasks of files; train "
                                                 "flamingo does: give another kind, or leave it out")

@@ -41,6 +41,7 @@ OWN = {
     FlamingoOptions: {
         "preset": "small", "vision": "v", "language": "l", "tokenizer": "t", "unfreeze": ["embedding"],
         "unfrozen_rate": 0.1, "lora": 8, "initial_gate": 0.5, "gates": "none",
+        "initial_output": 2.0,
         "cache_features": ODD, "cache_bytes": 5, "start_from": "whole", "new_tokens": "both",
     },
 }

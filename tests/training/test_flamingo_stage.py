@@ -1,4 +1,4 @@
-"""Stage 3: what is trained and what is frozen, ends of every kind, and where a run starts from."""
+"""Stage 3: what is trained and what is frozen, ends of every kind, the same run twice."""
 
 from __future__ import annotations
 
@@ -8,65 +8,26 @@ import signal
 import subprocess
 import sys
 import textwrap
-from contextlib import nullcontext
 from dataclasses import replace
-from pathlib import Path
 
-import PIL.Image
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_model import TEXTS, small_config, small_flamingo
+from small_model import small_flamingo
+from small_runs import RUN, SCENES, WHOLE, files, from_checkpoint, run
 
-from flamingo_rt import model_memory
 from flamingo_rt.checkpoints import open_checkpoint
 from flamingo_rt.errors import DataError, UsageError
 from flamingo_rt.model.flamingo import IGNORED_LABEL as NONE
-from flamingo_rt.parameter_count import reckon_parameters
-from flamingo_rt.presets import PRESETS
-from flamingo_rt.training import flamingo_stage, flamingo_start
+from flamingo_rt.training import flamingo_stage
 from flamingo_rt.training.flamingo_stage import frozen_identity, frozen_names, labelled_positions
 from flamingo_rt.training.flamingo_start import open_flamingo_stage
 from flamingo_rt.training.loop import train
-from flamingo_rt.training.options import DataOptions, FlamingoOptions, RunOptions
+from flamingo_rt.training.options import DataOptions
 from flamingo_rt.training.sharding import World
 from flamingo_rt.training.state import state_path, trained_parameters
-from flamingo_rt.training.tokenizer_training import train_tokenizer
 
-SCENES = 20
-RUN = RunOptions(steps=4, learning_rate=1.5e-3, warmup_steps=2, weight_decay=0.05, workers=0, save_seconds=1e9)
-# From nothing: all parts have random weights and are trained.
-WHOLE = FlamingoOptions(
-    run=RUN, data=(DataOptions("scenes", batch=2, questions=1),), preset="small", unfreeze=("vision", "language"),
-    initial_gate=1.0,
-)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def small():
-    """A preset that trains in a moment, and a tokenizer from few texts."""
-    config = replace(small_config(), language=replace(small_config().language, context=512))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(PRESETS, "small", lambda: config)
-        patch.setattr(flamingo_start, "TOKENIZER_SCENES", SCENES)
-        yield config
-
-
-def run(out: Path, options: FlamingoOptions = WHOLE, stop: int = 0, **more):
-    """The reports of a run; broken off after the report of step ``stop``."""
-    seen = []
-
-    def on_step(report) -> None:
-        seen.append(report)
-        if report.step == stop:
-            raise RuntimeError("broken off")
-
-    if not stop:
-        train(open_flamingo_stage(options, World()), options.run, out, World(), on_step=on_step, **more)
-        return seen
-    with pytest.raises(RuntimeError, match="broken off"):
-        train(open_flamingo_stage(options, World()), options.run, out, World(), on_step=on_step, **more)
-    return seen
+pytestmark = pytest.mark.usefixtures("small")
 
 
 def test_keys_of_drawn_scenes_reach_their_batches() -> None:
@@ -75,23 +36,6 @@ def test_keys_of_drawn_scenes_reach_their_batches() -> None:
     assert (first.pictures, first.questions, first.by_place, first.number) == (2, 3, 0.5, 0)
     assert (other.pictures, other.questions, other.by_place, other.number) == (4, 2, 0.0, 1)
     assert [batches.fingerprint()["by_place"] for batches in (first, other)] == [0.5, 0.0]
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in folder.iterdir()}
-
-
-@pytest.fixture(scope="module")
-def unbroken(small, tmp_path_factory) -> Path:
-    """The checkpoint of `WHOLE`."""
-    out = tmp_path_factory.mktemp("unbroken") / "out"
-    run(out)
-    return out
-
-
-def from_checkpoint(path: Path, **changes) -> FlamingoOptions:
-    """A fine-tuning run with everything frozen but the bridge."""
-    return replace(FlamingoOptions(run=RUN, data=WHOLE.data, start_from=str(path)), **changes)
 
 
 # The same run twice
@@ -226,79 +170,6 @@ def test_every_part_learns(unbroken) -> None:
     after = open_checkpoint(unbroken).load()
     for name, parameter in before.named_parameters():
         assert not torch.equal(parameter, after.get_parameter(name)), name
-
-
-def test_gates_start_where_they_are_asked_to(unbroken) -> None:
-    model = open_flamingo_stage(WHOLE, World()).model.model
-    gates = [p for name, p in model.named_parameters() if name.endswith(("attention_gate", "ff_gate", "skip_gain"))]
-    assert len(gates) >= 6
-    assert all(gate.eq(1.0).all() for gate in gates)
-    kept = open_flamingo_stage(from_checkpoint(unbroken), World()).model.model.state_dict()
-    stored = load_file(unbroken / "model.safetensors")
-    assert all(torch.equal(kept[name], stored[name]) for name in stored if name.endswith("gate"))
-
-
-def test_trained_gates_of_a_checkpoint_are_not_set_again(unbroken) -> None:
-    kept = open_flamingo_stage(from_checkpoint(unbroken, initial_gate=0.5), World()).model.model.state_dict()
-    stored = load_file(unbroken / "model.safetensors")
-    gates = [name for name in stored if name.endswith(("gate", "skip_gain"))]
-    assert gates
-    assert all(torch.equal(kept[name], stored[name]) for name in gates)
-
-
-def test_a_new_encoders_gains_are_no_gates() -> None:
-    for gate, gain in ((None, 0.0), (0.5, 0.5)):
-        stage = open_flamingo_stage(replace(WHOLE, gates="none", initial_gate=gate), World())
-        gains = [p for name, p in stage.model.named_parameters() if name.endswith("skip_gain")]
-        assert gains
-        assert all(p.requires_grad and p.item() == gain for p in gains)
-
-
-def test_a_new_language_model_takes_the_tokenizer_that_is_given(small, tmp_path, monkeypatch) -> None:
-    given = train_tokenizer(TEXTS, 280, small.tokens)
-    (tmp_path / "tokenizer.json").write_text(given.to_str())
-    options = replace(WHOLE, tokenizer=str(tmp_path / "tokenizer.json"))
-    assert open_flamingo_stage(options, World()).tokenizer.get_vocab() == given.get_vocab()
-    assert open_flamingo_stage(WHOLE, World()).tokenizer.get_vocab() != given.get_vocab()
-    smaller = replace(small, language=replace(small.language, vocab_size=270))
-    monkeypatch.setitem(PRESETS, "smaller", lambda: smaller)
-    with pytest.raises(DataError, match="has the token id 279, and the preset's language model 270 tokens"):
-        open_flamingo_stage(replace(options, preset="smaller"), World())
-    plain = train_tokenizer(TEXTS, 280, replace(small.tokens, image="<picture>"))
-    (tmp_path / "tokenizer.json").write_text(plain.to_str())
-    with pytest.raises(DataError, match=r"tokenizer\.json: the tokenizer has no token '<image>'"):
-        open_flamingo_stage(options, World())
-
-
-def test_an_unknown_preset_is_refused_also_beside_a_checkpoint(unbroken) -> None:
-    with pytest.raises(UsageError, match="smal1"):
-        open_flamingo_stage(from_checkpoint(unbroken, preset="smal1"), World())
-
-
-@pytest.mark.parametrize("unfreeze", [(), ("embedding",), ("vision",), ("language", "embedding")])
-def test_memory_is_asked_for_weights_and_for_what_is_trained(unbroken, small, monkeypatch, unfreeze) -> None:
-    counts = reckon_parameters(small)
-    trained = sum(counts[part] for part in ("resampler", "cross_attention", *unfreeze) if part != "embedding")
-    if unfreeze == ("embedding",):
-        trained += small.language.vocab_size * small.language.width
-    needed = 4 * counts["total"] + 12 * trained
-    for available, refused in ((needed, False), (needed - 1, True)):
-        monkeypatch.setattr(model_memory, "available_bytes", lambda available=available: available)
-        with pytest.raises(DataError, match="12 bytes more each") if refused else nullcontext():
-            open_flamingo_stage(from_checkpoint(unbroken, unfreeze=unfreeze), World())
-
-
-def test_parts_that_would_be_frozen_with_random_weights_are_refused() -> None:
-    with pytest.raises(UsageError, match=r"the language part would be frozen .*--unfreeze language"):
-        open_flamingo_stage(replace(WHOLE, unfreeze=("vision",)), World())
-
-
-def test_without_gates_they_are_open_and_not_trained(unbroken, tmp_path) -> None:
-    run(tmp_path / "out", from_checkpoint(unbroken, gates="none"))
-    stored = load_file(tmp_path / "out" / "model.safetensors")
-    gates = [tensor for name, tensor in stored.items() if name.endswith(("attention_gate", "ff_gate"))]
-    assert gates
-    assert all(gate.tanh().eq(1).all() for gate in gates)
 
 
 # Frozen parts
@@ -473,15 +344,6 @@ def test_a_batch_without_learnt_tokens_has_one_position_that_is_ignored() -> Non
     assert wanted.tolist() == [[NONE], [NONE]]
 
 
-def test_a_checkpoint_with_a_damaged_tokenizer_is_refused(unbroken, tmp_path) -> None:
-    folder = tmp_path / "damaged"
-    folder.mkdir()
-    for name, content in files(unbroken).items():
-        (folder / name).write_bytes(b"{}" if name == "tokenizer.json" else content)
-    with pytest.raises(DataError, match=r"tokenizer\.json"):
-        open_flamingo_stage(from_checkpoint(folder), World())
-
-
 def test_sample_answers_show_prompt_answer_and_the_right_one(unbroken) -> None:
     stage = open_flamingo_stage(from_checkpoint(unbroken), World())
     stage.model.eval()
@@ -496,93 +358,3 @@ def test_a_loss_that_is_no_number_ends_the_run(tmp_path) -> None:
     with pytest.raises(DataError, match=r"(nan|inf) at step \d+"):
         run(tmp_path / "out", replace(WHOLE, run=replace(RUN, learning_rate=2e9)))
     assert not (tmp_path / "out").exists()
-
-
-# New tokens that learn as output, and cross-attention that begins higher
-
-
-@pytest.fixture(scope="module")
-def high(small, tmp_path_factory) -> Path:
-    """The checkpoint of a model whose cross-attention begins at layer 2."""
-    out = tmp_path_factory.mktemp("high") / "out"
-    config = replace(small, cross_attention=replace(small.cross_attention, first=2))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(PRESETS, "high", lambda: config)
-        run(out, replace(WHOLE, preset="high"))
-    return out
-
-
-@pytest.mark.parametrize("more", [{}, {"checkpoint_activations": True}, {"precision": "bf16"}], ids=str)
-def test_new_tokens_that_learn_as_output_spare_the_layers_below(high, tmp_path, more) -> None:
-    often = from_checkpoint(high, run=replace(RUN, save_seconds=1e-9, **more), new_tokens="output")
-    stage = open_flamingo_stage(often, World())
-    needs: set[tuple[int, bool]] = set()
-    for index, layer in enumerate(stage.model.model.language.layers):
-        layer.register_forward_hook(
-            lambda module, given, output, index=index: needs.add((index, output.requires_grad)))
-    train(stage, often.run, tmp_path / "whole", World())
-    assert needs == {(0, False), (1, False), (2, True)}
-    run(tmp_path / "out", often, stop=3)
-    run(tmp_path / "out", often, resume=True)
-    assert files(tmp_path / "out") == files(tmp_path / "whole")
-    before, after = (load_file(path / "model.safetensors") for path in (high, tmp_path / "out"))
-    changed = {name for name in before if not torch.equal(before[name], after[name])}
-    assert {name for name in changed if name.startswith(("language.", "vision."))} == {"language.head.weight"}
-
-
-def test_activations_below_the_first_gradient_are_not_reckoned(high) -> None:
-    found = {}
-    for name, changes in (("both", {}), ("output", {"new_tokens": "output"}),
-                          ("updates", {"new_tokens": "output", "lora": 2})):
-        stage = open_flamingo_stage(from_checkpoint(high, **changes), World())
-        batch = stage.datasets[0].batches.draw(0, 0, 1).batch
-        found[name] = stage.activation_bytes(batch)
-    language = stage.config.language
-    assert found["both"] == found["updates"]  # low-rank updates are in every layer
-    layer = 4 * batch.input_ids.numel() * (10 * language.width + 3 * language.ff_width)
-    assert found["output"] == found["both"] - 2 * layer
-    rows, most = len(batch.labels), int((batch.labels[:, 1:] >= 0).sum(1).max())
-    all_learnt = stage.activation_bytes(batch._replace(labels=torch.zeros_like(batch.labels)))
-    others = rows * (batch.labels.shape[1] - 1 - most)
-    assert all_learnt == found["updates"] + others * 12 * language.vocab_size  # three logits in float32
-
-
-# Tasks of a folder of classes
-
-
-@pytest.fixture(scope="module")
-def classes(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("data") / "animals"
-    for number, name in enumerate(("owl", "fox", "newt")):
-        (folder / name).mkdir(parents=True)
-        for picture in range(4):
-            color = (60 * number, 50 * picture, 99)
-            PIL.Image.new("RGB", (8, 8), color).save(folder / name / f"{picture}.png")
-    return folder
-
-
-def test_tasks_of_classes_train_with_stored_features_and_go_on(unbroken, classes, tmp_path) -> None:
-    data = (DataOptions(str(classes), kind="tasks", batch=2, tokens=500, shots=(1,)),)
-    often = from_checkpoint(unbroken, data=data, run=replace(RUN, save_seconds=1e-9, sample_steps=4),
-                            cache_features=str(tmp_path / "features"))
-    run(tmp_path / "first", often)  # fills the cache
-    assert 3 <= len(list((tmp_path / "features").rglob("*.npy"))) <= 12
-    run(tmp_path / "whole", often)
-    run(tmp_path / "out", often, stop=3)
-    with pytest.raises(UsageError, match="names"):
-        run(tmp_path / "out", replace(often, data=(replace(data[0], names=0.5),)), resume=True)
-    run(tmp_path / "out", often, resume=True)
-    assert files(tmp_path / "out") == files(tmp_path / "whole")
-
-
-def test_tasks_of_classes_that_do_not_fit_are_refused_before_the_run(unbroken, classes) -> None:
-    data = DataOptions(str(classes), kind="tasks", batch=2, tokens=500)
-    with pytest.raises(UsageError, match="3 classes of 3 shots and a query are 10 pictures, and the model takes 6"):
-        open_flamingo_stage(from_checkpoint(unbroken, data=(data,)), World())
-
-
-def test_a_new_tokenizer_is_learnt_from_the_texts_of_the_tasks(classes) -> None:
-    data = DataOptions(str(classes), kind="tasks", batch=2, tokens=500, shots=(1,), names=0.5)
-    stage = open_flamingo_stage(replace(WHOLE, data=(data,)), World())
-    text = stage.config.prompts.caption + stage.config.prompts.answer_separator
-    assert len(stage.tokenizer.encode(text, add_special_tokens=False).ids) <= 3
