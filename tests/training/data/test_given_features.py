@@ -58,7 +58,8 @@ def test_documents_hold_the_features_beside_their_class(folder: Path) -> None:
 
 
 def test_a_run_on_pictures_and_features_goes_on_as_it_began(folder: Path, unbroken: Path, tmp_path: Path) -> None:
-    data = (DataOptions("scenes", batch=2, questions=1), DataOptions(str(folder), kind="features", batch=2, chunks=(2,)))
+    data = (DataOptions("scenes", batch=2, questions=1),
+            DataOptions(str(folder), kind="features", batch=2, chunks=(2,)))
     often = from_checkpoint(unbroken, data=data, run=replace(RUN, save_seconds=1e-9))
     seen = run(tmp_path / "whole", often)
     assert all(set(report.losses) == {"scenes", folder.name} for report in seen)
@@ -73,7 +74,9 @@ def test_a_run_on_pictures_and_features_goes_on_as_it_began(folder: Path, unbrok
     (np.full(SHAPE, np.nan, np.float32), "holds NaN"),
     (b"", "no whole file"), (b"\x93NUMPY\x01\x00", "no whole file"), (b"a picture", "no whole file"),
 ], ids=["type", "shape", "nan", "empty", "cut", "other"])
-def test_what_are_no_features_of_the_encoder_is_named(tmp_path: Path, content: np.ndarray | bytes, message: str) -> None:
+def test_what_are_no_features_of_the_encoder_is_named(
+    tmp_path: Path, content: np.ndarray | bytes, message: str
+) -> None:
     path = tmp_path / "0.npy"
     if isinstance(content, bytes):
         path.write_bytes(content)
