@@ -75,8 +75,8 @@ def _photos() -> FlamingoConfig:
             multiply_adds=858_456_272,
         ),
         resampler=ResamplerConfig(
-            width=384, layers=1, heads=6, head_width=64, latents=16, ff_multiplier=2, input_norms=True, final_norm=True,
-            spatial_positions=True,
+            width=384, layers=1, heads=6, head_width=64, latents=16, ff_multiplier=2, max_frames=0, input_norms=True,
+            final_norm=True, spatial_positions=True,
         ),
         cross_attention=CrossAttentionConfig(
             interval=4, first=8, heads=4, head_width=64, ff_multiplier=1, norm="rmsnorm", norm_bias=False,

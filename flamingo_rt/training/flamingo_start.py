@@ -146,14 +146,15 @@ def _model(start: StartingPoint, options: FlamingoOptions) -> Flamingo:
             parameter.requires_grad_(False)
         elif options.initial_gate is not None and name not in start.tensors and (gate or name.endswith("skip_gain")):
             nn.init.constant_(parameter, options.initial_gate)
-        elif name not in start.tensors and _is_attention_output(name):
+        elif name not in start.tensors and _carries_pictures(name):
             with torch.no_grad():
                 parameter.mul_(options.initial_output)
     return model
 
 
-def _is_attention_output(name: str) -> bool:
-    return name.startswith("cross_attention.layers.") and name.endswith(".output.weight")
+def _carries_pictures(name: str) -> bool:
+    """Whether it is the output matrix of an attention to pictures: the resampler's, or a gated one."""
+    return name.startswith(("resampler.layers.", "cross_attention.layers.")) and name.endswith(".output.weight")
 
 
 def _batches(

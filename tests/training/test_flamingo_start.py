@@ -104,11 +104,12 @@ def test_a_checkpoint_with_a_damaged_tokenizer_is_refused(unbroken, tmp_path) ->
         open_flamingo_stage(from_checkpoint(folder), World())
 
 
-def test_random_outputs_of_gated_attention_are_as_loud_as_asked(unbroken) -> None:
+def test_random_outputs_of_attention_to_pictures_are_as_loud_as_asked(unbroken) -> None:
     plain, loud = (open_flamingo_stage(replace(WHOLE, initial_output=factor), World()).model.model.state_dict()
                    for factor in (1.0, 16.0))
-    outputs = [name for name in plain if name.startswith("cross_attention.layers.") and name.endswith(".output.weight")]
-    assert len(outputs) >= 2
+    outputs = [name for name in plain if name.startswith(("cross_attention.layers.", "resampler.layers."))
+               and name.endswith(".output.weight")]
+    assert len(outputs) >= 3
     for name, tensor in plain.items():
         assert torch.equal(loud[name], 16 * tensor if name in outputs else tensor), name
     kept = open_flamingo_stage(from_checkpoint(unbroken, initial_output=16.0), World()).model.model.state_dict()
