@@ -20,7 +20,7 @@ from recipes.photos.nearest import accuracies, encoded, nearest_class, whole_tas
 from recipes.photos.tasks import CONCEPTS, concepts_across, concepts_in, with_article, with_head_noun, write_tasks
 
 GROUPS = 4
-STAMPS = ("big_lettuce", "lettuce", "toucan", "neptune", "lion", "teapot", "giraffe")  # two with one head noun
+STAMPS = ("big_lettuce", "lettuce", "toucan", "neptune", "lion", "onion", "giraffe")  # two with one head noun
 
 
 @pytest.fixture(scope="module")
