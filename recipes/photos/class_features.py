@@ -3,10 +3,14 @@
     python -m recipes.photos.class_features
 
 The encoder's package has a classifier of ImageNet's 1000 classes behind the features that the bridge reads; no picture
-of most of these classes is in the packages. Features of training pictures are moved along the gradient of a class's
-log-probability, in a part of the grid, until the classifier gives that class a probability drawn from `LEAST` to
-`MOST`. Writes ``runs/photos/classes/bull_mastiff/0.npy``, float16 [81, 1280], for ``train flamingo`` (kind
-``features``). Classes of which any name has a held-out head noun are left out.
+of most of these classes is in the packages. Of training pictures those features are kept in which it sees a class as
+they are, with a probability of `SEEN` or more. For all classes others are made: features of a training picture, with
+less of what they differ in from the mean, are moved along the gradient of the class's log-probability, in a part of the
+grid, until the classifier gives the class a probability drawn from `LEAST` to `MOST`. Both are needed: of moved ones
+alone the bridge learns that they are no pictures.
+
+Writes ``runs/photos/classes/bull_mastiff/moved-0.npy`` and ``…/seen-0.npy``, float16 [81, 1280], for ``train flamingo``
+(kind ``features``). Classes of which any name has a held-out head noun are left out.
 """
 
 from __future__ import annotations
@@ -32,9 +36,11 @@ from recipes.photos.pictures import PICTURES, class_folder
 from recipes.photos.whole_folder import whole_folder
 
 FOLDER = WORK / "classes"
-EACH = 8  # features of a class
-BASES = 1024  # training pictures whose features are moved
-LEAST, MOST = 0.5, 0.97  # of the classifier's probability
+EACH = 12  # moved features of a class
+BASES = 4096  # training pictures whose features are looked at, and moved
+SEEN = 0.3  # the classifier's probability from which a picture shows a class
+LEAST, MOST = 0.5, 0.98  # of the classifier's probability
+LEAST_OWN = 0.3  # share of a picture's difference from the mean that is kept, at least
 STEP = 0.5  # length of each, of the pooled features; those of pictures are about 11 from their mean
 MOST_STEPS = 100
 CEILING = 6.0  # of ReLU6, behind which the features are
@@ -88,6 +94,13 @@ def seen_as(
     return None
 
 
+def seen_class(grid: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> tuple[int, float]:
+    """The class that the classifier sees in features [81, 1280], and its probability."""
+    logits = weight @ grid.mean(0) + bias
+    label = int(logits.argmax())
+    return label, float(1 / np.exp(logits - logits[label]).sum())
+
+
 def _region(rng: np.random.Generator) -> np.ndarray:
     """Weights [81, 1] of the grid's cells, of mean 1: a round blob in a random place, of a random size."""
     row, column = rng.uniform(GRID * 0.25, GRID * 0.75, 2)
@@ -112,21 +125,32 @@ def base_features(model: EfficientNetLite2, files: Sequence[Path]) -> Iterator[n
 def write_class_features(
     model: EfficientNetLite2, classes: dict[int, str], pictures: Sequence[Path], folder: Path, seed: int = SEED,
 ) -> int:
-    """Write `EACH` features for each class into ``folder``; gives the number of files. Raises `DataError`."""
+    """Write the features in which pictures show each class, and `EACH` moved ones, into ``folder``; gives the number of
+    files. Raises `DataError`."""
     weight, bias = (each.detach().numpy() for each in (model.fc.weight, model.fc.bias))
     rng = np.random.default_rng(seed)
     chosen = [pictures[number] for number in rng.permutation(len(pictures))[:BASES]]
     bases = [grid.astype(np.float16) for grid in base_features(model, chosen)]
+    mean = np.mean([grid.mean(0, dtype=np.float32) for grid in bases], 0)
     count = 0
     with whole_folder(folder) as beside:
-        for label, name in classes.items():
-            own = beside / class_folder(name)
-            own.mkdir()
+        for name in classes.values():
+            (beside / class_folder(name)).mkdir()
+
+        def write(label: int, kind: str, number: int, grid: np.ndarray) -> None:
+            np.save(beside / class_folder(classes[label]) / f"{kind}-{number}.npy", grid.astype(np.float16))
+
+        for number, grid in enumerate(bases):
+            label, chance = seen_class(grid.astype(np.float32), weight, bias)
+            if chance >= SEEN and label in classes:
+                write(label, "seen", number, grid)
+                count += 1
+        for label in classes:
             for number in range(EACH):
                 grid = bases[rng.integers(len(bases))].astype(np.float32)
-                moved = seen_as(grid, label, weight, bias, rng)
+                moved = seen_as(mean + rng.uniform(LEAST_OWN, 1) * (grid - mean), label, weight, bias, rng)
                 if moved is not None:
-                    np.save(own / f"{number}.npy", moved.astype(np.float16))
+                    write(label, "moved", number, moved)
                     count += 1
     return count
 

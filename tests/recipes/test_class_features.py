@@ -14,8 +14,10 @@ from recipes.photos import class_features
 from recipes.photos.class_features import (
     CEILING,
     LEAST,
+    base_features,
     class_names,
     seen_as,
+    seen_class,
     trained_classes,
     training_pictures,
     write_class_features,
@@ -96,15 +98,34 @@ def test_files_are_written_for_each_class(tmp_path: Path, monkeypatch: pytest.Mo
     folder = tmp_path / "classes"
     written = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.npy"))
     assert count == len(written) == 4
-    assert written[0] == "owl/0.npy"
-    assert written[-1] == "sea_lion/1.npy"
-    grid = np.load(tmp_path / "classes" / "owl" / "0.npy")
+    assert written[0] == "owl/moved-0.npy"
+    assert written[-1] == "sea_lion/moved-1.npy"
+    grid = np.load(folder / "owl" / "moved-0.npy")
     assert grid.dtype == np.float16
     weights = model.fc.weight.detach().numpy(), model.fc.bias.detach().numpy()
     assert chance(grid.astype(np.float32), 5, weights) == pytest.approx(1, abs=1 - LEAST + 0.01)
-    before = (tmp_path / "classes" / "owl" / "0.npy").read_bytes()
-    write_class_features(model, classes, found, tmp_path / "classes")
-    assert (tmp_path / "classes" / "owl" / "0.npy").read_bytes() == before
+    before = (folder / "owl" / "moved-0.npy").read_bytes()
+    write_class_features(model, classes, found, folder)
+    assert (folder / "owl" / "moved-0.npy").read_bytes() == before
+
+
+def test_features_of_pictures_that_show_a_class_are_kept_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(class_features, "EACH", 0)
+    monkeypatch.setattr(class_features, "SEEN", 0.5)
+    (tmp_path / "train" / "owl").mkdir(parents=True)
+    PIL.Image.new("RGB", (30, 30), (90, 80, 70)).save(tmp_path / "train" / "owl" / "0.jpg")
+    torch.manual_seed(0)
+    model = EfficientNetLite2().eval()
+    with torch.no_grad():
+        model.fc.bias[7] += 50
+    found = training_pictures(tmp_path)
+    assert write_class_features(model, {0: "sea lion"}, found, tmp_path / "classes") == 0  # class 7 is held out
+    assert write_class_features(model, {0: "sea lion", 7: "eel"}, found, tmp_path / "classes") == 1
+    kept = np.load(tmp_path / "classes" / "eel" / "seen-0.npy")
+    assert np.array_equal(kept, next(base_features(model, found)).astype(np.float16))
+    assert seen_class(kept.astype(np.float32), model.fc.weight.detach().numpy(), model.fc.bias.detach().numpy())[0] == 7
 
 
 def test_without_training_pictures_the_command_that_makes_them_is_named(tmp_path: Path) -> None:
