@@ -11,6 +11,8 @@ Everything is fetched and made below ``runs/photos``; nothing of it belongs in t
 
 A bridge is trained, taken out and measured so; ``make photos`` joins the one in ``models/photos`` instead:
 
+    flamingo-rt train flamingo --config recipes/photos/names.toml --out runs/photos/named
+    flamingo-rt train flamingo --config recipes/photos/tasks.toml --out runs/photos/tasked
     flamingo-rt train flamingo --config recipes/photos/bridge.toml --out runs/photos/trained
     flamingo-rt bridge take --ckpt runs/photos/trained --out runs/photos/bridge
     flamingo-rt export --ckpt runs/photos/trained --out runs/photos/fp32
