@@ -1,5 +1,5 @@
 """CUDA's driver through cuda-bindings, NVIDIA's wheels that need no compiler. Names and arguments are those of cuda.h;
-every call returns a tuple that begins with its status. Read in cuda-bindings 12.9 and 13.5."""
+every call returns a tuple that begins with its status. Tried with cuda-bindings 12.8 and 13.5."""
 
 from __future__ import annotations
 
@@ -44,8 +44,10 @@ class CudaBindings:
         self.call("cuStreamBeginCapture", stream, module.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED)
         try:
             enqueue()
-        except BaseException:
-            module.cuStreamEndCapture(stream)  # a stream must not stay in capture mode
+        except BaseException:  # a stream must not stay in capture mode
+            status, captured = module.cuStreamEndCapture(stream)
+            if status == module.CUresult.CUDA_SUCCESS:
+                module.cuGraphDestroy(captured)
             raise
         captured = self.call("cuStreamEndCapture", stream)
         try:

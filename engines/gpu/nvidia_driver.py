@@ -15,6 +15,7 @@ from flamingo_rt.engines.gpu.pycuda_driver import PyCudaDriver
 from flamingo_rt.errors import DependencyError
 
 LIBRARIES = ("libcuda.so.1", "libcuda.so", "nvcuda.dll")
+OLDEST_CUDA = 12000  # for which there are libraries that the extras take
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,9 @@ def open_driver() -> CudaDriver:
     except NoDeviceError as error:
         raise DependencyError(f"CUDA finds no GPU ({error}): look at nvidia-smi and CUDA_VISIBLE_DEVICES") from error
     except DriverError as error:
+        if not _is_installed():
+            raise DependencyError(f"no NVIDIA driver is found here ({LIBRARIES[0]}): CUDA needs a GPU and its driver") \
+                from error
         remedy = too_old(driver) or "look at nvidia-smi, or update the driver"
         raise DependencyError(f"CUDA does not start through {driver.library} ({error}): {remedy}") from error
     return driver
@@ -53,10 +57,8 @@ def too_old(driver: CudaDriver) -> str | None:
         return None
     if newest // 1000 >= library // 1000:
         return None  # within one major version CUDA's interface only grows
-    return (
-        f"the driver has CUDA {_version(newest)}, {driver.library} is for {_version(library)}: update the driver, or "
-        + driver.older.format(major=newest // 1000)
-    )
+    older = f", or {driver.older.format(major=newest // 1000)}" if newest >= OLDEST_CUDA else ""
+    return f"the driver has CUDA {_version(newest)}, {driver.library} is for {_version(library)}: update it{older}"
 
 
 def find_gpu() -> Gpu | None:

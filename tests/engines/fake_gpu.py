@@ -78,6 +78,7 @@ class FakeGpu:
         self._kept: dict[int, np.ndarray] = {}
         self._freed: list[np.ndarray] = []  # while work waits
         self._events: dict[int, FakeEvent] = {}
+        self.graphs: dict[int, list] = {}
         self.executables: dict[int, list] = {}
         self._numbers = itertools.count(1)
 
@@ -333,16 +334,20 @@ class FakeGpu:
     def cuStreamEndCapture(self, hStream):
         captured, self.capturing = self.capturing, None
         self._check("cuStreamEndCapture")
-        return captured
+        assert captured is not None
+        number = next(self._numbers)
+        self.graphs[number] = captured
+        return number
 
     def cuGraphInstantiate(self, hGraph, flags):
         self._check("cuGraphInstantiate")
+        assert flags == 0
         number = next(self._numbers)
-        self.executables[number] = hGraph
+        self.executables[number] = self.graphs[hGraph]
         return number
 
     def cuGraphDestroy(self, hGraph):
-        pass
+        del self.graphs[hGraph]
 
     def cuGraphExecDestroy(self, hGraphExec):
         del self.executables[hGraphExec]

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import gc
+import ctypes
+import sys
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from cuda_calls import CALLS
 from fake_cuda import install_cuda, uninstall
-from fake_gpu import PYCUDA
+from fake_gpu import CUDA_BINDINGS, PYCUDA, FakeGpu
 
+from flamingo_rt.cli.doctor import _try_builder, _try_cuda
 from flamingo_rt.engines.gpu.cuda import Cuda
 from flamingo_rt.errors import DataError, DependencyError
 
@@ -32,6 +35,7 @@ def test_cuda_does_what_it_says(call, cuda, gpu) -> None:
     assert gpu.current == 0
     assert gpu.used == 0
     assert not gpu.pinned
+    assert not gpu.graphs
 
 
 def test_pycuda_without_cuda_bindings_has_no_graphs_and_waits_for_everything(gpu, monkeypatch) -> None:
@@ -61,12 +65,13 @@ def test_streams_events_graphs_and_the_context_end_with_their_last_reference(gpu
     assert not gpu._events
 
 
-def test_what_outlives_its_context_is_not_freed_and_says_nothing(cuda, gpu) -> None:
+def test_what_outlives_its_context_is_not_freed_and_says_nothing(monkeypatch) -> None:
+    gpu = FakeGpu(library=CUDA_BINDINGS)
+    install_cuda(monkeypatch, gpu)
+    cuda = Cuda()
     with cuda.current():
         memory = cuda.allocate(64, "a test")
     gpu.failures["cuCtxPushCurrent"] = "CUDA_ERROR_CONTEXT_IS_DESTROYED"
-    if gpu.library == PYCUDA:
-        pytest.skip("the stand-in for PyCUDA frees by itself")
     del memory
     assert gpu.used == 64
 
@@ -124,9 +129,7 @@ def test_a_gpu_that_is_full_or_taken_is_said_with_where_to_look(gpu, monkeypatch
         DependencyError, match=rf"does not start on the GPU \({function} failed: .*in use by one process alone\?"
     ):
         Cuda()
-    gc.collect()
     assert gpu.current == 0
-    assert gpu.retained == 0
 
 
 def test_a_driver_that_is_too_old_for_the_context_is_said(gpu, monkeypatch) -> None:
@@ -166,6 +169,27 @@ def test_a_run_that_fails_is_said_with_what_helps(cuda, gpu) -> None:
     with pytest.raises(DataError, match=r"failed in a run of the model: cuStreamSynch.*start the"), cuda.current():
         cuda.synchronize()
     assert gpu.current == 0
+
+
+@pytest.mark.parametrize("graphs", [True, False])
+def test_doctor_says_which_library_cuda_runs_on(gpu, monkeypatch, graphs) -> None:
+    install_cuda(monkeypatch, gpu)
+    if not graphs:
+        gpu.library = PYCUDA
+        install_cuda(monkeypatch, gpu)
+        uninstall(monkeypatch, "cuda.bindings")
+    library = "PyCUDA 2026.1" if gpu.library == PYCUDA else "cuda-bindings 13.0.0"
+    suffix = "with CUDA graphs" if graphs else "without CUDA graphs: cuda-bindings is not installed"
+    assert _try_cuda() == f"Fake through {library}, {suffix}"
+
+
+def test_doctors_builder_says_what_keeps_the_gpu_from_being_found(gpu, monkeypatch) -> None:
+    install_cuda(monkeypatch, gpu)
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
+    monkeypatch.setitem(sys.modules, "tensorrt", SimpleNamespace(__version__="10.3.0"))
+    gpu.failures["cuInit"] = "CUDA_ERROR_NO_DEVICE"
+    with pytest.raises(DataError, match=r"TensorRT 10.3.0: CUDA finds no GPU .*: look at nvidia-smi and CUDA_VISIBLE"):
+        _try_builder("tensorrt")
 
 
 def test_memory_of_the_machine_is_not_counted_as_the_gpus(gpu, monkeypatch) -> None:

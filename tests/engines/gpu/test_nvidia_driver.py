@@ -6,7 +6,7 @@ import ctypes
 
 import pytest
 from fake_cuda import install_cuda, uninstall
-from fake_gpu import PYCUDA, FakeGpu
+from fake_gpu import CUDA_BINDINGS, PYCUDA, FakeGpu
 
 from flamingo_rt.engines.gpu import nvidia_driver
 from flamingo_rt.engines.gpu.nvidia_driver import Gpu, find_gpu, obstacle, open_driver, required_gpu
@@ -45,6 +45,8 @@ def test_without_a_driver_there_is_no_gpu_whatever_is_installed(driver, monkeypa
         assert obstacle() is None
         with pytest.raises(DependencyError, match=r"^no NVIDIA GPU is found: the ort-cuda backend needs one and"):
             required_gpu("ort-cuda")
+        with pytest.raises(DependencyError, match=r"^no NVIDIA driver is found here|neither PyCUDA nor cuda-bind"):
+            open_driver()
 
 
 def test_a_driver_that_nothing_can_call_is_said_with_what_to_install(driver, monkeypatch) -> None:
@@ -80,16 +82,20 @@ def test_a_driver_older_than_the_library_is_said_with_both_ways_out(driver) -> N
         False: ("cuda-bindings 13.0.0", r"pip install 'cuda-bindings==12\.\*'"),
     }[driver.library == PYCUDA]
     with pytest.raises(
-        DependencyError, match=rf"the driver has CUDA 12.2, {library} is for 13.0: update the driver, or {way}$"
+        DependencyError, match=rf"the driver has CUDA 12.2, {library} is for 13.0: update it, or {way}$"
     ):
+        open_driver()
+    driver.newest_cuda = 11080
+    with pytest.raises(DependencyError, match=r"the driver has CUDA 11.8, .* is for 13.0: update it$"):
         open_driver()
 
 
-def test_a_driver_that_lacks_a_function_is_too_old(driver) -> None:
+def test_a_driver_that_lacks_a_function_is_too_old(monkeypatch) -> None:
     """As with cuda-bindings; PyCUDA's extension could not be imported."""
-    driver.failures["cuInit"] = RuntimeError("cuGetProcAddress_v2 is missing")
-    if driver.library == PYCUDA:
-        pytest.skip("PyCUDA calls no function by its name")
+    gpu = FakeGpu(library=CUDA_BINDINGS)
+    install_cuda(monkeypatch, gpu)
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
+    gpu.failures["cuInit"] = RuntimeError("cuGetProcAddress_v2 is missing")
     with pytest.raises(DependencyError, match=r"cuInit failed: cuGetProcAddress_v2 is missing\): .* update the"):
         open_driver()
 
