@@ -90,6 +90,8 @@ OWNERS = {
     "onnx_ir": {"export", "importing"},
     "safetensors": {"weights", "training", "cli"},
     "gguf": {"weights"},
+    "pycuda": {"engines"},
+    "cuda": {"engines"},
     "cv2": {"processing", "training"},
     "av": {"processing"},
     "sklearn": {"training"},

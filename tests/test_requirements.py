@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import re
 import sys
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from packaging.markers import default_environment
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
+from flamingo_rt.cli.doctor import LIBRARIES
 from flamingo_rt.engines import ort_gpu
 from flamingo_rt.errors import DependencyError
 
@@ -104,6 +106,23 @@ def test_every_requirement_has_an_upper_bound_but_for_sources() -> None:
         for requirement in wanted:
             bounded = any(each.operator in ("<", "==") for each in requirement.specifier)
             assert bounded or requirement.name == "pycuda", f"{requirement} of {extra}"
+
+
+def test_the_extra_for_gpus_compiles_nothing() -> None:
+    """PyCUDA is source; cuda-bindings comes as wheels, for x86-64 and aarch64."""
+    assert [requirement.name for requirement in EXTRAS["cuda"]] == ["cuda-bindings"]
+    assert [extra for extra, wanted in EXTRAS.items() if "pycuda" in {each.name for each in wanted}] == ["pycuda"]
+
+
+def test_doctor_names_extras_that_bring_the_library() -> None:
+    named = {
+        library: re.findall(r"[\w-]+", listed.replace(" and ", " "))
+        for library, purpose in LIBRARIES.items() for listed in re.findall(r"extras? ([\w-]+(?: and [\w-]+)?)", purpose)
+    }
+    assert {"cuda-bindings", "pycuda", "torch"} <= set(named)
+    for library, extras in named.items():
+        for extra in extras:
+            assert library in {each.name for each in EXTRAS[extra]}, f"{extra} does not bring {library}"
 
 
 @pytest.mark.parametrize(

@@ -26,8 +26,8 @@ LIBRARIES = {
     "onnxruntime-ep-nv-tensorrt-rtx-cu13": "backend ort-tensorrt-rtx, extra gpu-rtx",
     "tensorrt": "build for TensorRT, extra tensorrt",
     "tensorrt-rtx-cu13": "build for TensorRT-RTX, extra tensorrt-rtx",
-    "pycuda": "all backends on GPUs, extra cuda",
-    "cuda-bindings": "CUDA graphs, extra cuda",
+    "cuda-bindings": "all backends on GPUs, extra cuda",
+    "pycuda": "in its place, extra pycuda",
     "torch": "backend torch, extras export and train",
     "onnx": "extra export",
     "onnxscript": "extra export",
@@ -204,10 +204,10 @@ def _try_tensorrt() -> str:
 
 
 def _try_cuda() -> str:
-    """Copy numbers to the GPU and back through PyCUDA, which every backend on a GPU needs."""
+    """Copy numbers to the GPU and back, as every backend on a GPU does, through the library that is taken for that."""
     import numpy as np
 
-    from flamingo_rt.engines.gpu.cuda import Cuda, import_cuda_graphs
+    from flamingo_rt.engines.gpu.cuda import Cuda
 
     cuda = Cuda()
     sent, received = np.arange(64, dtype=np.float32), np.zeros(64, dtype=np.float32)
@@ -218,8 +218,8 @@ def _try_cuda() -> str:
         cuda.synchronize()
     if not np.array_equal(sent, received):
         raise RuntimeError("numbers that were copied to the GPU came back changed")
-    graphs = "CUDA graphs" if import_cuda_graphs() else "no CUDA graphs: cuda-bindings is not installed"
-    return f"{cuda.device_name} through PyCUDA, {graphs}"
+    graphs = "with CUDA graphs" if cuda.captures else "without CUDA graphs: cuda-bindings is not installed"
+    return f"{cuda.device_name} through {cuda.library}, {graphs}"
 
 
 def _try_torch() -> str:
@@ -234,13 +234,15 @@ def _try_torch() -> str:
 
 def _try_builder(target: str) -> str:
     """Find the lowering that the installed version needs, and the GPUs it builds for here."""
-    from flamingo_rt.engines.gpu.nvidia_driver import find_gpu
+    from flamingo_rt.engines.gpu.nvidia_driver import find_gpu, obstacle
     from flamingo_rt.engines.tensorrt.versions import import_tensorrt
 
     runtime, gpu = import_tensorrt(target), find_gpu()
     known = [f"{number[:-1]}.{number[-1]}" for number in runtime.capabilities()] if runtime.ahead_of_time else []
+    reason = obstacle() if gpu is None else None
     if gpu is None and not known:
-        raise DataError(f"{runtime.title}: there is no NVIDIA GPU with a driver here; build on the device")
-    here = f"{gpu.name} (compute capability {gpu.capability})" if gpu else "no GPU here"
+        missing = reason or "there is no NVIDIA GPU with a driver here; build on the device"
+        raise DataError(f"{runtime.title}: {missing}")
+    here = f"{gpu.name} (compute capability {gpu.capability})" if gpu else reason or "no GPU here"
     ahead = f"; ahead of time for compute capabilities {', '.join(known)}" if known else ""
     return f"{runtime.title}, builds graphs exported with --lowering {runtime.lowerings[0]}; {here}{ahead}"
