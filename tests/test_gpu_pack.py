@@ -18,6 +18,7 @@ from benchmarks import gpu_run
 from benchmarks.gpu_steps import gpu_measuring, pack, unpacking
 from benchmarks.gpu_steps.gpu_support import GpuFacts
 from benchmarks.gpu_steps.pieces import MANIFEST, check_pieces, join, read_manifest, write_pieces
+from benchmarks.gpu_steps.pip_calls import reason
 from benchmarks.processes import Finished
 from flamingo_rt.errors import DataError, UsageError
 
@@ -233,6 +234,19 @@ def test_pip_takes_an_empty_wheel_for_what_is_there(tmp_path: Path) -> None:
             str(tmp_path / f"out{number}"), str(wheel))
         assert subprocess.run(command, capture_output=True).returncode == status
     assert (tmp_path / "out0" / "torch-2.11.0+there-py3-none-any.whl").is_file()
+
+
+@pytest.mark.parametrize(
+    ("output", "found"),
+    [("Looking…\nERROR: Could not find a version\nERROR: No matching distribution found for x",
+      "No matching distribution found for x"),
+     ("ERROR: Cannot install a\n\nThe conflict is caused by:\n    a 1.0 depends on b>2\n    b 1\nERROR: "
+      "ResolutionImpossible: for help", "Cannot install a: a 1.0 depends on b>2"),
+     ("no room", "no room"), ("", "pip said nothing")],
+    ids=["nothing found", "a conflict", "another error", "silence"],
+)
+def test_pip_s_reason_is_found_in_what_it_prints(output: str, found: str) -> None:
+    assert reason(output) == found
 
 
 # Unpacking and running

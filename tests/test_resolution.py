@@ -13,7 +13,7 @@ import pytest
 from packaging.version import Version
 from test_requirements import EXTRAS, SAME_MODULE
 
-from benchmarks.gpu_steps.target_platform import pip_options
+from benchmarks.gpu_steps.pip_calls import pip_options
 from flamingo_rt.child_process import child_environment, python_command
 
 ROOT = Path(__file__).parent.parent

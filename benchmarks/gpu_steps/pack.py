@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.gpu_steps.pieces import PackedFile, write_manifest, write_pieces
-from benchmarks.gpu_steps.target_platform import pip_options
+from benchmarks.gpu_steps.pip_calls import pip_options, reason
 from benchmarks.processes import ROOT, run
 from flamingo_rt import __version__
 from flamingo_rt.child_process import python_command
@@ -75,9 +75,11 @@ def write_pack(out: Path, target: Target, backends: Sequence[str], limit: int) -
         pinned = [*requirements(PEERS / "requirements.txt"), *requirements(PEERS / "requirements-no-deps.txt")]
         _take(PEER, _fetched(making / PEER, ["--no-deps", *pip_options(target.python, MACHINE), *pinned]), groups,
               left_out)
-        # The peer comes last: it takes its own versions, whatever the machine has.
-        carried = {path.name: (group, path) for group, paths in groups.items() for path in paths
-                   if group == PEER or not _is_there(path, target.has)}
+        carried: dict[str, tuple[str, Path]] = {}
+        for group, paths in groups.items():
+            for path in paths:
+                if group == PEER or not _is_there(path, target.has):  # the peer has its own versions of what is there
+                    carried.setdefault(path.name, (group, path))
         for name, (group, path) in sorted(carried.items()):
             print(f"{name}: {path.stat().st_size / 1e6:.1f} MB, {group}", flush=True)
             files.append(write_pieces(path, folder, group, limit))
@@ -147,7 +149,7 @@ def _own_wheel(folder: Path) -> Path:
                    together=True)
     wheels = list(folder.glob("*.whl"))
     if finished.status or not wheels:
-        raise DataError(f"the project's wheel cannot be built: {_reason(finished.output)}")
+        raise DataError(f"the project's wheel cannot be built: {reason(finished.output)}")
     return wheels[0]
 
 
@@ -161,7 +163,7 @@ def _options(target: Target, there: Path) -> list[str]:
 def _fetched(folder: Path, arguments: Sequence[str]) -> list[Path] | str:
     """The wheels that pip fetches, or why it cannot."""
     finished = run(python_command("pip", "download", "--quiet", "--dest", str(folder), *arguments), together=True)
-    return _reason(finished.output) if finished.status else sorted(folder.glob("*.whl"))
+    return reason(finished.output) if finished.status else sorted(folder.glob("*.whl"))
 
 
 def _take(
@@ -192,10 +194,3 @@ def _source(folder: Path) -> Path:
                 if file.is_file() and not SKIPPED & set(inside.parts):
                     archive.write(file, inside.as_posix())
     return path
-
-
-def _reason(output: str) -> str:
-    """The error in what pip printed: its last line that says so."""
-    lines = [line.strip() for line in output.splitlines() if line.strip()]
-    errors = [line for line in lines if line.startswith("ERROR:")]
-    return (errors or lines or ["pip said nothing"])[-1].removeprefix("ERROR: ")

@@ -27,13 +27,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu_steps.pieces import AGAIN, MANIFEST, PackedFile, check_pieces, join, read_manifest
+from benchmarks.gpu_steps.pip_calls import reason
 from flamingo_rt.child_process import child_environment, python_command
 from flamingo_rt.errors import DataError
 from flamingo_rt.files import replacing_file
 
 INSTALLED = "installed.json"
 PEER, ARCHIVE, PROJECT = "peer", "source.zip", "flamingo_rt-"
-KEPT = 300  # characters of what pip says
 
 
 def unpack_and_run(pack: Path, work: Path, minutes: float, arguments: Sequence[str]) -> int:
@@ -167,11 +167,7 @@ def _pip(work: Path, environment: str, *arguments: str) -> str | None:
     command = python_command("pip", "--python", str(_python(work / environment)), "install", "--quiet", "--no-index",
                              "--no-cache-dir", "--no-compile", "--disable-pip-version-check", *arguments)
     done = subprocess.run(command, env=child_environment(_on_source(work)), capture_output=True, text=True)
-    if not done.returncode:
-        return None
-    lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-    errors = [line for line in lines if line.startswith("ERROR:")]
-    return (errors or lines or [f"pip ended with status {done.returncode}"])[-1].removeprefix("ERROR: ")[:KEPT]
+    return reason(f"{done.stdout}\n{done.stderr}") if done.returncode else None
 
 
 def _on_source(work: Path) -> dict[str, str]:
