@@ -29,6 +29,8 @@ ORT_TYPES = {"float32": "float"}  # where its names differ
 def import_onnxruntime(extra: str = "cpu") -> Any:
     """Import the module; raises a `DependencyError` that names the ``extra``.
 
+    Two distributions have it, onnxruntime and onnxruntime-gpu; the CPU's kernels are in both.
+
     ONNX Runtime's default logger writes to stderr beside the errors that are raised, and quotes names of the graph as
     they are. Where this is the first import of the process, it is turned down to fatal errors; whoever imports
     onnxruntime before decides for the process.
@@ -37,8 +39,9 @@ def import_onnxruntime(extra: str = "cpu") -> Any:
     try:
         import onnxruntime
     except ImportError as error:
+        other = ", or 'flamingo-rt[gpu]' where GPUs are used too" if extra == "cpu" else ""
         raise DependencyError(
-            f"onnxruntime cannot be imported ({error}): pip install 'flamingo-rt[{extra}]'"
+            f"onnxruntime cannot be imported ({error}): pip install 'flamingo-rt[{extra}]'{other}"
         ) from error
     if not hasattr(onnxruntime, "InferenceSession"):  # two distributions share files, and one was uninstalled
         raise DependencyError(

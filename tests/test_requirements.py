@@ -96,9 +96,19 @@ def test_an_extra_asks_for_versions_that_exist_for_the_python(extra: str, python
 
 
 @pytest.mark.parametrize("python", PYTHONS)
-@pytest.mark.parametrize("extra", ["cpu", "gpu", "gpu-rtx", "export"])
-def test_an_extra_with_onnxruntime_has_it_once_with_every_python(extra: str, python: str) -> None:
-    assert len(SAME_MODULE & set(asked_for(extra, python))) == 1
+@pytest.mark.parametrize("extra", EXTRAS, ids=lambda extra: extra or "always")
+def test_an_extra_brings_onnxruntime_once_where_its_name_says_so_and_else_not(extra: str, python: str) -> None:
+    """So any extras go together with one of the three."""
+    assert len(SAME_MODULE & set(asked_for(extra, python))) == (extra in ("cpu", "gpu", "gpu-rtx"))
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+@pytest.mark.parametrize("extra", ["export", "train"])
+def test_pytorch_may_be_older_than_the_one_that_tests_run_on(extra: str, python: str) -> None:
+    [pinned] = asked_for("test", python)["torch"].specifier
+    assert pinned.operator == "=="
+    for version in ("2.11.0", "2.12.1", pinned.version):
+        assert asked_for(extra, python)["torch"].specifier.contains(version)
 
 
 def test_every_requirement_has_an_upper_bound_but_for_sources() -> None:
