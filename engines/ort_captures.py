@@ -9,8 +9,9 @@ So:
 - A step must leave the same when it is made several times. It does: it writes the keys and values of its tokens to
   their places in the cache, the same ones each time.
 - Nothing may be read in host memory that changes from step to step: a replay does not read it again.
-- Graphs are captured for each thread that runs the session, and kept as long as the session
-  (`release_captured_graph` is for other providers). So there are at most `MOST_CAPTURED`; other steps run as they are.
+- Graphs are captured for each thread that runs the session, and kept as long as the session: that
+  `release_captured_graph` frees one of CUDA's is not known. So there are at most `MOST_CAPTURED`; other steps run as
+  they are.
 
 ONNX Runtime makes no such session of a graph with control flow, or with nodes on the CPU that are fed from the GPU. A
 kernel that allocates memory or waits while it is captured is an error of the first run.

@@ -165,10 +165,9 @@ class DeviceBackend:
     def _step(self, graph: str, inputs: Mapping[str, Any], repeats: bool) -> StaticStep:
         """The computation of a graph for inputs of these shapes. One that ``repeats`` over a whole cache is kept with
         the cache, and found again."""
-        if graph != LANGUAGE_MODEL:
-            return self._made(graph, inputs, repeats=False)
-        owner = getattr(inputs[past_name(0, "key")], "owner", None)
-        if owner is None or not repeats:
+        past = inputs[past_name(0, "key")] if graph == LANGUAGE_MODEL else None
+        owner = past.owner if isinstance(past, CacheBuffer) and repeats else None
+        if owner is None:
             return self._made(graph, inputs, repeats=False)
         shapes = tuple((name, array.shape) for name, array in inputs.items() if isinstance(array, np.ndarray))
         return owner.step(shapes, partial(self._made, graph, inputs, repeats=True))

@@ -239,7 +239,7 @@ def _require_cuda(name: str) -> None:
 
 
 def _start_failure() -> str:
-    """What CUDA says when it is started."""
+    """The reason that CUDA gives when it is started."""
     try:
         torch.cuda.init()
     except (RuntimeError, AssertionError) as error:

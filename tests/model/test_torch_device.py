@@ -161,6 +161,13 @@ def test_an_error_of_cuda_says_while_what(cuda) -> None:
         raise RuntimeError("of another kind")
 
 
+def test_float32_is_not_rounded_in_convolutions(cuda) -> None:
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cudnn.enabled
+    with open_device("cuda").precise():
+        assert (torch.backends.cudnn.allow_tf32, torch.backends.cudnn.enabled) == (False, before[1])
+    assert (torch.backends.cudnn.allow_tf32, torch.backends.cudnn.enabled) == before
+
+
 # CUDA graphs
 
 

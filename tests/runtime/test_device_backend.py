@@ -13,8 +13,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import fill
 from recorded_device import RecordedDevice
+from small_model import small_flamingo
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -96,8 +96,7 @@ class TestSameTokensAsTheOracle:
     @pytest.mark.parametrize("family", FAMILIES)
     def test_of_every_scheme_of_positions(self, config, tokenizer, pictures, family) -> None:
         config = replace(config, language=replace(config.language, kv_heads=4, **FAMILIES[family]))
-        torch.manual_seed(0)
-        flamingo, device = fill(Flamingo(config)), RecordedDevice()
+        flamingo, device = small_flamingo(config), RecordedDevice()
         models = [Model(DeviceBackend(copy.deepcopy(flamingo), device), config, tokenizer),
                   Model(TorchBackend(flamingo), config, tokenizer)]
         queries = [[pictures[0], "Output:"], "a red circle"]
