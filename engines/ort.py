@@ -29,8 +29,6 @@ ORT_TYPES = {"float32": "float"}  # where its names differ
 def import_onnxruntime(extra: str = "cpu") -> Any:
     """Import the module; raises a `DependencyError` that names the ``extra``.
 
-    Two distributions have it, onnxruntime and onnxruntime-gpu; the CPU's kernels are in both.
-
     ONNX Runtime's default logger writes to stderr beside the errors that are raised, and quotes names of the graph as
     they are. Where this is the first import of the process, it is turned down to fatal errors; whoever imports
     onnxruntime before decides for the process.
@@ -39,9 +37,8 @@ def import_onnxruntime(extra: str = "cpu") -> Any:
     try:
         import onnxruntime
     except ImportError as error:
-        other = ", or 'flamingo-rt[gpu]' where GPUs are used too" if extra == "cpu" else ""
         raise DependencyError(
-            f"onnxruntime cannot be imported ({error}): pip install 'flamingo-rt[{extra}]'{other}"
+            f"onnxruntime cannot be imported ({error}): pip install 'flamingo-rt[{extra}]'"
         ) from error
     if not hasattr(onnxruntime, "InferenceSession"):  # two distributions share files, and one was uninstalled
         raise DependencyError(
@@ -138,16 +135,13 @@ class OrtBackend(HostBackend):
 def _session_options(runtime: Any, threads: int | None, frugal: bool, spin: bool) -> Any:
     options = runtime.SessionOptions()
     options.log_severity_level = FATAL  # its errors quote names in the graph as they are; ours say the same, printable
-    # A pattern plans the memory of the next run of the same sizes as one block, beside what the first run took: twice
-    # the memory of activations, for each length of prompt anew, and no run is faster (benchmarks/memory_plan.py).
-    options.enable_mem_pattern = False
     if threads is not None:
         options.intra_op_num_threads = threads
     if not spin:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if frugal:
         options.add_session_config_entry("session.disable_prepacking", "1")
-        options.enable_cpu_mem_arena = False
+        options.enable_cpu_mem_arena = options.enable_mem_pattern = False
         # Every level above folds the casts of weights; the default order computes all of them before the rest.
         options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.execution_order = runtime.ExecutionOrder.PRIORITY_BASED

@@ -40,15 +40,13 @@ from flamingo_rt.engines.gpu.cache_pool import CachePool, PooledCache
 from flamingo_rt.engines.gpu.cuda import Cuda
 from flamingo_rt.engines.gpu.device_cache import CacheLayout
 from flamingo_rt.engines.gpu.gpu_backend import GpuBackend
-from flamingo_rt.engines.gpu.nvidia_driver import Gpu, required_gpu
+from flamingo_rt.engines.gpu.nvidia_driver import required_gpu
 from flamingo_rt.engines.ort import FATAL, check_interface, import_onnxruntime, run_failure, set_weights_folder
-from flamingo_rt.engines.tensorrt.versions import version_numbers
 from flamingo_rt.errors import DataError, DependencyError, UsageError
 from flamingo_rt.graph_files import read_graph
 
 BFLOAT16 = 16  # TensorProto.DataType: numpy has no such type
 HOST_MEMORY = "Cpu"  # as ONNX Runtime names it
-TURING, TURINGS_CUDA = (7, 5), (13,)  # CUDA 13 ended Maxwell, Pascal and Volta
 
 
 class OrtGpuBackend(GpuBackend):
@@ -57,8 +55,8 @@ class OrtGpuBackend(GpuBackend):
     def __init__(self, bundle: Bundle, provider: Provider) -> None:
         """Load the graphs, to be run by ``provider``.
 
-        Raises `DependencyError` without a GPU or a library to call its driver through, `UsageError` for a lowering that
-        the provider does not run, `DataError` when a graph cannot be loaded or does not run on the GPU alone.
+        Raises `DependencyError` without PyCUDA or a GPU, `UsageError` for a lowering that the provider does not run,
+        `DataError` when a graph cannot be loaded or does not run on the GPU alone.
         """
         lowering = bundle.graphs[LANGUAGE_MODEL].lowering
         if lowering not in provider.lowerings:
@@ -223,16 +221,14 @@ class CudaProvider(Provider):
     backend, name, title = CUDA_BACKEND, "CUDAExecutionProvider", "CUDA"
 
     def __init__(self) -> None:
-        """Raises `DependencyError` where there is no GPU or one that is too old, no such distribution, or its libraries
-        are missing."""
-        gpu = required_gpu(self.backend)
+        """Raises `DependencyError` where there is no GPU, no such distribution, or its libraries are missing."""
+        required_gpu(self.backend)
         super().__init__(_import("gpu"))
         if self.name not in self.runtime.get_available_providers():
             raise DependencyError(
                 f"the onnxruntime {self.runtime.__version__} that is installed has no CUDA: pip uninstall onnxruntime "
                 "onnxruntime-gpu, then pip install 'flamingo-rt[gpu]'"
             )
-        _check_generation(self.runtime, gpu)
         _load_libraries(self.runtime)
 
     def _add_to(self, options: Any, stream: int) -> list[Any]:
@@ -304,17 +300,6 @@ def _import(extra: str) -> Any:
             f"'flamingo-rt[{extra}]'"
         )
     return runtime
-
-
-def _check_generation(runtime: Any, gpu: Gpu) -> None:
-    """Raise `DependencyError` for a GPU that the CUDA of onnxruntime-gpu has no kernels for."""
-    cuda = str(getattr(runtime, "cuda_version", ""))
-    if version_numbers(cuda) >= TURINGS_CUDA and version_numbers(gpu.capability) < TURING:
-        raise DependencyError(
-            f"{gpu.name} has compute capability {gpu.capability}: the CUDA {cuda} that onnxruntime-gpu "
-            f"{runtime.__version__} was built for begins at {'.'.join(map(str, TURING))}; build engines with a "
-            "TensorRT that knows this GPU, or run it with --backend ort"
-        )
 
 
 def _load_libraries(runtime: Any) -> None:

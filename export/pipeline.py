@@ -118,8 +118,7 @@ def export_model(
     captions are is recorded. ``license`` and ``source`` of the weights are recorded as they are.
 
     Raises `DataError` for a model that cannot be used, `ParityError` when a graph deviates by more than ``tolerance``
-    or quantization costs more than its limits, `UsageError` when ``out`` exists or options are unknown or conflict,
-    `DependencyError` without an onnxruntime to compare with: that of the CPU or of GPUs, whichever is installed.
+    or quantization costs more than its limits, `UsageError` when ``out`` exists or options are unknown or conflict.
     """
     precision = Precision.of(compute, dtype)
     check_lowering(lowering, GRAPH_DTYPES[compute])
@@ -138,8 +137,6 @@ def export_model(
         tolerance = half_tolerance(precision.matrices) if precision.half else TOLERANCE
     if not 0.0 < tolerance < math.inf:
         raise UsageError(f"tolerance is {tolerance}; it must be above 0 and finite, such as 1e-4")
-    if compare or quantize is not None:
-        import_onnxruntime()  # before the work: no extra of the export brings it
     # Weights that get quantized are not rounded to half precision first.
     stored = _stored(model, precision if quantize is None else Precision("fp32", "fp32"))
     check_space(out, sum(tensor.nbytes for tensor in stored.tensors.values()) // (1 if quantize is None else 3))

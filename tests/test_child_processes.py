@@ -169,8 +169,7 @@ def test_an_interpreter_that_is_not_known_is_explained(monkeypatch: pytest.Monke
 
 STARTED_HERE = {
     "flamingo_rt/bench/bandwidth.py", "benchmarks/processes.py", "benchmarks/startup.py", "benchmarks/engine_memory.py",
-    "benchmarks/training_kills.py", "benchmarks/gguf_fixtures/write_gguf.py", "benchmarks/gpu_steps/unpacking.py",
-    "recipes/photos/fetch.py",
+    "benchmarks/training_kills.py", "benchmarks/gguf_fixtures/write_gguf.py", "recipes/photos/fetch.py",
 }
 
 

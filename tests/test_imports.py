@@ -71,13 +71,12 @@ ALLOWED = {
     "export": RUNTIME | {
         "runtime", "model", "checkpoints", "evaluation", "exporter_noise", "training", "weights",
     },
-    "memory_plan": {"errors", "bundle", "contract", "parameter_count", "runtime", "system_memory"},
-    "loading": RUNTIME | {"runtime", "model", "checkpoints", "memory_plan"},
+    "loading": RUNTIME | {"runtime", "model", "checkpoints"},
     # Bundles with random weights are made by export, from checkpoints.
     "bench": RUNTIME | {"runtime", "export", "checkpoints", "child_process", "__init__"},
     "cli": RUNTIME | {
         "runtime", "model", "checkpoints", "importing", "training", "evaluation", "export", "loading", "bench",
-        "memory_plan", "__init__",
+        "__init__",
     },
     "__main__": {"cli"},
     "__init__": {"errors", "loading", "processing", "runtime"},
@@ -91,8 +90,6 @@ OWNERS = {
     "onnx_ir": {"export", "importing"},
     "safetensors": {"weights", "training", "cli"},
     "gguf": {"weights"},
-    "pycuda": {"engines"},
-    "cuda": {"engines"},
     "cv2": {"processing", "training"},
     "av": {"processing"},
     "sklearn": {"training"},

@@ -1,8 +1,7 @@
-"""A bundle or a checkpoint with random weights, or the prompts of ``flamingo-rt bench`` as files for the peers.
+"""A bundle with random weights in any lowering, or the prompts of ``flamingo-rt bench`` as files for the peers.
 
     python -m benchmarks.gpu_steps.random_graphs --model openflamingo-3b --lowering tensorrt --compute fp16 --out BUNDLE
-    python -m benchmarks.gpu_steps.random_graphs --model openflamingo-3b --compute fp16 --checkpoint CHECKPOINT
-    python -m benchmarks.gpu_steps.random_graphs --model openflamingo-3b --shots 0,4,32 --prompts FOLDER
+    python -m benchmarks.gpu_steps.random_graphs --model openflamingo-3b --shots 32 --prompts FOLDER
 
 ``flamingo-rt bench --preset`` makes such bundles for ONNX Runtime alone. The last line is JSON.
 """
@@ -12,7 +11,6 @@ from __future__ import annotations
 import argparse
 import io
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 import PIL.Image
@@ -24,7 +22,7 @@ from benchmarks.peers.answer_timing import emit
 from benchmarks.processes import folder_bytes
 from benchmarks.random_sources import language_settings
 from flamingo_rt.bench.workload import CAPTION, Pictures
-from flamingo_rt.checkpoints import DTYPES, StoredModel, write_checkpoint
+from flamingo_rt.checkpoints import StoredModel
 from flamingo_rt.export.pipeline import export_model
 from flamingo_rt.export.random_model import random_model
 from flamingo_rt.processing.prompt import build_prompt
@@ -35,8 +33,8 @@ from flamingo_rt.processing.visuals import Image
 SEED = 20_261_123
 
 
-def write_prompts(model: StoredModel, shots: Sequence[int], folder: Path) -> None:
-    """Write the prompts that bench measures with each number of ``shots``, their pictures in the encoder's size, and
+def write_prompts(model: StoredModel, shots: int, folder: Path) -> None:
+    """Write the prompts that bench measures without shots and with ``shots``, their pictures in the encoder's size, and
     the model's sizes for open_flamingo; nothing where the folder is whole already."""
     if (folder / DESCRIPTION).is_file():
         return
@@ -44,7 +42,7 @@ def write_prompts(model: StoredModel, shots: Sequence[int], folder: Path) -> Non
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "tokenizer.json").write_text(model.tokenizer, encoding="utf-8")
     tokenizer = TextTokenizer(folder / "tokenizer.json", config.tokens, config.language.vocab_size)
-    for count in shots:
+    for count in (0, shots):
         parts = [part for _ in range(count) for part in caption_shot(config, blank, CAPTION)]
         ids = build_prompt([*parts, *caption_prompt(config, blank)], tokenizer).input_ids.tolist()
         cases.append({"shots": count, "input_ids": ids, "pictures": [*range(1, count + 1), 0]})
@@ -54,7 +52,7 @@ def write_prompts(model: StoredModel, shots: Sequence[int], folder: Path) -> Non
         "picture": vision.image_size, "language": language_settings(config), "rows": config.language.vocab_size,
         "interval": config.cross_attention.interval,
     }), encoding="utf-8")
-    pictures = [PIL.Image.open(io.BytesIO(image.source)) for image in Pictures(SEED).take(max(shots) + 1)]
+    pictures = [PIL.Image.open(io.BytesIO(image.source)) for image in Pictures(SEED).take(shots + 1)]
     pictures = [picture.resize((vision.image_size,) * 2) for picture in pictures]
     write_folder(folder, config, Tokenizer.from_str(model.tokenizer), pictures, cases)
 
@@ -66,16 +64,12 @@ def main() -> None:
     parser.add_argument("--compute")
     parser.add_argument("--out", type=Path, metavar="BUNDLE")
     parser.add_argument("--compare", action="store_true", help="compare with PyTorch, and store reference outputs")
-    parser.add_argument("--checkpoint", type=Path, metavar="FOLDER")
     parser.add_argument("--prompts", type=Path, metavar="FOLDER")
-    parser.add_argument("--shots", type=lambda text: tuple(map(int, text.split(","))), default=(0, 4, 32))
+    parser.add_argument("--shots", type=int, default=32)
     options = parser.parse_args()
     model = random_model(shape_of(options.model))
     if options.prompts:
         write_prompts(model, options.shots, options.prompts)
-    if options.checkpoint:
-        write_checkpoint(options.checkpoint, model.stored_as(DTYPES[options.compute]), overwrite=True)
-        emit({"checkpoint": str(options.checkpoint), "bytes": folder_bytes(options.checkpoint)})
     if options.out:
         how = {"lowering": options.lowering, "compute": options.compute, "compare": options.compare}
         export_model(model, options.out, overwrite=True, **how)

@@ -1,59 +1,66 @@
-"""CUDA: memory, copies, events and one stream, on the primary context of the first GPU, and CUDA graphs of the work on
-that stream. Its driver is called through PyCUDA where that can be imported, else through cuda-bindings
-(`nvidia_driver.open_driver`).
+"""CUDA through PyCUDA: memory, copies and one stream, on the primary context of the first GPU; CUDA graphs through
+cuda-bindings, on the same stream.
 
 The primary context is the one that torch, CuPy and the CUDA runtime use, so device memory can be shared with them. It
-is current only during an operation; operations of several threads run one after the other.
+is current only during an operation; operations of several threads run one after the other. The calls are those in the
+documentation of PyCUDA 2026.1 and cuda-bindings 13.5.
 """
 
 from __future__ import annotations
 
-import contextlib
 import math
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import numpy as np
 
-from flamingo_rt.engines.gpu.cuda_driver import CudaDriver, DriverError, OutOfMemoryError
-from flamingo_rt.engines.gpu.nvidia_driver import open_driver, too_old
 from flamingo_rt.errors import DataError, DependencyError
 
 ALIGNMENT = 256  # bytes; TensorRT requires it of a tensor's address, and CUDA's own allocations have it
-SMALLER = "use fewer rows or shots, or a smaller model"
+MEMSET_BYTES = 1 << 30  # at most, in one call: PyCUDA counts the bytes to set in 32 bits
 
 
-class Owned:
-    """A ``resource`` of the driver's, freed with the last reference to this, in whatever thread that goes: the context
-    is made current there."""
-
-    def __init__(self, driver: CudaDriver, resource: Any) -> None:
-        self.resource, self._driver = resource, driver
-
-    def __del__(self) -> None:
-        with contextlib.suppress(DriverError):  # as where the context is gone, with everything in it
-            self._driver.push()
-            try:
-                self.resource = None
-            finally:
-                self._driver.pop()
-
-
-class DeviceMemory(Owned):
-    """One allocation of device memory."""
-
-    def __init__(self, driver: CudaDriver, resource: Any, address: int, bytes: int) -> None:
-        super().__init__(driver, resource)
-        self.address, self.bytes = address, bytes
+def import_pycuda() -> Any:
+    """PyCUDA's driver module. Raises `DependencyError` that names the extra, or where there is no GPU or driver."""
+    try:
+        import pycuda.driver as driver
+    except ImportError as error:  # its extension links to the driver, so a missing driver ends here too
+        raise DependencyError(
+            f"PyCUDA cannot be imported ({error}): it needs an NVIDIA driver, and pip install 'flamingo-rt[cuda]', "
+            "which compiles it: with a C++ compiler and the CUDA toolkit"
+        ) from error
+    try:
+        driver.init()
+        count = driver.Device.count()
+    except driver.Error as error:
+        raise DependencyError(f"CUDA does not start ({error}): look at nvidia-smi, or update the driver") from error
+    if not count:
+        raise DependencyError("CUDA finds no GPU: look at nvidia-smi and CUDA_VISIBLE_DEVICES")
+    return driver
 
 
-class _PinnedMemory(Owned):
-    """Page-locked host memory, which numpy makes arrays of that keep it."""
+def import_cuda_graphs() -> Any | None:
+    """cuda-bindings' driver module, for CUDA graphs, which PyCUDA does not have; None where it is not installed: then
+    each step takes longer to start."""
+    try:
+        from cuda.bindings import driver
+    except ImportError:
+        return None
+    return driver
 
-    def __init__(self, driver: CudaDriver, resource: Any, address: int, bytes: int) -> None:
-        super().__init__(driver, resource)
-        self.__array_interface__ = {"data": (address, False), "shape": (bytes,), "typestr": "|u1", "version": 3}
+
+class CallError(RuntimeError):
+    """A call of cuda-bindings failed."""
+
+
+class DeviceMemory:
+    """One allocation of device memory, freed with its last reference."""
+
+    def __init__(self, allocation: Any, bytes: int) -> None:
+        self._allocation, self.bytes = allocation, bytes
+        self.address = int(allocation)
 
 
 class Allocate(Protocol):
@@ -66,71 +73,64 @@ class Allocate(Protocol):
         ...
 
 
-class Event(Owned):
-    """An event, which can be recorded any number of times."""
-
-    def synchronize(self) -> None:
-        """Wait for what was on the stream when it was recorded last."""
-        self._driver.wait(self.resource)
-
-
-class CudaGraph(Owned):
+class CudaGraph:
     """Work captured on a stream, which is put there again as a whole. Addresses in it are fixed."""
+
+    def __init__(self, bindings: Any, executable: Any, stream: Any) -> None:
+        self._bindings, self._executable, self._stream = bindings, executable, stream
 
     def enqueue(self) -> None:
         """Put the captured work on the stream again."""
-        self.resource.launch()
+        _check(self._bindings, self._bindings.cuGraphLaunch(self._executable, self._stream), "cuGraphLaunch")
+
+    def __del__(self) -> None:
+        self._bindings.cuGraphExecDestroy(self._executable)
 
 
 class Cuda:
     """One GPU and one stream, used within `current`. Copies, `zero` and `record` are put on the stream, and return
-    before they are done, except for copies from and to host memory that is not pinned.
-
-    ``device_name`` is the GPU's, ``library`` the one that the driver is called through, ``captures`` says whether that
-    has CUDA graphs, and ``stream`` is the stream's handle, a `CUstream` as a number.
-    """
+    before they are done, except for copies from and to host memory that is not pinned."""
 
     def __init__(self) -> None:
-        """Raises `DependencyError` without a library to call the driver through, without a GPU, or where CUDA does not
-        start on it."""
-        driver = open_driver()
-        self._driver, self.library, self.captures = driver, driver.library, driver.captures
+        """Raises `DependencyError` without PyCUDA or a GPU, or where CUDA does not start on it."""
+        self._driver, self._bindings = import_pycuda(), import_cuda_graphs()
         # One thread at a time: work from another thread would become part of a CUDA graph that is being captured.
         self._lock = threading.RLock()
         try:
-            device = driver.device()
-            driver.open()
-            driver.push()
-            try:
-                stream, self.stream = driver.stream()
-            finally:
-                driver.pop()
-        except DriverError as error:
-            remedy = too_old(driver) or "is it full, or in use by one process alone? nvidia-smi says"
-            raise DependencyError(f"CUDA does not start on the GPU ({error}): {remedy}") from error
-        self._stream = Owned(driver, stream)
-        self.device_name, self._integrated = device.name, device.integrated
+            device = self._driver.Device(0)
+            self.device_name = str(device.name())
+            integrated = self._driver.device_attribute.INTEGRATED
+            self._integrated = bool(device.get_attribute(integrated))  # it shares the machine's memory
+            self._context = device.retain_primary_context()
+            with self.current():
+                self._stream = self._driver.Stream()
+        except (self._driver.Error, DataError) as error:
+            raise DependencyError(
+                f"CUDA does not start on the GPU ({error}): is it full, or in use by one process alone? nvidia-smi says"
+            ) from error
 
-    @contextlib.contextmanager
+    @property
+    def stream(self) -> int:
+        """The stream's handle, a `CUstream` as a number."""
+        return int(self._stream.handle)
+
+    @contextmanager
     def current(self) -> Iterator[None]:
         """Make the primary context this thread's, and keep other threads out.
 
         Raises `DataError` for an error of CUDA inside the block. An error of a run may show at any later call.
         """
         with self._lock:
+            self._context.push()
             try:
-                self._driver.push()
-                try:
-                    yield
-                finally:
-                    self._driver.pop()
-            except OutOfMemoryError as error:
-                raise DataError(f"the GPU has too little memory ({error}): {SMALLER}") from error
-            except DriverError as error:
+                yield
+            except (self._driver.Error, CallError) as error:
                 raise DataError(
                     f"the GPU failed in a run of the model: {error}; start the program again, and if it happens again "
                     "look at nvidia-smi, build the engines or export the model again, or run it with --backend ort"
                 ) from error
+            finally:
+                self._driver.Context.pop()
 
     def allocate(self, bytes: int, what: str, fitting: Callable[[int], str] | None = None) -> DeviceMemory:
         """Uninitialized device memory. Raises `DataError` when there is too little: the message names ``what`` it was
@@ -139,93 +139,127 @@ class Cuda:
         if memory is not None:
             return memory
         self.synchronize()  # the caller's earlier allocations are freed by the error, and may be in use
-        free, total = self._driver.memory_info()
+        free, total = self._driver.mem_get_info()
+        remedy = fitting(free) if fitting else "use fewer rows or shots, or a smaller model"
         raise DataError(
             f"the GPU has too little memory: {what} takes {bytes / 1e6:,.1f} MB more, {free / 1e6:,.1f} MB of "
-            f"{total / 1e6:,.1f} MB are free; {fitting(free) if fitting else SMALLER}"
+            f"{total / 1e6:,.1f} MB are free; {remedy}"
         )
 
     def try_to_allocate(self, bytes: int) -> DeviceMemory | None:
         """Uninitialized device memory, or None when there is too little."""
         try:
-            return DeviceMemory(self._driver, *self._driver.allocate(bytes), bytes)
-        except OutOfMemoryError:
+            return DeviceMemory(self._driver.mem_alloc(bytes), bytes)
+        except self._driver.MemoryError:
             return None
 
     def free_bytes(self) -> int | None:
         """Free device memory; None where it is the machine's: the system's own count knows what can be reclaimed."""
-        return None if self._integrated else self._driver.memory_info()[0]
+        return None if self._integrated else int(self._driver.mem_get_info()[0])
 
     def pinned(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
         """An array in page-locked host memory, which the GPU reads and writes by itself. Raises `DataError` when that
         much cannot be pinned."""
-        bytes = math.prod(shape) * np.dtype(dtype).itemsize
         try:
-            memory = _PinnedMemory(self._driver, *self._driver.pinned(bytes), bytes)
-        except DriverError as error:
+            return self._driver.pagelocked_empty(shape, dtype)
+        except self._driver.Error as error:
             raise DataError(
-                f"{bytes / 1e6:,.1f} MB of the machine's memory cannot be pinned for the GPU ({error}): use fewer "
-                "rows, or free memory"
+                f"{math.prod(shape) * np.dtype(dtype).itemsize / 1e6:,.1f} MB of the machine's memory cannot be pinned "
+                f"for the GPU ({error}): use fewer rows, or free memory"
             ) from error
-        return np.asarray(memory).view(dtype).reshape(shape)
 
     def zero(self, memory: DeviceMemory) -> None:
         """Set all bytes to 0."""
-        self._driver.zero(memory.address, memory.bytes, self._stream.resource)
+        for start in range(0, memory.bytes, MEMSET_BYTES):
+            count = min(MEMSET_BYTES, memory.bytes - start)
+            self._driver.memset_d8_async(memory.address + start, 0, count, self._stream)
 
     def upload(self, address: int, array: np.ndarray) -> None:
         """Copy a C-contiguous array to the device."""
-        self._driver.upload(address, array, self._stream.resource)
+        self._driver.memcpy_htod_async(address, array, self._stream)
 
     def download(self, array: np.ndarray, address: int) -> None:
         """Copy from the device to a C-contiguous array."""
-        self._driver.download(array, address, self._stream.resource)
+        self._driver.memcpy_dtoh_async(array, address, self._stream)
 
     def copy(self, target: int, source: int, bytes: int) -> None:
-        """Copy ``bytes`` within the device."""
-        self._driver.copy(target, source, bytes, self._stream.resource)
+        """Copy ``bytes``, fewer than 4 GiB, within the device."""
+        self._driver.memcpy_dtod_async(target, source, bytes, self._stream)
 
     def copy_rows(
         self, target: int, target_pitch: int, source: int, source_pitch: int, width: int, height: int
     ) -> None:
         """Copy ``height`` pieces of ``width`` bytes within the device; the pitches are the bytes from the start of one
         piece to the next."""
-        self._driver.copy_rows(target, target_pitch, source, source_pitch, width, height, self._stream.resource)
+        copy = self._driver.Memcpy2D()
+        copy.set_src_device(source)
+        copy.set_dst_device(target)
+        copy.src_pitch, copy.dst_pitch = source_pitch, target_pitch
+        copy.width_in_bytes, copy.height = width, height
+        copy(self._stream)
 
     def synchronize(self) -> None:
         """Wait for everything on the stream."""
-        self._driver.synchronize(self._stream.resource)
+        self._stream.synchronize()
 
-    def event(self) -> Event:
-        """An event that can be recorded any number of times."""
-        return Event(self._driver, self._driver.event(timed=False))
+    def event(self) -> Any:
+        """An event that can be recorded any number of times. Its ``synchronize`` waits for what was on the stream when
+        it was recorded last."""
+        return self._driver.Event(self._driver.event_flags.DISABLE_TIMING)
 
-    def record(self, event: Event) -> None:
+    def record(self, event: Any) -> None:
         """Put an event on the stream, behind everything that is there."""
-        self._driver.record(event.resource, self._stream.resource)
+        event.record(self._stream)
 
     def seconds(self, enqueue: Callable[[], None]) -> float:
         """Seconds that the work put on the stream by ``enqueue`` takes, by the device's clock. Waits for it."""
-        start, end = (Event(self._driver, self._driver.event(timed=True)) for _ in range(2))
-        self.record(start)
+        start, end = self._driver.Event(), self._driver.Event()
+        start.record(self._stream)
         enqueue()
-        self.record(end)
+        end.record(self._stream)
         end.synchronize()
-        return self._driver.milliseconds(start.resource, end.resource) / 1e3
+        return start.time_till(end) / 1e3  # milliseconds
 
     def wait_for(self, stream: int) -> None:
         """Wait for another stream's work, given its handle; 1 and 2 are the default streams."""
-        self._driver.wait_for(stream)
+        bindings = self._bindings
+        if bindings is None:
+            self._driver.Context.synchronize()
+        else:
+            _check(bindings, bindings.cuStreamSynchronize(bindings.CUstream(stream)), "cuStreamSynchronize")
 
     def capture(self, enqueue: Callable[[], None]) -> CudaGraph | None:
         """Capture the work that ``enqueue`` puts on the stream as a CUDA graph, without running it. None without
-        cuda-bindings, which makes them for PyCUDA too.
+        cuda-bindings.
 
-        Raises `DriverError` for work that cannot be captured, and any error of ``enqueue``.
+        Raises `CallError` for work that cannot be captured, and any error of ``enqueue``.
         """
-        if not self.captures:
+        bindings = self._bindings
+        if bindings is None:
             return None
-        return CudaGraph(self._driver, self._driver.capture(enqueue, self._stream.resource))
+        stream = bindings.CUstream(self.stream)
+        # Relaxed, as Python may free device memory during the capture, on any thread: the other modes forbid that.
+        mode = bindings.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED
+        _check(bindings, bindings.cuStreamBeginCapture(stream, mode), "cuStreamBeginCapture")
+        try:
+            enqueue()
+        except BaseException:
+            bindings.cuStreamEndCapture(stream)  # a stream must not stay in capture mode
+            raise
+        captured = _check(bindings, bindings.cuStreamEndCapture(stream), "cuStreamEndCapture")
+        try:
+            executable = _check(bindings, bindings.cuGraphInstantiate(captured, 0), "cuGraphInstantiate")
+        finally:
+            bindings.cuGraphDestroy(captured)
+        return CudaGraph(bindings, executable, stream)
+
+
+def _check(bindings: Any, result: tuple[Any, ...], call: str) -> Any:
+    """The value that a call of cuda-bindings returned behind its status. Raises `CallError` unless it succeeded."""
+    status, *values = result
+    if status != bindings.CUresult.CUDA_SUCCESS:
+        raise CallError(f"{call} failed: {status}")
+    return values[0] if values else None
 
 
 def aligned(bytes: int) -> int:

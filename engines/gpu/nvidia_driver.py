@@ -1,21 +1,15 @@
-"""The driver of this machine's NVIDIA GPU, and the GPU as it describes it.
-
-It is asked through PyCUDA where that can be imported, else through cuda-bindings. Without either, all that is known is
-whether a driver is installed.
-"""
+"""The NVIDIA GPU of this machine, as its driver describes it; no library but the driver's is needed."""
 
 from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
 
-from flamingo_rt.engines.gpu.cuda_bindings_driver import CudaBindingsDriver
-from flamingo_rt.engines.gpu.cuda_driver import CudaDriver, DriverError, NoDeviceError
-from flamingo_rt.engines.gpu.pycuda_driver import PyCudaDriver
 from flamingo_rt.errors import DependencyError
 
 LIBRARIES = ("libcuda.so.1", "libcuda.so", "nvcuda.dll")
-OLDEST_CUDA = 12000  # for which there are libraries that the extras take
+# CUdevice_attribute of cuda.h.
+INTEGRATED, MAJOR, MINOR = 18, 75, 76
 
 
 @dataclass(frozen=True)
@@ -29,92 +23,35 @@ class Gpu:
     integrated: bool
 
 
-def open_driver() -> CudaDriver:
-    """Start the driver, called through the library that there is.
-
-    Raises `DependencyError` without either library, without a GPU, and where the driver does not start.
-    """
-    driver = _import_driver()
-    try:
-        driver.init()
-    except NoDeviceError as error:
-        raise DependencyError(f"CUDA finds no GPU ({error}): look at nvidia-smi and CUDA_VISIBLE_DEVICES") from error
-    except DriverError as error:
-        if not _is_installed():
-            raise DependencyError(f"no NVIDIA driver is found here ({LIBRARIES[0]}): CUDA needs a GPU and its driver") \
-                from error
-        remedy = too_old(driver) or "look at nvidia-smi, or update the driver"
-        raise DependencyError(f"CUDA does not start through {driver.library} ({error}): {remedy}") from error
-    return driver
-
-
-def too_old(driver: CudaDriver) -> str | None:
-    """Text about a driver that is older than the library which calls it, with what helps; None where it is not, or its
-    version cannot be had."""
-    try:
-        library, newest = driver.versions()
-    except DriverError:
-        return None
-    if newest // 1000 >= library // 1000:
-        return None  # within one major version CUDA's interface only grows
-    older = f", or {driver.older.format(major=newest // 1000)}" if newest >= OLDEST_CUDA else ""
-    return f"the driver has CUDA {_version(newest)}, {driver.library} is for {_version(library)}: update it{older}"
-
-
 def find_gpu() -> Gpu | None:
-    """The first GPU that the driver shows. None where there is none, or it cannot be asked for (`obstacle`)."""
-    try:
-        device = open_driver().device()
-    except (DependencyError, DriverError):
-        return None
-    return Gpu(device.name, "{}.{}".format(*device.capability), device.memory_bytes, device.integrated)
-
-
-def obstacle() -> str | None:
-    """Why a driver that is installed shows no GPU, with what helps. None where no driver is installed."""
-    if not _is_installed():
-        return None
-    try:
-        open_driver()
-    except DependencyError as error:
-        return str(error)
+    """The first GPU that the driver shows, or None where there is no driver or no GPU."""
+    for name in LIBRARIES:
+        try:
+            driver = ctypes.CDLL(name)
+        except OSError:
+            continue
+        return _first(driver)
     return None
 
 
 def required_gpu(backend: str) -> Gpu:
     """The first GPU, for a ``backend`` that needs one. Raises `DependencyError` where there is none."""
     gpu = find_gpu()
-    if gpu is not None:
-        return gpu
-    reason = obstacle()
-    if reason is not None:
-        raise DependencyError(f"the {backend} backend needs an NVIDIA GPU: {reason}")
-    raise DependencyError(f"no NVIDIA GPU is found: the {backend} backend needs one and its driver")
+    if gpu is None:
+        raise DependencyError(f"no NVIDIA GPU is found: the {backend} backend needs one and its driver")
+    return gpu
 
 
-def _import_driver() -> CudaDriver:
-    refused = []
-    for kind in (PyCudaDriver, CudaBindingsDriver):
-        try:
-            return kind()
-        except ImportError as error:
-            refused.append(str(error))
-    raise DependencyError(
-        f"neither PyCUDA nor cuda-bindings can be imported ({'; '.join(refused)}): pip install 'flamingo-rt[cuda]', "
-        "on a machine with an NVIDIA driver"
-    )
+def _first(driver: ctypes.CDLL) -> Gpu | None:
+    device, memory, name = ctypes.c_int(), ctypes.c_size_t(), ctypes.create_string_buffer(256)
+    if driver.cuInit(0) or driver.cuDeviceGet(ctypes.byref(device), 0):
+        return None
+    if driver.cuDeviceGetName(name, len(name), device) or driver.cuDeviceTotalMem_v2(ctypes.byref(memory), device):
+        return None
 
+    def attribute(number: int) -> int:
+        value = ctypes.c_int()
+        return 0 if driver.cuDeviceGetAttribute(ctypes.byref(value), number, device) else value.value
 
-def _is_installed() -> bool:
-    """Whether the driver's library loads. Nothing in it is called."""
-    for name in LIBRARIES:
-        try:
-            ctypes.CDLL(name)
-        except OSError:
-            continue
-        return True
-    return False
-
-
-def _version(number: int) -> str:
-    return f"{number // 1000}.{number % 1000 // 10}"
+    capability = f"{attribute(MAJOR)}.{attribute(MINOR)}"
+    return Gpu(name.value.decode(errors="replace"), capability, memory.value, bool(attribute(INTEGRATED)))

@@ -10,7 +10,7 @@ from typing import Any
 
 from flamingo_rt.bundle import Bundle
 from flamingo_rt.contract import GRAPHS, IN_PLACE, Limits, graph_specs, size_ranges
-from flamingo_rt.engines.gpu.nvidia_driver import Gpu, obstacle
+from flamingo_rt.engines.gpu.nvidia_driver import Gpu
 from flamingo_rt.engines.tensorrt.callbacks import SCALE, Caught, make_log, make_monitor
 from flamingo_rt.engines.tensorrt.engine_files import (
     TIMING_CACHE,
@@ -30,7 +30,7 @@ from flamingo_rt.engines.tensorrt.memory_estimate import (
     what_would_fit,
 )
 from flamingo_rt.engines.tensorrt.versions import TensorRT, check_graphs
-from flamingo_rt.errors import DataError, DependencyError, FlamingoError, UsageError
+from flamingo_rt.errors import DataError, UsageError
 from flamingo_rt.files import check_output, check_space, new_directory
 from flamingo_rt.graph_files import read_graph
 from flamingo_rt.printable import printable
@@ -57,7 +57,7 @@ class Destination:
         default the engines are for ``gpu``, the GPU of this machine if it has one.
 
         Raises `UsageError` for capabilities that the version does not compile for, `DataError` without capabilities
-        and GPU or for a GPU that it does not compile for, `DependencyError` where the driver cannot be asked for one.
+        and GPU.
         """
         known = runtime.capabilities() if runtime.ahead_of_time else {}
         if numbers and not runtime.ahead_of_time:
@@ -72,30 +72,17 @@ class Destination:
                 )
         if numbers:
             return Destination(None, tuple(dict.fromkeys(f"{number[:-1]}.{number[-1]}" for number in numbers)))
-        if gpu is None:
-            raise _without_gpu(runtime, tuple(known))
-        if known and gpu.capability.replace(".", "") not in known:
+        if gpu is None and runtime.ahead_of_time:
             raise DataError(
-                f"{runtime.title} does not compile for {gpu.name} (compute capability {gpu.capability}; known: "
-                f"{', '.join(known)}): take --target tensorrt"
+                "there is no NVIDIA GPU with a driver here: say for which the engines are, such as "
+                f"--compute-capability 86 (known: {', '.join(known)})"
+            )
+        if gpu is None:
+            raise DataError(
+                f"there is no NVIDIA GPU with a driver here, and {runtime.title} compiles for the GPU of this machine "
+                "alone: build on the device, or with --target tensorrt-rtx"
             )
         return Destination(gpu, (gpu.capability,))
-
-
-def _without_gpu(runtime: TensorRT, known: tuple[str, ...]) -> FlamingoError:
-    """The error of a build for a GPU that is not found; ``known`` are the capabilities to build for ahead of time."""
-    reason = obstacle()
-    if reason is not None:
-        return DependencyError(f"the GPU of this machine, which {runtime.title} compiles for, is not found: {reason}")
-    if known:
-        return DataError(
-            "there is no NVIDIA GPU with a driver here: say for which the engines are, such as "
-            f"--compute-capability 86 (known: {', '.join(known)})"
-        )
-    return DataError(
-        f"there is no NVIDIA GPU with a driver here, and {runtime.title} compiles for the GPU of this machine alone: "
-        "build on the device, or with --target tensorrt-rtx"
-    )
 
 
 @dataclass(frozen=True)

@@ -40,8 +40,8 @@ class TensorRtBackend(GpuBackend):
     def __init__(self, bundle: Bundle, engines: EngineFolder, tensorrt: TensorRT) -> None:
         """Load the ``engines`` of a bundle, verified by `read_engines`.
 
-        Raises `DependencyError` without a GPU or a library to call its driver through, `DataError` when an engine
-        cannot be loaded or belongs to another model.
+        Raises `DependencyError` without PyCUDA or a GPU, `DataError` when an engine cannot be loaded or belongs to
+        another model.
         """
         cuda, form = Cuda(), CACHE_FORMS[engines.lowering]
         own_specs = graph_specs(bundle.config, engines.compute, form)

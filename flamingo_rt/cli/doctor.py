@@ -11,7 +11,6 @@ from functools import partial
 import click
 
 from flamingo_rt import __version__
-from flamingo_rt.cli.module_places import places
 from flamingo_rt.cores import core_count
 from flamingo_rt.errors import DataError, DependencyError, FlamingoError
 
@@ -27,8 +26,8 @@ LIBRARIES = {
     "onnxruntime-ep-nv-tensorrt-rtx-cu13": "backend ort-tensorrt-rtx, extra gpu-rtx",
     "tensorrt": "build for TensorRT, extra tensorrt",
     "tensorrt-rtx-cu13": "build for TensorRT-RTX, extra tensorrt-rtx",
-    "cuda-bindings": "all backends on GPUs, extra cuda",
-    "pycuda": "in its place, extra pycuda",
+    "pycuda": "all backends on GPUs, extra cuda",
+    "cuda-bindings": "CUDA graphs, extra cuda",
     "torch": "backend torch, extras export and train",
     "onnx": "extra export",
     "onnxscript": "extra export",
@@ -36,11 +35,6 @@ LIBRARIES = {
     "scikit-learn": "extras export and train",
     "matplotlib": "charts of bench, extra bench",
 }
-# Other distributions of the same module; a system's own may have no record of any.
-OTHER_DISTRIBUTIONS = {
-    "opencv-python-headless": ("opencv-python", "opencv-contrib-python-headless", "opencv-contrib-python", "opencv"),
-}
-MODULES = {"opencv-python-headless": "cv2", "tensorrt": "tensorrt"}  # that a system may bring: JetPack does
 
 
 @click.command()
@@ -56,7 +50,7 @@ def command(as_json: bool) -> None:
     Example:
       flamingo-rt doctor
     """
-    libraries = {name: _found(name) for name in LIBRARIES}
+    libraries = {name: _version(name) for name in LIBRARIES}
     backends = {
         "ort": _try(_try_ort, _cpu_lowerings),
         **{name: _try(partial(_try_ort_gpu, name), partial(_provider_lowerings, name))
@@ -113,35 +107,14 @@ def _version(distribution: str) -> str | None:
         return None
 
 
-def _found(distribution: str) -> str | None:
-    """The version of a library, with the name of another distribution that brings it, or the place of its module."""
-    version = _version(distribution)
-    if version is not None:
-        return version
-    for other in OTHER_DISTRIBUTIONS.get(distribution, ()):
-        version = _version(other)
-        if version is not None:
-            return f"{version} ({other})"
-    found = places(MODULES[distribution]) if distribution in MODULES else []
-    return f"in {found[0]}" if found else None
-
-
 def _warnings(libraries: dict[str, str | None]) -> list[str]:
-    """Warnings about libraries that do not work beside each other, or hide each other."""
-    warnings = []
+    """Warnings about libraries that do not work beside each other."""
     if libraries.get("onnxruntime") and libraries.get("onnxruntime-gpu"):
-        warnings.append(
+        return [
             "onnxruntime and onnxruntime-gpu are both installed, and overwrite each other's files: pip uninstall "
             "onnxruntime onnxruntime-gpu, then install one of them"
-        )
-    for distribution, module in MODULES.items():
-        found = places(module)
-        if len(found) > 1:
-            warnings.append(
-                f"the {module} in {found[0]} hides another one in {found[1]}: pip uninstall {distribution} leaves the "
-                "system's, such as JetPack's"
-            )
-    return warnings
+        ]
+    return []
 
 
 def _try(check: Callable[[], str], lowerings: Callable[[], tuple[str, ...]] | None = None) -> dict[str, object]:
@@ -231,10 +204,10 @@ def _try_tensorrt() -> str:
 
 
 def _try_cuda() -> str:
-    """Copy numbers to the GPU and back, as every backend on a GPU does, through the library that is taken for that."""
+    """Copy numbers to the GPU and back through PyCUDA, which every backend on a GPU needs."""
     import numpy as np
 
-    from flamingo_rt.engines.gpu.cuda import Cuda
+    from flamingo_rt.engines.gpu.cuda import Cuda, import_cuda_graphs
 
     cuda = Cuda()
     sent, received = np.arange(64, dtype=np.float32), np.zeros(64, dtype=np.float32)
@@ -245,8 +218,8 @@ def _try_cuda() -> str:
         cuda.synchronize()
     if not np.array_equal(sent, received):
         raise RuntimeError("numbers that were copied to the GPU came back changed")
-    graphs = "with CUDA graphs" if cuda.captures else "without CUDA graphs: cuda-bindings is not installed"
-    return f"{cuda.device_name} through {cuda.library}, {graphs}"
+    graphs = "CUDA graphs" if import_cuda_graphs() else "no CUDA graphs: cuda-bindings is not installed"
+    return f"{cuda.device_name} through PyCUDA, {graphs}"
 
 
 def _try_torch() -> str:
@@ -261,15 +234,13 @@ def _try_torch() -> str:
 
 def _try_builder(target: str) -> str:
     """Find the lowering that the installed version needs, and the GPUs it builds for here."""
-    from flamingo_rt.engines.gpu.nvidia_driver import find_gpu, obstacle
+    from flamingo_rt.engines.gpu.nvidia_driver import find_gpu
     from flamingo_rt.engines.tensorrt.versions import import_tensorrt
 
     runtime, gpu = import_tensorrt(target), find_gpu()
     known = [f"{number[:-1]}.{number[-1]}" for number in runtime.capabilities()] if runtime.ahead_of_time else []
-    reason = obstacle() if gpu is None else None
     if gpu is None and not known:
-        missing = reason or "there is no NVIDIA GPU with a driver here; build on the device"
-        raise DataError(f"{runtime.title}: {missing}")
-    here = f"{gpu.name} (compute capability {gpu.capability})" if gpu else reason or "no GPU here"
+        raise DataError(f"{runtime.title}: there is no NVIDIA GPU with a driver here; build on the device")
+    here = f"{gpu.name} (compute capability {gpu.capability})" if gpu else "no GPU here"
     ahead = f"; ahead of time for compute capabilities {', '.join(known)}" if known else ""
     return f"{runtime.title}, builds graphs exported with --lowering {runtime.lowerings[0]}; {here}{ahead}"

@@ -169,9 +169,6 @@ def _mean_gradient(parameter: Tensor) -> None:
 def compile_layers(layers: Sequence[nn.Module]) -> None:
     """Compile what each layer computes. Layers of one class share what was compiled; so recomputation goes around it:
     within, it would be one function for layers of every class, of which torch compiles only a few forms."""
-    if torch.__version__ < "2.13":  # compared as versions
-        # PyTorch 2.11 compiles a layer's own number as a constant, and runs layers beyond the eighth as they are.
-        torch._dynamo.config.allow_unspec_int_on_nn_module = True
     for layer in layers:
         forward = layer.forward
         layer.forward = torch.compile(forward)

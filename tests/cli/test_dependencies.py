@@ -27,7 +27,6 @@ def without(library: str, *arguments: object) -> subprocess.CompletedProcess[str
         ("torch", "export", ["describe", "--preset", "tiny"]),
         ("torch", "export", ["infer", "--backend", "torch", "--model", "CHECKPOINT", "--prompt", "a"]),
         ("onnxruntime", "cpu", ["infer", "--model", "BUNDLE", "--prompt", "a"]),
-        ("onnxruntime", "gpu", ["export", "--ckpt", "CHECKPOINT", "--out", "OUT"]),
         ("safetensors", "export", ["export", "--ckpt", "CHECKPOINT", "--out", "OUT"]),
         ("onnx_ir", "export", ["export", "--ckpt", "CHECKPOINT", "--out", "OUT"]),
         ("sklearn", "train", ["train", "vision", "--data", "scenes", "--out", "OUT"]),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fake_gpu import LIBRARIES, FakeGpu
+from fake_gpu import FakeGpu
 from fake_onnxruntime import install
 from runners import OnCuda, Runner
 from small_model import small_checkpoint
@@ -90,9 +90,9 @@ def bundles(exported) -> dict[str, Bundle]:
     return Bundles(exported)
 
 
-@pytest.fixture(params=LIBRARIES)
-def gpu(request) -> FakeGpu:
-    return FakeGpu(library=request.param)
+@pytest.fixture
+def gpu() -> FakeGpu:
+    return FakeGpu()
 
 
 @pytest.fixture

@@ -1,91 +1,40 @@
-"""A stand-in for a GPU, on the memory of the host: CUDA's driver by the functions that the engines need. PyCUDA's
-stand-in (`fake_pycuda.py`) and that of cuda-bindings (`fake_cuda_bindings.py`) call it.
+"""A stand-in for PyCUDA and cuda-bindings, on the memory of the host.
 
 It is strict about what it can see: memory that is read or written must be allocated and not freed, in size and in time;
 copies and runs happen when the stream is waited for, so what is read too early is wrong; calls need the context to be
-current in their thread.
+current.
 
-It cannot show: speed; what CUDA refuses to capture; races between streams. The functions' names and arguments are
-compared with the real libraries' where those are installed (`test_real_libraries.py`).
+It cannot show: speed; what CUDA refuses to capture; races between streams; the real libraries' names and arguments,
+which were read in their documentation.
 """
 
 from __future__ import annotations
 
 import ctypes
 import itertools
-import threading
 import time
-from dataclasses import dataclass
+from enum import Enum
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 
 ALIGNMENT = 256
-STREAM = 7  # the handle of every stream: all share one queue
-CONTEXT = 1
-PYCUDA, CUDA_BINDINGS = LIBRARIES = ("pycuda", "cuda-bindings")
-DISABLE_TIMING = 2  # CU_EVENT_DISABLE_TIMING
-ATTRIBUTES = {18: 0, 75: 8, 76: 9}  # CUdevice_attribute: integrated, compute capability
-# Statuses of CUresult that are given here: their numbers, and what the driver says of them.
-STATUSES = {
-    "CUDA_SUCCESS": (0, "no error"),
-    "CUDA_ERROR_OUT_OF_MEMORY": (2, "out of memory"),
-    "CUDA_ERROR_DEVICE_UNAVAILABLE": (46, "CUDA-capable device(s) is/are busy or unavailable"),
-    "CUDA_ERROR_NO_DEVICE": (100, "no CUDA-capable device is detected"),
-    "CUDA_ERROR_INVALID_CONTEXT": (201, "invalid device context"),
-    "CUDA_ERROR_ILLEGAL_ADDRESS": (700, "an illegal memory access was encountered"),
-    "CUDA_ERROR_CONTEXT_IS_DESTROYED": (709, "context is destroyed"),
-    "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH": (803, "system has unsupported display driver / cuda driver combination"),
-    "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED": (900, "operation not permitted when stream is capturing"),
-}
-
-
-class Refused(Exception):
-    """A call that gives another status than success."""
-
-    def __init__(self, call: str, status: str) -> None:
-        super().__init__(f"{call} failed: {STATUSES[status][1]}")
-        self.status = status
-
-
-@dataclass
-class FakeEvent:
-    """An event holds the time at which the stream came to it."""
-
-    timed: bool
-    recorded: int = 0
-    reached: int = 0
-    time: float = 0.0
 
 
 class FakeGpu:
-    """The device: its memory, its one context, the work on its stream, and what was asked of it, in order.
+    """The device: its memory, its one context, the work on its stream, and what was asked of it, in order."""
 
-    ``library`` is the one that the CUDA layer finds. ``failures`` are statuses of CUresult by the function that gives
-    them, or errors that it raises.
-    """
-
-    def __init__(self, memory: int = 1 << 30, library: str = PYCUDA) -> None:
-        self.memory, self.used, self.library = memory, 0, library
+    def __init__(self, memory: int = 1 << 30) -> None:
+        self.memory, self.used = memory, 0
         self.allocations: dict[int, int] = {}  # address -> bytes
-        self.pinned: dict[int, np.ndarray] = {}
+        self.pinned: list[np.ndarray] = []
+        self.current = 0
         self.queue: list = []
         self.capturing: list | None = None
         self.calls: list[tuple] = []
-        self.failures: dict[str, str | Exception] = {}
-        self.count, self.newest_cuda, self.retained, self.streams = 1, 13000, 0, 0
-        self.integrated = False
-        self._thread = threading.local()
         self._kept: dict[int, np.ndarray] = {}
         self._freed: list[np.ndarray] = []  # while work waits
-        self._events: dict[int, FakeEvent] = {}
-        self.graphs: dict[int, list] = {}
-        self.executables: dict[int, list] = {}
-        self._numbers = itertools.count(1)
-
-    @property
-    def current(self) -> int:
-        """How many times this thread has made the context its own."""
-        return getattr(self._thread, "depth", 0)
+        self.capture_fails = self.integrated = False
 
     def called(self, name: str) -> list[tuple]:
         """The calls of a name."""
@@ -102,9 +51,7 @@ class FakeGpu:
 
     def free(self, address: int) -> None:
         self.used -= self.allocations.pop(address)
-        self._keep_for_now(self._kept.pop(address))
-
-    def _keep_for_now(self, buffer: np.ndarray) -> None:
+        buffer = self._kept.pop(address)
         if self.queue:  # of another thread, perhaps: this address stays unused, so that work that uses it fails
             self._freed.append(buffer)
 
@@ -112,7 +59,7 @@ class FakeGpu:
         """A view of device memory, which must be there."""
         for start, size in self.allocations.items():
             if start <= address and address + count <= start + size:
-                return _view(address, count)
+                return np.ctypeslib.as_array((ctypes.c_uint8 * count).from_address(address))
         raise AssertionError(f"{count} bytes at {address:#x} are not allocated, or were freed")
 
     def put(self, work) -> None:
@@ -124,244 +71,205 @@ class FakeGpu:
         assert self.current == 1
         assert self.capturing is None, "a wait for the stream cannot be captured"
         self.calls.append(("synchronize",))
-        self._run()
-
-    def _run(self) -> None:
         work, self.queue = self.queue, []
         for each in work:
             each()
         if not self.queue:
             self._freed.clear()
 
-    def is_pinned(self, address: int, count: int) -> bool:
-        return any(
-            start <= address and address + count <= start + array.nbytes for start, array in self.pinned.items()
-        )
-
-    def _host(self, address: int, count: int) -> np.ndarray:
-        assert self.is_pinned(address, count), "host memory that is no longer pinned"
-        return _view(address, count)
-
-    def _check(self, call: str, needs_context: bool = True) -> None:
-        failure = self.failures.get(call)
-        if isinstance(failure, Exception):
-            raise failure
-        if failure is not None or (needs_context and not self.current):
-            raise Refused(call, failure or "CUDA_ERROR_INVALID_CONTEXT")
-
-    # The driver's functions, by the names and arguments that cuda-bindings gives them.
-
-    def cuInit(self, Flags):
-        self._check("cuInit", False)
-        assert Flags == 0
-
-    def cuDriverGetVersion(self):
-        self._check("cuDriverGetVersion", False)
-        return self.newest_cuda
-
-    def cuDeviceGetCount(self):
-        self._check("cuDeviceGetCount", False)
-        return self.count
-
-    def cuDeviceGet(self, ordinal):
-        assert ordinal == 0
-        return 3
-
-    def cuDeviceGetName(self, length, dev):
-        assert dev == 3
-        return b"Fake\0".ljust(length)
-
-    def cuDeviceTotalMem(self, dev):
-        assert dev == 3
-        return self.memory
-
-    def cuDeviceGetAttribute(self, attrib, dev):
-        assert dev == 3
-        return {**ATTRIBUTES, 18: int(self.integrated)}[int(attrib)]
-
-    def cuDevicePrimaryCtxRetain(self, dev):
-        self._check("cuDevicePrimaryCtxRetain", False)
-        self.calls.append(("retain_primary_context",))
-        self.retained += 1
-        return CONTEXT
-
-    def cuDevicePrimaryCtxRelease(self, dev):
-        assert self.retained, "a context that nobody holds"
-        self.retained -= 1
-
-    def cuCtxPushCurrent(self, ctx):
-        self._check("cuCtxPushCurrent", False)
-        assert ctx == CONTEXT
-        if not self.retained:
-            raise Refused("cuCtxPushCurrent", "CUDA_ERROR_CONTEXT_IS_DESTROYED")
-        self._thread.depth = self.current + 1
-
-    def cuCtxPopCurrent(self):
-        assert self.current, "no context is current"
-        self._thread.depth -= 1
-        return CONTEXT
-
-    def cuCtxSynchronize(self):
-        self._check("cuCtxSynchronize")
-        self.calls.append(("wait for", "all"))
-        self._run()
-
-    def cuStreamCreate(self, Flags):
-        self._check("cuStreamCreate")
-        assert Flags == 0
-        self.streams += 1
-        return STREAM
-
-    def cuStreamDestroy(self, hStream):
-        self._check("cuStreamDestroy")
-        assert hStream == STREAM
-        self.streams -= 1
-
-    def cuStreamSynchronize(self, hStream):
-        self._check("cuStreamSynchronize")
-        if hStream == STREAM:
-            self.synchronize()
-        else:
-            self.calls.append(("wait for", hStream))
-
-    def cuMemGetInfo(self):
-        self._check("cuMemGetInfo")
-        return self.memory - self.used, self.memory
-
-    def cuMemAlloc(self, bytesize):
-        self._check("cuMemAlloc")
-        if self.used + bytesize > self.memory:
-            raise Refused("cuMemAlloc", "CUDA_ERROR_OUT_OF_MEMORY")
-        return self.allocate(bytesize)
-
-    def cuMemFree(self, dptr):
-        self._check("cuMemFree")
-        self.free(dptr)
-
-    def cuMemHostAlloc(self, bytesize, Flags):
-        self._check("cuMemHostAlloc")
-        assert Flags == 0
-        assert bytesize > 0
-        array = np.empty(bytesize, np.uint8)
-        self.pinned[array.ctypes.data] = array
-        return array.ctypes.data
-
-    def cuMemFreeHost(self, p):
-        self._check("cuMemFreeHost")
-        self._keep_for_now(self.pinned.pop(p))
-
-    def cuMemsetD8Async(self, dstDevice, uc, N, hStream):
-        assert hStream == STREAM
-        self.put(lambda: self.bytes_at(dstDevice, N).fill(uc))
-
-    def cuMemcpyHtoDAsync(self, dstDevice, srcHost, ByteCount, hStream):
-        assert hStream == STREAM
-        if self.is_pinned(srcHost, ByteCount):
-            self.put(lambda: _copy(self.bytes_at(dstDevice, ByteCount), self._host(srcHost, ByteCount)))
-            return
-        assert self.capturing is None, "pageable memory in a graph"
-        held = _view(srcHost, ByteCount).copy()  # pageable memory is read before the call returns
-        self.put(lambda: _copy(self.bytes_at(dstDevice, ByteCount), held))
-
-    def cuMemcpyDtoHAsync(self, dstHost, srcDevice, ByteCount, hStream):
-        assert hStream == STREAM
-        if self.is_pinned(dstHost, ByteCount):
-            self.put(lambda: _copy(self._host(dstHost, ByteCount), self.bytes_at(srcDevice, ByteCount)))
-            return
-        assert self.capturing is None, "pageable memory in a graph"
-        self._run()  # pageable memory is written before the call returns
-        _copy(_view(dstHost, ByteCount), self.bytes_at(srcDevice, ByteCount))
-
-    def cuMemcpyDtoDAsync(self, dstDevice, srcDevice, ByteCount, hStream):
-        assert hStream == STREAM
-        self.calls.append(("copy", ByteCount))
-        self.put(lambda: _copy(self.bytes_at(dstDevice, ByteCount), self.bytes_at(srcDevice, ByteCount)))
-
-    def copy_2d(self, target, target_pitch, source, source_pitch, width, height):
-        """``cuMemcpy2DAsync`` within the device."""
-        assert min(target_pitch, source_pitch) >= width
-
-        def work() -> None:
-            for index in range(height):
-                piece = self.bytes_at(source + index * source_pitch, width)
-                _copy(self.bytes_at(target + index * target_pitch, width), piece)
-
-        self.put(work)
-
-    def cuEventCreate(self, Flags):
-        self._check("cuEventCreate")
-        self.calls.append(("make an event",))
-        number = next(self._numbers)
-        self._events[number] = FakeEvent(timed=not Flags & DISABLE_TIMING)
-        return number
-
-    def cuEventDestroy(self, hEvent):
-        self._check("cuEventDestroy")
-        del self._events[hEvent]
-
-    def cuEventRecord(self, hEvent, hStream):
-        assert hStream == STREAM
-        event = self._events[hEvent]
-        event.recorded += 1
-
-        def come_to(number: int = event.recorded) -> None:
-            event.reached, event.time = number, time.perf_counter()
-
-        self.put(come_to)
-
-    def cuEventSynchronize(self, hEvent):
-        """Whoever waits for an event waits for what was on the stream when it was recorded last, and no more."""
-        self.calls.append(("wait for an event",))
-        self._check("cuEventSynchronize")
-        event = self._events[hEvent]
-        assert event.recorded, "an event that was never recorded"
-        while event.reached < event.recorded:
-            self.queue.pop(0)()
-
-    def cuEventElapsedTime(self, hStart, hEnd):
-        start, end = self._events[hStart], self._events[hEnd]
-        assert start.timed
-        assert end.timed
-        assert all(event.recorded and event.reached == event.recorded for event in (start, end))
-        return (end.time - start.time) * 1e3
-
-    def cuStreamBeginCapture(self, hStream, mode):
-        assert hStream == STREAM
-        assert self.capturing is None
-        self.calls.append(("begin capture",))
-        self.capturing = []
-
-    def cuStreamEndCapture(self, hStream):
-        captured, self.capturing = self.capturing, None
-        self._check("cuStreamEndCapture")
-        assert captured is not None
-        number = next(self._numbers)
-        self.graphs[number] = captured
-        return number
-
-    def cuGraphInstantiate(self, hGraph, flags):
-        self._check("cuGraphInstantiate")
-        assert flags == 0
-        number = next(self._numbers)
-        self.executables[number] = self.graphs[hGraph]
-        return number
-
-    def cuGraphDestroy(self, hGraph):
-        del self.graphs[hGraph]
-
-    def cuGraphExecDestroy(self, hGraphExec):
-        del self.executables[hGraphExec]
-
-    def cuGraphLaunch(self, hGraphExec, hStream):
-        self._check("cuGraphLaunch")
-        graph = self.executables[hGraphExec]  # one that was destroyed is not there
-        self.calls.append(("launch",))
-        self.put(lambda: [work() for work in graph])
+    def is_pinned(self, array: np.ndarray) -> bool:
+        return any(np.shares_memory(array, pinned) for pinned in self.pinned)
 
 
-def _view(address: int, count: int) -> np.ndarray:
-    return np.ctypeslib.as_array((ctypes.c_uint8 * count).from_address(address))
+def pycuda_driver(gpu: FakeGpu) -> ModuleType:
+    """``pycuda.driver``."""
+    driver = ModuleType("pycuda.driver")
+    driver.Error = type("Error", (Exception,), {})
+    driver.MemoryError = type("MemoryError", (driver.Error, MemoryError), {})
+
+    class Context:
+        def push(self) -> None:
+            gpu.current += 1
+
+        @staticmethod
+        def pop() -> None:
+            gpu.current -= 1
+
+    class Device:
+        count = staticmethod(lambda: 1)
+
+        def __init__(self, index: int) -> None:
+            assert index == 0
+
+        def name(self) -> str:
+            return "Fake"
+
+        def get_attribute(self, attribute: str) -> int:
+            return {"INTEGRATED": int(gpu.integrated)}[attribute]
+
+        def retain_primary_context(self) -> Context:
+            gpu.calls.append(("retain_primary_context",))
+            return Context()
+
+    class Allocation:
+        def __init__(self, address: int) -> None:
+            self._address = address
+
+        def __int__(self) -> int:
+            return self._address
+
+        def __del__(self) -> None:
+            gpu.free(self._address)
+
+    class Stream:
+        handle = 7
+
+        def __init__(self) -> None:
+            assert gpu.current == 1
+
+        synchronize = staticmethod(gpu.synchronize)
+
+    class Event:
+        """Holds the time at which the stream came to it. Whoever waits for it waits for what was on the stream when it
+        was recorded last, and for nothing behind that."""
+
+        def __init__(self, flags: str = "") -> None:
+            assert flags in ("", "DISABLE_TIMING")
+            assert gpu.current == 1, "no context is current, or several are"
+            gpu.calls.append(("make an event",))
+            self.recorded = self.reached = 0
+            self.time: float | None = None
+
+        def record(self, stream: Stream) -> None:
+            assert isinstance(stream, Stream)
+            self.recorded += 1
+            gpu.put(lambda number=self.recorded: self._come_to(number))
+
+        def _come_to(self, number: int) -> None:
+            self.reached, self.time = number, time.perf_counter()
+
+        def synchronize(self) -> None:
+            gpu.calls.append(("wait for an event",))
+            assert gpu.current == 1
+            assert self.recorded, "an event that was never recorded"
+            while self.reached < self.recorded:
+                gpu.queue.pop(0)()
+
+        def time_till(self, event: Event) -> float:
+            return (event.time - self.time) * 1e3
+
+    class Memcpy2D:
+        def set_src_device(self, address: int) -> None:
+            self.source = address
+
+        def set_dst_device(self, address: int) -> None:
+            self.target = address
+
+        def __call__(self, stream: Stream) -> None:
+            assert isinstance(stream, Stream)
+            source, target, width, height = self.source, self.target, self.width_in_bytes, self.height
+            pitches = (self.src_pitch, self.dst_pitch)
+            assert min(pitches) >= width
+
+            def work() -> None:
+                for index in range(height):
+                    piece = gpu.bytes_at(source + index * pitches[0], width)
+                    gpu.bytes_at(target + index * pitches[1], width)[:] = piece
+
+            gpu.put(work)
+
+    def mem_alloc(bytes: int) -> Allocation:
+        assert gpu.current == 1
+        if gpu.used + bytes > gpu.memory:
+            raise driver.MemoryError("cuMemAlloc failed: out of memory")
+        return Allocation(gpu.allocate(bytes))
+
+    def pagelocked_empty(shape, dtype) -> np.ndarray:
+        gpu.pinned.append(np.empty(shape, dtype))
+        return gpu.pinned[-1]
+
+    def memcpy_htod_async(address: int, array: np.ndarray, stream: Stream) -> None:
+        assert isinstance(stream, Stream)
+        assert array.flags.c_contiguous
+        held = array if gpu.is_pinned(array) else array.copy()  # pageable memory is read before the call returns
+        assert gpu.capturing is None or held is array, "pageable memory in a graph"
+        gpu.put(lambda: gpu.bytes_at(address, held.nbytes).__setitem__(slice(None), held.reshape(-1).view(np.uint8)))
+
+    def memcpy_dtoh_async(array: np.ndarray, address: int, stream: Stream) -> None:
+        assert isinstance(stream, Stream)
+        assert array.flags.c_contiguous
+        assert gpu.capturing is None or gpu.is_pinned(array), "pageable memory in a graph"
+        gpu.put(lambda: array.reshape(-1).view(np.uint8).__setitem__(slice(None), gpu.bytes_at(address, array.nbytes)))
+
+    def memcpy_dtod_async(target: int, source: int, count: int, stream: Stream) -> None:
+        assert isinstance(stream, Stream)
+        assert count < 1 << 32
+        gpu.calls.append(("copy", count))
+        gpu.put(lambda: gpu.bytes_at(target, count).__setitem__(slice(None), gpu.bytes_at(source, count)))
+
+    def memset_d8_async(address: int, value: int, count: int, stream: Stream) -> None:
+        assert isinstance(stream, Stream)
+        gpu.put(lambda: gpu.bytes_at(address, count).fill(value))
+
+    def copy_now(target, source) -> None:
+        raise AssertionError("a copy that is not put on the stream")
+
+    driver.memcpy_htod = driver.memcpy_dtoh = copy_now
+    driver.init = lambda: None
+    driver.device_attribute = SimpleNamespace(INTEGRATED="INTEGRATED")
+    driver.Device, driver.Context, driver.Stream, driver.Memcpy2D = Device, Context, Stream, Memcpy2D
+    driver.Event, driver.event_flags = Event, SimpleNamespace(DISABLE_TIMING="DISABLE_TIMING")
+    driver.mem_alloc, driver.pagelocked_empty = mem_alloc, pagelocked_empty
+    driver.mem_get_info = lambda: (gpu.memory - gpu.used, gpu.memory)
+    driver.memcpy_htod_async, driver.memcpy_dtoh_async = memcpy_htod_async, memcpy_dtoh_async
+    driver.memset_d8_async, driver.memcpy_dtod_async = memset_d8_async, memcpy_dtod_async
+    return driver
 
 
-def _copy(target: np.ndarray, source: np.ndarray) -> None:
-    target[:] = source
+def cuda_bindings_driver(gpu: FakeGpu) -> ModuleType:
+    """``cuda.bindings.driver``: every call returns a tuple that begins with its status."""
+    bindings = ModuleType("cuda.bindings.driver")
+    bindings.CUresult = Enum("CUresult", ["CUDA_SUCCESS", "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED"])
+    bindings.CUstreamCaptureMode = Enum("CUstreamCaptureMode", ["CU_STREAM_CAPTURE_MODE_RELAXED"])
+    bindings.CUstream = int
+    success = bindings.CUresult.CUDA_SUCCESS
+
+    def begin(stream: int, mode) -> tuple:
+        assert stream == 7
+        assert gpu.capturing is None
+        gpu.calls.append(("begin capture",))
+        gpu.capturing = []
+        return (success,)
+
+    def end(stream: int) -> tuple:
+        captured, gpu.capturing = gpu.capturing, None
+        if gpu.capture_fails:
+            return (bindings.CUresult.CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED, None)
+        return (success, captured)
+
+    numbers, executables = itertools.count(1), {}
+
+    def instantiate(graph: list, flags: int) -> tuple:
+        number = next(numbers)
+        executables[number] = graph
+        return (success, number)
+
+    def destroy(executable: int) -> tuple:
+        del executables[executable]
+        return (success,)
+
+    def launch(executable: int, stream: int) -> tuple:
+        graph = executables[executable]  # one that was destroyed is not there
+        gpu.calls.append(("launch",))
+        gpu.put(lambda: [work() for work in graph])
+        return (success,)
+
+    def wait(stream: int) -> tuple:
+        gpu.calls.append(("wait for", stream))
+        return (success,)
+
+    bindings.cuStreamBeginCapture, bindings.cuStreamEndCapture, bindings.cuGraphLaunch = begin, end, launch
+    bindings.cuGraphInstantiate, bindings.cuGraphExecDestroy = instantiate, destroy
+    bindings.cuGraphDestroy = lambda graph: (success,)
+    bindings.cuStreamSynchronize = wait
+    return bindings

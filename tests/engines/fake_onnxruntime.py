@@ -12,13 +12,13 @@ inputs; what waits inside a run; the real library's memory. Names and arguments 
 from __future__ import annotations
 
 import ctypes
+import sys
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import onnxruntime as real
-from fake_cuda import install_cuda
-from fake_gpu import FakeGpu
+from fake_gpu import FakeGpu, cuda_bindings_driver, pycuda_driver
 
 from flamingo_rt.contract import LANGUAGE_MODEL, RESAMPLER, VISION_ENCODER
 
@@ -51,7 +51,7 @@ class FakeOnnxRuntime:
     """The module. ``without_kernels`` are the operators that go to the CPU, ``on_host`` the inputs that graphs read in
     host memory, ``failure`` what a run raises."""
 
-    __version__, cuda_version = "1.31.1", "13.0"
+    __version__ = "1.31.1"
     SessionOptions = RunOptions = Options
 
     def __init__(self, gpu: FakeGpu) -> None:
@@ -210,8 +210,13 @@ def install(monkeypatch: Any, gpu: FakeGpu) -> FakeOnnxRuntime:
     """Let imports by the providers find the stand-ins; the CPU backend keeps the real library."""
     from flamingo_rt.engines.gpu.nvidia_driver import Gpu
 
-    runtime = FakeOnnxRuntime(gpu)
-    install_cuda(monkeypatch, gpu)
+    runtime, driver, bindings = FakeOnnxRuntime(gpu), pycuda_driver(gpu), cuda_bindings_driver(gpu)
+    modules = {
+        "pycuda": SimpleNamespace(driver=driver), "pycuda.driver": driver, "cuda": SimpleNamespace(),
+        "cuda.bindings": SimpleNamespace(driver=bindings), "cuda.bindings.driver": bindings,
+    }
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.setattr("flamingo_rt.engines.ort_gpu.import_onnxruntime", lambda extra="cpu": runtime)
     monkeypatch.setattr("flamingo_rt.engines.gpu.nvidia_driver.find_gpu", lambda: Gpu("Fake", "8.9", 1 << 30, False))
     return runtime

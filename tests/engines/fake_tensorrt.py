@@ -15,8 +15,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
-from fake_cuda import install_cuda
-from fake_gpu import ALIGNMENT, FakeGpu
+from fake_gpu import ALIGNMENT, FakeGpu, cuda_bindings_driver, pycuda_driver
 
 from flamingo_rt.engines.gpu import device_probe
 
@@ -234,8 +233,14 @@ def add_builder(module: ModuleType) -> None:
 
 def install(monkeypatch, gpu: FakeGpu, computes: dict[str, OnnxCompute], version: str = "10.15.1") -> None:
     """Let imports find the stand-ins."""
-    install_cuda(monkeypatch, gpu)
-    monkeypatch.setitem(sys.modules, "tensorrt", tensorrt_module(gpu, computes, version))
+    driver, bindings = pycuda_driver(gpu), cuda_bindings_driver(gpu)
+    modules = {
+        "pycuda": SimpleNamespace(driver=driver), "pycuda.driver": driver,
+        "cuda": ModuleType("cuda"), "cuda.bindings": SimpleNamespace(driver=bindings), "cuda.bindings.driver": bindings,
+        "tensorrt": tensorrt_module(gpu, computes, version),
+    }
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
 
 
 def write_engine(path: Path, graph: str, spec, cases: dict, fixed: dict[str, int], integers: str = "INT64") -> None:

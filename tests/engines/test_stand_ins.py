@@ -64,7 +64,7 @@ def test_memory_that_is_not_pinned_in_a_captured_step_is_noticed(runner, monkeyp
 def test_an_input_bound_where_it_is_not_read_is_noticed(on_cuda, monkeypatch) -> None:
     """Lengths on the device are copied while they are bound, before they are there."""
     monkeypatch.setattr("flamingo_rt.engines.ort_gpu.HOST_MEMORY", "nowhere")
-    with pytest.raises((RuntimeError, DataError), match="total_sequence_length"):
+    with pytest.raises(RuntimeError, match="total_sequence_length"):
         on_cuda.model("ort-fp16").generate("Output:", max_new_tokens=2).result()
 
 

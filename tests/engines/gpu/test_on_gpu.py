@@ -7,17 +7,14 @@ import sys
 
 import numpy as np
 import pytest
-from cuda_calls import CALLS
-from fake_cuda import uninstall
-from fake_gpu import CUDA_BINDINGS, LIBRARIES, PYCUDA
 from small_model import small_checkpoint
 
 import flamingo_rt
 from flamingo_rt import Image, PixelValues
 from flamingo_rt.checkpoints import open_checkpoint
-from flamingo_rt.engines.gpu.cuda import Cuda
+from flamingo_rt.engines.gpu.cuda import Cuda, import_pycuda
 from flamingo_rt.engines.gpu.device_probe import DeviceProbe
-from flamingo_rt.engines.gpu.nvidia_driver import find_gpu, obstacle
+from flamingo_rt.engines.gpu.nvidia_driver import find_gpu
 from flamingo_rt.engines.ort_gpu import CUDA_BACKEND, PROVIDERS
 from flamingo_rt.engines.tensorrt.versions import TENSORRT, TENSORRT_RTX, import_tensorrt
 from flamingo_rt.errors import DependencyError
@@ -25,23 +22,39 @@ from flamingo_rt.export.pipeline import export_model
 from flamingo_rt.processing.preprocess import visual_pixels
 from flamingo_rt.runtime.model import Model
 
-MISSING = None if find_gpu() else obstacle() or "there is no NVIDIA GPU with a driver here"
+
+def _missing() -> str | None:
+    if find_gpu() is None:
+        return "there is no NVIDIA GPU with a driver here"
+    try:
+        import_pycuda()
+    except DependencyError as error:
+        return str(error)
+    return None
+
+
+MISSING = _missing()
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(MISSING is not None, reason=str(MISSING))]
 
 
-@pytest.fixture(params=LIBRARIES)
-def library(request, monkeypatch) -> str:
-    """The library that the driver is called through."""
-    if request.param == CUDA_BINDINGS:
-        uninstall(monkeypatch, "pycuda", "pycuda.driver")
-    name = {PYCUDA: "pycuda.driver", CUDA_BINDINGS: "cuda.bindings.driver"}[request.param]
-    pytest.importorskip(name, exc_type=ImportError)
-    return request.param
+def test_a_captured_copy_is_replayed_with_what_is_there_then() -> None:
+    cuda = Cuda()
+    with cuda.current():
+        memory, sent, received = (
+            cuda.allocate(256, "a test"), cuda.pinned((64,), np.float32), cuda.pinned((64,), np.float32)
+        )
 
+        def there_and_back() -> None:
+            cuda.upload(memory.address, sent)
+            cuda.download(received, memory.address)
 
-@pytest.mark.parametrize("call", CALLS, ids=lambda call: call.__name__)
-def test_cuda_does_on_the_gpu_what_it_says(call, library) -> None:
-    call(Cuda())
+        cuda_graph = cuda.capture(there_and_back)
+        assert cuda_graph is not None, "cuda-bindings is not installed"
+        for value in (1.0, 2.0):
+            sent[:] = value
+            cuda_graph.enqueue()
+            cuda.synchronize()
+            assert (received == value).all()
 
 
 def test_onnx_runtime_on_a_gpu_gives_the_tokens_of_the_cpu(tmp_path) -> None:
@@ -85,23 +98,12 @@ def test_the_gpus_memory_and_products_are_measured(target) -> None:
         assert probe.products()[0] > 1e12
 
 
-class _OnDevice:
-    """A copy of an array in device memory, as other libraries have them."""
-
-    def __init__(self, array: np.ndarray) -> None:
-        cuda = Cuda()
-        with cuda.current():
-            self._memory = cuda.allocate(array.nbytes, "a test")
-            cuda.upload(self._memory.address, np.ascontiguousarray(array))
-            cuda.synchronize()
-        self.__cuda_array_interface__ = {
-            "shape": array.shape, "typestr": array.dtype.str, "data": (self._memory.address, False), "version": 3,
-        }
-
-
 def _assert_pixels_are_read_on_the_device(model: Model) -> None:
+    from pycuda import gpuarray
+
     picture = Image(np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8))
-    placed = PixelValues(_OnDevice(visual_pixels(picture, model.config)))
+    with Cuda().current():
+        placed = PixelValues(gpuarray.to_gpu(visual_pixels(picture, model.config)))
     found, expected = (
         model.generate([visual, "Output:"], max_new_tokens=8).result() for visual in (placed, picture)
     )

@@ -17,7 +17,7 @@ from flamingo_rt.engines.tensorrt.callbacks import SCALE
 from flamingo_rt.engines.tensorrt.engine_files import BuildOptions, read_engines
 from flamingo_rt.engines.tensorrt.local_builds import EngineTrust
 from flamingo_rt.engines.tensorrt.versions import TENSORRT, TensorRT
-from flamingo_rt.errors import DataError, DependencyError, UsageError
+from flamingo_rt.errors import DataError, UsageError
 
 LAYERS = 3
 
@@ -189,7 +189,7 @@ def test_a_version_without_the_layers_asks_for_the_classic_lowering(bundle_of, v
 
 def test_graphs_for_onnx_runtime_are_refused_with_the_export_that_is_needed(bundle_of) -> None:
     with pytest.raises(DataError, match=r"lowering ort, it needs tensorrt: .*--lowering tensorrt --compute fp16"):
-        build_of(bundle_of("ort", "fp32"), rtx(), ("86",))
+        build_of(bundle_of("ort", "fp32"), rtx())
 
 
 def test_8_6_has_no_bfloat16(bundle_of) -> None:
@@ -437,17 +437,3 @@ def test_a_capability_that_rtx_does_not_know_is_refused_with_those_it_does() -> 
 def test_without_a_gpu_it_must_be_said_for_which(runtime, remedy) -> None:
     with pytest.raises(DataError, match=f"no NVIDIA GPU.*{remedy}"):
         Destination.of(runtime, None)
-
-
-def test_a_gpu_that_rtx_does_not_know_is_refused_with_the_other_target() -> None:
-    assert Destination.of(rtx(), Gpu("L4", "8.9", 24 << 30, False)).capabilities == ("8.9",)
-    with pytest.raises(DataError, match=r"compile for H100 \(compute capability 9.0; known: 86, .*--target tensorrt"):
-        Destination.of(rtx(), Gpu("H100", "9.0", 80 << 30, False))
-
-
-@pytest.mark.parametrize("runtime", [rtx(), tensorrt("10.3.0")])
-def test_a_driver_that_shows_no_gpu_is_said_with_what_is_in_the_way(runtime, monkeypatch) -> None:
-    monkeypatch.setattr(builder, "obstacle", lambda: "pip install 'flamingo-rt[cuda]'")
-    with pytest.raises(DependencyError, match=r"the GPU of this machine, .* is not found: pip install 'flamingo"):
-        Destination.of(runtime, None)
-    assert Destination.of(rtx(), None, ("86",)).capabilities == ("8.6",)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -23,7 +24,7 @@ from flamingo_rt.engines.gpu.cuda import Cuda
 from flamingo_rt.engines.ort import OrtBackend
 from flamingo_rt.engines.tensorrt.runner import TensorRtBackend
 from flamingo_rt.engines.tensorrt.versions import import_tensorrt
-from flamingo_rt.errors import DataError
+from flamingo_rt.errors import DataError, DependencyError
 
 # What a stand-in finds when Python frees its memory is a warning otherwise.
 pytestmark = pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
@@ -139,7 +140,7 @@ def test_another_generation_between_two_steps_does_not_disturb_them(runner, ort,
 
 
 def test_what_cannot_be_captured_is_run_as_it_is(runner, gpu, ort, text) -> None:
-    gpu.failures["cuStreamEndCapture"] = "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED"
+    gpu.capture_fails = True
     found, expected = (
         model.generate(text, max_new_tokens=6, speculation=0).result() for model in (runner.model("tensorrt"), ort)
     )
@@ -209,10 +210,26 @@ def test_an_engine_of_another_model_is_refused(runner, old, new) -> None:
         TensorRtBackend(runner.bundles["tensorrt"], engines, import_tensorrt("tensorrt"))
 
 
-@pytest.mark.parametrize("function", ["cuEventSynchronize", "cuGraphLaunch"])
-def test_what_cuda_says_of_a_run_is_an_error_with_a_remedy(runner, gpu, text, function) -> None:
+def test_without_pycuda_it_is_said_what_to_install_for_tensorrt(runner, monkeypatch) -> None:
+    engines = runner.engines("tensorrt")
+    monkeypatch.setitem(sys.modules, "pycuda.driver", None)
+    with pytest.raises(DependencyError, match=r"flamingo-rt\[cuda\]"):
+        TensorRtBackend(runner.bundles["tensorrt"], engines, import_tensorrt("tensorrt"))
+
+
+@pytest.mark.parametrize("call", ["wait", "launch"])
+def test_what_cuda_says_of_a_run_is_an_error_with_a_remedy(runner, text, monkeypatch, call) -> None:
     """A wrong access shows at a later call: where the host waits, or where the next CUDA graph is launched."""
     model = runner.model("tensorrt")
-    gpu.failures[function] = "CUDA_ERROR_ILLEGAL_ADDRESS"
-    with pytest.raises(DataError, match=rf"the GPU failed in a run of the model: {function} failed: .*--backend ort"):
+    driver, bindings = sys.modules["pycuda.driver"], sys.modules["cuda.bindings.driver"]
+
+    def fail(event) -> None:
+        raise driver.Error("cuEventSynchronize failed: an illegal memory access was encountered")
+
+    if call == "wait":
+        monkeypatch.setattr(driver.Event, "synchronize", fail)
+    else:
+        failed = bindings.CUresult.CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED
+        monkeypatch.setattr(bindings, "cuGraphLaunch", lambda executable, stream: (failed,))
+    with pytest.raises(DataError, match=r"the GPU failed in a run of the model: cu.* failed: .*--backend ort"):
         model.generate(text, max_new_tokens=8).result()

@@ -1,1 +1,0 @@
-"""The parts of ``python -m benchmarks.jetson``: the board's state, its power sensors, and decoding beside them."""
