@@ -27,10 +27,10 @@ def rotate(x: Tensor, positions: Tensor, rotary_width: int, base: float) -> Tens
     return torch.cat([first * cos - second * sin, second * cos + first * sin, rest], dim=-1)
 
 
-def alibi_slopes(heads: int, max_bias: float) -> Tensor:
+def alibi_slopes(heads: int, max_bias: float, device: torch.device | None = None) -> Tensor:
     """One slope per head, [H] (arXiv 2108.12409; for head counts that are not powers of two, MPT's interleaving)."""
     power = 2 ** math.ceil(math.log2(heads))
-    slopes = 2.0 ** (-max_bias / power * torch.arange(1, power + 1, dtype=torch.float32))
+    slopes = 2.0 ** (-max_bias / power * torch.arange(1, power + 1, dtype=torch.float32, device=device))
     if power != heads:
         slopes = torch.cat([slopes[1::2], slopes[::2]])[:heads]
     return slopes
@@ -46,7 +46,7 @@ class AlibiBias(nn.Module):
     def forward(self, query: Tensor, positions: Tensor, keys: int) -> Tensor:
         """query [B, T, H, d], positions [B, T] -> float32 (or float64, as the query) [B, H, T, keys]."""
         exact = torch.promote_types(query.dtype, torch.float32)  # bfloat16 cannot count beyond 256
-        slopes = alibi_slopes(self.heads, self.max_bias).to(device=query.device, dtype=exact)
+        slopes = alibi_slopes(self.heads, self.max_bias, query.device).to(exact)
         distances = torch.arange(keys, device=query.device) - positions[:, :, None]  # [B, T, keys]
         return slopes[:, None, None] * distances[:, None].to(exact)
 
