@@ -8,7 +8,8 @@
   and never again. In graphs of the lowering ``ort`` those are the rows' lengths: GroupQueryAttention wants the longest
   on the host. Steps of such graphs do not run ahead: nothing guarantees that the next one does not overwrite values on
   the host that the previous one still reads.
-- Steps are not captured as CUDA graphs: ONNX Runtime captures none with nodes on the CPU.
+- Steps of one token are captured as CUDA graphs by ONNX Runtime where nothing is read in host memory
+  (`ort_captures.py`).
 
 ONNX Runtime falls back to the CPU in three ways, and none of them is silent here. It leaves a provider that does not
 start out of the session: `get_providers` tells. It makes a session that cannot be made again without the provider: that
@@ -34,7 +35,7 @@ from typing import Any
 import numpy as np
 
 from flamingo_rt.bundle import Bundle
-from flamingo_rt.contract import CACHE_FORMS, IN_PLACE, LANGUAGE_MODEL, GraphSpec, TensorSpec, graph_specs
+from flamingo_rt.contract import CACHE_FORMS, IN_PLACE, INPUT_IDS, LANGUAGE_MODEL, GraphSpec, TensorSpec, graph_specs
 from flamingo_rt.engines.gpu.bound_arrays import BoundArrays, BoundGraph, GraphInterface
 from flamingo_rt.engines.gpu.cache_pool import CachePool, PooledCache
 from flamingo_rt.engines.gpu.cuda import Cuda
@@ -42,6 +43,16 @@ from flamingo_rt.engines.gpu.device_cache import CacheLayout
 from flamingo_rt.engines.gpu.gpu_backend import GpuBackend
 from flamingo_rt.engines.gpu.nvidia_driver import Gpu, required_gpu
 from flamingo_rt.engines.ort import FATAL, check_interface, import_onnxruntime, run_failure, set_weights_folder
+from flamingo_rt.engines.ort_captures import (
+    ENABLE,
+    GRAPH_ID,
+    SKIPPED,
+    CapturedSteps,
+    can_capture,
+    captured_steps,
+    refuses_captures,
+    warn_of_plain_steps,
+)
 from flamingo_rt.engines.tensorrt.versions import version_numbers
 from flamingo_rt.errors import DataError, DependencyError, UsageError
 from flamingo_rt.graph_files import read_graph
@@ -54,8 +65,8 @@ TURING, TURINGS_CUDA = (7, 5), (13,)  # CUDA 13 ended Maxwell, Pascal and Volta
 class OrtGpuBackend(GpuBackend):
     """The three graphs of a bundle as ONNX Runtime sessions on one GPU."""
 
-    def __init__(self, bundle: Bundle, provider: Provider) -> None:
-        """Load the graphs, to be run by ``provider``.
+    def __init__(self, bundle: Bundle, provider: Provider, cuda_graphs: bool = True) -> None:
+        """Load the graphs, to be run by ``provider``. Without ``cuda_graphs`` no step is captured.
 
         Raises `DependencyError` without a GPU or a library to call its driver through, `UsageError` for a lowering that
         the provider does not run, `DataError` when a graph cannot be loaded or does not run on the GPU alone.
@@ -68,16 +79,21 @@ class OrtGpuBackend(GpuBackend):
             )
         cuda, specs = Cuda(), graph_specs(bundle.config, bundle.compute)
         capacity = bundle.config.language.context if provider.fixed_capacity else None
+        wanted = cuda_graphs and provider.captures and can_capture(lowering)
         self._sessions, interfaces = {}, {}
+        self._captured: CapturedSteps | None = None
         with cuda.current():
             # The language model first: it is the likeliest to be refused.
             for name in sorted(specs, key=lambda name: name != LANGUAGE_MODEL):
                 path, fixed = bundle.graph_path(name), capacity if name == LANGUAGE_MODEL else None
-                session = provider.open(path, cuda.stream, fixed)
+                capturing = wanted and name == LANGUAGE_MODEL
+                session, captures = provider.open_capturing(path, cuda.stream, fixed, capturing)
                 if fixed is None:  # otherwise its shapes have the capacity where the contract has a letter
                     check_interface(path, session, specs[name])
                 self._sessions[name] = session
                 interfaces[name] = _interface(session, specs[name])
+                if captures:
+                    self._captured = captured_steps(interfaces[name].on_host)
         layout = CacheLayout(specs[LANGUAGE_MODEL], "use fewer shots or a smaller max_new_tokens")
         super().__init__(cuda, specs, interfaces, CachePool(cuda, layout))
         self.name, self._provider, self._capacity = provider.backend, provider, capacity
@@ -90,14 +106,20 @@ class OrtGpuBackend(GpuBackend):
         return self._pool.open(rows, self._capacity or capacity)
 
     def _bind_graph(self, arrays: BoundArrays) -> BoundGraph:
-        return BoundSession(self._sessions[arrays.interface.spec.name], self._provider, arrays)
+        name = arrays.interface.spec.name
+        return BoundSession(
+            self._sessions[name], self._provider, arrays, self._captured if name == LANGUAGE_MODEL else None
+        )
 
 
 class BoundSession:
     """A `BoundGraph`: a session whose tensors are bound to addresses once."""
 
-    def __init__(self, session: Any, provider: Provider, arrays: BoundArrays) -> None:
-        self._session, self._provider, self._arrays = session, provider, arrays
+    def __init__(
+        self, session: Any, provider: Provider, arrays: BoundArrays, captured: CapturedSteps | None = None
+    ) -> None:
+        """``captured`` has the annotation ids of a session that captures steps."""
+        self._session, self._provider, self._arrays, self._captured = session, provider, arrays, captured
         self._binding = session.io_binding()
         spec, addresses = arrays.interface.spec, {**arrays.addresses, **arrays.cache_addresses}
         shapes = {**arrays.output_shapes, **{name: buffer.shape for name, buffer in arrays.present.items()}}
@@ -107,21 +129,40 @@ class BoundSession:
         for tensor in spec.outputs:
             name = tensor.name
             self._binding.bind_output(name, "cuda", 0, _element_type(tensor), shapes[name], addresses[name])
-        self._options = provider.runtime.RunOptions()
-        # We wait for the stream ourselves; a run returns when all of it is on the stream.
-        self._options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+        self._options: dict[str, Any] = {}
+        # A step of one token may be captured: its shapes and addresses say which one it is.
+        captures = captured is not None and arrays.repeated and arrays.shapes[INPUT_IDS][1] == 1
+        self._bound = (*arrays.shapes.items(), *shapes.items(), *addresses.items()) if captures else None
 
     def enqueue(self) -> None:
-        """See `BoundGraph.enqueue`."""
+        """See `BoundGraph.enqueue`. A step that cannot be captured is run as it is, with a warning."""
         self._arrays.upload()
+        captured = self._captured
+        graph_id = captured.id_of(self._bound) if captured is not None and self._bound is not None else SKIPPED
         try:
-            self._session.run_with_iobinding(self._binding, self._options)
+            try:
+                self._run(graph_id)
+            except Exception as error:
+                if captured is None or not captured.gives_up(graph_id, error):
+                    raise
+                self._run(SKIPPED)
         except Exception as error:  # onnxruntime's exceptions share no base of their own
             raise run_failure(
                 self._provider.runtime, self._arrays.interface.spec.name, error, f"with {self._provider.title}",
                 "the GPU", "run it with --backend ort",
             ) from error
         self._arrays.download()
+
+    def _run(self, graph_id: str) -> None:
+        if graph_id not in self._options:
+            options = self._options[graph_id] = self._provider.runtime.RunOptions()
+            # We wait for the stream ourselves; a run returns when all of it is on the stream.
+            options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+            if self._captured is not None:
+                options.add_run_config_entry(GRAPH_ID, graph_id)
+        self._session.run_with_iobinding(self._binding, self._options[graph_id])
+        if self._captured is not None:
+            self._captured.succeeded(graph_id)
 
 
 def _interface(session: Any, spec: GraphSpec) -> GraphInterface:
@@ -153,13 +194,14 @@ HOST_OPERATORS = frozenset((
 class Provider(ABC):
     """One execution provider, ready to be used. ``lowerings`` are those whose graphs it runs; ``fixed_capacity`` says
     that it takes a cache of one capacity alone, ``reads_files`` that it may read weights by itself, beside the graph's
-    file: so it is given the file's path wherever that is possible, and the graph's bytes elsewhere."""
+    file: so it is given the file's path wherever that is possible, and the graph's bytes elsewhere; ``captures`` that
+    it captures steps as CUDA graphs where it is asked to."""
 
     backend: str
     name: str
     title: str
     lowerings = tuple(name for name, form in CACHE_FORMS.items() if form == IN_PLACE)
-    fixed_capacity = reads_files = False
+    fixed_capacity = reads_files = captures = False
 
     def __init__(self, runtime: Any) -> None:
         self.runtime = runtime
@@ -171,6 +213,13 @@ class Provider(ABC):
         Raises `DependencyError` when the provider does not start, `DataError` when the graph cannot be loaded or does
         not run on the GPU alone.
         """
+        return self.open_capturing(path, stream, capacity, wanted=False)[0]
+
+    def open_capturing(
+        self, path: Path, stream: int, capacity: int | None = None, wanted: bool = True
+    ) -> tuple[Any, bool]:
+        """`open` a session that captures steps, if that is ``wanted``. Returns it and whether it does: where ONNX
+        Runtime refuses that, a warning says why."""
         runtime = self.runtime
         options = runtime.SessionOptions()
         options.log_severity_level = FATAL
@@ -180,10 +229,13 @@ class Provider(ABC):
         file = read_graph(path)
         set_weights_folder(options, file)
         source = str(path) if self.reads_files and not file.linked and isinstance(file.beside, str) else file.model
-        providers = self._add_to(options, stream)
+        providers = self._add_to(options, stream, wanted)
         try:
             session = runtime.InferenceSession(source, options, providers=providers, enable_fallback=0)
         except Exception as error:  # onnxruntime's exceptions share no base of their own
+            if wanted and refuses_captures(error):
+                warn_of_plain_steps(str(error))
+                return self.open(path, stream, capacity), False
             raise DataError(
                 f"ONNX Runtime {runtime.__version__} cannot load {path} with {self.title}: {error}; run it with "
                 "--backend ort"
@@ -194,12 +246,12 @@ class Provider(ABC):
                 f"{', '.join(session.get_providers())}: check the driver and the CUDA libraries"
             )
         self._check_placement(path, session)
-        return session
+        return session, wanted
 
     @abstractmethod
-    def _add_to(self, options: Any, stream: int) -> list[Any] | None:
+    def _add_to(self, options: Any, stream: int, captures: bool) -> list[Any] | None:
         """Ask for the provider: in a session's options, or by the list that is returned, the ``providers`` of
-        `InferenceSession`."""
+        `InferenceSession`. ``captures`` says that the session shall capture steps."""
 
     def _check_placement(self, path: Path, session: Any) -> None:
         """Raise `DataError` for nodes on the CPU that are not of `HOST_OPERATORS`."""
@@ -221,6 +273,7 @@ class CudaProvider(Provider):
     and from 1.29 on a bias, which ALiBi and relative positions need."""
 
     backend, name, title = CUDA_BACKEND, "CUDAExecutionProvider", "CUDA"
+    captures = True
 
     def __init__(self) -> None:
         """Raises `DependencyError` where there is no GPU or one that is too old, no such distribution, or its libraries
@@ -235,7 +288,7 @@ class CudaProvider(Provider):
         _check_generation(self.runtime, gpu)
         _load_libraries(self.runtime)
 
-    def _add_to(self, options: Any, stream: int) -> list[Any]:
+    def _add_to(self, options: Any, stream: int, captures: bool) -> list[Any]:
         return [(self.name, {
             "device_id": "0",
             "user_compute_stream": str(stream),
@@ -243,6 +296,7 @@ class CudaProvider(Provider):
             "arena_extend_strategy": "kSameAsRequested",
             "cudnn_conv_algo_search": "HEURISTIC",  # the default tries all algorithms for each number of pictures
             "use_tf32": "0",  # the graph says float32; whoever wants less exports with fp16 or bf16
+            **({ENABLE: "1"} if captures else {}),
         })]
 
 
@@ -276,7 +330,7 @@ class RtxProvider(Provider):
     def _devices(self) -> list[Any]:
         return [device for device in self.runtime.get_ep_devices() if device.ep_name == self.name][:1]
 
-    def _add_to(self, options: Any, stream: int) -> None:
+    def _add_to(self, options: Any, stream: int, captures: bool) -> None:
         own = {"has_user_compute_stream": "1", "user_compute_stream": str(stream)}
         options.add_provider_for_devices(self._devices(), own)
 

@@ -17,11 +17,12 @@ from flamingo_rt.errors import DataError
 class BoundEngine:
     """A `BoundGraph`: an engine that has no cache, or writes it in place, so that its shapes stay the same."""
 
-    def __init__(self, cuda: Cuda, profile: Profile, arrays: BoundArrays) -> None:
+    def __init__(self, cuda: Cuda, profile: Profile, arrays: BoundArrays, cuda_graphs: bool = True) -> None:
+        """Without ``cuda_graphs`` no run is captured."""
         self._cuda, self._profile, self._arrays = cuda, profile, arrays
         self._user = object()  # stands for this in the profile, which must not keep this, and so the cache
         self._cuda_graph: CudaGraph | None = None
-        self._may_capture = arrays.repeated
+        self._may_capture = cuda_graphs and arrays.repeated
 
     def enqueue(self) -> None:
         """See `BoundGraph.enqueue`. Raises `DataError` for outputs of other shapes than the arrays', too."""

@@ -37,8 +37,10 @@ class TensorRtBackend(GpuBackend):
     name = NAME
     continues_batches = True
 
-    def __init__(self, bundle: Bundle, engines: EngineFolder, tensorrt: TensorRT) -> None:
-        """Load the ``engines`` of a bundle, verified by `read_engines`.
+    def __init__(
+        self, bundle: Bundle, engines: EngineFolder, tensorrt: TensorRT, cuda_graphs: bool = True
+    ) -> None:
+        """Load the ``engines`` of a bundle, verified by `read_engines`. Without ``cuda_graphs`` no step is captured.
 
         Raises `DependencyError` without a GPU or a library to call its driver through, `DataError` when an engine
         cannot be loaded or belongs to another model.
@@ -64,7 +66,7 @@ class TensorRtBackend(GpuBackend):
             CachePool(cuda, CacheLayout(own_specs[LANGUAGE_MODEL], "flamingo-rt build --capacity, or use fewer shots")),
             tensorrt,
         )
-        self._appended, self.limits = form == APPENDED, engines.limits
+        self._appended, self.limits, self._cuda_graphs = form == APPENDED, engines.limits, cuda_graphs
         self.description = f"{tensorrt.title}, {engines.path.name}"
 
     def cache(self, rows: int, capacity: int) -> PooledCache:
@@ -85,4 +87,4 @@ class TensorRtBackend(GpuBackend):
         profile = self._sessions[graph].profile(arrays.shapes, arrays.repeated, self._pool)
         if self._appended and graph == LANGUAGE_MODEL:
             return ClassicLanguageModel(self._cuda, profile, arrays, self._pool.allocate)
-        return BoundEngine(self._cuda, profile, arrays)
+        return BoundEngine(self._cuda, profile, arrays, self._cuda_graphs)

@@ -5,13 +5,19 @@ It is strict about what it can see: what is bound must be allocated, of the cont
 the provider, our stream and the record of where nodes go must be asked for. Bound where the graph does not read it, an
 input is copied then and never again, as in ONNX Runtime.
 
+A session that captures makes the first run of an annotation id three times, and replays it from then on in the same
+thread: what was bound then is read and written, so it must be bound in every run of that id, and nothing of it may lie
+in host memory. A run of such a session without an id is refused.
+
 It cannot show: whether CUDA has the kernels and computes the same; where ONNX Runtime really puts nodes and reads
-inputs; what waits inside a run; the real library's memory. Names and arguments were read in its sources.
+inputs; what waits inside a run, or cannot be captured; the real library's memory. Names and arguments were read in its
+sources.
 """
 
 from __future__ import annotations
 
 import ctypes
+import threading
 from types import SimpleNamespace
 from typing import Any
 
@@ -49,7 +55,8 @@ class Options:
 
 class FakeOnnxRuntime:
     """The module. ``without_kernels`` are the operators that go to the CPU, ``on_host`` the inputs that graphs read in
-    host memory, ``failure`` what a run raises."""
+    host memory, ``failure`` what a run raises. ``capture_refused`` is what a session that shall capture raises when it
+    is made, ``capture_failure`` what the first run of an id does."""
 
     __version__, cuda_version = "1.31.1", "13.0"
     SessionOptions = RunOptions = Options
@@ -60,6 +67,8 @@ class FakeOnnxRuntime:
         self.without_kernels: set[str] = {"Shape"}
         self.on_host: set[str] = {"cache_length"}
         self.failure: Exception | None = None
+        self.capture_refused: Exception | None = None
+        self.capture_failure: Exception | None = None
         self.plugins: list[SimpleNamespace] = []
         self.sessions: list[FakeSession] = []
         module = self
@@ -94,6 +103,11 @@ class FakeSession:
         assert asked["user_compute_stream"] == "7"
         assert asked["device_id"] == "0"
         assert options.entries["session.record_ep_graph_assignment_info"] == "1"
+        self.captures = asked.get("enable_cuda_graph") == "1"
+        if self.captures and module.capture_refused is not None:
+            raise module.capture_refused
+        self.captured: dict[tuple[int, str], dict] = {}  # by thread and annotation id: what was bound
+        self.ids: list[str] = []  # of the runs
         own = real.SessionOptions()
         own.log_severity_level, own.intra_op_num_threads = 3, 1
         for key, value in options.entries.items():
@@ -132,11 +146,26 @@ class FakeSession:
         return self.bindings[-1]
 
     def run_with_iobinding(self, binding: FakeBinding, options: Options) -> None:
-        gpu = self.module.gpu
-        assert options.entries == {"disable_synchronize_execution_providers": "1"}
+        gpu, entries = self.module.gpu, dict(options.entries)
+        graph_id = entries.pop("gpu_graph_id") if self.captures else "-1"
+        assert entries == {"disable_synchronize_execution_providers": "1"}
+        assert graph_id == str(int(graph_id)), "an id is a number"
+        assert graph_id != "0", "the id 0 is ONNX Runtime's own"
         if self.module.failure is not None:
             raise self.module.failure
+        self.ids.append(graph_id)
         gpu.calls.append(("execute", self.graph))
+        if graph_id == "-1":
+            gpu.put(binding.bound_now())
+            return
+        place, bound = (threading.get_ident(), graph_id), binding.described()
+        if place not in self.captured:
+            if self.module.capture_failure is not None:
+                raise self.module.capture_failure
+            self.captured[place] = bound
+            for _ in range(2):  # as it is, to allocate memory; captured, it does not run
+                gpu.put(binding.bound_now())
+        assert self.captured[place] == bound, f"run {graph_id} is bound otherwise than it was captured"
         gpu.put(binding.bound_now())
 
 
@@ -147,12 +176,19 @@ class FakeBinding:
         self._session, self._gpu = session, session.module.gpu
         self.inputs: dict[str, tuple[str, Any, tuple, Any]] = {}
         self.outputs: dict[str, tuple[str, Any, tuple, Any]] = {}
+        self.addresses: dict[str, int] = {}
+
+    def described(self) -> dict[str, tuple]:
+        """Places, types, shapes and addresses of all that is bound; nothing in host memory."""
+        bound = {**self.inputs, **self.outputs}
+        assert {device for device, *_ in bound.values()} == {"cuda"}, "a replay does not read host memory again"
+        return {name: (*about, self.addresses[name]) for name, (*about, _) in bound.items()}
 
     def bind_input(self, name: str, device: str, index: int, kind: Any, shape: tuple, address: int) -> None:
         assert index == 0
         self._check(name, kind, shape, self._session.get_inputs())
         wanted = "cpu" if name in self._session.module.on_host else "cuda"
-        view = self._viewer(device, kind, shape, address)
+        view = self._viewer(name, device, kind, shape, address)
         if device != wanted:
             copied = view().copy()
             self.inputs[name] = (device, kind, shape, lambda: copied)
@@ -162,7 +198,7 @@ class FakeBinding:
     def bind_output(self, name: str, device: str, index: int, kind: Any, shape: tuple, address: int) -> None:
         assert (device, index) == ("cuda", 0)
         self._check(name, kind, shape, self._session.get_outputs())
-        self.outputs[name] = (device, kind, shape, self._viewer(device, kind, shape, address))
+        self.outputs[name] = (device, kind, shape, self._viewer(name, device, kind, shape, address))
 
     def bound_now(self) -> Any:
         """A run of what is bound; what is read on the host must stay as it is until the run is done."""
@@ -187,8 +223,9 @@ class FakeBinding:
             assert len(kinds) == 1, f"{names} are in the same place"
         self._session._session.run_with_iobinding(binding)
 
-    def _viewer(self, device: str, kind: Any, shape: tuple, address: int) -> Any:
+    def _viewer(self, name: str, device: str, kind: Any, shape: tuple, address: int) -> Any:
         count = int(np.prod(shape)) * np.dtype(kind).itemsize
+        self.addresses[name] = address
 
         def view() -> np.ndarray:
             on_host = (ctypes.c_uint8 * count).from_address(address)

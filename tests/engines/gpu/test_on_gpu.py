@@ -62,6 +62,7 @@ def test_onnx_runtime_on_a_gpu_gives_the_tokens_of_the_cpu(tmp_path) -> None:
         _assert_pixels_are_read_on_the_device(model)
         ran.append(backend)
         if backend == CUDA_BACKEND:
+            assert _tokens(flamingo_rt.load(exact, backend, cuda_graphs=False)) == expected, "captured or not"
             assert all(_tokens(flamingo_rt.load(half, backend)))
     if not ran:
         pytest.skip("neither onnxruntime-gpu nor the plugin for TensorRT-RTX works here")

@@ -148,6 +148,15 @@ def test_what_cannot_be_captured_is_run_as_it_is(runner, gpu, ort, text) -> None
     assert not gpu.called("launch")
 
 
+def test_without_cuda_graphs_every_step_is_run_as_it_is(runner, gpu, ort, text) -> None:
+    engines = runner.engines("tensorrt")
+    backend = TensorRtBackend(runner.bundles["tensorrt"], engines, import_tensorrt("tensorrt"), cuda_graphs=False)
+    model = model_of(backend, runner.bundles["tensorrt"])
+    found, expected = (each.generate(text, max_new_tokens=6).result() for each in (model, ort))
+    assert_same([found], [expected])
+    assert not gpu.called("begin capture")
+
+
 def test_media_is_uploaded_once(runner, gpu, pictures, monkeypatch) -> None:
     uploads, upload = [], Cuda.upload
     monkeypatch.setattr(Cuda, "upload", lambda self, address, array: (uploads.append(array.shape), upload(
