@@ -57,7 +57,7 @@ class Backend(Protocol):
 
     @property
     def name(self) -> str:
-        """The backend's name on the command line."""
+        """The backend's name on the command line, with its device where that is chosen apart."""
         ...
 
     @property

@@ -17,7 +17,6 @@ from flamingo_rt.files import check_space, new_directory
 from flamingo_rt.json_files import read_json
 from flamingo_rt.model.flamingo import Flamingo, make_vision_encoder, on_meta_device
 from flamingo_rt.model.language_model import LanguageModel
-from flamingo_rt.model_memory import WEIGHTS as BYTES_A_WEIGHT
 from flamingo_rt.model_memory import require_memory
 from flamingo_rt.tokenizer_file import MOST_BYTES
 from flamingo_rt.weights.lazy import LazyTensor, in_memory
@@ -54,13 +53,23 @@ class StoredModel:
             for name, tensor in self.tensors.items()
         })
 
-    def load(self) -> Flamingo:
-        """Read the weights: the model in float32 and evaluation mode. Raises `DataError` when memory is too small."""
-        require_memory(self.config, BYTES_A_WEIGHT, "the model in float32")
+    def load(
+        self, dtype: torch.dtype = torch.float32, device: torch.device | None = None, available: int | None = None
+    ) -> Flamingo:
+        """Read the weights: the model in evaluation mode, its numbers in ``dtype``, on a ``device``, by default the
+        CPU, where ``available`` bytes are free. An external encoder's graph stays in host memory.
+
+        Raises `DataError` when memory is too small.
+        """
+        require_memory(self.config, dtype.itemsize, f"the model in {str(dtype).removeprefix('torch.')}", available)
+
+        def read(tensor: LazyTensor) -> torch.Tensor:
+            found = read_for(tensor, dtype)
+            return found if device is None or is_graph(tensor) else found.to(device)
+
         with on_meta_device():
             model = Flamingo(self.config)
-        model.load_state_dict({name: read_for(tensor, torch.float32) for name, tensor in self.tensors.items()},
-                              assign=True)
+        model.load_state_dict({name: read(tensor) for name, tensor in self.tensors.items()}, assign=True)
         return model.eval()
 
 

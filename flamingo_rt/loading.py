@@ -36,7 +36,8 @@ PACKAGED_BUNDLE = Path(__file__).parent / "models" / "tiny"
 def load(
     path: str | os.PathLike | None = None, backend: str = "auto", threads: int | None = None,
     image_cache_bytes: int = DEFAULT_BYTES, spin: bool = True, trust_engines: bool = False,
-    allow_host_code: bool = False, workload: Workload | None = None,
+    allow_host_code: bool = False, workload: Workload | None = None, device: str | None = None,
+    compute: str | None = None, cuda_graphs: bool = True,
 ) -> Model:
     """Open a model.
 
@@ -57,11 +58,14 @@ def load(
     ``workload`` is the largest batch that the model is loaded for, by default one row with a picture. Where the memory
     does not hold that beside the weights, a bundle is not loaded.
 
-    Raises `UsageError` for an unknown backend or one that does not fit, `DataError` for a damaged folder and too little
-    memory, and `DependencyError` when the backend's library is missing.
+    ``device`` is where the ``torch`` backend computes, ``cpu`` (the default), ``cuda`` or ``cuda:N``, and ``compute``
+    the type that it computes in on a GPU, ``fp32``, ``fp16`` or ``bf16`` (the default where the GPU has it). Decode
+    steps on a GPU are captured as CUDA graphs where that can be done, unless ``cuda_graphs`` is false.
+
+    Raises `UsageError` for an unknown backend or device, or one that does not fit, `DataError` for a damaged folder and
+    too little memory, and `DependencyError` when the backend's library or its GPU is missing.
     """
-    if backend not in BACKENDS:
-        raise UsageError(f"unknown backend {backend!r}; known: {', '.join(BACKENDS)}")
+    _check_backend(backend, device, compute)
     trust = EngineTrust(trust_engines, allow_host_code)
     folder = PACKAGED_BUNDLE if path is None else Path(path)
     if not folder.exists():
@@ -72,29 +76,46 @@ def load(
                 f"{folder} is a bundle and the torch backend runs a checkpoint: give the checkpoint it was exported "
                 "from, or take --backend ort"
             )
+        _refuse_torch_options(device, compute, f"{folder} is a bundle")
         bundle = read_bundle(folder)
         wanted = _within_limits(workload or Workload(), bundle.config)
-        return _from_bundle(bundle, backend, threads, image_cache_bytes, spin, trust, wanted)
+        return _from_bundle(bundle, backend, threads, image_cache_bytes, spin, trust, wanted, cuda_graphs)
     if (folder / "config.json").is_file():
         if backend not in ("auto", "torch"):
             raise UsageError(
                 f"{folder} is a checkpoint and the {backend} backend runs a bundle: make one with "
                 f"flamingo-rt export --ckpt {folder} --out BUNDLE"
             )
-        return _from_checkpoint(folder, image_cache_bytes)
+        return _from_checkpoint(folder, image_cache_bytes, device or "cpu", compute, cuda_graphs)
     raise DataError(f"{folder} is neither a bundle (no {MANIFEST}) nor a checkpoint (no config.json)")
+
+
+def _check_backend(backend: str, device: str | None, compute: str | None) -> None:
+    """Raise `UsageError` for a backend that is unknown, or that a device or type is not for."""
+    if backend not in BACKENDS:
+        raise UsageError(f"unknown backend {backend!r}; known: {', '.join(BACKENDS)}")
+    if backend not in ("auto", "torch"):
+        place = "the CPU" if backend == "ort" else "the GPU"
+        _refuse_torch_options(device, compute, f"{backend} runs a bundle, on {place}")
+
+
+def _refuse_torch_options(device: str | None, compute: str | None, why: str) -> None:
+    """Raise `UsageError` for a device or type where another backend than ``torch`` runs."""
+    for what, given in (("device", device), ("compute", compute)):
+        if given is not None:
+            raise UsageError(f"{what} {given} is for the torch backend and checkpoints, and {why}: leave it out")
 
 
 def _from_bundle(
     bundle: Bundle, backend: str, threads: int | None, image_cache_bytes: int, spin: bool, trust: EngineTrust,
-    workload: Workload,
+    workload: Workload, cuda_graphs: bool,
 ) -> Model:
     def open_backend(name: str) -> Backend:
         if name == "tensorrt":
-            return _tensorrt_backend(bundle, trust, workload)
+            return _tensorrt_backend(bundle, trust, workload, cuda_graphs)
         if name == "ort":
             return _ort_backend(bundle, threads, spin, workload)
-        return _ort_gpu_backend(bundle, name, workload)
+        return _ort_gpu_backend(bundle, name, workload, cuda_graphs)
 
     opened = _best_backend(bundle, open_backend) if backend == "auto" else open_backend(backend)
     tokenizer = _tokenizer(bundle.tokenizer_path, bundle.config)
@@ -142,14 +163,14 @@ def _within_limits(workload: Workload, config: FlamingoConfig) -> Workload:
                    answer=min(workload.answer, tokens - 1))
 
 
-def _ort_gpu_backend(bundle: Bundle, backend: str, workload: Workload) -> Backend:
+def _ort_gpu_backend(bundle: Bundle, backend: str, workload: Workload, cuda_graphs: bool) -> Backend:
     from flamingo_rt.engines.gpu.nvidia_driver import find_gpu
     from flamingo_rt.engines.ort_gpu import PROVIDERS, OrtGpuBackend
 
     provider, gpu = PROVIDERS[backend](), find_gpu()
     if gpu is not None:
         _require_gpu_memory(bundle, gpu, workload)
-    return OrtGpuBackend(bundle, provider)
+    return OrtGpuBackend(bundle, provider, cuda_graphs)
 
 
 def _require_gpu_memory(
@@ -182,7 +203,7 @@ def _built_targets(bundle: Bundle) -> list[str]:
     return [target for target, there in built.items() if there]
 
 
-def _tensorrt_backend(bundle: Bundle, trust: EngineTrust, workload: Workload) -> Backend:
+def _tensorrt_backend(bundle: Bundle, trust: EngineTrust, workload: Workload, cuda_graphs: bool) -> Backend:
     """A backend over the bundle's engines that run here. Raises the error of the first library when none do."""
     from flamingo_rt.engines.gpu.nvidia_driver import required_gpu
     from flamingo_rt.engines.tensorrt.engine_files import read_engines
@@ -196,7 +217,7 @@ def _tensorrt_backend(bundle: Bundle, trust: EngineTrust, workload: Workload) ->
             tensorrt = import_tensorrt(target)
             engines = read_engines(bundle, target, tensorrt.version, gpu, trust)
             _require_gpu_memory(bundle, gpu, _with_capacity(workload, engines), _engine_bytes(bundle, engines))
-            return TensorRtBackend(bundle, engines, tensorrt)
+            return TensorRtBackend(bundle, engines, tensorrt, cuda_graphs)
         except FlamingoError as error:
             refused = refused or type(error)(str(error))  # a copy: the error's traceback keeps what was loaded
     raise refused or AssertionError("no target was tried")
@@ -215,18 +236,23 @@ def _engine_bytes(bundle: Bundle, engines: EngineFolder) -> dict[str, int]:
     return {name: engines.engine_path(name).stat().st_size + added[name] for name in GRAPHS}
 
 
-def _from_checkpoint(folder: Path, image_cache_bytes: int) -> Model:
+def _from_checkpoint(
+    folder: Path, image_cache_bytes: int, device: str, compute: str | None, cuda_graphs: bool
+) -> Model:
     try:
-        from flamingo_rt.checkpoints import TOKENIZER, open_checkpoint
-        from flamingo_rt.model.torch_backend import TorchBackend
+        from flamingo_rt.checkpoints import DTYPES, TOKENIZER, open_checkpoint
+        from flamingo_rt.model.device_backend import open_torch_backend
     except ImportError as error:
         raise DependencyError(
             f"the torch backend cannot be imported ({error}): pip install 'flamingo-rt[export]', or export the "
             "checkpoint elsewhere and run the bundle here"
         ) from error
-    model = open_checkpoint(folder).load()
-    tokenizer = _tokenizer(folder / TOKENIZER, model.config)
-    return Model(TorchBackend(model), model.config, tokenizer, image_cache_bytes=image_cache_bytes)
+    if compute is not None and compute not in DTYPES:
+        raise UsageError(f"unknown type to compute in, {compute!r}; known: {', '.join(DTYPES)}")
+    checkpoint = open_checkpoint(folder)
+    backend = open_torch_backend(checkpoint.load, device, DTYPES[compute] if compute else None, cuda_graphs)
+    tokenizer = _tokenizer(folder / TOKENIZER, checkpoint.config)
+    return Model(backend, checkpoint.config, tokenizer, image_cache_bytes=image_cache_bytes)
 
 
 def _tokenizer(path: Path, config: FlamingoConfig) -> TextTokenizer:

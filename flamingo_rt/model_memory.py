@@ -11,14 +11,17 @@ WEIGHTS = 4  # bytes a parameter, in float32
 TRAINING = 16  # weights, gradients and the two moments of AdamW; activations come on top
 
 
-def require_memory(config: FlamingoConfig, bytes_a_parameter: float, purpose: str) -> None:
-    """Raise `DataError` when a model of this configuration needs more memory than this process can get.
+def require_memory(
+    config: FlamingoConfig, bytes_a_parameter: float, purpose: str, available: int | None = None
+) -> None:
+    """Raise `DataError` when a model of this configuration needs more memory than this process can get, or than the
+    ``available`` bytes of a GPU.
 
     Nothing is refused where the available memory is unknown.
     """
     parameters = reckon_parameters(config)["total"]
     made_of = f"{parameters / 1e6:,.1f}M parameters, {bytes_a_parameter:g} bytes each"
-    require_bytes(int(parameters * bytes_a_parameter), purpose, made_of)
+    require_bytes(int(parameters * bytes_a_parameter), purpose, made_of, available=available)
 
 
 SMALLER_MODEL = "take a smaller model, or a machine with more memory"

@@ -1,6 +1,8 @@
-"""The ``torch`` backend: the contract's three graphs computed by the PyTorch model itself, from a checkpoint.
+"""The ``torch`` backend on the CPU: the contract's three graphs computed by the PyTorch model itself, from a
+checkpoint.
 
-Slow, and the oracle for every other backend: the same buffers, the same loop, no exporter in between.
+Slow, and the oracle for every other backend: the same buffers, the same loop, no exporter in between. On a GPU it is
+`device_backend.DeviceBackend`.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ from flamingo_rt.contract import (
 )
 from flamingo_rt.model.flamingo import Flamingo
 from flamingo_rt.model.language_model import ScoreBias
+from flamingo_rt.model.torch_device import tensor_of
 
 NAME = "torch"
 
@@ -83,7 +86,7 @@ class TorchBackend(HostBackend):
         constant: Collection[str] = (),
     ) -> Callable[[], None]:
         """A call that reads ``inputs`` and writes ``outputs`` in place, each time it is made."""
-        sources, targets = ({name: _tensor(array) for name, array in arrays.items()} for arrays in (inputs, outputs))
+        sources, targets = ({name: tensor_of(array) for name, array in arrays.items()} for arrays in (inputs, outputs))
 
         @torch.no_grad()
         def call() -> None:
@@ -126,8 +129,3 @@ class TorchBackend(HostBackend):
             **{present_name(layer, part): tensor for (layer, part), tensor in zip(parts, past, strict=True)},
         }
 
-
-def _tensor(array: np.ndarray) -> Tensor:
-    """Read an array of `TensorSpec.array_dtype` as a tensor; uint16 holds the bits of bfloat16."""
-    tensor = torch.from_numpy(array)
-    return tensor.view(torch.bfloat16) if array.dtype == np.uint16 else tensor

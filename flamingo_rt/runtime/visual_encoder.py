@@ -34,13 +34,13 @@ class VisualEncoder:
         self._backend, self._cache = backend, cache
 
     def check_places(self, visuals: Iterable[Visual]) -> None:
-        """Raise `UsageError` for pixel values in device memory when the backend computes in host memory."""
+        """Raise `UsageError` for pixel values in device memory when the backend reads host memory."""
         if self._backend.reads_device_arrays:
             return
         for visual in visuals:
             if isinstance(visual, PixelValues) and lies_on_device(visual):
                 raise UsageError(
-                    f"{visual.label} cannot be read by the {self._backend.name} backend, which computes in host memory:"
+                    f"{visual.label} cannot be read by the {self._backend.name} backend, which reads host memory:"
                     " give PixelValues(array.cpu()) (CuPy: array.get()), or load a backend that computes on the GPU "
                     "(flamingo-rt doctor says which work here)"
                 )

@@ -4,6 +4,8 @@ import subprocess
 import sys
 
 import pytest
+import torch
+from recorded_device import RecordedDevice
 
 import flamingo_rt
 from flamingo_rt.bundle import read_bundle, write_manifest
@@ -36,6 +38,48 @@ def test_a_checkpoint_runs_in_pytorch(backend, checkpoint_folder, torch_model, p
     assert model.generate(parts, max_new_tokens=3).result().tokens == (
         torch_model.generate(parts, max_new_tokens=3).result().tokens
     )
+
+
+@pytest.mark.parametrize(("compute", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+def test_a_checkpoint_runs_on_a_gpu_in_the_type_that_is_asked_for(
+    checkpoint_folder, torch_model, pictures, monkeypatch, compute, dtype
+):
+    device = RecordedDevice()
+    monkeypatch.setattr("flamingo_rt.model.device_backend.open_device", lambda name, cuda_graphs: device)
+    model = flamingo_rt.load(checkpoint_folder, "torch", device="cuda", compute=compute)
+    assert {parameter.dtype for parameter in model.backend.model.parameters()} == {dtype}
+    found, expected = (
+        each.generate([pictures[0], "Output:"], max_new_tokens=5).result() for each in (model, torch_model)
+    )
+    assert device.captures == 1
+    assert compute != "fp32" or found.tokens == expected.tokens
+
+
+def test_a_checkpoint_that_the_gpu_has_no_room_for_is_refused(checkpoint_folder, monkeypatch):
+    device = RecordedDevice(memory=1000)
+    monkeypatch.setattr("flamingo_rt.model.device_backend.open_device", lambda name, cuda_graphs: device)
+    with pytest.raises(DataError, match=r"the model in bfloat16 needs .* 2 bytes each\), 0\.0 MB are available"):
+        flamingo_rt.load(checkpoint_folder, device="cuda", compute="bf16")
+
+
+@pytest.mark.parametrize(("backend", "options", "said"), [
+    ("ort", {"device": "cuda"}, "device cuda is for the torch backend and checkpoints, and ort runs a bundle, on"),
+    ("ort-cuda", {"compute": "bf16"}, "compute bf16 is for .* ort-cuda runs a bundle, on the GPU: leave it out"),
+    ("auto", {"device": "cpu"}, "device cpu is for the torch backend and checkpoints, and .* is a bundle"),
+])
+def test_a_device_is_for_the_torch_backend(bundle_folder, backend, options, said):
+    with pytest.raises(UsageError, match=said):
+        flamingo_rt.load(bundle_folder, backend, **options)
+
+
+@pytest.mark.parametrize(("options", "said"), [
+    ({"device": "tpu"}, "unknown device 'tpu'; known: cpu, cuda"),
+    ({"compute": "int8"}, "unknown type to compute in, 'int8'; known: fp32, fp16, bf16"),
+    ({"compute": "bf16"}, "half precision is for GPUs: on the CPU the torch backend computes in fp32"),
+])
+def test_devices_and_types_that_do_not_exist_are_usage_errors(checkpoint_folder, options, said):
+    with pytest.raises(UsageError, match=said):
+        flamingo_rt.load(checkpoint_folder, **options)
 
 
 def test_an_unknown_backend_is_answered_with_the_known_ones(bundle_folder):
@@ -88,7 +132,7 @@ from flamingo_rt import loading
 from flamingo_rt.engines import ort_gpu
 from flamingo_rt.errors import DependencyError
 
-def no_gpu(bundle, backend):
+def no_gpu(*arguments):
     raise DependencyError("no GPU is found")
 
 ort_gpu.has_cuda_kernels = lambda: PASSED_OVER
