@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from flamingo_rt.cli.backend_option import backend_option, threads_option, trust_options
+from flamingo_rt.cli.backend_option import BackendChoice, backend_options
 from flamingo_rt.cli.dependencies import needs_extra
 from flamingo_rt.cli.interrupts import on_interrupt
 from flamingo_rt.cli.numbers import Counts
@@ -34,14 +35,12 @@ PLAIN_WIDTH = 120  # characters of a table's line where there is no terminal
 @click.option("--preset", "preset_name", metavar="NAME",
               help="Random weights of this model's shape instead, such as openflamingo-3b; needs the extra export.")
 @click.option("--dtype", type=click.Choice(["fp32", "fp16", "bf16"]), help="With --preset: type of the matrices.")
-@click.option("--compute", type=click.Choice(["fp32", "fp16", "bf16"]),
-              help="With --preset: type the graphs compute in; fp16 and bf16 are for GPUs.")
 @click.option("--quantize", type=click.Choice(SCHEMES_OF["ort"]), help="With --preset: quantize the weights.")
 @click.option("--work", type=WRITTEN, metavar="FOLDER",
               help="With --preset: where its bundle is kept.  [default: the user's cache]")
-@backend_option
-@trust_options
-@threads_option
+@backend_options(
+    "Type to compute in, of the torch backend on a GPU or, with --preset, of the graphs; fp16 and bf16 are for GPUs."
+)
 @click.option("--spin/--no-spin", default=True, show_default=True,
               help="Let threads that wait for the next operator spin; without, other work gets the cores.")
 @click.option("--shots", type=Counts(), metavar="A,B,C",
@@ -59,8 +58,7 @@ PLAIN_WIDTH = 120  # characters of a table's line where there is no terminal
 @click.option("--overwrite", is_flag=True, help="Replace --plot when it exists.")
 def command(
     path: Path | None, preset_name: str | None, dtype: str | None, quantize: str | None, work: Path | None,
-    compute: str | None, backend: str, trust_engines: bool, allow_host_code: bool, threads: int | None, spin: bool,
-    as_json: bool, plot: Path | None, overwrite: bool, **wanted: Any,
+    chosen: BackendChoice, spin: bool, as_json: bool, plot: Path | None, overwrite: bool, **wanted: Any,
 ) -> None:
     """Measure a model here: each stage, decoding, shots, and how near they come to what this machine can do.
 
@@ -75,19 +73,20 @@ def command(
     """
     from flamingo_rt.loading import BACKENDS, PACKAGED_BUNDLE
 
-    if backend not in BACKENDS:
-        raise UsageError(f"unknown backend {backend!r}; known: {', '.join(BACKENDS)}")
-    bundle = _random_bundle(path, preset_name, dtype, quantize, work, compute, backend)
+    if chosen.backend not in BACKENDS:
+        raise UsageError(f"unknown backend {chosen.backend!r}; known: {', '.join(BACKENDS)}")
+    bundle = _random_bundle(path, preset_name, dtype, quantize, work, chosen)
+    if bundle is not None:
+        chosen = replace(chosen, compute=None)  # it was the graphs'
     if plot is not None:
         _check_plot(plot, overwrite)
     from flamingo_rt.bench import BenchOptions, measure
 
-    options, progress = BenchOptions(threads=threads, spin=spin, **wanted), ProgressBar()
-    trust = {"trust_engines": trust_engines, "allow_host_code": allow_host_code}
+    options, progress = BenchOptions(threads=chosen.threads, spin=spin, **wanted), ProgressBar()
     with on_interrupt(lambda: "nothing was printed" + ("" if plot is None else f", {plot} was not drawn")):
         if bundle is not None:
             path = _made(bundle, progress)
-        model = _loaded(path, bundle, backend, threads, spin, trust)
+        model = _loaded(path, bundle, chosen, spin)
         report = measure(model, options, folder=path or PACKAGED_BUNDLE, progress=progress)
     if as_json:
         click.echo(json.dumps(report.to_dict()))
@@ -108,17 +107,13 @@ def _made(bundle: RandomBundle, progress: ProgressBar) -> Path:
     return bundle.path
 
 
-def _loaded(
-    path: Path | None, bundle: RandomBundle | None, backend: str, threads: int | None, spin: bool,
-    trust: dict[str, bool],
-) -> Model:
+def _loaded(path: Path | None, bundle: RandomBundle | None, chosen: BackendChoice, spin: bool) -> Model:
     """Load the model, and count the process's peak memory from here; ``bundle`` is set for a random model."""
     from flamingo_rt.bench.machine import reset_peak
-    from flamingo_rt.loading import load
 
     reset_peak()  # making a bundle is not part of running it
     try:
-        return load(path, backend, threads, spin=spin, **trust)
+        return chosen.load(path, spin=spin)
     except DataError as error:
         if bundle is None:
             raise
@@ -136,9 +131,9 @@ def _print(report: Report) -> None:
 
 def _random_bundle(
     path: Path | None, name: str | None, dtype: str | None, quantize: str | None, work: Path | None,
-    compute: str | None, backend: str,
+    chosen: BackendChoice,
 ) -> RandomBundle | None:
-    given = {"--dtype": dtype, "--quantize": quantize, "--work": work, "--compute": compute}
+    given, backend, compute = {"--dtype": dtype, "--quantize": quantize, "--work": work}, chosen.backend, chosen.compute
     if name is None:
         for option, value in given.items():
             if value is not None:
@@ -146,6 +141,8 @@ def _random_bundle(
         return None
     if path is not None:
         raise UsageError(f"--model {path} and --preset {name} exclude each other: a preset is a model by itself")
+    if chosen.device is not None:
+        raise UsageError("--device is for the torch backend and checkpoints, and --preset makes a bundle: leave it out")
     if backend == "torch":
         raise UsageError("--preset makes a bundle, which the torch backend does not run: leave --backend out")
     if backend == "tensorrt":

@@ -7,6 +7,7 @@ import json
 import platform
 from collections.abc import Callable
 from functools import partial
+from typing import TYPE_CHECKING
 
 import click
 
@@ -14,6 +15,9 @@ from flamingo_rt import __version__
 from flamingo_rt.cli.module_places import places
 from flamingo_rt.cores import core_count
 from flamingo_rt.errors import DataError, DependencyError, FlamingoError
+
+if TYPE_CHECKING:
+    import torch
 
 # Distribution -> what it is for.
 LIBRARIES = {
@@ -250,13 +254,32 @@ def _try_cuda() -> str:
 
 
 def _try_torch() -> str:
-    """Multiply two matrices, and import what reads checkpoints."""
+    """Multiply two matrices, on a GPU too if there is one, and import what reads checkpoints."""
     import safetensors
     import torch
 
-    if torch.ones(2, 2).matmul(torch.ones(2, 2)).sum() != 8:
+    from flamingo_rt.engines.gpu.nvidia_driver import find_gpu
+    from flamingo_rt.model.torch_device import open_device
+
+    on_gpu = ""
+    if find_gpu() is not None:
+        try:
+            device = open_device("cuda")
+            with device.running("multiplying two matrices"):
+                _multiply(device.place)
+            on_gpu = f", {device.title} with --device cuda"
+        except FlamingoError as error:
+            on_gpu = f" ({error})"
+    _multiply(torch.device("cpu"))
+    return f"torch {torch.__version__}, CPU{on_gpu}, safetensors {safetensors.__version__}; runs checkpoints"
+
+
+def _multiply(place: torch.device) -> None:
+    import torch
+
+    ones = torch.ones(2, 2, device=place)
+    if ones.matmul(ones).sum() != 8:
         raise RuntimeError("a product of two matrices came out wrong")
-    return f"torch {torch.__version__}, CPU, safetensors {safetensors.__version__}; runs checkpoints"
 
 
 def _try_builder(target: str) -> str:

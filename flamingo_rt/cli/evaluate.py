@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from flamingo_rt.cli.backend_option import backend_option, threads_option, trust_options
+from flamingo_rt.cli.backend_option import BackendChoice, backend_options
 from flamingo_rt.cli.evaluate_task import evaluate_task
 from flamingo_rt.cli.interrupts import on_interrupt
 from flamingo_rt.cli.numbers import count
@@ -39,9 +39,7 @@ command.add_command(evaluate_task)
 @command.command("scenes")
 @click.option("--model", "path", type=READ, metavar="FOLDER",
               help="A bundle, or a checkpoint. Default: the model in the package.")
-@backend_option
-@trust_options
-@threads_option
+@backend_options()
 @click.option("--scenes", type=count(), default=300, show_default=True, metavar="N", help="Pictures to draw.")
 @click.option("--questions", type=click.IntRange(0, 1000), default=4, show_default=True, metavar="N",
               help="Questions about each picture, at most: a simple one has fewer; 0: captions alone.")
@@ -49,8 +47,7 @@ command.add_command(evaluate_task)
               help="Shape of the pictures; wide: from 1:2 to 2:1; single: that, with one object of any size.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object: shares, and counts of each kind.")
 def evaluate_scenes(
-    path: Path | None, backend: str, trust_engines: bool, allow_host_code: bool, threads: int | None, scenes: int,
-    questions: int, layout: Layout, as_json: bool,
+    path: Path | None, chosen: BackendChoice, scenes: int, questions: int, layout: Layout, as_json: bool
 ) -> None:
     """Count right captions and answers about drawn scenes that training does not use.
 
@@ -63,10 +60,9 @@ def evaluate_scenes(
       flamingo-rt evaluate scenes --model bundle --scenes 100 --json
     """
     from flamingo_rt.evaluation.scene_accuracy import scene_accuracy
-    from flamingo_rt.loading import load
 
     with on_interrupt(lambda: "nothing was printed"):
-        model = load(path, backend, threads, trust_engines=trust_engines, allow_host_code=allow_host_code)
+        model = chosen.load(path)
         with ProgressBar()(f"{scenes} drawn scenes", scenes * (1 + questions)) as advance:
             accuracy = scene_accuracy(model, scenes, questions, advance, layout)
     if as_json:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from flamingo_rt.cli.backend_option import backend_option, threads_option, trust_options
+from flamingo_rt.cli.backend_option import BackendChoice, backend_options
 from flamingo_rt.cli.hints import hint_at_absent_classes
 from flamingo_rt.cli.interrupts import on_interrupt
 from flamingo_rt.cli.numbers import Counts, count
@@ -64,14 +64,12 @@ def _controls(context: click.Context, parameter: click.Parameter, text: str) -> 
 @click.option("--index", type=WRITTEN, metavar="FILE", help="With rices: file that keeps the pictures' features.")
 @click.option("--items", "most", type=count(), metavar="N", help="Ask about the first N items alone.")
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run.")
-@backend_option
-@trust_options
-@threads_option
+@backend_options()
 @click.option("--json", "as_json", is_flag=True, help="One JSON object with the scores.")
 def evaluate_task(
     file: Path, path: Path | None, out: Path, shots: Sequence[int], seeds: int, select: Selection, redraw: bool,
     controls: Sequence[Any], orders: int, plain_zero: bool, index: Path | None, most: int | None, resume: bool,
-    backend: str, trust_engines: bool, allow_host_code: bool, threads: int | None, as_json: bool,
+    chosen: BackendChoice, as_json: bool,
 ) -> None:
     """Measure a model on a task with shots, and what the shots' pictures bring.
 
@@ -89,7 +87,7 @@ def evaluate_task(
     from flamingo_rt.evaluation.task_scores import task_scores
     from flamingo_rt.evaluation.usable_items import with_readable_items
     from flamingo_rt.files import check_file
-    from flamingo_rt.loading import PACKAGED_BUNDLE, load
+    from flamingo_rt.loading import PACKAGED_BUNDLE
 
     plan = TaskPlan(shots, seeds, select, redraw, controls, orders, plain_zero, index)
     if index is not None:
@@ -106,7 +104,7 @@ def evaluate_task(
         return f"nothing was answered{kept}"
 
     with on_interrupt(interrupted):
-        model = load(path, backend, threads, trust_engines=trust_engines, allow_host_code=allow_host_code)
+        model = chosen.load(path)
         task = with_readable_items(task, model.config, most, progress)
         _tell_left_out(task)
         about = plan.about(model, path or PACKAGED_BUNDLE, task)

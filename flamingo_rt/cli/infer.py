@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from flamingo_rt.cli.backend_option import backend_option, threads_option, trust_options
+from flamingo_rt.cli.backend_option import BackendChoice, backend_options
 from flamingo_rt.cli.hints import hint_at_missing_picture, hint_at_unlike_picture, hint_at_unlikely_choices
 from flamingo_rt.cli.numbers import Number
 from flamingo_rt.cli.paths import PATH_TEXT, READ
@@ -49,9 +49,7 @@ if TYPE_CHECKING:
               help="Rank by log-probability per token: longer answers are less likely by their length alone.")
 @click.option("--model", "path", type=READ, metavar="FOLDER",
               help="A bundle, or a checkpoint. Default: the model in the package.")
-@backend_option
-@trust_options
-@threads_option
+@backend_options()
 @click.option("--spin/--no-spin", default=True, show_default=True,
               help="Let threads that wait for the next operator spin; without, other work gets the cores.")
 @click.option("--max-new-tokens", default=64, show_default=True, help="Tokens of the longest answer.")
@@ -74,8 +72,8 @@ if TYPE_CHECKING:
 def command(
     images: tuple[str, ...], videos: tuple[str, ...], frames: int | None, fps: float | None, prompt: str | None,
     question: str | None, shots: tuple[tuple[str, str], ...], task: str | None, prompt_file: Path | None,
-    choices: str | None, normalize_choices: bool, path: Path | None, backend: str, trust_engines: bool,
-    allow_host_code: bool, threads: int | None, spin: bool, as_json: bool, **generation: Any,
+    choices: str | None, normalize_choices: bool, path: Path | None, chosen: BackendChoice, spin: bool, as_json: bool,
+    **generation: Any,
 ) -> None:
     """Answer a prompt about pictures.
 
@@ -96,7 +94,6 @@ def command(
             raise UsageError(f"{option} is for clips: give --video FILE, or leave it out")
     ranked = _split_choices(choices, normalize_choices)
     examples = split_shots(shots, task)
-    from flamingo_rt.loading import load
     from flamingo_rt.processing.visuals import Image, Video
     from flamingo_rt.runtime.generation_options import GenerationOptions
 
@@ -104,10 +101,9 @@ def command(
     clips = [Video(file, fps=fps) if frames is None else Video(file, frames, fps) for file in videos]
     visuals: list[Visual] = [*(Image(file) for file in images), *clips]
     start = time.perf_counter()
-    model = load(  # one prompt: there is nothing to keep pictures for
-        path, backend, threads, image_cache_bytes=0, spin=spin, trust_engines=trust_engines,
-        allow_host_code=allow_host_code, workload=_workload(visuals, examples, prompt, question, ranked, options),
-    )
+    workload = _workload(visuals, examples, prompt, question, ranked, options)
+    # One prompt: there is nothing to keep pictures for.
+    model = chosen.load(path, image_cache_bytes=0, spin=spin, workload=workload)
     loading = (time.perf_counter() - start) * 1e3
     prefix = model.load_prompt(prompt_file) if prompt_file is not None else None
     if task == "caption":

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from flamingo_rt.cli.backend_option import backend_option, threads_option, trust_options
+from flamingo_rt.cli.backend_option import BackendChoice, backend_options
 from flamingo_rt.cli.interrupts import saying_what_was_written
 from flamingo_rt.cli.paths import READ, WRITTEN
 from flamingo_rt.cli.shot_options import shot_options, shot_parts, split_shots
@@ -30,14 +30,12 @@ def command() -> None:
 @click.option("--model", "path", type=READ, metavar="FOLDER", help="A bundle. Default: the model in the package.")
 @shot_options(required=True)
 @click.option("--out", required=True, type=WRITTEN, metavar="FILE", help="The file to write.")
-@backend_option
-@trust_options
-@threads_option
+@backend_options()
 @click.option("--overwrite", is_flag=True, help="Replace --out when it exists.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object: file, bytes, tokens, pictures.")
 def compile_shots(
-    path: Path | None, shots: tuple[tuple[str, str], ...], task: str | None, out: Path, backend: str,
-    trust_engines: bool, allow_host_code: bool, threads: int | None, overwrite: bool, as_json: bool,
+    path: Path | None, shots: tuple[tuple[str, str], ...], task: str | None, out: Path,
+    chosen: BackendChoice, overwrite: bool, as_json: bool,
 ) -> None:
     """Run a model over shots and keep what it remembers; infer --prompt-file then runs the query alone.
 
@@ -49,11 +47,10 @@ def compile_shots(
     """
     examples = split_shots(shots, task)
     from flamingo_rt.files import check_file
-    from flamingo_rt.loading import load
 
     check_file(out, overwrite)
     with saying_what_was_written(out):
-        model = load(path, backend, threads, trust_engines=trust_engines, allow_host_code=allow_host_code)
+        model = chosen.load(path)
         state = model.prompt(shot_parts(model, examples, task))
         state.save(out, {
             "shots": [{"file": file, "sha256": _sha256(file), "text": text} for file, text in shots], "task": task,

@@ -4,33 +4,32 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from flamingo_rt.cli.backend_option import backend_option, threads_option, trust_options
+from flamingo_rt.cli.backend_option import BackendChoice, backend_options
 from flamingo_rt.cli.paths import READ
 from flamingo_rt.cli.progress_bar import ProgressBar
-from flamingo_rt.errors import DataError
+from flamingo_rt.errors import DataError, UsageError
 from flamingo_rt.printable import printable
 
 if TYPE_CHECKING:
     from flamingo_rt.backend import Backend
     from flamingo_rt.bundle import Bundle
+    from flamingo_rt.runtime.model import Model
     from flamingo_rt.runtime.verification import Verification
 
 
 @click.command()
 @click.option("--model", "path", type=READ, metavar="BUNDLE", help="A bundle. Default: the model in the package.")
-@backend_option
-@trust_options
-@threads_option
+@backend_options()
+@click.option("--ckpt", type=READ, metavar="FOLDER",
+              help="With --backend torch: the checkpoint that the bundle was exported from.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object: deviations, tolerances, tokens.")
-def command(
-    path: Path | None, backend: str, trust_engines: bool, allow_host_code: bool, threads: int | None, as_json: bool
-) -> None:
+def command(path: Path | None, chosen: BackendChoice, ckpt: Path | None, as_json: bool) -> None:
     """Compare what a backend computes on this machine with the reference outputs in a bundle.
 
     The reference is what the graphs computed where they were exported, for prompts without a picture, with one, with
@@ -41,15 +40,14 @@ def command(
     Examples:
       flamingo-rt verify
       flamingo-rt verify --model bundle --backend tensorrt
+      flamingo-rt verify --model bundle --backend torch --ckpt checkpoint --device cuda
     """
     from flamingo_rt.bundle import read_description
-    from flamingo_rt.loading import PACKAGED_BUNDLE, load
+    from flamingo_rt.loading import PACKAGED_BUNDLE
 
     folder = path or PACKAGED_BUNDLE
     require_reference(read_description(folder))
-    model = load(
-        folder, backend, threads, image_cache_bytes=0, trust_engines=trust_engines, allow_host_code=allow_host_code
-    )
+    model = _loaded(folder, chosen, ckpt)
     bundle = read_description(folder)  # its files were verified by now
     verification = verified(model.backend, bundle)
     if as_json:
@@ -62,6 +60,24 @@ def command(
             click.echo(printable(line))
     if not verification.passed:
         raise SystemExit(1)
+
+
+def _loaded(folder: Path, chosen: BackendChoice, ckpt: Path | None) -> Model:
+    """The model of a bundle, or of the checkpoint that it was exported from, on the torch backend: in the type of the
+    bundle's graphs, whose tolerances count."""
+    if ckpt is None:
+        return chosen.load(folder, image_cache_bytes=0)
+    if chosen.backend != "torch":
+        raise UsageError("--ckpt goes with --backend torch: the other backends run the bundle")
+    from flamingo_rt.bundle import DTYPE_OPTIONS, read_bundle
+
+    bundle = read_bundle(folder)
+    on_cpu = chosen.device in (None, "cpu")
+    compute = chosen.compute or (None if on_cpu else DTYPE_OPTIONS[bundle.compute])
+    model = replace(chosen, compute=compute).load(ckpt, image_cache_bytes=0)
+    if model.config != bundle.config:
+        raise DataError(f"{ckpt} is of another configuration than {folder}: give the checkpoint it was exported from")
+    return model
 
 
 def require_reference(bundle: Bundle) -> None:

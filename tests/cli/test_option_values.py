@@ -16,9 +16,9 @@ from flamingo_rt.cores import core_count
 
 # Options that take any text. All others have a type that refuses impossible values.
 TEXTS = {
-    "--prompt", "--question", "--choices", "--stop", "--backend", "--preset", "--compute-capability", "--lowering",
-    "--license", "--source", "--data", "--evaluation", "--encoder", "--decoder", "--unfreeze", "--controls",
-    "--output", "source",
+    "--prompt", "--question", "--choices", "--stop", "--backend", "--device", "--preset", "--compute-capability",
+    "--lowering", "--license", "--source", "--data", "--evaluation", "--encoder", "--decoder", "--unfreeze",
+    "--controls", "--output", "source",
 }
 # Arguments that a command needs besides the tested option: well formed, naming nothing that exists.
 NEEDED = {
