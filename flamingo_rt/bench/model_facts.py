@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from flamingo_rt.bench import ceilings
 from flamingo_rt.bench.results import ModelFacts
 from flamingo_rt.bundle import WeightBytes, is_bundle, read_description
@@ -23,8 +25,10 @@ class Measured:
 
 def model_facts(model: Model, folder: Path | None, threads: int | None) -> Measured:
     """Facts of a loaded model. ``folder`` is what it was loaded from; without one, or for a checkpoint, the weights are
-    counted from the configuration, in float32. Raises `DataError` for a bundle that is damaged."""
-    dtype: dict[str, str] = dict.fromkeys(GRAPHS, "float32")
+    counted from the configuration, in the type that the backend computes in. Raises `DataError` for a bundle that is
+    damaged."""
+    cached = next(spec for spec in model.backend.specs[LANGUAGE_MODEL].inputs if "C" in spec.shape)
+    dtype: dict[str, str] = dict.fromkeys(GRAPHS, cached.dtype)
     quantization: dict[str, str | None] = dict.fromkeys(GRAPHS)
     if folder is not None and is_bundle(folder):
         graphs = read_description(folder).graphs
@@ -32,7 +36,7 @@ def model_facts(model: Model, folder: Path | None, threads: int | None) -> Measu
         quantization = {name: entry.quantization for name, entry in graphs.items()}
         weights = {name: entry.weight_bytes for name, entry in graphs.items()}
     else:
-        weights = counted_weights(model.config)
+        weights = counted_weights(model.config, np.dtype(cached.array_dtype).itemsize)
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) if folder is not None else None
     facts = ModelFacts(
         name=model.config.name, identity=model.identity, folder=str(folder) if folder is not None else None,
@@ -42,14 +46,14 @@ def model_facts(model: Model, folder: Path | None, threads: int | None) -> Measu
     return Measured(facts, weights)
 
 
-def counted_weights(config: FlamingoConfig) -> dict[str, WeightBytes]:
-    """Matrices in float32, from the configuration."""
-    read = {
-        VISION_ENCODER: ceilings.parameter_bytes(ceilings.vision_products(config)),
-        RESAMPLER: ceilings.parameter_bytes(ceilings.resampler_products(config)),
-        LANGUAGE_MODEL: ceilings.parameter_bytes(ceilings.language_products(config)),
+def counted_weights(config: FlamingoConfig, number: int = ceilings.FLOAT) -> dict[str, WeightBytes]:
+    """Matrices of numbers of ``number`` bytes, from the configuration."""
+    products = {
+        VISION_ENCODER: ceilings.vision_products(config), RESAMPLER: ceilings.resampler_products(config),
+        LANGUAGE_MODEL: ceilings.language_products(config),
     }
-    row = config.language.width * ceilings.FLOAT
+    read = {name: ceilings.parameter_bytes(each) * number // ceilings.FLOAT for name, each in products.items()}
+    row = config.language.width * number
     table = 0 if config.language.tied_head else config.language.vocab_size * row
     found = {name: WeightBytes(size, size, 0) for name, size in read.items()}
     return found | {LANGUAGE_MODEL: WeightBytes(read[LANGUAGE_MODEL] + table, read[LANGUAGE_MODEL], row)}

@@ -10,7 +10,8 @@ PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 # Distributions behind a backend; those that are not installed are left out.
 RUNTIMES = {
     "ort": ("onnxruntime", "onnxruntime-gpu"),  # whichever is installed
-    "torch": ("torch",), "tensorrt": ("tensorrt", "tensorrt-rtx-cu13"), "ort-cuda": ("onnxruntime-gpu",),
+    "torch": ("torch",), "torch-cuda": ("torch",), "tensorrt": ("tensorrt", "tensorrt-rtx-cu13"),
+    "ort-cuda": ("onnxruntime-gpu",),
     "ort-tensorrt-rtx": ("onnxruntime", "onnxruntime-ep-nv-tensorrt-rtx-cu13"),
 }
 STAGES = {"images": "image decode, resize", "vision": "vision encoder", "resampler": "resampler", "prefill": "prefill"}
