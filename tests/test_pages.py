@@ -45,7 +45,7 @@ PARSED = {
     r"encoder\.onnx|--vision encoder": "needs another project's encoder",
     r"^flamingo-rt train|--(ckpt|model) runs/": "trains for an hour",
     r"^flamingo-rt bench --preset": "writes gigabytes",
-    r"--target tensorrt( |$)|--backend tensorrt": "needs a GPU",
+    r"--target tensorrt( |$)|--backend tensorrt|--device cuda": "needs a GPU",
     r"--target tensorrt-rtx": "needs TensorRT-RTX; tests/engines/tensorrt builds the same engines",
 }
 # Commands that take long: they run in the slow test alone.
@@ -53,7 +53,7 @@ SLOW = r"^flamingo-rt (export|bench|evaluate|verify)"
 # Pages whose commands are another machine's.
 ELSEWHERE = {"jetson.md": "a Jetson"}
 # Python snippets that are compiled and not run.
-COMPILED = {'backend="tensorrt"': "needs a GPU"}
+COMPILED = {'backend="tensorrt"': "needs a GPU", 'device="cuda"': "needs a GPU"}
 # Commands of this project whose outputs are compared to the letter; elsewhere numbers may differ.
 EXACT = r"^flamingo-rt (infer|describe)"
 # Programs that are not this project's.
