@@ -21,6 +21,7 @@ NO_DEVICE = "no CUDA-capable device"  # CUDA_ERROR_NO_DEVICE, as the driver puts
 class PyCudaDriver:
     """`CudaDriver` on PyCUDA."""
 
+    _context: Any = None  # until `open`
     older = "compile PyCUDA again, with the toolkit of CUDA {major}"
 
     def __init__(self) -> None:
@@ -35,6 +36,18 @@ class PyCudaDriver:
         with contextlib.suppress(ImportError):
             self._bindings = CudaBindings()
         self.captures = self._bindings is not None
+
+    def __del__(self) -> None:
+        if self._context is None:
+            return
+        # A primary context that is left to its end calls cuCtxDetach, which fails; detached in time it is released,
+        # and stays current in the thread, until that is undone by what PyCUDA has no function for.
+        with contextlib.suppress(DriverError):
+            self.push()
+            with self._translated:
+                self._context.detach()
+            if self._bindings is not None:
+                self._bindings.call("cuCtxPopCurrent")
 
     def init(self) -> None:
         """See `CudaDriver.init`."""
@@ -52,12 +65,12 @@ class PyCudaDriver:
 
     def device(self) -> Device:
         """See `CudaDriver.device`."""
-        device = self._device
+        device, attributes = self._device, self._driver.device_attribute
         with self._translated:
-            return Device(
-                str(device.name()), tuple(device.compute_capability()), int(device.total_memory()),
-                bool(device.get_attribute(self._driver.device_attribute.INTEGRATED)),
-            )
+            major, minor, integrated = (int(device.get_attribute(attribute)) for attribute in (
+                attributes.COMPUTE_CAPABILITY_MAJOR, attributes.COMPUTE_CAPABILITY_MINOR, attributes.INTEGRATED
+            ))
+            return Device(str(device.name()), (major, minor), int(device.total_memory()), bool(integrated))
 
     def open(self) -> None:
         """See `CudaDriver.open`."""

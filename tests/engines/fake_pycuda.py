@@ -29,8 +29,7 @@ class OfDriver:
 
 
 class Context(OfDriver):
-    def __init__(self) -> None:
-        self._thread = threading.get_ident()
+    valid = True
 
     def push(self) -> None:
         self.call(self.gpu.cuCtxPushCurrent, CONTEXT)
@@ -43,9 +42,15 @@ class Context(OfDriver):
     def synchronize(cls) -> None:
         cls.call(cls.gpu.cuCtxSynchronize)
 
+    def detach(self) -> None:
+        """Releases a primary context that is current, and leaves it current."""
+        assert self.gpu.current
+        self.gpu.cuDevicePrimaryCtxRelease(3)
+        self.valid = False
+
     def __del__(self) -> None:
-        if threading.get_ident() == self._thread:
-            self.gpu.cuDevicePrimaryCtxRelease(3)
+        if self.valid:
+            warnings.warn("PyCUDA WARNING: a clean-up operation failed: cuCtxDetach", stacklevel=2)
 
 
 class Device(OfDriver):
@@ -58,9 +63,6 @@ class Device(OfDriver):
 
     def name(self) -> str:
         return self.call(self.gpu.cuDeviceGetName, 256, self._device).partition(b"\0")[0].decode()
-
-    def compute_capability(self) -> tuple[int, int]:
-        return self.get_attribute(75), self.get_attribute(76)
 
     def total_memory(self) -> int:
         return self.call(self.gpu.cuDeviceTotalMem, self._device)
@@ -203,7 +205,9 @@ def pycuda(gpu: FakeGpu) -> ModuleType:
     driver.Error = type("Error", (Exception,), {})
     for name in ("MemoryError", "LogicError", "LaunchError", "RuntimeError"):
         setattr(driver, name, type(name, (driver.Error,), {}))
-    driver.device_attribute = SimpleNamespace(INTEGRATED=18)
+    driver.device_attribute = SimpleNamespace(
+        INTEGRATED=18, COMPUTE_CAPABILITY_MAJOR=75, COMPUTE_CAPABILITY_MINOR=76
+    )
     driver.event_flags = SimpleNamespace(DEFAULT=0, DISABLE_TIMING=DISABLE_TIMING)
     for kind in (*CLASSES, Functions):
         bound = type(kind.__name__, (kind,), {"driver": driver, "gpu": gpu})

@@ -19,7 +19,7 @@ from flamingo_rt.errors import DataError, DependencyError
 
 pytestmark = [
     pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning"),
-    pytest.mark.filterwarnings("error:.*out-of-thread"),
+    pytest.mark.filterwarnings("error:.*(out-of-thread|clean-up)"),
 ]
 
 
