@@ -29,7 +29,7 @@ class OfDriver:
 
 
 class Context(OfDriver):
-    valid = True
+    _valid = True
 
     def push(self) -> None:
         self.call(self.gpu.cuCtxPushCurrent, CONTEXT)
@@ -46,10 +46,10 @@ class Context(OfDriver):
         """Releases a primary context that is current, and leaves it current."""
         assert self.gpu.current
         self.gpu.cuDevicePrimaryCtxRelease(3)
-        self.valid = False
+        self._valid = False
 
     def __del__(self) -> None:
-        if self.valid:
+        if self._valid:
             warnings.warn("PyCUDA WARNING: a clean-up operation failed: cuCtxDetach", stacklevel=2)
 
 

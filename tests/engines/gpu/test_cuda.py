@@ -129,6 +129,7 @@ def test_a_gpu_that_is_full_or_taken_is_said_with_where_to_look(gpu, monkeypatch
         DependencyError, match=rf"does not start on the GPU \({function} failed: .*in use by one process alone\?"
     ):
         Cuda()
+    gpu.failures.clear()  # so that the context can be let go
     assert gpu.current == 0
 
 
