@@ -71,7 +71,7 @@ def find_gpu() -> Gpu | None:
 
 
 def obstacle() -> str | None:
-    """Why a driver that is installed shows no GPU, with what helps. None where no driver is installed."""
+    """The reason why an installed driver shows no GPU, with what helps. None where no driver is installed."""
     if not _is_installed():
         return None
     try:

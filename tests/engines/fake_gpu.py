@@ -84,7 +84,7 @@ class FakeGpu:
 
     @property
     def current(self) -> int:
-        """How many times this thread has made the context its own."""
+        """The times that this thread has made the context its own."""
         return getattr(self._thread, "depth", 0)
 
     def called(self, name: str) -> list[tuple]:
@@ -310,7 +310,7 @@ class FakeGpu:
         self.put(come_to)
 
     def cuEventSynchronize(self, hEvent):
-        """Whoever waits for an event waits for what was on the stream when it was recorded last, and no more."""
+        """A wait for what was on the stream when the event was recorded last, and for no more."""
         self.calls.append(("wait for an event",))
         self._check("cuEventSynchronize")
         event = self._events[hEvent]

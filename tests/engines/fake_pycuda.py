@@ -13,7 +13,7 @@ from fake_gpu import CONTEXT, DISABLE_TIMING, STREAM, FakeGpu, Refused
 
 
 class OfDriver:
-    """What `pycuda` makes a class of the ``driver`` for one GPU."""
+    """A class of the ``driver`` for one GPU, once `pycuda` has bound it."""
 
     driver: Any
     gpu: FakeGpu

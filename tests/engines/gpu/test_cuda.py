@@ -108,7 +108,7 @@ def test_one_of_the_two_libraries_is_enough(gpu, monkeypatch, library) -> None:
 
 
 def test_a_pycuda_that_cannot_be_imported_is_passed_over(gpu, monkeypatch) -> None:
-    """As where its extension does not find the driver's symbols."""
+    """Its extension may miss symbols of the driver."""
     install_cuda(monkeypatch, gpu)
     uninstall(monkeypatch, "pycuda.driver")
     assert Cuda().library == "cuda-bindings 13.0.0"

@@ -91,7 +91,7 @@ def test_a_driver_older_than_the_library_is_said_with_both_ways_out(driver) -> N
 
 
 def test_a_driver_that_lacks_a_function_is_too_old(monkeypatch) -> None:
-    """As with cuda-bindings; PyCUDA's extension could not be imported."""
+    """Through cuda-bindings, that is: PyCUDA's extension could not be imported."""
     gpu = FakeGpu(library=CUDA_BINDINGS)
     install_cuda(monkeypatch, gpu)
     monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
