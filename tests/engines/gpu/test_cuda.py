@@ -127,9 +127,10 @@ def test_a_gpu_that_is_full_or_taken_is_said_with_where_to_look(gpu, monkeypatch
     gpu.failures[function] = status
     with pytest.raises(
         DependencyError, match=rf"does not start on the GPU \({function} failed: .*in use by one process alone\?"
-    ):
+    ) as refused:
         Cuda()
-    gpu.failures.clear()  # so that the context can be let go
+    gpu.failures.clear()  # so that the context can be let go, with the error's frames
+    del refused
     assert gpu.current == 0
 
 
