@@ -99,10 +99,11 @@ def test_ahead_of_time_every_capability_is_in_one_engine(bundle_of) -> None:
 
 
 def test_a_gpu_that_is_here_is_compiled_for_without_being_named(bundle_of) -> None:
-    runtime = rtx()
-    engines = build_of(bundle_of(), runtime).run()
+    bundle, runtime = bundle_of(), rtx()
+    here = Destination.of(runtime, Gpu("L4", "8.9", 24 << 30, integrated=False))
+    engines = Build(bundle, runtime, here, Limits.of(bundle.config)).run()
     assert runtime.module.asked("capability") == []
-    assert (engines.path.name, engines.device) == ("tensorrt-rtx-sm87", "Orin")
+    assert (engines.path.name, engines.device) == ("tensorrt-rtx-sm89", "L4")
 
 
 def test_options_become_flags(bundle_of) -> None:
