@@ -1,5 +1,5 @@
 """CUDA's driver through PyCUDA, and its CUDA graphs, which PyCUDA does not have, through cuda-bindings where that is
-installed too. Read in PyCUDA 2026.1.
+installed too. Tried with PyCUDA 2026.1.
 
 PyCUDA frees nothing in a thread that did not make the context, unless the context is current there.
 """
