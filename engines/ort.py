@@ -135,13 +135,16 @@ class OrtBackend(HostBackend):
 def _session_options(runtime: Any, threads: int | None, frugal: bool, spin: bool) -> Any:
     options = runtime.SessionOptions()
     options.log_severity_level = FATAL  # its errors quote names in the graph as they are; ours say the same, printable
+    # A pattern plans the memory of the next run of the same sizes as one block, beside what the first run took: twice
+    # the memory of activations, for each length of prompt anew, and no run is faster (benchmarks/memory_plan.py).
+    options.enable_mem_pattern = False
     if threads is not None:
         options.intra_op_num_threads = threads
     if not spin:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if frugal:
         options.add_session_config_entry("session.disable_prepacking", "1")
-        options.enable_cpu_mem_arena = options.enable_mem_pattern = False
+        options.enable_cpu_mem_arena = False
         # Every level above folds the casts of weights; the default order computes all of them before the rest.
         options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.execution_order = runtime.ExecutionOrder.PRIORITY_BASED
