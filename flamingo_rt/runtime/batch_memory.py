@@ -14,8 +14,9 @@ import numpy as np
 
 from flamingo_rt.backend import Backend
 from flamingo_rt.config import FlamingoConfig
-from flamingo_rt.contract import LANGUAGE_MODEL, LOGITS, RESAMPLER, GraphSpec, cached_head_width
+from flamingo_rt.contract import LANGUAGE_MODEL, LOGITS, RESAMPLER, GraphSpec
 from flamingo_rt.errors import DataError
+from flamingo_rt.runtime.activation_memory import prefill_bytes
 from flamingo_rt.system_memory import available_bytes, readable_bytes
 
 
@@ -29,10 +30,10 @@ class Prefill:
     cached: int = 0
     together: bool = True
 
-    def bytes(self, rows: int, capacity: int) -> int:
-        """Bytes computed for ``rows`` rows; ``capacity`` bounds the tokens of a row."""
+    def bytes(self, rows: int, capacity: int, visuals: int) -> int:
+        """Bytes computed for ``rows`` rows of at most ``visuals`` visuals; ``capacity`` bounds the tokens of a row."""
         tokens, total = min(self.tokens, capacity), min(self.cached + self.tokens, capacity)
-        return prefill_bytes(self.config, rows if self.together else 1, tokens, total)
+        return prefill_bytes(self.config, rows if self.together else 1, tokens, total, visuals)
 
 
 def check_memory(
@@ -50,17 +51,17 @@ def check_memory(
         prefill = None
 
     def needed(rows: int, capacity: int) -> int:
-        computed = prefill.bytes(rows, capacity) if prefill else 0
+        computed = prefill.bytes(rows, capacity, visuals) if prefill else 0
         return needed_bytes(specs, rows, capacity, visuals) + computed
 
     available = available_bytes() if on_device is None else on_device
     if available is None or needed(rows, capacity) <= available:
         return
-    fitting = _most(rows, lambda count: needed(count, capacity) <= available)
+    fitting = most_that_fit(rows - 1, lambda count: needed(count, capacity) <= available)
     if fitting:
         remedy = f"{fitting} of these {kind} would fit: ask for no more at a time"
     else:
-        tokens = _most(capacity, lambda count: needed(1, count) <= available)
+        tokens = most_that_fit(capacity - 1, lambda count: needed(1, count) <= available)
         remedy = f"{tokens:,} tokens would fit: use fewer shots, a smaller max_new_tokens or a smaller model"
     batch = f"{rows} {kind}" if rows > 1 else "one row"
     parts = "cache, pictures and reading the prompt take" if prefill else "cache and pictures take"
@@ -70,28 +71,9 @@ def check_memory(
     )
 
 
-def _most(limit: int, fits: Callable[[int], bool]) -> int:
-    """The largest number below ``limit`` that fits, 0 if none does; every number below one that fits must fit too."""
-    return max(0, bisect_left(range(1, limit), True, key=lambda count: not fits(count)))
-
-
-def prefill_bytes(config: FlamingoConfig, rows: int, tokens: int, total: int) -> int:
-    """Bytes of the language model's activations for ``tokens`` new tokens a row (``total`` with those before them), in
-    float32: what is alive at once in its largest layer, as ONNX Runtime runs it.
-
-    Per token: the residual stream, its norm and a layer's result (3 * width), and either the attention's queries, keys
-    and values (merged, split and transposed: 3 times) or a feed-forward's inner vectors (before and after the
-    activation: 2; gated and split: 7). Per pair of tokens: attention scores are computed in pieces, but position biases
-    are whole. ALiBi: a number a head (4 bytes), and the distances as int64 and float32. Relative positions: products,
-    scaled, indices (int64) and gathered, 20 bytes a head, and the distances three times as int64.
-    """
-    language, cross = config.language, config.cross_attention
-    attention = 3 * (language.heads + 2 * language.kv_heads) * cached_head_width(language)
-    feed_forward = (7 if language.activation == "swiglu" else 2) * language.ff_width
-    gated = 2 * max(cross.ff_multiplier * language.width, cross.heads * cross.head_width)
-    vectors = 4 * (3 * language.width + max(attention, feed_forward, gated))
-    pairs = {"alibi": 4 * language.heads + 12, "relative": 20 * language.heads + 24}.get(language.positions, 0)
-    return rows * tokens * (vectors + total * pairs)
+def most_that_fit(limit: int, fits: Callable[[int], bool]) -> int:
+    """The largest number up to ``limit`` that fits, 0 if none does; every number below one that fits must fit too."""
+    return bisect_left(range(1, limit + 1), True, key=lambda count: not fits(count))
 
 
 def needed_bytes(specs: dict[str, GraphSpec], rows: int, capacity: int, visuals: int) -> int:

@@ -25,7 +25,8 @@ from flamingo_rt.export.quantization.calibration import Calibration, Calibration
 from flamingo_rt.export.quantization.quantization_options import Quantize
 from flamingo_rt.export.tracing import LOWERINGS
 from flamingo_rt.model.flamingo import Flamingo
-from flamingo_rt.runtime.batch_memory import needed_bytes, prefill_bytes
+from flamingo_rt.runtime.activation_memory import prefill_bytes
+from flamingo_rt.runtime.batch_memory import needed_bytes
 from flamingo_rt.training.tokenizer_training import train_tokenizer
 
 TOLERANCE = 2e-5  # float32 logits up to 5
