@@ -5,20 +5,27 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flamingo_rt.backend import Backend
 from flamingo_rt.bundle import MANIFEST, Bundle, is_bundle, read_bundle
 from flamingo_rt.config import FlamingoConfig
-from flamingo_rt.contract import LANGUAGE_MODEL
+from flamingo_rt.contract import CACHE_FORMS, GRAPHS, IN_PLACE, LANGUAGE_MODEL
 from flamingo_rt.engines.tensorrt.local_builds import EngineTrust
 from flamingo_rt.errors import DataError, DependencyError, FlamingoError, UsageError
-from flamingo_rt.model_memory import require_bytes
+from flamingo_rt.memory_plan import GPU, JETSON, Workload, require_plan, stored_weights
 from flamingo_rt.printable import printable
 from flamingo_rt.processing.tokenizer import TextTokenizer
 from flamingo_rt.runtime.model import Model
 from flamingo_rt.runtime.visual_encoder import DEFAULT_BYTES
 from flamingo_rt.step_costs import StepCosts
+from flamingo_rt.system_memory import available_bytes
+
+if TYPE_CHECKING:
+    from flamingo_rt.engines.gpu.nvidia_driver import Gpu
+    from flamingo_rt.engines.tensorrt.engine_files import EngineFolder
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +36,7 @@ PACKAGED_BUNDLE = Path(__file__).parent / "models" / "tiny"
 def load(
     path: str | os.PathLike | None = None, backend: str = "auto", threads: int | None = None,
     image_cache_bytes: int = DEFAULT_BYTES, spin: bool = True, trust_engines: bool = False,
-    allow_host_code: bool = False,
+    allow_host_code: bool = False, workload: Workload | None = None,
 ) -> Model:
     """Open a model.
 
@@ -47,8 +54,11 @@ def load(
     Engines are code. Engines that this user built on this machine are used; others need ``trust_engines``, and
     version-compatible engines, which bring a runtime that runs on the host, need ``allow_host_code`` as well.
 
-    Raises `UsageError` for an unknown backend or one that does not fit, `DataError` for a damaged folder and
-    `DependencyError` when the backend's library is missing.
+    ``workload`` is the largest batch that the model is loaded for, by default one row with a picture. Where the memory
+    does not hold that beside the weights, a bundle is not loaded.
+
+    Raises `UsageError` for an unknown backend or one that does not fit, `DataError` for a damaged folder and too little
+    memory, and `DependencyError` when the backend's library is missing.
     """
     if backend not in BACKENDS:
         raise UsageError(f"unknown backend {backend!r}; known: {', '.join(BACKENDS)}")
@@ -62,7 +72,9 @@ def load(
                 f"{folder} is a bundle and the torch backend runs a checkpoint: give the checkpoint it was exported "
                 "from, or take --backend ort"
             )
-        return _from_bundle(read_bundle(folder), backend, threads, image_cache_bytes, spin, trust)
+        bundle = read_bundle(folder)
+        wanted = _within_limits(workload or Workload(), bundle.config)
+        return _from_bundle(bundle, backend, threads, image_cache_bytes, spin, trust, wanted)
     if (folder / "config.json").is_file():
         if backend not in ("auto", "torch"):
             raise UsageError(
@@ -74,12 +86,15 @@ def load(
 
 
 def _from_bundle(
-    bundle: Bundle, backend: str, threads: int | None, image_cache_bytes: int, spin: bool, trust: EngineTrust
+    bundle: Bundle, backend: str, threads: int | None, image_cache_bytes: int, spin: bool, trust: EngineTrust,
+    workload: Workload,
 ) -> Model:
     def open_backend(name: str) -> Backend:
         if name == "tensorrt":
-            return _tensorrt_backend(bundle, trust)
-        return _ort_backend(bundle, threads, spin) if name == "ort" else _ort_gpu_backend(bundle, name)
+            return _tensorrt_backend(bundle, trust, workload)
+        if name == "ort":
+            return _ort_backend(bundle, threads, spin, workload)
+        return _ort_gpu_backend(bundle, name, workload)
 
     opened = _best_backend(bundle, open_backend) if backend == "auto" else open_backend(backend)
     tokenizer = _tokenizer(bundle.tokenizer_path, bundle.config)
@@ -120,30 +135,38 @@ def _report(bundle: Bundle, doing: str, passed_over: list[tuple[str, str]]) -> N
                printable(why))
 
 
-def _ort_gpu_backend(bundle: Bundle, backend: str) -> Backend:
+def _within_limits(workload: Workload, config: FlamingoConfig) -> Workload:
+    """The workload, with no more pictures and tokens than the model allows: it refuses those by itself."""
+    tokens = max(2, min(workload.tokens, config.language.context))
+    return replace(workload, pictures=min(workload.pictures, config.max_visuals), tokens=tokens,
+                   answer=min(workload.answer, tokens - 1))
+
+
+def _ort_gpu_backend(bundle: Bundle, backend: str, workload: Workload) -> Backend:
+    from flamingo_rt.engines.gpu.nvidia_driver import find_gpu
     from flamingo_rt.engines.ort_gpu import PROVIDERS, OrtGpuBackend
 
-    return OrtGpuBackend(bundle, PROVIDERS[backend]())
+    provider, gpu = PROVIDERS[backend](), find_gpu()
+    if gpu is not None:
+        _require_gpu_memory(bundle, gpu, workload)
+    return OrtGpuBackend(bundle, provider)
 
 
-def _ort_backend(bundle: Bundle, threads: int | None, spin: bool) -> Backend:
+def _require_gpu_memory(
+    bundle: Bundle, gpu: Gpu, workload: Workload, engines: dict[str, int] | None = None
+) -> None:
+    """Raise `DataError` where a GPU cannot hold a workload: not with all of its own memory, or with what is available
+    of the machine's, which it may share."""
+    available, device = (available_bytes(), JETSON) if gpu.integrated else (gpu.memory_bytes, GPU)
+    require_plan(bundle, workload, available, device, engines)
+
+
+def _ort_backend(bundle: Bundle, threads: int | None, spin: bool, workload: Workload) -> Backend:
     from flamingo_rt.engines.ort import OrtBackend
 
     graphs = {name: bundle.graph_path(name) for name in bundle.graphs}
-    require_bytes(weights_bytes(bundle), f"running {bundle.path} on the CPU", "its weights, as they are computed with")
+    require_plan(bundle, workload, available_bytes())
     return OrtBackend(graphs, bundle.config, threads, spin=spin, dtype=bundle.compute, cache=bundle.cache_form)
-
-
-def weights_bytes(bundle: Bundle) -> int:
-    """Bytes of a bundle's weights as ONNX Runtime keeps them on a CPU: half precision becomes float32, quantized
-    weights stay as they are stored."""
-    total = 0
-    for name, entry in bundle.graphs.items():
-        data = bundle.graph_path(name).with_name(f"{entry.file}.data")
-        stored = data.stat().st_size if data.is_file() else 0
-        upcast = entry.quantization is None and entry.dtype != entry.compute == "float32"
-        total += stored * (2 if upcast else 1)
-    return total
 
 
 def _built_targets(bundle: Bundle) -> list[str]:
@@ -159,7 +182,7 @@ def _built_targets(bundle: Bundle) -> list[str]:
     return [target for target, there in built.items() if there]
 
 
-def _tensorrt_backend(bundle: Bundle, trust: EngineTrust) -> Backend:
+def _tensorrt_backend(bundle: Bundle, trust: EngineTrust, workload: Workload) -> Backend:
     """A backend over the bundle's engines that run here. Raises the error of the first library when none do."""
     from flamingo_rt.engines.gpu.nvidia_driver import required_gpu
     from flamingo_rt.engines.tensorrt.engine_files import read_engines
@@ -171,10 +194,25 @@ def _tensorrt_backend(bundle: Bundle, trust: EngineTrust) -> Backend:
     for target in _built_targets(bundle) or [TENSORRT]:
         try:
             tensorrt = import_tensorrt(target)
-            return TensorRtBackend(bundle, read_engines(bundle, target, tensorrt.version, gpu, trust), tensorrt)
+            engines = read_engines(bundle, target, tensorrt.version, gpu, trust)
+            _require_gpu_memory(bundle, gpu, _with_capacity(workload, engines), _engine_bytes(bundle, engines))
+            return TensorRtBackend(bundle, engines, tensorrt)
         except FlamingoError as error:
             refused = refused or type(error)(str(error))  # a copy: the error's traceback keeps what was loaded
     raise refused or AssertionError("no target was tried")
+
+
+def _with_capacity(workload: Workload, engines: EngineFolder) -> Workload:
+    """The workload with the cache that engines allocate: one in place always has its full capacity."""
+    if CACHE_FORMS[engines.lowering] != IN_PLACE:
+        return workload
+    return replace(workload, tokens=max(workload.tokens, engines.limits.capacity))
+
+
+def _engine_bytes(bundle: Bundle, engines: EngineFolder) -> dict[str, int]:
+    """Bytes of each engine with its weights."""
+    added = stored_weights(bundle) if engines.options.weight_stripped else dict.fromkeys(GRAPHS, 0)
+    return {name: engines.engine_path(name).stat().st_size + added[name] for name in GRAPHS}
 
 
 def _from_checkpoint(folder: Path, image_cache_bytes: int) -> Model:

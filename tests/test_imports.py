@@ -71,12 +71,13 @@ ALLOWED = {
     "export": RUNTIME | {
         "runtime", "model", "checkpoints", "evaluation", "exporter_noise", "training", "weights",
     },
-    "loading": RUNTIME | {"runtime", "model", "checkpoints"},
+    "memory_plan": {"errors", "bundle", "contract", "parameter_count", "runtime", "system_memory"},
+    "loading": RUNTIME | {"runtime", "model", "checkpoints", "memory_plan"},
     # Bundles with random weights are made by export, from checkpoints.
     "bench": RUNTIME | {"runtime", "export", "checkpoints", "child_process", "__init__"},
     "cli": RUNTIME | {
         "runtime", "model", "checkpoints", "importing", "training", "evaluation", "export", "loading", "bench",
-        "__init__",
+        "memory_plan", "__init__",
     },
     "__main__": {"cli"},
     "__init__": {"errors", "loading", "processing", "runtime"},

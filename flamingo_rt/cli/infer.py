@@ -16,13 +16,15 @@ from flamingo_rt.cli.backend_option import backend_option, threads_option, trust
 from flamingo_rt.cli.hints import hint_at_missing_picture, hint_at_unlike_picture, hint_at_unlikely_choices
 from flamingo_rt.cli.numbers import Number
 from flamingo_rt.cli.paths import PATH_TEXT, READ
-from flamingo_rt.cli.shot_options import shot_options, shot_parts, split_shots
+from flamingo_rt.cli.shot_options import Shots, shot_options, shot_parts, split_shots
 from flamingo_rt.errors import UsageError
 from flamingo_rt.printable import printable
 
 if TYPE_CHECKING:
+    from flamingo_rt.memory_plan import Workload
+    from flamingo_rt.processing.visuals import Visual
     from flamingo_rt.runtime.generation import Generation
-    from flamingo_rt.runtime.generation_options import Score
+    from flamingo_rt.runtime.generation_options import GenerationOptions, Score
     from flamingo_rt.runtime.model import Model
 
 
@@ -95,7 +97,7 @@ def command(
     ranked = _split_choices(choices, normalize_choices)
     examples = split_shots(shots, task)
     from flamingo_rt.loading import load
-    from flamingo_rt.processing.visuals import Image, Video, Visual
+    from flamingo_rt.processing.visuals import Image, Video
     from flamingo_rt.runtime.generation_options import GenerationOptions
 
     options = GenerationOptions(**generation)
@@ -104,7 +106,7 @@ def command(
     start = time.perf_counter()
     model = load(  # one prompt: there is nothing to keep pictures for
         path, backend, threads, image_cache_bytes=0, spin=spin, trust_engines=trust_engines,
-        allow_host_code=allow_host_code,
+        allow_host_code=allow_host_code, workload=_workload(visuals, examples, prompt, question, ranked, options),
     )
     loading = (time.perf_counter() - start) * 1e3
     prefix = model.load_prompt(prompt_file) if prompt_file is not None else None
@@ -138,6 +140,21 @@ def _check_query(task: str | None, prompt: str | None, question: str | None, has
         raise UsageError("nothing to answer: give --image FILE, --video FILE, --prompt TEXT or --question TEXT")
     if prompt is not None and question is not None:
         raise UsageError("--prompt and --question exclude each other: --question writes the prompt")
+
+
+def _workload(
+    visuals: Sequence[Visual], examples: Shots, prompt: str | None, question: str | None, ranked: list[str] | None,
+    options: GenerationOptions,
+) -> Workload:
+    """The least that the query is, before there is a tokenizer: a token for each word and picture."""
+    from flamingo_rt.memory_plan import Workload
+    from flamingo_rt.processing.visuals import Video
+
+    texts = [prompt or "", question or "", *(text for _, *texts in examples for text in texts)]
+    pictures, answer = len(visuals) + len(examples), 1 if ranked else options.max_new_tokens
+    read = max(1, pictures + sum(len(text.split()) for text in texts))
+    frames = [visual.frames if isinstance(visual, Video) else 1 for visual in visuals] + [1] * len(examples)
+    return Workload(options.beams, pictures, read + answer, answer, min(frames, default=1))
 
 
 def _split_choices(choices: str | None, normalize: bool) -> list[str] | None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import click
 
 MOST = 2**31 - 1  # of a count that has no smaller limit: what 32 bits hold
+MOST_SIZE = 10**15  # bytes
 
 
 class Number(click.FloatRange):
@@ -68,6 +70,25 @@ class Features(click.ParamType):
         if not all(text.isdecimal() and len(text) <= 10 and 0 < int(text) <= MOST for text in (count, width)):
             self.fail(f"{value!r} is not a number of features and their width, such as 81x1280", parameter, context)
         return int(count), int(width)
+
+
+class Size(click.ParamType):
+    """A number of bytes with its unit, ``8GB`` or ``7.4GiB``, as an integer. GB are powers of 1000, GiB of 1024."""
+
+    name = "size"
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        found = re.fullmatch(r"\s*(\d{1,18}(?:\.\d{1,9})?)\s*(?:([kmgt])(i?))?b\s*", value, re.IGNORECASE | re.ASCII)
+        if found is None:
+            self.fail(f"{value!r} is not a size with its unit, such as 8GB or 7.4GiB", parameter, context)
+        number, unit, binary = found.groups()
+        scale = (1024 if binary else 1000) ** ("kmgt".index(unit.lower()) + 1 if unit else 0)
+        size = round(float(number) * scale)
+        if not 0 < size <= MOST_SIZE:
+            self.fail(f"{value!r} is not within 1 byte and {MOST_SIZE // 10**12:,} TB", parameter, context)
+        return size
 
 
 def count(least: int = 1, most: int = MOST) -> click.IntRange:

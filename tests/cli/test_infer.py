@@ -16,6 +16,8 @@ import PIL.Image
 import pytest
 
 from flamingo_rt import Image, Video
+from flamingo_rt.bundle import read_description
+from flamingo_rt.memory_plan import Workload, plan_memory
 from flamingo_rt.printable import printable
 
 STAGES = {"load", "images", "vision", "resampler", "prefill", "decode"}
@@ -396,6 +398,24 @@ def test_more_pictures_than_the_model_allows_are_counted(infer, pictures, config
     assert (outcome.code, outcome.out) == (1, "")
     assert f"{config.max_visuals + 1} pictures" in outcome.err
     assert f"allows {config.max_visuals}" in outcome.err
+
+
+def test_a_query_that_does_not_fit_into_memory_is_refused_before_the_model_is_loaded(
+    infer, pictures, bundle, monkeypatch
+) -> None:
+    """It is reckoned with its pictures and shots, its beams, a token for each word, and its longest answer."""
+    shots = ["--shot", pictures[1], "one two three"] * 2
+    asked = Workload(rows=3, pictures=3, tokens=3 + 6 + 2 + 7, answer=7)
+    sure = plan_memory(read_description(bundle), asked).sure
+    monkeypatch.setattr("flamingo_rt.loading.available_bytes", lambda: sure)
+    query = (*shots, "--image", pictures[0], "--prompt", "four five", "--beams", 3, "--max-new-tokens", 7)
+    assert infer(*query).code == 0
+    monkeypatch.setattr("flamingo_rt.loading.available_bytes", lambda: sure - 1)
+    monkeypatch.setattr("flamingo_rt.engines.ort.OrtBackend", None)
+    outcome = infer(*query)
+    assert (outcome.code, outcome.out) == (1, "")
+    assert "for 3 rows of 18 tokens and 3 pictures" in outcome.err
+    assert "2 rows or beams would fit" in outcome.err
 
 
 def change_byte(folder):

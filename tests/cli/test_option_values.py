@@ -10,7 +10,7 @@ import click
 import pytest
 
 from flamingo_rt.cli import COMMANDS, cli, paths
-from flamingo_rt.cli.numbers import Counts, Features, Triple
+from flamingo_rt.cli.numbers import Counts, Features, Size, Triple
 from flamingo_rt.cli.paths import LONGEST_NAME, ROOM_BESIDE, PathType
 from flamingo_rt.cores import core_count
 
@@ -89,7 +89,7 @@ def arguments(words: tuple[str, ...], option: click.Option, value: str) -> list[
     return [*words, *others, name, *values]
 
 
-NUMBERS = (click.types.IntParamType, click.types.FloatParamType, Counts, Features, Triple)
+NUMBERS = (click.types.IntParamType, click.types.FloatParamType, Counts, Features, Size, Triple)
 
 
 def test_every_command_that_does_something_is_covered() -> None:

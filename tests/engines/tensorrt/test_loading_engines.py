@@ -104,6 +104,25 @@ def runtimes(monkeypatch) -> list:
     return made
 
 
+def test_engines_that_the_gpu_cannot_hold_are_not_loaded(with_engines, runtimes, monkeypatch, caplog) -> None:
+    monkeypatch.setattr("flamingo_rt.engines.gpu.nvidia_driver.find_gpu", lambda: Gpu("Fake", "8.9", 1000, False))
+    with pytest.raises(DataError, match=r"on the GPU needs at least .*0\.0 MB are available"):
+        flamingo_rt.load(with_engines, "tensorrt")
+    assert runtimes == []
+    assert flamingo_rt.load(with_engines).backend.name == "ort"
+    assert "its engines do not run: running " in caplog.messages[0]
+
+
+def test_engines_on_a_gpu_that_shares_the_memory_need_what_is_available(with_engines, runtimes, monkeypatch) -> None:
+    monkeypatch.setattr("flamingo_rt.engines.gpu.nvidia_driver.find_gpu", lambda: Gpu("Fake", "8.9", 1000, True))
+    monkeypatch.setattr("flamingo_rt.loading.available_bytes", lambda: 1000)
+    with pytest.raises(DataError, match=r"on the GPU needs at least"):
+        flamingo_rt.load(with_engines, "tensorrt")
+    monkeypatch.setattr("flamingo_rt.loading.available_bytes", lambda: None)
+    assert flamingo_rt.load(with_engines, "tensorrt").backend.name == "tensorrt"
+    assert len(runtimes) == 1
+
+
 def test_auto_leaves_strangers_engines_and_says_how_they_are_used(strangers, runtimes, caplog) -> None:
     assert flamingo_rt.load(strangers).backend.name == "ort"
     (warning,) = caplog.messages
