@@ -11,6 +11,7 @@ from functools import partial
 import click
 
 from flamingo_rt import __version__
+from flamingo_rt.cli.module_places import places
 from flamingo_rt.cores import core_count
 from flamingo_rt.errors import DataError, DependencyError, FlamingoError
 
@@ -35,6 +36,11 @@ LIBRARIES = {
     "scikit-learn": "extras export and train",
     "matplotlib": "charts of bench, extra bench",
 }
+# Other distributions of the same module; a system's own may have no record of any.
+OTHER_DISTRIBUTIONS = {
+    "opencv-python-headless": ("opencv-python", "opencv-contrib-python-headless", "opencv-contrib-python", "opencv"),
+}
+MODULES = {"opencv-python-headless": "cv2", "tensorrt": "tensorrt"}  # that a system may bring: JetPack does
 
 
 @click.command()
@@ -50,7 +56,7 @@ def command(as_json: bool) -> None:
     Example:
       flamingo-rt doctor
     """
-    libraries = {name: _version(name) for name in LIBRARIES}
+    libraries = {name: _found(name) for name in LIBRARIES}
     backends = {
         "ort": _try(_try_ort, _cpu_lowerings),
         **{name: _try(partial(_try_ort_gpu, name), partial(_provider_lowerings, name))
@@ -107,14 +113,35 @@ def _version(distribution: str) -> str | None:
         return None
 
 
+def _found(distribution: str) -> str | None:
+    """The version of a library, with the name of another distribution that brings it, or the place of its module."""
+    version = _version(distribution)
+    if version is not None:
+        return version
+    for other in OTHER_DISTRIBUTIONS.get(distribution, ()):
+        version = _version(other)
+        if version is not None:
+            return f"{version} ({other})"
+    found = places(MODULES[distribution]) if distribution in MODULES else []
+    return f"in {found[0]}" if found else None
+
+
 def _warnings(libraries: dict[str, str | None]) -> list[str]:
-    """Warnings about libraries that do not work beside each other."""
+    """Warnings about libraries that do not work beside each other, or hide each other."""
+    warnings = []
     if libraries.get("onnxruntime") and libraries.get("onnxruntime-gpu"):
-        return [
+        warnings.append(
             "onnxruntime and onnxruntime-gpu are both installed, and overwrite each other's files: pip uninstall "
             "onnxruntime onnxruntime-gpu, then install one of them"
-        ]
-    return []
+        )
+    for distribution, module in MODULES.items():
+        found = places(module)
+        if len(found) > 1:
+            warnings.append(
+                f"the {module} in {found[0]} hides another one in {found[1]}: pip uninstall {distribution} leaves the "
+                "system's, such as JetPack's"
+            )
+    return warnings
 
 
 def _try(check: Callable[[], str], lowerings: Callable[[], tuple[str, ...]] | None = None) -> dict[str, object]:

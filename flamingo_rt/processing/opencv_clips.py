@@ -129,7 +129,7 @@ def open_clip(path: str, label: str) -> Iterator[OpencvClip]:
         capture = cv2.VideoCapture(_file_url(path, label), cv2.CAP_FFMPEG)
     try:
         if not capture.isOpened():
-            raise not_a_clip(label)
+            raise not_a_clip(label) if _has_ffmpeg() else _without_ffmpeg(label)
         angle = capture.get(cv2.CAP_PROP_ORIENTATION_META)
         if angle % 90:
             raise not_a_quarter_turn(label, angle)
@@ -155,6 +155,18 @@ def _file_url(path: str, label: str) -> str | bytes:
             raise DataError(f"{label!r} has a name that is not UTF-8, which OpenCV cannot open: rename it") from error
         return os.fsencode(url)
     return url
+
+
+def _has_ffmpeg() -> bool:
+    """Whether OpenCV reads files by FFmpeg; a system's own may have been built without."""
+    cv2 = _opencv()
+    return cv2.CAP_FFMPEG in cv2.videoio_registry.getStreamBackends()
+
+
+def _without_ffmpeg(label: str) -> DependencyError:
+    cv2 = _opencv()
+    return DependencyError(f"{label} cannot be read: OpenCV {cv2.__version__} ({cv2.__file__}) was built without "
+                           f"FFmpeg: pip install '{EXTRA}'")
 
 
 def _loses_interlaced_frames() -> bool:
