@@ -51,6 +51,7 @@ PICTURES_HELD = 4  # times those encoded at once: decoded ahead, collected, and 
 LOGITS_HELD = 3  # logits, and the exponentials that the likeliest token's probability takes
 MEDIA_HELD = 2  # as the resampler gave them, and stacked for the language model
 MOST_ROWS = 1 << 16
+ERROR = 0.05  # share that a plan may be off by
 
 
 @dataclass(frozen=True)
@@ -74,8 +75,8 @@ class Workload:
 @dataclass(frozen=True)
 class MemoryPlan:
     """Bytes by part, by the names of this module and of the graphs (their weights). ``loading``: the most while the
-    graphs are loaded. ``sure`` are bytes without which nothing runs: neither Python's own, which are taken already, nor
-    activations on a GPU, which its runtime decides on."""
+    graphs are loaded. ``sure`` are bytes without which nothing runs: less than planned by what the planner may be off,
+    without Python's own, which are taken already, and without activations on a GPU, which its runtime decides on."""
 
     parts: Mapping[str, int]
     loading: int
@@ -101,7 +102,8 @@ def plan_memory(
     specs = graph_specs(config, "float32" if on_cpu else bundle.compute)
     weights = cpu_weights(bundle, workload.tokens) if on_cpu else dict(engines or stored_weights(bundle))
     item = np.dtype(specs[VISION_ENCODER].output(FEATURES).array_dtype).itemsize
-    visuals, integers = workload.rows * workload.pictures, bundle.graphs[LANGUAGE_MODEL].quantization is not None
+    visuals = workload.rows * workload.pictures
+    rounds = {name: on_cpu and entry.quantization is not None for name, entry in bundle.graphs.items()}
     at_once, prompt = min(ENCODED_AT_ONCE, visuals * workload.frames), workload.tokens - workload.answer
     latents = config.resampler.latents
     sizes = {
@@ -118,15 +120,15 @@ def plan_memory(
     language, encoder = specs[LANGUAGE_MODEL], specs[VISION_ENCODER]
     pixels = math.prod(encoder.input(PIXEL_VALUES).resolve({"N": at_once})) * FLOAT
     held = size(encoder.output(FEATURES)) + PICTURES_HELD * pixels
-    eight_bits = [bundle.graphs[name].quantization is not None for name in (VISION_ENCODER, RESAMPLER)]
     resampled = min(ENCODED_AT_ONCE, visuals)
     parts = {
         **weights,
         PYTHON: PYTHON_BYTES,
         RUNTIME: (SESSION_BYTES if on_cpu else 0) + TOKENIZER_COPIES * _size_of(bundle.tokenizer_path),
-        VISION: (computed(vision_bytes(config, at_once, eight_bits[0])) + held) if visuals else 0,
-        RESAMPLING: computed(resampler_bytes(config, resampled, workload.frames, eight_bits[1])) if visuals else 0,
-        PREFILL: computed(prefill_bytes(config, workload.rows, prompt, prompt, workload.pictures, integers)),
+        VISION: (computed(vision_bytes(config, at_once, rounds[VISION_ENCODER])) + held) if visuals else 0,
+        RESAMPLING: computed(resampler_bytes(config, resampled, workload.frames, rounds[RESAMPLER])) if visuals else 0,
+        PREFILL: computed(prefill_bytes(
+            config, workload.rows, prompt, prompt, workload.pictures, rounds[LANGUAGE_MODEL])),
         LOGITS_PART: LOGITS_HELD * size(language.output(LOGITS)),
         CACHE: size(*(tensor for tensor in language.inputs if "C" in tensor.shape)),
         MEDIA: (MEDIA_HELD if visuals else 1) * size(*(tensor for tensor in language.inputs if "S" in tensor.shape)),
@@ -136,7 +138,7 @@ def plan_memory(
     loading = sum(parts[name] for name in (*GRAPHS, PYTHON, RUNTIME))
     if on_cpu:
         loading = max(loading, loading - weights[VISION_ENCODER] - weights[RESAMPLER] + _transposed_head(bundle))
-        sure = max(loading, sum(parts.values())) - parts[PYTHON]
+        sure = round((1 - ERROR) * (max(loading, sum(parts.values())) - parts[PYTHON]))
     else:
         loading += max(weights.values()) if device == JETSON else 0  # a file, read before the GPU has what is in it
         sure = sum(parts[name] for name in (*GRAPHS, CACHE, MEDIA, LOGITS_PART))

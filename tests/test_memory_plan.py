@@ -67,6 +67,12 @@ def test_media_are_counted_as_they_are_held(bundle) -> None:
     assert plan_memory(bundle, Workload(pictures=0)).parts[MEDIA] == media, "a graph takes no empty input"
 
 
+def test_later_answers_take_no_more_than_the_first(bundle) -> None:
+    """With memory patterns ONNX Runtime would plan the memory of each length of prompt anew, beside what it has."""
+    model = load(backend="ort", threads=1)
+    assert {session.get_session_options().enable_mem_pattern for session in model.backend._sessions.values()} == {False}
+
+
 @pytest.mark.parametrize(("more", "grows"), [
     ({"rows": 3}, {VISION, PREFILL, CACHE, MEDIA, LOGITS_PART}),  # four pictures are resampled at once already
     ({"pictures": 4}, {VISION, PREFILL, MEDIA}),

@@ -53,7 +53,7 @@ SLOW = r"^flamingo-rt (export|bench|evaluate|verify)"
 # Pages whose commands are another machine's.
 ELSEWHERE = {"jetson.md": "a Jetson"}
 # Python snippets that are compiled and not run.
-COMPILED = {'backend="tensorrt"': "needs a GPU"}
+COMPILED = {'backend="tensorrt"': "needs a GPU", "CAP_GSTREAMER": "needs a camera"}
 # Commands of this project whose outputs are compared to the letter; elsewhere numbers may differ.
 EXACT = r"^flamingo-rt (infer|describe)"
 # Programs that are not this project's.
@@ -147,13 +147,20 @@ def test_every_command_of_a_page_is_a_known_one() -> None:
     assert {program(command) for command in ALL} <= known
 
 
-@pytest.mark.parametrize("command", named("pip"), ids=ids)
+@pytest.mark.parametrize("command", [each for each in named("pip") if each.words[-1].startswith(".[")], ids=ids)
 def test_a_pip_command_asks_for_extras_that_exist(command: Command) -> None:
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg", encoding="utf-8")
     extras = re.search(r"\.\[([\w,-]+)\]$", command.words[-1])
     assert extras is not None, command.line
     assert set(extras[1].split(",")) <= set(setup["options.extras_require"])
+
+
+def test_other_pip_commands_are_those_beside_a_system_s_own_packages() -> None:
+    """`test_system_packages.py` compares what they bring with the requirements."""
+    others = [command for command in named("pip") if not command.words[-1].startswith(".[")]
+    assert {command.page.name for command in others} == {"jetson.md"}
+    assert others[0].words[1:] == ("install", "--no-deps", ".")
 
 
 @pytest.mark.parametrize("command", named("make"), ids=ids)

@@ -115,7 +115,8 @@ def test_every_extra_asks_for_opencv_as_the_package_itself_does() -> None:
 def test_a_module_is_found_where_it_would_be_imported_from_and_where_it_is_hidden(jetpack: Path, tmp_path) -> None:
     (tmp_path / "own" / "cv2").mkdir(parents=True)
     (tmp_path / "own" / "cv2" / "__init__.py").touch()
-    path = [str(tmp_path / "own"), "", str(tmp_path / "absent"), str(jetpack), str(jetpack)]
+    (tmp_path / "folder" / "cv2").mkdir(parents=True)
+    path = [str(tmp_path / "folder"), str(tmp_path / "own"), "", str(tmp_path / "absent"), str(jetpack), str(jetpack)]
     assert places("cv2", path) == [tmp_path / "own", jetpack]
     assert places("no_such_module", path) == []
 

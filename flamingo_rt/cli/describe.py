@@ -34,7 +34,7 @@ MOST_TOKENS, MOST_ROWS, MOST_FRAMES = 1 << 24, 1 << 16, 1024
 @click.option("--memory", type=Size(), metavar="SIZE",
               help="Memory that there is for it, such as 8GB or 7.4GiB: also say what fits.")
 @click.option("--device", type=click.Choice(["cpu", "gpu", "jetson"]),
-              help="Where it runs; a Jetson's GPU and processor share the memory. Default: cpu for graphs in fp32.")
+              help="Device to run it; a Jetson's GPU and processor share the memory.  [default: cpu for fp32]")
 @click.option("--shots", type=count(0, MOST_ROWS), default=0, show_default=True,
               help="Examples before the query, each a picture with its text.")
 @click.option("--shot-tokens", type=count(1, MOST_TOKENS), default=16, show_default=True, help="Tokens of a shot.")

@@ -93,7 +93,7 @@ def command(as_json: bool) -> None:
         table.add_row(name, str(value))
     console.print(table)
     names = Column("library", min_width=max(map(len, libraries)), overflow="fold")  # they have no spaces to break at
-    table = Table(names, "version", "needed for", title="Libraries", title_justify="left")
+    table = Table(names, Column("version", overflow="fold"), "needed for", title="Libraries", title_justify="left")
     for name, version in libraries.items():
         table.add_row(name, version or "[dim]not installed[/]", LIBRARIES[name])
     console.print(table)

@@ -10,11 +10,11 @@ from pathlib import Path
 
 def places(module: str, path: Sequence[str] | None = None) -> list[Path]:
     """The folders of ``path``, by default `sys.path`, that hold a module, in the order of imports: the first one's is
-    imported. Nothing is imported here."""
+    imported. A folder without an ``__init__.py`` is no module here. Nothing is imported."""
     found: list[Path] = []
     for entry in sys.path if path is None else path:
         spec = PathFinder.find_spec(module, [entry]) if entry else None
-        if spec is not None and (spec.origin is not None or spec.submodule_search_locations):
+        if spec is not None and spec.origin is not None:
             folder = Path(entry).resolve()
             found += [folder] if folder not in found else []
     return found

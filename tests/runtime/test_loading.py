@@ -88,7 +88,7 @@ from flamingo_rt import loading
 from flamingo_rt.engines import ort_gpu
 from flamingo_rt.errors import DependencyError
 
-def no_gpu(bundle, backend):
+def no_gpu(bundle, backend, workload):
     raise DependencyError("no GPU is found")
 
 ort_gpu.has_cuda_kernels = lambda: PASSED_OVER
