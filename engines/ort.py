@@ -135,8 +135,9 @@ class OrtBackend(HostBackend):
 def _session_options(runtime: Any, threads: int | None, frugal: bool, spin: bool) -> Any:
     options = runtime.SessionOptions()
     options.log_severity_level = FATAL  # its errors quote names in the graph as they are; ours say the same, printable
-    # A pattern plans the memory of the next run of the same sizes as one block, beside what the first run took: twice
-    # the memory of activations, for each length of prompt anew, and no run is faster (benchmarks/memory_plan.py).
+    # A pattern plans the memory of the next run of the same sizes as one block, beside what the first run took. For a
+    # model of 1.08 GB, 4 shots and 256 tokens (2026-11-28, one core), a second answer took 105 MB more, beside the 155
+    # MB of activations of the first, and as long as without patterns: vision 1.6 s, prefill 0.74 s, 16 tokens 0.30 s.
     options.enable_mem_pattern = False
     if threads is not None:
         options.intra_op_num_threads = threads

@@ -158,15 +158,16 @@ def _size_of(file: Path) -> int:
 def cpu_weights(bundle: Bundle, tokens: int) -> dict[str, int]:
     """Bytes of each graph's weights as ONNX Runtime has them on a CPU, for rows of ``tokens`` tokens.
 
-    It maps the files, packs each matrix for its kernels and gives the mapped one back. Half precision becomes float32.
-    Tables that are only looked up in stay mapped, and take the memory of the rows that are read. An embedding in blocks
-    that is the head too stays mapped beside the head's packed one.
+    It maps the files, packs each matrix for its kernels and gives the mapped one back. Tables that are only looked up
+    in stay mapped, and take the memory of the rows that are read. An embedding in blocks that is the head too stays
+    mapped beside the head's packed one. Half precision becomes float32, tables by distance all of it.
     """
     found = {}
     for name, stored in stored_weights(bundle).items():
         entry = bundle.graphs[name]
-        read = min(stored, entry.weight_bytes.read(tokens, tokens))
-        found[name] = read * (2 if entry.quantization is None and entry.dtype != entry.compute == "float32" else 1)
+        upcast = entry.quantization is None and entry.dtype != entry.compute == "float32"
+        read = entry.weight_bytes.read(tokens, bundle.config.language.context if upcast else tokens)
+        found[name] = min(stored, read) * (2 if upcast else 1)
         if name == LANGUAGE_MODEL and entry.quantization is not None:
             found[name] += _packed_again(bundle)
     return found
