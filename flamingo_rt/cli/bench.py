@@ -110,7 +110,7 @@ def _made(bundle: RandomBundle, progress: ProgressBar) -> Path:
 
 def _loaded(
     path: Path | None, bundle: RandomBundle | None, backend: str, threads: int | None, spin: bool,
-    trust: dict[str, bool],
+    trust: dict[str, Any],
 ) -> Model:
     """Load the model, and count the process's peak memory from here; ``bundle`` is set for a random model."""
     from flamingo_rt.bench.machine import reset_peak
