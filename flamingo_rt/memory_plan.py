@@ -1,7 +1,7 @@
 """The memory that a bundle takes for a workload, by part, reckoned from its manifest and the sizes of its files; and
 the largest workload that fits.
 
-On the CPU it is the most that a process has resident at once (`benchmarks/memory_plan.py` compares both). On a GPU,
+On the CPU it is the most that a process has resident at once (`benchmarks/planned_memory.py` compares both). On a GPU,
 weights, cache, media and logits are the sizes of buffers; activations are reckoned as on the CPU, in the type that is
 computed in, and were not compared with a GPU's.
 """

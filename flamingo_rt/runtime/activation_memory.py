@@ -2,7 +2,7 @@
 
 ONNX Runtime computes in an arena that grows to the most that was alive at once, with gaps, and is kept. The counts
 below are of the vectors that are alive in the largest layer; the factors were fitted to measured arenas
-(`benchmarks/memory_plan.py`), within a fifth of most.
+(`benchmarks/planned_memory.py`), within a fifth of most.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The memory planner beside measured peaks: what `flamingo-rt describe --model` reckons, and what a process takes.
 
-    python -m benchmarks.memory_plan --work FOLDER
+    python -m benchmarks.planned_memory --work FOLDER
 
 For models of three kinds with random weights, stored in four types, and three workloads each: the most resident memory
 of a process that answers the workload on the CPU, mapped files included, without what it had after its imports. The
@@ -118,7 +118,8 @@ def case(name: str, config: FlamingoConfig, form: str, workload: Workload, work:
     plan = plan_memory(read_description(folder), workload)
     kept = work / f"{name}-{form}-{'-'.join(map(str, asdict(workload).values()))}.json"
     if again or not kept.is_file():
-        finished = run(python_command("benchmarks.memory_plan", "--measure", str(folder), json.dumps(asdict(workload))))
+        asked = json.dumps(asdict(workload))
+        finished = run(python_command("benchmarks.planned_memory", "--measure", str(folder), asked))
         if finished.status:
             sys.exit(f"{folder}: {finished.output}")
         kept.write_text(finished.last_line, encoding="utf-8")
