@@ -66,7 +66,7 @@ def _tiny() -> FlamingoConfig:
 
 
 def _photos() -> FlamingoConfig:
-    """Names of real pictures (recipes/photos): a bridge of 8.7M parameters between EfficientNet-Lite2 and
+    """Names of real pictures (recipes/photos): a bridge of 8.65M parameters between EfficientNet-Lite2 and
     SmolLM2-135M-Instruct, as other projects trained them. What is below layer 8 needs no backward pass."""
     return FlamingoConfig(
         name="photos",

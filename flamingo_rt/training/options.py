@@ -281,7 +281,7 @@ class FlamingoOptions:
     lora: int = option(0, "Rank of low-rank updates of the frozen language model's matrices; 0 for none.")
     initial_gate: float | None = option(None, "Value of gates that are new, before tanh; a checkpoint has its own.")
     initial_output: float = option(1.0, "Factor of the random output matrices of new attention to pictures, the "
-                                   "resampler's too: hidden states hundreds long hear it from about 16 on.")
+                                   "resampler's too: for a language model with long hidden states.")
     gates: Literal["tanh", "none"] = option("tanh", "none leaves the gates out: all are open, and not trained.")
     new_tokens: Literal["both", "output"] = option(
         "both", "Gradients of a frozen language model's new tokens: output, those of the head alone, spares the "

@@ -6,8 +6,8 @@ The encoder's package has a classifier of ImageNet's 1000 classes behind the fea
 of most of these classes is in the packages. Of training pictures those features are kept in which it sees a class as
 they are, with a probability of `SEEN` or more. For all classes others are made: features of a training picture, with
 less of what they differ in from the mean, are moved along the gradient of the class's log-probability, in a part of the
-grid, until the classifier gives the class a probability drawn from `LEAST` to `MOST`. Both are needed: of moved ones
-alone the bridge learns that they are no pictures.
+grid, until the classifier gives the class a probability drawn from `LEAST` to `MOST`. Those that are kept are there so
+that names of classes do not go with moved features alone.
 
 Writes ``runs/photos/classes/bull_mastiff/moved-0.npy`` and ``…/seen-0.npy``, float16 [81, 1280], for ``train flamingo``
 (kind ``features``). Classes of which any name has a held-out head noun are left out.
@@ -41,7 +41,7 @@ BASES = 4096  # training pictures whose features are looked at, and moved
 SEEN = 0.3  # the classifier's probability from which a picture shows a class
 LEAST, MOST = 0.5, 0.98  # of the classifier's probability
 LEAST_OWN = 0.3  # share of a picture's difference from the mean that is kept, at least
-STEP = 0.5  # length of each, of the pooled features; those of pictures are about 11 from their mean
+STEP = 0.5  # length of each, of the pooled features
 MOST_STEPS = 100
 CEILING = 6.0  # of ReLU6, behind which the features are
 AT_ONCE = 16  # pictures that are encoded together

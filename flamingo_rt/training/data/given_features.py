@@ -21,7 +21,7 @@ def read_features(visual: Visual, sample: str, shape: tuple[int, int]) -> np.nda
     assert isinstance(visual.content, Path)
     try:
         array = np.load(visual.content, mmap_mode="r", allow_pickle=False)  # its shape is known before it is read
-    except (OSError, ValueError, EOFError, SyntaxError) as error:
+    except (OSError, ValueError, EOFError, SyntaxError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or "it is no whole file of NumPy's format"
         raise DamagedSample(sample, f"{visual.name} cannot be read as features: {reason}") from error
     if not isinstance(array, np.ndarray) or array.dtype not in (np.float16, np.float32):

@@ -58,13 +58,18 @@ def open_source(options: DataOptions) -> SampleSource:
     if options.source == SCENES or options.kind == "scenes":
         raise UsageError("drawn scenes are no files: flamingo-rt data make-scenes writes some")
     source = _open(options)
+    if options.kind == "features":
+        if not (isinstance(source, ImageFolder) and source.holds == "features" and len(source)):
+            raise DataError(f"{options.source} holds no features: give a folder with a folder of .npy files for each "
+                            "class")
+        return source
     if not len(source):
         raise DataError(f"{options.source} holds no sample")
     if options.kind == "tasks":
         if not isinstance(source, ImageFolder):
             raise DataError(f"{options.source} holds {source.kind}, and tasks are made of a folder with a folder of "
                             "pictures for each class, or drawn (the source scenes): give one of these")
-    elif options.kind not in ("auto", "features", source.kind):
+    elif options.kind not in ("auto", source.kind):
         raise DataError(f"{options.source} holds {source.kind}, not {options.kind}: leave kind out, or give another "
                         "source")
     return source
@@ -76,8 +81,8 @@ def _open(options: DataOptions) -> SampleSource:
         is_folder = path.is_dir()
     except OSError as error:  # a name that is too long
         raise DataError(f"cannot read {options.source[:60]}…: {error.strerror}; give another source") from error
-    if options.kind == "features":
-        return _open_features(path, options)
+    if is_folder and options.kind == "features":
+        return ImageFolder.open(path, options.template, "features")
     if is_folder:
         return _open_folder(path, options)
     if path.suffix.lower() == ".tar":
@@ -120,13 +125,6 @@ def _open_folder(folder: Path, options: DataOptions) -> SampleSource:
         return ImageFolder.open(folder, options.template)
     raise DataError(f"{folder} holds no data: no captions.jsonl, pages.jsonl, .tar shards, .txt or .jsonl files, and "
                     "no folders of pictures")
-
-
-def _open_features(path: Path, options: DataOptions) -> ImageFolder:
-    source = ImageFolder.open(path, options.template, "features") if path.is_dir() else None
-    if source is None or not len(source):
-        raise DataError(f"{options.source} holds no features: give a folder with a folder of .npy files for each class")
-    return source
 
 
 def _of_kind(found: Mapping[str, tuple[DataKind, ...]], kind: DataKind) -> list[str]:

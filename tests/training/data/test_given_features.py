@@ -68,12 +68,20 @@ def test_a_run_on_pictures_and_features_goes_on_as_it_began(folder: Path, unbrok
     assert files(tmp_path / "out") == files(tmp_path / "whole")
 
 
+def header(shape: str) -> bytes:
+    """A file of this shape without its numbers."""
+    text = f"{{'descr': '<f2', 'fortran_order': False, 'shape': {shape}, }}".encode().ljust(117) + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
+
+
 @pytest.mark.parametrize(("content", "message"), [
     (np.zeros(SHAPE, np.int8), "holds int8: features are float16 or float32"),
     (np.zeros((1, *SHAPE), np.float16), r"has the shape \[1, .*the model's encoder gives"),
     (np.full(SHAPE, np.nan, np.float32), "holds NaN"),
     (b"", "no whole file"), (b"\x93NUMPY\x01\x00", "no whole file"), (b"a picture", "no whole file"),
-], ids=["type", "shape", "nan", "empty", "cut", "other"])
+    (header("(9999999999999999999999, 2)"), "no whole file"), (header("(1000000000,)"), "no whole file"),
+    (header("(-1, 4)"), "no whole file"), (header("(0,)"), r"has the shape \[0\]"),
+], ids=["type", "shape", "nan", "empty", "cut", "other", "beyond-integers", "beyond-the-file", "negative", "nothing"])
 def test_what_are_no_features_of_the_encoder_is_named(
     tmp_path: Path, content: np.ndarray | bytes, message: str
 ) -> None:
@@ -110,9 +118,13 @@ def test_large_numbers_become_the_largest_of_float16(tmp_path: Path) -> None:
 def test_features_are_no_pictures_and_pictures_no_features(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="holds no data"):
         open_source(DataOptions(str(folder)))
-    for source in (tmp_path, tmp_path / "missing", folder / "owl" / "0.npy"):
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "captions.jsonl").write_text('{"image": "a.png", "text": "a"}\n')
+    for source in (tmp_path / "texts" / "captions.jsonl", tmp_path / "texts", tmp_path):
         with pytest.raises(DataError, match=r"holds no features: give a folder with a folder of \.npy files"):
             open_source(DataOptions(str(source), kind="features"))
+    with pytest.raises(DataError, match="does not exist"):
+        open_source(DataOptions(str(tmp_path / "missing"), kind="features"))
     source = open_source(DataOptions(str(folder), kind="features"))
     assert "6 features" in source.fingerprint()
     shown = source.sample(0).segments[0]
